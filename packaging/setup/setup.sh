@@ -1,0 +1,59 @@
+#!/bin/sh
+# Sets up all that the project needs on this machine: packages of the operating system, a Go to bootstrap the pinned toolchains with,
+# and the Python environment from the hash-locked requirements. Running it again is cheap and changes nothing.
+set -eu
+here=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
+cache="${CKP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ckp}"
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+
+missing_packages() {
+    sed -e 's/#.*//' -e '/^[[:space:]]*$/d' "$here/packaging/setup/apt-packages.txt" | while read -r package; do
+        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || printf '%s ' "$package"
+    done
+}
+
+find_python() {
+    for candidate in /usr/bin/python3.12 /usr/bin/python3.11 /usr/bin/python3 python3.13 python3.12 python3.11 python3; do
+        path=$(command -v "$candidate" 2>/dev/null) || continue
+        if "$path" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            printf '%s' "$path"
+            return
+        fi
+    done
+}
+
+install() {
+    if [ "$(id -u)" != 0 ]; then
+        say "error: these packages are missing and only root can install them: $*"
+        exit 1
+    fi
+    say "installing $*"
+    export DEBIAN_FRONTEND=noninteractive
+    # Package lists may be missing or old; a failed update shows in the install.
+    apt-get update -q >/dev/null 2>&1 || true
+    # shellcheck disable=SC2086
+    apt-get install -q -y --no-install-recommends "$@" >/dev/null
+}
+
+wanted=$(missing_packages)
+[ -n "$(find_python)" ] || { [ -x /usr/bin/python3.11 ] || grep -q '22.04' /etc/os-release && wanted="$wanted python3.11 python3.11-venv" || wanted="$wanted python3 python3-venv"; }
+command -v go >/dev/null 2>&1 || wanted="$wanted golang-go"
+# shellcheck disable=SC2086
+[ -z "$(printf '%s' "$wanted" | tr -d ' ')" ] || install $wanted
+
+python=$(find_python)
+[ -n "$python" ] || { say "error: no Python 3.11 or newer with venv was found or could be installed"; exit 1; }
+
+# The environment is kept in the cache by what it is made of: a fresh clone takes a made one.
+key=$( { cat "$here/requirements/dev.txt"; "$python" -c 'import sys; print(sys.version, sys.executable)'; } | sha256sum | cut -c1-20)
+environment="$cache/venv/$key"
+if [ ! -e "$environment/complete" ]; then
+    say "making the Python environment"
+    rm -rf "$environment"
+    mkdir -p "$cache/venv"
+    "$python" -m venv "$environment"
+    "$environment/bin/python" -m pip install -q --disable-pip-version-check --require-hashes --no-deps -r "$here/requirements/dev.txt"
+    touch "$environment/complete"
+fi
+[ "$(readlink "$here/.venv" 2>/dev/null)" = "$environment" ] || { rm -rf "$here/.venv"; ln -s "$environment" "$here/.venv"; }

@@ -1,0 +1,1 @@
+"""The resource types and the agent's messages. CRDs and schemas are generated from here or checked against it."""

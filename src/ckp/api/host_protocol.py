@@ -1,0 +1,167 @@
+"""What the hub and a host's agent say to each other, protocol 1.
+
+Enrolment is plain HTTPS (the agent knows the hub's CA; the hub does not know the agent yet):
+
+    POST /v1/enrolments            EnrolmentRequest  -> 202 EnrolmentTicket
+    GET  /v1/enrolments/{id}       Authorization: Bearer <ticket's token>  -> 200 EnrolmentStatus
+
+The channel is a WebSocket over mutual TLS (`wss://hub:9443/v1/agent`), JSON text frames, one message a frame:
+
+    agent -> hub   Hello, then Report after every change and every `report_seconds`
+    hub -> agent   Desired, at once after Hello and after every change: always the whole desired state
+
+The agent is level-triggered: it compares the desired state with what its journal says it has done, and works towards it.
+The agent ships its own copy of these shapes for system Python (ckp.agent.messages); a contract test holds the two together.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PROTOCOL = 1
+MAX_FRAME_BYTES = 1 << 20
+"""Larger frames are refused by both sides; the connection is closed with 1009."""
+REPORT_SECONDS = 20.0
+OFFLINE_SECONDS = 60.0
+"""A host that was silent for this long counts as offline (AgentConnected=False)."""
+
+
+class Message(BaseModel):
+    """Unknown fields are ignored (a newer peer may send them), missing ones are an error."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class HostFacts(Message):
+    """What a host says about itself; nothing here is trusted for identity."""
+
+    hostname: str = Field(max_length=253)
+    machine_id: str = Field(pattern=r"^[0-9a-f]{32}$")
+    os_id: str  # /etc/os-release ID: ubuntu, debian, rhel
+    os_version: str  # VERSION_ID: 22.04, 24.04, 12, 9.4
+    kernel: str
+    architecture: str  # amd64
+    cpus: int = Field(ge=1)
+    memory_bytes: int = Field(ge=0)
+    disk_bytes: int = Field(ge=0)
+    disk_free_bytes: int = Field(ge=0)
+    addresses: tuple[str, ...] = ()
+    default_address: str = ""  # the address that the route to the hub leaves from
+    cgroup: Literal["v1", "v2"] = "v2"
+    swap: bool = False
+    agent_version: str = ""
+
+
+class EnrolmentRequest(Message):
+    """The first word of a host: the project's pre-shared key, its facts, and a CSR whose subject the server ignores."""
+
+    protocol: int = PROTOCOL
+    domain: str = "default"
+    project: str = "default"
+    psk: str = Field(min_length=16, max_length=256, repr=False)
+    facts: HostFacts
+    csr: str = Field(max_length=8192)
+
+
+class EnrolmentTicket(Message):
+    """Where to ask for the outcome, and the secret that lets only this agent ask."""
+
+    request_id: str
+    token: str = Field(repr=False)
+
+
+class EnrolmentStatus(Message):
+    """`approved` carries the client certificate, the CA that it and the hub's channel chain to, and the host's name."""
+
+    state: Literal["pending", "approved", "rejected"]
+    reason: str = ""
+    host: str = ""
+    certificate: str = ""
+    ca: str = ""
+
+
+class BundleRef(Message):
+    """A bundle in a registry, by digest: the tag is for people."""
+
+    image: str  # registry:port/path/byoh-bundle-debian_12_x86-64_k8s@sha256:...
+    tag: str
+    release: str  # v1.35.1
+    registry_ca: str = ""
+
+
+class JoinFile(Message):
+    """A file of the bootstrap data (Cluster API's cloud-config `write_files`)."""
+
+    path: str
+    content: str = Field(repr=False)
+    mode: str = "0600"
+
+
+class Membership(Message):
+    """All that a host needs to be a node of one cluster."""
+
+    cluster: str  # namespace/name
+    machine: str  # name of the Cluster API Machine
+    node_name: str
+    provider_id: str
+    release: str  # v1.35.1
+    bundle: BundleRef
+    files: tuple[JoinFile, ...]
+    join_config: str  # path of the kubeadm JoinConfiguration among `files`
+    pre_commands: tuple[str, ...] = ()  # KubeadmConfig preKubeadmCommands
+    post_commands: tuple[str, ...] = ()
+    sandbox_image: str  # pause, from the same registry
+    registry: str  # host:port that images come from
+    registry_ca: str = ""
+
+
+class Desired(Message):
+    """The whole desired state of one host. `membership: null` means: be free, undo whatever you were."""
+
+    type: Literal["desired"] = "desired"
+    generation: int
+    host: str
+    membership: Membership | None = None
+    report_seconds: float = REPORT_SECONDS
+
+
+class Hello(Message):
+    """The agent's first frame on the channel."""
+
+    type: Literal["hello"] = "hello"
+    protocol: int = PROTOCOL
+    boot_id: str
+    facts: HostFacts
+
+
+Phase = Literal["Free", "Preflight", "Pulling", "Verifying", "Preparing", "Installing", "Joining", "Checking", "Joined", "Resetting", "Failed"]
+
+
+class JournalEntry(Message):
+    """One thing that was done on the host."""
+
+    at: str  # RFC 3339
+    step: str
+    outcome: Literal["started", "done", "failed"]
+    seconds: float = 0.0
+    message: str = ""
+
+
+class Report(Message):
+    """The observed state of one host: what it is, what it did, and why it is stuck if it is."""
+
+    type: Literal["report"] = "report"
+    generation: int  # the desired generation that this speaks of
+    phase: Phase
+    cluster: str = ""
+    machine: str = ""
+    release: str = ""
+    reason: str = ""  # CamelCase, for machines
+    message: str = ""  # a sentence, for people
+    attempts: int = 0
+    journal: tuple[JournalEntry, ...] = ()  # the last ones, oldest first
+
+
+AgentMessage = Annotated[Hello | Report, Field(discriminator="type")]

@@ -1,0 +1,50 @@
+"""Groups, kinds, labels and annotations: each name is written once, here."""
+
+from __future__ import annotations
+
+MAINTAINER = "Coredge.io"
+"""What the Maintainer of every package must hold (white paper §5.2)."""
+
+CLUSTER_GROUP = "cluster.x-k8s.io"
+BOOTSTRAP_GROUP = "bootstrap.cluster.x-k8s.io"
+INFRASTRUCTURE_GROUP = "infrastructure.cluster.x-k8s.io"
+CONTROLPLANE_GROUP = "controlplane.cluster.x-k8s.io"
+V1BETA1 = "v1beta1"
+CONTRACT_LABEL = {"cluster.x-k8s.io/v1beta1": "v1beta1"}
+"""Every CRD of a provider carries it, or Cluster API's look-ups of references fail (contract: all CRDs)."""
+
+CLUSTER_NAME_LABEL = "cluster.x-k8s.io/cluster-name"
+PAUSED_ANNOTATION = "cluster.x-k8s.io/paused"
+MANAGED_BY_ANNOTATION = "cluster.x-k8s.io/managed-by"
+CLUSTER_SECRET_TYPE = "cluster.x-k8s.io/secret"
+
+CKP = "ckp.coredge.io"
+HOST_GROUP_LABEL = f"hostgroup.{CKP}"
+"""Label of a ByoHost: `hostgroup.ckp.coredge.io/<group>: ""`; a host may be in several groups."""
+DOMAIN_LABEL = f"{CKP}/domain"
+PROJECT_LABEL = f"{CKP}/project"
+HOST_NAME_ANNOTATION = f"{CKP}/host"
+REQUESTED_AT_ANNOTATION = f"{CKP}/requested-at"
+"""When the user asked for the cluster; the first of the fourteen steps counts from it."""
+
+BYOHOST_FINALIZER = f"byohost.{CKP}"
+BYOMACHINE_FINALIZER = f"byomachine.{CKP}"
+BYOCLUSTER_FINALIZER = f"byocluster.{CKP}"
+MANAGED_CONTROL_PLANE_FINALIZER = f"managedcontrolplane.{CKP}"
+
+SYSTEM_NAMESPACE = "ckp-system"
+"""Controllers, hub and Compass."""
+HOSTS_NAMESPACE = "ckp-hosts"
+"""One Secret a host with its desired state; the hub reads Secrets here and nowhere else."""
+
+PROVIDER_ID_PREFIX = "byoh://"
+
+
+def tenant_namespace(domain: str, project: str) -> str:
+    """The namespace that holds a project's hosts and clusters."""
+    return f"ckp-{domain}-{project}"
+
+
+def group_label(group: str) -> str:
+    """The label key that puts a ByoHost into a host group."""
+    return f"{HOST_GROUP_LABEL}/{group}"

@@ -1,0 +1,55 @@
+"""What the management layer knows about the releases that it can install: one JSON file, mounted into its pods.
+
+`ckp dist` writes it when it has pushed a release; the controllers and Compass read it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from ckp.api.host_protocol import BundleRef
+from ckp.kits.errors import NotFound
+
+DEFAULT_PATH = Path("/etc/ckp/releases.json")
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class InstalledRelease(_Data):
+    """One release as it lies in the registry."""
+
+    name: str  # v1.35.1
+    stamp: str  # v1.35.1-ckp
+    registry: str  # host:port/prefix that images are pulled from
+    images: dict[str, str]  # repository below the prefix -> tag
+    bundles: dict[str, BundleRef]  # "debian-12" -> the bundle, by digest
+    cni: dict[str, str] = {}  # name -> version
+    stand_ins: tuple[str, ...] = ()
+
+    def image(self, repository: str) -> str:
+        """The full reference of an image."""
+        return f"{self.registry}/{repository}:{self.images[repository]}"
+
+
+class Releases(_Data):
+    """All releases that the registry at hand holds."""
+
+    releases: dict[str, InstalledRelease]
+    registry_ca: str = ""
+    addon_values: dict[str, dict[str, object]] = {}  # chart -> helm values of this site, over the release's own
+
+    @classmethod
+    def load(cls, path: Path = DEFAULT_PATH) -> Releases:
+        """Read the file."""
+        return cls.model_validate(json.loads(path.read_text()))
+
+    def get(self, name: str) -> InstalledRelease:
+        """The release of this name; NotFound lists what there is."""
+        if name not in self.releases:
+            raise NotFound(f"version {name} is not among the installed releases", resolution=f"take one of: {', '.join(sorted(self.releases))}")
+        return self.releases[name]

@@ -1,0 +1,117 @@
+"""The shapes of `catalog/releases/*.toml` and `catalog/sources/*/*/source.toml`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+Version = Annotated[str, StringConstraints(pattern=r"^v\d+\.\d+\.\d+$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """Sorts `v1.7.28` after `v1.7.3`."""
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StandIn(_Strict):
+    """What takes a pin's place in the profile `lab`."""
+
+    component: Name
+    version: Version
+
+
+class BundleTarget(_Strict):
+    """An operating system that a bundle is made for."""
+
+    os: Name
+    os_version: str
+
+    @property
+    def repository(self) -> str:
+        """The bundle's repository name, as the public documentation has it."""
+        return f"byoh-bundle-{self.os}_{self.os_version}_x86-64_k8s"
+
+
+class Release(_Strict):
+    """One release: what it is made of, by version."""
+
+    name: Version
+    stamp: str
+    status: str
+    cri: str
+    cni: dict[str, str]
+    pins: dict[Name, Version]
+    stand_ins: dict[Name, StandIn] = {}
+    tools: dict[Name, Version]
+    image_tags: dict[Name, str] = {}
+    bundles: tuple[BundleTarget, ...]
+    ranges: dict[Name, tuple[Version, Version]] = {}
+
+    @model_validator(mode="after")
+    def _hold_together(self) -> Self:
+        if self.stamp != f"{self.name}-ckp":
+            raise ValueError(f"stamp must be {self.name}-ckp, not {self.stamp}")
+        if self.pins.get("kubernetes") != self.name:
+            raise ValueError(f"pins.kubernetes must be the release's own version {self.name}")
+        for component, (low, high) in self.ranges.items():
+            if not version_key(low) <= version_key(self.pins[component]) <= version_key(high):
+                raise ValueError(f"{component} {self.pins[component]} is outside {low} to {high}, which the compatibility matrix allows")
+        if unknown := set(self.stand_ins) - set(self.pins):
+            raise ValueError(f"stand-ins for what is no pin: {', '.join(sorted(unknown))}")
+        return self
+
+    @property
+    def package_version(self) -> str:
+        """The stamp as a package version: no leading `v`."""
+        return self.stamp.removeprefix("v")
+
+
+class Binary(_Strict):
+    """A program of a component and the Go package that it is built from."""
+
+    name: str
+    package: str
+
+
+class SourceFile(_Strict):
+    """A file or folder of a source that images or packages need beside the binaries."""
+
+    module: str
+    path: str
+    as_: str = Field(alias="as")
+
+
+class Source(_Strict):
+    """The lock of one component's source: with its go.mod and go.sum it says what is built, from which hashes, and how."""
+
+    component: Name
+    version: Version
+    modules: tuple[str, ...]
+    go: str
+    license: str
+    upstream: str
+    commit: str = ""
+    date: str
+    cgo: bool = False
+    c_packages: tuple[str, ...] = ()
+    extldflags: str = ""
+    tags: tuple[str, ...] = ()
+    ldflags: tuple[str, ...] = ()
+    stand_in_for: str = ""
+    binaries: tuple[Binary, ...]
+    files: tuple[SourceFile, ...] = ()
+    folder: Path = Field(exclude=True, default=Path())
+
+    def stamped(self, text: str, stamp: str) -> str:
+        """`text` with `{version}`, `{stamp}`, `{commit}` and `{date}` filled in."""
+        for key, value in (("version", self.version), ("stamp", stamp), ("commit", self.commit), ("date", self.date)):
+            text = text.replace("{" + key + "}", value)
+        return text

@@ -1,0 +1,1 @@
+"""Source to signed bundle: toolchains, builds, packages, images, bundles, the registry."""

@@ -1,0 +1,131 @@
+"""BYOH bundles: all that a host of one operating system needs for one release, in one OCI artifact that imgpkg pushes and pulls."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckp.catalog.models import BundleTarget, Release
+from ckp.clients.oci import Registry
+from ckp.clients.openpgp import SigningKey
+from ckp.dist.build import Built
+from ckp.dist.images import Image
+from ckp.dist.layers import EPOCH
+from ckp.dist.packages import Package, copy_packages
+from ckp.kits import paths
+from ckp.kits.errors import CkpError
+from ckp.kits.files import building_directory, exclusive, sha256_bytes, sha256_file
+from ckp.kits.processes import run
+
+PREFIX = "ckp"
+SCHEMA = 1
+PLATFORM_IMAGES = ("ckp-platform", "ckp-addons")
+"""Images of the management layer: they change with CKP's own code, and a bundle holds a Kubernetes release only."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk."""
+
+    target: BundleTarget
+    folder: Path
+
+
+def make_bundle(
+    release: Release,
+    target: BundleTarget,
+    packages: Sequence[Package],
+    images: Sequence[Image],
+    built: Mapping[str, Built],
+    registry: str,
+    key: SigningKey,
+) -> Bundle:
+    """Lay out, list and sign a bundle, or find it done.
+
+    `bundle.json` lists each file with its SHA-256 and is signed; what it does not list does not belong to the bundle.
+    """
+    stand_ins = sorted(
+        f"{item.chosen.source.component} {item.chosen.source.version} stands in for {item.chosen.stands_in_for}"
+        for item in built.values()
+        if item.chosen.stands_in_for
+    )
+    chart = _chart(built["cilium"])
+    tags = {image.repository: image.tag for image in images if image.repository not in PLATFORM_IMAGES}
+    storage = _storage_manifest(f"{registry}/{PREFIX}", tags)
+    manifest = {
+        "schema": SCHEMA,
+        "release": release.name,
+        "version": release.package_version,
+        "os": target.os,
+        "os_version": target.os_version,
+        "architecture": "amd64",
+        "registry": f"{registry}/{PREFIX}",
+        "packages": [{"file": f"{item.name}.deb", "name": item.name, "version": item.version, "sha256": item.sha256} for item in packages],
+        "files": [{"file": "chart-cilium.tgz", "sha256": sha256_file(chart)}, {"file": "local-path.yaml", "sha256": sha256_bytes(storage.encode())}],
+        "images": tags,
+        "stand_ins": stand_ins,
+    }
+    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+    final = paths.cache() / "bundles" / f"{target.repository}-{release.stamp}-{sha256_bytes((key.fingerprint + text).encode())[:20]}"
+    with exclusive(final.with_suffix(".lock"), what="making a bundle", timeout=300):
+        if not final.exists():
+            with building_directory(final) as scratch:
+                copy_packages(list(packages), scratch)
+                shutil.copy(chart, scratch / "chart-cilium.tgz")
+                (scratch / "local-path.yaml").write_text(storage)
+                (scratch / "bundle.json").write_text(text)
+                (scratch / "bundle.json.asc").write_bytes(key.sign(text.encode(), armor=True))
+    return Bundle(target, final)
+
+
+def _storage_manifest(registry: str, tags: Mapping[str, str]) -> str:
+    template = (paths.REPO / "packaging" / "bundle" / "local-path.yaml").read_text()
+    # kube-proxy's image has the shell and coreutils that the helper pod's scripts need; it is on the host anyway.
+    helper, provisioner = (f"{registry}/{name}:{tags[name]}" for name in ("kube-proxy", "local-path-provisioner"))
+    return template.replace("@HELPER@", helper).replace("@PROVISIONER@", provisioner)
+
+
+def _chart(cilium: Built) -> Path:
+    """Cilium's chart as a helm archive; the same chart gives the same bytes."""
+    final = cilium.folder.parent / f"{cilium.folder.name}-chart"
+    with exclusive(final.with_suffix(".lock"), what="packing a chart", timeout=60):
+        if not final.exists():
+            with building_directory(final) as scratch:
+                tar = scratch / "chart.tar"
+                with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as archive:
+                    for path in sorted(cilium.file("chart").rglob("*")):
+                        if path.is_file():
+                            info = tarfile.TarInfo(f"cilium/{path.relative_to(cilium.file('chart'))}")
+                            info.size, info.mtime, info.mode = path.stat().st_size, EPOCH, 0o644
+                            with path.open("rb") as stream:
+                                archive.addfile(info, stream)
+                run(["gzip", "-n", "-9", tar], timeout=60, what="packing a chart")
+                (scratch / "chart.tar.gz").rename(scratch / "chart-cilium.tgz")
+    return final / "chart-cilium.tgz"
+
+
+def push_bundle(bundle: Bundle, release: Release, registry: Registry, address: str, ca: Path, imgpkg: Path) -> str:
+    """Push with imgpkg under the release's tag unless that tag holds this very content; returns the digest.
+
+    Args:
+        address: `host:port` under which this machine reaches the registry.
+    """
+    repository = f"{PREFIX}/{bundle.target.repository}"
+    record = bundle.folder.with_name(bundle.folder.name + ".digest")
+    known = registry.digest(repository, release.stamp)
+    if known and record.exists() and record.read_text() == known:
+        return known
+    run(
+        [imgpkg, "push", "--image", f"{address}/{repository}:{release.stamp}", "--file", bundle.folder, "--registry-ca-cert-path", ca, "--tty=false"],
+        timeout=300,
+        what=f"pushing {bundle.target.repository}",
+    )
+    digest = registry.digest(repository, release.stamp)
+    if digest is None:
+        raise CkpError(f"{repository}:{release.stamp} was pushed, and the registry does not have it")
+    record.write_text(digest)
+    return digest

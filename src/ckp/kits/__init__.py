@@ -1,0 +1,1 @@
+"""Tools that know nothing of the domain: errors, processes, steps with progress, retries, clock, files, paths."""

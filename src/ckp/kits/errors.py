@@ -1,0 +1,56 @@
+"""The one family of errors that CKP shows to people: what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class CkpError(Exception):
+    """An expected failure, told in a sentence.
+
+    Args:
+        brief: what is wrong and where, one sentence without a full stop needed.
+        details: what was seen (the tail of a log, a table of findings); may be several lines.
+        resolution: what the reader can do now.
+    """
+
+    exit_code = 1
+
+    def __init__(self, brief: str, *, details: str = "", resolution: str = "") -> None:
+        super().__init__(brief)
+        self.brief = brief
+        self.details = details
+        self.resolution = resolution
+
+    def render(self) -> str:
+        """The error as plain text for a terminal or a log."""
+        lines = [f"error: {self.brief}"]
+        if self.details:
+            lines += [f"  | {line}" for line in self.details.rstrip().splitlines()]
+        if self.resolution:
+            lines.append(f"  what to do: {self.resolution}")
+        return "\n".join(lines)
+
+
+class InvalidInput(CkpError):
+    """The caller asked for something that cannot be: nothing was changed."""
+
+    exit_code = 2
+
+
+class NotFound(CkpError):
+    """The named thing does not exist."""
+
+
+class Conflict(CkpError):
+    """The thing exists already, or somebody else holds it."""
+
+
+class VerificationFailed(CkpError):
+    """A signature, a maintainer or a digest is not what it must be: nothing was changed."""
+
+    exit_code = 3
+
+
+class TimedOut(CkpError):
+    """A wait came to its end without what it waited for."""
+
+    exit_code = 4

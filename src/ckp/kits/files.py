@@ -1,0 +1,108 @@
+"""Files that are whole or not there, digests, locks, and disks that must not run full."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ckp.kits.errors import CkpError, TimedOut
+
+CHUNK = 1 << 20
+
+
+def atomic_write(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
+    """Write a file so that a reader, or a power cut, sees the old content or the new, never half of it."""
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            os.fchmod(stream.fileno(), mode)
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def building_directory(final: Path) -> Iterator[Path]:
+    """A scratch directory beside `final` that takes its name only if the block succeeds, so a half-made result never has a final name."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}."))
+    try:
+        yield scratch
+        if final.exists():
+            shutil.rmtree(final)
+        scratch.chmod(0o755)
+        os.replace(scratch, final)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's content, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_bytes(data: bytes) -> str:
+    """The SHA-256 of some bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def exclusive(lock: Path, *, what: str, timeout: float) -> Iterator[None]:
+    """Hold `lock` (an flock, freed by the kernel if we die) for the block; wait at most `timeout` seconds for another holder.
+
+    Raises:
+        TimedOut: somebody else still held it at the end.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a+") as stream:
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise TimedOut(
+                        f"{what} is still being done by another process after {timeout:.0f} s",
+                        resolution=f"wait for it, or look who holds {lock} (fuser -v {lock})",
+                    ) from None
+                time.sleep(0.2)
+        try:
+            yield
+        finally:
+            fcntl.flock(stream, fcntl.LOCK_UN)
+
+
+def require_free_space(path: Path, gib: float, *, what: str) -> None:
+    """Raise before starting on something that needs `gib` GiB where there are fewer."""
+    probe = path
+    while not probe.exists():
+        probe = probe.parent
+    free = shutil.disk_usage(probe).free / (1 << 30)
+    if free < gib:
+        raise CkpError(
+            f"{what} needs {gib:.0f} GiB free below {path}, and there are {free:.1f} GiB",
+            resolution="free some space (`make clean-cache` drops the build cache) or point CKP_CACHE elsewhere",
+        )
+
+
+def tree_size(path: Path) -> int:
+    """Bytes of all regular files below `path`."""
+    return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file() and not entry.is_symlink())

@@ -1,0 +1,1 @@
+"""The controller runtime: informer, work queue, leader lease, level-triggered reconcile."""

@@ -1,0 +1,142 @@
+"""The pure decisions: claims, conditions, the fourteen steps."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckp.rules.claims import Candidate, candidate, choose_host
+from ckp.rules.conditions import make_condition, merge_conditions, summarize
+from ckp.rules.lifecycle import STEPS, Seen, advance, complete
+
+NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
+LABELS = {"hostgroup.ckp.coredge.io/lab": ""}
+
+
+def host(name: str, **changes: Any) -> Candidate:
+    values: dict[str, Any] = {"labels": LABELS, "claimed_by": "", "connected": True, "cordoned": False, "deleting": False, "idle": True}
+    return Candidate(name=name, **(values | changes))
+
+
+def test_the_first_free_host_by_name_is_chosen_whatever_the_order() -> None:
+    hosts = [host("b"), host("a"), host("c")]
+    assert choose_host(hosts, LABELS, "m").host == "a"
+    assert choose_host(reversed(hosts), LABELS, "m").host == "a"
+
+
+def test_a_machine_keeps_the_host_that_it_holds_even_when_that_is_offline() -> None:
+    assert choose_host([host("a"), host("b", claimed_by="m", connected=False)], LABELS, "m").host == "b"
+
+
+def test_none_is_chosen_with_the_reason_counted() -> None:
+    hosts = [host("a", claimed_by="x"), host("b", connected=False), host("c", cordoned=True), host("d", idle=False)]
+    assert choose_host(hosts, LABELS, "m").reason == "none of 4 matching hosts is free: 1 in use, 1 offline, 1 cordoned, 1 not yet clean"
+    assert choose_host(hosts, {"other": ""}, "m").reason == "no host carries the labels that the machine asks for"
+
+
+candidates = st.builds(
+    host,
+    st.text("abc", min_size=1, max_size=3),
+    labels=st.sampled_from([LABELS, {}]),
+    claimed_by=st.sampled_from(["", "m", "x"]),
+    connected=st.booleans(),
+    cordoned=st.booleans(),
+    deleting=st.booleans(),
+    idle=st.booleans(),
+)
+
+
+@given(st.lists(candidates, unique_by=lambda item: item.name, max_size=6), st.randoms())
+def test_a_claim_never_takes_anothers_host_and_does_not_depend_on_order(hosts: list[Candidate], random: Any) -> None:
+    choice = choose_host(hosts, LABELS, "m")
+    shuffled = list(hosts)
+    random.shuffle(shuffled)
+    assert choose_host(shuffled, LABELS, "m") == choice
+    if choice.host:
+        chosen = next(item for item in hosts if item.name == choice.host)
+        assert chosen.claimed_by in ("", "m")
+        assert chosen.labels == LABELS
+        if not chosen.claimed_by:
+            assert chosen.connected and chosen.idle and not chosen.cordoned and not chosen.deleting
+    else:
+        assert choice.reason
+
+
+def test_a_host_is_not_idle_before_it_has_said_so() -> None:
+    assert not candidate({"metadata": {"name": "a"}, "spec": {}}).idle
+    assert candidate({"metadata": {"name": "a"}, "status": {"observed": {"phase": "Free"}}}).idle
+
+
+def test_a_conditions_time_changes_only_with_its_meaning() -> None:
+    later = NOW + timedelta(minutes=5)
+    first = make_condition("A", False, NOW, reason="Waiting", message="x")
+    assert merge_conditions([first], [make_condition("A", False, later, reason="Waiting", message="x")]) == [first]
+    assert merge_conditions([first], [make_condition("A", True, later)])[0]["lastTransitionTime"] == "2026-05-01T12:05:00Z"
+
+
+def test_a_true_condition_carries_no_severity() -> None:
+    """Contract: conditions of Cluster API v1beta1."""
+    assert "severity" not in make_condition("A", True, NOW)
+    assert make_condition("A", False, NOW, severity="Error")["severity"] == "Error"
+
+
+def test_ready_is_the_worst_of_the_others() -> None:
+    conditions = [make_condition("A", True, NOW), make_condition("B", False, NOW, reason="Slow"), make_condition("C", False, NOW, reason="Broken", severity="Error")]
+    ready = summarize(conditions, NOW)
+    assert (ready["status"], ready["reason"]) == ("False", "Broken")
+    assert summarize(conditions[:1], NOW)["status"] == "True"
+
+
+def test_there_are_fourteen_steps_in_four_phases() -> None:
+    """White paper §8."""
+    assert len(STEPS) == 14
+    assert list(dict.fromkeys(phase for phase, _, _ in STEPS)) == ["Provisioning", "Bootstrap", "Cluster Ready", "Addons"]
+
+
+DONE = Seen(
+    requested_at="2026-05-01T12:00:00Z",
+    infrastructure_ready=True,
+    workers=2,
+    hosts_in_group=2,
+    hosts_connected=2,
+    resources=True,
+    machines=2,
+    machines_claimed=2,
+    control_plane_ready=True,
+    nodes_joined=2,
+    nodes_ready=2,
+    cni_installed=True,
+    certificates=13,
+    certificates_ready=13,
+)
+
+
+def test_a_finished_cluster_has_only_done_and_skipped_steps() -> None:
+    steps = advance([], DONE, NOW)
+    assert complete(steps)
+    assert [step["state"] for step in steps].count("Skipped") == 1
+
+
+def test_a_step_that_is_undone_runs_again_and_keeps_its_start() -> None:
+    before = advance([], DONE, NOW)
+    after = advance(before, Seen(**{**DONE.__dict__, "nodes_ready": 1}), NOW + timedelta(minutes=9))
+    ready = next(step for step in after if step["name"] == "ClusterReady")
+    assert ready["state"] == "Running"
+    assert ready["startedAt"] == next(step for step in before if step["name"] == "ClusterReady")["startedAt"]
+    assert ready["message"] == "1 of 2 nodes ready"
+
+
+@given(st.lists(st.builds(Seen, requested_at=st.just("2026-05-01T12:00:00Z"), workers=st.integers(1, 3), hosts_in_group=st.integers(0, 3),
+                          infrastructure_ready=st.booleans(), nodes_joined=st.integers(0, 3), cni_installed=st.booleans()), max_size=5))  # fmt: skip
+def test_a_written_finish_is_never_rewritten_while_the_step_stays_done(sights: list[Seen]) -> None:
+    steps: list[dict[str, Any]] = []
+    for minutes, seen in enumerate(sights):
+        fresh = advance(steps, seen, NOW + timedelta(minutes=minutes))
+        assert [step["number"] for step in fresh] == list(range(1, 15))
+        for old, new in zip(steps, fresh, strict=False):
+            if old["state"] == new["state"] == "Done":
+                assert old["finishedAt"] == new["finishedAt"]
+        steps = fresh

@@ -1,0 +1,43 @@
+"""The work queue and the informer's bookkeeping."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ckp.runtime.queue import WorkQueue
+
+KEY = ("ns", "a")
+
+
+async def test_a_key_added_twice_is_worked_on_once() -> None:
+    queue = WorkQueue()
+    queue.add(KEY)
+    queue.add(KEY)
+    assert await queue.get() == KEY
+    queue.done(KEY)
+    assert len(queue) == 0
+
+
+async def test_a_key_added_while_worked_on_comes_again_afterwards_and_not_before() -> None:
+    queue = WorkQueue()
+    queue.add(KEY)
+    await queue.get()
+    queue.add(KEY)
+    assert len(queue) == 0
+    queue.done(KEY)
+    assert await asyncio.wait_for(queue.get(), 1) == KEY
+
+
+async def test_an_earlier_reason_beats_a_later_one() -> None:
+    queue = WorkQueue()
+    queue.add_after(KEY, 60)
+    queue.add_after(KEY, 0.01)
+    queue.add_after(KEY, 60)
+    assert await asyncio.wait_for(queue.get(), 5) == KEY
+
+
+async def test_failures_in_a_row_wait_longer_and_success_forgets_them() -> None:
+    queue = WorkQueue()
+    assert [queue.retry(KEY) for _ in range(3)] == [0.2, 0.4, 0.8]
+    queue.forget(KEY)
+    assert queue.retry(KEY) == 0.2
