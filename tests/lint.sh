@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=.venv/bin
-echo "lint: ruff";          $bin/ruff check src tests && $bin/ruff format --check -q src tests
+echo "lint: ruff";          $bin/ruff check src tests; $bin/ruff format --check -q src tests
 echo "lint: mypy";          $bin/mypy
 echo "lint: import-linter"; PYTHONPATH=src $bin/lint-imports --no-cache | tail -n 3
 echo "lint: shell";         for file in packaging/setup/*.sh packaging/*/*.sh tests/*.sh .ci/run ckp; do bash -n "$file"; done

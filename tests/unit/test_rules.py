@@ -84,7 +84,11 @@ def test_a_true_condition_carries_no_severity() -> None:
 
 
 def test_ready_is_the_worst_of_the_others() -> None:
-    conditions = [make_condition("A", True, NOW), make_condition("B", False, NOW, reason="Slow"), make_condition("C", False, NOW, reason="Broken", severity="Error")]
+    conditions = [
+        make_condition("A", True, NOW),
+        make_condition("B", False, NOW, reason="Slow"),
+        make_condition("C", False, NOW, reason="Broken", severity="Error"),
+    ]
     ready = summarize(conditions, NOW)
     assert (ready["status"], ready["reason"]) == ("False", "Broken")
     assert summarize(conditions[:1], NOW)["status"] == "True"

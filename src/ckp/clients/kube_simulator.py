@@ -168,7 +168,8 @@ class KubeSimulator(Kube):
         mine = (self._manager, subresource)
         named = _leaves(part)
         held_by_others = {path for owner, paths in owners.items() if owner != mine for path in paths}
-        for path in owners.get(mine, set()) - named - held_by_others:
+        gone = owners.get(mine, set()) - named - held_by_others
+        for path in sorted(gone, key=lambda path: path[-1] in _LIST_KEYS.values()):  # an element's key last: it is its address
             if not any(other[: len(path)] == path for other in named):
                 _remove(new, path)
         _merge_applied(new, part)
@@ -370,7 +371,7 @@ def _remove(obj: Any, path: Path) -> None:
     if isinstance(parent, dict):
         parent.pop(path[-1], None)
     elif isinstance(parent, list):
-        parent[:] = [item for item in parent if f"[{item.get(_LIST_KEYS.get(path[-2], ''))}]" != path[-1]]
+        parent[:] = [item for item in parent if item and f"[{item.get(_LIST_KEYS.get(path[-2], ''))}]" != path[-1]]
     if len(path) > 1 and not parent:
         _remove(obj, path[:-1])
 

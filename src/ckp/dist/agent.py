@@ -40,7 +40,7 @@ def build_zipapp() -> Path:
     requirements = paths.REPO / "requirements" / "agent.txt"
     key = sha256_bytes("".join([agent_version(), sha256_file(requirements)]).encode())[:20]
     final = paths.cache() / "agent" / key
-    with exclusive(final.with_suffix(".lock"), what="making the host tool", timeout=300):
+    with exclusive(final.with_name(final.name + ".lock"), what="making the host tool", timeout=300):
         if not final.exists():
             with building_directory(final) as scratch:
                 _zip(scratch / "ckp-agent", _bundled(requirements))

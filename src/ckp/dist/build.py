@@ -61,7 +61,7 @@ def build_component(catalog: Catalog, chosen: Chosen, stamp: str, say: Callable[
     source = chosen.source
     key = build_key(catalog, source, stamp)
     final = paths.cache() / "builds" / f"{source.component}-{source.version}-{key}"
-    with exclusive(final.with_suffix(".lock"), what=f"building {source.component} {source.version}", timeout=2 * BUILD_TIMEOUT):
+    with exclusive(final.with_name(final.name + ".lock"), what=f"building {source.component} {source.version}", timeout=2 * BUILD_TIMEOUT):
         if (final / "build.json").exists():
             return Built(chosen, final, key, fresh=False)
         require_free_space(paths.cache(), 4, what=f"building {source.component}")

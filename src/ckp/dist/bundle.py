@@ -71,7 +71,7 @@ def make_bundle(
     }
     text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
     final = paths.cache() / "bundles" / f"{target.repository}-{release.stamp}-{sha256_bytes((key.fingerprint + text).encode())[:20]}"
-    with exclusive(final.with_suffix(".lock"), what="making a bundle", timeout=300):
+    with exclusive(final.with_name(final.name + ".lock"), what="making a bundle", timeout=300):
         if not final.exists():
             with building_directory(final) as scratch:
                 copy_packages(list(packages), scratch)
@@ -92,7 +92,7 @@ def _storage_manifest(registry: str, tags: Mapping[str, str]) -> str:
 def _chart(cilium: Built) -> Path:
     """Cilium's chart as a helm archive; the same chart gives the same bytes."""
     final = cilium.folder.parent / f"{cilium.folder.name}-chart"
-    with exclusive(final.with_suffix(".lock"), what="packing a chart", timeout=60):
+    with exclusive(final.with_name(final.name + ".lock"), what="packing a chart", timeout=60):
         if not final.exists():
             with building_directory(final) as scratch:
                 tar = scratch / "chart.tar"

@@ -97,7 +97,7 @@ class ImageBuilder:
         source = self.built["kubernetes"].file("pause.c")
         tag = self.release.image_tags["pause"]
         final = paths.cache() / "builds" / f"pause-{tag}-{sha256_file(source)[:20]}"
-        with exclusive(final.with_suffix(".lock"), what="building pause", timeout=120):
+        with exclusive(final.with_name(final.name + ".lock"), what="building pause", timeout=120):
             if not final.exists():
                 with building_directory(final) as scratch:
                     argv: list[str | Path] = ["gcc", "-Os", "-Wall", "-Werror", "-static", "-s", f"-DVERSION={tag}", "-o", scratch / "pause", source]
@@ -168,7 +168,7 @@ def platform_code() -> Path:
     files.append(paths.REPO / "src/ckp/__init__.py")
     key = sha256_bytes("\n".join(f"{path.relative_to(paths.REPO)} {sha256_file(path)}" for path in files).encode())[:20]
     final = paths.cache() / "platform-code" / key
-    with exclusive(final.with_suffix(".lock"), what="copying the platform's code", timeout=120):
+    with exclusive(final.with_name(final.name + ".lock"), what="copying the platform's code", timeout=120):
         if not final.exists():
             with building_directory(final) as scratch:
                 for path in files:
@@ -189,7 +189,7 @@ def python_site(name: str) -> Path:
     """The packages of `requirements/<name>.txt` for Debian 12's Python 3.11, hash-checked by pip, compiled without timestamps."""
     requirements = paths.REPO / "requirements" / f"{name}.txt"
     final = paths.cache() / "python" / f"{name}-{sha256_file(requirements)[:20]}"
-    with exclusive(final.with_suffix(".lock"), what="fetching Python packages", timeout=900):
+    with exclusive(final.with_name(final.name + ".lock"), what="fetching Python packages", timeout=900):
         if not final.exists():
             with building_directory(final) as scratch:
                 platforms = [f"--platform=manylinux_2_{minor}_x86_64" for minor in range(17, 37)]

@@ -83,7 +83,7 @@ class Management:
         capi = self.built["cluster-api"]
         version = capi.chosen.source.version
         objects: list[Obj] = []
-        for folder, repository in (("config", "cluster-api-controller"), ("bootstrap-kubeadm-config", "kubeadm-bootstrap-controller")):
+        for folder, repository in (("config", "cluster-api-controller"), ("bootstrap/kubeadm/config", "kubeadm-bootstrap-controller")):
             rendered = run([kubectl, "kustomize", capi.file(folder) / "default"], timeout=60, what=f"rendering Cluster API's {folder}").stdout
             for obj in _load(_expand(rendered)):
                 if obj["kind"] == "Deployment":

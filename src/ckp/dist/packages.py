@@ -53,13 +53,13 @@ class Recipe:
     data: Mapping[str, Any]
 
     @classmethod
-    def read(cls, name: str) -> Recipe:
-        """The recipe of the package `name`."""
-        folder = paths.REPO / "packaging" / name
+    def read(cls, name: str, *, folder_name: str = "") -> Recipe:
+        """The recipe of the package `name`, in `packaging/<folder_name or name>`."""
+        folder = paths.REPO / "packaging" / (folder_name or name)
         try:
             return cls(name, folder, tomllib.loads((folder / "package.toml").read_text()))
         except (FileNotFoundError, tomllib.TOMLDecodeError) as error:
-            raise InvalidInput(f"packaging/{name}/package.toml cannot be read: {error}") from error
+            raise InvalidInput(f"{folder}/package.toml cannot be read: {error}") from error
 
     def source(self, reference: str, built: Mapping[str, Built], extra: Mapping[str, Path]) -> Path:
         """The file that a content's `src` names."""
@@ -91,7 +91,7 @@ def make_package(recipe: Recipe, version: str, built: Mapping[str, Built], nfpm:
     name = recipe.name
     final = paths.cache() / "packages" / f"{name}-{version}-{digest}"
     deb = final / f"{name}.deb"
-    with exclusive(final.with_suffix(".lock"), what=f"packing {name}", timeout=600):
+    with exclusive(final.with_name(final.name + ".lock"), what=f"packing {name}", timeout=600):
         if not deb.exists():
             with building_directory(final) as scratch:
                 unsigned = scratch / "unsigned.deb"

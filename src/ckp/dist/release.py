@@ -47,6 +47,8 @@ class Distribution:
     built: dict[str, Built] = field(default_factory=dict)
     images: list[Image] = field(default_factory=list)
     packages: list[Package] = field(default_factory=list)
+    agent: Package | None = None
+    """The agent's package: it is CKP's own, changes with CKP's code, and so is not part of a release's bundle."""
     bundles: list[Bundle] = field(default_factory=list)
 
     @property
@@ -79,7 +81,7 @@ class Distribution:
             self.packages.append(make_package(Recipe.read(name), version, self.built, nfpm, key))
             self.say(f"package {name} {version}")
         extra = {"ckp-agent": build_zipapp(), "trusted.gpg": key.keyring}
-        self.packages.append(make_package(Recipe.read("ckp-agent"), agent_version(), self.built, nfpm, key, extra=extra))
+        self.agent = make_package(Recipe.read("ckp-agent", folder_name="agent"), agent_version(), self.built, nfpm, key, extra=extra)
         self.say(f"package ckp-agent {agent_version()}, signed by {key.fingerprint}")
 
     def make_images(self) -> None:

@@ -20,6 +20,9 @@ class CkpError(Exception):
         self.details = details
         self.resolution = resolution
 
+    def __str__(self) -> str:
+        return f"{self.brief}\n{self.details}" if self.details else self.brief
+
     def render(self) -> str:
         """The error as plain text for a terminal or a log."""
         lines = [f"error: {self.brief}"]

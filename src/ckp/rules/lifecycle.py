@@ -58,19 +58,20 @@ class Seen:
 def judge(seen: Seen) -> list[tuple[bool | None, str]]:
     """For each step: whether it is done (None: not asked for), and what it waits for."""
     enough = f"of {seen.workers} hosts"
-    claimed = seen.machines_claimed >= seen.workers and seen.machines >= seen.workers
+    known = seen.workers > 0  # the MachineDeployment is there, so that "enough" means something
+    claimed = known and seen.machines_claimed >= seen.workers and seen.machines >= seen.workers
     return [
         (bool(seen.requested_at), ""),
         (seen.infrastructure_ready, "the ByoCluster is not ready yet"),
-        (seen.hosts_in_group >= seen.workers, f"{seen.hosts_in_group} {enough} in the group"),
-        (seen.hosts_connected >= seen.workers, f"{seen.hosts_connected} {enough} connected"),
-        (seen.hosts_in_group >= seen.workers, f"{seen.hosts_in_group} {enough} approved"),
-        (seen.hosts_in_group >= seen.workers, f"{seen.hosts_in_group} {enough} in the group"),
+        (known and seen.hosts_in_group >= seen.workers, f"{seen.hosts_in_group} {enough} in the group"),
+        (known and seen.hosts_connected >= seen.workers, f"{seen.hosts_connected} {enough} connected"),
+        (known and seen.hosts_in_group >= seen.workers, f"{seen.hosts_in_group} {enough} approved"),
+        (known and seen.hosts_in_group >= seen.workers, f"{seen.hosts_in_group} {enough} in the group"),
         (seen.resources, "not all objects are there yet"),
         (claimed, seen.machines_failed or f"{seen.machines_claimed} of {seen.workers} machines hold a host"),
         (seen.control_plane_ready, seen.control_plane_message or "starting"),
-        (seen.nodes_joined >= seen.workers, seen.machines_failed or f"{seen.nodes_joined} of {seen.workers} nodes joined"),
-        (seen.control_plane_ready and seen.nodes_ready >= seen.workers, f"{seen.nodes_ready} of {seen.workers} nodes ready"),
+        (known and seen.nodes_joined >= seen.workers, seen.machines_failed or f"{seen.nodes_joined} of {seen.workers} nodes joined"),
+        (known and seen.control_plane_ready and seen.nodes_ready >= seen.workers, f"{seen.nodes_ready} of {seen.workers} nodes ready"),
         (None if seen.cni == "none" else seen.cni_installed, seen.cni_message or f"{seen.cni} is being installed"),
         (None if not seen.storage_requested else False, "not asked for"),
         (seen.certificates > 0 and seen.certificates_ready == seen.certificates, f"{seen.certificates_ready} of {seen.certificates} certificates"),

@@ -1,0 +1,154 @@
+"""The way to the hub: one outbound WebSocket over mutual TLS 1.3. Nothing listens on this host.
+
+The channel carries states, not commands: what is lost with a broken connection is sent again whole after the next one.
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from typing import Any, Callable
+
+from ckp.agent import messages
+from ckp.agent.engine import Engine
+from ckp.agent.identity import Backoff, Identity
+from ckp.agent.kit import log
+from ckp.agent.status import Status
+
+OPEN_SECONDS = 20.0
+PING_SECONDS = 20.0
+LONGEST_DELAY = 60.0
+
+
+def tls_context(identity: Identity, pinned_ca: str) -> ssl.SSLContext:
+    """TLS 1.3 only, our certificate, and the hub's name checked against the CAs that we were given. OSError if a file is missing or broken."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(cafile=identity.ca)
+    context.load_verify_locations(cafile=pinned_ca)
+    context.load_cert_chain(identity.certificate, identity.key)
+    return context
+
+
+class Channel:
+    """Keeps one connection to the hub and feeds the engine; run() returns only when `stop` is set."""
+
+    def __init__(
+        self,
+        url: str,
+        identity: Identity,
+        pinned_ca: str,
+        engine: Engine,
+        status: Status,
+        hello: Callable[[], messages.Hello],
+        *,
+        first_delay: float = 1.0,
+    ) -> None:
+        self.url = url
+        self.identity = identity
+        self.pinned_ca = pinned_ca
+        self.engine = engine
+        self.status = status
+        self.hello = hello
+        self.stop = threading.Event()
+        self.report_seconds = messages.REPORT_SECONDS
+        self._backoff = Backoff(first_delay, LONGEST_DELAY)
+        self._socket: Any = None
+
+    def close(self) -> None:
+        """Make run() return soon; may be called from any thread."""
+        self.stop.set()
+        socket = self._socket
+        if socket is not None:
+            threading.Thread(target=socket.close, daemon=True).start()
+
+    def run(self) -> None:
+        """Connect, talk, and connect again after a delay that grows and is jittered."""
+        while not self.stop.is_set():
+            state, message = self._once()
+            if self.stop.is_set():
+                break
+            delay = self._backoff.delay()
+            if self.status.set("channel", state, message):
+                log(f"channel: {message}")
+            self.stop.wait(delay)
+        self.status.set("channel", "Closed", "the agent was stopped")
+
+    def _once(self) -> tuple[str, str]:
+        """One connection from beginning to end; says how it ended."""
+        from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+        from websockets.sync.client import connect
+
+        try:
+            context = tls_context(self.identity, self.pinned_ca)
+            with connect(
+                self.url,
+                ssl=context,
+                proxy=None,
+                compression=None,
+                open_timeout=OPEN_SECONDS,
+                ping_interval=PING_SECONDS,
+                ping_timeout=PING_SECONDS,
+                close_timeout=5,
+                max_size=messages.MAX_FRAME_BYTES,
+                user_agent_header="ckp-agent",
+            ) as socket:
+                self._socket = socket
+                if self.stop.is_set():
+                    return "Closed", "the agent was stopped"
+                self._talk(socket)
+            return "Disconnected", "the hub closed the connection"
+        except ConnectionClosed as error:
+            if isinstance(error.__cause__, ssl.SSLError):  # with TLS 1.3 a server refuses a certificate after the client's handshake is done
+                return "Refused", f"the hub refuses this host's certificate ({error.__cause__.reason or error.__cause__}); enrol again (ckp-agent enrol --again)"
+            why = f" ({error.rcvd.code} {error.rcvd.reason})" if error.rcvd is not None else ""
+            return "Disconnected", f"the connection to the hub was lost{why}; trying again"
+        except InvalidStatus as error:
+            code = error.response.status_code
+            if code in (401, 403):
+                return "Refused", f"the hub refuses this host's certificate (status {code}): it was revoked or replaced; enrol again (ckp-agent enrol --again)"
+            return "Disconnected", f"the hub answers with status {code}; trying again"
+        except ssl.SSLCertVerificationError as error:
+            return "NotTrusted", f"the server at {self.url} is not our hub: {error.verify_message}"
+        except ssl.SSLError as error:
+            return "Refused", f"the hub refuses the TLS connection: {error.reason or error}"
+        except (OSError, EOFError, InvalidHandshake, TimeoutError) as error:
+            return "Disconnected", f"the hub {self.url} can't be reached: {error or type(error).__name__}; trying again"
+        finally:
+            self._socket = None
+
+    def _talk(self, socket: Any) -> None:
+        socket.send(messages.to_json(self.hello()))
+        over = threading.Event()
+        sender = threading.Thread(target=self._send_reports, args=(socket, over), name="reports", daemon=True)
+        sender.start()
+        try:
+            for frame in socket:
+                try:
+                    desired = messages.from_json(messages.Desired, frame)
+                except messages.MalformedMessage as error:
+                    log(f"channel: a frame that can't be understood was ignored: {error}")
+                    continue
+                if self.identity.host and desired.host != self.identity.host:
+                    log(f"channel: a desired state for the host {desired.host!r} was ignored, this host is {self.identity.host!r}")
+                    continue
+                self.report_seconds = min(300.0, max(0.1, desired.report_seconds))
+                self._backoff.reset()
+                if self.status.set("channel", "Connected", f"connected to {self.url}"):
+                    log(f"channel: connected to {self.url}")
+                self.engine.submit(desired)
+        finally:
+            over.set()
+            self.engine.wake()
+            sender.join(timeout=5)
+
+    def _send_reports(self, socket: Any, over: threading.Event) -> None:
+        from websockets.exceptions import ConnectionClosed
+
+        try:
+            while not over.is_set():
+                report, version = self.engine.report()
+                socket.send(messages.to_json(report))
+                self.engine.wait_change(version, self.report_seconds, over)
+        except (ConnectionClosed, OSError):
+            pass  # the reading side tells how it ended

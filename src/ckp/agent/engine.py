@@ -1,0 +1,287 @@
+"""The agent's heart: compares what is wanted with what the journal says was done, and does the next step. Level-triggered, one step at a time.
+
+    wanted: free      journal: nothing        -> Free
+    wanted: free      journal: a membership   -> reset                      -> Free
+    wanted: M         journal: M              -> the first step not done    -> ... -> Joined
+    wanted: M         journal: another        -> reset, then as above
+
+A newer desired state takes effect after the step that runs (steps may give up their waits early). A failed step is tried again with a
+growing delay; one that cannot get better by itself (a failed verification) is shown as Failed and tried again rarely, or at once when
+something else is wanted. The engine never acts on an old desired state: after a restart it waits for the hub to send it.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import threading
+import time
+from typing import Callable, Protocol
+
+from ckp.agent.journal import Journal
+from ckp.agent.kit import AgentError, Cancelled, log
+from ckp.agent.messages import JOURNAL_SENT, Desired, Membership, Report
+
+STEPS = ("preflight", "pull", "verify", "prepare", "install", "join", "check")
+PHASE_OF = {
+    "preflight": "Preflight",
+    "pull": "Pulling",
+    "verify": "Verifying",
+    "prepare": "Preparing",
+    "install": "Installing",
+    "join": "Joining",
+    "check": "Checking",
+}
+FIRST_DELAY, LONGEST_DELAY, PERMANENT_DELAY = 2.0, 300.0, 900.0
+HEALTH_SECONDS = 60.0
+
+
+class Actions(Protocol):
+    """What the engine can do to a host. Every action is idempotent: it may be done again after it was cut off at any point."""
+
+    def step(self, name: str, member: Membership, cancelled: Callable[[], bool]) -> str:
+        """Do one of STEPS; returns a note for the journal. Raises AgentError; Cancelled when `cancelled` said so."""
+        ...
+
+    def reset(self, cancelled: Callable[[], bool]) -> str:
+        """Undo whatever the journal says was done."""
+        ...
+
+    def unhealthy(self) -> str:
+        """Why a joined host is not well; "" if it is."""
+        ...
+
+
+class Engine:
+    """See the module's text. `run` is the worker's loop; everything else may be called from other threads."""
+
+    def __init__(self, journal: Journal, actions: Actions, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.journal = journal
+        self.actions = actions
+        self.clock = clock
+        self._changed = threading.Condition()
+        self._version = 0
+        self._stopped = False
+        self._desired: Desired | None = None
+        self._verified = False  # holds for this process only: what lies on the disk is verified again after every start
+        self._attempts = 0
+        self._failed_step = ""
+        self._reason = ""
+        self._message = ""
+        self._permanent = False
+        self._retry_at = 0.0
+        self._failed_for: Membership | None = None
+        self._phase = "Joined" if self._joined() else PHASE_OF.get(self._next_step() or "", "Preflight") if journal.member else "Free"
+
+    # -- the outside -------------------------------------------------------------------------------------------------
+
+    def submit(self, desired: Desired) -> None:
+        """The newest desired state from the hub."""
+        with self._changed:
+            if self._desired == desired:
+                return
+            self._desired = desired
+            self._changed.notify_all()
+        self._publish()
+
+    def stop(self) -> None:
+        """Make run() return after the step that runs."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Let everybody who waits for a change look around."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def report(self) -> tuple[Report, int]:
+        """What is, for the hub, and the number of this state for wait_change."""
+        with self._changed:
+            member = self.journal.member or {}
+            generation = self._desired.generation if self._desired else int(self.journal.notes.get("generation", 0))
+            return (
+                Report(
+                    generation=generation,
+                    phase=self._phase,
+                    cluster=member.get("cluster", ""),
+                    machine=member.get("machine", ""),
+                    release=member.get("release", ""),
+                    reason=self._reason,
+                    message=self._message[:2000],
+                    attempts=self._attempts,
+                    journal=self.journal.last(JOURNAL_SENT),
+                ),
+                self._version,
+            )
+
+    def wait_change(self, version: int, timeout: float, over: threading.Event) -> None:
+        """Wait until the state is newer than `version`, `timeout` seconds passed, or `over` is set and wake() was called."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._version != version or over.is_set() or self._stopped, timeout)
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until stop()."""
+        while True:
+            with self._changed:
+                if self._stopped:
+                    return
+                before = self._desired
+            try:
+                wait = self.work_once()
+            except OSError as error:  # the journal can't be written (a full disk): nothing may be done without it
+                log(f"the journal can't be written: {error}")
+                with self._changed:
+                    self._reason, self._message = "JournalNotWritable", f"the agent's journal can't be written: {error.strerror}"
+                self._publish()
+                wait = 10.0
+            with self._changed:
+                if wait != 0.0:
+                    self._changed.wait_for(functools.partial(self._news, before), wait)
+
+    def _news(self, seen: Desired | None) -> bool:
+        return self._stopped or self._desired is not seen
+
+    def work_once(self) -> float | None:
+        """Do the next thing. Returns 0.0 to go on at once, seconds to wait, or None: nothing to do until something else is wanted."""
+        with self._changed:
+            desired = self._desired
+        if desired is None:
+            return None
+        wanted, have = desired.membership, self.journal.member
+        if self._failed_step and self._failed_for == wanted:
+            left = self._retry_at - self.clock()
+            if left > 0:
+                return left
+        elif self._failed_step:
+            self._clear_failure()
+        if have is not None and (wanted is None or have["key"] != wanted.key()):
+            return self._do("reset", wanted, "Resetting", lambda: self.actions.reset(lambda: False))
+        if wanted is None:
+            self._show("Free")
+            self._verified = False
+            return None
+        if have is None:
+            member = {"key": wanted.key(), "cluster": wanted.cluster, "machine": wanted.machine, "release": wanted.release, "bundle": wanted.bundle.image}
+            self.journal.begin(member)
+            self._verified = False
+            return 0.0
+        if not self._joined() and have["bundle"] != wanted.bundle.image:
+            self._other_bundle(wanted)
+        step = self._next_step()
+        if step is None:
+            return self._joined_state(wanted)
+        if step in ("install", "prepare", "join") and not self._verified and "install" not in self.journal.done:
+            step = "verify"
+        return self._do(step, wanted, PHASE_OF[step], lambda: self.actions.step(step, wanted, lambda: self._superseded(wanted)))
+
+    def _do(self, step: str, wanted: Membership | None, phase: str, action: Callable[[], str]) -> float | None:
+        self._show(phase, keep_failure=self._failed_step == step)
+        self.journal.record(step, "started")
+        started = self.clock()
+        try:
+            note = action()
+        except Cancelled as error:
+            self.journal.record(step, "failed", self.clock() - started, error.brief)
+            return 0.0
+        except AgentError as error:
+            return self._failed(step, wanted, phase, error, started)
+        except Exception as error:  # a full disk, a bug: the agent stays, says it and tries again
+            known = AgentError(f"{step}: {type(error).__name__}: {error}", reason="DiskFull" if getattr(error, "errno", None) == 28 else "UnexpectedError")
+            return self._failed(step, wanted, phase, known, started)
+        seconds = self.clock() - started
+        if step == "reset":
+            self.journal.forget()
+            self.journal.record(step, "done", seconds, note)
+        else:
+            if step == "verify":
+                self._verified = True
+            self.journal.finish_step(step, seconds, note)
+        log(f"{step}: done in {seconds:.1f} s{': ' + note if note else ''}")
+        self._clear_failure()
+        self._publish()
+        return 0.0
+
+    def _failed(self, step: str, wanted: Membership | None, phase: str, error: AgentError, started: float) -> float:
+        self._attempts = self._attempts + 1 if self._failed_step == step else 1
+        self._failed_step = step
+        self._failed_for = wanted
+        self._permanent = error.permanent
+        if error.permanent:
+            delay = PERMANENT_DELAY
+        else:
+            delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(self._attempts - 1, 10)) * random.uniform(0.75, 1.0)
+        self._retry_at = self.clock() + delay
+        self._reason = error.reason
+        self._message = error.sentence()
+        if step == "verify":
+            self.journal.undo_steps(["pull", "verify"])  # what lies there is not good: pull it anew when it is tried again
+        self._phase = "Failed" if error.permanent else phase
+        try:
+            self.journal.record(step, "failed", self.clock() - started, error.sentence())
+        except OSError as problem:
+            log(f"the journal can't be written: {problem}")
+        log(f"{step}: attempt {self._attempts} failed, next in {delay:.0f} s\n{error.render()}")
+        self._publish()
+        return delay
+
+    # -- small parts -------------------------------------------------------------------------------------------------
+
+    def _superseded(self, wanted: Membership) -> bool:
+        with self._changed:
+            if self._stopped:
+                return True
+            newest = self._desired.membership if self._desired else None
+            return newest is None or newest.key() != wanted.key()
+
+    def _joined(self) -> bool:
+        return self.journal.member is not None and all(step in self.journal.done for step in STEPS)
+
+    def _next_step(self) -> str | None:
+        return next((step for step in STEPS if step not in self.journal.done), None)
+
+    def _other_bundle(self, wanted: Membership) -> None:
+        """Another bundle is wanted before the host joined: what was installed from the old one is installed over."""
+        assert self.journal.member is not None
+        self.journal.member.update({"release": wanted.release, "bundle": wanted.bundle.image})
+        self.journal.undo_steps(["pull", "verify", "prepare", "install", "join", "check"])
+        self._verified = False
+
+    def _joined_state(self, wanted: Membership) -> float:
+        assert self.journal.member is not None
+        reason, message = "", ""
+        if self.journal.member["release"] != wanted.release:
+            reason = "UpgradeNotSupported"
+            message = f"this node runs {self.journal.member['release']}, wanted is {wanted.release}; this agent can't upgrade a node in place yet"
+        else:
+            message = self.actions.unhealthy()
+            reason = "Unhealthy" if message else ""
+        self._show("Joined", reason=reason, message=message)
+        return HEALTH_SECONDS
+
+    def _clear_failure(self) -> None:
+        self._attempts = 0
+        self._failed_step = self._reason = self._message = ""
+        self._permanent = False
+        self._failed_for = None
+
+    def _show(self, phase: str, *, keep_failure: bool = False, reason: str = "", message: str = "") -> None:
+        """Set what the report says; with `keep_failure` the last failure of the step stays visible while it is tried again."""
+        if self._desired is not None:
+            self.journal.note("generation", self._desired.generation)
+        with self._changed:
+            if not keep_failure:
+                self._reason, self._message = reason, message
+            new = (phase, self._reason, self._message)
+            if getattr(self, "_shown", None) == new:
+                return
+            self._shown = new
+            self._phase = phase
+        self._publish()
+
+    def _publish(self) -> None:
+        with self._changed:
+            self._version += 1
+            self._changed.notify_all()

@@ -1,0 +1,169 @@
+"""What this host is: facts for enrolment and inventory, and the findings that the installers decide by. Nothing is changed here."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+
+from ckp.agent.kit import read_text
+from ckp.agent.messages import HostFacts
+
+CAP_SYS_RESOURCE = 24
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+def version() -> str:
+    """The agent's own version."""
+    try:
+        from ckp import __version__
+    except ImportError:  # an agent that was packed without the project's top package
+        return "0"
+    return __version__
+
+
+def boot_id() -> str:
+    """A name for this boot of the machine."""
+    return read_text("/proc/sys/kernel/random/boot_id").strip()
+
+
+def os_release() -> dict[str, str]:
+    """/etc/os-release as a table."""
+    text = read_text("/etc/os-release") or read_text("/usr/lib/os-release")
+    found = re.findall(r"^([A-Z_]+)=(.*)$", text, re.M)
+    return {name: value.strip().strip("\"'") for name, value in found}
+
+
+def cgroup_version() -> str:
+    """v2 if the unified hierarchy is mounted with controllers (a bare v2 mount beside v1 is no v2 host)."""
+    return "v2" if read_text("/sys/fs/cgroup/cgroup.controllers").strip() else "v1"
+
+
+def cgroup_driver(cgroup: str) -> str:
+    """Who makes the pods' cgroups: systemd on v2; on v1, where systemd may not own the controllers, the kubelet itself."""
+    return "systemd" if cgroup == "v2" else "cgroupfs"
+
+
+def swap_on() -> bool:
+    """Whether any swap is in use."""
+    return len(read_text("/proc/swaps").splitlines()) > 1
+
+
+def memory_bytes() -> int:
+    """All memory of the host."""
+    match = re.search(r"^MemTotal:\s+(\d+) kB", read_text("/proc/meminfo"), re.M)
+    return int(match.group(1)) * 1024 if match else 0
+
+
+def cpus() -> int:
+    """Processors that we may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except OSError:
+        return os.cpu_count() or 1
+
+
+def disk(path: str = "/var/lib") -> tuple[int, int]:
+    """Bytes of the file system of `path`: all, and free to root."""
+    try:
+        info = os.statvfs(path)
+    except OSError:
+        return 0, 0
+    return info.f_blocks * info.f_frsize, info.f_bavail * info.f_frsize
+
+
+def addresses() -> list[str]:
+    """Global addresses of this host, without those of links that a cluster's network made."""
+    from ckp.agent.kit import ProcessFailed, run
+
+    try:
+        text = run(["ip", "-o", "addr", "show", "scope", "global", "up"], timeout=10).stdout
+    except ProcessFailed:
+        return []
+    found = []
+    for line in text.splitlines():
+        parts = line.split()
+        if len(parts) > 3 and parts[2] in ("inet", "inet6") and not re.match(r"(cilium_|lxc|cni|cali|vxlan\.calico|docker|kube-)", parts[1]):
+            found.append(parts[3].split("/")[0])
+    return found
+
+
+def address_towards(host: str, port: int = 9) -> str:
+    """The address that packets to `host` leave from; "" without a route. No packet is sent."""
+    try:
+        for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
+            with socket.socket(family, kind) as probe:
+                probe.connect(address)
+                return str(probe.getsockname()[0])
+    except OSError:
+        pass
+    return ""
+
+
+def default_address(hub_host: str = "") -> str:
+    """The address that the hub (or else the default route) is reached from."""
+    return (address_towards(hub_host) if hub_host else "") or address_towards("192.0.2.1") or next(iter(addresses()), "")
+
+
+def can_lower_oom_score() -> bool:
+    """Whether this host grants CAP_SYS_RESOURCE: in the bounding set, and lowering our own oom_score_adj really works (we set it back)."""
+    match = re.search(r"^CapBnd:\s+([0-9a-f]+)", read_text("/proc/self/status"), re.M)
+    if match is None or not int(match.group(1), 16) >> CAP_SYS_RESOURCE & 1:
+        return False
+    path = "/proc/self/oom_score_adj"
+    try:
+        current = int(read_text(path, "0"))
+        if current <= -1000:
+            return True
+        with open(path, "w", encoding="ascii") as stream:
+            stream.write(str(current - 1))
+        with open(path, "w", encoding="ascii") as stream:
+            stream.write(str(current))
+    except OSError:
+        return False
+    return True
+
+
+def file_system_of(path: str) -> str:
+    """The type of the file system that `path` (or its nearest existing parent) lies on, as mountinfo names it."""
+    real = os.path.realpath(path)
+    best, kind = "", ""
+    for line in read_text("/proc/self/mountinfo").splitlines():
+        left, _, right = line.partition(" - ")
+        point = left.split()[4].replace("\\040", " ")
+        inside = point in ("/", real) or real.startswith(point + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, right.split()[0]
+    return kind
+
+
+def host_facts(hub_host: str = "") -> HostFacts:
+    """Everything that the hub wants to know about this host."""
+    release = os_release()
+    total, free = disk()
+    uname = os.uname()
+    return HostFacts(
+        hostname=socket.gethostname()[:253],
+        machine_id=read_text("/etc/machine-id").strip(),
+        os_id=release.get("ID", ""),
+        os_version=release.get("VERSION_ID", ""),
+        kernel=uname.release,
+        architecture=_ARCHITECTURES.get(uname.machine, uname.machine),
+        cpus=cpus(),
+        memory_bytes=memory_bytes(),
+        disk_bytes=total,
+        disk_free_bytes=free,
+        addresses=tuple(addresses()),
+        default_address=default_address(hub_host),
+        cgroup=cgroup_version(),
+        swap=swap_on(),
+        agent_version=version(),
+    )
+
+
+def host_facts_os() -> tuple[str, str, str]:
+    """(ID, VERSION_ID, architecture) as bundles name them; for RHEL's kin only the major version counts."""
+    release = os_release()
+    machine = os.uname().machine
+    number = release.get("VERSION_ID", "")
+    return release.get("ID", ""), number.split(".")[0] if release.get("ID") == "rhel" else number, _ARCHITECTURES.get(machine, machine)

@@ -1,0 +1,183 @@
+"""The engine's actions on a real host: each step of a membership, put together from the modules beside."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from typing import Callable
+
+from ckp.agent import facts, osprep, preflight
+from ckp.agent import join as joining
+from ckp.agent.config import Config
+from ckp.agent.installers import base
+from ckp.agent.journal import Journal
+from ckp.agent.kit import AgentError, InvalidInput, run
+from ckp.agent.messages import Membership
+from ckp.agent.verify import BundleManifest, verify_bundle
+
+PULL_SECONDS = 1800.0
+
+
+def bundle_folder(state_dir: str, image: str) -> str:
+    """Where a bundle lies: by its digest. InvalidInput if the reference has none (a tag can move, so it is never trusted)."""
+    match = re.fullmatch(r"[A-Za-z0-9._:/\[\]-]+@sha256:([0-9a-f]{64})", image)
+    if match is None:
+        raise InvalidInput(f"the bundle {image!r} is not named by digest (…@sha256:…)", permanent=True)
+    return os.path.join(state_dir, "bundles", match.group(1))
+
+
+def pull_bundle(imgpkg: str, image: str, folder: str, registry_ca: str, cancelled: Callable[[], bool] | None = None) -> bool:
+    """Pull a bundle into `folder`, which gets its name only when it is whole. Returns False if it was there already.
+
+    imgpkg checks that what it gets has the digest in `image`; it is given our CA alone, and no other registry than the one named.
+    """
+    if os.path.isdir(folder):
+        return False
+    os.makedirs(os.path.dirname(folder), mode=0o700, exist_ok=True)
+    scratch = folder + ".partial"
+    shutil.rmtree(scratch, ignore_errors=True)
+    ca_file = folder + ".ca"
+    argv = [imgpkg, "pull", "--tty=false", "--image", image, "--image-is-bundle-check=false", "--output", scratch]
+    try:
+        if registry_ca:
+            with open(ca_file, "w", encoding="ascii") as stream:
+                stream.write(registry_ca)
+            argv += ["--registry-ca-cert-path", ca_file]
+        run(
+            argv,
+            timeout=PULL_SECONDS,
+            what=f"pulling the bundle {image}",
+            resolution="check that the registry is reachable from this host and holds the bundle",
+            reason="PullFailed",
+            cancelled=cancelled,
+        )
+        os.chmod(scratch, 0o700)
+        os.replace(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if os.path.exists(ca_file):
+            os.unlink(ca_file)
+    return True
+
+
+def drop_other_bundles(state_dir: str, keep: str) -> None:
+    """Bundles are a few hundred MiB each: keep only the present one."""
+    parent = os.path.join(state_dir, "bundles")
+    for name in os.listdir(parent) if os.path.isdir(parent) else []:
+        path = os.path.join(parent, name)
+        if path != keep:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def check_fits(manifest: BundleManifest) -> None:
+    """A bundle is for one operating system and architecture. AgentError if this host is another."""
+    here = facts.host_facts_os()
+    if (manifest.os, manifest.os_version, manifest.architecture) != here:
+        raise AgentError(
+            f"the bundle is for {manifest.os} {manifest.os_version} ({manifest.architecture}), this host is {here[0]} {here[1]} ({here[2]})",
+            resolution="use hosts of that system in this group, or a release with a bundle for this one (ckp release show)",
+            reason="BundleUnfit",
+            permanent=True,
+        )
+
+
+class HostActions:
+    """See ckp.agent.engine.Actions."""
+
+    def __init__(self, config: Config, journal: Journal) -> None:
+        self.config = config
+        self.journal = journal
+        self._manifest: BundleManifest | None = None
+
+    def step(self, name: str, member: Membership, cancelled: Callable[[], bool]) -> str:
+        steps: dict[str, Callable[[Membership, Callable[[], bool]], str]] = {
+            "preflight": self._preflight,
+            "pull": self._pull,
+            "verify": self._verify,
+            "prepare": self._prepare,
+            "install": self._install,
+            "join": self._join,
+            "check": joining.check,
+        }
+        return steps[name](member, cancelled)
+
+    def _preflight(self, member: Membership, cancelled: Callable[[], bool]) -> str:
+        bundle_folder(self.config.state_dir, member.bundle.image)
+        for file in member.files:
+            joining.check_path(file.path)
+            joining.check_mode(file.mode)
+        installer = base.of_host()
+        preflight.worker(self.journal, installer).raise_if_any("this host can't become a node")
+        return ""
+
+    def _pull(self, member: Membership, cancelled: Callable[[], bool]) -> str:
+        folder = bundle_folder(self.config.state_dir, member.bundle.image)
+        drop_other_bundles(self.config.state_dir, folder)
+        ca = member.bundle.registry_ca or member.registry_ca
+        pulled = pull_bundle(self.config.imgpkg, member.bundle.image, folder, ca, cancelled)
+        return f"{member.bundle.tag or member.bundle.image}" + ("" if pulled else " was here already")
+
+    def _verify(self, member: Membership, cancelled: Callable[[], bool]) -> str:
+        folder = bundle_folder(self.config.state_dir, member.bundle.image)
+        self._manifest = None
+        if not os.path.isdir(folder):
+            raise AgentError("the pulled bundle is no longer there", resolution="it is pulled again", reason="BundleMissing")
+        try:
+            manifest = verify_bundle(folder, self.config.keyring, member.release)
+        except AgentError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        check_fits(manifest)
+        self._manifest = manifest
+        return f"{len(manifest.packages)} packages, signed by {manifest.key}"
+
+    def _prepare(self, member: Membership, cancelled: Callable[[], bool]) -> str:
+        installer = base.of_host()
+        missing = base.missing_tools()
+        added = ""
+        if missing:
+            added = f"system packages added: {', '.join(installer.add_tools(missing))}"
+        decisions = osprep.decide()
+        hub = self.config.hub_host
+        note = osprep.prepare(
+            self.journal,
+            decisions,
+            sandbox_image=member.sandbox_image,
+            registry=member.registry,
+            registry_ca=member.registry_ca,
+            kubelet_args=osprep.kubelet_arguments(member.provider_id, facts.default_address(hub)),
+        )
+        return "; ".join(part for part in (added, note) if part)
+
+    def _install(self, member: Membership, cancelled: Callable[[], bool]) -> str:
+        manifest = self._manifest
+        if manifest is None:
+            raise AgentError("nothing was verified, so nothing is installed", reason="NotVerified")
+        installer = base.of_host()
+        packages = base.select(manifest, base.NODE_PACKAGES)
+        install_packages(self.journal, installer, manifest, [package.name for package in packages])
+        osprep.start_containerd()
+        run(["systemctl", "enable", "kubelet"], timeout=60, what="enabling the kubelet")
+        return ", ".join(f"{package.name} {package.version}" for package in packages)
+
+    def _join(self, member: Membership, cancelled: Callable[[], bool]) -> str:
+        return joining.join(self.journal, member, osprep.decide(), cancelled)
+
+    def reset(self, cancelled: Callable[[], bool]) -> str:
+        from ckp.agent.reset import reset
+
+        note = reset(self.journal, base.of_host())
+        drop_other_bundles(self.config.state_dir, "")
+        return note
+
+    def unhealthy(self) -> str:
+        return joining.kubelet_health()
+
+
+def install_packages(journal: Journal, installer: base.Installer, manifest: BundleManifest, names: list[str]) -> None:
+    """Install verified packages by name, and remember before dpkg runs which of them were not here."""
+    before = installer.installed(names)
+    journal.add_packages(name for name in names if name not in before)
+    packages = [package for package in (manifest.package(name) for name in names) if package is not None]
+    installer.install(manifest, packages)

@@ -1,0 +1,78 @@
+"""What an installer can do, and which one this host needs."""
+
+from __future__ import annotations
+
+from typing import Protocol, Sequence
+
+from ckp.agent.kit import InvalidInput, have
+from ckp.agent.verify import BundleManifest, Package
+
+NODE_PACKAGES = ("containerd", "kubernetes-cni", "cri-tools", "kubelet", "kubectl", "kubeadm")
+"""What a node needs of a bundle, as far as the bundle has it; ckp-agent upgrades itself in another way, helm is for control planes."""
+REQUIRED_PACKAGES = ("containerd", "kubernetes-cni", "kubelet", "kubeadm")
+FOREIGN_RUNTIMES = ("containerd", "containerd.io", "docker.io", "docker-ce", "kubelet", "kubeadm", "kubectl", "k3s", "cri-o", "runc")
+"""Packages that must not be there before us: replacing them would break what somebody runs with them."""
+
+TOOLS = {
+    "socat": ("socat",),
+    "conntrack": ("conntrack",),
+    "ethtool": ("ethtool",),
+    "iptables": ("iptables",),
+    "ebtables": ("ebtables", "ebtables-nft"),
+    "ip": ("ip",),
+    "ipset": ("ipset",),
+    "mount": ("mount",),
+    "losetup": ("losetup",),
+    "tc": ("tc",),
+    "modprobe": ("modprobe",),
+}
+"""A tool that Kubernetes or its network calls, and the programs that each count as it (nft flavours have other names)."""
+
+
+class Installer(Protocol):
+    """A package manager of a host. Only packages that were verified are handed to it."""
+
+    name: str
+
+    def installed(self, names: Sequence[str]) -> dict[str, str]:
+        """Those of `names` that are installed, with their versions."""
+        ...
+
+    def install(self, manifest: BundleManifest, packages: Sequence[Package]) -> None:
+        """Install these files of the verified bundle, and repair what a power cut left half-done. Keeps configuration files of the host."""
+        ...
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove these packages with their configuration; those that are not there are no error."""
+        ...
+
+    def add_tools(self, tools: Sequence[str]) -> list[str]:
+        """Install the distribution's own packages for missing tools; returns the packages."""
+        ...
+
+
+def missing_tools() -> list[str]:
+    """The tools of TOOLS that this host lacks."""
+    return [tool for tool, programs in TOOLS.items() if not any(have(program) for program in programs)]
+
+
+def of_host() -> Installer:
+    """The installer for this host. InvalidInput if it has neither dpkg nor rpm."""
+    if have("dpkg") and have("apt-get"):
+        from ckp.agent.installers.dpkg import DpkgInstaller
+
+        return DpkgInstaller()
+    if have("dnf") and have("rpmkeys"):
+        from ckp.agent.installers.rpm import RpmInstaller
+
+        return RpmInstaller()
+    raise InvalidInput("this host has neither dpkg and apt-get nor dnf and rpm", resolution="use Debian 12, Ubuntu 22.04 or 24.04, or RHEL 9")
+
+
+def select(manifest: BundleManifest, wanted: Sequence[str]) -> list[Package]:
+    """The packages of the bundle among `wanted`, in that order. InvalidInput if one that every node needs is missing."""
+    missing = [name for name in REQUIRED_PACKAGES if manifest.package(name) is None]
+    if missing:
+        raise InvalidInput(f"the bundle {manifest.release} lacks {', '.join(missing)}", resolution="build it again (ckp dist build)")
+    found = [manifest.package(name) for name in wanted]
+    return [package for package in found if package is not None]

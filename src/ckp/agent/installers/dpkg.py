@@ -1,0 +1,101 @@
+"""Debian and Ubuntu: verified files go to `dpkg -i`; the distribution's own tools come from apt, which checks its own signatures."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+from ckp.agent.kit import AgentError, run
+from ckp.agent.verify import BundleManifest, Package
+
+QUIET = {"DEBIAN_FRONTEND": "noninteractive", "DEBCONF_NONINTERACTIVE_SEEN": "true", "NEEDRESTART_MODE": "l", "NEEDRESTART_SUSPEND": "1"}
+DPKG = ("dpkg", "--force-confdef", "--force-confold")
+LOCK_SECONDS = 120
+PACKAGE_OF = {"ip": "iproute2", "tc": "iproute2", "modprobe": "kmod", "losetup": "mount", "mount": "mount"}
+
+
+class DpkgInstaller:
+    """See base.Installer."""
+
+    name = "dpkg"
+
+    def installed(self, names: Sequence[str]) -> dict[str, str]:
+        if not names:
+            return {}
+        said = run(["dpkg-query", "-W", "-f", "${Package}\t${Version}\t${db:Status-Status}\n", *names], timeout=60, check=False)
+        found = {}
+        for line in said.stdout.splitlines():
+            name, version, state = (line.split("\t") + ["", ""])[:3]
+            if state not in ("", "not-installed", "config-files"):
+                found[name] = version
+        return found
+
+    def _removable(self, names: Sequence[str]) -> list[str]:
+        """Those that dpkg knows in any state, leftover configuration included."""
+        said = run(["dpkg-query", "-W", "-f", "${Package}\t${db:Status-Status}\n", *names], timeout=60, check=False)
+        return [line.split("\t")[0] for line in said.stdout.splitlines() if not line.endswith("\tnot-installed")]
+
+    def install(self, manifest: BundleManifest, packages: Sequence[Package]) -> None:
+        have = self.installed([package.name for package in packages])
+        self._repair()
+        todo = [package for package in packages if have.get(package.name) != package.version or not self._whole(package.name)]
+        if todo:
+            self._dpkg(["-i", *[manifest.path(package.file) for package in todo]], what=f"installing {', '.join(package.name for package in todo)}")
+        now = self.installed([package.name for package in packages])
+        wrong = [
+            f"{package.name} is {now.get(package.name, 'missing')}, expected {package.version}"
+            for package in packages
+            if now.get(package.name) != package.version
+        ]
+        if wrong:
+            raise AgentError("dpkg ended well, but not everything is installed", details="\n".join(wrong), reason="InstallFailed")
+
+    def _whole(self, name: str) -> bool:
+        said = run(["dpkg-query", "-W", "-f", "${db:Status-Status} ${db:Status-Eflag}", name], timeout=60, check=False)
+        return said.stdout.split() == ["installed", "ok"]
+
+    def _repair(self) -> None:
+        """A power cut may have left packages unpacked: dpkg finishes them first, or refuses everything else."""
+        audit = run(["dpkg", "--audit"], timeout=120, check=False)
+        if audit.stdout.strip():
+            self._dpkg(["--configure", "-a"], what="finishing what an interrupted dpkg left", check=False)
+
+    def remove(self, names: Sequence[str]) -> None:
+        if not names:
+            return
+        present = self._removable(names)
+        if present:
+            self._repair()
+            self._dpkg(["--purge", *present], what=f"removing {', '.join(present)}")
+
+    def add_tools(self, tools: Sequence[str]) -> list[str]:
+        packages = sorted({PACKAGE_OF.get(tool, tool) for tool in tools})
+        if not packages:
+            return []
+        command = ["apt-get", "-o", f"DPkg::Lock::Timeout={LOCK_SECONDS}", "-q", "-y", "--no-install-recommends", "install", *packages]
+        first = run(command, timeout=900, env=QUIET, check=False)
+        if first.code != 0:
+            run(["apt-get", "-q", "update"], timeout=600, env=QUIET, check=False)
+            run(
+                command,
+                timeout=900,
+                env=QUIET,
+                what=f"installing the system tools {', '.join(packages)} by apt-get",
+                resolution=f"make a Debian or Ubuntu package source reachable, or install {' '.join(packages)} by hand",
+                reason="SystemToolsMissing",
+            )
+        return packages
+
+    def _dpkg(self, arguments: Sequence[str], *, what: str, check: bool = True) -> None:
+        """Run dpkg; somebody else's lock (unattended upgrades) is waited for."""
+        import time
+
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            said = run([*DPKG, *arguments], timeout=900, env=QUIET, check=False)
+            if said.code == 0 or not check:
+                return
+            if "lock" in said.stderr and time.monotonic() < deadline:
+                time.sleep(3)
+                continue
+            hint = "the host's package manager is busy (apt or unattended-upgrades); it is tried again" if "lock" in said.stderr else ""
+            raise AgentError(f"{what} failed", details=said.tail(), resolution=hint or "see the lines of dpkg", reason="InstallFailed")

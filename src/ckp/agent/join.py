@@ -1,0 +1,163 @@
+"""From an installed host to a node of a cluster: bootstrap files, `kubeadm join`, and the proof that it worked."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from typing import Callable
+
+from ckp.agent.journal import Journal
+from ckp.agent.kit import InvalidInput, atomic_write, log, read_text, remove, run, wait_for
+from ckp.agent.messages import JoinFile, Membership
+from ckp.agent.osprep import PATCHES_DIR, HostDecisions
+
+KUBELET_CONF = "/etc/kubernetes/kubelet.conf"
+BOOTSTRAP_CONF = "/etc/kubernetes/bootstrap-kubelet.conf"
+NODE_CERTIFICATE = "/var/lib/kubelet/pki/kubelet-client-current.pem"
+SUCCESS = "/run/cluster-api/bootstrap-success.complete"
+JOIN_SECONDS = 300.0
+CHECK_SECONDS = 120.0
+COMMAND_SECONDS = 600.0
+FORBIDDEN_PLACES = ("/proc/", "/sys/", "/dev/", "/var/lib/ckp-agent/", "/etc/ckp-agent/", "/usr/lib/ckp-agent/", "/usr/share/ckp-agent/")
+
+
+def check_path(path: str) -> str:
+    """A path that a bootstrap file may have: absolute, plain, and not ours. InvalidInput otherwise."""
+    if not path.startswith("/") or os.path.normpath(path) != path or path.startswith("//") or "\0" in path:
+        raise InvalidInput(f"the bootstrap file {path!r} has no plain absolute path", permanent=True)
+    if any(path.startswith(place) for place in FORBIDDEN_PLACES):
+        raise InvalidInput(f"the bootstrap file {path!r} lies where none may", permanent=True)
+    return path
+
+
+def check_mode(text: str) -> int:
+    """A file mode such as 0600. InvalidInput for anything else, set-uid bits included."""
+    if not re.fullmatch(r"0?[0-7]{3}", text):
+        raise InvalidInput(f"{text!r} is no file mode", permanent=True)
+    return int(text, 8)
+
+
+def write_files(journal: Journal, files: tuple[JoinFile, ...]) -> None:
+    """Write the bootstrap files. All paths are checked before the first is written."""
+    checked = [(check_path(file.path), file.content, check_mode(file.mode)) for file in files]
+    for path, content, mode in checked:
+        if path.startswith(("/run/", "/etc/kubernetes/")):
+            journal.add_file(path)  # nothing of the host's own is there
+            atomic_write(path, content, mode=mode)
+        else:
+            journal.replace_file(path, content, mode=mode)
+
+
+def node_of_certificate() -> str:
+    """The node name in the kubelet's client certificate; "" if there is none."""
+    if not os.path.exists(NODE_CERTIFICATE):
+        return ""
+    said = run(["openssl", "x509", "-noout", "-subject", "-nameopt", "RFC2253", "-in", NODE_CERTIFICATE], timeout=20, check=False)
+    match = re.search(r"CN=system:node:([^,+\s]+)", said.stdout)
+    return match.group(1) if match else ""
+
+
+def is_node() -> bool:
+    """Whether this host has joined some cluster."""
+    return os.path.exists(KUBELET_CONF)
+
+
+def join(journal: Journal, member: Membership, decisions: HostDecisions, cancelled: Callable[[], bool]) -> str:
+    """Make this host a node. A join that was cut off is recognised: a finished one is not done again, a half one is cleared first."""
+    if is_node() and node_of_certificate() == member.node_name:
+        remove(BOOTSTRAP_CONF)
+        _finish(journal, member)
+        return "kubeadm join had succeeded before"
+    config = next((file for file in member.files if file.path == member.join_config), None)
+    if config is None:
+        raise InvalidInput(f"the join configuration {member.join_config} is not among the bootstrap files", permanent=True)
+    if is_node() or os.path.exists(BOOTSTRAP_CONF):
+        log("clearing what an interrupted kubeadm join left")
+        run(["kubeadm", "reset", "-f", "--cleanup-tmp-dir"], timeout=180, check=False)
+    write_files(journal, member.files)
+    note = (
+        "" if PATCHES_DIR in config.content else f"the join configuration has no patches.directory {PATCHES_DIR}: this host's kubelet settings are not applied"
+    )
+    for command in member.pre_commands:
+        _command(command, "preKubeadmCommands")
+    argv = ["kubeadm", "join", "--config", member.join_config]
+    ignored = decisions.ignored_preflight()
+    if ignored:
+        argv.append(f"--ignore-preflight-errors={','.join(ignored)}")
+    run(
+        argv,
+        timeout=JOIN_SECONDS,
+        what="kubeadm join",
+        resolution="see the lines of kubeadm; journalctl -u kubelet shows the node's side",
+        reason="JoinFailed",
+        cancelled=cancelled,
+    )
+    for command in member.post_commands:
+        _command(command, "postKubeadmCommands")
+    _finish(journal, member)
+    return note
+
+
+def _command(command: str, source: str) -> None:
+    """A command of the KubeadmConfig: text for a shell, by Cluster API's contract."""
+    run(["/bin/sh", "-c", command], timeout=COMMAND_SECONDS, what=f"a command of {source}", reason="BootstrapCommandFailed")
+
+
+def _finish(journal: Journal, member: Membership) -> None:
+    """Cluster API's sign of success; the token in the join configuration has served."""
+    journal.add_file(SUCCESS)
+    atomic_write(SUCCESS, "success\n")
+    remove(member.join_config)
+
+
+def kubelet_health() -> str:
+    """Why the kubelet is not well; "" if its own health endpoint says ok."""
+    try:
+        with socket.create_connection(("127.0.0.1", 10248), timeout=3) as link:
+            link.settimeout(3)
+            link.sendall(b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            answer = b""
+            while True:
+                part = link.recv(4096)
+                if not part:
+                    break
+                answer += part
+                if len(answer) > 65536:
+                    break
+    except OSError as error:
+        return f"the kubelet does not answer on its health port: {error.strerror or error}"
+    return "" if answer.startswith((b"HTTP/1.0 200", b"HTTP/1.1 200")) else "the kubelet's health endpoint does not say ok"
+
+
+def check(member: Membership, cancelled: Callable[[], bool]) -> str:
+    """The host is a node when its certificate is there, its kubelet runs and says that it is well."""
+    if not os.path.exists(SUCCESS):
+        atomic_write(SUCCESS, "success\n")  # /run does not survive a restart; the join did
+
+    def missing() -> str:
+        if not is_node():
+            return f"{KUBELET_CONF} is missing"
+        found = node_of_certificate()
+        if found != member.node_name:
+            return f"the node's certificate is for {found or 'nobody'}, expected is {member.node_name}"
+        state = run(["systemctl", "is-active", "kubelet"], timeout=20, check=False).stdout.strip()
+        return kubelet_health() if state == "active" else f"the kubelet is {state}"
+
+    wait_for(
+        missing,
+        timeout=CHECK_SECONDS,
+        every=1.0,
+        what="the kubelet of the new node is well",
+        resolution="journalctl -u kubelet",
+        reason="KubeletUnhealthy",
+        cancelled=cancelled,
+    )
+    return f"node {member.node_name}"
+
+
+def kubelet_log_tail() -> str:
+    """The kubelet's last words, for errors."""
+    return (
+        run(["journalctl", "-u", "kubelet", "-n", "15", "--no-pager", "-o", "cat"], timeout=20, check=False).stdout or read_text("/var/log/kubelet.log")[-2000:]
+    )

@@ -1,0 +1,224 @@
+"""What the agent did to this host, on disk: the memory that lets it go on after a kill or a power cut, and undo all of it.
+
+Rules: an intention is written down before the host is changed (a package's name before dpkg runs, a file's old content before it is
+replaced), so that the journal may name something that was not done, but never misses something that was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from typing import Any, Iterable
+
+from ckp.agent.kit import AgentError, atomic_write, remove
+from ckp.agent.messages import JournalEntry
+
+SCHEMA = 1
+KEPT_ENTRIES = 200
+
+
+def now() -> str:
+    """The time as RFC 3339, UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+class Journal:
+    """State in one JSON file (0600), replaced as a whole with every change. Safe to read from another thread."""
+
+    def __init__(self, path: str, saved_dir: str) -> None:
+        self.path = path
+        self.saved_dir = saved_dir
+        self._lock = threading.RLock()
+        self.member: dict[str, str] | None = None
+        self.done: list[str] = []
+        self.packages: list[str] = []
+        self.saved: dict[str, dict[str, Any]] = {}
+        self.files: list[str] = []
+        self.notes: dict[str, Any] = {}
+        self.entries: list[JournalEntry] = []
+        self._load()
+
+    def _load(self) -> None:
+        try:
+            with open(self.path, encoding="utf-8") as stream:
+                data = json.load(stream)
+        except FileNotFoundError:
+            return
+        except ValueError as error:
+            raise AgentError(
+                f"the journal {self.path} can't be read: {error}",
+                resolution="it says what was installed on this host; restore it from a backup, or move it away if the host was reinstalled",
+                reason="JournalBroken",
+            ) from None
+        if data.get("schema") != SCHEMA:
+            raise AgentError(
+                f"the journal {self.path} has schema {data.get('schema')!r}, this agent reads {SCHEMA}",
+                resolution="install the agent version that wrote it",
+                reason="JournalBroken",
+            )
+        self.member = data["member"]
+        self.done = data["done"]
+        self.packages = data["packages"]
+        self.saved = data["saved"]
+        self.files = data["files"]
+        self.notes = data["notes"]
+        self.entries = [JournalEntry(**entry) for entry in data["entries"]]
+
+    def save(self) -> None:
+        """Write everything down; returns when it is on disk."""
+        with self._lock:
+            data = {
+                "schema": SCHEMA,
+                "member": self.member,
+                "done": self.done,
+                "packages": self.packages,
+                "saved": self.saved,
+                "files": self.files,
+                "notes": self.notes,
+                "entries": [vars(entry) for entry in self.entries[-KEPT_ENTRIES:]],
+            }
+            atomic_write(self.path, json.dumps(data, indent=1), mode=0o600)
+
+    # -- what happened -----------------------------------------------------------------------------------------------
+
+    def record(self, step: str, outcome: str, seconds: float = 0.0, message: str = "") -> None:
+        """Add an entry and save."""
+        with self._lock:
+            self.entries.append(JournalEntry(now(), step, outcome, round(seconds, 3), message[:1000]))
+            del self.entries[:-KEPT_ENTRIES]
+            self.save()
+
+    def last(self, count: int) -> tuple[JournalEntry, ...]:
+        """The newest entries, oldest first."""
+        with self._lock:
+            return tuple(self.entries[-count:])
+
+    def begin(self, member: dict[str, str]) -> None:
+        """This host is to be a member from now on; nothing is done yet."""
+        with self._lock:
+            self.member = dict(member)
+            self.done = []
+            self.save()
+
+    def finish_step(self, step: str, seconds: float, message: str = "") -> None:
+        """A step is done: one write, so that entry and state can't disagree."""
+        with self._lock:
+            if step not in self.done:
+                self.done.append(step)
+            self.record(step, "done", seconds, message)
+
+    def undo_steps(self, steps: Iterable[str]) -> None:
+        """These steps must be done again."""
+        with self._lock:
+            self.done = [step for step in self.done if step not in set(steps)]
+            self.save()
+
+    def forget(self) -> None:
+        """The host is free: nothing is left of what we did."""
+        with self._lock:
+            self.member = None
+            self.done = []
+            self.packages = []
+            self.saved = {}
+            self.files = []
+            self.notes = {}
+            self.save()
+
+    # -- what must be undone -----------------------------------------------------------------------------------------
+
+    def note(self, key: str, value: Any) -> None:
+        """Remember a decision or a finding."""
+        with self._lock:
+            if self.notes.get(key) != value:
+                self.notes[key] = value
+                self.save()
+
+    def add_packages(self, names: Iterable[str]) -> None:
+        """Packages that we are about to install and that were not there before."""
+        with self._lock:
+            self.packages += [name for name in names if name not in self.packages]
+            self.save()
+
+    def replace_file(self, path: str, content: str | bytes, *, mode: int = 0o644) -> bool:
+        """Write a file of the host; its first content is kept, and comes back at `restore_files`. Returns whether something changed."""
+        self.keep_original(path)
+        data = content.encode() if isinstance(content, str) else content
+        try:
+            with open(path, "rb") as stream:
+                if stream.read() == data and (os.fstat(stream.fileno()).st_mode & 0o7777) == mode:
+                    return False
+        except OSError:
+            pass
+        atomic_write(path, data, mode=mode)
+        return True
+
+    def keep_original(self, path: str) -> None:
+        """Keep a file's content (or its absence) before it is changed for the first time."""
+        with self._lock:
+            if path in self.saved:
+                return
+            try:
+                with open(path, "rb") as stream:
+                    original = stream.read()
+                    mode = os.fstat(stream.fileno()).st_mode & 0o7777
+            except FileNotFoundError:
+                self.saved[path] = {"absent": True, "folders": _missing_folders(path)}
+            else:
+                blob = hashlib.sha256(path.encode()).hexdigest()[:24]
+                atomic_write(os.path.join(self.saved_dir, blob), original, mode=0o600)
+                self.saved[path] = {"absent": False, "blob": blob, "mode": mode}
+            self.save()
+
+    def restore_files(self) -> None:
+        """Bring back every file that `replace_file` changed. May be called again after a kill in the middle."""
+        with self._lock:
+            for path, entry in list(self.saved.items()):
+                if entry["absent"]:
+                    remove(path)
+                else:
+                    blob = os.path.join(self.saved_dir, entry["blob"])
+                    with open(blob, "rb") as stream:
+                        atomic_write(path, stream.read(), mode=entry["mode"])
+            folders = {folder for entry in self.saved.values() if entry["absent"] for folder in entry["folders"]}
+            for folder in sorted(folders, key=len, reverse=True):
+                _rmdir(folder)
+            blobs = [entry["blob"] for entry in self.saved.values() if not entry["absent"]]
+            self.saved = {}
+            self.save()
+            for blob in blobs:
+                remove(os.path.join(self.saved_dir, blob))
+
+    def add_file(self, path: str) -> None:
+        """A file that we are about to create and that is ours alone: deleted at reset."""
+        with self._lock:
+            if path not in self.files:
+                self.files.append(path)
+                self.save()
+
+    def remove_files(self) -> None:
+        """Delete the files that are ours alone."""
+        with self._lock:
+            for path in self.files:
+                remove(path)
+            self.files = []
+            self.save()
+
+
+def _missing_folders(path: str) -> list[str]:
+    """The parents of `path` that don't exist yet, innermost first: they go again with it, if empty."""
+    missing = []
+    folder = os.path.dirname(path)
+    while folder not in ("", "/") and not os.path.isdir(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    return missing
+
+
+def _rmdir(folder: str) -> None:
+    try:
+        os.rmdir(folder)
+    except OSError:
+        pass  # not empty: somebody else's, or not there

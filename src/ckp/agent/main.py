@@ -1,0 +1,178 @@
+"""`ckp-agent`: run | enrol | status | verify. (`ckp-agent standalone …` is added by ckp.standalone.tool, the one-file tool's entry.)"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Sequence
+
+from ckp.agent.kit import CONFIG_DIR, AgentError, log
+
+if TYPE_CHECKING:
+    from ckp.agent.config import Config
+
+STACK_BYTES = 512 << 10
+SHED = "CKP_AGENT_ENROLLED"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="ckp-agent", description="CKP's agent on a host: it dials out to the hub, and makes this machine a node or free again.")
+    top.add_argument("--version", action="store_true", help="print the version")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    for name, text in (
+        ("run", "work until stopped (what the systemd unit does); enrols first if needed"),
+        ("enrol", "ask the hub for this host's identity and wait for approval"),
+        ("status", "show enrolment, channel and work of the running agent"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--config", default=CONFIG_DIR + "/config.json", help="settings (default: %(default)s)")
+        if name == "enrol":
+            command.add_argument("--again", action="store_true", help="forget the present identity and key first")
+        if name == "status":
+            command.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    verify = commands.add_parser("verify", help="verify a bundle's folder or a package", description="Verify a bundle's folder or a single package.")
+    verify.add_argument("target", help="folder of a pulled bundle, a .deb or an .rpm")
+    verify.add_argument("--keyring", default="/usr/share/ckp-agent/trusted.gpg", help="trusted OpenPGP keys (default: %(default)s)")
+    verify.add_argument("--release", help="refuse another release than this (v1.35.1)")
+    facts = commands.add_parser("facts", help="print what this host says about itself", description="Print what this host says about itself, as JSON.")
+    facts.set_defaults(command="facts")
+    commands.add_parser("standalone", help="make this one host a cluster, or undo it (see: ckp-agent standalone --help)")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; errors are shown as sentences. Returns the exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        return _dispatch(arguments)
+    except AgentError as error:
+        sys.stderr.write(error.render() + "\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(arguments: argparse.Namespace) -> int:
+    from ckp.agent import facts
+
+    if arguments.version:
+        print(facts.version())
+    elif arguments.command == "verify":
+        from ckp.agent.verify import verify_command
+
+        verify_command(arguments.target, arguments.keyring, arguments.release)
+    elif arguments.command == "facts":
+        from dataclasses import asdict
+
+        print(json.dumps(asdict(facts.host_facts()), indent=2))
+    elif arguments.command == "status":
+        return _status(arguments)
+    elif arguments.command in ("run", "enrol"):
+        from ckp.agent.config import load
+
+        config = load(arguments.config)
+        return _enrol(config, arguments.again) if arguments.command == "enrol" else _run(config)
+    else:
+        parser().print_help()
+        return 2
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from ckp.agent.config import load
+    from ckp.agent.identity import Identity
+    from ckp.agent.status import Status
+
+    config = load(arguments.config)
+    status, identity = Status(config.state_dir), Identity(config.state_dir)
+    if arguments.output == "json":
+        print(json.dumps({"host": identity.host, "enrolled": identity.enrolled, "topics": status.topics}, indent=2))
+    else:
+        print(f"host:       {identity.host or 'not enrolled yet'}")
+        print(status.render())
+    return 0
+
+
+def _enrol(config: Config, again: bool) -> int:
+    from ckp.agent import facts
+    from ckp.agent.identity import Identity, enrol
+    from ckp.agent.status import Status
+
+    identity = Identity(config.state_dir)
+    if again:
+        identity.forget()
+    if identity.enrolled:
+        log(f"this host is enrolled already: {identity.host}")
+        return 0
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    return 0 if enrol(config, identity, lambda: facts.host_facts(config.hub_host), Status(config.state_dir), stop, once=True) else 1
+
+
+def _run(config: Config) -> int:
+    """The service: enrol, then a worker thread and the channel. Ends after the present step on SIGTERM."""
+    os.umask(0o077)
+    os.makedirs(config.state_dir, mode=0o700, exist_ok=True)
+    threading.stack_size(STACK_BYTES)
+    from ckp.agent import facts
+    from ckp.agent.identity import Identity, enrol
+    from ckp.agent.status import Status
+
+    identity, status = Identity(config.state_dir), Status(config.state_dir)
+    stop = threading.Event()
+    if not identity.enrolled:
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        signal.signal(signal.SIGINT, lambda *_: stop.set())
+        if not enrol(config, identity, lambda: facts.host_facts(config.hub_host), status, stop):
+            return 0
+        if os.environ.get(SHED) != "1" and os.path.isfile(sys.argv[0]) and not sys.argv[0].endswith(".py"):
+            # HTTP's libraries are not needed any more: start anew without them, and stay small for months
+            os.environ[SHED] = "1"
+            os.execv(sys.executable, [sys.executable, "-I", *sys.argv])  # noqa: S606
+    from ckp.agent import messages
+    from ckp.agent.channel import Channel
+    from ckp.agent.engine import Engine
+    from ckp.agent.host import HostActions
+    from ckp.agent.journal import Journal
+
+    journal = Journal(os.path.join(config.state_dir, "journal.json"), os.path.join(config.state_dir, "saved"))
+    engine = Engine(journal, HostActions(config, journal))
+
+    def hello() -> messages.Hello:
+        return messages.Hello(boot_id=facts.boot_id(), facts=facts.host_facts(config.hub_host))
+
+    channel = Channel(config.channel, identity, config.ca, engine, status, hello)
+
+    def terminate(*_: object) -> None:
+        # from a thread of its own: a signal handler must not wait for locks that the interrupted code may hold
+        for end in (engine.stop, channel.close):
+            threading.Thread(target=end, daemon=True).start()
+
+    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGINT, terminate)
+    threading.Thread(target=_watch_work, args=(engine, status, channel.stop), name="status", daemon=True).start()
+    worker = threading.Thread(target=engine.run, name="engine", daemon=True)
+    worker.start()
+    log(f"ckp-agent {facts.version()} runs on {identity.host}, hub {config.channel}")
+    channel.run()
+    worker.join()
+    return 0
+
+
+def _watch_work(engine: object, status: object, over: threading.Event) -> None:
+    """Keep the `work` line of `ckp-agent status` current."""
+    from ckp.agent.engine import Engine
+    from ckp.agent.status import Status
+
+    assert isinstance(engine, Engine) and isinstance(status, Status)
+    while not over.is_set():
+        report, version = engine.report()
+        where = f"{report.cluster} {report.machine} {report.release}".strip()
+        failing = f"{report.reason}: {report.message} (attempt {report.attempts})" if report.reason else ""
+        status.set("work", report.phase, "; ".join(part for part in (where, failing) if part))
+        engine.wait_change(version, 3600.0, over)

@@ -1,0 +1,216 @@
+"""The protocol of hub and agent, protocol 1: the agent's own copy of ckp.api.host_protocol as plain dataclasses.
+
+A contract test (tests/contract/test_agent_messages.py) holds the two together, field by field.
+"""
+
+from __future__ import annotations
+
+import json
+import typing
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Optional, Tuple, Type, TypeVar
+
+PROTOCOL = 1
+MAX_FRAME_BYTES = 1 << 20
+REPORT_SECONDS = 20.0
+JOURNAL_SENT = 50
+"""Entries of the journal that a Report carries; the host keeps more."""
+
+PHASES = ("Free", "Preflight", "Pulling", "Verifying", "Preparing", "Installing", "Joining", "Checking", "Joined", "Resetting", "Failed")
+T = TypeVar("T")
+
+
+class MalformedMessage(ValueError):
+    """A frame is not what the protocol says; the message names the field."""
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What a host says about itself."""
+
+    hostname: str
+    machine_id: str
+    os_id: str
+    os_version: str
+    kernel: str
+    architecture: str
+    cpus: int
+    memory_bytes: int
+    disk_bytes: int
+    disk_free_bytes: int
+    addresses: Tuple[str, ...] = ()
+    default_address: str = ""
+    cgroup: str = "v2"
+    swap: bool = False
+    agent_version: str = ""
+
+
+@dataclass(frozen=True)
+class EnrolmentRequest:
+    """The first word of a host."""
+
+    psk: str = field(repr=False)
+    facts: HostFacts
+    csr: str
+    protocol: int = PROTOCOL
+    domain: str = "default"
+    project: str = "default"
+
+
+@dataclass(frozen=True)
+class EnrolmentTicket:
+    """Where to ask for the outcome, and the secret that lets only this agent ask."""
+
+    request_id: str
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class EnrolmentStatus:
+    """`approved` carries the client certificate, the CA, and the host's name."""
+
+    state: str
+    reason: str = ""
+    host: str = ""
+    certificate: str = ""
+    ca: str = ""
+
+
+@dataclass(frozen=True)
+class BundleRef:
+    """A bundle in a registry, by digest."""
+
+    image: str
+    tag: str
+    release: str
+    registry_ca: str = ""
+
+
+@dataclass(frozen=True)
+class JoinFile:
+    """A file of the bootstrap data."""
+
+    path: str
+    content: str = field(repr=False)
+    mode: str = "0600"
+
+
+@dataclass(frozen=True)
+class Membership:
+    """All that a host needs to be a node of one cluster."""
+
+    cluster: str
+    machine: str
+    node_name: str
+    provider_id: str
+    release: str
+    bundle: BundleRef
+    files: Tuple[JoinFile, ...]
+    join_config: str
+    sandbox_image: str
+    registry: str
+    pre_commands: Tuple[str, ...] = ()
+    post_commands: Tuple[str, ...] = ()
+    registry_ca: str = ""
+
+    def key(self) -> str:
+        """What makes it this membership and not another: a change of anything else never makes a host leave and join again."""
+        return f"{self.cluster}|{self.machine}|{self.provider_id}"
+
+
+@dataclass(frozen=True)
+class Desired:
+    """The whole desired state of one host."""
+
+    generation: int
+    host: str
+    membership: Optional[Membership] = None
+    report_seconds: float = REPORT_SECONDS
+    type: str = "desired"
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The agent's first frame on the channel."""
+
+    boot_id: str
+    facts: HostFacts
+    type: str = "hello"
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True)
+class JournalEntry:
+    """One thing that was done on the host."""
+
+    at: str
+    step: str
+    outcome: str
+    seconds: float = 0.0
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The observed state of one host."""
+
+    generation: int
+    phase: str
+    cluster: str = ""
+    machine: str = ""
+    release: str = ""
+    reason: str = ""
+    message: str = ""
+    attempts: int = 0
+    journal: Tuple[JournalEntry, ...] = ()
+    type: str = "report"
+
+
+def to_json(message: Any) -> str:
+    """A message as the text of one frame."""
+    return json.dumps(asdict(message), separators=(",", ":"), ensure_ascii=False)
+
+
+def from_json(kind: Type[T], text: str | bytes) -> T:
+    """Read a message. Unknown fields are ignored, missing or mistyped ones raise MalformedMessage with the field's name."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MalformedMessage(f"{kind.__name__}: not JSON: {error}") from None
+    return decode(kind, data)
+
+
+def decode(kind: Type[T], data: Any, where: str = "") -> T:
+    """A dataclass from parsed JSON; see from_json."""
+    name = where or kind.__name__
+    if not isinstance(data, dict):
+        raise MalformedMessage(f"{name}: an object is expected")
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for item in fields(kind):  # type: ignore[arg-type]
+        if item.name in data:
+            values[item.name] = _value(hints[item.name], data[item.name], f"{name}.{item.name}")
+        elif item.default is MISSING and item.default_factory is MISSING:
+            raise MalformedMessage(f"{name}.{item.name} is missing")
+    if "type" in hints and values.get("type", kind.type) != kind.type:  # type: ignore[attr-defined]
+        raise MalformedMessage(f"{name}.type is {values['type']!r}")
+    return kind(**values)
+
+
+def _value(hint: Any, data: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is typing.Union:  # only Optional[X] is used
+        inner = [part for part in typing.get_args(hint) if part is not type(None)][0]
+        return None if data is None else _value(inner, data, where)
+    if origin is tuple:
+        if not isinstance(data, list):
+            raise MalformedMessage(f"{where}: a list is expected")
+        inner = typing.get_args(hint)[0]
+        return tuple(_value(inner, part, f"{where}[{index}]") for index, part in enumerate(data))
+    if is_dataclass(hint):
+        return decode(hint, data, where)  # type: ignore[arg-type]
+    if hint is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    if not isinstance(data, hint) or (hint is int and isinstance(data, bool)):
+        raise MalformedMessage(f"{where}: a value of type {hint.__name__} is expected")
+    return data

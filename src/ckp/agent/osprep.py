@@ -1,0 +1,330 @@
+"""Preparing the operating system for a node. Every decision is made from the host itself; every change can be taken back.
+
+`/etc/ckp-agent/host.json` (absent on real hosts) may hold overrides for special places such as the lab, whose hosts share a disk:
+
+    {"kubelet": {"evictionHard": {"nodefs.available": "1Gi"}, "imageGCHighThresholdPercent": 100}}
+
+`kubelet` is merged into the node's KubeletConfiguration.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckp.agent import facts
+from ckp.agent.journal import Journal
+from ckp.agent.kit import CONFIG_DIR, AgentError, InvalidInput, ProcessFailed, have, read_text, run
+
+HOST_JSON = CONFIG_DIR + "/host.json"
+SYSCTL_FILE = "/etc/sysctl.d/99-ckp.conf"
+MODULES_FILE = "/etc/modules-load.d/ckp.conf"
+CONTAINERD_CONFIG = "/etc/containerd/config.toml"
+CERTS_D = "/etc/containerd/certs.d"
+CRICTL_CONFIG = "/etc/crictl.yaml"
+KUBELET_DEFAULTS = "/etc/default/kubelet"
+KUBELET_SYSCONFIG = "/etc/sysconfig/kubelet"
+PATCHES_DIR = "/etc/kubernetes/ckp-patches"
+CONTAINERD_SOCKET = "unix:///run/containerd/containerd.sock"
+MODULES = ("overlay", "br_netfilter")
+SYSCTLS = {
+    "net.ipv4.ip_forward": "1",
+    "net.ipv6.conf.all.forwarding": "1",
+    "net.bridge.bridge-nf-call-iptables": "1",
+    "net.bridge.bridge-nf-call-ip6tables": "1",
+}
+OPTIONAL_SYSCTLS = ("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables", "net.ipv6.conf.all.forwarding")
+
+
+@dataclass(frozen=True)
+class HostDecisions:
+    """What this host can do, and what follows from it for containerd, the kubelet and the network."""
+
+    cgroup: str
+    driver: str
+    restrict_oom_score_adj: bool
+    snapshotter: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """What is not as on a usual host, in sentences."""
+        found = []
+        if self.cgroup == "v1":
+            found.append("cgroup v1: the kubelet is told to accept it, kubeadm's SystemVerification is ignored")
+        if self.restrict_oom_score_adj:
+            found.append("no CAP_SYS_RESOURCE: containerd restricts oom_score_adj, Cilium runs privileged")
+        if self.snapshotter != "overlayfs":
+            found.append(f"/var/lib lies on overlay: containerd uses the snapshotter {self.snapshotter}")
+        if self.overrides:
+            found.append(f"{HOST_JSON} overrides: {', '.join(sorted(self.overrides))}")
+        return found
+
+    def kubelet(self) -> dict[str, Any]:
+        """The fields of KubeletConfiguration that this host decides."""
+        config: dict[str, Any] = {"cgroupDriver": self.driver}
+        if self.cgroup == "v1":
+            config["failCgroupV1"] = False
+        config.update(self.overrides.get("kubelet", {}))
+        return config
+
+    def ignored_preflight(self) -> list[str]:
+        """kubeadm checks that can't hold here. On an ordinary host: none."""
+        return ["SystemVerification"] if self.cgroup == "v1" else []
+
+
+def decide(host_json: str = HOST_JSON) -> HostDecisions:
+    """Look at the host. InvalidInput if the overrides can't be read."""
+    text = read_text(host_json)
+    overrides: dict[str, Any] = {}
+    if text.strip():
+        try:
+            overrides = json.loads(text)
+            if not isinstance(overrides, dict) or not isinstance(overrides.get("kubelet", {}), dict):
+                raise ValueError("an object with an object `kubelet` is expected")
+        except ValueError as error:
+            raise InvalidInput(f"{host_json} can't be used: {error}", resolution="mend or remove it") from None
+    cgroup = facts.cgroup_version()
+    snapshotter = "native" if facts.file_system_of("/var/lib/containerd") in ("overlay", "aufs") else "overlayfs"
+    return HostDecisions(cgroup, facts.cgroup_driver(cgroup), not facts.can_lower_oom_score(), snapshotter, overrides)
+
+
+def prepare(
+    journal: Journal,
+    decisions: HostDecisions,
+    *,
+    sandbox_image: str,
+    registry: str,
+    registry_ca: str,
+    kubelet_args: str,
+) -> str:
+    """All of the preparation; returns what is remarkable, as a text for the journal. Idempotent."""
+    notes = [*kernel(journal), *swap_off(journal)]
+    containerd(journal, decisions, sandbox_image, registry, registry_ca)
+    kubelet(journal, decisions, kubelet_args)
+    return "; ".join(notes + decisions.notes)
+
+
+# -- kernel --------------------------------------------------------------------------------------------------------------
+
+
+def kernel(journal: Journal) -> list[str]:
+    """Modules and forwarding, now and after a restart. Returns notes on what this kernel does otherwise."""
+    notes = []
+    wanted = []
+    for module in MODULES:
+        if _built_in(module):
+            continue
+        if os.path.isdir(f"/sys/module/{module}") and have("modprobe") and run(["modprobe", "-n", module], timeout=60, check=False).code != 0:
+            continue  # there, and no module that could be loaded: nothing to do after a restart either
+        said = run(["modprobe", module], timeout=60, check=False) if have("modprobe") else None
+        if said is not None and said.code == 0:
+            wanted.append(module)
+        elif _works_without(module):
+            notes.append(f"the module {module} can't be loaded here, but what it is for works")
+        else:
+            notes.append(f"the module {module} is not there: bridged traffic passes no iptables (not needed by Cilium)")
+    if wanted:
+        journal.replace_file(MODULES_FILE, "".join(f"{module}\n" for module in wanted))
+    _sysctls(journal, notes)
+    return notes
+
+
+def _built_in(module: str) -> bool:
+    names = read_text(f"/lib/modules/{os.uname().release}/modules.builtin")
+    return f"/{module}.ko" in names
+
+
+def _works_without(module: str) -> bool:
+    if module == "overlay":
+        return re.search(r"^nodev\toverlay$", read_text("/proc/filesystems"), re.M) is not None
+    return os.path.exists("/proc/sys/net/bridge/bridge-nf-call-iptables")
+
+
+def _sysctls(journal: Journal, notes: list[str]) -> None:
+    lines = ["# Written by ckp-agent: a Kubernetes node forwards packets. Removed when the host leaves its cluster."]
+    before = dict(journal.notes.get("sysctl", {}))
+    for name, value in SYSCTLS.items():
+        path = "/proc/sys/" + name.replace(".", "/")
+        if not os.path.exists(path):
+            if name not in OPTIONAL_SYSCTLS:
+                raise AgentError(f"this kernel has no {name}, which every node needs", reason="KernelUnfit", permanent=True)
+            notes.append(f"this kernel has no {name}")
+            continue
+        lines.append(f"{name} = {value}")
+        before.setdefault(name, read_text(path).strip())
+    journal.note("sysctl", before)
+    journal.replace_file(SYSCTL_FILE, "\n".join(lines) + "\n")
+    for name, value in SYSCTLS.items():
+        path = "/proc/sys/" + name.replace(".", "/")
+        if not os.path.exists(path) or read_text(path).strip() == value:
+            continue
+        try:
+            _write_proc(path, value)
+        except OSError as error:
+            if name in OPTIONAL_SYSCTLS:
+                notes.append(f"{name} can't be set: {error.strerror}")
+            else:
+                raise AgentError(
+                    f"{name} can't be set to {value}: {error.strerror}", resolution="let root write to /proc/sys on this host", reason="KernelUnfit"
+                ) from None
+
+
+def _write_proc(path: str, value: str) -> None:
+    with open(path, "w", encoding="ascii") as stream:
+        stream.write(value)
+
+
+def restore_sysctls(journal: Journal) -> None:
+    """Set back the values that we found, as far as the kernel takes them."""
+    for name, value in journal.notes.get("sysctl", {}).items():
+        path = "/proc/sys/" + name.replace(".", "/")
+        try:
+            if read_text(path).strip() != value:
+                _write_proc(path, value)
+        except OSError:
+            pass
+
+
+# -- swap ----------------------------------------------------------------------------------------------------------------
+
+
+def comment_swap(fstab: str) -> str:
+    """fstab with its swap lines commented out."""
+    return re.sub(r"^(?!\s*#)(\s*\S+\s+\S+\s+swap\s.*)$", r"# off for Kubernetes (ckp-agent): \1", fstab, flags=re.M)
+
+
+def swap_off(journal: Journal) -> list[str]:
+    """No swap, now and after a restart."""
+    notes = []
+    fstab = read_text("/etc/fstab")
+    if comment_swap(fstab) != fstab:
+        journal.replace_file("/etc/fstab", comment_swap(fstab), mode=0o644)
+        notes.append("swap lines in /etc/fstab are commented out")
+    if facts.swap_on():
+        devices = [line.split()[0] for line in read_text("/proc/swaps").splitlines()[1:]]
+        journal.note("swap", devices)
+        try:
+            run(["swapoff", "-a"], timeout=300, what="turning swap off")
+        except ProcessFailed as error:
+            raise AgentError(
+                error.brief, details=error.details, resolution="turn swap off by hand; the kubelet does not start with it", reason="SwapOn"
+            ) from None
+        if facts.swap_on():
+            raise AgentError("swap is still on after swapoff -a", resolution="turn it off by hand (swapon --show lists it)", reason="SwapOn")
+        notes.append("swap was on and is off now")
+    return notes
+
+
+def restore_swap(journal: Journal) -> None:
+    """Turn on the swap that was on before us (fstab is restored with the files)."""
+    for device in journal.notes.get("swap", []):
+        run(["swapon", device], timeout=60, check=False)
+
+
+# -- containerd ----------------------------------------------------------------------------------------------------------
+
+
+def containerd_config(decisions: HostDecisions, sandbox_image: str) -> str:
+    """/etc/containerd/config.toml for containerd 1.7."""
+
+    def flag(value: bool) -> str:
+        return "true" if value else "false"
+
+    return f"""# Written by ckp-agent from what this host can do; the host's own file comes back when it leaves its cluster.
+version = 2
+
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{sandbox_image}"
+  restrict_oom_score_adj = {flag(decisions.restrict_oom_score_adj)}
+  max_concurrent_downloads = 6
+
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/opt/cni/bin"
+    conf_dir = "/etc/cni/net.d"
+
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "{decisions.snapshotter}"
+    default_runtime_name = "runc"
+
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        SystemdCgroup = {flag(decisions.driver == "systemd")}
+
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "{CERTS_D}"
+"""
+
+
+def registry_host(registry: str) -> str:
+    """host:port of a registry reference, whatever path follows. InvalidInput if that is no host."""
+    host = registry.split("/", 1)[0]
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?", host) and not re.fullmatch(r"\[[0-9a-fA-F:]+\](:[0-9]{1,5})?", host):
+        raise InvalidInput(f"{registry!r} names no registry host")
+    return host
+
+
+def check_image(image: str) -> str:
+    """An image reference that can be written into a TOML text."""
+    if not re.fullmatch(r"[A-Za-z0-9._:/@\[\]-]+", image):
+        raise InvalidInput(f"{image!r} is no image reference")
+    return image
+
+
+def containerd(journal: Journal, decisions: HostDecisions, sandbox_image: str, registry: str, registry_ca: str) -> None:
+    """containerd's configuration, the registry's CA, and crictl's."""
+    host = registry_host(registry)
+    journal.replace_file(CONTAINERD_CONFIG, containerd_config(decisions, check_image(sandbox_image)))
+    lines = [f'server = "https://{host}"', "", f'[host."https://{host}"]', '  capabilities = ["pull", "resolve"]']
+    if registry_ca:
+        journal.replace_file(f"{CERTS_D}/{host}/ca.crt", registry_ca)
+        lines.append(f'  ca = "{CERTS_D}/{host}/ca.crt"')
+    journal.replace_file(f"{CERTS_D}/{host}/hosts.toml", "\n".join(lines) + "\n")
+    journal.replace_file(CRICTL_CONFIG, f"runtime-endpoint: {CONTAINERD_SOCKET}\nimage-endpoint: {CONTAINERD_SOCKET}\ntimeout: 10\n")
+
+
+# -- kubelet -------------------------------------------------------------------------------------------------------------
+
+
+def kubelet(journal: Journal, decisions: HostDecisions, arguments: str) -> None:
+    """The patch that kubeadm merges into the node's KubeletConfiguration, and the kubelet's extra arguments."""
+    if re.search(r"[\"\\$`\n]", arguments):
+        raise InvalidInput(f"kubelet arguments with a quote, a backslash, $ or a line break are refused: {arguments!r}")
+    patch = f"{PATCHES_DIR}/kubeletconfiguration+merge.json"
+    journal.replace_file(patch, json.dumps(decisions.kubelet(), indent=1, sort_keys=True) + "\n", mode=0o600)
+    target = KUBELET_SYSCONFIG if os.path.isdir("/etc/sysconfig") and not os.path.isdir("/etc/default") else KUBELET_DEFAULTS
+    journal.replace_file(target, f'KUBELET_EXTRA_ARGS="{arguments}"\n')
+
+
+def kubelet_arguments(provider_id: str, node_ip: str) -> str:
+    """Extra arguments of the kubelet as a text."""
+    parts = []
+    if provider_id:
+        parts.append(f"--provider-id={provider_id}")
+    if node_ip:
+        parts.append(f"--node-ip={node_ip}")
+    return " ".join(parts)
+
+
+def start_containerd() -> None:
+    """Start containerd with the configuration that is there now, and wait until it answers."""
+    from ckp.agent.kit import wait_for
+
+    run(["systemctl", "daemon-reload"], timeout=60)
+    run(["systemctl", "enable", "containerd"], timeout=60, check=False)
+    # always a restart: the running one may have read an older configuration; its containers live on in their shims
+    run(["systemctl", "restart", "containerd"], timeout=120, what="starting containerd", resolution="journalctl -u containerd", reason="ContainerdFailed")
+    socket = CONTAINERD_SOCKET[len("unix://") :]
+
+    def answers() -> str:
+        if not os.path.exists(socket):
+            return f"{socket} is not there"
+        said = run(["ctr", "--address", socket, "version"], timeout=15, check=False)
+        return "" if said.code == 0 else said.tail()
+
+    wait_for(answers, timeout=60, every=0.3, what="containerd answers", resolution="journalctl -u containerd", reason="ContainerdFailed")

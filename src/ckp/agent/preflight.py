@@ -1,0 +1,135 @@
+"""May this host become a node? Looked at before anything is changed; all findings are told at once, each with its mend."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from dataclasses import dataclass, field
+from typing import Iterable
+
+from ckp.agent import facts
+from ckp.agent.installers.base import FOREIGN_RUNTIMES, Installer
+from ckp.agent.journal import Journal
+from ckp.agent.kit import AgentError, have, read_text
+
+GIB = 1 << 30
+MIB = 1 << 20
+WORKER_MEMORY_MIB = 900
+WORKER_DISK_GIB = 5
+KUBELET_CONF = "/etc/kubernetes/kubelet.conf"
+PROGRAMS = {"gpgv": "gpgv", "openssl": "openssl", "systemctl": "systemd"}
+
+
+class Unfit(AgentError):
+    """The host can't take what is wanted; nothing was changed."""
+
+    exit_code = 2
+    default_reason = "PreflightFailed"
+
+
+@dataclass
+class Findings:
+    """What stands against an installation."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, problem: str, mend: str) -> None:
+        """One finding."""
+        self.lines.append(f"{problem}: {mend}")
+
+    def raise_if_any(self, brief: str) -> None:
+        """Unfit with all findings, if there are any."""
+        if self.lines:
+            raise Unfit(
+                f"{brief}, nothing was changed: {self.lines[0]}" if len(self.lines) == 1 else f"{brief} for {len(self.lines)} reasons, nothing was changed",
+                details="" if len(self.lines) == 1 else "\n".join(self.lines),
+                resolution="mend this and try again" if len(self.lines) == 1 else "mend these and try again",
+            )
+
+
+def worker(journal: Journal, installer: Installer) -> Findings:
+    """The checks for a node without control plane."""
+    found = Findings()
+    common(found, journal, installer)
+    memory(found, WORKER_MEMORY_MIB)
+    disk(found, WORKER_DISK_GIB)
+    if not journal.packages:
+        ports(found, (10250,))
+    return found
+
+
+def common(found: Findings, journal: Journal, installer: Installer) -> None:
+    """Root, needed programs, and nothing of another cluster or container runtime."""
+    if os.geteuid() != 0:
+        found.add("this is not root", "run it as root")
+    for program, package in PROGRAMS.items():
+        if not have(program):
+            found.add(f"{program} is missing", f"install the package {package}")
+    if not os.path.isdir("/run/systemd/system"):
+        found.add("systemd does not run this host", "use a host with systemd as its init")
+    if not journal.packages:
+        if os.path.exists(KUBELET_CONF):
+            found.add(f"this host is already a node ({KUBELET_CONF} exists)", "reset it with the tool that made it (kubeadm reset), or use another host")
+        foreign = installer.installed(FOREIGN_RUNTIMES)
+        if foreign:
+            names = ", ".join(f"{name} {version}" for name, version in sorted(foreign.items()))
+            found.add(f"a container runtime or Kubernetes is installed already ({names})", "remove it, or use another host")
+
+
+def memory(found: Findings, mib: int) -> None:
+    """At least `mib` MiB of memory."""
+    have_mib = facts.memory_bytes() // MIB
+    if have_mib < mib:
+        found.add(f"this host has {have_mib} MiB of memory, {mib} MiB are needed", "give it more memory")
+
+
+def disk(found: Findings, gib: int) -> None:
+    """At least `gib` GiB free below /var/lib."""
+    free = facts.disk("/var/lib")[1]
+    if free < gib * GIB:
+        found.add(f"/var/lib has {free / GIB:.1f} GiB free, {gib} GiB are needed", "free some space or give it a larger disk")
+
+
+def listeners(proc: str = "/proc/net") -> set[int]:
+    """TCP ports that something listens on."""
+    used = set()
+    for name in ("tcp", "tcp6"):
+        for line in read_text(f"{proc}/{name}").splitlines()[1:]:
+            parts = line.split()
+            if len(parts) > 3 and parts[3] == "0A":
+                used.add(int(parts[1].rsplit(":", 1)[1], 16))
+    return used
+
+
+def owner_of(port: int) -> str:
+    """Which program listens on a port, if /proc tells; for a sentence only."""
+    inodes = set()
+    for name in ("tcp", "tcp6"):
+        for line in read_text(f"/proc/net/{name}").splitlines()[1:]:
+            parts = line.split()
+            if len(parts) > 9 and parts[3] == "0A" and int(parts[1].rsplit(":", 1)[1], 16) == port:
+                inodes.add(f"socket:[{parts[9]}]")
+    for pid in (name for name in os.listdir("/proc") if name.isdigit()):
+        try:
+            for handle in os.listdir(f"/proc/{pid}/fd"):
+                if os.readlink(f"/proc/{pid}/fd/{handle}") in inodes:
+                    return f"{read_text(f'/proc/{pid}/comm').strip()} (pid {pid})"
+        except OSError:
+            continue
+    return "another program"
+
+
+def ports(found: Findings, wanted: Iterable[int]) -> None:
+    """None of these ports may be taken."""
+    used = listeners()
+    for port in wanted:
+        if port in used:
+            found.add(f"port {port} is taken by {owner_of(port)}", "stop it or let it use another port")
+
+
+def host_name(found: Findings) -> None:
+    """A name that a node may have."""
+    name = socket.gethostname()
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", name):
+        found.add(f"the host name {name!r} can't be a node's name", "use lower-case letters, digits, - and . (hostnamectl set-hostname)")

@@ -1,0 +1,390 @@
+"""From a node back to a free host: everything that Kubernetes, its network and we ourselves put here goes, and only that.
+
+Each part may be done again at any time and looks first; what stays behind at the end is named, and makes the reset fail (it is tried again).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import time
+from typing import Any, Callable
+
+from ckp.agent import osprep
+from ckp.agent.installers.base import Installer
+from ckp.agent.journal import Journal
+from ckp.agent.kit import AgentError, have, log, read_text, remove, run
+
+LINKS = re.compile(r"(cilium_\w+|lxc[0-9a-f]{10,13}|lxc_health|cni0|cali[0-9a-f]{11}|vxlan\.calico|kube-ipvs0|nodelocaldns)\Z")
+"""Links that a cluster's network makes. lxcbr0 and docker0 are somebody else's and don't match."""
+CHAINS = re.compile(r"(KUBE-|CILIUM_|OLD_CILIUM_|cali-)")
+IPSETS = re.compile(r"(KUBE-|cilium_|cali)")
+KUBERNETES_FOLDERS = (
+    "/etc/kubernetes",
+    "/var/lib/kubelet",
+    "/var/lib/etcd",
+    "/etc/cni/net.d",
+    "/var/lib/cni",
+    "/run/cluster-api",
+    "/run/kubeadm",
+    "/var/log/pods",
+    "/var/log/containers",
+    "/var/lib/ckp/volumes",
+)
+CILIUM_FOLDERS = ("/run/cilium", "/var/run/cilium", "/var/lib/cilium", "/run/calico", "/var/lib/calico")
+CONTAINERD_FOLDERS = ("/var/lib/containerd", "/run/containerd", "/opt/containerd")
+BPF_PINS = ("/sys/fs/bpf/cilium", "/sys/fs/bpf/tc", "/sys/fs/bpf/calico")
+
+
+def reset(journal: Journal, installer: Installer) -> str:
+    """Undo a membership (or a standalone installation). Raises AgentError with the list of what could not be removed."""
+    ours = "containerd" in journal.packages or not installer.installed(["containerd"])
+    _stop_kubelet()
+    _containers(ours)
+    _unmount_below("/var/lib/kubelet")
+    _network()
+    if have("kubeadm"):
+        # with no kubeconfig: the cluster is not asked (its members are the controllers' business), nor waited for
+        argv = ["kubeadm", "reset", "-f", "--cleanup-tmp-dir", "--kubeconfig", "/nonexistent", "--skip-phases", "remove-etcd-member"]
+        run(argv, timeout=180, check=False)
+    _stop_containerd(ours)
+    for folder in (*KUBERNETES_FOLDERS, *CILIUM_FOLDERS, *(CONTAINERD_FOLDERS if ours else ())):
+        _unmount_below(folder)
+    installer.remove(list(reversed(journal.packages)))
+    for folder in (*KUBERNETES_FOLDERS, *CILIUM_FOLDERS, *(CONTAINERD_FOLDERS if ours else ())):
+        _empty(folder)
+    for folder in ("/opt/cni/bin", "/opt/cni", "/etc/cni", "/etc/containerd", "/opt/containerd", "/usr/libexec/kubernetes"):
+        _remove_if_empty(folder)
+    _cgroups()
+    journal.remove_files()
+    journal.restore_files()
+    osprep.restore_sysctls(journal)
+    osprep.restore_swap(journal)
+    run(["systemctl", "daemon-reload"], timeout=60, check=False)
+    run(["systemctl", "reset-failed", "kubelet", "containerd"], timeout=60, check=False)
+    left = leftovers(installer, journal, ours)
+    if left:
+        raise AgentError(
+            "the host could not be cleaned fully",
+            details="\n".join(left),
+            resolution="it is tried again; a restart of the host frees what is still in use",
+            reason="ResetIncomplete",
+        )
+    return "everything that was installed is removed"
+
+
+def leftovers(installer: Installer, journal: Journal, runtime_was_ours: bool) -> list[str]:
+    """What of a node is still here, in sentences; empty on a free host."""
+    found = [f"the folder {folder} is not empty" for folder in KUBERNETES_FOLDERS if _content(folder)]
+    if runtime_was_ours:
+        found += [f"the folder {folder} is not empty" for folder in CONTAINERD_FOLDERS if _content(folder)]
+    found += [f"the link {name}" for name in _links()]
+    places = ("/var/lib/kubelet/", "/run/cilium/", *(("/var/lib/containerd/", "/run/containerd/") if runtime_was_ours else ()))
+    found += [f"the mount {point}" for point in _mounts() if point.startswith(places)]
+    found += [f"the process {pid} ({name})" for pid, name in _runtime_processes() if runtime_was_ours]
+    found += [f"BPF objects in {folder}" for folder in BPF_PINS if _content(folder)]
+    found += [f"the package {name}" for name in installer.installed(journal.packages)]
+    for program in _iptables_programs():
+        for table, lines in _tables(program).items():
+            found += [f"{program} table {table}: {line}" for line in lines if CHAINS.search(line)][:3]
+    return found
+
+
+# -- processes and containers --------------------------------------------------------------------------------------------
+
+
+def _stop_kubelet() -> None:
+    run(["systemctl", "disable", "--now", "kubelet"], timeout=120, check=False)
+
+
+def _containers(ours: bool) -> None:
+    """Stop and remove the pods through the runtime, as long as it answers."""
+    if have("crictl") and os.path.exists("/run/containerd/containerd.sock"):
+        endpoint = f"--runtime-endpoint={osprep.CONTAINERD_SOCKET}"
+        listed = run(["crictl", endpoint, "--timeout=10s", "pods", "-q"], timeout=30, check=False)
+        pods = listed.stdout.split() if listed.code == 0 else []
+        if pods:
+            log(f"stopping {len(pods)} pods")
+            # the network plugin may be gone by now, and then stopping a sandbox fails: the processes are ended below anyway
+            run(["crictl", endpoint, "--timeout=10s", "stopp", *pods], timeout=120, check=False)
+            run(["crictl", endpoint, "--timeout=10s", "rmp", "-f", *pods], timeout=120, check=False)
+    if ours:
+        _end_shims()
+
+
+def _stop_containerd(ours: bool) -> None:
+    if not ours:
+        return
+    run(["systemctl", "disable", "--now", "containerd"], timeout=120, check=False)
+    _end_shims()
+
+
+def _runtime_processes() -> list[tuple[int, str]]:
+    """Shims of Kubernetes' containerd namespace, and all that runs below them."""
+    parents: dict[int, int] = {}
+    names: dict[int, str] = {}
+    shims = set()
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        stat = read_text(f"/proc/{entry}/stat")
+        match = re.match(r"\d+ \((.*)\) (\S) (\d+)", stat, re.S)
+        if match is None or match.group(2) == "Z":
+            continue
+        pid = int(entry)
+        names[pid], parents[pid] = match.group(1), int(match.group(3))
+        if match.group(1).startswith("containerd-shim") and "\0k8s.io\0" in read_text(f"/proc/{entry}/cmdline") + "\0":
+            shims.add(pid)
+    found = []
+    for pid, name in names.items():
+        ancestor: int | None = pid
+        while ancestor and ancestor not in shims:
+            ancestor = parents.get(ancestor)
+        if ancestor:
+            found.append((pid, name))
+    return found
+
+
+def _end_shims() -> None:
+    for _ in range(5):
+        processes = _runtime_processes()
+        if not processes:
+            return
+        # children first: a shim that dies first would leave them to init, and out of our sight
+        shims = [pid for pid, name in processes if name.startswith("containerd-shim")]
+        for pid, _name in processes:
+            if pid not in shims:
+                _signal(pid)
+        time.sleep(0.2)
+        for pid in shims:
+            _signal(pid)
+        time.sleep(0.3)
+
+
+def _signal(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _cgroups() -> None:
+    """Empty cgroups of pods; the kernel refuses those in use."""
+    roots = ["/sys/fs/cgroup", *(os.path.join("/sys/fs/cgroup", name) for name in _names("/sys/fs/cgroup"))]
+    for root in roots:
+        for name in ("kubepods", "kubepods.slice", "kubelet.slice", "k8s.io"):
+            top = os.path.join(root, name)
+            if not os.path.isdir(top):
+                continue
+            for folder, _, _ in os.walk(top, topdown=False):
+                try:
+                    os.rmdir(folder)
+                except OSError:
+                    pass
+
+
+# -- mounts and folders --------------------------------------------------------------------------------------------------
+
+
+def _mounts() -> list[str]:
+    points = []
+    for line in read_text("/proc/self/mountinfo").splitlines():
+        parts = line.split()
+        if len(parts) > 4:
+            points.append(parts[4].replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\"))
+    return points
+
+
+def _unmount_below(folder: str) -> None:
+    """Unmount everything below `folder` (not `folder` itself, which may be a disk of its own), deepest first."""
+    real = os.path.realpath(folder)
+    for _ in range(3):
+        below = sorted((point for point in _mounts() if point.startswith(real + "/")), key=len, reverse=True)
+        if not below:
+            return
+        for point in below:
+            if run(["umount", point], timeout=60, check=False).code != 0:
+                run(["umount", "-l", point], timeout=60, check=False)
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _content(folder: str) -> bool:
+    return bool(_names(folder))
+
+
+def _empty(folder: str) -> None:
+    """Remove what is in `folder`, and it too unless it is a mount. Never crosses into a mount that could not be taken away."""
+    if os.path.islink(folder) or not os.path.isdir(folder):
+        return
+    mounted = {os.path.realpath(point) for point in _mounts()}
+    for name in _names(folder):
+        path = os.path.join(folder, name)
+        if any(point == path or point.startswith(path + "/") for point in mounted):
+            continue
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            try:
+                remove(path)
+            except OSError as error:
+                log(f"{path} can't be removed: {error.strerror}")
+    _remove_if_empty(folder)
+
+
+def _remove_if_empty(folder: str) -> None:
+    try:
+        os.rmdir(folder)
+    except OSError:
+        pass
+
+
+# -- network -------------------------------------------------------------------------------------------------------------
+
+
+def _links() -> list[str]:
+    said = run(["ip", "-j", "link", "show"], timeout=20, check=False)
+    try:
+        links: list[dict[str, Any]] = json.loads(said.stdout or "[]")
+    except ValueError:
+        return []
+    return [str(link["ifname"]) for link in links if LINKS.match(str(link.get("ifname", "")))]
+
+
+def _network() -> None:
+    _bpf()
+    for name in _links():
+        run(["ip", "link", "delete", name], timeout=20, check=False)
+    _name_spaces()
+    _rules()
+    for program in _iptables_programs():
+        _iptables(program)
+    _nft()
+    _ipsets()
+
+
+def _bpf() -> None:
+    """Detach Cilium's programs: link-based ones go with their pins, classic filters with their qdisc, the rest by bpftool where it is."""
+    for point in ("/run/cilium/cgroupv2", "/var/run/cilium/cgroupv2"):
+        if have("bpftool") and os.path.isdir(point):
+            listed = run(["bpftool", "-j", "cgroup", "tree", point], timeout=30, check=False)
+            for group, kind, program in _cilium_attachments(listed.stdout):
+                run(["bpftool", "cgroup", "detach", group, kind, "id", program], timeout=20, check=False)
+    for folder in BPF_PINS:
+        shutil.rmtree(folder, ignore_errors=True)
+    if have("tc"):
+        for name in _names("/sys/class/net"):
+            for direction in ("ingress", "egress"):
+                said = run(["tc", "filter", "show", "dev", name, direction], timeout=20, check=False)
+                if "cil_" in said.stdout or "bpf_" in said.stdout and "cilium" in said.stdout:
+                    run(["tc", "qdisc", "del", "dev", name, "clsact"], timeout=20, check=False)
+                    break
+    for point in ("/run/cilium/cgroupv2", "/var/run/cilium/cgroupv2"):
+        if os.path.realpath(point) in _mounts():
+            run(["umount", "-l", point], timeout=20, check=False)
+
+
+def _cilium_attachments(text: str) -> list[tuple[str, str, str]]:
+    """(cgroup, attach type, program id) of Cilium's programs in `bpftool -j cgroup tree`."""
+    try:
+        groups = json.loads(text or "[]")
+    except ValueError:
+        return []
+    found = []
+    for group in groups if isinstance(groups, list) else []:
+        for program in group.get("programs", []):
+            if str(program.get("name", "")).startswith("cil_"):
+                found.append((str(group.get("cgroup", "")), str(program.get("attach_type", "")), str(program.get("id", ""))))
+    return found
+
+
+def _name_spaces() -> None:
+    """Network name spaces that CNI made for pods (cni-<uuid>)."""
+    for name in _names("/run/netns"):
+        if re.fullmatch(r"cni-[0-9a-f-]{36}", name):
+            run(["ip", "netns", "delete", name], timeout=20, check=False)
+
+
+def _rules() -> None:
+    """Cilium's routing rules and tables. It may also have moved the local table's rule from 0 to 100: put it back first."""
+    for family in ("-4", "-6"):
+        text = run(["ip", family, "rule", "show"], timeout=20, check=False).stdout
+        if re.search(r"^100:\s+from all lookup local", text, re.M) and not re.search(r"^0:\s+from all lookup local", text, re.M):
+            run(["ip", family, "rule", "add", "pref", "0", "lookup", "local"], timeout=20, check=False)
+            run(["ip", family, "rule", "del", "pref", "100", "lookup", "local"], timeout=20, check=False)
+        for pref, table in re.findall(r"^(\d+):.*lookup (2004|2005)\b", text, re.M):
+            run(["ip", family, "rule", "del", "pref", pref, "lookup", table], timeout=20, check=False)
+        for table in ("2004", "2005"):
+            if run(["ip", family, "route", "show", "table", table], timeout=20, check=False).stdout.strip():
+                run(["ip", family, "route", "flush", "table", table], timeout=20, check=False)
+
+
+def _iptables_programs() -> list[str]:
+    return [name for name in ("iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy") if have(f"{name}-save")]
+
+
+def _tables(program: str) -> dict[str, list[str]]:
+    """The rules of each table; tables that were never used are not asked for, since asking would create them."""
+    if program.endswith("-legacy"):
+        names = read_text("/proc/net/ip6_tables_names" if program.startswith("ip6") else "/proc/net/ip_tables_names").split()
+        texts = [(name, run([f"{program}-save", "-t", name], timeout=30, check=False).stdout) for name in names]
+    else:
+        whole = run([f"{program}-save"], timeout=30, check=False).stdout
+        texts = [(match.group(1), match.group(2)) for match in re.finditer(r"^\*(\S+)\n(.*?)^COMMIT$", whole, re.M | re.S)]
+    return {name: text.splitlines() for name, text in texts}
+
+
+def iptables_plan(lines: list[str]) -> list[list[str]]:
+    """The arguments that remove our chains and what leads to them, and nothing else, from one table's rules (as iptables-save prints them)."""
+    chains = [line[1:].split()[0] for line in lines if line.startswith(":") and CHAINS.match(line[1:])]
+    plan: list[list[str]] = []
+    for line in lines:
+        if not line.startswith("-A "):
+            continue
+        words = shlex.split(line)
+        target = words[words.index("-j") + 1] if "-j" in words[:-1] else words[words.index("-g") + 1] if "-g" in words[:-1] else ""
+        if words[1] not in chains and CHAINS.match(target):
+            plan.append(["-D", *words[1:]])
+    plan += [["-F", chain] for chain in chains]
+    plan += [["-X", chain] for chain in chains]
+    return plan
+
+
+def _iptables(program: str) -> None:
+    for table, lines in _tables(program).items():
+        for arguments in iptables_plan(lines):
+            run([program, "-w", "10", "-t", table, *arguments], timeout=60, check=False)
+
+
+def _nft() -> None:
+    """Tables of kube-proxy in nftables mode."""
+    if not have("nft"):
+        return
+    for family, name in re.findall(r"^table (\S+) (\S+)", run(["nft", "list", "tables"], timeout=20, check=False).stdout, re.M):
+        if name == "kube-proxy":
+            run(["nft", "delete", "table", family, name], timeout=20, check=False)
+
+
+def _ipsets() -> None:
+    if not have("ipset"):
+        return
+    for name in run(["ipset", "list", "-n"], timeout=20, check=False).stdout.split():
+        if IPSETS.match(name):
+            run(["ipset", "destroy", name], timeout=20, check=False)
+
+
+def check_is_ours(journal: Journal, is_node: Callable[[], bool]) -> None:
+    """Refuse to reset a node that somebody else made."""
+    if is_node() and not journal.packages:
+        raise AgentError(
+            "this host is a node that CKP did not install", resolution="remove it with the tool that made it (kubeadm reset)", reason="NotOurs", permanent=True
+        )

@@ -1,0 +1,47 @@
+"""What `ckp-agent status` shows: small facts that the running agent leaves in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from typing import Any
+
+from ckp.agent.journal import now
+from ckp.agent.kit import atomic_write, read_text
+
+
+class Status:
+    """A table of topics (enrolment, channel, work), each with a state, a sentence and since when. Written only when something changes."""
+
+    def __init__(self, state_dir: str) -> None:
+        self.path = os.path.join(state_dir, "status.json")
+        self._lock = threading.Lock()
+        try:
+            loaded = json.loads(read_text(self.path, "{}"))
+        except ValueError:
+            loaded = {}
+        self.topics: dict[str, dict[str, Any]] = loaded if isinstance(loaded, dict) else {}
+
+    def set(self, topic: str, state: str, message: str = "") -> bool:
+        """Set a topic; returns whether it changed. A full disk must not stop the agent, so a failure to write is swallowed."""
+        with self._lock:
+            old = self.topics.get(topic, {})
+            if old.get("state") == state and old.get("message") == message:
+                return False
+            since = old["since"] if old.get("state") == state else now()
+            self.topics[topic] = {"state": state, "message": message, "since": since}
+            try:
+                atomic_write(self.path, json.dumps(self.topics, indent=1), mode=0o644)
+            except OSError:
+                pass
+            return True
+
+    def render(self) -> str:
+        """As text for a terminal."""
+        lines = []
+        for topic, entry in self.topics.items():
+            lines.append(f"{topic + ':':<12}{entry.get('state', '?')} (since {entry.get('since', '?')})")
+            if entry.get("message"):
+                lines.append(f"{'':<12}{entry['message']}")
+        return "\n".join(lines) or "nothing is known yet: the agent has not run"

@@ -1,0 +1,1 @@
+"""`ckp` on the command line: one module per command."""

@@ -1,0 +1,216 @@
+"""`ckp host`: the project's key, machines that ask, and hosts."""
+
+from __future__ import annotations
+
+import click
+
+from ckp.cli.output import Column, age, cell, describe, gibibytes, output_option, section, show_data, show_list, table
+from ckp.cli.session import Session, say, with_session
+from ckp.kits.errors import CkpError, InvalidInput, NotFound
+
+SHORT_ID = 12
+
+
+@click.group()
+def host() -> None:
+    """Machines: the key that lets them ask, their requests, and the hosts that they become."""
+
+
+@host.command()
+@click.option("--reset", is_flag=True, help="Make a new key; the old one is void at once.")
+@output_option
+@with_session
+def psk(session: Session, reset: bool, output: str) -> None:
+    """Show the project's pre-shared key, once, when it is made.
+
+    The key goes to standard output and nothing else does, so that it can be piped into a file.
+    """
+    answer = session.call("POST", "/host-psk/reset") if reset else session.get("/host-psk")
+    if output in ("json", "yaml"):
+        show_data(answer, output)
+    elif answer.get("key"):
+        say("This key is shown only now. Put it into /etc/ckp-agent/psk of each new host.")
+        click.echo(answer["key"])
+    else:
+        raise CkpError(
+            f"the key of {session.where} was shown when it was made, {age(answer['createdAt'])} ago; only its hash is kept",
+            details=f"used {answer['useCount']} times",
+            resolution="make a new one with `ckp host psk --reset`; hosts that are enrolled already are not touched",
+        )
+
+
+REQUEST_COLUMNS = (
+    Column("ID", lambda row: row["id"][:SHORT_ID]),
+    Column("HOSTNAME", lambda row: row["facts"].get("hostname")),
+    Column("STATE", lambda row: row["state"].capitalize()),
+    Column("OS", lambda row: f"{row['facts'].get('os_id', '')} {row['facts'].get('os_version', '')}"),
+    Column("CPUS", lambda row: row["facts"].get("cpus")),
+    Column("MEMORY", lambda row: gibibytes(row["facts"].get("memory_bytes"))),
+    Column("ADDRESS", lambda row: row["facts"].get("default_address") or row["source"]),
+    Column("AGE", lambda row: age(row["createdAt"])),
+    Column("HOST", lambda row: row["host"], wide=True),
+    Column("MACHINE-ID", lambda row: row["machineId"], wide=True),
+    Column("KEY", lambda row: row["keyDigest"][:16], wide=True),
+    Column("SOURCE", lambda row: row["source"], wide=True),
+    Column("REASON", lambda row: row["reason"], wide=True),
+)
+
+
+@host.command()
+@click.option("--state", type=click.Choice(["pending", "approved", "rejected"]), help="Only those in this state.")
+@output_option
+@with_session
+def requests(session: Session, state: str | None, output: str) -> None:
+    """List machines that ask, or asked, to become hosts."""
+    items = session.get("/host-requests", **({"state": state} if state else {}))["items"]
+    show_list(items, REQUEST_COLUMNS, output, none=f"No host requests found in {session.where}.")
+
+
+@host.command()
+@click.argument("ids", nargs=-1, metavar="[ID...]")
+@click.option("--all", "everyone", is_flag=True, help="Approve all that are pending.")
+@with_session
+def approve(session: Session, ids: tuple[str, ...], everyone: bool) -> None:
+    """Let machines in. An ID may be shortened as long as it is unique."""
+    if bool(ids) == everyone:
+        raise click.UsageError("name the requests to approve, or say --all")
+    if everyone:
+        chosen = [row["id"] for row in session.get("/host-requests", state="pending")["items"]]
+        if not chosen:
+            say(f"No pending host requests in {session.where}.")
+            return
+    else:
+        chosen = _full_ids(session, ids)
+    _decide(session, chosen, "approve", "")
+
+
+@host.command()
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.option("--reason", required=True, help="The machine's agent shows it.")
+@with_session
+def reject(session: Session, ids: tuple[str, ...], reason: str) -> None:
+    """Turn machines away."""
+    _decide(session, _full_ids(session, ids), "reject", reason)
+
+
+def _full_ids(session: Session, given: tuple[str, ...]) -> list[str]:
+    known = [row["id"] for row in session.get("/host-requests")["items"]]
+    found = []
+    for short in given:
+        matches = [full for full in known if full.startswith(short)]
+        if not matches:
+            raise NotFound(f"there is no host request {short} in {session.where}", resolution="list them: ckp host requests")
+        if len(matches) > 1:
+            raise InvalidInput(f"{short} is the beginning of {len(matches)} host requests", resolution="write more of the ID")
+        found += matches
+    return found
+
+
+def _decide(session: Session, ids: list[str], action: str, reason: str) -> None:
+    results = session.call("POST", "/host-requests/bulk", body={"ids": ids, "action": action, "reason": reason})["results"]
+    failures = []
+    for request_id, result in results.items():
+        if error := result.get("error"):
+            failures.append(f"{request_id[:SHORT_ID]}: {error['message']}" + (f" ({error['resolution']})" if error["resolution"] else ""))
+        elif action == "approve":
+            click.echo(f"hostrequest/{request_id[:SHORT_ID]} approved: host {result['host']}")
+        else:
+            click.echo(f"hostrequest/{request_id[:SHORT_ID]} rejected")
+    if failures:
+        raise CkpError(f"{len(failures)} of {len(results)} host requests could not be decided", details="\n".join(failures))
+
+
+HOST_COLUMNS = (
+    Column("NAME", lambda row: row["name"]),
+    Column("STATUS", lambda row: row["state"] + (",Cordoned" if row["cordoned"] and row["state"] != "Cordoned" else "")),
+    Column("GROUPS", lambda row: row["groups"]),
+    Column("CLUSTER", lambda row: row["cluster"] or row["machine"]),
+    Column("VERSION", lambda row: row["release"]),
+    Column("ADDRESS", lambda row: row["address"]),
+    Column("AGE", lambda row: age(row["createdAt"])),
+    Column("MACHINE", lambda row: row["machine"], wide=True),
+    Column("OS", lambda row: row["os"], wide=True),
+    Column("KERNEL", lambda row: row["facts"].get("kernel"), wide=True),
+    Column("CPUS", lambda row: row["facts"].get("cpus"), wide=True),
+    Column("MEMORY", lambda row: gibibytes(row["facts"].get("memory_bytes")), wide=True),
+    Column("AGENT", lambda row: row["agentVersion"], wide=True),
+    Column("LAST-SEEN", lambda row: age(row["lastSeen"]), wide=True),
+    Column("MESSAGE", lambda row: row["message"], wide=True),
+)
+
+
+@host.command("list")
+@click.option("--group", "-g", help="Only hosts of this group.")
+@output_option
+@with_session
+def list_hosts(session: Session, group: str | None, output: str) -> None:
+    """List hosts."""
+    items = session.get("/hosts", **({"group": group} if group else {}))["items"]
+    show_list(items, HOST_COLUMNS, output, none=f"No hosts found in {session.where}.")
+
+
+@host.command("describe")
+@click.argument("name")
+@output_option
+@with_session
+def describe_host(session: Session, name: str, output: str) -> None:
+    """Show a host: what it is, what it does, and what was done on it."""
+    row = session.get(f"/hosts/{name}")
+    if output in ("json", "yaml"):
+        show_data(row, output)
+        return
+    facts = row["facts"]
+    text = describe(
+        [
+            ("Name", row["name"]),
+            ("Status", row["state"]),
+            ("Connected", row["connected"]),
+            ("Last seen", f"{age(row['lastSeen'])} ago" if row["lastSeen"] else "never"),
+            ("Groups", row["groups"]),
+            ("Cluster", row["cluster"]),
+            ("Machine", row["machine"]),
+            ("Release", row["release"]),
+            ("Phase", row["phase"]),
+            ("Reason", row["reason"]),
+            ("Message", row["message"]),
+            ("Address", row["address"]),
+            ("Agent", row["agentVersion"]),
+            ("OS", row["os"]),
+            ("Kernel", facts.get("kernel")),
+            ("CPUs", facts.get("cpus")),
+            ("Memory", gibibytes(facts.get("memory_bytes"))),
+            ("Disk free", gibibytes(facts.get("disk_free_bytes"))),
+            ("Cgroup", facts.get("cgroup")),
+            ("Machine ID", facts.get("machine_id")),
+        ]
+    )
+    text += section("Conditions", table(CONDITION_COLUMNS, row["conditions"]) if row["conditions"] else "")
+    text += section("Journal", table(_JOURNAL_COLUMNS, row["journal"]) if row["journal"] else "")
+    click.echo(text)
+
+
+CONDITION_COLUMNS = (
+    Column("TYPE", lambda row: row.get("type")),
+    Column("STATUS", lambda row: row.get("status")),
+    Column("REASON", lambda row: row.get("reason")),
+    Column("AGE", lambda row: age(row.get("lastTransitionTime"))),
+    Column("MESSAGE", lambda row: row.get("message")),
+)
+_JOURNAL_COLUMNS = (
+    Column("AT", lambda row: row.get("at")),
+    Column("STEP", lambda row: row.get("step")),
+    Column("OUTCOME", lambda row: row.get("outcome")),
+    Column("SECONDS", lambda row: f"{float(row.get('seconds') or 0):.1f}"),
+    Column("MESSAGE", lambda row: cell(row.get("message"))[:120]),
+)
+
+
+@host.command("delete")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--force", is_flag=True, help="Also if a cluster uses it: it is taken away without being cleaned.")
+@with_session
+def delete_hosts(session: Session, names: tuple[str, ...], force: bool) -> None:
+    """Take hosts out of CKP. Their certificates are void from then on."""
+    for name in names:
+        session.call("DELETE", f"/hosts/{name}", params={"force": "true"} if force else {})
+        click.echo(f"host/{name} deleted")

@@ -1,0 +1,70 @@
+"""`ckp`: the root of all commands, and the one place where an error becomes text and an exit code."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ckp import __version__
+from ckp.agent.kit import AgentError
+from ckp.cli.cluster import cluster
+from ckp.cli.dist import dist, release
+from ckp.cli.host import host
+from ckp.cli.hostgroup import hostgroup
+from ckp.cli.lab import lab
+from ckp.cli.standalone import standalone
+from ckp.cli.up import down, up
+from ckp.kits.errors import CkpError
+
+COMMANDS = (release, dist, lab, standalone, host, hostgroup, cluster, up, down)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ckp")
+def root() -> None:
+    """CKP, the Coredge Kubernetes Platform."""
+
+
+@root.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print completion code: `source <(ckp completion bash)`."""
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(root, {}, "ckp", "_CKP_COMPLETE").source())
+
+
+for command in COMMANDS:
+    root.add_command(command)
+
+
+def main() -> None:
+    """Run a command. Exit codes: 0 done, 1 failed, 2 bad input, 3 verification failed, 4 timed out, 130 interrupted."""
+    try:
+        root(standalone_mode=False)
+    except CkpError as error:
+        click.echo(error.render(), err=True)
+        sys.exit(error.exit_code)
+    except AgentError as error:
+        lines = [f"error: {error.brief}", *(f"  | {line}" for line in error.details.splitlines())]
+        click.echo("\n".join([*lines, *([f"  what to do: {error.resolution}"] if error.resolution else [])]), err=True)
+        sys.exit(1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; run the same command again to go on", err=True)
+        sys.exit(130)
+    except ExceptionGroup as group:
+        first = next((error for error in group.exceptions if isinstance(error, CkpError)), None)
+        if first is None:
+            raise
+        click.echo(first.render(), err=True)
+        sys.exit(first.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""How answers look: tables as kubectl prints them, or JSON and YAML for programs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import click
+import yaml
+
+from ckp.kits.clock import parse_rfc3339
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+GAP = 3
+"""Spaces between columns."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its head, how to get its text from an item, and whether only `-o wide` shows it."""
+
+    head: str
+    value: Callable[[Any], Any]
+    wide: bool = False
+
+
+def output_option(command: F) -> F:
+    """Give a command `-o`."""
+    choice = click.Choice(["table", "wide", "json", "yaml"])
+    return click.option("-o", "--output", type=choice, default="table", show_default=True, help="How to print it.")(command)
+
+
+def table(columns: Sequence[Column], items: Sequence[Any], *, wide: bool = False) -> str:
+    """Aligned columns without borders; an empty cell is `<none>`, as kubectl has it."""
+    shown = [column for column in columns if wide or not column.wide]
+    rows = [[column.head for column in shown], *([cell(column.value(item)) for column in shown] for item in items)]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(shown))]
+    return "\n".join((" " * GAP).join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def cell(value: Any) -> str:
+    """One value as a table's cell, on one line."""
+    if value is None or value in ("", []):
+        return "<none>"
+    if isinstance(value, bool):
+        return "True" if value else "False"
+    if isinstance(value, (list, tuple)):
+        return ",".join(str(part) for part in value)
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", str(value))
+
+
+def show_list(items: Sequence[Any], columns: Sequence[Column], output: str, *, none: str) -> None:
+    """Print many things; `none` is said (not printed) if there are none."""
+    if output in ("json", "yaml"):
+        show_data({"items": list(items)}, output)
+    elif items:
+        click.echo(table(columns, items, wide=output == "wide"))
+    else:
+        click.echo(none, err=True)
+
+
+def show_one(item: Any, columns: Sequence[Column], output: str) -> None:
+    """Print one thing as a list prints it, or as data."""
+    if output in ("json", "yaml"):
+        show_data(item, output)
+    else:
+        click.echo(table(columns, [item], wide=output == "wide"))
+
+
+def show_data(data: Any, output: str) -> None:
+    """Print data as JSON or YAML."""
+    if output == "json":
+        click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    else:
+        click.echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True).rstrip())
+
+
+def describe(pairs: Sequence[tuple[str, Any]]) -> str:
+    """`Name:   value` lines, aligned."""
+    width = max(len(name) for name, _ in pairs) + 1
+    return "\n".join(f"{name + ':':<{width}}   {cell(value)}" for name, value in pairs)
+
+
+def section(title: str, body: str) -> str:
+    """A titled, indented block; empty without a body."""
+    return f"\n{title}:\n" + "\n".join(f"  {line}" for line in body.splitlines()) if body else ""
+
+
+def age(moment: str | None, *, now: datetime | None = None) -> str:
+    """How long ago, as kubectl writes it: 45s, 7m12s, 53m, 4h7m, 19h, 3d5h, 12d."""
+    if not moment:
+        return "<unknown>"
+    return short_duration(((now or datetime.now(UTC)) - parse_rfc3339(moment)).total_seconds())
+
+
+def short_duration(total: float) -> str:
+    """A duration as kubectl's HumanDuration writes it: the longer, the coarser."""
+    seconds = max(0, int(total))
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if seconds < 120:
+        return f"{seconds}s"
+    if minutes < 10:
+        return f"{minutes}m{seconds % 60}s" if seconds % 60 else f"{minutes}m"
+    if minutes < 180:
+        return f"{minutes}m"
+    if hours < 8:
+        return f"{hours}h{minutes % 60}m" if minutes % 60 else f"{hours}h"
+    if hours < 48:
+        return f"{hours}h"
+    if days < 8:
+        return f"{days}d{hours % 24}h" if hours % 24 else f"{days}d"
+    return f"{days}d"
+
+
+def gibibytes(count: Any) -> str:
+    """Bytes as people read memory: 3.8Gi."""
+    return f"{int(count) / (1 << 30):.1f}Gi" if count else ""
+
+
+class Duration(click.ParamType[float]):
+    """`90`, `90s`, `15m`, `1h`: seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read it, or fail telling how to write one."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        match = re.fullmatch(r"(\d+)([smh]?)", str(value))
+        if not match:
+            self.fail(f"{value!r} is not a duration: write 90s, 15m or 1h", param, ctx)
+        return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]

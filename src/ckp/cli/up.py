@@ -1,0 +1,143 @@
+"""`ckp up`: the main job, from upstream source to a running managed cluster; and `ckp down`, which leaves nothing but caches."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ckp.catalog.load import Catalog
+from ckp.cli.cluster import wait_until_ready
+from ckp.cli.dist import DEFAULT_RELEASE
+from ckp.cli.enrolment import Enrolment
+from ckp.cli.session import Session, config_path, read_config
+from ckp.cli.site import COMPASS_ADDRESS, GROUP, Site
+from ckp.dist.registry import RegistryServer
+from ckp.dist.release import Distribution
+from ckp.kits import paths
+from ckp.kits.clock import human_duration
+from ckp.kits.errors import CkpError, NotFound
+from ckp.kits.files import atomic_write, exclusive, require_free_space
+from ckp.kits.steps import Steps
+from ckp.lab.lab import Lab
+
+CLUSTER = "demo"
+GUEST_PODS, GUEST_SERVICES = "10.42.0.0/16", "10.43.0.0/16"
+READY_TIMEOUT = 1200.0
+MIN_MEMORY_GIB = 6
+MIN_DISK_GIB = 12
+
+
+@click.command()
+@click.option("--release", "release_name", default=DEFAULT_RELEASE, show_default=True, help="The release to build and install.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 20), help="Hosts for work.")
+@click.option("--name", default=CLUSTER, show_default=True, help="The cluster's name.")
+def up(release_name: str, workers: int, name: str) -> None:
+    """From upstream source to a running managed cluster, on this one machine. Running it again goes on where it stopped."""
+    catalog = Catalog()
+    release = catalog.release(release_name)
+    steps = Steps(11)
+    with exclusive(paths.state() / "up.lock", what="another `ckp up` or `ckp down`", timeout=5):
+        with steps.step("Checking this machine"):
+            check_machine()
+        dist = Distribution(catalog, release, "lab", steps.say)
+        with steps.step(f"Building {release.stamp} from source"):
+            dist.build()
+        with steps.step("Packing and signing packages"):
+            dist.pack()
+        with steps.step("Making images"):
+            dist.make_images()
+        site = Site(dist, workers, steps.say)
+        with steps.step(f"Booting {workers + 1} lab hosts"):
+            site.boot()
+        with steps.step("Filling the registry: images and the host bundle"):
+            site.publish()
+        with steps.step("Installing a standalone CKP node on the management host"):
+            site.install_standalone()
+        with steps.step("Installing the management layer: Cluster API, cert-manager, CKP"):
+            site.deploy_management()
+        with steps.step("Opening Compass"):
+            site.log_in()
+        session = Session(read_config())
+        with steps.step("Enrolling the workers"):
+            Enrolment(site, session).run()
+        with steps.step(f"Creating the cluster {name} through Compass"):
+            row = create_cluster(session, release_name, name, workers)
+            kubeconfig = save_kubeconfig(session, name)
+    show_summary(row, kubeconfig, steps, name)
+
+
+def check_machine() -> None:
+    """Root, memory and disk, before anything is started."""
+    if os.geteuid() != 0:
+        raise CkpError("`ckp up` boots whole hosts, which needs root", resolution="run it as root: sudo make up")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    if memory < MIN_MEMORY_GIB:
+        raise CkpError(f"this machine has {memory:.1f} GiB of memory, and the lab needs {MIN_MEMORY_GIB}", resolution="take a larger one, or fewer workers")
+    for place in (paths.cache(), paths.state()):
+        require_free_space(place, MIN_DISK_GIB, what="the lab with a release")
+
+
+def create_cluster(session: Session, release: str, name: str, workers: int) -> dict[str, Any]:
+    """Ask for it unless it is there, and show its fourteen steps until it is ready."""
+    try:
+        session.get(f"/clusters/{name}")
+    except NotFound:
+        body = {
+            "name": name,
+            "version": release,
+            "cni": "cilium",
+            "hostGroup": GROUP,
+            "workers": workers,
+            "podCIDR": GUEST_PODS,
+            "serviceCIDR": GUEST_SERVICES,
+        }
+        session.call("POST", "/clusters", body=body)
+    return wait_until_ready(session, name, READY_TIMEOUT)
+
+
+def kubeconfig_path(name: str) -> Path:
+    """Where a managed cluster's kubeconfig is kept on this machine."""
+    return config_path().parent / f"{name}.kubeconfig"
+
+
+def save_kubeconfig(session: Session, name: str) -> Path:
+    """Fetch the kubeconfig, readable for its owner only."""
+    path = kubeconfig_path(name)
+    atomic_write(path, str(session.get(f"/clusters/{name}/kubeconfig")), mode=0o600)
+    return path
+
+
+def show_summary(row: dict[str, Any], kubeconfig: Path, steps: Steps, name: str) -> None:
+    """Where everything is, and what to try next."""
+    total = sum(step.seconds for step in steps.done)
+    click.echo(
+        f"""
+{name} is ready: {row.get("version")}, {len(row.get("machines", []))} nodes, {human_duration(total)} in all
+
+  kubeconfig   {kubeconfig}
+  Compass      https://{COMPASS_ADDRESS}  (REST below /api/v1; this machine's ckp is logged in)
+
+Try next:
+  export KUBECONFIG={kubeconfig}
+  kubectl get nodes -o wide
+  ./ckp cluster describe {name}
+  ./ckp host list -o wide
+  ./ckp cluster delete {name} --wait
+  make down"""
+    )
+
+
+@click.command()
+def down() -> None:
+    """Remove hosts, bridge, registry, mounts and processes of the lab; keep the caches and the signing key."""
+    with exclusive(paths.state() / "up.lock", what="another `ckp up` or `ckp down`", timeout=5):
+        RegistryServer(Path("/nonexistent"), Lab.GATEWAY, "").stop()
+        Lab().down()
+        for leftover in ("registry", "applied", "management.kubeconfig", "root-ca.pem"):
+            path = paths.state() / leftover
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    click.echo("the lab is down; caches and the signing key are kept")

@@ -1,0 +1,1 @@
+"""HTTP over the services: parsing, codes, and shapes. No decision is taken here."""

@@ -1,0 +1,133 @@
+"""Domains and projects: which names they may have, and the namespace that belongs to one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ckp.api import names
+from ckp.clients import kinds
+from ckp.clients.kinds import Kind
+from ckp.clients.kube import Kube, KubeError, Obj, Objs
+from ckp.kits.errors import Conflict, InvalidInput
+from ckp.kits.retry import wait_until_async
+
+RIGHTS_TIMEOUT = 10.0
+
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+
+
+def check_label(field: str, value: str, *, limit: int = 63) -> str:
+    """`value` if it is a DNS label of at most `limit` characters (RFC 1123), as Kubernetes wants for names."""
+    if not _LABEL.fullmatch(value) or len(value) > limit:
+        raise InvalidInput(
+            f"{field}: {value!r} is not a valid name",
+            resolution=f"use at most {limit} lower-case letters, digits and hyphens, beginning and ending with a letter or a digit",
+        )
+    return value
+
+
+@dataclass(frozen=True)
+class ProjectRef:
+    """One project of one domain, by well-formed names."""
+
+    domain: str
+    project: str
+
+    @classmethod
+    def of(cls, domain: str, project: str) -> ProjectRef:
+        """Check the names.
+
+        A domain has no hyphen: `ckp-<domain>-<project>` would else be the same namespace for a-b/c and a/b-c, and one tenant in another's house.
+        """
+        check_label("domain", domain, limit=28)
+        check_label("project", project, limit=28)
+        if "-" in domain:
+            raise InvalidInput(f"domain: {domain!r} holds a hyphen", resolution="name domains with letters and digits only")
+        return cls(domain, project)
+
+    @property
+    def namespace(self) -> str:
+        """Where its hosts and clusters live."""
+        return names.tenant_namespace(self.domain, self.project)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What its namespace and objects are labelled with."""
+        return {names.DOMAIN_LABEL: self.domain, names.PROJECT_LABEL: self.project}
+
+
+class Namespaces:
+    """Tenant namespaces: made when they are first needed, read as empty while they are not there.
+
+    Args:
+        own_account: `namespace/name` of Compass' ServiceAccount, with `tenant_role` for a RoleBinding in each tenant namespace: Compass may read
+            and write there, and nowhere else. Both empty: whoever installs CKP grants it.
+        tenant_role: name of the ClusterRole that the RoleBinding gives.
+    """
+
+    def __init__(self, kube: Kube, own_account: str = "", tenant_role: str = "") -> None:
+        self._kube = kube
+        self._own_account = own_account
+        self._tenant_role = tenant_role
+        self._known: set[str] = set()
+
+    async def list(self, kind: Kind, project: ProjectRef, *, labels: Mapping[str, str | None] | None = None) -> Objs:
+        """A project's objects; none while it has no namespace."""
+        return await self._kube.list(kind, project.namespace, labels=labels) if await self._present(project) else []
+
+    async def get(self, kind: Kind, name: str, project: ProjectRef) -> Obj | None:
+        """One of a project's objects; None also while it has no namespace."""
+        return await self._kube.get(kind, name, project.namespace) if await self._present(project) else None
+
+    async def ensure(self, project: ProjectRef) -> None:
+        """The project's namespace is there, with its labels and our rights in it; doing it again changes nothing.
+
+        Raises:
+            Conflict: a namespace of that name is labelled as somebody else's.
+        """
+        self._check_ours(await self._kube.get(kinds.NAMESPACE, project.namespace), project)
+        await self._kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": project.namespace, "labels": project.labels}})
+        if self._own_account and self._tenant_role:
+            namespace, _, name = self._own_account.partition("/")
+            await self._kube.apply(
+                {
+                    "apiVersion": kinds.ROLE_BINDING.api_version,
+                    "kind": "RoleBinding",
+                    "metadata": {"name": "ckp-compass", "namespace": project.namespace, "labels": project.labels},
+                    "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": self._tenant_role},
+                    "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
+                }
+            )
+            if project.namespace not in self._known:
+                await self._wait_for_rights(project)
+        self._known.add(project.namespace)
+
+    async def _present(self, project: ProjectRef) -> bool:
+        if project.namespace in self._known:
+            return True
+        found = await self._kube.get(kinds.NAMESPACE, project.namespace)
+        if found is None:
+            return False
+        await self.ensure(project)  # made by another version of us, perhaps without the rights that we have come to need
+        return True
+
+    def _check_ours(self, found: Obj | None, project: ProjectRef) -> None:
+        labels = ((found or {}).get("metadata") or {}).get("labels") or {}
+        if any(labels.get(name, value) != value for name, value in project.labels.items()):
+            raise Conflict(f"namespace {project.namespace} belongs to another project", details=str(labels))
+
+    async def _wait_for_rights(self, project: ProjectRef) -> None:
+        """API servers learn of a new RoleBinding a moment after it was made."""
+
+        async def allowed() -> bool:
+            try:
+                await self._kube.list(kinds.BYO_HOST, project.namespace)
+            except KubeError as error:
+                if error.code == 403:
+                    return False
+                raise
+            return True
+
+        await wait_until_async(allowed, what=f"rights in namespace {project.namespace}", timeout=RIGHTS_TIMEOUT, every=0.1)

@@ -1,0 +1,78 @@
+"""Which releases can be asked for. Compass needs little of the catalog: names, and what goes with each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from ckp.api import platform
+from ckp.kits.errors import CkpError, NotFound
+
+log = structlog.get_logger("compass.releases")
+
+
+class Releases(Protocol):
+    """The catalog, as far as Compass needs it."""
+
+    def names(self) -> list[str]:
+        """All releases, oldest first."""
+        ...
+
+    def get(self, name: str) -> Mapping[str, Any]:
+        """One release: at least `cni`, a mapping of CNI name to its version. NotFound names the known ones."""
+        ...
+
+
+class ReleaseTable:
+    """Releases from a mapping of name to `{"cni": {name: version}, ...}`."""
+
+    def __init__(self, table: Mapping[str, Mapping[str, Any]]) -> None:
+        self._table = dict(table)
+
+    def names(self) -> list[str]:
+        return sorted(self._table, key=lambda name: [int(part) if part.isdigit() else 0 for part in name.lstrip("v").split(".")])
+
+    def get(self, name: str) -> Mapping[str, Any]:
+        try:
+            return self._table[name]
+        except KeyError:
+            raise NotFound(f"version: {name!r} is not in the catalog", resolution=f"take one of: {', '.join(self.names()) or 'none is known'}") from None
+
+
+class ReleaseFile:
+    """The releases that `ckp dist` has pushed, from their file (ckp.api.platform). Read again when it changes: a new release needs no restart."""
+
+    def __init__(self, path: Path) -> None:
+        """CkpError if it cannot be read now; later, an unreadable file leaves what was known."""
+        self._path = path
+        self._stamp = 0
+        self._table = ReleaseTable({})
+        self._load()
+
+    def names(self) -> list[str]:
+        return self._current().names()
+
+    def get(self, name: str) -> Mapping[str, Any]:
+        return self._current().get(name)
+
+    def _current(self) -> ReleaseTable:
+        try:
+            if self._path.stat().st_mtime_ns != self._stamp:
+                self._load()
+        except (CkpError, OSError) as error:
+            log.warning("the releases cannot be read anew", error=str(error))
+        return self._table
+
+    def _load(self) -> None:
+        try:
+            stamp = self._path.stat().st_mtime_ns
+            known = platform.Releases.load(self._path)
+        except (OSError, ValueError) as error:
+            raise CkpError(f"the releases could not be read from {self._path}: {error}", resolution="mount the ConfigMap ckp-releases there") from None
+        self._stamp = stamp
+        self._table = ReleaseTable(
+            {name: {"stamp": release.stamp, "cni": release.cni, "os": sorted(release.bundles)} for name, release in known.releases.items()}
+        )

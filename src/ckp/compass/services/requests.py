@@ -1,0 +1,301 @@
+"""Machines that ask to become hosts: taking requests in, and people's decisions about them."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from sqlalchemy.exc import IntegrityError
+
+from ckp.api import names
+from ckp.api.host_protocol import EnrolmentRequest, EnrolmentTicket
+from ckp.clients import kinds
+from ckp.clients.kube import Kube, KubeError, Obj
+from ckp.compass.services.errors import TooManyTries, WrongKey
+from ckp.compass.services.host_keys import HostKeys
+from ckp.compass.services.projects import Namespaces, ProjectRef
+from ckp.compass.services.rate import FailureLimit
+from ckp.compass.store.database import Database
+from ckp.compass.store.models import HostRequest
+from ckp.compass.store.repositories import Unit
+from ckp.kits.clock import Clock
+from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
+
+MAX_PENDING = 10_000
+"""Requests of one project that may wait; a leaked key must not fill the disk."""
+REQUEST_ANNOTATION = f"{names.CKP}/host-request"
+MACHINE_ANNOTATION = f"{names.CKP}/machine-id"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the hub needs to answer a waiting agent."""
+
+    state: str
+    reason: str
+    namespace: str
+    host: str
+    csr: str
+    certificate: str
+
+
+def key_digest(csr_pem: str) -> str:
+    """SHA-256 over the public key of a signing request, once its own signature shows that the sender holds the private one.
+
+    Raises:
+        InvalidInput: it is not a signing request, is not signed by its own key, or the key is of a kind that is not taken.
+    """
+    try:
+        csr = x509.load_pem_x509_csr(csr_pem.encode())
+        key = csr.public_key()
+        good = csr.is_signature_valid
+    except (ValueError, UnsupportedAlgorithm, InvalidSignature) as error:
+        raise InvalidInput(f"csr: it is not a certificate signing request in PEM: {error}") from None
+    if not good:
+        raise InvalidInput("csr: its signature is not by its own key")
+    strong = (
+        (isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in ("secp256r1", "secp384r1"))
+        or isinstance(key, ed25519.Ed25519PublicKey)
+        or (isinstance(key, rsa.RSAPublicKey) and 2048 <= key.key_size <= 4096)
+    )
+    if not strong:
+        raise InvalidInput("csr: the key must be ECDSA P-256 or P-384, Ed25519, or RSA of 2048 to 4096 bits")
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def host_name_from(hostname: str) -> str:
+    """A valid object name out of whatever a machine calls itself: its first label, made lower-case, with hyphens for the rest."""
+    short = re.sub(r"[^a-z0-9-]+", "-", hostname.split(".", maxsplit=1)[0].lower()).strip("-")[:50].strip("-")
+    return short or "host"
+
+
+class Enrolments:
+    """The machine's side: requests that come in through the hub."""
+
+    def __init__(self, database: Database, keys: HostKeys, clock: Clock, limit: FailureLimit | None = None) -> None:
+        self._database = database
+        self._keys = keys
+        self._clock = clock
+        self._limit = limit or FailureLimit(clock)
+
+    async def take(self, request: EnrolmentRequest, source: str) -> EnrolmentTicket:
+        """Take a request in. The same machine with the same key sending again gets its old request with a new token: it lost our answer.
+
+        Raises:
+            WrongKey: the pre-shared key is not the project's (or the project has none).
+            TooManyTries: too many wrong keys from `source`, or too many requests wait.
+            InvalidInput: the signing request is no good.
+            Conflict: this machine, or this key, is enrolled already as something else.
+        """
+        self._limit.check(source)
+        token = secrets.token_urlsafe(32)
+        async with self._database.unit() as unit:
+            project = _project_or_wrong_key(request)
+            if project is None or not await self._keys.matches(unit, project, request.psk):
+                self._limit.failed(source)
+                raise WrongKey(
+                    f"the pre-shared key is not the one of project {request.domain}/{request.project}",
+                    resolution="put the current key into /etc/ckp-agent/psk: `ckp host psk` tells when it was made, `ckp host psk --reset` makes a new one",
+                )
+            digest = key_digest(request.csr)
+            row = await self._same_or_none(unit, project, request, digest)
+            if row is None:
+                if await unit.pending_count(project.domain, project.project) >= MAX_PENDING:
+                    raise TooManyTries("too many host requests wait for a decision", resolution="approve or reject some: ckp host requests")
+                row = HostRequest(
+                    id=secrets.token_hex(16),
+                    domain=project.domain,
+                    project=project.project,
+                    machine_id=request.facts.machine_id,
+                    key_digest=digest,
+                    csr=request.csr,
+                    state="pending",
+                    reason="",
+                    host="",
+                    certificate="",
+                    decided_by="",
+                    created_at=self._clock.now(),
+                )
+                unit.session.add(row)
+            row.facts = request.facts.model_dump(mode="json")
+            row.source = source[:64]
+            row.token_digest = hashlib.sha256(token.encode()).hexdigest()
+            return EnrolmentTicket(request_id=row.id, token=token)
+
+    async def outcome(self, request_id: str, token: str) -> Outcome:
+        """What became of a request, for whoever holds its token; NotFound without saying whether the id or the token was wrong."""
+        async with self._database.unit() as unit:
+            row = await self._held(unit, request_id, token)
+            namespace = names.tenant_namespace(row.domain, row.project) if row.state == "approved" else ""
+            return Outcome(row.state, row.reason, namespace, row.host if namespace else "", row.csr if namespace else "", row.certificate)
+
+    async def keep_certificate(self, request_id: str, token: str, certificate: str) -> str:
+        """Keep the certificate that the hub signed; the first one stays, and is the answer, so that asking twice never changes a host's serial."""
+        async with self._database.unit() as unit:
+            row = await self._held(unit, request_id, token)
+            if row.state != "approved":
+                raise Conflict(f"host request {request_id} is {row.state}, so it has no certificate")
+            if not row.certificate:
+                row.certificate = certificate
+                unit.audit(self._clock.now(), "hub", row.domain, row.project, "host.certificate", row.host, {"request": row.id})
+            return row.certificate
+
+    async def _held(self, unit: Unit, request_id: str, token: str) -> HostRequest:
+        row = await unit.host_request_by_id(request_id)
+        given = hashlib.sha256(token.encode()).hexdigest()
+        if not hmac.compare_digest(given, row.token_digest if row else "0" * 64) or row is None:
+            raise NotFound("there is no such host request", resolution="send the enrolment again")
+        return row
+
+    async def _same_or_none(self, unit: Unit, project: ProjectRef, request: EnrolmentRequest, digest: str) -> HostRequest | None:
+        same: HostRequest | None = None
+        for row in await unit.requests_like(request.facts.machine_id, digest):
+            identical = row.machine_id == request.facts.machine_id and row.key_digest == digest
+            if identical and (row.domain, row.project) == (project.domain, project.project):
+                same = row
+            elif row.state == "approved":
+                raise Conflict(
+                    "this machine, or its key, belongs to a host that is enrolled already",
+                    details=f"machine-id {request.facts.machine_id}",
+                    resolution="a reinstalled machine: remove its old host first (ckp host delete); "
+                    "a cloned one: give it its own /etc/machine-id and remove /var/lib/ckp-agent/key.pem",
+                )
+        return same
+
+
+def _project_or_wrong_key(request: EnrolmentRequest) -> ProjectRef | None:
+    """A malformed project has no key, so its answer is the same as for a wrong key."""
+    try:
+        return ProjectRef.of(request.domain, request.project)
+    except InvalidInput:
+        return None
+
+
+class HostRequests:
+    """The operator's side: looking and deciding."""
+
+    def __init__(self, database: Database, kube: Kube, namespaces: Namespaces, clock: Clock) -> None:
+        self._database = database
+        self._kube = kube
+        self._namespaces = namespaces
+        self._clock = clock
+
+    async def list(self, project: ProjectRef, *, state: str = "") -> Sequence[HostRequest]:
+        """A project's requests, oldest first; of one state if asked."""
+        if state not in ("", "pending", "approved", "rejected"):
+            raise InvalidInput(f"state: {state!r} is none of pending, approved, rejected")
+        async with self._database.unit() as unit:
+            return await unit.host_requests(project.domain, project.project, state=state)
+
+    async def get(self, project: ProjectRef, request_id: str) -> HostRequest:
+        """One request."""
+        async with self._database.unit() as unit:
+            return await _required(unit, project, request_id)
+
+    async def approve(self, actor: str, project: ProjectRef, request_id: str) -> HostRequest:
+        """Make the machine a host. Broken off anywhere, doing it again finishes it: a name is reserved, then the object made, then the state set.
+
+        Raises:
+            Conflict: the machine or its key is a host already.
+        """
+        async with self._database.unit() as unit:
+            await _required(unit, project, request_id)
+        await self._namespaces.ensure(project)
+        name = await self._reserve_name(project, request_id)
+        async with self._database.unit() as unit:
+            row = await _required(unit, project, request_id)
+        host = _byo_host(project, name, row)
+        try:
+            await self._kube.create(host)
+        except KubeError as error:
+            if error.reason != "AlreadyExists":
+                raise
+            existing = await self._kube.get(kinds.BYO_HOST, name, project.namespace)
+            if existing is None or (existing["metadata"].get("annotations") or {}).get(REQUEST_ANNOTATION) != request_id:
+                raise Conflict(f"a host named {name} appeared meanwhile", resolution="approve the request again") from error
+        async with self._database.unit() as unit:
+            row = await _required(unit, project, request_id)
+            if row.state != "approved":
+                row.state, row.reason, row.decided_at, row.decided_by = "approved", "", self._clock.now(), actor
+                unit.audit(self._clock.now(), actor, project.domain, project.project, "host-request.approve", row.id, {"host": name})
+            return row
+
+    async def reject(self, actor: str, project: ProjectRef, request_id: str, reason: str) -> HostRequest:
+        """Turn the machine away; it is told why. A request that became a host cannot be rejected any more."""
+        async with self._database.unit() as unit:
+            row = await _required(unit, project, request_id)
+            if row.state == "approved" or row.host:
+                raise Conflict(f"host request {row.id} is approved already", resolution=f"remove the host instead: ckp host delete {row.host}")
+            if (row.state, row.reason) != ("rejected", reason):
+                row.state, row.reason, row.decided_at, row.decided_by = "rejected", reason, self._clock.now(), actor
+                unit.audit(self._clock.now(), actor, project.domain, project.project, "host-request.reject", row.id, {"reason": reason})
+            return row
+
+    async def bulk(self, actor: str, project: ProjectRef, ids: Sequence[str], action: str, reason: str = "") -> dict[str, HostRequest | CkpError]:
+        """Decide many at once; each is decided by itself, and a failure of one is its answer."""
+        results: dict[str, HostRequest | CkpError] = {}
+        for request_id in dict.fromkeys(ids):
+            try:
+                if action == "approve":
+                    results[request_id] = await self.approve(actor, project, request_id)
+                else:
+                    results[request_id] = await self.reject(actor, project, request_id, reason)
+            except CkpError as error:
+                results[request_id] = error
+        return results
+
+    async def _reserve_name(self, project: ProjectRef, request_id: str) -> str:
+        """The host's name: the machine's own, or with the first free number; kept in the row before anything is made."""
+        taken: dict[str, str] = {
+            str(obj["metadata"]["name"]): str((obj["metadata"].get("annotations") or {}).get(REQUEST_ANNOTATION, ""))
+            for obj in await self._kube.list(kinds.BYO_HOST, project.namespace)
+        }
+        for _ in range(5):
+            try:
+                async with self._database.unit() as unit:
+                    row = await _required(unit, project, request_id)
+                    for other in await unit.requests_like(row.machine_id, row.key_digest):
+                        if other.id != row.id and (other.state == "approved" or other.host):
+                            raise Conflict(
+                                f"the machine of request {row.id} is a host already, enrolled with another key or machine-id",
+                                resolution="remove the old host first (ckp host delete), or reject this request",
+                            )
+                    if row.host and taken.get(row.host, row.id) == row.id:
+                        return row.host
+                    reserved = {other.host for other in await unit.host_requests(project.domain, project.project)}
+                    base = host_name_from(str(row.facts.get("hostname", "")))
+                    candidates = [base, *(f"{base}-{number}" for number in range(2, len(taken) + len(reserved) + 3))]
+                    row.host = next(name for name in candidates if name not in taken and name not in reserved)
+                    return row.host
+            except IntegrityError:
+                continue  # somebody else reserved the same name in the same moment
+        raise Conflict("no name could be reserved for the host", resolution="approve the request again")
+
+
+async def _required(unit: Unit, project: ProjectRef, request_id: str) -> HostRequest:
+    row = await unit.host_request(project.domain, project.project, request_id)
+    if row is None:
+        raise NotFound(f"there is no host request {request_id} in {project.domain}/{project.project}", resolution="list them: ckp host requests")
+    return row
+
+
+def _byo_host(project: ProjectRef, name: str, row: HostRequest) -> Obj:
+    return {
+        "apiVersion": kinds.BYO_HOST.api_version,
+        "kind": "ByoHost",
+        "metadata": {
+            "name": name,
+            "namespace": project.namespace,
+            "labels": {**project.labels, "kubernetes.io/hostname": name},
+            "annotations": {REQUEST_ANNOTATION: row.id, MACHINE_ANNOTATION: row.machine_id},
+        },
+        "spec": {"cordoned": False},
+    }

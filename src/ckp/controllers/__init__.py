@@ -1,0 +1,1 @@
+"""CKP's providers: the BYOH infrastructure provider, the managed control plane, addons, and the fourteen steps."""

@@ -1,0 +1,98 @@
+"""`python -m ckp.controllers`: all of CKP's controllers in one process, under one lease."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+
+import structlog
+
+from ckp.api.names import SYSTEM_NAMESPACE
+from ckp.api.platform import Releases
+from ckp.clients.kinds import BYO_CLUSTER, BYO_HOST, BYO_MACHINE, CLUSTER, DEPLOYMENT, JOB, MACHINE, MANAGED_CONTROL_PLANE, STATEFUL_SET
+from ckp.clients.kube import Kube, Obj
+from ckp.controllers.addons.reconciler import AddonsReconciler
+from ckp.controllers.apply import Applier
+from ckp.controllers.byo.cluster import ByoClusterReconciler
+from ckp.controllers.byo.host import ByoHostReconciler
+from ckp.controllers.byo.machine import ByoMachineReconciler
+from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler
+from ckp.controllers.lifecycle.reconciler import LifecycleReconciler
+from ckp.controllers.scope import cluster_name, owner
+from ckp.kits.clock import SystemClock
+from ckp.runtime.controller import Controller
+from ckp.runtime.health import Health
+from ckp.runtime.informer import Informer, Key, key_of
+from ckp.runtime.lease import LeaderLease
+from ckp.runtime.manager import Manager, identity
+
+
+def build(kube: Kube, releases: Releases, addons_image: str, health: Health) -> Manager:
+    """The manager with every controller and what wakes it."""
+    clock = SystemClock()
+    manager = Manager(kube, LeaderLease(kube, os.environ.get("POD_NAMESPACE", SYSTEM_NAMESPACE), "ckp-controllers", identity()), health)
+    hosts, machines = manager.informer(BYO_HOST), manager.informer(BYO_MACHINE)
+    clusters, planes = manager.informer(CLUSTER), manager.informer(MANAGED_CONTROL_PLANE)
+    jobs = manager.informer(JOB)
+
+    def of_cluster(informer: Informer) -> object:
+        return lambda obj: [key_of(item) for item in informer.all(obj["metadata"].get("namespace")) if _belongs(item, obj)]
+
+    def machines_of_host(obj: Obj) -> list[Key]:
+        """A changed host wakes the machine that holds it; a free one wakes those that still look for one."""
+        reference = (obj.get("spec") or {}).get("machineRef")
+        if reference:
+            return [(obj["metadata"]["namespace"], reference["name"])]
+        return [key_of(item) for item in machines.all(obj["metadata"]["namespace"]) if not (item.get("status") or {}).get("hostRef")]
+
+    def infra_of_machine(obj: Obj) -> list[Key]:
+        return [(obj["metadata"]["namespace"], obj["spec"]["infrastructureRef"]["name"])]
+
+    def owned(obj: Obj) -> list[Key]:
+        reference = owner(obj, "ManagedControlPlane")
+        return [(obj["metadata"]["namespace"], str(reference["name"]))] if reference else []
+
+    planes_of_cluster = of_cluster(planes)
+    controllers = [
+        Controller("byocluster", ByoClusterReconciler(kube, clock), manager.informer(BYO_CLUSTER), workers=1),
+        Controller("byohost", ByoHostReconciler(kube, clock), hosts, workers=2).watches(machines, _host_of),
+        Controller("byomachine", ByoMachineReconciler(kube, clock, hosts, releases), machines)
+        .watches(hosts, machines_of_host)
+        .watches(manager.informer(MACHINE), infra_of_machine)
+        .watches(clusters, of_cluster(machines)),  # type: ignore[arg-type]
+        Controller("managedcontrolplane", ManagedControlPlaneReconciler(kube, clock, releases, Applier(kube, clock)), planes)
+        .watches(clusters, planes_of_cluster)  # type: ignore[arg-type]
+        .watches(manager.informer(DEPLOYMENT), owned)
+        .watches(manager.informer(STATEFUL_SET), owned)
+        .watches(jobs, owned),
+        Controller("addons", AddonsReconciler(kube, clock, releases, Applier(kube, clock), addons_image), planes, workers=2).watches(jobs, owned),
+        Controller("lifecycle", LifecycleReconciler(kube, clock, hosts), planes, workers=2)
+        .watches(manager.informer(MACHINE), planes_of_cluster)  # type: ignore[arg-type]
+        .watches(machines, planes_of_cluster),  # type: ignore[arg-type]
+    ]
+    manager.controllers.extend(controllers)
+    return manager
+
+
+def _belongs(item: Obj, obj: Obj) -> bool:
+    """Whether both are of one cluster; `obj` may be the Cluster itself."""
+    name = obj["metadata"]["name"] if obj["kind"] == CLUSTER.kind else cluster_name(obj)
+    return bool(name) and cluster_name(item) == name
+
+
+def _host_of(machine: Obj) -> list[Key]:
+    name = ((machine.get("status") or {}).get("hostRef") or {}).get("name")
+    return [(machine["metadata"]["namespace"], name)] if name else []
+
+
+async def main() -> None:
+    """Run until SIGTERM."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+    kube = Kube(manager="ckp-controllers")
+    manager = build(kube, Releases.load(), os.environ["CKP_ADDONS_IMAGE"], Health())
+    await manager.run()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

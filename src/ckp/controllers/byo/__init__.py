@@ -1,0 +1,1 @@
+"""The BYOH infrastructure provider: people's own hosts as Cluster API machines."""

@@ -1,0 +1,74 @@
+"""Cluster API's bootstrap data (a cloud-config of the kubeadm bootstrap provider) as the files and commands an agent works with."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from ckp.api.host_protocol import JoinFile
+from ckp.kits.errors import CkpError
+
+JOIN_CONFIG = "/run/kubeadm/kubeadm-join-config.yaml"
+SUCCESS_FILE = "/run/cluster-api/bootstrap-success.complete"
+PATCHES = "/etc/kubernetes/ckp-patches"
+
+
+@dataclass(frozen=True)
+class BootstrapData:
+    """What the cloud-config says."""
+
+    files: tuple[JoinFile, ...]
+    pre_commands: tuple[str, ...]
+    post_commands: tuple[str, ...]
+
+
+def parse_cloud_config(text: str) -> BootstrapData:
+    """Read the cloud-config that KubeadmConfig v1.7.7 writes for a joining worker.
+
+    The `kubeadm join` line of `runcmd` is left out: the agent runs kubeadm itself, from the configuration file, and reports how
+    it went. What stands before it and after it are the user's own pre- and postKubeadmCommands.
+
+    Raises:
+        CkpError: it is no cloud-config, or lacks the join configuration.
+    """
+    document = yaml.safe_load(text)
+    if not isinstance(document, dict) or "write_files" not in document:
+        raise CkpError("the bootstrap data is no cloud-config with write_files")
+    files = tuple(_file(entry) for entry in document["write_files"] if entry["path"] != SUCCESS_FILE)
+    if not any(file.path == JOIN_CONFIG for file in files):
+        raise CkpError(f"the bootstrap data holds no {JOIN_CONFIG}: only joining workers are supported on hosts")
+    before: list[str] = []
+    after: list[str] = []
+    target = before
+    for command in document.get("runcmd") or []:
+        line = command if isinstance(command, str) else " ".join(command)
+        if "kubeadm join" in line:
+            target = after
+        else:
+            target.append(line)
+    return BootstrapData(files, tuple(before), tuple(after))
+
+
+def _file(entry: dict[str, Any]) -> JoinFile:
+    content = str(entry.get("content", ""))
+    encoding = entry.get("encoding", "")
+    if encoding in ("base64", "b64"):
+        content = base64.b64decode(content).decode()
+    elif encoding in ("gzip+base64", "gz+b64"):
+        content = gzip.decompress(base64.b64decode(content)).decode()
+    elif encoding:
+        raise CkpError(f"{entry['path']} of the bootstrap data has the unknown encoding {encoding}")
+    return JoinFile(path=entry["path"], content=_with_patches(content) if entry["path"] == JOIN_CONFIG else content, mode=entry.get("permissions", "0600"))
+
+
+def _with_patches(config: str) -> str:
+    """Point kubeadm at the folder where the agent puts what only the host knows (cgroup driver and the like)."""
+    documents = [document for document in yaml.safe_load_all(config) if document]
+    for document in documents:
+        if document.get("kind") == "JoinConfiguration":
+            document.setdefault("patches", {"directory": PATCHES})
+    return "---\n".join(yaml.safe_dump(document, sort_keys=True) for document in documents)

@@ -1,0 +1,37 @@
+"""ByoCluster: there is no infrastructure to make for people's own hosts, so it is ready once it belongs to a Cluster.
+
+Contract (InfraCluster): `status.ready`; `spec.controlPlaneEndpoint` is the control plane's to give here, and optional for us.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ckp.api.names import MANAGED_BY_ANNOTATION
+from ckp.clients.kinds import BYO_CLUSTER
+from ckp.clients.kube import Kube
+from ckp.controllers.scope import Scope, deleting, owner, paused
+from ckp.kits.clock import Clock
+from ckp.rules.conditions import make_condition
+from ckp.runtime.controller import Result
+
+
+@dataclass
+class ByoClusterReconciler:
+    """Marks a ByoCluster ready."""
+
+    kube: Kube
+    clock: Clock
+
+    async def reconcile(self, namespace: str, name: str) -> Result:
+        """Ready as soon as Cluster API has made itself the owner."""
+        obj = await self.kube.get(BYO_CLUSTER, name, namespace)
+        if obj is None or deleting(obj) or owner(obj, "Cluster") is None or MANAGED_BY_ANNOTATION in (obj["metadata"].get("annotations") or {}):
+            return Result()
+        scope = Scope(self.kube, self.clock, BYO_CLUSTER, obj)
+        if paused(await scope.cluster(), obj):
+            return Result()
+        scope.status["ready"] = True
+        scope.conditions = [make_condition("ClusterReady", True, self.clock.now())]
+        await scope.close()
+        return Result()

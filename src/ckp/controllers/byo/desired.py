@@ -1,0 +1,60 @@
+"""The desired state of a host as a Secret of its own: the only thing about a host that the hub can read."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+
+from ckp.api.host_protocol import Desired, Membership
+from ckp.api.names import CKP, HOSTS_NAMESPACE
+from ckp.clients.kinds import SECRET
+from ckp.clients.kube import Kube, Obj
+
+KEY = "desired.json"
+
+
+@dataclass(frozen=True)
+class DesiredStore:
+    """Reads and writes the Secrets in the hosts' namespace."""
+
+    kube: Kube
+
+    @staticmethod
+    def secret_name(namespace: str, host: str) -> str:
+        """`<namespace>.<host>`: a dot cannot occur in a namespace's name, so two hosts never share one."""
+        return f"{namespace}.{host}"
+
+    async def read(self, namespace: str, host: str) -> Desired:
+        """What the host is told now; an absent Secret says: be free."""
+        secret = await self.kube.get(SECRET, self.secret_name(namespace, host), HOSTS_NAMESPACE)
+        if secret is None:
+            return Desired(generation=0, host=host)
+        return Desired.model_validate_json(base64.b64decode(secret["data"][KEY]))
+
+    async def write(self, namespace: str, host: str, membership: Membership | None) -> Desired:
+        """Tell the host something; the generation only grows when the content is new."""
+        now = await self.read(namespace, host)
+        if now.membership == membership and now.generation > 0:
+            return now
+        desired = Desired(generation=now.generation + 1, host=host, membership=membership)
+        await self.kube.apply(self._secret(namespace, host, desired))
+        return desired
+
+    async def remove(self, namespace: str, host: str) -> None:
+        """Forget the host."""
+        await self.kube.delete(SECRET, self.secret_name(namespace, host), HOSTS_NAMESPACE)
+
+    def _secret(self, namespace: str, host: str, desired: Desired) -> Obj:
+        body = json.dumps(desired.model_dump(mode="json"), sort_keys=True)
+        return {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {
+                "name": self.secret_name(namespace, host),
+                "namespace": HOSTS_NAMESPACE,
+                "labels": {f"{CKP}/host": host, f"{CKP}/tenant-namespace": namespace},
+            },
+            "type": f"{CKP}/desired-state",
+            "data": {KEY: base64.b64encode(body.encode()).decode()},
+        }

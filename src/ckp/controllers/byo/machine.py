@@ -1,0 +1,191 @@
+"""ByoMachine: claims a host for a Cluster API Machine, tells it what to be, and gives it back clean.
+
+Contract (InfraMachine): `spec.providerID`, `status.ready`, `status.addresses`, `Ready`; provisioning waits for the cluster's
+infrastructure and for the bootstrap data, deletion waits for neither.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+
+from ckp.api.host_protocol import Desired, Membership
+from ckp.api.names import BYOMACHINE_FINALIZER, CKP, PROVIDER_ID_PREFIX
+from ckp.api.platform import Releases
+from ckp.clients.kinds import BYO_HOST, BYO_MACHINE, KUBEADM_CONFIG, MACHINE, SECRET
+from ckp.clients.kube import Kube, Obj
+from ckp.controllers.byo.bootstrap import JOIN_CONFIG, parse_cloud_config
+from ckp.controllers.byo.desired import DesiredStore
+from ckp.controllers.scope import Scope, deleting, owner, paused
+from ckp.kits.clock import Clock, rfc3339
+from ckp.kits.errors import CkpError
+from ckp.rules.claims import candidate, choose_host
+from ckp.rules.conditions import Severity, is_true, make_condition
+from ckp.runtime.controller import Result
+from ckp.runtime.informer import Informer
+
+FORCE_RELEASE = f"{CKP}/force-release"
+"""Annotation of a ByoMachine: give its host up without waiting for it to be clean (it cleans itself when it comes back)."""
+NUDGE = f"{CKP}/looked-for-bootstrap-data"
+NUDGE_SECONDS = 3.0
+POLL = 15.0
+
+
+@dataclass
+class ByoMachineReconciler:
+    """Brings one ByoMachine towards a joined node, or its host back to freedom."""
+
+    kube: Kube
+    clock: Clock
+    hosts: Informer
+    releases: Releases
+
+    async def reconcile(self, namespace: str, name: str) -> Result:
+        """One pass."""
+        obj = await self.kube.get(BYO_MACHINE, name, namespace)
+        if obj is None:
+            return Result()
+        scope = Scope(self.kube, self.clock, BYO_MACHINE, obj)
+        if paused(await scope.cluster(), obj):
+            return Result()
+        try:
+            return await (self._release(scope) if deleting(obj) else self._provision(scope))
+        finally:
+            await scope.close()
+
+    async def _provision(self, scope: Scope) -> Result:
+        """Owner, finalizer, cluster, bootstrap data, host, desired state, observed state: in this order."""
+        reference = owner(scope.obj, "Machine")
+        machine = await self.kube.get(MACHINE, str(reference["name"]), scope.namespace) if reference else None
+        if machine is None:
+            return self._wait(scope, "WaitingForMachineOwner", "Cluster API has not yet linked it to a Machine")
+        await scope.add_finalizer(BYOMACHINE_FINALIZER)
+        cluster = await scope.cluster()
+        if not cluster or not (cluster.get("status") or {}).get("infrastructureReady"):
+            return self._wait(scope, "WaitingForClusterInfrastructure", "the cluster's infrastructure is not ready")
+        secret_name = (machine["spec"].get("bootstrap") or {}).get("dataSecretName")
+        if not secret_name:
+            return await self._wait_for_bootstrap(scope, cluster, machine)
+        host = await self._claim(scope)
+        if host is None:
+            return Result(after=POLL)
+        membership = await self._membership(scope, cluster, machine, host, str(secret_name))
+        desired = await DesiredStore(self.kube).write(scope.namespace, host["metadata"]["name"], membership)
+        await self._observe(scope, host, desired, membership)
+        return Result(after=POLL)
+
+    def _wait(self, scope: Scope, reason: str, message: str) -> Result:
+        scope.conditions = [make_condition("BYOHostReady", False, self.clock.now(), reason=reason, message=message)]
+        scope.status["ready"] = False
+        return Result(after=POLL)
+
+    async def _wait_for_bootstrap(self, scope: Scope, cluster: Obj, machine: Obj) -> Result:
+        """Before the control plane is up there is nothing to do; afterwards the data must come within seconds.
+
+        kubeadm's bootstrap controller v1.7.7 looks again only after a minute when two of its workers open the connection to a new
+        cluster at the same time (remote.ErrClusterLocked); any change of its object makes it look at once.
+        """
+        if not is_true(cluster, "ControlPlaneInitialized"):
+            return self._wait(scope, "WaitingForBootstrapData", "the control plane is not up yet, so there is no join data")
+        reference = (machine["spec"].get("bootstrap") or {}).get("configRef") or {}
+        if reference.get("kind") == KUBEADM_CONFIG.kind:
+            patch = {"metadata": {"annotations": {NUDGE: rfc3339(self.clock.now())}}}
+            await self.kube.merge(KUBEADM_CONFIG, str(reference["name"]), scope.namespace, patch)
+        self._wait(scope, "WaitingForBootstrapData", "the control plane is up; the join data is being made")
+        return Result(after=NUDGE_SECONDS)
+
+    async def _claim(self, scope: Scope) -> Obj | None:
+        """The host that is ours, claimed with optimistic locking: of two machines that want it, one gets a conflict and chooses again."""
+        uid = scope.obj["metadata"]["uid"]
+        selector = ((scope.obj["spec"].get("selector") or {}).get("matchLabels")) or {}
+        choice = choose_host(map(candidate, self.hosts.all(scope.namespace)), selector, uid)
+        if not choice.host:
+            held = next((item for item in self.hosts.all(scope.namespace) if candidate(item).claimed_by == uid), None)
+            if held is None:
+                self._wait(scope, "NoFreeHost", choice.reason)
+                return None
+            choice = type(choice)(held["metadata"]["name"])
+        host = await self.kube.get(BYO_HOST, choice.host, scope.namespace)
+        if host is None:
+            self._wait(scope, "HostGone", f"host {choice.host} is no more")
+            return None
+        held_by = candidate(host).claimed_by
+        if held_by == uid:
+            return host
+        if held_by:
+            self._wait(scope, "NoFreeHost", f"host {choice.host} was taken by another machine meanwhile")
+            return None
+        reference = {"apiVersion": BYO_MACHINE.api_version, "kind": BYO_MACHINE.kind, "namespace": scope.namespace, "name": scope.name, "uid": uid}
+        host["spec"] = {**(host.get("spec") or {}), "machineRef": reference}
+        return await self.kube.replace(host)
+
+    async def _membership(self, scope: Scope, cluster: Obj, machine: Obj, host: Obj, secret_name: str) -> Membership:
+        secret = await self.kube.get(SECRET, secret_name, scope.namespace)
+        if secret is None:
+            raise CkpError(f"the bootstrap data {secret_name} is not there")
+        data = parse_cloud_config(base64.b64decode(secret["data"]["value"]).decode())
+        release = self.releases.get(machine["spec"]["version"])
+        facts = (host.get("status") or {}).get("facts") or {}
+        target = f"{facts.get('os_id')}-{facts.get('os_version')}"
+        if target not in release.bundles:
+            raise CkpError(f"there is no bundle of {release.name} for {target}, which host {host['metadata']['name']} runs")
+        host_name = host["metadata"]["name"]
+        return Membership(
+            cluster=f"{scope.namespace}/{cluster['metadata']['name']}",
+            machine=machine["metadata"]["name"],
+            node_name=host_name,
+            provider_id=f"{PROVIDER_ID_PREFIX}{scope.namespace}/{host_name}/{scope.obj['metadata']['uid'][:8]}",
+            release=release.name,
+            bundle=release.bundles[target].model_copy(update={"registry_ca": self.releases.registry_ca}),
+            files=data.files,
+            join_config=JOIN_CONFIG,
+            pre_commands=data.pre_commands,
+            post_commands=data.post_commands,
+            sandbox_image=release.image("pause"),
+            registry=release.registry.partition("/")[0],
+            registry_ca=self.releases.registry_ca,
+        )
+
+    async def _observe(self, scope: Scope, host: Obj, desired: Desired, membership: Membership) -> None:
+        """What the host says about this very desired state, as the machine's status."""
+        observed = (host.get("status") or {}).get("observed") or {}
+        current = observed.get("generation") == desired.generation and observed.get("cluster") == membership.cluster
+        phase = observed.get("phase", "") if current else ""
+        name = host["metadata"]["name"]
+        scope.status["hostRef"] = {"name": name}
+        if phase != "Joined":
+            failed = phase == "Failed"
+            message = observed.get("message") or (f"host {name}: {phase}" if phase else f"waiting for host {name} to take it up")
+            reason = observed.get("reason") or ("InstallationFailed" if failed else phase or "WaitingForHost")
+            severity: Severity = "Error" if failed else "Info"
+            scope.conditions = [make_condition("BYOHostReady", False, self.clock.now(), reason=reason, message=message, severity=severity)]
+            scope.status["ready"] = bool((scope.obj.get("status") or {}).get("ready"))
+            return
+        if scope.obj["spec"].get("providerID") != membership.provider_id:
+            scope.obj = await self.kube.merge(BYO_MACHINE, scope.name, scope.namespace, {"spec": {"providerID": membership.provider_id}})
+        address = ((host["status"].get("facts") or {}).get("default_address")) or (host["status"].get("agent") or {}).get("address", "")
+        scope.status |= {"ready": True, "addresses": [{"type": "InternalIP", "address": address}, {"type": "Hostname", "address": name}]}
+        scope.conditions = [make_condition("BYOHostReady", True, self.clock.now())]
+
+    async def _release(self, scope: Scope) -> Result:
+        """Tell the host to be free, wait until it says that it is, then let it and the machine go."""
+        uid = scope.obj["metadata"]["uid"]
+        if BYOMACHINE_FINALIZER not in (scope.obj["metadata"].get("finalizers") or []):
+            return Result()
+        host = next((item for item in self.hosts.all(scope.namespace) if candidate(item).claimed_by == uid), None)
+        host = await self.kube.get(BYO_HOST, host["metadata"]["name"], scope.namespace) if host else None
+        if host is None:
+            await scope.remove_finalizer(BYOMACHINE_FINALIZER)
+            return Result()
+        name = host["metadata"]["name"]
+        desired = await DesiredStore(self.kube).write(scope.namespace, name, None)
+        observed = (host.get("status") or {}).get("observed") or {}
+        clean = observed.get("generation") == desired.generation and observed.get("phase") == "Free"
+        if not clean and FORCE_RELEASE not in (scope.obj["metadata"].get("annotations") or {}):
+            message = observed.get("message") or f"host {name} is being reset ({observed.get('phase', 'no report yet')})"
+            scope.conditions = [make_condition("BYOHostReady", False, self.clock.now(), reason="Resetting", message=message)]
+            return Result(after=POLL)
+        host["spec"] = {key: value for key, value in (host.get("spec") or {}).items() if key != "machineRef"}
+        await self.kube.replace(host)
+        await scope.remove_finalizer(BYOMACHINE_FINALIZER)
+        return Result()

@@ -1,0 +1,241 @@
+"""API server with its konnectivity server, controller-manager and scheduler, as Deployments behind a load balancer.
+
+The flags are kubeadm's (cmd/kubeadm/app/phases/controlplane/manifests.go at v1.35.1), with the files where our Secrets are mounted, and
+with konnectivity for all that lies in the cluster: pods, nodes and services are only reached through the agents there.
+"""
+
+from __future__ import annotations
+
+import json
+
+from ckp.clients.kube import Obj
+from ckp.controllers.controlplane.etcd import CLIENT_PORT
+from ckp.controllers.controlplane.plan import API_PORT, KONNECTIVITY_PORT, Plan, hardened, pki_volume, pod_security
+
+PKI = "/etc/kubernetes/pki"
+SOCKETS = "/run/konnectivity"
+CONFIG = "/etc/kubernetes/config"
+ADDRESS_ANNOTATION = "lbipam.cilium.io/ips"
+
+
+def service(plan: Plan) -> Obj:
+    """Where workers and users reach the API server and their agents the konnectivity server."""
+    ports = [{"name": "https", "port": API_PORT, "targetPort": API_PORT}, {"name": "konnectivity", "port": KONNECTIVITY_PORT, "targetPort": KONNECTIVITY_PORT}]
+    annotations = {ADDRESS_ANNOTATION: plan.wanted_address} if plan.wanted_address else {}
+    spec = {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": False, "selector": plan.selector("apiserver"), "ports": ports}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": plan.meta(plan.name("apiserver"), annotations=annotations), "spec": spec}
+
+
+def config_map(plan: Plan) -> Obj:
+    """The egress selector, and kubeconfigs that name files instead of holding keys, so a renewed certificate is picked up."""
+    egress = {
+        "apiVersion": "apiserver.k8s.io/v1beta1",
+        "kind": "EgressSelectorConfiguration",
+        "egressSelections": [
+            {"name": "cluster", "connection": {"proxyProtocol": "GRPC", "transport": {"uds": {"udsName": f"{SOCKETS}/konnectivity.sock"}}}},
+            {"name": "controlplane", "connection": {"proxyProtocol": "Direct"}},
+            {"name": "etcd", "connection": {"proxyProtocol": "Direct"}},
+        ],
+    }
+    data = {
+        "egress.json": json.dumps(egress),
+        "kubeconfig.json": json.dumps(_kubeconfig(f"https://{plan.internal_endpoint}")),
+        "local.json": json.dumps(_kubeconfig(f"https://localhost:{API_PORT}")),
+    }
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": plan.meta(plan.name("control-plane")), "data": data}
+
+
+def _kubeconfig(server: str) -> Obj:
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "cluster", "cluster": {"server": server, "certificate-authority": f"{PKI}/ca.crt"}}],
+        "users": [{"name": "user", "user": {"client-certificate": f"{PKI}/client.crt", "client-key": f"{PKI}/client.key"}}],
+        "contexts": [{"name": "context", "context": {"cluster": "cluster", "user": "user"}}],
+        "current-context": "context",
+    }
+
+
+def api_server(plan: Plan) -> Obj:
+    """The API server and, beside it in the same pod, the konnectivity server that it dials through a socket."""
+    flags = {
+        # What stands behind the Service `kubernetes` in the cluster: not the pod's address, which no worker reaches.
+        "advertise-address": plan.host,
+        "allow-privileged": "true",
+        "authorization-mode": "Node,RBAC",
+        "client-ca-file": f"{PKI}/ca.crt",
+        "egress-selector-config-file": f"{CONFIG}/egress.json",
+        "enable-admission-plugins": "NodeRestriction",
+        "enable-bootstrap-token-auth": "true",
+        "etcd-cafile": f"{PKI}/etcd-ca.crt",
+        "etcd-certfile": f"{PKI}/apiserver-etcd-client.crt",
+        "etcd-keyfile": f"{PKI}/apiserver-etcd-client.key",
+        "etcd-servers": f"https://{plan.name('etcd')}.{plan.namespace}.svc:{CLIENT_PORT}",
+        "kubelet-client-certificate": f"{PKI}/apiserver-kubelet-client.crt",
+        "kubelet-client-key": f"{PKI}/apiserver-kubelet-client.key",
+        "kubelet-preferred-address-types": "InternalIP,ExternalIP,Hostname",
+        "profiling": "false",
+        "proxy-client-cert-file": f"{PKI}/front-proxy-client.crt",
+        "proxy-client-key-file": f"{PKI}/front-proxy-client.key",
+        "requestheader-allowed-names": "front-proxy-client",
+        "requestheader-client-ca-file": f"{PKI}/front-proxy-ca.crt",
+        "requestheader-extra-headers-prefix": "X-Remote-Extra-",
+        "requestheader-group-headers": "X-Remote-Group",
+        "requestheader-username-headers": "X-Remote-User",
+        "secure-port": str(API_PORT),
+        "service-account-issuer": f"https://kubernetes.default.svc.{plan.domain}",
+        "service-account-key-file": f"{PKI}/sa.pub",
+        "service-account-signing-key-file": f"{PKI}/sa.key",
+        "service-cluster-ip-range": plan.service_cidr,
+        "tls-cert-file": f"{PKI}/apiserver.crt",
+        "tls-private-key-file": f"{PKI}/apiserver.key",
+    }
+    leaves = ("apiserver", "apiserver-kubelet-client", "apiserver-etcd-client", "front-proxy-client")
+    files = [(leaf, key, f"{leaf}.{key[-3:]}") for leaf in leaves for key in ("tls.crt", "tls.key")]
+    files += [("ca", "tls.crt", "ca.crt"), ("etcd", "tls.crt", "etcd-ca.crt"), ("proxy", "tls.crt", "front-proxy-ca.crt")]
+    files += [("sa", "tls.key", "sa.key"), ("sa", "tls.crt", "sa.pub")]
+    container = {
+        "name": "kube-apiserver",
+        "image": plan.release.image("kube-apiserver"),
+        "command": ["kube-apiserver", *(f"--{flag}={value}" for flag, value in flags.items())],
+        "ports": [{"name": "https", "containerPort": API_PORT}],
+        "startupProbe": _probe("/readyz", API_PORT, period=1, failures=180),
+        "readinessProbe": _probe("/readyz", API_PORT, period=2, failures=3),
+        "livenessProbe": _probe("/livez", API_PORT, period=10, failures=8),
+        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "4Gi"}},
+        "securityContext": hardened(),
+        "volumeMounts": [_mount("pki", PKI), _mount("config", CONFIG), {"name": "sockets", "mountPath": SOCKETS}, {"name": "tmp", "mountPath": "/tmp"}],
+    }
+    volumes = [
+        pki_volume(plan, "pki", *files),
+        pki_volume(plan, "konnectivity-pki", *_client_files("konnectivity"), ("apiserver", "tls.crt", "tls.crt"), ("apiserver", "tls.key", "tls.key")),
+        {"name": "config", "configMap": {"name": plan.name("control-plane")}},
+        {"name": "sockets", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+        {"name": "tmp", "emptyDir": {}},
+    ]
+    return _deployment(plan, "apiserver", [container, _konnectivity(plan)], volumes)
+
+
+def _konnectivity(plan: Plan) -> Obj:
+    command = [
+        "/proxy-server",
+        "--mode=grpc",
+        f"--uds-name={SOCKETS}/konnectivity.sock",
+        "--delete-existing-uds-file=true",
+        "--server-port=0",
+        f"--agent-port={KONNECTIVITY_PORT}",
+        "--admin-port=8133",
+        "--admin-bind-address=127.0.0.1",
+        "--health-port=8134",
+        f"--cluster-cert={PKI}/tls.crt",
+        f"--cluster-key={PKI}/tls.key",
+        "--agent-namespace=kube-system",
+        "--agent-service-account=konnectivity-agent",
+        "--authentication-audience=system:konnectivity-server",
+        f"--kubeconfig={CONFIG}/local.json",
+        f"--server-count={plan.replicas}",
+        "--keepalive-time=30s",
+        "--frontend-keepalive-time=30s",
+    ]
+    return {
+        "name": "konnectivity-server",
+        "image": plan.release.image("konnectivity-server"),
+        "command": command,
+        "ports": [{"name": "konnectivity", "containerPort": KONNECTIVITY_PORT}],
+        "livenessProbe": {**_probe("/healthz", 8134, period=10, failures=8, scheme="HTTP")},
+        "resources": {"requests": {"cpu": "10m", "memory": "24Mi"}, "limits": {"memory": "512Mi"}},
+        "securityContext": hardened(),
+        "volumeMounts": [_mount("konnectivity-pki", PKI), _mount("config", CONFIG), {"name": "sockets", "mountPath": SOCKETS}],
+    }
+
+
+def controller_manager(plan: Plan) -> Obj:
+    """kube-controller-manager; it signs kubelets' certificates, so it alone beside the API server sees the CA's key."""
+    flags = {
+        "allocate-node-cidrs": "true",
+        "authentication-kubeconfig": f"{CONFIG}/kubeconfig.json",
+        "authorization-kubeconfig": f"{CONFIG}/kubeconfig.json",
+        "bind-address": "0.0.0.0",
+        "client-ca-file": f"{PKI}/ca.crt",
+        "cluster-cidr": plan.pod_cidr,
+        "cluster-name": plan.cluster,
+        "cluster-signing-cert-file": f"{PKI}/ca.crt",
+        "cluster-signing-key-file": f"{PKI}/ca.key",
+        "cluster-signing-duration": "87600h",
+        "controllers": "*,bootstrapsigner,tokencleaner",
+        "kubeconfig": f"{CONFIG}/kubeconfig.json",
+        "leader-elect": str(plan.replicas > 1).lower(),
+        "profiling": "false",
+        "requestheader-client-ca-file": f"{PKI}/front-proxy-ca.crt",
+        "root-ca-file": f"{PKI}/ca.crt",
+        "service-account-private-key-file": f"{PKI}/sa.key",
+        "service-cluster-ip-range": plan.service_cidr,
+        "use-service-account-credentials": "true",
+    }
+    files = [("ca", "tls.crt", "ca.crt"), ("ca", "tls.key", "ca.key"), ("proxy", "tls.crt", "front-proxy-ca.crt"), ("sa", "tls.key", "sa.key")]
+    return _component(plan, "controller-manager", "kube-controller-manager", flags, 10257, files, memory="96Mi")
+
+
+def scheduler(plan: Plan) -> Obj:
+    """kube-scheduler."""
+    flags = {
+        "authentication-kubeconfig": f"{CONFIG}/kubeconfig.json",
+        "authorization-kubeconfig": f"{CONFIG}/kubeconfig.json",
+        "bind-address": "0.0.0.0",
+        "kubeconfig": f"{CONFIG}/kubeconfig.json",
+        "leader-elect": str(plan.replicas > 1).lower(),
+        "profiling": "false",
+    }
+    return _component(plan, "scheduler", "kube-scheduler", flags, 10259, [("ca", "tls.crt", "ca.crt")], memory="48Mi")
+
+
+def _component(plan: Plan, part: str, program: str, flags: dict[str, str], port: int, files: list[tuple[str, str, str]], *, memory: str) -> Obj:
+    container = {
+        "name": program,
+        "image": plan.release.image(program),
+        "command": [program, *(f"--{flag}={value}" for flag, value in flags.items())],
+        "startupProbe": _probe("/healthz", port, period=2, failures=90),
+        "livenessProbe": _probe("/healthz", port, period=10, failures=8),
+        "resources": {"requests": {"cpu": "25m", "memory": memory}, "limits": {"memory": "1Gi"}},
+        "securityContext": hardened(),
+        "volumeMounts": [_mount("pki", PKI), _mount("config", CONFIG), {"name": "tmp", "mountPath": "/tmp"}],
+    }
+    volumes = [
+        pki_volume(plan, "pki", *dict.fromkeys([*files, *_client_files(part)])),
+        {"name": "config", "configMap": {"name": plan.name("control-plane")}},
+        {"name": "tmp", "emptyDir": {}},
+    ]
+    return _deployment(plan, part, [container], volumes)
+
+
+def _client_files(leaf: str) -> list[tuple[str, str, str]]:
+    """What `kubeconfig.json` names."""
+    return [("ca", "tls.crt", "ca.crt"), (leaf, "tls.crt", "client.crt"), (leaf, "tls.key", "client.key")]
+
+
+def _deployment(plan: Plan, part: str, containers: list[Obj], volumes: list[Obj]) -> Obj:
+    selector = plan.selector(part)
+    pod = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "priorityClassName": "system-cluster-critical",
+        "securityContext": pod_security(),
+        "containers": containers,
+        "volumes": volumes,
+    }
+    spec = {
+        "replicas": plan.replicas,
+        "revisionHistoryLimit": 2,
+        "selector": {"matchLabels": selector},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "template": {"metadata": {"labels": selector}, "spec": pod},
+    }
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": plan.meta(plan.name(part)), "spec": spec}
+
+
+def _probe(path: str, port: int, *, period: int, failures: int, scheme: str = "HTTPS") -> Obj:
+    return {"httpGet": {"path": path, "port": port, "scheme": scheme}, "periodSeconds": period, "timeoutSeconds": 15, "failureThreshold": failures}
+
+
+def _mount(name: str, path: str) -> Obj:
+    return {"name": name, "mountPath": path, "readOnly": True}

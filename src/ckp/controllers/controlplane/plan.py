@@ -1,0 +1,125 @@
+"""What one control plane is, worked out once from its objects: names, addresses, networks, images. All manifests are made from it."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from ckp.api.names import CLUSTER_NAME_LABEL
+from ckp.api.platform import InstalledRelease, Releases
+from ckp.clients.kube import Obj
+from ckp.controllers.scope import owner_reference
+
+API_PORT = 6443
+KONNECTIVITY_PORT = 8132
+DEFAULT_PODS = "10.244.0.0/16"
+DEFAULT_SERVICES = "10.96.0.0/12"
+NONROOT = 65532
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One hosted control plane."""
+
+    cluster: str
+    namespace: str
+    owner: Obj
+    release: InstalledRelease
+    pod_cidr: str
+    service_cidr: str
+    domain: str
+    replicas: int
+    etcd_replicas: int
+    etcd_size: str
+    storage_class: str
+    wanted_address: str
+    cni: str
+    host: str = ""
+    """The address under which workers and users reach the API server; empty until the load balancer has given one."""
+
+    @classmethod
+    def of(cls, control_plane: Obj, cluster: Obj, releases: Releases, host: str = "") -> Plan:
+        """From a ManagedControlPlane and its Cluster; NotFound if the version is not installed."""
+        spec = control_plane["spec"]
+        network = cluster["spec"].get("clusterNetwork") or {}
+        etcd = spec.get("etcd") or {}
+        return cls(
+            cluster=cluster["metadata"]["name"],
+            namespace=control_plane["metadata"]["namespace"],
+            owner=control_plane,
+            release=releases.get(spec["version"]),
+            pod_cidr=((network.get("pods") or {}).get("cidrBlocks") or [DEFAULT_PODS])[0],
+            service_cidr=((network.get("services") or {}).get("cidrBlocks") or [DEFAULT_SERVICES])[0],
+            domain=network.get("serviceDomain") or "cluster.local",
+            replicas=int(spec.get("replicas") or 1),
+            etcd_replicas=int(etcd.get("replicas") or 1),
+            etcd_size=str(etcd.get("size") or "2Gi"),
+            storage_class=str(etcd.get("storageClass") or ""),
+            wanted_address=str((spec.get("loadBalancer") or {}).get("address") or ""),
+            cni=str((spec.get("addons") or {}).get("cni") or "cilium"),
+            host=host,
+        )
+
+    def name(self, part: str) -> str:
+        """The name of one of its objects."""
+        return f"{self.cluster}-{part}"
+
+    def meta(self, name: str, **more: object) -> Obj:
+        """Metadata with the cluster's label and the control plane as owner, so that nothing outlives it."""
+        labels = {CLUSTER_NAME_LABEL: self.cluster, **more.pop("labels", {})}  # type: ignore[dict-item]
+        return {"name": name, "namespace": self.namespace, "labels": labels, "ownerReferences": [owner_reference(self.owner)], **more}
+
+    def selector(self, component: str) -> dict[str, str]:
+        """Labels that choose the pods of one component."""
+        return {CLUSTER_NAME_LABEL: self.cluster, "app.kubernetes.io/component": component}
+
+    @property
+    def endpoint(self) -> str:
+        """`host:port` for users and workers."""
+        return f"{self.host}:{API_PORT}"
+
+    @property
+    def internal_endpoint(self) -> str:
+        """`host:port` for pods of the management cluster."""
+        return f"{self.name('apiserver')}.{self.namespace}.svc:{API_PORT}"
+
+    @property
+    def service_ip(self) -> str:
+        """The `kubernetes` Service's address: the first of the range."""
+        return str(ipaddress.ip_network(self.service_cidr)[1])
+
+    @property
+    def dns_ip(self) -> str:
+        """CoreDNS' address: the tenth of the range, as kubeadm has it."""
+        return str(ipaddress.ip_network(self.service_cidr)[10])
+
+
+def hardened(user: int = NONROOT) -> Obj:
+    """A container's security context: nothing that a control plane component does not need."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+        "runAsUser": user,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def pod_security() -> Obj:
+    """A pod's security context; the group lets it read its mounted secrets."""
+    return {"fsGroup": NONROOT, "runAsGroup": NONROOT, "runAsUser": NONROOT, "runAsNonRoot": True}
+
+
+def pki_volume(plan: Plan, name: str, *files: tuple[str, str, str]) -> Obj:
+    """A volume of certificate files, readable by the pod's group only.
+
+    Args:
+        files: (Secret's part, its key, file name). A CA is always taken from its own Secret: what cert-manager puts into a
+            leaf's `ca.crt` may be the root, and whoever trusts the root trusts every cluster's certificates.
+    """
+    parts: dict[str, list[Obj]] = {}
+    for part, key, file in files:
+        parts.setdefault(part, []).append({"key": key, "path": file})
+    sources = [{"secret": {"name": plan.name(part), "items": items}} for part, items in parts.items()]
+    return {"name": name, "projected": {"defaultMode": 0o440, "sources": sources}}

@@ -1,0 +1,220 @@
+"""ManagedControlPlane: brings a hosted control plane up, one phase after the other, and keeps it so.
+
+Contract (ControlPlane): `status.initialized`, `ready`, `version`, `replicas`, …; `externalManagedControlPlane: true`, or the core
+neither drains nor deletes nodes; the endpoint is written here and never waited for.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from ckp.api.names import CLUSTER_NAME_LABEL, MANAGED_CONTROL_PLANE_FINALIZER
+from ckp.api.platform import Releases
+from ckp.clients.kinds import DEPLOYMENT, JOB, MANAGED_CONTROL_PLANE, POD, PVC, SECRET, SERVICE, STATEFUL_SET, Kind
+from ckp.clients.kube import Kube, KubeError, Obj
+from ckp.controllers.apply import Applier
+from ckp.controllers.controlplane import apiserver, bootstrap, certificates, etcd
+from ckp.controllers.controlplane.plan import API_PORT, Plan
+from ckp.controllers.scope import Scope, deleting, owner, paused
+from ckp.kits.clock import Clock
+from ckp.kits.errors import NotFound
+from ckp.rules.conditions import make_condition
+from ckp.runtime.controller import Result
+
+POLL = 10.0
+SOON = 0.5
+
+
+class NotYet(Exception):
+    """A phase waits for something; a change of what it waits for wakes the reconciler."""
+
+    def __init__(self, condition: str, message: str, *, after: float = POLL) -> None:
+        super().__init__(message)
+        self.condition, self.message, self.after = condition, message, after
+
+
+@dataclass
+class ManagedControlPlaneReconciler:
+    """The phases below, in their order; each is finished or says what it waits for."""
+
+    kube: Kube
+    clock: Clock
+    releases: Releases
+    applier: Applier
+
+    async def reconcile(self, namespace: str, name: str) -> Result:
+        """One pass."""
+        obj = await self.kube.get(MANAGED_CONTROL_PLANE, name, namespace)
+        if obj is None:
+            return Result()
+        scope = Scope(self.kube, self.clock, MANAGED_CONTROL_PLANE, obj)
+        cluster = await scope.cluster()
+        if paused(cluster, obj):
+            return Result()
+        try:
+            if deleting(obj):
+                return await self._delete(scope)
+            if cluster is None or owner(obj, "Cluster") is None:
+                return Result(after=POLL)
+            return await self._up(scope, cluster)
+        finally:
+            await scope.close()
+
+    async def _up(self, scope: Scope, cluster: Obj) -> Result:
+        await scope.add_finalizer(MANAGED_CONTROL_PLANE_FINALIZER)
+        scope.status |= {"externalManagedControlPlane": True, "replicas": int(scope.obj["spec"].get("replicas") or 1)}
+        before = scope.obj.get("status") or {}
+        scope.status |= {key: before.get(key, False) for key in ("initialized", "ready")}
+        phases: list[tuple[str, Callable[[Scope, Plan], Awaitable[None]]]] = [
+            ("CertificatesAvailable", self._certificates),
+            ("EtcdReady", self._etcd),
+            ("ControlPlaneComponentsReady", self._components),
+            ("KubeconfigAvailable", self._kubeconfig),
+            ("Bootstrapped", self._bootstrap),
+        ]
+        try:
+            plan = await self._endpoint(scope, cluster)
+            done = [make_condition("EndpointAvailable", True, self.clock.now())]
+            scope.conditions = done
+            waiting: list[NotYet] = []
+            for condition, phase in phases:
+                try:
+                    await phase(scope, plan)
+                    done.append(make_condition(condition, True, self.clock.now()))
+                except NotYet as wait:
+                    done.append(make_condition(condition, False, self.clock.now(), reason="Waiting", message=wait.message))
+                    waiting.append(wait)
+                    # etcd's and the components' pods start side by side; what needs a running API server must wait.
+                    if condition not in ("EtcdReady",):
+                        break
+            if waiting:
+                # Ready only ever falls with the API server itself, not with a Job or certificate that is renewed.
+                scope.status["ready"] = scope.status["ready"] and await self._available(plan, "apiserver")
+                return Result(after=min(wait.after for wait in waiting))
+            await self._ready(scope, plan)
+        except NotYet as wait:
+            scope.conditions.append(make_condition(wait.condition, False, self.clock.now(), reason="Waiting", message=wait.message))
+            return Result(after=wait.after)
+        except NotFound as error:
+            scope.conditions.append(
+                make_condition("EndpointAvailable", False, self.clock.now(), reason="UnknownVersion", message=error.brief, severity="Error")
+            )
+        return Result(after=60)
+
+    async def _endpoint(self, scope: Scope, cluster: Obj) -> Plan:
+        """The load balancer first: the API server's certificate needs its address."""
+        plan = Plan.of(scope.obj, cluster, self.releases)
+        host = (scope.obj["spec"].get("controlPlaneEndpoint") or {}).get("host")
+        await self.applier.apply(apiserver.service(plan))
+        if not host:
+            service = await self.kube.get(SERVICE, plan.name("apiserver"), plan.namespace)
+            ingress = (((service or {}).get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
+            if not ingress:
+                raise NotYet("EndpointAvailable", "no load balancer has given the API server's Service an address yet", after=SOON)
+            host = ingress[0].get("ip") or ingress[0]["hostname"]
+            patch = {"spec": {"controlPlaneEndpoint": {"host": host, "port": API_PORT}}}
+            scope.obj = await self.kube.merge(MANAGED_CONTROL_PLANE, scope.name, scope.namespace, patch)
+        return Plan.of(scope.obj, cluster, self.releases, str(host))
+
+    async def _certificates(self, scope: Scope, plan: Plan) -> None:
+        """CAs, leaves, the pair of keys for tokens; then wait until cert-manager has written all their Secrets."""
+        await self.applier.apply(*certificates.authorities(plan), *certificates.leaf_certificates(plan))
+        if await self.kube.get(SECRET, plan.name("sa"), plan.namespace) is None:
+            try:
+                await self.kube.create(certificates.service_account_key(plan))
+            except KubeError as error:
+                if error.reason != "AlreadyExists":
+                    raise
+        missing = [name for name in certificates.secret_names(plan) if not await self._has_certificate(plan, name)]
+        if missing:
+            raise NotYet("CertificatesAvailable", f"cert-manager has not issued {', '.join(missing)} yet", after=SOON)
+
+    async def _has_certificate(self, plan: Plan, name: str) -> bool:
+        secret = await self.kube.get(SECRET, name, plan.namespace)
+        return bool(secret and (secret.get("data") or {}).get("tls.crt"))
+
+    async def _etcd(self, scope: Scope, plan: Plan) -> None:
+        await self.applier.apply(*etcd.etcd_objects(plan))
+        found = await self.kube.get(STATEFUL_SET, plan.name("etcd"), plan.namespace)
+        ready = int(((found or {}).get("status") or {}).get("readyReplicas") or 0)
+        if ready < plan.etcd_replicas // 2 + 1:
+            raise NotYet("EtcdReady", f"{ready} of {plan.etcd_replicas} members of etcd are ready")
+
+    async def _components(self, scope: Scope, plan: Plan) -> None:
+        await self.applier.apply(apiserver.config_map(plan), apiserver.api_server(plan), apiserver.controller_manager(plan), apiserver.scheduler(plan))
+        if not await self._available(plan, "apiserver"):
+            raise NotYet("ControlPlaneComponentsReady", "the API server is starting")
+
+    async def _available(self, plan: Plan, part: str) -> bool:
+        found = await self.kube.get(DEPLOYMENT, plan.name(part), plan.namespace)
+        status = (found or {}).get("status") or {}
+        return int(status.get("availableReplicas") or 0) >= 1
+
+    async def _kubeconfig(self, scope: Scope, plan: Plan) -> None:
+        """`<c>-kubeconfig` for Cluster API, users and addons; one for the bootstrap Job, whose user RBAC does not bind."""
+        for leaf, user, secret in (("admin", "kubernetes-admin", "kubeconfig"), ("super-admin", "kubernetes-super-admin", "super-admin-kubeconfig")):
+            files = await self._client_files(plan, leaf)
+            text = bootstrap.kubeconfig(plan, f"https://{plan.endpoint}", user, files)
+            await self.applier.apply(bootstrap.kubeconfig_secret(plan, plan.name(secret), text))
+
+    async def _client_files(self, plan: Plan, leaf: str) -> bootstrap.ClientFiles:
+        ca = await self.kube.get(SECRET, plan.name("ca"), plan.namespace)
+        client = await self.kube.get(SECRET, plan.name(leaf), plan.namespace)
+        if ca is None or client is None:
+            raise NotYet("KubeconfigAvailable", f"the certificate {plan.name(leaf)} is not there")
+        decode = base64.b64decode
+        return bootstrap.ClientFiles(decode(ca["data"]["tls.crt"]), decode(client["data"]["tls.crt"]), decode(client["data"]["tls.key"]))
+
+    async def _bootstrap(self, scope: Scope, plan: Plan) -> None:
+        """The Job with kubeadm's phases. A Job is not changed once it is made; changed content has another name."""
+        config, job = bootstrap.bootstrap_objects(plan)
+        name = job["metadata"]["name"]
+        found = await self.kube.get(JOB, name, plan.namespace)
+        if found is None:
+            await self.applier.apply(config)
+            await self.kube.apply(job)
+            raise NotYet("Bootstrapped", "kubeadm's phases are starting")
+        status = found.get("status") or {}
+        if any(item["type"] == "Failed" and item["status"] == "True" for item in status.get("conditions") or []):
+            # A deadline in a long outage, for instance: make it anew rather than stay stuck.
+            await self.kube.delete(JOB, name, plan.namespace)
+            raise NotYet("Bootstrapped", f"the Job {name} failed and is started again")
+        if not status.get("succeeded"):
+            raise NotYet("Bootstrapped", "kubeadm's phases are running")
+
+    async def _ready(self, scope: Scope, plan: Plan) -> None:
+        found = await self.kube.get(DEPLOYMENT, plan.name("apiserver"), plan.namespace)
+        status = (found or {}).get("status") or {}
+        ready = int(status.get("readyReplicas") or 0)
+        scope.status |= {
+            "initialized": True,
+            "ready": ready >= 1,
+            "version": plan.release.name,
+            "replicas": int(status.get("replicas") or 0),
+            "readyReplicas": ready,
+            "updatedReplicas": int(status.get("updatedReplicas") or 0),
+            "unavailableReplicas": max(0, plan.replicas - ready),
+            "selector": ",".join(f"{key}={value}" for key, value in sorted(plan.selector("apiserver").items())),
+        }
+
+    async def _delete(self, scope: Scope) -> Result:
+        """Pods and volumes go before we do, so that a deleted cluster has nothing running and nothing stored."""
+        if MANAGED_CONTROL_PLANE_FINALIZER not in (scope.obj["metadata"].get("finalizers") or []):
+            return Result()
+        cluster = str((owner(scope.obj, "Cluster") or {}).get("name") or scope.name)
+        labels = {CLUSTER_NAME_LABEL: cluster, "app.kubernetes.io/component": None}
+        owned: list[Kind] = [DEPLOYMENT, STATEFUL_SET, JOB]
+        for kind in owned:
+            for item in await self.kube.list(kind, scope.namespace, labels={CLUSTER_NAME_LABEL: cluster}):
+                if owner(item, "ManagedControlPlane") and not deleting(item):
+                    await self.kube.delete(kind, item["metadata"]["name"], scope.namespace)
+        left = [*await self.kube.list(POD, scope.namespace, labels=labels), *await self.kube.list(PVC, scope.namespace, labels=labels)]
+        if left:
+            names = ", ".join(f"{item['metadata']['name']}" for item in left)
+            scope.conditions = [make_condition("Deleted", False, self.clock.now(), reason="Deleting", message=f"waiting for {names} to go")]
+            return Result(after=1)
+        self.applier.forget(scope.namespace, f"{cluster}-")
+        await scope.remove_finalizer(MANAGED_CONTROL_PLANE_FINALIZER)
+        return Result()

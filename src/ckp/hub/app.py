@@ -1,0 +1,80 @@
+"""The wiring: settings in, a running hub out."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+
+import structlog
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
+
+from ckp import __version__
+from ckp.clients.kube import Kube
+from ckp.hub.channel import Channel
+from ckp.hub.desired import KubeDesired
+from ckp.hub.enrolment import CompassClient, Enrolment
+from ckp.hub.identity import HostCa, channel_context
+from ckp.hub.serving import RELOAD_SECONDS, Probes, follow_certificate, make_server, run_all
+from ckp.hub.settings import Settings
+from ckp.kits.clock import SystemClock
+from ckp.kits.errors import CkpError
+
+log = structlog.get_logger("hub")
+
+MANAGER = "ckp-hub"
+
+
+async def serve(settings: Settings, kube: Kube, stop: asyncio.Event) -> None:
+    """Run the hub until `stop` is set or a signal comes.
+
+    Raises:
+        CkpError: a file or a port is not as it must be.
+    """
+    clock, registry = SystemClock(), CollectorRegistry()
+    ProcessCollector(registry=registry)
+    Gauge("ckp_hub_info", "The running version", ["version"], registry=registry).labels(__version__).set(1)
+    ca = HostCa(settings.host_ca_cert, settings.host_ca_key, clock)
+    context = channel_context(settings.tls_cert, settings.tls_key, ca)
+    compass = CompassClient(settings.compass_url, settings.compass_token, settings.compass_ca)
+    desired = KubeDesired(kube)
+    channel = Channel(kube, desired, clock, registry)
+
+    async def ready() -> str:
+        return "" if desired.healthy else "the desired states could not be read from the API server yet"
+
+    try:
+        servers = [
+            make_server(
+                Enrolment(compass, kube, ca, settings.server_ca, registry),
+                host=settings.bind,
+                port=settings.enrolment_port,
+                cert=settings.tls_cert,
+                key=settings.tls_key,
+            ),
+            make_server(Probes(ready, registry), host=settings.bind, port=settings.probe_port),
+        ]
+        followers = [follow_certificate(one, settings.tls_cert, settings.tls_key) for one in (context, servers[0].config.ssl) if one]
+        async with channel.listen(settings.bind, settings.channel_port, context):
+            log.info("hub starts", version=__version__, enrolment=settings.enrolment_port, channel=settings.channel_port)
+            await run_all(servers, stop, desired.run(), channel.sweep(), follow_host_ca(context, ca, settings.host_ca_cert), *followers)
+    except OSError as error:
+        raise CkpError(f"a port could not be opened, or a certificate did not load: {error}") from error
+    finally:
+        await compass.close()
+        await kube.close()
+        log.info("hub has ended")
+
+
+async def follow_host_ca(context: ssl.SSLContext, ca: HostCa, file: Path) -> None:
+    """Trust a renewed host CA as well; the old one stays trusted until a restart, so that no host is locked out in between."""
+    seen = ca.certificate_pem()
+    while True:
+        await asyncio.sleep(RELOAD_SECONDS)
+        try:
+            if (now := await asyncio.to_thread(ca.certificate_pem)) != seen:
+                context.load_verify_locations(cadata=now)
+                seen = now
+                log.info("a new host CA is trusted", file=str(file))
+        except CkpError as error:
+            log.warning("the host CA does not load", error=error.brief)

@@ -1,0 +1,125 @@
+"""Several HTTP servers in one process: TLS that follows its files, probes and metrics on a port of their own, one orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import ssl
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+log = structlog.get_logger("serving")
+
+RELOAD_SECONDS = 30.0
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that leaves signals to whoever runs several of them."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take no signals: `run_all` does, once for all."""
+        yield
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on, once it has started."""
+        return int(self.servers[0].sockets[0].getsockname()[1])
+
+
+def make_server(app: Any, *, host: str, port: int, cert: Path | None = None, key: Path | None = None, concurrency: int = 512) -> Server:
+    """A server for an ASGI application; plain HTTP without a certificate.
+
+    Args:
+        concurrency: requests at once; more are answered with 503, so that memory stays bounded.
+    """
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="off",
+        ws="none",
+        limit_concurrency=concurrency,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=10,
+        ssl_certfile=str(cert) if cert else None,
+        ssl_keyfile=str(key) if key else None,
+    )
+    config.load()
+    if config.ssl:
+        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+    return Server(config)
+
+
+async def follow_certificate(context: ssl.SSLContext, cert: Path, key: Path, *, every: float = RELOAD_SECONDS) -> None:
+    """Load the certificate anew whenever its files change (cert-manager renews them); new connections then use it."""
+    seen = _stamp(cert, key)
+    while True:
+        await asyncio.sleep(every)
+        if (now := _stamp(cert, key)) == seen:
+            continue
+        try:
+            context.load_cert_chain(cert, key)
+            seen = now
+            log.info("certificate loaded anew", cert=str(cert))
+        except (OSError, ssl.SSLError) as error:
+            # Files are swapped one after the other: the pair fits at the next look.
+            log.warning("the new certificate does not load yet", cert=str(cert), error=str(error))
+
+
+def _stamp(*files: Path) -> tuple[float, ...]:
+    return tuple(file.stat().st_mtime if file.exists() else 0.0 for file in files)
+
+
+class Probes:
+    """A tiny ASGI application: /healthz (the process lives), /readyz (it can do its work), /metrics."""
+
+    def __init__(self, ready: Callable[[], Awaitable[str]], registry: CollectorRegistry) -> None:
+        """`ready` gives '' or the reason why not."""
+        self._ready = ready
+        self._registry = registry
+
+    async def __call__(self, scope: Any, _receive: Any, send: Any) -> None:
+        """Answer one request."""
+        status, body, kind = 404, b"not found", "text/plain"
+        if scope["path"] == "/healthz":
+            status, body = 200, b"ok"
+        elif scope["path"] == "/readyz":
+            reason = await self._ready()
+            status, body = (503, reason.encode()) if reason else (200, b"ok")
+        elif scope["path"] == "/metrics":
+            status, body, kind = 200, generate_latest(self._registry), CONTENT_TYPE_LATEST
+        headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+async def run_all(servers: Sequence[Server], stop: asyncio.Event, *others: Awaitable[None]) -> None:
+    """Serve until `stop` is set, SIGTERM or SIGINT comes, or one of the parts ends by itself (which is a failure and raised)."""
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(ValueError, NotImplementedError, RuntimeError):
+            loop.add_signal_handler(name, stop.set)
+    serving = [asyncio.ensure_future(server.serve()) for server in servers]
+    background = [asyncio.ensure_future(other) for other in others]
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        done, _ = await asyncio.wait([*serving, *background, stopping], return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {stopping}:
+            task.result()
+    finally:
+        for server in servers:
+            server.should_exit = True
+        for task in (*background, stopping):
+            task.cancel()
+        await asyncio.gather(*serving, *background, stopping, return_exceptions=True)

@@ -1,0 +1,7 @@
+"""A data centre on one Linux machine: systemd hosts in systemd-nspawn on a bridge of their own.
+
+Needs root, cgroups, overlayfs and bridges, and these Debian or Ubuntu packages (APT_PACKAGES, for the Makefile's setup):
+systemd-container, mmdebstrap, debian-archive-keyring, iproute2, iptables, util-linux.
+"""
+
+APT_PACKAGES = ("systemd-container", "mmdebstrap", "debian-archive-keyring", "iproute2", "iptables", "util-linux")

@@ -1,0 +1,180 @@
+"""The lab's network: its address plan, its bridge, and the few firewall rules that let the hosts reach each other and nothing else."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckp.kits.errors import Conflict, InvalidInput
+from ckp.kits.processes import run
+
+COMMAND_TIMEOUT = 30.0
+"""Seconds for one `ip` or `iptables` command; they take milliseconds, unless somebody holds the xtables lock."""
+
+HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+"""A DNS label; short enough that bridge and name together are a machine name (64 characters)."""
+
+
+@dataclass(frozen=True)
+class HostSpec:
+    """What a host of the lab is called, and where it is on the lab's network."""
+
+    name: str
+    address: str
+
+
+@dataclass(frozen=True)
+class LabNetwork:
+    """A bridge and its IPv4 subnet. Two labs on one machine need two of these that differ in both."""
+
+    bridge: str = "ckp0"
+    gateway: str = "10.88.0.1"
+    prefix: int = 24
+
+    @property
+    def subnet(self) -> ipaddress.IPv4Network:
+        """The subnet that the bridge and all hosts are in."""
+        return ipaddress.IPv4Interface(f"{self.gateway}/{self.prefix}").network
+
+    @property
+    def load_balancers(self) -> tuple[str, str]:
+        """First and last address that no host gets, so that clusters can give them to LoadBalancer services."""
+        return str(self.subnet[100]), str(self.subnet[199])
+
+    def management(self) -> HostSpec:
+        """The host that carries the management cluster."""
+        return HostSpec("management", str(self.subnet[10]))
+
+    def worker(self, number: int) -> HostSpec:
+        """Worker host `number`, from 1 to 79 (its last address is the one before the load balancers')."""
+        if not 1 <= number <= 79:
+            raise InvalidInput(f"a lab has workers 1 to 79, not {number}")
+        return HostSpec(f"worker-{number}", str(self.subnet[20 + number]))
+
+    def check(self, spec: HostSpec) -> None:
+        """Raise InvalidInput for a host that can't be on this network."""
+        if not HOST_NAME.fullmatch(spec.name):
+            raise InvalidInput(f"{spec.name!r} is not a host name: lower-case letters, digits and dashes, at most 40")
+        try:
+            address = ipaddress.IPv4Address(spec.address)
+        except ValueError as error:
+            raise InvalidInput(f"host {spec.name}: {spec.address!r} is not an IPv4 address") from error
+        first, last = (ipaddress.IPv4Address(text) for text in self.load_balancers)
+        taken = {self.subnet.network_address, self.subnet.broadcast_address, ipaddress.IPv4Address(self.gateway)}
+        if address not in self.subnet or address in taken or first <= address <= last:
+            raise InvalidInput(
+                f"host {spec.name} can't have {spec.address}: it must be in {self.subnet}, not the gateway {self.gateway}, "
+                f"and outside {first} to {last}, which load balancers use"
+            )
+
+    # -- the bridge
+
+    def up(self) -> None:
+        """Make the bridge, its address and the firewall rules, as far as they are missing.
+
+        Raises:
+            Conflict: the machine already routes the subnet, or a part of it, elsewhere.
+        """
+        if not self._bridge_path.exists():
+            self._refuse_overlap()
+            _ip("link", "add", "name", self.bridge, "address", self._mac(), "type", "bridge", "forward_delay", "0", "stp_state", "0")
+        _ip("addr", "replace", f"{self.gateway}/{self.prefix}", "dev", self.bridge)
+        _ip("link", "set", self.bridge, "up")
+        self._allow()
+
+    def down(self) -> None:
+        """Remove the rules, the bridge and every interface still plugged into it; nothing there is fine."""
+        self._forget_rules()
+        for port in self.ports():
+            _ip("link", "del", port, check=False)
+        if self._bridge_path.exists():
+            _ip("link", "del", self.bridge)
+
+    def ports(self) -> list[str]:
+        """The machine's ends of the hosts' virtual cables."""
+        lower = self._bridge_path / "brif"
+        return sorted(entry.name for entry in lower.iterdir()) if lower.is_dir() else []
+
+    def unplug(self, machine: str) -> None:
+        """Drop a cable that a killed host left: the kernel removes it a moment later, but the next start needs its name now."""
+        # systemd-nspawn names it vb-MACHINE; a name over 15 characters is shortened to a hash and the full one becomes an alternative.
+        wanted = f"vb-{machine}"
+        listing = json.loads(run(["ip", "-json", "link", "show"], timeout=COMMAND_TIMEOUT, what="listing network interfaces").stdout or "[]")
+        for link in listing:
+            if wanted == link.get("ifname") or wanted in link.get("altnames", []):
+                _ip("link", "del", str(link["ifname"]), check=False)
+
+    @property
+    def _bridge_path(self) -> Path:
+        return Path("/sys/class/net") / self.bridge
+
+    def _mac(self) -> str:
+        # Without a fixed one the bridge takes that of a port, and changes it as hosts come and go.
+        octets = ipaddress.IPv4Address(self.gateway).packed
+        return "02:42:" + ":".join(f"{octet:02x}" for octet in octets)
+
+    def _refuse_overlap(self) -> None:
+        # Podman's default network, for one, is 10.88.0.0/16.
+        routes = json.loads(run(["ip", "-json", "-4", "route", "show"], timeout=COMMAND_TIMEOUT, what="listing routes").stdout or "[]")
+        for route in routes:
+            target = route.get("dst", "default")
+            if target != "default" and ipaddress.IPv4Network(target, strict=False).overlaps(self.subnet):
+                raise Conflict(
+                    f"the lab's network {self.subnet} is in use on this machine: {target} is routed to {route.get('dev', 'another place')}",
+                    resolution=f"take that network down (podman's default is 10.88.0.0/16), or remove {route.get('dev', 'it')}, and try again",
+                )
+
+    # -- the firewall
+
+    def rules(self) -> list[list[str]]:
+        """The rules, each as `iptables` arguments after the command (-I or -D), in the order in which they must stand.
+
+        Where bridged packets pass through iptables (net.bridge.bridge-nf-call-iptables) and somebody, such as Docker or ufw, set the
+        policy to DROP, the hosts would not reach each other. And where the machine forwards packets, they would reach beyond the lab.
+        Of the machine itself they reach the gateway's address only.
+        """
+        mark = ["-m", "comment", "--comment", self._mark]
+        return [
+            ["INPUT", "-i", self.bridge, "-d", self.gateway, *mark, "-j", "ACCEPT"],
+            ["INPUT", "-i", self.bridge, *mark, "-j", "REJECT"],
+            ["FORWARD", "-i", self.bridge, "-o", self.bridge, *mark, "-j", "ACCEPT"],
+            ["FORWARD", "-i", self.bridge, *mark, "-j", "REJECT"],
+            ["FORWARD", "-o", self.bridge, *mark, "-j", "REJECT"],
+        ]
+
+    def _allow(self) -> None:
+        if shutil.which("iptables") is None:
+            return  # Nothing filters then; and without NAT no packet from here finds its way back.
+        if all(_iptables("-C", rule) for rule in self.rules()):
+            return
+        self._forget_rules()
+        for rule in reversed(self.rules()):
+            _iptables("-I", rule, check=True)
+
+    def _forget_rules(self) -> None:
+        if shutil.which("iptables") is None:
+            return
+        # By the mark, not by what we would write today: another version of this code may have made them.
+        listing = run(["iptables", "--wait", "10", "-S"], timeout=COMMAND_TIMEOUT, what="listing firewall rules").stdout
+        for line in listing.splitlines():
+            command, *rule = shlex.split(line)
+            if command == "-A" and self._mark in rule:
+                _iptables("-D", rule)
+
+    @property
+    def _mark(self) -> str:
+        return f"ckp-lab:{self.bridge}"
+
+
+def _ip(*arguments: str, check: bool = True) -> None:
+    run(["ip", *arguments], timeout=COMMAND_TIMEOUT, check=check, what=f"ip {' '.join(arguments)}")
+
+
+def _iptables(command: str, rule: list[str], *, check: bool = False) -> bool:
+    argv = ["iptables", "--wait", "10", command, *rule]
+    return run(argv, timeout=COMMAND_TIMEOUT, check=check, what=f"iptables {command} {' '.join(rule)}").code == 0

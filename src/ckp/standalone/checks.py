@@ -1,0 +1,77 @@
+"""The look at the host before the first step: it must be able to carry a control plane, and no network of it may collide with the cluster's."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from typing import Any
+
+from ckp.agent import facts, preflight
+from ckp.agent.installers.base import Installer
+from ckp.agent.journal import Journal
+from ckp.agent.kit import run
+from ckp.agent.preflight import Findings
+from ckp.standalone.options import Network, Options, network
+
+MEMORY_MIB = 1700
+DISK_GIB = 10
+CPUS = 2
+PORTS = (6443, 10250, 10257, 10259, 2379, 2380)
+
+
+def host_routes() -> list[tuple[Network, str]]:
+    """The networks that this host has routes to, default routes left out, with the link of each."""
+    found: list[tuple[Network, str]] = []
+    for family in ("-4", "-6"):
+        said = run(["ip", "-j", family, "route", "show", "table", "all"], timeout=20, check=False)
+        try:
+            routes: list[dict[str, Any]] = json.loads(said.stdout or "[]")
+        except ValueError:
+            continue
+        for route in routes:
+            target = str(route.get("dst", ""))
+            if target in ("", "default") or route.get("type") in ("broadcast", "multicast", "anycast", "unreachable", "blackhole"):
+                continue
+            try:
+                found.append((ipaddress.ip_network(target, strict=False), str(route.get("dev", "?"))))
+            except ValueError:
+                continue
+    return found
+
+
+def overlaps(wanted: Network, name: str, routes: list[tuple[Network, str]]) -> list[str]:
+    """Sentences about this host's routes that a cluster network would hide, the cluster's own links left out."""
+    lines = []
+    for route, link in routes:
+        own = link.startswith(("cilium_", "lxc", "cni", "cali"))
+        if not own and route.version == wanted.version and route.prefixlen > 0 and wanted.overlaps(route) and not route.is_link_local:
+            lines.append(f"the {name} {wanted} overlaps {route}, which this host reaches over {link}")
+    return lines
+
+
+def look(options: Options, journal: Journal, installer: Installer) -> Findings:
+    """All that stands against a control plane on this host."""
+    found = Findings()
+    preflight.common(found, journal, installer)
+    preflight.host_name(found)
+    preflight.memory(found, MEMORY_MIB)
+    preflight.disk(found, DISK_GIB)
+    if facts.cpus() < CPUS:
+        found.add(f"this host has {facts.cpus()} processor, {CPUS} are needed", "give it more")
+    if not journal.packages:
+        preflight.ports(found, PORTS)
+    routes = host_routes()
+    for text, name in ((options.pod_cidr, "pod CIDR"), (options.service_cidr, "service CIDR")):
+        for line in overlaps(network(text, name), name, routes):
+            found.add(line, "choose another one")
+    address = options.advertise_address
+    mine = facts.addresses()
+    if address and address not in mine:
+        found.add(f"the advertise address {address} is none of this host's ({', '.join(mine) or 'it has none'})", "name one of them")
+    if not address and not facts.default_address():
+        found.add("this host has no address with a route", "configure its network, or give --advertise-address")
+    for text, name in ((options.pod_cidr, "pod CIDR"), (options.service_cidr, "service CIDR")):
+        chosen = address or facts.default_address()
+        if chosen and ipaddress.ip_address(chosen) in network(text, name):
+            found.add(f"the host's address {chosen} lies in the {name} {text}", "choose another one")
+    return found

@@ -1,0 +1,176 @@
+"""The main path: look at the host, then the twelve steps; a second run goes on where the first one ended."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Callable, Sequence
+
+from ckp.agent.installers import base
+from ckp.agent.journal import Journal
+from ckp.agent.kit import AgentError, InvalidInput, read_text
+from ckp.standalone import checks, options, steps
+from ckp.standalone.options import Options
+from ckp.standalone.steps import ADMIN, STEPS, Context, Step
+
+JOURNAL = "standalone.json"
+RUNTIME_STEP = "runc"
+
+
+def journal_of(state_dir: str) -> Journal:
+    """The journal of a standalone installation, beside the agent's own."""
+    return Journal(os.path.join(state_dir, JOURNAL), os.path.join(state_dir, "standalone-saved"))
+
+
+class Screen:
+    """`[ 3/12] containerd … done 2.1s`, one line a step, with lines between where there is something to say."""
+
+    def __init__(self, total: int, write: Callable[[str], object] | None = None) -> None:
+        self.total = total
+        self._write = write or self._stdout
+        self._open = False
+
+    @staticmethod
+    def _stdout(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def begin(self, number: int, title: str) -> None:
+        """A step begins."""
+        self._write(f"[{number:>2}/{self.total}] {title} … ")
+        self._open = True
+
+    def say(self, text: str) -> None:
+        """Something in between."""
+        self._write(f"\n         {text}" if self._open else f"         {text}\n")
+
+    def end(self, outcome: str, seconds: float, note: str = "") -> None:
+        """The step is over."""
+        self._write(f"{outcome} {seconds:.1f}s" + (f"  ({note})" if note else "") + "\n")
+        self._open = False
+
+    def line(self, text: str = "") -> None:
+        """A line of its own."""
+        self._write(("\n" if self._open else "") + text + "\n")
+        self._open = False
+
+
+def install(chosen: Options, *, screen: Screen | None = None, plan: Sequence[Step] = STEPS) -> None:
+    """Make this host a cluster.
+
+    Raises:
+        AgentError: before the first step, nothing was changed; later, the message says which step, why and what to do, and a second call
+            goes on with that step.
+    """
+    screen = screen or Screen(len(plan))
+    options.check(chosen)
+    refuse_managed(chosen.state_dir)
+    journal = journal_of(chosen.state_dir)
+    wanted = chosen.identity()
+    if journal.member is not None:
+        _same(journal.member, wanted)
+        if all(step.name in journal.done for step in plan):
+            screen.line(f"this host is a standalone cluster already ({journal.member.get('release', '')}); nothing was changed")
+            screen.line(f"  kubeconfig  {ADMIN}")
+            return
+        screen.line(f"going on where the last run ended: {len(journal.done)} of {len(plan)} steps are done")
+    installer = base.of_host()
+    context = Context(chosen, journal, installer, screen.say)
+    if journal.member is None:
+        checks.look(chosen, journal, installer).raise_if_any("this host can't become a cluster")
+    started = time.monotonic()
+    for number, step in enumerate(plan, 1):
+        if step.name in journal.done and step.name != "verify":
+            screen.begin(number, step.title)
+            screen.end("was done", 0.0)
+            continue
+        _run_step(context, screen, step, number, wanted)
+        if step.name == RUNTIME_STEP:
+            steps.start_pulls(context)
+    finished(screen, context, time.monotonic() - started)
+
+
+def _run_step(context: Context, screen: Screen, step: Step, number: int, wanted: dict[str, str]) -> None:
+    journal = context.journal
+    screen.begin(number, step.title)
+    begun = time.monotonic()
+    try:
+        note = step.do(context)
+        if journal.member is None:  # the first step (verification) changes nothing on the host, so only now is there something to remember
+            journal.begin({**wanted, "key": "standalone", "release": context.verified().release})
+    except AgentError as error:
+        seconds = time.monotonic() - begun
+        screen.end("FAILED", seconds)
+        if journal.member is not None:
+            journal.record(step.name, "failed", seconds, error.sentence())
+            error.brief = f"step {number} of {screen.total} ({step.title}): {error.brief}"
+            error.resolution = error.resolution or "mend it and run the same command again: it goes on with this step"
+        raise
+    seconds = time.monotonic() - begun
+    journal.finish_step(step.name, seconds, note)
+    screen.end("done", seconds, note)
+
+
+def finished(screen: Screen, context: Context, seconds: float) -> None:
+    """What there is now, and what can be done next."""
+    manifest = context.verified()
+    screen.line()
+    screen.line(f"The cluster is ready: {manifest.release} ({manifest.version}), in {seconds:.0f} s.")
+    screen.line(f"  kubeconfig  {ADMIN}")
+    screen.line(f"  try         kubectl --kubeconfig {ADMIN} get nodes -o wide")
+    screen.line("  undo        ckp-agent standalone reset")
+    for line in manifest.stand_ins:
+        screen.line(f"  stand-in    {line}")
+    screen.line("  stand-in    storage: local-path-provisioner instead of OpenEBS hostpath")
+
+
+def _same(member: dict[str, str], wanted: dict[str, str]) -> None:
+    other = [f"{name}: {member.get(name) or '(default)'} then, {value or '(default)'} now" for name, value in wanted.items() if member.get(name, "") != value]
+    if other:
+        raise InvalidInput(
+            "an installation with other settings was begun on this host",
+            details="\n".join(other),
+            resolution="use the same settings to go on, or `ckp-agent standalone reset` to begin anew",
+        )
+
+
+def refuse_managed(state_dir: str) -> None:
+    """A host that is a node of a managed cluster is the hub's business. InvalidInput then."""
+    import json
+
+    try:
+        member = json.loads(read_text(os.path.join(state_dir, "journal.json"), "{}")).get("member")
+    except ValueError:
+        member = {"cluster": "?"}
+    if member:
+        raise InvalidInput(
+            f"this host is a node of the managed cluster {member.get('cluster', '?')}", resolution="remove it from that cluster first, or use another host"
+        )
+
+
+def reset(state_dir: str, *, screen: Screen | None = None, force: bool = False) -> None:
+    """Undo a standalone installation, whole or half.
+
+    Raises:
+        InvalidInput: this host has none (with `force` it is cleaned all the same).
+        AgentError: what could not be removed.
+    """
+    from ckp.agent.host import drop_other_bundles
+    from ckp.agent.reset import reset as clean
+
+    screen = screen or Screen(1)
+    refuse_managed(state_dir)
+    journal = journal_of(state_dir)
+    if journal.member is None and not force:
+        raise InvalidInput("this host is no standalone cluster, there is nothing to undo", resolution="use --force to clean it all the same")
+    begun = time.monotonic()
+    screen.begin(1, "Reset")
+    try:
+        note = clean(journal, base.of_host())
+    except AgentError:
+        screen.end("FAILED", time.monotonic() - begun)
+        raise
+    journal.forget()
+    drop_other_bundles(state_dir, "")
+    screen.end("done", time.monotonic() - begun, note)

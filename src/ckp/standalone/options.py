@@ -1,0 +1,104 @@
+"""What a standalone installation is asked for, checked as far as that goes without looking at the host."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from dataclasses import dataclass
+from typing import Union
+
+from ckp.agent.config import DEFAULT_KEYRING, IMGPKG
+from ckp.agent.kit import STATE_DIR, InvalidInput
+from ckp.agent.osprep import HOST_JSON
+
+Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
+POD_CIDR = "10.244.0.0/16"
+SERVICE_CIDR = "10.96.0.0/12"
+SMALLEST_POD_PREFIX = 24
+"""kubeadm gives each node a /24 of the pod network, so it must hold one at least."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """A standalone installation. Either `bundle_folder` or `bundle_image` is set."""
+
+    bundle_folder: str = ""
+    bundle_image: str = ""
+    registry_ca_file: str = ""
+    keyring: str = DEFAULT_KEYRING
+    imgpkg: str = IMGPKG
+    pod_cidr: str = POD_CIDR
+    service_cidr: str = SERVICE_CIDR
+    advertise_address: str = ""
+    node_name: str = ""
+    cni: str = "cilium"
+    registry: str = ""
+    release: str = ""
+    host_json: str = HOST_JSON
+    state_dir: str = STATE_DIR
+
+    def identity(self) -> dict[str, str]:
+        """What a second run must agree in with the first, to go on where that one failed."""
+        return {
+            "bundle": self.bundle_image or os.path.abspath(self.bundle_folder),
+            "pod_cidr": self.pod_cidr,
+            "service_cidr": self.service_cidr,
+            "advertise_address": self.advertise_address,
+            "node_name": self.node_name,
+            "cni": self.cni,
+            "registry": self.registry,
+        }
+
+
+def network(text: str, what: str) -> Network:
+    """A CIDR, or InvalidInput with a sentence that says what is wrong with it."""
+    try:
+        found = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise InvalidInput(f"the {what} {text!r} is no CIDR", resolution="write it as 10.244.0.0/16") from None
+    if str(found) != text:
+        raise InvalidInput(f"the {what} {text!r} has host bits set", resolution=f"did you mean {found}?")
+    return found
+
+
+def check(options: Options) -> None:
+    """Everything about the options that needs no look at the host.
+
+    Raises:
+        InvalidInput: with the first thing that can't be.
+    """
+    if bool(options.bundle_folder) == bool(options.bundle_image):
+        raise InvalidInput("exactly one of --bundle (a folder) and --bundle-image (a reference by digest) is needed")
+    if options.bundle_folder and not os.path.isdir(options.bundle_folder):
+        raise InvalidInput(f"the bundle folder {options.bundle_folder} does not exist", resolution="pull the bundle there first, or give --bundle-image")
+    if options.cni == "calico":
+        raise InvalidInput("Calico, the release's default network, is not built in this version of CKP", resolution="use --cni cilium, which is")
+    if options.cni != "cilium":
+        raise InvalidInput(f"the network {options.cni!r} is not known", resolution="use --cni cilium")
+    pods = network(options.pod_cidr, "pod CIDR")
+    services = network(options.service_cidr, "service CIDR")
+    if pods.version != services.version:
+        raise InvalidInput(f"the pod CIDR {pods} and the service CIDR {services} are of different IP versions")
+    if pods.overlaps(services):
+        raise InvalidInput(f"the pod CIDR {pods} and the service CIDR {services} overlap", resolution="choose networks without a common address")
+    for name, found in (("pod CIDR", pods), ("service CIDR", services)):
+        if found.is_loopback or found.is_multicast or found.is_link_local or found.is_unspecified:
+            raise InvalidInput(f"the {name} {found} is of a kind that can't be routed (loopback, multicast or link-local)")
+    if pods.version == 4 and pods.prefixlen > SMALLEST_POD_PREFIX:
+        raise InvalidInput(f"the pod CIDR {pods} is too small: a node takes a /{SMALLEST_POD_PREFIX} of it", resolution="use a /16, or /24 at least")
+    if services.num_addresses < 16:
+        raise InvalidInput(f"the service CIDR {services} is too small: the cluster's own services take the first ten addresses")
+    if services.version == 4 and services.prefixlen < 12:
+        raise InvalidInput(f"the service CIDR {services} is too large: the API server takes a /12 at most")
+    if options.advertise_address:
+        try:
+            ipaddress.ip_address(options.advertise_address)
+        except ValueError:
+            raise InvalidInput(f"the advertise address {options.advertise_address!r} is no IP address") from None
+    if options.node_name and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", options.node_name):
+        raise InvalidInput(f"{options.node_name!r} can't be a node's name", resolution="use lower-case letters, digits, - and .")
+    if not os.path.isfile(options.keyring):
+        raise InvalidInput(f"the keyring {options.keyring} with the trusted keys does not exist", resolution="name it with --keyring")
+    if options.registry_ca_file and not os.path.isfile(options.registry_ca_file):
+        raise InvalidInput(f"the registry's CA {options.registry_ca_file} does not exist")

@@ -1,0 +1,420 @@
+"""The twelve steps of a standalone installation. Each can be done again; what it must remember lies in the journal."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Callable
+
+from ckp.agent import facts, osprep
+from ckp.agent.host import bundle_folder, check_fits, install_packages, pull_bundle
+from ckp.agent.installers import base
+from ckp.agent.join import kubelet_health, kubelet_log_tail
+from ckp.agent.journal import Journal
+from ckp.agent.kit import AgentError, atomic_write, have, read_text, remove, run, wait_for
+from ckp.agent.verify import BundleManifest, verify_bundle
+from ckp.standalone.config import CONTROL_PLANE_IMAGES, NEEDED_IMAGES, STORAGE_CLASS, STORAGE_NAMESPACE, Plan, cilium_values, kubeadm_config
+from ckp.standalone.options import Options
+
+ADMIN = "/etc/kubernetes/admin.conf"
+RUN_DIR = "/run/ckp-standalone"
+INIT_SECONDS = 600.0
+READY_SECONDS = 600.0
+IMAGE_SECONDS = 900.0
+
+
+@dataclass
+class Context:
+    """What the steps hand on to each other, besides the journal."""
+
+    options: Options
+    journal: Journal
+    installer: base.Installer
+    say: Callable[[str], None]
+    manifest: BundleManifest | None = None
+    pulls: "ImagePulls | None" = None
+    notes: list[str] = field(default_factory=list)
+
+    def verified(self) -> BundleManifest:
+        """The bundle; verified in this run, whatever an earlier one did."""
+        if self.manifest is None:
+            self.manifest = _verify(self)
+        return self.manifest
+
+    def plan(self) -> Plan:
+        """Everything that is decided, from what is known now."""
+        options, manifest = self.options, self.verified()
+        return Plan(
+            options=options,
+            manifest=manifest,
+            decisions=osprep.decide(options.host_json),
+            registry=(options.registry or manifest.registry).rstrip("/"),
+            address=options.advertise_address or facts.default_address(),
+            node_name=options.node_name or socket.gethostname().lower(),
+        )
+
+    def registry_ca(self) -> str:
+        """The registry's CA as PEM; "" for the system's own CAs."""
+        path = self.options.registry_ca_file
+        return read_text(path) if path else ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step with the title that people see; it returns what is remarkable."""
+
+    name: str
+    title: str
+    do: Callable[[Context], str]
+
+
+class ImagePulls:
+    """Pulls the release's images beside the other steps, three at a time, so that nothing waits for the network later."""
+
+    def __init__(self, images: list[str], parallel: int = 3) -> None:
+        self._todo = list(images)
+        self._failed: dict[str, str] = {}
+        self._done: set[str] = set()
+        self._lock = threading.Condition()
+        for _ in range(parallel):
+            threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._todo:
+                    return
+                image = self._todo.pop(0)
+            problem = ""
+            try:
+                pull_image(image)
+            except AgentError as error:
+                problem = error.sentence()
+            with self._lock:
+                if problem:
+                    self._failed[image] = problem
+                else:
+                    self._done.add(image)
+                self._lock.notify_all()
+
+    def wait(self, images: list[str]) -> None:
+        """Until these images are here. AgentError if one can't be pulled."""
+        deadline = time.monotonic() + IMAGE_SECONDS
+        with self._lock:
+            while True:
+                for image in images:
+                    if image in self._failed:
+                        raise AgentError(
+                            f"the image {image} can't be pulled",
+                            details=self._failed[image],
+                            resolution="check the registry and its CA",
+                            reason="ImagePullFailed",
+                        )
+                if all(image in self._done for image in images):
+                    return
+                if time.monotonic() > deadline:
+                    raise AgentError(f"the images were not pulled within {IMAGE_SECONDS:.0f} s", reason="ImagePullFailed")
+                self._lock.wait(1.0)
+
+
+def pull_image(image: str) -> None:
+    """Pull one image into the runtime, unless it is there. Twice, since a registry may be slow to wake."""
+    socket_path = osprep.CONTAINERD_SOCKET[len("unix://") :]
+    if have("crictl"):
+        endpoint = f"--image-endpoint={osprep.CONTAINERD_SOCKET}"
+        if run(["crictl", endpoint, "inspecti", "-q", image], timeout=60, check=False).code == 0:
+            return
+        argv = ["crictl", endpoint, f"--timeout={IMAGE_SECONDS:.0f}s", "pull", image]
+    else:
+        argv = ["ctr", "--address", socket_path, "-n", "k8s.io", "images", "pull", "--hosts-dir", osprep.CERTS_D, image]
+    if run(argv, timeout=IMAGE_SECONDS, check=False).code != 0:
+        time.sleep(1)
+        run(argv, timeout=IMAGE_SECONDS, what=f"pulling {image}", reason="ImagePullFailed")
+
+
+def _verify(context: Context) -> BundleManifest:
+    options = context.options
+    folder = options.bundle_folder
+    if not folder:
+        folder = bundle_folder(options.state_dir, options.bundle_image)
+        pull_bundle(options.imgpkg, options.bundle_image, folder, context.registry_ca())
+    try:
+        manifest = verify_bundle(folder, options.keyring, options.release or None)
+    except AgentError:
+        if not options.bundle_folder:
+            shutil.rmtree(folder, ignore_errors=True)  # ours, and no good: a next run pulls anew
+        raise
+    check_fits(manifest)
+    base.select(manifest, base.NODE_PACKAGES)
+    missing = [name for name in ("helm",) if manifest.package(name) is None] + [
+        name for name in ("chart-cilium.tgz", "local-path.yaml") if name not in manifest.files
+    ]
+    missing += [f"the image {name}" for name in (*CONTROL_PLANE_IMAGES, *NEEDED_IMAGES) if name not in manifest.images]
+    if missing:
+        raise AgentError(
+            f"the bundle {manifest.release} lacks {', '.join(missing)}", resolution="build it again (ckp dist build)", reason="BundleIncomplete", permanent=True
+        )
+    return manifest
+
+
+# -- 1 to 7: the host ----------------------------------------------------------------------------------------------------
+
+
+def verify_packages(context: Context) -> str:
+    manifest = context.verified()
+    for line in manifest.stand_ins:
+        context.say(f"stand-in: {line}")
+    return f"{len(manifest.packages)} packages of {manifest.release}, signed by {manifest.key}"
+
+
+def system_packages(context: Context) -> str:
+    missing = base.missing_tools()
+    if not missing:
+        return "all there"
+    return "added " + ", ".join(context.installer.add_tools(missing))
+
+
+def containerd(context: Context) -> str:
+    plan = context.plan()
+    osprep.containerd(context.journal, plan.decisions, plan.image("pause", "3.10"), plan.registry, context.registry_ca())
+    install_packages(context.journal, context.installer, plan.manifest, ["containerd", *(["cri-tools"] if plan.manifest.package("cri-tools") else [])])
+    return run(["containerd", "--version"], timeout=20).stdout.split(" ")[2] if have("containerd") else ""
+
+
+def runc(context: Context) -> str:
+    """runc comes in containerd's package; here it is asked whether it runs, and the runtime is started."""
+    said = run(["runc", "--version"], timeout=20, what="asking runc for its version", resolution="the bundle's containerd package must hold runc")
+    osprep.start_containerd()
+    match = re.search(r"runc version (\S+)", said.stdout)
+    return match.group(1) if match else ""
+
+
+def kernel(context: Context) -> str:
+    return "; ".join(osprep.kernel(context.journal))
+
+
+def ckp_packages(context: Context) -> str:
+    manifest = context.verified()
+    names = [package.name for package in base.select(manifest, base.NODE_PACKAGES)]
+    install_packages(context.journal, context.installer, manifest, names)
+    plan = context.plan()
+    osprep.kubelet(context.journal, plan.decisions, osprep.kubelet_arguments("", plan.address))
+    run(["systemctl", "daemon-reload"], timeout=60)
+    run(["systemctl", "enable", "kubelet"], timeout=60, what="enabling the kubelet")
+    return "; ".join(plan.decisions.notes)
+
+
+def swap(context: Context) -> str:
+    return "; ".join(osprep.swap_off(context.journal)) or "none was on"
+
+
+# -- 8 to 12: the cluster ------------------------------------------------------------------------------------------------
+
+
+def kubectl(*arguments: str, stdin: str | None = None, timeout: float = 60, check: bool = True, what: str = "") -> str:
+    """kubectl as the cluster's administrator."""
+    argv = ["kubectl", "--kubeconfig", ADMIN, *arguments]
+    return run(argv, timeout=timeout, stdin=stdin.encode() if stdin is not None else None, check=check, what=what or f"kubectl {arguments[0]}").stdout
+
+
+def api_ready() -> str:
+    """Why the API server is not ready; "" if it is."""
+    if not os.path.exists(ADMIN):
+        return f"{ADMIN} is missing"
+    said = run(["kubectl", "--kubeconfig", ADMIN, "get", "--raw", "/readyz", "--request-timeout=5s"], timeout=20, check=False)
+    return "" if said.stdout.strip() == "ok" else (said.tail() or "no answer")
+
+
+def _initialised() -> bool:
+    """kubeadm init came to its end: its last phases (bootstrap token, CoreDNS) left these."""
+    if api_ready():
+        return False
+    names = kubectl("-n", "kube-system", "get", "deployment/coredns", "configmap/kubeadm-config", "-o", "name", "--ignore-not-found", check=False)
+    return len(names.split()) == 2
+
+
+def kubeadm_init(context: Context) -> str:
+    plan = context.plan()
+    pulls = pulls_of(context, plan)
+    if os.path.exists(ADMIN):
+        # an earlier run came this far: give its API server a moment, then decide
+        try:
+            wait_for(api_ready, timeout=60, every=1.0, what="the API server answers")
+        except AgentError:
+            pass
+        if _initialised():
+            return "was initialised before"
+        context.say("clearing what an interrupted kubeadm init left")
+        run(["kubeadm", "reset", "-f", "--cleanup-tmp-dir", "--kubeconfig", "/nonexistent", "--skip-phases", "remove-etcd-member"], timeout=180, check=False)
+        shutil.rmtree("/var/lib/etcd", ignore_errors=True)
+    elif os.path.isdir("/etc/kubernetes/manifests") and os.listdir("/etc/kubernetes/manifests"):
+        run(["kubeadm", "reset", "-f", "--kubeconfig", "/nonexistent", "--skip-phases", "remove-etcd-member"], timeout=180, check=False)
+    osprep.kubelet(context.journal, plan.decisions, osprep.kubelet_arguments("", plan.address))
+    pulls.wait([plan.image(name) for name in CONTROL_PLANE_IMAGES])
+    os.makedirs(RUN_DIR, mode=0o700, exist_ok=True)
+    config = os.path.join(RUN_DIR, "kubeadm.json")
+    atomic_write(config, kubeadm_config(plan), mode=0o600)
+    argv = ["kubeadm", "init", "--config", config, "--skip-phases=addon/kube-proxy"]
+    ignored = plan.decisions.ignored_preflight()
+    if ignored:
+        argv.append(f"--ignore-preflight-errors={','.join(ignored)}")
+    try:
+        run(
+            argv,
+            timeout=INIT_SECONDS,
+            what="kubeadm init",
+            resolution="see the lines of kubeadm; journalctl -u kubelet and /var/log/pods show more; then run the same command again",
+            reason="InitFailed",
+        )
+    except AgentError as error:
+        error.details += "\nkubelet:\n" + kubelet_log_tail()
+        raise
+    finally:
+        remove(config)
+    return kubernetes(plan)
+
+
+def kubernetes(plan: Plan) -> str:
+    """The API server's own version."""
+    try:
+        return str(json.loads(kubectl("get", "--raw", "/version"))["gitVersion"])
+    except (ValueError, KeyError, AgentError):
+        return plan.manifest.release
+
+
+def kubectl_config(context: Context) -> str:
+    """root's ~/.kube/config, unless there is one; admin.conf is readable by root only."""
+    os.chmod(ADMIN, 0o600)
+    target = "/root/.kube/config"
+    if not os.path.exists(target):
+        context.journal.replace_file(target, read_text(ADMIN), mode=0o600)
+        return target
+    if read_text(target) == read_text(ADMIN):
+        return target
+    if target in context.journal.saved:
+        context.journal.replace_file(target, read_text(ADMIN), mode=0o600)
+        return target
+    return f"{target} is somebody's own and stays; use {ADMIN}"
+
+
+def helm(context: Context) -> str:
+    install_packages(context.journal, context.installer, context.verified(), ["helm"])
+    return run(["helm", "version", "--short"], timeout=60, env={"HOME": RUN_DIR}).stdout.strip()
+
+
+def cni(context: Context) -> str:
+    plan = context.plan()
+    pulls = pulls_of(context, plan)
+    pulls.wait([image for image in plan.images() if "/cilium" in image])
+    os.makedirs(RUN_DIR, mode=0o700, exist_ok=True)
+    values = os.path.join(RUN_DIR, "cilium-values.json")
+    atomic_write(values, json.dumps(cilium_values(plan), indent=1), mode=0o600)
+    argv = [
+        "helm",
+        "--kubeconfig",
+        ADMIN,
+        "upgrade",
+        "--install",
+        "cilium",
+        plan.manifest.path("chart-cilium.tgz"),
+        "--namespace",
+        "kube-system",
+        "--values",
+        values,
+    ]
+    # an interrupted helm leaves its release "pending", and then refuses to go on
+    pending = run(["helm", "--kubeconfig", ADMIN, "-n", "kube-system", "list", "--pending", "-q"], timeout=60, env={"HOME": RUN_DIR}, check=False)
+    if "cilium" in pending.stdout.split():
+        kubectl("-n", "kube-system", "delete", "secret", "-l", "owner=helm,name=cilium,status in (pending-install,pending-upgrade)", "--ignore-not-found")
+    run(argv, timeout=300, env={"HOME": RUN_DIR}, what="installing Cilium by Helm", reason="CniFailed")
+    node = plan.node_name
+
+    def node_ready() -> str:
+        state = kubectl("get", "node", node, "-o", "jsonpath={range .status.conditions[?(@.type=='Ready')]}{.status} {.message}{end}", check=False)
+        return "" if state.startswith("True") else f"node {node}: {state.strip() or 'not registered yet'}"
+
+    _wait_saying(context, node_ready, "the node is Ready", "CniFailed", _pods_tail)
+    pulls.wait([image for image in plan.images() if "/coredns:" in image])
+
+    def dns_ready() -> str:
+        ready = kubectl("-n", "kube-system", "get", "deployment", "coredns", "-o", "jsonpath={.status.availableReplicas}/{.spec.replicas}", check=False)
+        have_count, _, want = ready.partition("/")
+        return "" if have_count and have_count == want else f"CoreDNS: {have_count or '0'} of {want or '?'} available"
+
+    _wait_saying(context, dns_ready, "CoreDNS is available", "DnsFailed", _pods_tail)
+    return f"Cilium {plan.manifest.images.get('cilium', '')}, node {node} Ready, CoreDNS available"
+
+
+def csi(context: Context) -> str:
+    plan = context.plan()
+    context.say("stand-in: local-path-provisioner takes the place of the release's OpenEBS hostpath, whose source is not served here")
+    text = read_text(plan.manifest.path("local-path.yaml"))
+    kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text, timeout=120, what="applying the storage stand-in")
+    default = "storageclass.kubernetes.io/is-default-class=true"
+    kubectl("annotate", "storageclass", STORAGE_CLASS, default, "--overwrite", what=f"making {STORAGE_CLASS} the default class")
+
+    def provisioner() -> str:
+        argv = ["-n", STORAGE_NAMESPACE, "get", "deployment", "local-path-provisioner", "-o", "jsonpath={.status.availableReplicas}"]
+        return "" if kubectl(*argv, check=False).strip() not in ("", "0") else "the local-path provisioner is not available yet"
+
+    _wait_saying(context, provisioner, "the storage provisioner is available", "CsiFailed", _pods_tail)
+    return f"default class {STORAGE_CLASS} (stand-in)"
+
+
+def pulls_of(context: Context, plan: Plan) -> ImagePulls:
+    """The image pulls of this run, started when containerd first runs."""
+    if context.pulls is None:
+        context.pulls = ImagePulls(plan.images())
+    return context.pulls
+
+
+def start_pulls(context: Context) -> None:
+    """Begin to pull as soon as a runtime is there."""
+    pulls_of(context, context.plan())
+
+
+def _wait_saying(context: Context, probe: Callable[[], str], what: str, reason: str, tail: Callable[[], str]) -> None:
+    """Wait, and tell every 15 s what is still missing."""
+    said = time.monotonic()
+
+    def asked() -> str:
+        nonlocal said
+        missing = probe()
+        if missing and time.monotonic() - said > 15:
+            said = time.monotonic()
+            context.say(f"waiting: {missing}")
+        return missing
+
+    try:
+        wait_for(asked, timeout=READY_SECONDS, every=1.0, what=what, resolution="run the same command again: it goes on here", reason=reason)
+    except AgentError as error:
+        error.details += "\n" + tail()
+        raise
+
+
+def _pods_tail() -> str:
+    pods = kubectl("get", "pods", "-A", "-o", "wide", check=False)
+    events = kubectl("get", "events", "-A", "--field-selector", "type=Warning", check=False).splitlines()[-8:]
+    return pods + "\n" + "\n".join(events) + ("\n" + health if (health := kubelet_health()) else "")
+
+
+STEPS = (
+    Step("verify", "Verify packages", verify_packages),
+    Step("system", "System packages", system_packages),
+    Step("containerd", "containerd", containerd),
+    Step("runc", "runc", runc),
+    Step("kernel", "Kernel modules and forwarding", kernel),
+    Step("packages", "CKP packages", ckp_packages),
+    Step("swap", "Swap off", swap),
+    Step("init", "Control plane (kubeadm init)", kubeadm_init),
+    Step("kubectl", "kubectl configuration", kubectl_config),
+    Step("helm", "Helm", helm),
+    Step("cni", "Network (Cilium)", cni),
+    Step("csi", "Storage", csi),
+)

@@ -1,0 +1,167 @@
+"""A whole Compass in memory for tests: its real services, REST and database over a simulated API server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from ckp.api import names
+from ckp.api.host_protocol import EnrolmentRequest, HostFacts
+from ckp.clients import kinds
+from ckp.clients.kube_simulator import KubeSimulator
+from ckp.compass.rest.internal import make_internal_app
+from ckp.compass.rest.public import make_public_app
+from ckp.compass.services import UseCases
+from ckp.compass.services.releases import ReleaseTable
+from ckp.compass.settings import Settings, parse_reserved
+from ckp.compass.store.database import Database
+from ckp.kits.clock import ManualClock
+
+ADMIN = "admin-token-of-at-least-twenty"
+HUB = "token-of-the-hub"
+NAMESPACE = "ckp-default-default"
+BASE = "/api/v1/domains/default/projects/default"
+RELEASES = {"v1.35.1": {"cni": {"cilium": "v1.19.5"}}, "v1.33.7": {"cni": {"cilium": "v1.19.5"}}}
+MACHINE_A = "a" * 32
+MACHINE_B = "b" * 32
+
+
+def make_csr(key: ec.EllipticCurvePrivateKey | None = None, common_name: str = "whatever") -> str:
+    key = key or ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    return x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+
+
+def facts(hostname: str = "worker-1", machine_id: str = MACHINE_A, **more: Any) -> HostFacts:
+    return HostFacts(
+        hostname=hostname,
+        machine_id=machine_id,
+        os_id="debian",
+        os_version="12",
+        kernel="6.18.0",
+        architecture="amd64",
+        cpus=2,
+        memory_bytes=4 << 30,
+        disk_bytes=100 << 30,
+        disk_free_bytes=50 << 30,
+        addresses=("10.88.0.21",),
+        default_address="10.88.0.21",
+        **more,
+    )
+
+
+def review(obj: dict[str, Any]) -> dict[str, Any]:
+    """What an API server says about tokens: the hub's is good, for the audience that was asked for; so is somebody else's."""
+    users = {HUB: "system:serviceaccount:ckp-system:ckp-hub", "token-of-another": "system:serviceaccount:default:default"}
+    user = users.get(obj["spec"]["token"])
+    return obj | {"status": {"authenticated": bool(user), "user": {"username": user or ""}, "audiences": obj["spec"]["audiences"] if user else []}}
+
+
+@dataclass
+class World:
+    kube: KubeSimulator
+    cases: UseCases
+    clock: ManualClock
+    rest: httpx.AsyncClient
+    internal: httpx.AsyncClient
+    database: Database
+    public_app: Any = None
+    numbers: list[int] = field(default_factory=lambda: [0])
+
+    async def call(self, method: str, path: str, *, expect: int | None = None, **arguments: Any) -> Any:
+        response = await self.rest.request(method, path if path.startswith("/api") else BASE + path, **arguments)
+        if expect is not None:
+            assert response.status_code == expect, response.text
+        return response.json() if response.content and "json" in response.headers["content-type"] else response.text
+
+    async def psk(self) -> str:
+        return str((await self.call("POST", "/host-psk/reset", expect=200))["key"])
+
+    async def enrol(self, psk: str, *, hostname: str = "worker-1", machine_id: str = MACHINE_A, csr: str = "", source: str = "10.88.0.21") -> httpx.Response:
+        request = EnrolmentRequest(psk=psk, facts=facts(hostname, machine_id), csr=csr or make_csr())
+        return await self.internal.post("/internal/v1/enrolments", json={"request": json.loads(request.model_dump_json()), "source": source})
+
+    async def add_host(
+        self, name: str, *, group: str = "", connected: bool = True, claimed: str = "", cordoned: bool = False, address: str = "10.88.0.21", phase: str = "Free"
+    ) -> None:
+        """A host as the hub and the byo controller leave it."""
+        await self.cases.requests._namespaces.ensure(_default_project())
+        spec: dict[str, Any] = {"cordoned": cordoned}
+        if claimed:
+            spec["machineRef"] = {"name": claimed, "namespace": NAMESPACE, "uid": f"uid-of-{claimed}"}
+        labels = {names.group_label(group): ""} if group else {}
+        await self.kube.create(
+            {
+                "apiVersion": kinds.BYO_HOST.api_version,
+                "kind": "ByoHost",
+                "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels},
+                "spec": spec,
+            }
+        )
+        status = {
+            "conditions": [{"type": "AgentConnected", "status": "True" if connected else "False", "reason": "Test"}],
+            "network": [{"ipAddrs": [address], "isDefault": True}],
+            "observed": {"phase": phase, "generation": 0},
+            "agent": {"connected": connected, "lastSeen": "2026-04-01T12:00:00Z", "version": "0.1.0", "address": address},
+        }
+        await self.kube.merge(kinds.BYO_HOST, name, NAMESPACE, {"status": status}, subresource="status")
+
+    async def group_with_hosts(self, group: str = "workers", count: int = 2) -> None:
+        await self.call("POST", "/host-groups", json={"name": group}, expect=201)
+        for number in range(1, count + 1):
+            await self.add_host(f"{group}-host-{number}", group=group, address=f"10.88.0.{20 + number}")
+
+
+def cluster_body(**changes: Any) -> dict[str, Any]:
+    body = {
+        "name": "demo",
+        "version": "v1.35.1",
+        "cni": "cilium",
+        "hostGroup": "workers",
+        "workers": 2,
+        "podCIDR": "10.42.0.0/16",
+        "serviceCIDR": "10.43.0.0/16",
+    }
+    return body | changes
+
+
+def _default_project() -> Any:
+    from ckp.compass.services.projects import ProjectRef
+
+    return ProjectRef.of("default", "default")
+
+
+@asynccontextmanager
+async def make_world(directory: Path, kube: KubeSimulator | None = None) -> AsyncIterator[World]:
+    kube = kube or KubeSimulator(manager="ckp-compass")
+    kube.on_create("TokenReview", review)
+    clock = ManualClock(datetime(2026, 4, 1, 12, tzinfo=UTC))
+    database = Database(directory / "compass.db")
+    await database.open()
+    settings = Settings(
+        database=directory / "compass.db",
+        admin_token_file=directory / "token",
+        reserved=parse_reserved("hosts=10.88.0.0/24, management pods=10.244.0.0/16, management services=10.96.0.0/16"),
+    )
+    cases = UseCases.wire(settings, database, kube, ReleaseTable(RELEASES), ADMIN, clock)
+    public, internal = make_public_app(cases), make_internal_app(cases)
+    try:
+        async with (
+            httpx.AsyncClient(transport=httpx.ASGITransport(public), base_url="https://compass", headers={"Authorization": f"Bearer {ADMIN}"}) as rest,
+            httpx.AsyncClient(transport=httpx.ASGITransport(internal), base_url="https://compass", headers={"Authorization": f"Bearer {HUB}"}) as inner,
+        ):
+            yield World(kube, cases, clock, rest, inner, database, public)
+    finally:
+        await database.close()

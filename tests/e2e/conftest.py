@@ -1,0 +1,111 @@
+"""The main job, run once for all end-to-end tests: `ckp up` on this machine, and `ckp down` in the end, whatever happened."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckp.catalog.load import Catalog
+from ckp.cli.site import Site
+from ckp.cli.up import kubeconfig_path
+from ckp.dist.release import Distribution
+from ckp.kits import paths
+from ckp.kits.processes import Finished, run
+from ckp.kits.retry import wait_until
+
+RELEASE = "v1.35.1"
+STAMP = "v1.35.1-ckp"
+WORKERS = 2
+UP_TIMEOUT = 4500.0
+
+
+def ckp(*arguments: str, timeout: float = 300, check: bool = True) -> Finished:
+    """The command itself, as a person runs it."""
+    return run([paths.REPO / "ckp", *arguments], timeout=timeout, check=check, what=f"ckp {' '.join(arguments)}")
+
+
+@dataclass
+class World:
+    """The running main job."""
+
+    site: Site
+    output: str
+    cluster: str
+
+    def kubectl(self, *arguments: str, timeout: float = 90, check: bool = True, stdin: str | None = None) -> Finished:
+        """Against the managed cluster, by the kubeconfig that `ckp` gave."""
+        return self.site.guest_kubectl(kubeconfig_path(self.cluster), *arguments, timeout=timeout, check=check, stdin=stdin)
+
+    def get(self, *arguments: str) -> Any:
+        """`kubectl get … -o json` of the managed cluster."""
+        return json.loads(self.kubectl("get", *arguments, "-o", "json").stdout)
+
+    def management(self, *arguments: str, check: bool = True) -> Finished:
+        """Against the management cluster."""
+        return self.site.kubectl(*arguments, check=check)
+
+    @property
+    def image(self) -> str:
+        """An image with Python, from our registry, for test pods."""
+        platform = next(image for image in self.site.dist.images if image.repository == "ckp-platform")
+        return f"{self.site.registry.address}/ckp/ckp-platform:{platform.tag}"
+
+    def wait(self, probe: Any, what: str, *, timeout: float = 180) -> Any:
+        """Wait for something of the world."""
+        return wait_until(probe, what=what, timeout=timeout, every=1)
+
+
+def stream(command: list[str], timeout: float) -> str:
+    """Run it, showing what it says as it comes (CI must see where it is), and return all of it."""
+    started = time.monotonic()
+    said: list[str] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=paths.REPO) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            print(f"  {time.monotonic() - started:6.1f}s {line}", end="", flush=True)
+            said.append(line)
+            if time.monotonic() - started > timeout:
+                child.kill()
+                raise AssertionError(f"{command} took longer than {timeout} s")
+    assert child.returncode == 0, f"{command} ended with {child.returncode}:\n{''.join(said[-40:])}"
+    return "".join(said)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[World]:
+    """The main job. Its output goes past pytest's capture: it takes minutes, and silence would look like a hang."""
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    try:
+        with capture.global_and_fixture_disabled():
+            print("\nthe main job: ckp up")
+            output = stream([str(paths.REPO / "ckp"), "up", "--release", RELEASE, "--workers", str(WORKERS)], UP_TIMEOUT)
+        catalog = Catalog()
+        dist = Distribution(catalog, catalog.release(RELEASE), "lab", lambda _line: None)
+        dist.build()
+        dist.pack()
+        dist.make_images()
+        site = Site(dist, WORKERS, lambda _line: None)
+        yield World(site, output, "demo")
+    finally:
+        collect(tmp_path_factory)
+        ckp("down", timeout=300)
+
+
+def collect(_factory: pytest.TempPathFactory) -> None:
+    """Keep what a failure is understood by, before the lab goes: pods and agents' journals, in build/e2e."""
+    target = Path(paths.REPO / "build" / "e2e")
+    target.mkdir(parents=True, exist_ok=True)
+    from ckp.lab.lab import Lab
+
+    for host in Lab().hosts():
+        if host.running:
+            done = host.run(["journalctl", "-n", "400", "--no-pager"], timeout=30, check=False)
+            (target / f"{host.name}.log").write_text(done.stdout)

@@ -1,0 +1,345 @@
+"""The channel over real mutual TLS: against a small WebSocket server, with certificates that are made here."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import json
+import queue
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.server import ServerConnection, serve
+
+from ckp.agent import channel as channel_module
+from ckp.agent import messages
+from ckp.agent.channel import Channel
+from ckp.agent.engine import Engine
+from ckp.agent.identity import Identity
+from ckp.agent.journal import Journal
+from ckp.agent.status import Status
+
+FACTS = messages.HostFacts("h", "0" * 32, "debian", "12", "6.1", "amd64", 2, 1, 1, 1)
+
+
+class Authority:
+    """A CA that issues what a test needs."""
+
+    def __init__(self, name: str) -> None:
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.certificate = self._build(self.name, self.key.public_key(), True, [])
+
+    def _build(self, subject: x509.Name, public: Any, ca: bool, names: list[x509.GeneralName]) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self.name)
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(minutes=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        )
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        return builder.sign(self.key, hashes.SHA256())
+
+    def pem(self) -> str:
+        return self.certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+    def issue(self, folder: Path, name: str, address: str = "") -> tuple[Path, Path]:
+        key = ec.generate_private_key(ec.SECP256R1())
+        names: list[x509.GeneralName] = [x509.IPAddress(ipaddress.ip_address(address))] if address else []
+        certificate = self._build(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key.public_key(), False, names)
+        folder.mkdir(parents=True, exist_ok=True)
+        cert_file, key_file = folder / "cert.pem", folder / "key.pem"
+        cert_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+        return cert_file, key_file
+
+
+@dataclass
+class Hub:
+    """A hub of a few lines: keeps what agents say, sends what the test wants."""
+
+    authority: Authority
+    folder: Path
+    address: str = "127.0.0.1"
+    said: queue.Queue[tuple[str, dict[str, Any]]] = field(default_factory=queue.Queue)
+    connections: list[ServerConnection] = field(default_factory=list)
+    connected: threading.Event = field(default_factory=threading.Event)
+    refuse: bool = False
+    newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+    port: int = 0
+    desired: messages.Desired = field(default_factory=lambda: messages.Desired(1, "worker-1", None, 20.0))
+
+    def start(self) -> None:
+        cert, key = self.authority.issue(self.folder / "server", "hub", self.address)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.maximum_version = self.newest
+        context.load_cert_chain(cert, key)
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=self.authority.pem())
+        self.server = serve(self._serve, "127.0.0.1", self.port, ssl=context, process_request=self._admit)
+        self.port = self.server.socket.getsockname()[1]
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        for connection in self.connections:
+            connection.socket.close()
+        self.server.shutdown()
+
+    def _admit(self, connection: ServerConnection, request: Any) -> Any:
+        return connection.respond(403, "revoked\n") if self.refuse else None
+
+    def _serve(self, connection: ServerConnection) -> None:
+        self.connections.append(connection)
+        name = dict(part[0] for part in connection.socket.getpeercert()["subject"])["commonName"]  # type: ignore[attr-defined]
+        try:
+            hello = json.loads(connection.recv(timeout=10))
+            self.said.put((name, hello))
+            connection.send(messages.to_json(self.desired))
+            self.connected.set()
+            for frame in connection:
+                self.said.put((name, json.loads(frame)))
+        except (ConnectionClosed, TimeoutError, OSError):
+            pass
+
+    def next(self, kind: str, timeout: float = 10.0) -> dict[str, Any]:
+        """The next message of that type."""
+        deadline = time.monotonic() + timeout
+        while True:
+            _, message = self.said.get(timeout=max(0.01, deadline - time.monotonic()))
+            if message["type"] == kind:
+                return message
+
+
+class Nothing:
+    """Actions of a host that is never asked for more than to be free."""
+
+    def step(self, name: str, member: messages.Membership, cancelled: Any) -> str:
+        raise AssertionError("not in these tests")
+
+    def reset(self, cancelled: Any) -> str:
+        return ""
+
+    def unhealthy(self) -> str:
+        return ""
+
+
+@dataclass
+class Agent:
+    """An agent's channel and engine in threads."""
+
+    identity: Identity
+    ca: str
+    port: int
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.status = Status(str(self.folder))
+        self.engine = Engine(Journal(f"{self.folder}/journal.json", f"{self.folder}/saved"), Nothing())
+        self.channel = Channel(
+            f"wss://127.0.0.1:{self.port}/v1/agent", self.identity, self.ca, self.engine, self.status, lambda: messages.Hello("boot", FACTS), first_delay=0.05
+        )
+        self.threads = [threading.Thread(target=self.engine.run, daemon=True), threading.Thread(target=self.channel.run, daemon=True)]
+
+    def start(self) -> None:
+        for thread in self.threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self.engine.stop()
+        self.channel.close()
+        for thread in self.threads:
+            thread.join(10)
+        assert not any(thread.is_alive() for thread in self.threads), "the agent must end when it is told to"
+
+    def state(self) -> str:
+        return str(self.status.topics.get("channel", {}).get("state", ""))
+
+    def until(self, state: str, timeout: float = 10.0) -> str:
+        """Wait for the channel's state; returns its sentence."""
+        deadline = time.monotonic() + timeout
+        while self.state() != state:
+            assert time.monotonic() < deadline, f"channel is {self.status.topics.get('channel')}"
+            time.sleep(0.02)
+        return str(self.status.topics["channel"]["message"])
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    found = Hub(Authority("hub CA"), tmp_path / "hub")
+    yield found
+    if found.port:
+        found.stop()
+
+
+def make_agent(hub: Hub, folder: Path, authority: Authority | None = None) -> Agent:
+    """An enrolled agent, with a certificate by `authority` (the hub's own by default)."""
+    (authority or hub.authority).issue(folder, "worker-1")
+    (folder / "ca.pem").write_text(hub.authority.pem())
+    (folder / "identity.json").write_text('{"host": "worker-1"}')
+    return Agent(Identity(str(folder)), str(folder / "ca.pem"), hub.port, folder)
+
+
+@pytest.fixture
+def agent(hub: Hub, tmp_path: Path) -> Iterator[Agent]:
+    hub.start()
+    found = make_agent(hub, tmp_path / "agent")
+    found.start()
+    yield found
+    found.stop()
+
+
+def test_it_says_hello_then_reports_and_takes_the_desired_state(hub: Hub, agent: Agent) -> None:
+    hello = hub.next("hello")
+    assert hello["protocol"] == 1 and hello["facts"]["hostname"] == "h" and hello["boot_id"] == "boot"
+    report = hub.next("report")
+    while report["generation"] != 1:
+        report = hub.next("report")
+    assert report["phase"] == "Free"
+    assert "connected" in agent.until("Connected")
+
+
+def test_the_connection_is_tls_1_3_with_our_certificate(hub: Hub, agent: Agent) -> None:
+    name, _ = hub.said.get(timeout=10)
+    assert name == "worker-1"
+    assert hub.connections[0].socket.version() == "TLSv1.3"  # type: ignore[attr-defined]
+
+
+def test_an_older_tls_is_not_spoken(hub: Hub, tmp_path: Path) -> None:
+    hub.newest = ssl.TLSVersion.TLSv1_2
+    hub.start()
+    agent = make_agent(hub, tmp_path / "agent")
+    agent.start()
+    agent.until("Refused")
+    assert hub.connections == []
+    agent.stop()
+
+
+def test_it_reports_at_the_pace_that_the_hub_asks_for(hub: Hub, tmp_path: Path) -> None:
+    hub.desired = messages.Desired(1, "worker-1", None, 0.2)
+    hub.start()
+    agent = make_agent(hub, tmp_path / "agent")
+    agent.start()
+    hub.next("hello")
+    assert hub.connected.wait(10)
+    time.sleep(0.5)
+    while not hub.said.empty():
+        hub.said.get()
+    started = time.monotonic()
+    for _ in range(5):
+        hub.next("report")
+    took = time.monotonic() - started
+    agent.stop()
+    assert 0.6 < took < 3.0
+
+
+def test_a_lost_connection_comes_back_and_says_everything_again(hub: Hub, agent: Agent) -> None:
+    hub.next("hello")
+    hub.next("report")
+    port = hub.port
+    hub.stop()
+    agent.until("Disconnected")
+    hub.port = port
+    hub.start()
+    hub.next("hello")
+    assert hub.next("report")["type"] == "report"
+    agent.until("Connected")
+
+
+def test_frames_that_make_no_sense_are_ignored_and_the_next_one_counts(hub: Hub, agent: Agent) -> None:
+    hub.next("hello")
+    assert hub.connected.wait(10)
+    connection = hub.connections[0]
+    for frame in ("{", "[]", '{"type": "desired"}', '{"type": "other", "generation": 2, "host": "worker-1"}', '{"generation": "2", "host": "worker-1"}'):
+        connection.send(frame)
+    connection.send(json.dumps({"type": "desired", "generation": 9, "host": "worker-1", "new_field": {"x": 1}}))
+    for _ in range(10):
+        if hub.next("report")["generation"] == 9:
+            break
+    else:
+        raise AssertionError("the good frame was not taken")
+
+
+def test_a_desired_state_for_another_host_is_ignored(hub: Hub, tmp_path: Path) -> None:
+    hub.desired = messages.Desired(5, "worker-2", None)
+    hub.start()
+    agent = make_agent(hub, tmp_path / "agent")
+    agent.start()
+    hub.next("hello")
+    assert hub.connected.wait(10)
+    time.sleep(0.3)
+    assert agent.engine.report()[0].generation == 0
+    agent.stop()
+
+
+def test_a_frame_that_is_too_large_closes_the_connection(hub: Hub, agent: Agent) -> None:
+    hub.next("hello")
+    assert hub.connected.wait(10)
+    hub.connections[0].send('{"x": "' + "y" * (messages.MAX_FRAME_BYTES + 1) + '"}')
+    hub.next("hello")  # it came back
+
+
+def test_a_server_of_another_ca_is_not_our_hub(hub: Hub, tmp_path: Path) -> None:
+    hub.start()
+    agent = make_agent(hub, tmp_path / "agent")
+    (tmp_path / "agent/ca.pem").write_text(Authority("another").pem())
+    agent.start()
+    assert "is not our hub" in agent.until("NotTrusted")
+    agent.stop()
+    assert hub.connections == []
+
+
+def test_a_server_with_the_right_ca_and_another_name_is_not_our_hub(hub: Hub, tmp_path: Path) -> None:
+    hub.address = "127.0.0.9"
+    hub.start()
+    agent = make_agent(hub, tmp_path / "agent")
+    agent.start()
+    assert "is not our hub" in agent.until("NotTrusted")
+    agent.stop()
+
+
+def test_a_certificate_of_another_ca_gets_nothing(hub: Hub, tmp_path: Path) -> None:
+    hub.start()
+    agent = make_agent(hub, tmp_path / "agent", Authority("another"))
+    agent.start()
+    assert "refuses this host's certificate" in agent.until("Refused")
+    agent.stop()
+    assert hub.connections == [] and hub.said.empty()
+
+
+def test_a_revoked_certificate_is_said_in_a_sentence(hub: Hub, tmp_path: Path) -> None:
+    hub.refuse = True
+    hub.start()
+    agent = make_agent(hub, tmp_path / "agent")
+    agent.start()
+    assert "revoked or replaced" in agent.until("Refused")
+    hub.refuse = False
+    agent.until("Connected", 20)
+    agent.stop()
+
+
+def test_delays_grow_are_jittered_and_bounded() -> None:
+    from ckp.agent.identity import Backoff
+
+    backoff = Backoff(1.0, channel_module.LONGEST_DELAY)
+    delays = [backoff.delay() for _ in range(12)]
+    assert 0.5 <= delays[0] <= 1.0 and max(delays) <= channel_module.LONGEST_DELAY and min(delays[6:]) >= channel_module.LONGEST_DELAY / 2
+    assert len(set(delays)) == len(delays)
+    backoff.reset()
+    assert backoff.delay() <= 1.0

@@ -1,0 +1,203 @@
+"""What is decided from the host, what is written for it, and that nobody can write through it what he must not."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from ckp.agent import facts, join, osprep, preflight
+from ckp.agent.host import bundle_folder
+from ckp.agent.installers import rpm
+from ckp.agent.journal import Journal
+from ckp.agent.kit import InvalidInput
+from ckp.agent.messages import JoinFile
+from ckp.agent.osprep import HostDecisions
+
+ORDINARY = HostDecisions("v2", "systemd", False, "overlayfs")
+LAB = HostDecisions("v1", "cgroupfs", True, "overlayfs", {"kubelet": {"evictionHard": {"nodefs.available": "1Gi"}}})
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(str(tmp_path / "journal.json"), str(tmp_path / "saved"))
+
+
+@pytest.fixture
+def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The places below /etc, moved into a folder of the test."""
+    root = tmp_path / "root"
+    for name in ("SYSCTL_FILE", "MODULES_FILE", "CONTAINERD_CONFIG", "CERTS_D", "CRICTL_CONFIG", "KUBELET_DEFAULTS", "KUBELET_SYSCONFIG", "PATCHES_DIR"):
+        monkeypatch.setattr(osprep, name, f"{root}{getattr(osprep, name)}")
+    return root / "etc"
+
+
+def test_an_ordinary_host_is_told_nothing_special() -> None:
+    assert ORDINARY.kubelet() == {"cgroupDriver": "systemd"}
+    assert ORDINARY.ignored_preflight() == [] and ORDINARY.notes == []
+
+
+def test_a_v1_host_without_capabilities_gets_what_it_needs_and_its_overrides() -> None:
+    assert LAB.kubelet() == {"cgroupDriver": "cgroupfs", "failCgroupV1": False, "evictionHard": {"nodefs.available": "1Gi"}}
+    assert LAB.ignored_preflight() == ["SystemVerification"]
+    assert len(LAB.notes) == 3
+
+
+@pytest.mark.parametrize(("decisions", "systemd", "restrict"), [(ORDINARY, True, False), (LAB, False, True)])
+def test_containerds_configuration_is_toml_and_follows_the_decisions(decisions: HostDecisions, systemd: bool, restrict: bool) -> None:
+    config = tomllib.loads(osprep.containerd_config(decisions, "r.example:5000/ckp/pause:3.10"))
+    cri = config["plugins"]["io.containerd.grpc.v1.cri"]
+    assert config["version"] == 2
+    assert cri["sandbox_image"] == "r.example:5000/ckp/pause:3.10"
+    assert cri["restrict_oom_score_adj"] is restrict
+    assert cri["containerd"]["runtimes"]["runc"]["options"]["SystemdCgroup"] is systemd
+    assert cri["registry"]["config_path"] == "/etc/containerd/certs.d"
+
+
+def test_the_registry_and_its_ca_are_told_to_containerd(journal: Journal, etc: Path) -> None:
+    osprep.containerd(journal, ORDINARY, "r.example:5000/ckp/pause:3.10", "r.example:5000/ckp", "PEM")
+    hosts = tomllib.loads((etc / "containerd/certs.d/r.example:5000/hosts.toml").read_text())
+    assert hosts["server"] == "https://r.example:5000"
+    assert hosts["host"]["https://r.example:5000"]["ca"].endswith("r.example:5000/ca.crt")
+    assert (etc / "containerd/certs.d/r.example:5000/ca.crt").read_text() == "PEM"
+    assert "containerd.sock" in (etc / "crictl.yaml").read_text()
+
+
+def test_all_that_was_written_goes_again_and_what_was_there_comes_back(journal: Journal, etc: Path) -> None:
+    (etc / "containerd").mkdir(parents=True)
+    (etc / "containerd/config.toml").write_text("mine")
+    (etc / "default").mkdir()
+    osprep.containerd(journal, ORDINARY, "r/p:1", "r", "PEM")
+    osprep.kubelet(journal, LAB, osprep.kubelet_arguments("byoh://x", "10.0.0.1"))
+    assert (etc / "default/kubelet").read_text() == 'KUBELET_EXTRA_ARGS="--provider-id=byoh://x --node-ip=10.0.0.1"\n'
+    patch = json.loads((etc / "kubernetes/ckp-patches/kubeletconfiguration+merge.json").read_text())
+    assert patch == LAB.kubelet()
+    journal.restore_files()
+    assert sorted(str(path.relative_to(etc)) for path in etc.rglob("*")) == ["containerd", "containerd/config.toml", "default"]
+    assert (etc / "containerd/config.toml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("bad", ['r.example"\n[evil]', "r example", "", "-r", "r.example:port", 'x"'])
+def test_a_registry_that_is_no_host_is_refused(bad: str) -> None:
+    with pytest.raises(InvalidInput):
+        osprep.registry_host(bad)
+
+
+@pytest.mark.parametrize("bad", ['p:1"\nroot = "/x', "p 1", ""])
+def test_an_image_that_is_none_is_refused(bad: str) -> None:
+    with pytest.raises(InvalidInput):
+        osprep.check_image(bad)
+
+
+@pytest.mark.parametrize("bad", ['byoh://"; rm', "byoh://$(id)", "byoh://`id`", "a\nb", "a\\b"])
+def test_a_provider_id_cannot_break_out_of_the_kubelets_environment(journal: Journal, etc: Path, bad: str) -> None:
+    with pytest.raises(InvalidInput):
+        osprep.kubelet(journal, ORDINARY, osprep.kubelet_arguments(bad, ""))
+    assert not etc.exists()
+
+
+def test_swap_lines_are_commented_and_nothing_else() -> None:
+    fstab = "# swap none swap\nUUID=1 / ext4 defaults 0 1\nUUID=2 none swap sw 0 0\n/swapfile\tnone\tswap\tsw\t0 0\n"
+    done = osprep.comment_swap(fstab)
+    assert [line.startswith("#") for line in done.splitlines()] == [True, False, True, True]
+    assert osprep.comment_swap(done) == done
+
+
+def test_overrides_that_can_not_be_read_stop_and_change_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "host.json"
+    for text in ("{", "[]", '{"kubelet": []}'):
+        path.write_text(text)
+        with pytest.raises(InvalidInput):
+            osprep.decide(str(path))
+    path.write_text('{"kubelet": {"maxPods": 10}}')
+    assert osprep.decide(str(path)).kubelet()["maxPods"] == 10
+
+
+@pytest.mark.parametrize(("controllers", "wanted"), [("cpu memory pids\n", "v2"), ("", "v1"), (None, "v1")])
+def test_the_cgroup_version_is_read_from_the_controllers(monkeypatch: pytest.MonkeyPatch, controllers: str | None, wanted: str) -> None:
+    monkeypatch.setattr(facts, "read_text", lambda path, default="": controllers or default)
+    assert facts.cgroup_version() == wanted
+
+
+def test_the_file_system_of_a_path_is_that_of_the_longest_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = (
+        "1 0 8:1 / / rw - overlay overlay rw\n"
+        "2 1 8:2 / /var/lib rw shared:1 - ext4 /dev/sda2 rw\n"
+        "3 2 8:3 / /var/lib/containerd rw - xfs /dev/sdb rw\n"
+        "4 1 8:4 / /var/lib/contain rw - tmpfs none rw\n"
+    )
+    monkeypatch.setattr(facts, "read_text", lambda path, default="": table)
+    assert facts.file_system_of("/var/lib/containerd") == "xfs"
+    assert facts.file_system_of("/var/lib/containers") == "ext4"
+    assert facts.file_system_of("/usr") == "overlay"
+
+
+@pytest.mark.parametrize(
+    "path", ["relative", "/etc/../etc/shadow", "/a//b", "//a", "/etc/ckp-agent/config.json", "/var/lib/ckp-agent/journal.json", "/proc/sys/x", "/a/"]
+)
+def test_bootstrap_files_have_plain_paths_and_not_ours(path: str) -> None:
+    with pytest.raises(InvalidInput):
+        join.check_path(path)
+
+
+@pytest.mark.parametrize("mode", ["4755", "rwx", "", "06000", "888"])
+def test_bootstrap_files_have_plain_modes(mode: str) -> None:
+    with pytest.raises(InvalidInput):
+        join.check_mode(mode)
+
+
+def test_no_bootstrap_file_is_written_if_one_is_refused(journal: Journal, tmp_path: Path) -> None:
+    good = str(tmp_path / "good")
+    with pytest.raises(InvalidInput):
+        join.write_files(journal, (JoinFile(good, "x"), JoinFile("/proc/x", "x")))
+    assert not Path(good).exists()
+    join.write_files(journal, (JoinFile(good, "x", "0640"),))
+    assert Path(good).read_text() == "x" and Path(good).stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("image", ["r:5000/ckp/b:v1", "r/b@sha256:abc", "r/b@sha256:" + "A" * 64, "", "--output=/x@sha256:" + "0" * 64 + "\n"])
+def test_a_bundle_is_taken_by_digest_only(image: str) -> None:
+    with pytest.raises(InvalidInput):
+        bundle_folder("/s", image)
+
+
+def test_a_bundle_lies_under_its_digest() -> None:
+    assert bundle_folder("/s", "r:5000/ckp/b@sha256:" + "0" * 64) == "/s/bundles/" + "0" * 64
+
+
+def test_listening_ports_are_read_from_the_kernels_table(tmp_path: Path) -> None:
+    (tmp_path / "tcp").write_text(
+        "  sl  local_address rem_address st\n   0: 0100007F:192B 00000000:0000 0A 0 0 0 0 0 1\n   1: 0100007F:0050 0100007F:1234 01 0 0 0 0 0 2\n"
+    )
+    (tmp_path / "tcp6").write_text("  sl\n   0: 00000000000000000000000000000000:280A 0:0000 0A 0 0 0 0 0 3\n")
+    assert preflight.listeners(str(tmp_path)) == {6443, 10250}
+
+
+def test_the_rpm_keyring_is_armoured_as_gpg_would(tmp_path: Path) -> None:
+    import subprocess
+
+    from pysequoia import Tsk
+
+    raw = bytes(Tsk.generate("a <a@example.org>").extract_certificate())
+    text = rpm.armor(raw)
+    back = subprocess.run(["gpg", "--homedir", str(tmp_path), "--dearmor"], input=text.encode(), capture_output=True, check=True).stdout
+    assert back == raw
+
+
+GOOD = "x.rpm:\n    Header V4 EdDSA/SHA512 Signature, key ID 1a2b3c4d: OK\n    Header SHA256 digest: OK\n    Payload SHA256 digest: OK\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "key"),
+    [
+        (GOOD, "1A2B3C4D"),
+        (GOOD.replace("ID 1a2b3c4d: OK", "ID 1a2b3c4d: NOKEY"), ""),
+        (GOOD.replace("ID 1a2b3c4d: OK", "ID 1a2b3c4d: BAD"), ""),
+        ("x.rpm:\n    Header SHA256 digest: OK\n", ""),
+        (GOOD + "    V4 RSA/SHA256 Signature, key ID 99999999: NOKEY\n", ""),
+    ],
+)
+def test_rpmkeys_words_count_only_if_every_signature_is_good(said: str, key: str) -> None:
+    assert rpm.signature_key(said) == key

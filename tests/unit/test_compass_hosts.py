@@ -1,0 +1,415 @@
+"""Compass: keys, enrolment, decisions, hosts, groups; through its REST interface and the hub's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from sqlalchemy import text
+
+from ckp.api import names
+from ckp.clients import kinds
+from ckp.clients.kube import KubeError
+from ckp.clients.kube_simulator import KubeSimulator
+from compass_world import ADMIN, BASE, HUB, MACHINE_A, MACHINE_B, NAMESPACE, World, make_csr, make_world
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with make_world(tmp_path) as made:
+        yield made
+
+
+async def approve_one(world: World, hostname: str = "worker-1", machine_id: str = MACHINE_A) -> str:
+    """Enrol and approve a machine; the request's id."""
+    answer = await world.enrol(await world.psk(), hostname=hostname, machine_id=machine_id)
+    assert answer.status_code == 202, answer.text
+    request_id = str(answer.json()["request_id"])
+    await world.call("POST", f"/host-requests/{request_id}/approve", expect=200)
+    return request_id
+
+
+# Tokens.
+
+
+@pytest.mark.parametrize("header", [None, "Bearer wrong", "Basic " + ADMIN, "Bearer ", ADMIN])
+async def test_without_the_right_token_nothing_is_answered(world: World, header: str | None) -> None:
+    world.rest.headers.pop("Authorization")
+    for path in (f"{BASE}/hosts", "/api/v1/releases", "/api/v1/openapi.json", "/nothing"):
+        response = await world.rest.get(path, headers={"Authorization": header} if header else {})
+        assert response.status_code == 401, path
+        assert response.json()["error"]["code"] == "Unauthorized"
+
+
+async def test_health_needs_no_token(world: World) -> None:
+    world.rest.headers.pop("Authorization")
+    assert (await world.rest.get("/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize("token", ["", "made-up", "token-of-another", ADMIN])
+async def test_the_inner_port_takes_the_hubs_account_only(world: World, token: str) -> None:
+    world.internal.headers["Authorization"] = f"Bearer {token}"
+    assert (await world.enrol("x" * 20)).status_code == 401
+
+
+async def test_a_good_review_of_a_token_holds_for_a_minute(world: World) -> None:
+    for _ in range(3):
+        await world.internal.get("/internal/v1/enrolments/none", headers={"X-Enrolment-Token": "t"})
+    assert len([call for call in world.kube.calls if call[1] == "TokenReview"]) == 1
+    world.clock.advance(61)
+    await world.internal.get("/internal/v1/enrolments/none", headers={"X-Enrolment-Token": "t"})
+    assert len([call for call in world.kube.calls if call[1] == "TokenReview"]) == 2
+
+
+async def test_a_token_for_another_audience_is_refused(world: World) -> None:
+    world.kube.on_create(
+        "TokenReview",
+        lambda obj: obj | {"status": {"authenticated": True, "user": {"username": "system:serviceaccount:ckp-system:ckp-hub"}, "audiences": ["api"]}},
+    )
+    assert (await world.enrol("x" * 20)).status_code == 401
+
+
+# Keys.
+
+
+async def test_a_key_is_shown_once_and_only_its_hash_is_kept(world: World, tmp_path: Path) -> None:
+    first = await world.call("GET", "/host-psk", expect=200)
+    second = await world.call("GET", "/host-psk", expect=200)
+    assert first["key"].startswith("ckphk_")
+    assert second["key"] is None
+    assert "reset" in second["message"]
+    await world.database.close()
+    assert first["key"].encode() not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+
+
+async def test_a_reset_voids_the_old_key_at_once(world: World) -> None:
+    old = await world.psk()
+    new = await world.psk()
+    assert (await world.enrol(old)).status_code == 401
+    assert (await world.enrol(new)).status_code == 202
+
+
+async def test_uses_of_a_key_are_counted(world: World) -> None:
+    psk = await world.psk()
+    await world.enrol(psk)
+    assert (await world.call("GET", "/host-psk"))["useCount"] == 1
+    await world.enrol("wrong" * 8)
+    assert (await world.call("GET", "/host-psk"))["useCount"] == 1
+
+
+async def test_a_key_of_another_project_does_not_fit(world: World) -> None:
+    other = (await world.call("POST", "/api/v1/domains/default/projects/other/host-psk/reset"))["key"]
+    await world.psk()
+    assert (await world.enrol(other)).status_code == 401
+
+
+async def test_guessing_is_held_back_per_source_and_forgiven_after_a_minute(world: World) -> None:
+    psk = await world.psk()
+    for _ in range(5):
+        assert (await world.enrol("guess" * 8, source="10.0.0.9")).status_code == 401
+    held = await world.enrol(psk, source="10.0.0.9")
+    assert held.status_code == 429
+    assert held.json()["error"]["code"] == "TooManyTries"
+    assert (await world.enrol(psk, source="10.0.0.10")).status_code == 202
+    world.clock.advance(60.1)
+    assert (await world.enrol(psk, source="10.0.0.9")).status_code == 202
+
+
+# Enrolment.
+
+
+async def test_a_machine_that_lost_our_answer_gets_the_same_request_and_a_new_token(world: World) -> None:
+    psk, csr = await world.psk(), make_csr()
+    first, second = (await world.enrol(psk, csr=csr)).json(), (await world.enrol(psk, csr=csr)).json()
+    assert first["request_id"] == second["request_id"]
+    assert len((await world.call("GET", "/host-requests"))["items"]) == 1
+    path = f"/internal/v1/enrolments/{first['request_id']}"
+    assert (await world.internal.get(path, headers={"X-Enrolment-Token": first["token"]})).status_code == 404
+    assert (await world.internal.get(path, headers={"X-Enrolment-Token": second["token"]})).json()["state"] == "pending"
+
+
+async def test_a_second_machine_with_an_approved_identity_is_refused(world: World) -> None:
+    await approve_one(world)
+    answer = await world.enrol(await world.psk())  # the same machine-id, another key
+    assert answer.status_code == 409
+    assert "enrolled already" in answer.json()["error"]["message"]
+
+
+async def test_a_cloned_key_on_another_machine_is_refused(world: World) -> None:
+    psk, csr = await world.psk(), make_csr()
+    request_id = (await world.enrol(psk, csr=csr)).json()["request_id"]
+    await world.call("POST", f"/host-requests/{request_id}/approve", expect=200)
+    assert (await world.enrol(psk, csr=csr, machine_id=MACHINE_B)).status_code == 409
+
+
+async def test_of_two_waiting_requests_for_one_machine_only_one_is_approved(world: World) -> None:
+    psk = await world.psk()
+    first, second = [(await world.enrol(psk)).json()["request_id"] for _ in range(2)]
+    await world.call("POST", f"/host-requests/{first}/approve", expect=200)
+    refused = await world.call("POST", f"/host-requests/{second}/approve", expect=409)
+    assert "host already" in refused["error"]["message"]
+    assert len(await world.kube.list(kinds.BYO_HOST, NAMESPACE)) == 1
+
+
+@pytest.mark.parametrize("csr", ["nonsense", "", "weak", "forged"])
+async def test_a_signing_request_that_is_no_good_is_refused(world: World, csr: str) -> None:
+    if csr == "weak":
+        csr = make_csr(ec.generate_private_key(ec.SECP192R1()))
+    elif csr == "forged":
+        good, other = make_csr().splitlines(), make_csr().splitlines()
+        csr = "\n".join([*good[:-2], other[-2], good[-1]])
+    answer = await world.enrol(await world.psk(), csr=csr or "-----BEGIN CERTIFICATE REQUEST-----\n-----END CERTIFICATE REQUEST-----\n")
+    assert answer.status_code == 422
+    assert "csr" in answer.json()["error"]["message"]
+    assert (await world.call("GET", "/host-requests"))["items"] == []
+
+
+async def test_an_outcome_needs_the_token_of_the_request(world: World) -> None:
+    psk = await world.psk()
+    ticket = (await world.enrol(psk)).json()
+    other = (await world.enrol(psk, machine_id=MACHINE_B)).json()
+    path = f"/internal/v1/enrolments/{ticket['request_id']}"
+    assert (await world.internal.get(path, headers={"X-Enrolment-Token": other["token"]})).status_code == 404
+    assert (await world.internal.get(path)).status_code == 422
+    good = await world.internal.get(path, headers={"X-Enrolment-Token": ticket["token"]})
+    assert good.json() == {"state": "pending", "reason": "", "namespace": "", "host": "", "csr": "", "certificate": ""}
+
+
+async def test_the_first_certificate_stays(world: World) -> None:
+    ticket = (await world.enrol(await world.psk())).json()
+    path, token = f"/internal/v1/enrolments/{ticket['request_id']}/certificate", {"X-Enrolment-Token": ticket["token"]}
+    assert (await world.internal.put(path, headers=token, json={"certificate": "early"})).status_code == 409
+    await world.call("POST", f"/host-requests/{ticket['request_id']}/approve", expect=200)
+    assert (await world.internal.put(path, headers=token, json={"certificate": "first"})).json() == {"certificate": "first"}
+    assert (await world.internal.put(path, headers=token, json={"certificate": "second"})).json() == {"certificate": "first"}
+
+
+async def test_a_body_that_is_too_large_is_refused_before_it_is_read(world: World) -> None:
+    answer = await world.internal.post("/internal/v1/enrolments", content=b"x" * 70_000)
+    assert answer.status_code == 413
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(70):
+            yield b"x" * 1000
+
+    assert (await world.internal.post("/internal/v1/enrolments", content=chunks())).status_code == 413
+
+
+# Decisions.
+
+
+async def test_approval_makes_the_host_with_its_labels_in_the_projects_namespace(world: World) -> None:
+    await approve_one(world, hostname="Node_7.example.org")
+    host = await world.kube.get(kinds.BYO_HOST, "node-7", NAMESPACE)
+    assert host is not None
+    assert host["metadata"]["labels"][names.PROJECT_LABEL] == "default"
+    namespace = await world.kube.get(kinds.NAMESPACE, NAMESPACE)
+    assert namespace is not None
+    assert namespace["metadata"]["labels"] == {names.DOMAIN_LABEL: "default", names.PROJECT_LABEL: "default"}
+
+
+async def test_machines_of_one_name_become_hosts_of_different_names(world: World) -> None:
+    psk = await world.psk()
+    ids = [(await world.enrol(psk, machine_id=f"{number:032x}")).json()["request_id"] for number in range(4)]
+    await asyncio.gather(*(world.call("POST", f"/host-requests/{request_id}/approve", expect=200) for request_id in ids))
+    hosts = [host["metadata"]["name"] for host in await world.kube.list(kinds.BYO_HOST, NAMESPACE)]
+    assert sorted(hosts) == ["worker-1", "worker-1-2", "worker-1-3", "worker-1-4"]
+
+
+@pytest.mark.parametrize("broken", [("create", "ByoHost"), ("apply", "Namespace"), ("list", "ByoHost")])
+async def test_an_approval_that_broke_off_is_finished_by_the_next(world: World, broken: tuple[str, str]) -> None:
+    request_id = (await world.enrol(await world.psk())).json()["request_id"]
+    world.kube.on_fault(lambda verb, kind, _: KubeError("down", code=0) if (verb, kind.kind) == broken else None)
+    refused = await world.call("POST", f"/host-requests/{request_id}/approve", expect=503)
+    assert refused["error"]["code"] == "Unavailable"
+    assert (await world.call("GET", f"/host-requests/{request_id}"))["state"] == "pending"
+    world.kube.on_fault(None)
+    for _ in range(2):  # and once more changes nothing
+        assert (await world.call("POST", f"/host-requests/{request_id}/approve", expect=200))["host"] == "worker-1"
+    assert len(await world.kube.list(kinds.BYO_HOST, NAMESPACE)) == 1
+
+
+async def test_an_approval_that_died_after_making_the_host_is_finished_by_the_next(world: World) -> None:
+    request_id = await approve_one(world)
+    async with world.database.unit() as unit:  # as if the last transaction had never been
+        await unit.session.execute(text("update host_requests set state = 'pending', decided_at = null"))
+    assert (await world.call("POST", f"/host-requests/{request_id}/approve", expect=200))["state"] == "approved"
+    assert len(await world.kube.list(kinds.BYO_HOST, NAMESPACE)) == 1
+
+
+async def test_a_rejected_machine_is_told_why_and_an_approved_one_cannot_be_rejected(world: World) -> None:
+    psk = await world.psk()
+    ticket = (await world.enrol(psk)).json()
+    await world.call("POST", f"/host-requests/{ticket['request_id']}/reject", json={"reason": "not ours"}, expect=200)
+    outcome = await world.internal.get(f"/internal/v1/enrolments/{ticket['request_id']}", headers={"X-Enrolment-Token": ticket["token"]})
+    assert (outcome.json()["state"], outcome.json()["reason"], outcome.json()["csr"]) == ("rejected", "not ours", "")
+    await world.call("POST", f"/host-requests/{ticket['request_id']}/approve", expect=200)
+    await world.call("POST", f"/host-requests/{ticket['request_id']}/reject", json={"reason": "no"}, expect=409)
+
+
+async def test_bulk_decides_each_by_itself(world: World) -> None:
+    psk = await world.psk()
+    ids = [(await world.enrol(psk, machine_id=f"{number:032x}")).json()["request_id"] for number in range(2)]
+    answer = await world.call("POST", "/host-requests/bulk", json={"ids": [*ids, "unknown"], "action": "approve"}, expect=200)
+    assert answer["ok"] is False
+    assert [answer["results"][request_id]["state"] for request_id in ids] == ["approved", "approved"]
+    assert answer["results"]["unknown"]["error"]["code"] == "NotFound"
+
+
+async def test_a_project_sees_only_its_own_requests(world: World) -> None:
+    request_id = (await world.enrol(await world.psk())).json()["request_id"]
+    other = "/api/v1/domains/default/projects/other/host-requests"
+    assert (await world.call("GET", other, expect=200))["items"] == []
+    await world.call("GET", f"{other}/{request_id}", expect=404)
+    await world.call("POST", f"{other}/{request_id}/approve", expect=404)
+
+
+async def test_two_projects_never_share_a_namespace(world: World) -> None:
+    refused = await world.call("GET", "/api/v1/domains/a-b/projects/c/hosts", expect=422)
+    assert refused["error"]["message"].startswith("domain:")
+
+
+# Hosts.
+
+
+async def test_a_claimed_host_is_deleted_only_by_force(world: World) -> None:
+    await world.add_host("busy", claimed="demo-workers-x")
+    refused = await world.call("DELETE", "/hosts/busy", expect=409)
+    assert "demo-workers-x" in refused["error"]["message"]
+    assert await world.kube.get(kinds.BYO_HOST, "busy", NAMESPACE)
+    await world.call("DELETE", "/hosts/busy?force=true", expect=204)
+    assert await world.kube.get(kinds.BYO_HOST, "busy", NAMESPACE) is None
+
+
+async def test_a_machine_whose_host_was_deleted_may_enrol_anew(world: World) -> None:
+    await approve_one(world)
+    await world.call("DELETE", "/hosts/worker-1", expect=204)
+    assert (await world.enrol(await world.psk())).status_code == 202
+    assert [row["state"] for row in (await world.call("GET", "/host-requests"))["items"]] == ["pending"]
+
+
+async def test_hosts_are_shown_with_what_the_agent_reported(world: World) -> None:
+    await world.add_host("one", group="workers")
+    await world.add_host("two", connected=False)
+    await world.add_host("three", cordoned=True)
+    items = (await world.call("GET", "/hosts"))["items"]
+    assert [(host["name"], host["state"], host["free"]) for host in items] == [("one", "Free", True), ("three", "Cordoned", False), ("two", "Offline", False)]
+    assert items[0]["groups"] == ["workers"]
+    assert items[0]["lastSeen"] == "2026-04-01T12:00:00Z"
+    assert [host["name"] for host in (await world.call("GET", "/hosts?group=workers"))["items"]] == ["one"]
+    await world.call("GET", "/hosts/none", expect=404)
+
+
+# Groups.
+
+
+async def test_membership_is_a_label_of_the_host(world: World) -> None:
+    await world.call("POST", "/host-groups", json={"name": "workers"}, expect=201)
+    await world.add_host("one")
+    await world.add_host("two")
+    group = await world.call("POST", "/host-groups/workers/members", json={"hosts": ["one", "two"]}, expect=200)
+    assert group["hosts"] == ["one", "two"]
+    assert group["free"] == 2
+    host = await world.kube.get(kinds.BYO_HOST, "one", NAMESPACE)
+    assert host is not None
+    assert host["metadata"]["labels"][names.group_label("workers")] == ""
+    await world.call("DELETE", "/host-groups/workers/members/one", expect=200)
+    assert (await world.call("GET", "/host-groups/workers"))["hosts"] == ["two"]
+    await world.call("PUT", "/host-groups/workers/members/one", expect=200)
+    await world.call("POST", "/host-groups/workers/members/remove", json={"hosts": ["one", "two"]}, expect=200)
+    assert (await world.call("GET", "/host-groups/workers"))["hosts"] == []
+
+
+async def test_a_bulk_change_with_an_unknown_host_changes_nothing(world: World) -> None:
+    await world.call("POST", "/host-groups", json={"name": "workers"}, expect=201)
+    await world.add_host("one")
+    refused = await world.call("POST", "/host-groups/workers/members", json={"hosts": ["one", "ghost"]}, expect=404)
+    assert "ghost" in refused["error"]["message"]
+    assert (await world.call("GET", "/host-groups/workers"))["hosts"] == []
+
+
+async def test_a_group_in_use_by_a_cluster_is_not_deleted(world: World) -> None:
+    from compass_world import cluster_body
+
+    await world.group_with_hosts()
+    await world.call("POST", "/clusters", json=cluster_body(), expect=201)
+    refused = await world.call("DELETE", "/host-groups/workers", expect=409)
+    assert "demo" in refused["error"]["message"]
+
+
+async def test_deleting_a_group_takes_its_label_off_the_hosts(world: World) -> None:
+    await world.group_with_hosts()
+    await world.call("DELETE", "/host-groups/workers", expect=204)
+    for host in await world.kube.list(kinds.BYO_HOST, NAMESPACE):
+        assert names.group_label("workers") not in (host["metadata"].get("labels") or {})
+    await world.call("GET", "/host-groups/workers", expect=404)
+
+
+@pytest.mark.parametrize("name", ["", "Upper", "a" * 64, "-x", "a/b", "a.b"])
+async def test_a_bad_group_name_is_told_by_field(world: World, name: str) -> None:
+    refused = await world.call("POST", "/host-groups", json={"name": name}, expect=422)
+    assert refused["error"]["message"].startswith("name:")
+
+
+# Errors and the audit log.
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "message"),
+    [
+        (b"{", 400, "the body is not valid JSON"),
+        (b"{}", 422, "name: is missing"),
+        (b'{"name": "a", "colour": "red"}', 422, "colour: is not a field that is known here"),
+        (b'{"name": 5}', 422, "name: input should be a valid string"),
+    ],
+)
+async def test_a_bad_body_is_told_in_a_sentence_naming_the_field(world: World, content: bytes, status: int, message: str) -> None:
+    answer = await world.call("POST", "/host-groups", content=content, headers={"content-type": "application/json"}, expect=status)
+    assert answer["error"]["message"] == message
+
+
+async def test_unknown_paths_and_methods_are_told_in_the_same_shape(world: World) -> None:
+    assert (await world.call("GET", "/nothing", expect=404))["error"]["code"] == "NotFound"
+    assert (await world.call("PUT", "/hosts", expect=405))["error"]["code"] == "MethodNotAllowed"
+
+
+async def test_every_change_is_in_the_audit_log_and_no_secret_is(world: World, tmp_path: Path) -> None:
+    psk = await world.psk()
+    request_id = (await world.enrol(psk)).json()["request_id"]
+    await world.call("POST", f"/host-requests/{request_id}/approve")
+    await world.call("POST", "/host-groups", json={"name": "workers"})
+    await world.call("POST", "/host-groups/workers/members", json={"hosts": ["worker-1"]})
+    await world.call("DELETE", "/hosts/worker-1", expect=204)
+    entries = (await world.call("GET", "/audit"))["items"]
+    assert [(entry["action"], entry["actor"]) for entry in reversed(entries)] == [
+        ("host-psk.reset", "admin"),
+        ("host-request.approve", "admin"),
+        ("host-group.create", "admin"),
+        ("host-group.add", "admin"),
+        ("host.delete", "admin"),
+    ]
+    assert psk not in json.dumps(entries)
+    assert HUB not in json.dumps(entries)
+
+
+async def test_what_compass_knows_survives_its_death(tmp_path: Path) -> None:
+    kube = KubeSimulator(manager="ckp-compass")
+    async with make_world(tmp_path, kube) as world:
+        psk = await world.psk()
+        ticket = (await world.enrol(psk)).json()
+        await world.call("POST", "/host-groups", json={"name": "workers"})
+    async with make_world(tmp_path, kube) as world:
+        assert (await world.enrol(psk, machine_id=MACHINE_B)).status_code == 202
+        assert (await world.call("GET", f"/host-requests/{ticket['request_id']}"))["state"] == "pending"
+        assert [group["name"] for group in (await world.call("GET", "/host-groups"))["items"]] == ["workers"]
+
+
+async def test_many_writers_at_once_all_get_through(world: World) -> None:
+    psk = await world.psk()
+    answers = await asyncio.gather(*(world.enrol(psk, machine_id=f"{number:032x}") for number in range(40)))
+    assert {answer.status_code for answer in answers} == {202}
+    assert (await world.call("GET", "/host-psk"))["useCount"] == 40

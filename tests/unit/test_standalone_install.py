@@ -1,0 +1,286 @@
+"""A standalone installation refuses what can't be before it changes anything, goes on where it failed, and does nothing twice."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ckp.agent import preflight
+from ckp.agent.kit import AgentError, InvalidInput, VerificationFailed
+from ckp.agent.osprep import HostDecisions
+from ckp.agent.preflight import Findings
+from ckp.agent.verify import BundleManifest
+from ckp.standalone import checks, config, install, steps, tool
+from ckp.standalone.install import Screen
+from ckp.standalone.options import Options, check
+from ckp.standalone.steps import STEPS, ImagePulls, Step
+
+ORDINARY = HostDecisions("v2", "systemd", False, "overlayfs")
+LAB = HostDecisions("v1", "cgroupfs", True, "overlayfs", {"kubelet": {"imageGCHighThresholdPercent": 100}})
+IMAGES = {
+    "kube-apiserver": "v1.35.1-ckp",
+    "kube-controller-manager": "v1.35.1-ckp",
+    "kube-scheduler": "v1.35.1-ckp",
+    "etcd": "3.5.15-0",
+    "coredns": "v1.11.3",
+    "pause": "3.10",
+    "cilium": "v1.19.5",
+    "cilium-operator-generic": "v1.19.5",
+    "local-path-provisioner": "v0.0.30",
+}
+MANIFEST = BundleManifest("/b", "v1.35.1", "1.35.1-ckp", "debian", "12", "amd64", "r.example:5000/ckp", (), {}, IMAGES, key="ABCD")
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Options:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "keyring").write_bytes(b"x")
+    return Options(bundle_folder=str(tmp_path / "bundle"), keyring=str(tmp_path / "keyring"), state_dir=str(tmp_path / "state"), advertise_address="10.0.0.5")
+
+
+def changed(options: Options, **values: str) -> Options:
+    return Options(**{**vars(options), **values})
+
+
+def test_the_twelve_steps_are_those_of_the_documentation() -> None:
+    assert [step.name for step in STEPS] == ["verify", "system", "containerd", "runc", "kernel", "packages", "swap", "init", "kubectl", "helm", "cni", "csi"]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"pod_cidr": "10.244.0.0/33"}, "is no CIDR"),
+        ({"pod_cidr": "pods"}, "is no CIDR"),
+        ({"pod_cidr": "10.244.1.0/16"}, "host bits set"),
+        ({"pod_cidr": "10.96.0.0/16"}, "overlap"),
+        ({"pod_cidr": "10.0.0.0/8"}, "overlap"),
+        ({"service_cidr": "fd00::/108"}, "different IP versions"),
+        ({"pod_cidr": "10.244.0.0/28"}, "too small"),
+        ({"service_cidr": "10.96.0.0/30"}, "too small"),
+        ({"service_cidr": "10.0.0.0/9"}, "too large"),
+        ({"pod_cidr": "127.0.0.0/16"}, "can't be routed"),
+        ({"pod_cidr": "224.0.0.0/16"}, "can't be routed"),
+        ({"cni": "calico"}, "Calico, the release's default network, is not built"),
+        ({"cni": "flannel"}, "not known"),
+        ({"advertise_address": "host"}, "is no IP address"),
+        ({"node_name": "Node_1"}, "can't be a node's name"),
+        ({"bundle_folder": ""}, "exactly one of"),
+        ({"bundle_image": "r/b@sha256:0"}, "exactly one of"),
+        ({"bundle_folder": "/nowhere"}, "does not exist"),
+        ({"keyring": "/nowhere"}, "does not exist"),
+        ({"registry_ca_file": "/nowhere"}, "does not exist"),
+    ],
+)
+def test_options_that_can_not_be_are_refused_with_a_sentence(options: Options, values: dict[str, str], words: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check(changed(options, **values))
+    assert words in caught.value.brief
+    check(options)
+
+
+def test_networks_that_the_host_reaches_already_are_not_hidden() -> None:
+    routes = [
+        (ipaddress.ip_network("10.244.3.0/24"), "eth1"),
+        (ipaddress.ip_network("10.244.0.0/24"), "cilium_host"),
+        (ipaddress.ip_network("192.168.0.0/16"), "eth0"),
+        (ipaddress.ip_network("fe80::/64"), "eth0"),
+    ]
+    assert checks.overlaps(ipaddress.ip_network("10.244.0.0/16"), "pod CIDR", routes) == [
+        "the pod CIDR 10.244.0.0/16 overlaps 10.244.3.0/24, which this host reaches over eth1"
+    ]
+    assert checks.overlaps(ipaddress.ip_network("10.0.0.0/16"), "pod CIDR", routes) == []
+
+
+def test_too_little_memory_disk_and_a_busy_port_are_said_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight.facts, "memory_bytes", lambda: 1600 << 20)
+    monkeypatch.setattr(preflight.facts, "disk", lambda path="": (100 << 30, 3 << 30))
+    monkeypatch.setattr(preflight, "listeners", lambda proc="": {6443})
+    monkeypatch.setattr(preflight, "owner_of", lambda port: "nginx (pid 7)")
+    found = Findings()
+    preflight.memory(found, checks.MEMORY_MIB)
+    preflight.disk(found, checks.DISK_GIB)
+    preflight.ports(found, checks.PORTS)
+    with pytest.raises(AgentError) as caught:
+        found.raise_if_any("this host can't become a cluster")
+    text = caught.value.render()
+    assert "3 reasons, nothing was changed" in text
+    for words in ("1600 MiB of memory, 1700 MiB are needed", "3.0 GiB free, 10 GiB are needed", "port 6443 is taken by nginx (pid 7)"):
+        assert words in text
+
+
+def documents(text: str) -> dict[str, Any]:
+    return {item["kind"]: item for item in map(json.loads, text.split("\n---\n"))}
+
+
+def plan(options: Options, decisions: HostDecisions = ORDINARY) -> config.Plan:
+    return config.Plan(options, MANIFEST, decisions, "r.example:5000/ckp", "10.0.0.5", "node-1")
+
+
+def test_kubeadm_is_told_the_releases_images_ten_years_and_the_networks(options: Options) -> None:
+    found = documents(config.kubeadm_config(plan(options)))
+    cluster, init = found["ClusterConfiguration"], found["InitConfiguration"]
+    assert cluster["kubernetesVersion"] == "v1.35.1-ckp" and cluster["imageRepository"] == "r.example:5000/ckp"
+    assert cluster["dns"] == {"imageRepository": "r.example:5000/ckp", "imageTag": "v1.11.3"}
+    assert cluster["etcd"]["local"]["imageTag"] == "3.5.15-0"
+    assert cluster["caCertificateValidityPeriod"] == cluster["certificateValidityPeriod"] == "87600h0m0s"
+    assert (cluster["networking"]["podSubnet"], cluster["networking"]["serviceSubnet"]) == (options.pod_cidr, options.service_cidr)
+    assert "certificatesDir" not in cluster, "it would leak into the kubelets' configuration"
+    assert init["nodeRegistration"]["taints"] == [] and init["nodeRegistration"]["name"] == "node-1"
+    assert found["KubeletConfiguration"]["cgroupDriver"] == "systemd" and "failCgroupV1" not in found["KubeletConfiguration"]
+
+
+def test_the_hosts_decisions_reach_kubelet_and_cilium(options: Options) -> None:
+    kubelet = documents(config.kubeadm_config(plan(options, LAB)))["KubeletConfiguration"]
+    assert (kubelet["cgroupDriver"], kubelet["failCgroupV1"], kubelet["imageGCHighThresholdPercent"]) == ("cgroupfs", False, 100)
+    assert config.cilium_values(plan(options, LAB))["securityContext"] == {"privileged": True}
+    assert "securityContext" not in config.cilium_values(plan(options))
+
+
+def test_every_image_comes_from_the_registry(options: Options) -> None:
+    values = config.cilium_values(plan(options))
+    assert values["image"]["override"] == "r.example:5000/ckp/cilium:v1.19.5"
+    assert values["operator"]["image"]["override"] == "r.example:5000/ckp/cilium-operator-generic:v1.19.5"
+    assert (values["k8sServiceHost"], values["kubeProxyReplacement"]) == ("10.0.0.5", True)
+    images = plan(options).images()
+    assert images[0].endswith("/pause:3.10") and len(images) == len(IMAGES)
+    assert all(image.startswith("r.example:5000/ckp/") for image in images)
+
+
+class Bench:
+    """An installation with steps that do nothing, on a host that nothing stands against."""
+
+    def __init__(self, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.options = options
+        self.did: list[str] = []
+        self.fail: dict[str, AgentError] = {}
+        self.shown = ""
+        monkeypatch.setattr(install.base, "of_host", lambda: SimpleNamespace(installed=lambda names: {}))
+        monkeypatch.setattr(install.checks, "look", self.look)
+        monkeypatch.setattr(install.steps, "start_pulls", lambda context: self.did.append("pulls"))
+        monkeypatch.setattr(steps, "verify_bundle", lambda *_: MANIFEST)
+        monkeypatch.setattr(steps, "_verify", lambda context: MANIFEST)
+        self.findings = Findings()
+
+    def look(self, *_: Any) -> Findings:
+        self.did.append("look")
+        return self.findings
+
+    def step(self, name: str) -> Callable[[Any], str]:
+        def do(context: Any) -> str:
+            self.did.append(name)
+            if name in self.fail:
+                raise self.fail.pop(name)
+            return ""
+
+        return do
+
+    def run(self) -> None:
+        screen = Screen(len(STEPS), self.write)
+        install.install(self.options, screen=screen, plan=[Step(step.name, step.title, self.step(step.name)) for step in STEPS])
+
+    def write(self, text: str) -> None:
+        self.shown += text
+
+
+@pytest.fixture
+def bench(options: Options, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(options, monkeypatch)
+
+
+NAMES = [step.name for step in STEPS]
+
+
+def test_all_steps_are_done_in_order_and_shown_with_their_times(bench: Bench) -> None:
+    bench.run()
+    assert [name for name in bench.did if name not in ("look", "pulls")] == NAMES
+    assert "[ 3/12] containerd … done 0.0s" in bench.shown and "[12/12] Storage … done" in bench.shown
+    assert "/etc/kubernetes/admin.conf" in bench.shown
+    assert bench.did.index("pulls") == bench.did.index("runc") + 1, "images are pulled as soon as a runtime runs"
+
+
+def test_what_stands_against_the_host_stops_before_the_first_step(bench: Bench) -> None:
+    bench.findings.add("port 6443 is taken", "stop it")
+    with pytest.raises(AgentError, match="port 6443 is taken"):
+        bench.run()
+    assert bench.did == ["look"]
+    assert not Path(bench.options.state_dir).exists()
+
+
+def test_a_failed_verification_changes_nothing(bench: Bench) -> None:
+    bench.fail["verify"] = VerificationFailed("kubelet.deb was changed after it was signed")
+    with pytest.raises(VerificationFailed):
+        bench.run()
+    assert bench.did == ["look", "verify"]
+    assert not Path(bench.options.state_dir).exists()
+    assert "[ 1/12] Verify packages … FAILED" in bench.shown
+
+
+@pytest.mark.parametrize("failing", NAMES[1:])
+def test_a_second_run_goes_on_with_the_step_that_failed(bench: Bench, failing: str) -> None:
+    bench.fail[failing] = AgentError("no", reason="X")
+    with pytest.raises(AgentError) as caught:
+        bench.run()
+    assert f"step {NAMES.index(failing) + 1} of 12" in caught.value.brief
+    bench.did.clear()
+    bench.run()
+    assert [name for name in bench.did if name != "pulls"] == ["verify", *NAMES[NAMES.index(failing) :]], "verification is repeated, nothing else"
+
+
+def test_a_finished_installation_says_so_and_does_nothing(bench: Bench) -> None:
+    bench.run()
+    bench.did.clear()
+    bench.run()
+    assert bench.did == []
+    assert "is a standalone cluster already (v1.35.1); nothing was changed" in bench.shown
+
+
+def test_other_settings_do_not_go_on_with_an_installation(bench: Bench) -> None:
+    bench.fail["init"] = AgentError("no")
+    with pytest.raises(AgentError):
+        bench.run()
+    bench.options = changed(bench.options, pod_cidr="10.245.0.0/16")
+    with pytest.raises(InvalidInput) as caught:
+        bench.run()
+    assert "pod_cidr: 10.244.0.0/16 then, 10.245.0.0/16 now" in caught.value.details
+
+
+def test_a_node_of_a_managed_cluster_is_left_alone(bench: Bench) -> None:
+    Path(bench.options.state_dir).mkdir()
+    (Path(bench.options.state_dir) / "journal.json").write_text('{"member": {"cluster": "default/demo"}}')
+    with pytest.raises(InvalidInput, match="default/demo"):
+        bench.run()
+    with pytest.raises(InvalidInput, match="default/demo"):
+        install.reset(bench.options.state_dir)
+    assert bench.did == []
+
+
+def test_there_is_nothing_to_reset_on_a_free_host(options: Options) -> None:
+    with pytest.raises(InvalidInput, match="nothing to undo"):
+        install.reset(options.state_dir, screen=Screen(1, lambda text: None))
+
+
+def test_a_pull_that_fails_is_an_error_only_for_who_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pull(image: str) -> None:
+        if image == "bad":
+            raise AgentError("no route")
+
+    monkeypatch.setattr(steps, "pull_image", pull)
+    pulls = ImagePulls(["a", "bad", "b"], parallel=2)
+    pulls.wait(["a", "b"])
+    with pytest.raises(AgentError, match="image bad can't be pulled"):
+        pulls.wait(["a", "bad"])
+
+
+def test_errors_are_sentences_with_exit_codes(capsys: pytest.CaptureFixture[str], options: Options) -> None:
+    code = tool.main(
+        ["standalone", "install", "--bundle", options.bundle_folder, "--keyring", options.keyring, "--cni", "calico", "--state-dir", options.state_dir]
+    )
+    assert code == 2
+    assert "error: Calico" in capsys.readouterr().err
+    assert tool.main(["standalone", "status", "--state-dir", options.state_dir]) == 1
