@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from ckp.dist.release import Distribution
 from ckp.kits import paths
 from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
+from ckp.lab.lab import Lab
 
 RELEASE = "v1.35.1"
 STAMP = "v1.35.1-ckp"
@@ -79,7 +81,7 @@ def stream(command: list[str], timeout: float) -> str:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[World]:
+def world(pytestconfig: pytest.Config) -> Iterator[World]:
     """The main job. Its output goes past pytest's capture: it takes minutes, and silence would look like a hang."""
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     assert capture is not None
@@ -95,16 +97,15 @@ def world(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config)
         site = Site(dist, WORKERS, lambda _line: None)
         yield World(site, output, "demo")
     finally:
-        collect(tmp_path_factory)
-        ckp("down", timeout=300)
+        collect()
+        if not os.environ.get("CKP_KEEP_LAB"):  # for working on the tests themselves
+            ckp("down", timeout=300)
 
 
-def collect(_factory: pytest.TempPathFactory) -> None:
+def collect() -> None:
     """Keep what a failure is understood by, before the lab goes: pods and agents' journals, in build/e2e."""
     target = Path(paths.REPO / "build" / "e2e")
     target.mkdir(parents=True, exist_ok=True)
-    from ckp.lab.lab import Lab
-
     for host in Lab().hosts():
         if host.running:
             done = host.run(["journalctl", "-n", "400", "--no-pager"], timeout=30, check=False)

@@ -383,9 +383,11 @@ async def test_equal_reports_cost_no_write_but_a_new_last_seen_now_and_then(tmp_
 async def test_a_flood_of_reports_is_slowed_down_and_the_last_one_counts(door: Door) -> None:
     async with door.connect(await door.enrolled()) as websocket:
         await hello(websocket)
+        started = asyncio.get_running_loop().time()
         for number in range(30):
             await websocket.send(report(generation=number, phase="Joining"))
         host = await eventually(lambda: _with_generation(door, 29), within=8)
+        assert asyncio.get_running_loop().time() - started > 1.2, "ten frames more than a burst, at five a second"
         assert host["status"]["observed"]["phase"] == "Joining"
         assert _writes(door) <= 15
 
@@ -470,6 +472,26 @@ async def test_the_newer_connection_wins_and_the_older_ones_end_marks_nothing(do
             assert door.channel.hosts == [HostId(TENANT, "one")]
             await door.desire("one", Desired(generation=9, host="one"))
             assert (await desired_of(newer)).generation == 9
+
+
+async def test_the_last_word_of_an_old_connection_never_follows_the_first_of_a_new_one(door: Door) -> None:
+    context, identity = await door.enrolled(), HostId(TENANT, "one")
+    async with door.connect(context) as older:
+        await hello(older)
+        await eventually(lambda: _with_condition(door, "True"))
+    # The API server is slow: the old connection's farewell waits for its turn, and meanwhile the agent is back.
+    async with door.channel.writing(identity):
+        await eventually(lambda: _sync(lambda: door.channel.is_absent(identity)))
+        newer = await door.connect(context)
+        await hello(newer)
+        await eventually(lambda: _sync(lambda: not door.channel.is_absent(identity)))
+        events = len(door.kube._store.events)
+    async with newer:
+        await newer.send(report(phase="Joined"))
+        await eventually(lambda: _with_phase(door, "Joined"))
+        values = [shape.agent_condition(event.obj).get("status") for event in door.kube._store.events[events:]]
+        assert values
+        assert set(values) == {"True"}
 
 
 async def test_a_removed_host_is_cut_off_at_its_next_report(door: Door) -> None:

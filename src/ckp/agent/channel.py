@@ -100,7 +100,10 @@ class Channel:
             return "Disconnected", "the hub closed the connection"
         except ConnectionClosed as error:
             if isinstance(error.__cause__, ssl.SSLError):  # with TLS 1.3 a server refuses a certificate after the client's handshake is done
-                return "Refused", f"the hub refuses this host's certificate ({error.__cause__.reason or error.__cause__}); enrol again (ckp-agent enrol --again)"
+                return (
+                    "Refused",
+                    f"the hub refuses this host's certificate ({error.__cause__.reason or error.__cause__}); enrol again (ckp-agent enrol --again)",
+                )
             why = f" ({error.rcvd.code} {error.rcvd.reason})" if error.rcvd is not None else ""
             return "Disconnected", f"the connection to the hub was lost{why}; trying again"
         except InvalidStatus as error:

@@ -36,6 +36,16 @@ SYSCTLS = {
     "net.bridge.bridge-nf-call-iptables": "1",
     "net.bridge.bridge-nf-call-ip6tables": "1",
 }
+CHANGED_BY_OTHERS = (
+    "net.ipv4.conf.all.rp_filter",  # Cilium
+    "vm.overcommit_memory",  # the kubelet, and the following
+    "vm.panic_on_oom",
+    "kernel.panic",
+    "kernel.panic_on_oops",
+    "kernel.keys.root_maxkeys",
+    "kernel.keys.root_maxbytes",
+)
+"""Settings that the cluster's own programs change on a node; their first values are remembered, to be set back when it leaves."""
 OPTIONAL_SYSCTLS = ("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables", "net.ipv6.conf.all.forwarding")
 
 
@@ -156,6 +166,10 @@ def _sysctls(journal: Journal, notes: list[str]) -> None:
             continue
         lines.append(f"{name} = {value}")
         before.setdefault(name, read_text(path).strip())
+    for name in CHANGED_BY_OTHERS:
+        value = read_text("/proc/sys/" + name.replace(".", "/")).strip()
+        if value:
+            before.setdefault(name, value)
     journal.note("sysctl", before)
     journal.replace_file(SYSCTL_FILE, "\n".join(lines) + "\n")
     for name, value in SYSCTLS.items():

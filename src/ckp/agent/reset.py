@@ -12,7 +12,7 @@ import shlex
 import shutil
 import signal
 import time
-from typing import Any, Callable
+from typing import Any
 
 from ckp.agent import osprep
 from ckp.agent.installers.base import Installer
@@ -31,36 +31,45 @@ KUBERNETES_FOLDERS = (
     "/var/lib/cni",
     "/run/cluster-api",
     "/run/kubeadm",
+    "/run/ckp-standalone",
     "/var/log/pods",
     "/var/log/containers",
     "/var/lib/ckp/volumes",
 )
 CILIUM_FOLDERS = ("/run/cilium", "/var/run/cilium", "/var/lib/cilium", "/run/calico", "/var/lib/calico")
 CONTAINERD_FOLDERS = ("/var/lib/containerd", "/run/containerd", "/opt/containerd")
+FILES = ("/etc/sysctl.d/99-zzz-override_cilium.conf", "/opt/cni/bin/cilium-cni", "/opt/cni/bin/loopback", "/opt/cni/bin/calico", "/opt/cni/bin/calico-ipam")
+"""What a network's pods put on the host outside of their own folders (the loopback plugin, where our package did not bring it)."""
+SHIM = "containerd-shim"
+GRACE_SECONDS = 5.0
 BPF_PINS = ("/sys/fs/bpf/cilium", "/sys/fs/bpf/tc", "/sys/fs/bpf/calico")
 
 
 def reset(journal: Journal, installer: Installer) -> str:
     """Undo a membership (or a standalone installation). Raises AgentError with the list of what could not be removed."""
     ours = "containerd" in journal.packages or not installer.installed(["containerd"])
-    _stop_kubelet()
-    _containers(ours)
-    _unmount_below("/var/lib/kubelet")
-    _network()
-    if have("kubeadm"):
-        # with no kubeconfig: the cluster is not asked (its members are the controllers' business), nor waited for
-        argv = ["kubeadm", "reset", "-f", "--cleanup-tmp-dir", "--kubeconfig", "/nonexistent", "--skip-phases", "remove-etcd-member"]
-        run(argv, timeout=180, check=False)
-    _stop_containerd(ours)
-    for folder in (*KUBERNETES_FOLDERS, *CILIUM_FOLDERS, *(CONTAINERD_FOLDERS if ours else ())):
+    folders = (*KUBERNETES_FOLDERS, *CILIUM_FOLDERS, *(CONTAINERD_FOLDERS if ours else ()))
+    run(["systemctl", "disable", "--now", "kubelet"], timeout=120, check=False)
+    if ours:
+        run(["systemctl", "disable", "--now", "containerd"], timeout=120, check=False)
+        _end_containers()
+    else:
+        _remove_pods()
+    for folder in folders:
         _unmount_below(folder)
+    _network()
     installer.remove(list(reversed(journal.packages)))
-    for folder in (*KUBERNETES_FOLDERS, *CILIUM_FOLDERS, *(CONTAINERD_FOLDERS if ours else ())):
+    for folder in folders:
         _empty(folder)
-    for folder in ("/opt/cni/bin", "/opt/cni", "/etc/cni", "/etc/containerd", "/opt/containerd", "/usr/libexec/kubernetes"):
+    for path in FILES:
+        remove(path)
+    for folder in ("/opt/cni/bin", "/opt/cni", "/etc/cni", "/etc/containerd", "/opt/containerd", "/usr/lib/modules"):
         _remove_if_empty(folder)
+    _remove_empty_tree("/usr/libexec/kubernetes")
     _cgroups()
     journal.remove_files()
+    if journal.saved.get("/root/.kube/config", {}).get("absent"):
+        shutil.rmtree("/root/.kube/cache", ignore_errors=True)  # kubectl's, beside the configuration that we made
     journal.restore_files()
     osprep.restore_sysctls(journal)
     osprep.restore_swap(journal)
@@ -97,30 +106,16 @@ def leftovers(installer: Installer, journal: Journal, runtime_was_ours: bool) ->
 # -- processes and containers --------------------------------------------------------------------------------------------
 
 
-def _stop_kubelet() -> None:
-    run(["systemctl", "disable", "--now", "kubelet"], timeout=120, check=False)
-
-
-def _containers(ours: bool) -> None:
-    """Stop and remove the pods through the runtime, as long as it answers."""
-    if have("crictl") and os.path.exists("/run/containerd/containerd.sock"):
-        endpoint = f"--runtime-endpoint={osprep.CONTAINERD_SOCKET}"
-        listed = run(["crictl", endpoint, "--timeout=10s", "pods", "-q"], timeout=30, check=False)
-        pods = listed.stdout.split() if listed.code == 0 else []
-        if pods:
-            log(f"stopping {len(pods)} pods")
-            # the network plugin may be gone by now, and then stopping a sandbox fails: the processes are ended below anyway
-            run(["crictl", endpoint, "--timeout=10s", "stopp", *pods], timeout=120, check=False)
-            run(["crictl", endpoint, "--timeout=10s", "rmp", "-f", *pods], timeout=120, check=False)
-    if ours:
-        _end_shims()
-
-
-def _stop_containerd(ours: bool) -> None:
-    if not ours:
+def _remove_pods() -> None:
+    """Remove the pods from a runtime that stays, because it is not ours."""
+    if not have("crictl"):
         return
-    run(["systemctl", "disable", "--now", "containerd"], timeout=120, check=False)
-    _end_shims()
+    endpoint = f"--runtime-endpoint={osprep.CONTAINERD_SOCKET}"
+    listed = run(["crictl", endpoint, "--timeout=10s", "pods", "-q"], timeout=30, check=False)
+    pods = listed.stdout.split() if listed.code == 0 else []
+    if pods:
+        log(f"stopping {len(pods)} pods")
+        run(["crictl", endpoint, "--timeout=10s", "rmp", "-f", *pods], timeout=300, check=False)
 
 
 def _runtime_processes() -> list[tuple[int, str]]:
@@ -137,7 +132,7 @@ def _runtime_processes() -> list[tuple[int, str]]:
             continue
         pid = int(entry)
         names[pid], parents[pid] = match.group(1), int(match.group(3))
-        if match.group(1).startswith("containerd-shim") and "\0k8s.io\0" in read_text(f"/proc/{entry}/cmdline") + "\0":
+        if match.group(1).startswith(SHIM) and "\0k8s.io\0" in read_text(f"/proc/{entry}/cmdline") + "\0":
             shims.add(pid)
     found = []
     for pid, name in names.items():
@@ -149,25 +144,38 @@ def _runtime_processes() -> list[tuple[int, str]]:
     return found
 
 
-def _end_shims() -> None:
-    for _ in range(5):
+def _end_containers() -> None:
+    """End what runs in containers: politely, so that databases write their last page; then not.
+
+    Not through the runtime: stopping a pod there asks the network plugin first, and Cilium's waits for an agent that is gone.
+    """
+    processes = _runtime_processes()
+    if processes:
+        log(f"ending {len(processes)} processes of containers")
+    for pid, name in processes:
+        if not name.startswith(SHIM):
+            _signal(pid, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < deadline and any(not name.startswith((SHIM, "pause")) for _, name in _runtime_processes()):
+        time.sleep(0.2)
+    for _ in range(10):
         processes = _runtime_processes()
         if not processes:
             return
         # children first: a shim that dies first would leave them to init, and out of our sight
-        shims = [pid for pid, name in processes if name.startswith("containerd-shim")]
-        for pid, _name in processes:
-            if pid not in shims:
-                _signal(pid)
+        for pid, name in processes:
+            if not name.startswith(SHIM):
+                _signal(pid, signal.SIGKILL)
         time.sleep(0.2)
-        for pid in shims:
-            _signal(pid)
-        time.sleep(0.3)
+        for pid, name in processes:
+            if name.startswith(SHIM):
+                _signal(pid, signal.SIGKILL)
+        time.sleep(0.2)
 
 
-def _signal(pid: int) -> None:
+def _signal(pid: int, number: int) -> None:
     try:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
     except (ProcessLookupError, PermissionError):
         pass
 
@@ -246,6 +254,12 @@ def _remove_if_empty(folder: str) -> None:
         os.rmdir(folder)
     except OSError:
         pass
+
+
+def _remove_empty_tree(top: str) -> None:
+    """Remove folders that hold nothing but folders."""
+    for folder, _, _ in os.walk(top, topdown=False):
+        _remove_if_empty(folder)
 
 
 # -- network -------------------------------------------------------------------------------------------------------------
@@ -366,9 +380,13 @@ def _iptables(program: str) -> None:
 
 
 def _nft() -> None:
-    """Tables of kube-proxy in nftables mode."""
+    """Tables of kube-proxy in nftables mode, and iptables' own that are empty now (the kubelet made them; an empty one does nothing)."""
     if not have("nft"):
         return
+    for program, family in (("iptables-nft", "ip"), ("ip6tables-nft", "ip6")):
+        for table, lines in _tables(program).items() if have(f"{program}-save") else ():
+            if all(re.fullmatch(r":[A-Z]+ ACCEPT \[\d+:\d+\]", line) for line in lines):
+                run(["nft", "delete", "table", family, table], timeout=20, check=False)
     for family, name in re.findall(r"^table (\S+) (\S+)", run(["nft", "list", "tables"], timeout=20, check=False).stdout, re.M):
         if name == "kube-proxy":
             run(["nft", "delete", "table", family, name], timeout=20, check=False)
@@ -380,11 +398,3 @@ def _ipsets() -> None:
     for name in run(["ipset", "list", "-n"], timeout=20, check=False).stdout.split():
         if IPSETS.match(name):
             run(["ipset", "destroy", name], timeout=20, check=False)
-
-
-def check_is_ours(journal: Journal, is_node: Callable[[], bool]) -> None:
-    """Refuse to reset a node that somebody else made."""
-    if is_node() and not journal.packages:
-        raise AgentError(
-            "this host is a node that CKP did not install", resolution="remove it with the tool that made it (kubeadm reset)", reason="NotOurs", permanent=True
-        )

@@ -125,7 +125,8 @@ class KubeSimulator(Kube):
             if remaining <= 0:
                 return
             try:
-                await asyncio.wait_for(self._store.changed.wait(), remaining)
+                async with asyncio.timeout(remaining):  # not wait_for: in Python 3.11 it may swallow a cancellation
+                    await self._store.changed.wait()
             except TimeoutError:
                 return
             self._enter("watch", kind, "")

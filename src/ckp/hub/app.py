@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
 from ckp import __version__
 from ckp.clients.kube import Kube
-from ckp.hub.channel import Channel
+from ckp.hub.channel import Channel, shrink_tls_buffers
 from ckp.hub.desired import KubeDesired
 from ckp.hub.enrolment import CompassClient, Enrolment
 from ckp.hub.identity import HostCa, channel_context
@@ -31,6 +31,7 @@ async def serve(settings: Settings, kube: Kube, stop: asyncio.Event) -> None:
     Raises:
         CkpError: a file or a port is not as it must be.
     """
+    shrink_tls_buffers()
     clock, registry = SystemClock(), CollectorRegistry()
     ProcessCollector(registry=registry)
     Gauge("ckp_hub_info", "The running version", ["version"], registry=registry).labels(__version__).set(1)

@@ -69,10 +69,12 @@ async def follow_certificate(context: ssl.SSLContext, cert: Path, key: Path, *, 
         if (now := _stamp(cert, key)) == seen:
             continue
         try:
+            # First into a context that nobody uses: a pair that does not fit would leave the one in use with a certificate and no key.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
             context.load_cert_chain(cert, key)
             seen = now
             log.info("certificate loaded anew", cert=str(cert))
-        except (OSError, ssl.SSLError) as error:
+        except OSError as error:  # ssl.SSLError is one
             # Files are swapped one after the other: the pair fits at the next look.
             log.warning("the new certificate does not load yet", cert=str(cert), error=str(error))
 

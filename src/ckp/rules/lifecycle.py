@@ -94,6 +94,8 @@ def advance(previous: Sequence[Mapping[str, Any]], seen: Seen, now: datetime) ->
             step |= {"state": "Done", "startedAt": started, "finishedAt": old.get("finishedAt") or at}
         elif earlier_done or old.get("state") in ("Running", "Done"):
             step |= {"state": "Running", "startedAt": old.get("startedAt") or rfc3339(now), "message": waiting}
+            if "finishedAt" in old:
+                step["finishedAt"] = old["finishedAt"]
         else:
             step |= {"state": "Pending", "message": waiting}
         earlier_done = earlier_done and done is not False

@@ -30,7 +30,7 @@ def host_routes() -> list[tuple[Network, str]]:
             continue
         for route in routes:
             target = str(route.get("dst", ""))
-            if target in ("", "default") or route.get("type") in ("broadcast", "multicast", "anycast", "unreachable", "blackhole"):
+            if target in ("", "default") or route.get("type", "unicast") != "unicast":
                 continue
             try:
                 found.append((ipaddress.ip_network(target, strict=False), str(route.get("dev", "?"))))

@@ -16,6 +16,7 @@ from ckp.standalone.steps import ADMIN, STEPS, Context, Step
 
 JOURNAL = "standalone.json"
 RUNTIME_STEP = "runc"
+INDENT = " " * 9
 
 
 def journal_of(state_dir: str) -> Journal:
@@ -30,6 +31,7 @@ class Screen:
         self.total = total
         self._write = write or self._stdout
         self._open = False
+        self._said = False
 
     @staticmethod
     def _stdout(text: str) -> None:
@@ -39,21 +41,22 @@ class Screen:
     def begin(self, number: int, title: str) -> None:
         """A step begins."""
         self._write(f"[{number:>2}/{self.total}] {title} … ")
-        self._open = True
+        self._open, self._said = True, False
 
     def say(self, text: str) -> None:
         """Something in between."""
-        self._write(f"\n         {text}" if self._open else f"         {text}\n")
+        self._write(("\n" if self._open and not self._said else "") + f"{INDENT}{text}\n")
+        self._said = True
 
     def end(self, outcome: str, seconds: float, note: str = "") -> None:
         """The step is over."""
-        self._write(f"{outcome} {seconds:.1f}s" + (f"  ({note})" if note else "") + "\n")
-        self._open = False
+        self._write((INDENT if self._said else "") + f"{outcome} {seconds:.1f}s" + (f"  ({note})" if note else "") + "\n")
+        self._open, self._said = False, False
 
     def line(self, text: str = "") -> None:
         """A line of its own."""
-        self._write(("\n" if self._open else "") + text + "\n")
-        self._open = False
+        self._write(("\n" if self._open and not self._said else "") + text + "\n")
+        self._open, self._said = False, False
 
 
 def install(chosen: Options, *, screen: Screen | None = None, plan: Sequence[Step] = STEPS) -> None:
@@ -122,7 +125,6 @@ def finished(screen: Screen, context: Context, seconds: float) -> None:
     screen.line("  undo        ckp-agent standalone reset")
     for line in manifest.stand_ins:
         screen.line(f"  stand-in    {line}")
-    screen.line("  stand-in    storage: local-path-provisioner instead of OpenEBS hostpath")
 
 
 def _same(member: dict[str, str], wanted: dict[str, str]) -> None:

@@ -202,9 +202,10 @@ def kernel(context: Context) -> str:
 def ckp_packages(context: Context) -> str:
     manifest = context.verified()
     names = [package.name for package in base.select(manifest, base.NODE_PACKAGES)]
-    install_packages(context.journal, context.installer, manifest, names)
     plan = context.plan()
+    # before the package brings its own: what was there before us is what comes back at a reset
     osprep.kubelet(context.journal, plan.decisions, osprep.kubelet_arguments("", plan.address))
+    install_packages(context.journal, context.installer, manifest, names)
     run(["systemctl", "daemon-reload"], timeout=60)
     run(["systemctl", "enable", "kubelet"], timeout=60, what="enabling the kubelet")
     return "; ".join(plan.decisions.notes)
@@ -219,7 +220,7 @@ def swap(context: Context) -> str:
 
 def kubectl(*arguments: str, stdin: str | None = None, timeout: float = 60, check: bool = True, what: str = "") -> str:
     """kubectl as the cluster's administrator."""
-    argv = ["kubectl", "--kubeconfig", ADMIN, *arguments]
+    argv = ["kubectl", "--kubeconfig", ADMIN, "--cache-dir", f"{RUN_DIR}/kube-cache", *arguments]
     return run(argv, timeout=timeout, stdin=stdin.encode() if stdin is not None else None, check=check, what=what or f"kubectl {arguments[0]}").stdout
 
 

@@ -46,9 +46,9 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def install_objects(plan: Plan, releases: Releases, image: str) -> list[Obj]:
-    """A ConfigMap with the values and the Job; other values or another chart make another Job, and helm upgrades."""
+    """A ConfigMap with the values and the Job; other values or another version make another Job, and helm upgrades."""
     body = json.dumps(values(plan, dict(releases.addon_values.get("cilium", {}))), sort_keys=True)
-    digest = hashlib.sha256((body + image).encode()).hexdigest()[:8]
+    digest = hashlib.sha256((body + plan.release.cni["cilium"]).encode()).hexdigest()[:8]
     name = plan.name(f"cilium-{digest}")
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": plan.meta(name), "data": {"values.json": body}}
     command = ["/usr/local/bin/helm", "upgrade", "--install", "cilium", "/charts/cilium", "--namespace=kube-system", "--values=/values/values.json"]

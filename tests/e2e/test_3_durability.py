@@ -1,0 +1,76 @@
+"""State survives the death of any pod and a power cut of the management host; everything comes back by itself."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tests.e2e.conftest import WORKERS, World
+
+from ckp.cli.session import Session, read_config
+from ckp.kits.errors import CkpError
+
+pytestmark = pytest.mark.e2e
+
+
+def mark(world: World, name: str) -> None:
+    """Something that only the cluster's etcd knows."""
+    world.kubectl("create", "configmap", name, "-n", "default", "--from-literal=kept=yes")
+
+
+def kept(world: World, name: str) -> bool:
+    done = world.kubectl("get", "configmap", name, "-n", "default", "-o", "json", check=False)
+    return done.code == 0 and json.loads(done.stdout)["data"] == {"kept": "yes"}
+
+
+def test_every_pod_of_the_control_plane_may_die(world: World) -> None:
+    mark(world, "before-pods-die")
+    before = {pod["metadata"]["uid"] for pod in json.loads(world.management("get", "pods", "-n", "ckp-default-default", "-o", "json").stdout)["items"]}
+    world.management("delete", "pods", "-n", "ckp-default-default", "-l", "app.kubernetes.io/component in (etcd,apiserver,controller-manager,scheduler)")
+    world.wait(lambda: kept(world, "before-pods-die"), "the API server answers with what it knew", timeout=180)
+    after = json.loads(world.management("get", "pods", "-n", "ckp-default-default", "-o", "json").stdout)["items"]
+    fresh = [pod for pod in after if pod["metadata"]["uid"] not in before]
+    assert len(fresh) >= 4
+
+
+def test_the_pods_of_the_management_layer_may_die(world: World) -> None:
+    session = Session(read_config())
+    groups = session.get("/host-groups")
+    world.management("delete", "pods", "-n", "ckp-system", "--all")
+
+    def back() -> bool:
+        try:
+            return bool(session.get("/host-groups") == groups and sum(item["connected"] for item in session.get("/hosts")["items"]) >= WORKERS)
+        except CkpError:
+            return False
+
+    world.wait(back, "Compass knows its groups and the agents are connected again", timeout=180)
+
+
+def test_a_power_cut_of_the_management_host(world: World) -> None:
+    mark(world, "before-the-cut")
+    session = Session(read_config())
+    requests = {item["id"] for item in session.get("/host-requests")["items"]}
+    host = world.site.management
+    host.power_cut()
+    assert not host.running
+    host.start()
+
+    def back() -> bool:
+        try:
+            connected = sum(item["connected"] for item in session.get("/hosts")["items"])
+            ready = session.get("/clusters/demo")["ready"]
+        except CkpError:
+            return False
+        return bool(kept(world, "before-the-cut") and connected >= WORKERS and ready)
+
+    world.wait(back, "cluster, Compass and agents are back", timeout=420)
+    assert {item["id"] for item in session.get("/host-requests")["items"]} == requests
+
+    def nodes_ready() -> bool:
+        nodes = json.loads(world.kubectl("get", "nodes", "-o", "json", check=False).stdout or '{"items": []}')["items"]
+        states = [{item["type"]: item["status"] for item in node["status"]["conditions"]}["Ready"] for node in nodes]
+        return states == ["True"] * WORKERS
+
+    world.wait(nodes_ready, "the nodes are Ready", timeout=180)
+    world.wait(lambda: world.kubectl("logs", "-n", "kube-system", "ds/konnectivity-agent", "--tail=1", check=False).code == 0, "logs work again", timeout=120)

@@ -1,0 +1,79 @@
+"""A deleted cluster leaves nothing behind, and the same hosts make another one."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from tests.e2e.conftest import STAMP, WORKERS, World, ckp
+
+from ckp.cli.session import Session, read_config
+from ckp.cli.up import save_kubeconfig
+from ckp.kits.processes import run
+from ckp.lab.lab import LabHost
+
+pytestmark = pytest.mark.e2e
+
+KINDS = (
+    "secrets,configmaps,services,deployments,statefulsets,jobs,pods,persistentvolumeclaims,networkpolicies,certificates,issuers,"
+    "clusters,machines,machinesets,machinedeployments,kubeadmconfigs,kubeadmconfigtemplates,byoclusters,byomachines,byomachinetemplates,managedcontrolplanes"
+)
+
+
+def leftovers(world: World) -> list[str]:
+    found = world.management("get", KINDS, "-n", "ckp-default-default", "-o", "name").stdout.split()
+    volumes = json.loads(world.management("get", "persistentvolumes", "-o", "json").stdout)["items"]
+    found += [item["metadata"]["name"] for item in volumes if item["spec"]["claimRef"]["namespace"] == "ckp-default-default"]
+    return [name for name in found if name != "configmap/kube-root-ca.crt"]
+
+
+def remains(host: LabHost) -> str:
+    """Packages, links, mounts, processes, rules and files of a cluster on a host: empty when it is clean."""
+    script = r"""
+dpkg-query -W -f '${Package}\n' kubeadm kubelet kubectl kubernetes-cni cri-tools containerd 2>/dev/null
+ip -br link | grep -E 'cilium|lxc|cni|vxlan|veth'
+grep -E ' /(var/lib/kubelet|run/containerd|run/netns|var/run/cilium|run/cilium)/' /proc/self/mountinfo
+ps -eo comm= | grep -E '^(kubelet|containerd|cilium|pause|coredns|proxy-agent)'
+iptables-save 2>/dev/null | grep -E 'KUBE|CILIUM'
+ip rule | grep -E '2004|2005'
+for path in /etc/kubernetes /etc/cni /var/lib/cni /var/lib/etcd/member /run/cilium /etc/sysctl.d/*cilium* /etc/sysctl.d/99-ckp.conf /opt/cni/bin/*; do
+    test ! -e "$path" || echo "$path"
+done
+ls -A /var/lib/kubelet /var/lib/containerd 2>/dev/null | grep -vE '^(/.*:)?$'
+ls /sys/fs/bpf 2>/dev/null | grep -E 'tc|cilium'
+true
+"""
+    return host.run(["sh", "-c", script], timeout=60).stdout.strip()
+
+
+def test_deletion_leaves_nothing_of_the_cluster(world: World) -> None:
+    done = ckp("cluster", "delete", "demo", "--wait", "--timeout", "10m", timeout=700)
+    assert "cluster/demo deleted" in done.stdout
+    world.wait(lambda: leftovers(world) == [], "Kubernetes has collected what the cluster owned", timeout=60)
+    for host in world.site.worker_hosts:
+        assert remains(host) == ""
+    rows = [line.split() for line in ckp("host", "list").stdout.splitlines()[1:]]
+    assert [row[1] for row in rows if row[0].startswith("worker-")] == ["Free"] * WORKERS
+
+
+def test_the_same_hosts_make_a_second_cluster(world: World) -> None:
+    arguments = ["--version", "v1.35.1", "--host-group", "lab", "--workers", str(WORKERS), "--pod-cidr", "10.52.0.0/16", "--service-cidr", "10.53.0.0/16"]
+    done = ckp("cluster", "create", "second", *arguments, "--wait", "--timeout", "15m", timeout=1000)
+    assert re.search(r"cluster/second is ready", done.stdout + done.stderr)
+    world.cluster = "second"
+
+    save_kubeconfig(Session(read_config()), "second")
+    nodes = world.get("nodes")["items"]
+    assert {node["status"]["nodeInfo"]["kubeletVersion"] for node in nodes} == {STAMP}
+    assert all(node["spec"]["podCIDR"].startswith("10.52.") for node in nodes)
+    ckp("cluster", "delete", "second", "--wait", "--timeout", "10m", timeout=700)
+
+
+def test_down_leaves_no_host_bridge_mount_or_process(world: World) -> None:
+    ckp("down", timeout=300)
+    assert "ckp0" not in run(["ip", "-br", "link"], timeout=10).stdout
+    assert "/var/lib/ckp" not in run(["cat", "/proc/self/mountinfo"], timeout=10).stdout
+    listing = run(["ps", "-eo", "args"], timeout=10).stdout
+    assert "systemd-nspawn" not in listing
+    assert "registry serve" not in listing
