@@ -29,6 +29,7 @@ from ckp.compass.services import UseCases
 from ckp.compass.services.releases import ReleaseTable
 from ckp.compass.settings import Settings, parse_reserved
 from ckp.compass.store.database import Database
+from ckp.controllers.lifecycle.deletion import DeletionReconciler
 from ckp.hub import status as shape
 from ckp.hub.channel import PATH, Channel
 from ckp.hub.desired import KubeDesired
@@ -265,6 +266,9 @@ async def test_a_cluster_becomes_objects_that_the_api_server_takes_and_goes_agai
         response = await platform.rest.get(f"/api/v1/domains/default/projects/{platform.project}/clusters/demo/kubeconfig")
         assert response.text == "kind: Config\n"
         await platform.call("DELETE", "/clusters/demo", 202)
+        assert (await platform.call("GET", "/clusters/demo", 200))["phase"] == "Deleting"
+        for _ in range(2):  # the workers first, then the cluster: the controllers' part
+            await DeletionReconciler(platform.admin).reconcile(platform.namespace, "demo")
         await platform.call("GET", "/clusters/demo", 404)
 
 

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import lzma
+import subprocess
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -382,6 +383,26 @@ def test_an_inline_signed_message_is_no_detached_signature(bundle: Path, keyring
     (bundle / "bundle.json.asc").write_bytes(bytes(sign(key.signer(), raw, mode=SignatureMode.INLINE)))
     with pytest.raises(VerificationFailed):
         verify_bundle(str(bundle), keyring)
+
+
+def test_a_signature_over_a_text_is_no_signature_over_the_bytes(bundle: Path, tmp_path: Path, key: Any) -> None:
+    """A text signature forgives other line ends; a package's bytes must fit exactly."""
+    home = tmp_path / "gpg"
+    home.mkdir(mode=0o700)
+    gpg = ["gpg", "--homedir", str(home), "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""]
+    subprocess.run([*gpg, "--quick-generate-key", "text@example.org", "ed25519", "sign", "never"], check=True, capture_output=True)
+    ring = tmp_path / "text.gpg"
+    ring.write_bytes(public(key) + subprocess.run([*gpg, "--export"], check=True, capture_output=True).stdout)
+    for textmode, words in (([], ""), (["--textmode"], "of class 01")):
+        signature = subprocess.run(
+            [*gpg, *textmode, "--armor", "--detach-sign", "-o", "-", str(bundle / "bundle.json")], check=True, capture_output=True
+        ).stdout
+        (bundle / "bundle.json.asc").write_bytes(signature)
+        if words:
+            refused(bundle, str(ring), words, "signature class")
+        else:
+            verify_bundle(str(bundle), str(ring))
+    subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=False, capture_output=True)
 
 
 def test_an_expired_key_has_its_own_sentence(tmp_path: Path) -> None:

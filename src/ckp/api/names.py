@@ -24,6 +24,8 @@ HOST_GROUP_LABEL = f"hostgroup.{CKP}"
 DOMAIN_LABEL = f"{CKP}/domain"
 PROJECT_LABEL = f"{CKP}/project"
 HOST_NAME_ANNOTATION = f"{CKP}/host"
+DELETE_REQUESTED_ANNOTATION = f"{CKP}/delete-requested-at"
+"""On a Cluster: drain and clean its workers, then delete it."""
 REQUESTED_AT_ANNOTATION = f"{CKP}/requested-at"
 """When the user asked for the cluster; the first of the fourteen steps counts from it."""
 

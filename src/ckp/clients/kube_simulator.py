@@ -97,18 +97,18 @@ class KubeSimulator(Kube):
     # The face of Kube.
 
     async def get(self, kind: Kind, name: str, namespace: str | None = None) -> Obj | None:
-        self._enter("get", kind, name)
+        await self._enter("get", kind, name)
         found = self._store.objects.get((kind, namespace or "", name))
         return copy.deepcopy(found)
 
     async def list_with_version(self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str | None] | None = None) -> tuple[Objs, str]:
-        self._enter("list", kind, "")
+        await self._enter("list", kind, "")
         return [copy.deepcopy(obj) for obj in self._matching(kind, namespace, labels)], str(self._store.version)
 
     async def watch(
         self, kind: Kind, namespace: str | None, version: str, *, labels: Mapping[str, str | None] | None = None, seconds: int = 240
     ) -> AsyncIterator[tuple[EventType, Obj]]:
-        self._enter("watch", kind, "")
+        await self._enter("watch", kind, "")
         seen = int(version)
         deadline = asyncio.get_running_loop().time() + seconds
         while True:
@@ -129,18 +129,18 @@ class KubeSimulator(Kube):
                     await self._store.changed.wait()
             except TimeoutError:
                 return
-            self._enter("watch", kind, "")
+            await self._enter("watch", kind, "")
 
     async def create(self, obj: Obj) -> Obj:
         kind = kind_of(obj)
         if kind.kind in self._store.virtual:
-            self._enter("create", kind, "")
+            await self._enter("create", kind, "")
             return copy.deepcopy(self._store.virtual[kind.kind](copy.deepcopy(obj)))
         obj = copy.deepcopy(obj)
         if "name" not in obj["metadata"] and "generateName" in obj["metadata"]:
             obj["metadata"]["name"] = f"{obj['metadata']['generateName']}{uuid.uuid4().hex[:5]}"
         name = obj["metadata"]["name"]
-        self._enter("create", kind, name)
+        await self._enter("create", kind, name)
         if self._key(kind, obj) in self._store.objects:
             raise KubeError(f'create {kind.kind} {name}: {kind.plural} "{name}" already exists', code=409, reason="AlreadyExists")
         if kind not in _WITHOUT_STATUS:
@@ -150,7 +150,7 @@ class KubeSimulator(Kube):
     async def apply(self, obj: Obj, *, subresource: Literal["", "status"] = "") -> Obj:
         obj = copy.deepcopy(obj)
         kind, name = kind_of(obj), obj["metadata"]["name"]
-        self._enter("apply", kind, name)
+        await self._enter("apply", kind, name)
         key = self._key(kind, obj)
         old = self._store.objects.get(key)
         part = {"status": obj.get("status", {})} if subresource else {k: v for k, v in obj.items() if k not in ("apiVersion", "kind")}
@@ -179,7 +179,7 @@ class KubeSimulator(Kube):
         return result
 
     async def merge(self, kind: Kind, name: str, namespace: str | None, patch: Mapping[str, Any], *, subresource: Literal["", "status"] = "") -> Obj:
-        self._enter("merge", kind, name)
+        await self._enter("merge", kind, name)
         key = (kind, namespace or "", name)
         old = self._store.objects.get(key)
         if old is None:
@@ -195,7 +195,7 @@ class KubeSimulator(Kube):
     async def replace(self, obj: Obj) -> Obj:
         obj = copy.deepcopy(obj)
         kind, name = kind_of(obj), obj["metadata"]["name"]
-        self._enter("replace", kind, name)
+        await self._enter("replace", kind, name)
         key = self._key(kind, obj)
         old = self._store.objects.get(key)
         if old is None:
@@ -212,7 +212,7 @@ class KubeSimulator(Kube):
         return self._put(kind, key, old, obj)
 
     async def delete(self, kind: Kind, name: str, namespace: str | None = None, *, foreground: bool = False) -> bool:
-        self._enter("delete", kind, name)
+        await self._enter("delete", kind, name)
         key = (kind, namespace or "", name)
         old = self._store.objects.get(key)
         if old is None:
@@ -231,7 +231,8 @@ class KubeSimulator(Kube):
 
     # Inside.
 
-    def _enter(self, verb: str, kind: Kind, name: str) -> None:
+    async def _enter(self, verb: str, kind: Kind, name: str) -> None:
+        await asyncio.sleep(0)  # as a real call, it lets others run in between
         self._store.calls.append((verb, kind.kind, name))
         if self._store.fault and (error := self._store.fault(verb, kind, name)):
             raise error

@@ -18,6 +18,7 @@ from ckp.controllers.byo.cluster import ByoClusterReconciler
 from ckp.controllers.byo.host import ByoHostReconciler
 from ckp.controllers.byo.machine import ByoMachineReconciler
 from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler
+from ckp.controllers.lifecycle.deletion import DeletionReconciler
 from ckp.controllers.lifecycle.reconciler import LifecycleReconciler
 from ckp.controllers.scope import cluster_name, owner
 from ckp.kits.clock import SystemClock
@@ -71,7 +72,9 @@ def build(kube: Kube, releases: Releases, addons_image: str, health: Health) -> 
         .watches(manager.informer(MACHINE), planes_of_cluster)  # type: ignore[arg-type]
         .watches(machines, planes_of_cluster),  # type: ignore[arg-type]
     ]
-    manager.controllers.extend(controllers)
+    deletion = Controller("deletion", DeletionReconciler(kube), clusters, workers=2)
+    deletion.watches(manager.informer(MACHINE), lambda obj: [(obj["metadata"]["namespace"], cluster_name(obj))])
+    manager.controllers.extend([*controllers, deletion])
     return manager
 
 

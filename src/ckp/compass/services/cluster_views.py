@@ -55,6 +55,12 @@ class ClusterView:
     machines: tuple[MachineView, ...]
 
 
+def is_deleting(cluster: Obj) -> bool:
+    """Whether its deletion was asked for, here or of Kubernetes."""
+    meta = cluster["metadata"]
+    return bool(meta.get("deletionTimestamp")) or names.DELETE_REQUESTED_ANNOTATION in (meta.get("annotations") or {})
+
+
 def view(cluster: Obj, control_plane: Obj | None, deployment: Obj | None, machines: Sequence[Obj], hosts: Sequence[Obj]) -> ClusterView:
     """Put a cluster together; what is not there yet is shown as empty."""
     meta, spec, status = cluster["metadata"], cluster["spec"], cluster.get("status") or {}
@@ -65,7 +71,7 @@ def view(cluster: Obj, control_plane: Obj | None, deployment: Obj | None, machin
     steps = tuple(sorted(plane_status.get("steps") or (), key=lambda step: int(step.get("number", 0))))
     failure = str(status.get("failureMessage") or plane_status.get("failureMessage") or "")
     failed = bool(failure or status.get("phase") == "Failed")
-    deleting = bool(meta.get("deletionTimestamp"))
+    deleting = is_deleting(cluster)
     ready = (
         not deleting
         and not failed

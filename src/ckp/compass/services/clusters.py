@@ -14,7 +14,7 @@ from ckp.clients import kinds
 from ckp.clients.kinds import Kind
 from ckp.clients.kube import Kube, Obj
 from ckp.compass.services import networks
-from ckp.compass.services.cluster_views import ClusterView, view
+from ckp.compass.services.cluster_views import ClusterView, is_deleting, view
 from ckp.compass.services.host_groups import group_of_template
 from ckp.compass.services.hosts import addresses_of, is_claimed, is_free, why_not_free
 from ckp.compass.services.manifests import REQUEST_ANNOTATION, ClusterSpec, cluster_objects, workers_name
@@ -120,7 +120,7 @@ class Clusters:
         _check_workers(workers)
         async with self._one_at_a_time[project.namespace]:
             cluster = await self._require(project, name)
-            if cluster["metadata"].get("deletionTimestamp"):
+            if is_deleting(cluster):
                 raise Conflict(f"cluster {name} is being deleted")
             current = await self.get(project, name)
             capacity = await self._capacity(project, current.host_group, name)
@@ -134,9 +134,10 @@ class Clusters:
         return await self.get(project, name)
 
     async def delete(self, actor: str, project: ProjectRef, name: str) -> None:
-        """Ask for a cluster's deletion. Cluster API drains and removes its machines first, then the control plane (contract, trap 6)."""
+        """Ask for a cluster's deletion: the controllers drain and clean its workers, then delete it. Asking again changes nothing."""
         await self._require(project, name)
-        await self._kube.delete(kinds.CLUSTER, name, project.namespace)
+        asked = {names.DELETE_REQUESTED_ANNOTATION: rfc3339(self._clock.now())}
+        await self._kube.merge(kinds.CLUSTER, name, project.namespace, {"metadata": {"annotations": asked}})
         async with self._database.unit() as unit:
             unit.audit(self._clock.now(), actor, project.domain, project.project, "cluster.delete", name)
 
@@ -193,7 +194,7 @@ class Clusters:
 
     async def _check_unfinished(self, existing: Obj, spec: ClusterSpec, project: ProjectRef) -> None:
         """Pass only if the Cluster is the beginning of this very request, and not all of its objects are there."""
-        if existing["metadata"].get("deletionTimestamp"):
+        if is_deleting(existing):
             raise Conflict(f"a cluster named {spec.name} is still being deleted", resolution=f"wait for it: ckp cluster delete {spec.name} --wait")
         if (existing["metadata"].get("annotations") or {}).get(REQUEST_ANNOTATION) == spec.digest():
             for kind, name in _COMPLETE:
