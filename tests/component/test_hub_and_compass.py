@@ -22,6 +22,7 @@ from websockets.asyncio.client import connect
 from ckp.api import names
 from ckp.api.host_protocol import Desired, EnrolmentRequest, EnrolmentStatus, Hello, JournalEntry, Report
 from ckp.clients import kinds
+from ckp.clients.kinds import Kind
 from ckp.clients.kube import Kube, KubeError
 from ckp.compass.rest.internal import make_internal_app
 from ckp.compass.rest.public import make_public_app
@@ -136,8 +137,21 @@ class Platform:
         return await wait_until_async(look, what=f"host {name} is {phase}", timeout=20, every=0.1)
 
 
+async def _served(kube: Kube, kind: Kind) -> bool:
+    """A young API server answers 429 for a new kind until its cache is filled."""
+    try:
+        await kube.list(kind)
+    except KubeError as error:
+        if error.code == 429:
+            return False
+        raise
+    return True
+
+
 @pytest.fixture
 async def platform(accounts: Accounts, kube: Kube, tmp_path: Path) -> AsyncIterator[Platform]:
+    for kind in (kinds.CLUSTER, kinds.MACHINE, kinds.MACHINE_DEPLOYMENT, kinds.BYO_MACHINE, kinds.BYO_MACHINE_TEMPLATE, kinds.MANAGED_CONTROL_PLANE):
+        await wait_until_async(lambda kind=kind: _served(kube, kind), what=f"{kind.kind} is served", timeout=60, every=0.2)
     compass_kube, hub_kube = accounts.kube("ckp-compass", "ckp-compass"), accounts.kube("ckp-hub", "ckp-hub")
     clock = SystemClock()
     database = Database(tmp_path / "compass.db")

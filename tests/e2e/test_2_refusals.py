@@ -117,7 +117,7 @@ def test_a_package_of_another_maintainer(world: World, spare: LabHost, bundle: P
     made = make_package(Recipe.read("helm"), "3.19.2-ckp", dist.built, dist.built["nfpm"].binary("nfpm"), dist.key)
     shutil.copy(made.path, bundle / "helm.deb")
     relist(bundle, "helm", dist.key)
-    refused(spare, push_bundle(world, bundle, "maintainer"), "helm.deb", "maintain")
+    refused(spare, push_bundle(world, bundle, "maintainer"), "helm.deb", "Maintainer is")
 
 
 def test_a_bundle_whose_digest_differs(world: World, spare: LabHost, bundle: Path) -> None:

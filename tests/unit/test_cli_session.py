@@ -300,19 +300,20 @@ def test_a_cluster_that_failed_for_good_is_not_waited_for(desk: Desk) -> None:
         cluster_module.wait_until_ready(Session(read_config(), transport=desk.bridge), "demo", 30, sleep=lambda _: None)
 
 
-def test_deleting_waits_until_it_is_gone_or_says_what_is_left(desk: Desk) -> None:
+def test_deleting_waits_until_it_is_gone_or_says_what_is_left(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     desk.run_async(desk.world.group_with_hosts())
     desk.good(*CREATE)
-    desk.run_async(desk.world.kube.merge(kinds.CLUSTER, "demo", NAMESPACE, {"metadata": {"finalizers": ["x/y"]}}))
     told = desk.bad("cluster", "delete", "demo", "--wait", "--timeout", "0s", kind=TimedOut)
     assert "not gone" in told.brief
-    desk.run_async(desk.world.kube.merge(kinds.CLUSTER, "demo", NAMESPACE, {"metadata": {"finalizers": None}}))
+    assert desk.good("cluster", "list").splitlines()[1].split()[:2] == ["demo", "Deleting"]
+
+    def controllers(_: float) -> None:
+        """Instead of sleeping, the workers are drained and the Cluster goes."""
+        desk.run_async(desk.world.kube.delete(kinds.CLUSTER, "demo", NAMESPACE))
+
+    monkeypatch.setattr(cluster_module.time, "sleep", controllers)
+    assert "cluster/demo deleted" in desk.good("cluster", "delete", "demo", "--wait")
     desk.bad("cluster", "delete", "demo", kind=NotFound)
-    for leftover in (kinds.MANAGED_CONTROL_PLANE, kinds.BYO_CLUSTER):
-        desk.run_async(desk.world.kube.delete(leftover, "demo", NAMESPACE))
-    desk.run_async(desk.world.kube.delete(kinds.MACHINE_DEPLOYMENT, "demo-workers", NAMESPACE))
-    desk.good(*CREATE)
-    assert "deleted" in desk.good("cluster", "delete", "demo", "--wait")
 
 
 def test_a_kubeconfig_is_written_for_its_owner_only(desk: Desk, tmp_path: Path) -> None:

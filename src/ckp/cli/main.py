@@ -49,9 +49,8 @@ def main() -> None:
         click.echo(error.render(), err=True)
         sys.exit(error.exit_code)
     except AgentError as error:
-        lines = [f"error: {error.brief}", *(f"  | {line}" for line in error.details.splitlines())]
-        click.echo("\n".join([*lines, *([f"  what to do: {error.resolution}"] if error.resolution else [])]), err=True)
-        sys.exit(1)
+        click.echo(error.render(), err=True)
+        sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(2)

@@ -13,7 +13,7 @@ from ckp.kits import paths
 from ckp.kits.files import building_directory, exclusive, sha256_bytes, sha256_file
 from ckp.kits.processes import run
 
-SHEBANG = b"#!/usr/bin/python3\n"
+SHEBANG = b"#!/usr/bin/python3 -I\n"
 MAIN = """import sys
 
 from ckp.agent.__main__ import main

@@ -17,7 +17,7 @@ from pathlib import Path
 from ckp.catalog.models import Release
 from ckp.clients.oci import Descriptor, image_manifest
 from ckp.dist.build import Built
-from ckp.dist.layers import CREATED, Entry, Layer, debian_layer, file_layer, store
+from ckp.dist.layers import CREATED, Entry, Layer, debian_layer, file_layer, program_layer, store
 from ckp.kits import paths
 from ckp.kits.files import building_directory, exclusive, sha256_bytes, sha256_file, tree_size
 from ckp.kits.processes import run
@@ -26,7 +26,7 @@ NONROOT = "65532:65532"
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PYTHON_PACKAGES = ("ca-certificates", "python3-minimal", "libpython3-stdlib", "openssl", "tzdata")
 NETWORK_PACKAGES = ("bash", "ca-certificates", "conntrack", "ethtool", "iproute2", "ipset", "iptables", "kmod", "libelf1", "nftables", "util-linux", "mount")
-COMPILER_PACKAGES = ("clang-19", "llvm-19")
+CLANG = "usr/lib/llvm-19/lib/clang/19/include"
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,9 @@ class ImageBuilder:
     def _cilium(self) -> None:
         cilium, version = self.built["cilium"], self._version("cilium")
         network = debian_layer(NETWORK_PACKAGES)
-        compiler = debian_layer((*NETWORK_PACKAGES, *COMPILER_PACKAGES), links=(("clang-19", "/usr/bin/clang"), ("llc-19", "/usr/bin/llc")))
+        # Cilium compiles its BPF programs on the host; of a compiler's 400 MB of packages that takes clang, its libraries and a few headers.
+        headers = [f"{CLANG}/{pattern}" for pattern in ("std*.h", "__std*.h", "limits.h", "float.h", "iso646.h", "builtins.h")]
+        compiler = program_layer("clang-19", "/usr/lib/llvm-19/bin/clang", "/usr/bin/clang", extra=headers)
         programs = {
             "cilium-agent": "/usr/bin/cilium-agent",
             "cilium-dbg": "/usr/bin/cilium-dbg",
@@ -137,7 +139,7 @@ class ImageBuilder:
             Entry("/cni/loopback", self.built["cni-plugins"].binary("loopback"), 0o755),
             Entry("/var/lib/cilium/bpf", cilium.file("bpf")),
         ]
-        self._add("cilium", version, [compiler, file_layer(files)], ["/usr/bin/cilium-dbg"], workdir="/var/lib/cilium")
+        self._add("cilium", version, [network, compiler, file_layer(files)], ["/usr/bin/cilium-dbg"], workdir="/var/lib/cilium")
         operator = _program(cilium.binary("cilium-operator-generic"), "/usr/bin/cilium-operator-generic")
         self._add("cilium-operator-generic", version, [network, operator], ["/usr/bin/cilium-operator-generic"])
 

@@ -53,9 +53,9 @@ class Recipe:
     data: Mapping[str, Any]
 
     @classmethod
-    def read(cls, name: str, *, folder_name: str = "") -> Recipe:
-        """The recipe of the package `name`, in `packaging/<folder_name or name>`."""
-        folder = paths.REPO / "packaging" / (folder_name or name)
+    def read(cls, name: str) -> Recipe:
+        """The recipe of the package `name`."""
+        folder = paths.REPO / "packaging" / name
         try:
             return cls(name, folder, tomllib.loads((folder / "package.toml").read_text()))
         except (FileNotFoundError, tomllib.TOMLDecodeError) as error:

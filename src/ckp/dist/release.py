@@ -81,7 +81,7 @@ class Distribution:
             self.packages.append(make_package(Recipe.read(name), version, self.built, nfpm, key))
             self.say(f"package {name} {version}")
         extra = {"ckp-agent": build_zipapp(), "trusted.gpg": key.keyring}
-        self.agent = make_package(Recipe.read("ckp-agent", folder_name="agent"), agent_version(), self.built, nfpm, key, extra=extra)
+        self.agent = make_package(Recipe.read("ckp-agent"), agent_version(), self.built, nfpm, key, extra=extra)
         self.say(f"package ckp-agent {agent_version()}, signed by {key.fingerprint}")
 
     def make_images(self) -> None:
