@@ -44,7 +44,7 @@ test: lint build ## All tests
 	@$(PYTEST) -v --durations=15 tests/unit tests/contract tests/component tests/e2e
 
 bench: setup ## Measure; writes docs/benchmarks.md's figures
-	@.venv/bin/python -m tests.bench
+	@PYTHONPATH=src .venv/bin/python -m tests.bench
 
 clean-cache: ## Drop the build cache
 	rm -rf "$${CKP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/ckp}"

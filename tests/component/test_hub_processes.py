@@ -116,7 +116,10 @@ def test_compass_serves_the_command_line_over_https_and_ends_when_told(compass: 
     print(f"ckp.compass: {resident:.0f} MiB resident")
     assert resident < MOST_MIB["ckp.compass"]
     assert result.stdout.strip() not in compass.log.read_text(), "no key in the log"
-    ends_well(compass)
+    # A client that keeps its connection and never answers does not hold up the end.
+    with httpx.Client(verify=client_context(compass.root.pem), trust_env=False) as idle:
+        assert idle.get(f"https://127.0.0.1:{compass.ports['PORT']}/healthz").status_code == 200
+        ends_well(compass)
 
 
 def test_compass_takes_a_new_certificate_without_a_restart(compass: Process, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,9 @@ def test_cp_1_version_replicas_scale_and_selector() -> None:
     }
     assert "version" in schema("ManagedControlPlane", "spec")["required"]
     status = schema("ManagedControlPlane", "status")["properties"]
-    assert {"initialized", "ready", "version", "replicas", "readyReplicas", "updatedReplicas", "unavailableReplicas", "externalManagedControlPlane"} <= set(status)
+    assert {"initialized", "ready", "version", "replicas", "readyReplicas", "updatedReplicas", "unavailableReplicas", "externalManagedControlPlane"} <= set(
+        status
+    )
 
 
 def test_the_kinds_and_groups_of_upstreams_host_provider_are_kept() -> None:

@@ -247,6 +247,6 @@ def test_the_management_layer_runs_as_nobody_with_probes(world: World) -> None:
 def test_the_hub_may_read_desired_states_and_no_other_secret(world: World) -> None:
     """facts: every host could read all Secrets of the predecessor's clusters."""
     who = "--as=system:serviceaccount:ckp-system:ckp-hub"
-    assert world.management("auth", "can-i", "get", "secrets", "-n", "ckp-hosts", who).stdout.strip() == "yes"
+    assert world.management("auth", "can-i", "list", "secrets", "-n", "ckp-hosts", who).stdout.strip() == "yes"
     for namespace in ("ckp-default-default", "ckp-system", "cert-manager", "kube-system"):
         assert world.management("auth", "can-i", "get", "secrets", "-n", namespace, who, check=False).stdout.strip() == "no"

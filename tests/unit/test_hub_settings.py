@@ -8,12 +8,12 @@ from asyncio import sslproto
 from pathlib import Path
 
 import pytest
-from tls_world import make_authority, make_leaf, write_pair
 
 from ckp.hub.channel import shrink_tls_buffers
-from ckp.hub.serving import follow_certificate
 from ckp.hub.settings import Settings
 from ckp.kits.errors import InvalidInput
+from ckp.runtime.serving import follow_certificate
+from tls_world import make_authority, make_leaf, write_pair
 
 
 def test_settings_come_from_the_environment_and_a_wrong_one_is_named() -> None:

@@ -169,7 +169,9 @@ CONTROL_PLANE_STATUS = _object(
 )
 
 
-def _crd(group: str, kind: str, plural: str, spec: Schema, status: Schema | None, *, columns: list[tuple[str, str, str]], scale: bool = False) -> dict[str, Any]:
+def _crd(
+    group: str, kind: str, plural: str, spec: Schema, status: Schema | None, *, columns: list[tuple[str, str, str]], scale: bool = False
+) -> dict[str, Any]:
     schema = _object(
         {"apiVersion": _string(), "kind": _string(), "metadata": {"type": "object"}, "spec": spec, **({"status": status} if status else {})},
     )

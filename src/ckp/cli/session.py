@@ -139,6 +139,10 @@ class Session:
         except ValueError:
             raise self._not_compass(response) from None
 
+    def close(self) -> None:
+        """Close its connections."""
+        self._http.close()
+
     def _unreached(self, error: Exception) -> CkpError:
         server = self.config.server
         if isinstance(error, httpx.TimeoutException):
@@ -190,6 +194,7 @@ def with_session(command: F) -> F:
         config = read_config()
         config = replace(config, domain=domain or config.domain, project=project or config.project)
         session = Session(config, transport=context.find_object(httpx.BaseTransport))
+        context.call_on_close(session.close)
         return context.invoke(command, session, *args, **kwargs)
 
     return cast(F, wrapped)

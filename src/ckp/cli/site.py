@@ -177,7 +177,7 @@ class Site:
             "HUB_ADDRESS": HUB_ADDRESS,
             "LB_FIRST": LB_FIRST,
             "LB_LAST": LB_LAST,
-            "RESERVED_CIDRS": f"hosts={self.lab.network.subnet}",
+            "RESERVED_CIDRS": f"hosts={self.lab.network.subnet},management pods={POD_CIDR},management services={SERVICE_CIDR}",
             "RELEASES_DIGEST": sha256_bytes(text.encode())[:16],
         }
         config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "ckp-releases", "namespace": "ckp-system"}, "data": {"releases.json": text}}

@@ -13,11 +13,11 @@ from ckp.compass.rest.internal import make_internal_app
 from ckp.compass.rest.public import make_public_app
 from ckp.compass.services import UseCases
 from ckp.compass.services.releases import ReleaseFile
-from ckp.compass.serving import Probes, Server, follow_certificate, make_server, run_all
 from ckp.compass.settings import Settings, read_admin_token
 from ckp.compass.store.database import Database
 from ckp.kits.clock import SystemClock
 from ckp.kits.errors import CkpError
+from ckp.runtime.serving import Probes, Server, follow_certificate, make_server, run_all
 
 log = structlog.get_logger("compass")
 

@@ -187,7 +187,7 @@ def program_layer(package: str, program: str, link: str, *, extra: Sequence[str]
         link: a further name for it.
         extra: patterns of further files, relative to the root.
     """
-    key = sha256_bytes(json.dumps(["program", RECIPE, DEBIAN_SUITE, package, program, link, list(extra)]).encode())
+    key = sha256_bytes(json.dumps(["program", RECIPE, "usr-merged", DEBIAN_SUITE, package, program, link, list(extra)]).encode())
     with exclusive(paths.cache() / "layers" / f"{key}.lock", what=f"taking {program} from Debian", timeout=3600):
         if known := _remembered(key):
             return known
@@ -195,7 +195,8 @@ def program_layer(package: str, program: str, link: str, *, extra: Sequence[str]
             root = Path(work) / "root"
             _mmdebstrap(["--variant=extract", f"--include={package}"], root)
             entries = [Entry(program, _inside(root, program), 0o755), Entry(link, link=program)]
-            entries += [Entry(library, _inside(root, library), 0o755) for library in _libraries(root, program)]
+            # /lib is a link to /usr/lib in every Debian of today; a layer that brings a folder of that name would take the link's place.
+            entries += [Entry(re.sub(r"^/lib/", "/usr/lib/", library), _inside(root, library), 0o755) for library in _libraries(root, program)]
             for pattern in extra:
                 entries += [Entry(f"/{path.relative_to(root)}", path) for path in sorted(root.glob(pattern)) if path.is_file()]
             layer = file_layer(entries)

@@ -15,10 +15,10 @@ from ckp.hub.channel import Channel, shrink_tls_buffers
 from ckp.hub.desired import KubeDesired
 from ckp.hub.enrolment import CompassClient, Enrolment
 from ckp.hub.identity import HostCa, channel_context
-from ckp.hub.serving import RELOAD_SECONDS, Probes, follow_certificate, make_server, run_all
 from ckp.hub.settings import Settings
 from ckp.kits.clock import SystemClock
 from ckp.kits.errors import CkpError
+from ckp.runtime.serving import RELOAD_SECONDS, Probes, follow_certificate, make_server, run_all
 
 log = structlog.get_logger("hub")
 

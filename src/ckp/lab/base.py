@@ -92,7 +92,7 @@ def ensure(say: Callable[[str], None]) -> Path:
                 mmdebstrap(scratch),
                 timeout=BUILD_TIMEOUT,
                 what="mmdebstrap (the base of the lab's hosts)",
-                resolution="it needs a Debian mirror (http://deb.debian.org); see the details for what it could not do",
+                resolution="it needs a Debian mirror; see the details for what it could not do",
             )
             furnish(scratch)
         say(f"base file system made: {tree_size(final) / 1e6:.0f} MB in {final}")

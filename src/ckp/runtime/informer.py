@@ -16,6 +16,8 @@ log = structlog.get_logger()
 Key = tuple[str, str]
 """Namespace ("" for cluster-wide kinds) and name."""
 Handler = Callable[[Obj], None]
+SILENCE = 300.0
+"""Seconds without an event after which a watch is given up for a new list."""
 
 
 def key_of(obj: Obj) -> Key:
@@ -74,7 +76,13 @@ class Informer:
         return version
 
     async def _watch(self, version: str) -> None:
-        async for event, obj in self.kube.watch(self.kind, self.namespace, version, labels=self.labels):
+        stream = self.kube.watch(self.kind, self.namespace, version, labels=self.labels)
+        while True:
+            try:
+                # A connection that died without a word would be silent for ever: after a while, list again.
+                event, obj = await asyncio.wait_for(anext(stream), SILENCE)
+            except (StopAsyncIteration, TimeoutError):
+                return
             if event == "BOOKMARK":
                 continue
             if event == "DELETED":

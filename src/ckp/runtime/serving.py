@@ -51,7 +51,7 @@ def make_server(app: Any, *, host: str, port: int, cert: Path | None = None, key
         ws="none",
         limit_concurrency=concurrency,
         timeout_keep_alive=15,
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=4,  # idle TLS connections of clients that do not answer our close would hold it to the end
         ssl_certfile=str(cert) if cert else None,
         ssl_keyfile=str(key) if key else None,
     )

@@ -1,0 +1,186 @@
+"""`make bench`: measures the main job on this machine and writes docs/benchmarks.md.
+
+Needs a lab that is up (it brings it up if not). Figures are of one run on one machine; compare ratios, not machines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ckp.catalog.load import Catalog
+from ckp.cli.site import Site
+from ckp.dist.release import Distribution
+from ckp.kits import paths
+from ckp.kits.clock import human_duration
+from ckp.kits.processes import run
+from ckp.kits.retry import wait_until
+
+NAMESPACE = "ckp-default-default"
+RELEASE = "v1.35.1"
+AIMS = {
+    "control plane ready, one": ("under 10 s", "15.6 s"),
+    "control planes ready, five at once": ("under 40 s", "64 s"),
+    "memory of one hosted control plane with its etcd": ("under 360 MB", "448 MB without etcd"),
+}
+
+
+def ckp(*arguments: str) -> tuple[str, float]:
+    """Run the command; its output and its seconds."""
+    started = time.monotonic()
+    done = run([paths.REPO / "ckp", *arguments], timeout=3600)
+    return done.stdout + done.stderr, time.monotonic() - started
+
+
+def site() -> Site:
+    """The lab as it stands."""
+    catalog = Catalog()
+    dist = Distribution(catalog, catalog.release(RELEASE), "lab", lambda _line: None)
+    dist.build()
+    dist.pack()
+    dist.make_images()
+    return Site(dist, 2, lambda _line: None)
+
+
+def control_plane(name: str) -> list[dict[str, Any]]:
+    """A cluster without workers, as Compass would make it."""
+    meta = {"name": name, "namespace": NAMESPACE, "labels": {"cluster.x-k8s.io/cluster-name": name}}
+    control, infra = "controlplane.cluster.x-k8s.io/v1beta1", "infrastructure.cluster.x-k8s.io/v1beta1"
+    spec = {
+        "clusterNetwork": {"pods": {"cidrBlocks": ["10.60.0.0/16"]}, "services": {"cidrBlocks": ["10.61.0.0/16"]}},
+        "controlPlaneRef": {"apiVersion": control, "kind": "ManagedControlPlane", "name": name, "namespace": NAMESPACE},
+        "infrastructureRef": {"apiVersion": infra, "kind": "ByoCluster", "name": name, "namespace": NAMESPACE},
+    }
+    return [
+        {"apiVersion": "cluster.x-k8s.io/v1beta1", "kind": "Cluster", "metadata": meta, "spec": spec},
+        {"apiVersion": infra, "kind": "ByoCluster", "metadata": meta, "spec": {}},
+        {"apiVersion": control, "kind": "ManagedControlPlane", "metadata": meta, "spec": {"version": RELEASE, "addons": {"cni": "none"}}},
+    ]
+
+
+def until_ready(lab: Site, names: list[str]) -> dict[str, float]:
+    """Create control planes at once; seconds until each is ready."""
+    started = time.monotonic()
+    objects = [item for name in names for item in control_plane(name)]
+    lab.kubectl("create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+
+    def wait(name: str) -> float:
+        def ready() -> bool:
+            path = "jsonpath={.status.ready}"
+            return lab.kubectl("get", "managedcontrolplane", name, "-n", NAMESPACE, "-o", path, check=False).stdout == "true"
+
+        wait_until(ready, what=f"{name} is ready", timeout=600, every=0.3)
+        return time.monotonic() - started
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        return dict(zip(names, pool.map(wait, names), strict=True))
+
+
+def delete(lab: Site, names: list[str]) -> None:
+    """Remove them and wait until they are gone."""
+    lab.kubectl("delete", "clusters.cluster.x-k8s.io", *names, "-n", NAMESPACE, "--wait=true", "--timeout=300s", timeout=330)
+
+
+def memory(lab: Site) -> dict[str, float]:
+    """Working set in MB of every pod of the management host, from the kubelet."""
+    summary = json.loads(lab.kubectl("get", "--raw", "/api/v1/nodes/management/proxy/stats/summary").stdout)
+    return {
+        f"{pod['podRef']['namespace']}/{pod['podRef']['name']}": sum(c["memory"].get("workingSetBytes", 0) for c in pod.get("containers", [])) / 1e6
+        for pod in summary["pods"]
+    }
+
+
+def agent_memory(lab: Site) -> float:
+    """Resident MB of one worker's agent."""
+    script = "awk '/VmRSS/ {print $2}' /proc/$(systemctl show -p MainPID --value ckp-agent)/status"
+    return int(lab.worker_hosts[0].run(["sh", "-c", script], timeout=20).stdout) / 1e3
+
+
+def builds() -> list[tuple[str, float, float]]:
+    """Component, seconds when it was built in this cache, MB of its programs."""
+    rows = []
+    for record in sorted((paths.cache() / "builds").glob("*/build.json")):
+        data = json.loads(record.read_text())
+        size = sum(item["bytes"] for item in data["binaries"].values()) / 1e6
+        rows.append((f"{data['component']} {data['version']}", float(data["seconds"]), size))
+    return rows
+
+
+def main() -> None:
+    """Measure and write."""
+    print("bench: a warm `ckp up`", flush=True)
+    output, warm = ckp("up")
+    steps = re.findall(r"^\[ ?\d+/11\] (.*): done, (\S+)", output, flags=re.M)
+    lab = site()
+    print("bench: a managed cluster of two nodes", flush=True)
+    ckp("cluster", "delete", "demo", "--wait")
+    time.sleep(5)
+    _, create = ckp("cluster", "create", "demo", "--version", RELEASE, "--host-group", "lab", "--workers", "2", "--wait")
+    described, _ = ckp("cluster", "describe", "demo", "-o", "json")
+    print("bench: one control plane", flush=True)
+    one = until_ready(lab, ["bench-0"])["bench-0"]
+    used = memory(lab)
+    delete(lab, ["bench-0"])
+    print("bench: five control planes", flush=True)
+    names = [f"bench-{number}" for number in range(1, 6)]
+    five = until_ready(lab, names)
+    delete(lab, names)
+    plane = sum(value for name, value in used.items() if name.startswith(f"{NAMESPACE}/bench-0-"))
+    platform_memory = {part: sum(v for n, v in used.items() if n.startswith(f"ckp-system/ckp-{part}-")) for part in ("controllers", "hub", "compass")}
+    rows = {
+        "control plane ready, one": f"{one:.1f} s",
+        "control planes ready, five at once": f"{max(five.values()):.1f} s",
+        "memory of one hosted control plane with its etcd": f"{plane:.0f} MB",
+    }
+    write(rows, steps, warm, create, json.loads(described), platform_memory, agent_memory(lab))
+
+
+def write(rows: dict[str, str], steps: list[tuple[str, str]], warm: float, create: float, demo: dict[str, Any], parts: dict[str, float], agent: float) -> None:
+    """docs/benchmarks.md."""
+    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "?")
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=paths.REPO).stdout.strip()
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Written by `make bench` at commit {commit}, on {os.cpu_count()} cores ({cpu}), {ram:.0f} GiB, Linux {platform.release()}.",
+        "All hosts of the lab share these cores, so times are those of the slowest data centre that one may have.",
+        "The peer is a leading hosted-control-plane operator, measured earlier on a machine of the same size.",
+        "",
+        "## Against the aims",
+        "| what | CKP | aim | peer |",
+        "| --- | --- | --- | --- |",
+        *(f"| {name} | {value} | {AIMS[name][0]} | {AIMS[name][1]} |" for name, value in rows.items()),
+        f"| from `cluster create` to both nodes Ready (hosts clean: packages and images come from the registry) | {create:.0f} s | under 60 s | |",
+        *(f"| memory of {name} | {value:.0f} MB | {'under 100 MB' if name == 'controllers' else ''} | |" for name, value in parts.items()),
+        f"| memory of one agent, resident | {agent:.0f} MB | under 30 MB | |",
+        "",
+        "## The fourteen steps of that cluster",
+        "| step | seconds since it began |",
+        "| --- | --- |",
+    ]
+    for step in demo.get("steps", []):
+        took = ""
+        if step.get("startedAt") and step.get("finishedAt"):
+            from ckp.kits.clock import parse_rfc3339
+
+            took = human_duration((parse_rfc3339(step["finishedAt"]) - parse_rfc3339(step["startedAt"])).total_seconds())
+        lines.append(f"| {step['title']} | {took or step['state']} |")
+    lines += ["", f"## `make up`, warm: {human_duration(warm)}", "| step | took |", "| --- | --- |", *(f"| {title} | {took} |" for title, took in steps)]
+    lines += ["", "## Building from source, each component as it was built into this cache", "| component | seconds | programs, MB |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {seconds:.0f} | {size:.0f} |" for name, seconds, size in builds()]
+    notes = paths.REPO / "docs" / "benchmarks-notes.md"
+    lines += ["", notes.read_text().rstrip()] if notes.exists() else []
+    (paths.REPO / "docs" / "benchmarks.md").write_text("\n".join(lines) + "\n")
+    print("bench: docs/benchmarks.md is written")
+
+
+if __name__ == "__main__":
+    main()
