@@ -198,6 +198,26 @@ async def test_a_machine_becomes_ready_when_its_host_has_joined(machines: Machin
     assert (get_condition(ready, "Ready") or {})["status"] == "True"
 
 
+async def test_a_host_is_claimed_and_prepared_before_there_is_join_data(machines: Machines, kube: Kube, namespace: str) -> None:
+    """Contract (InfraMachine): provisioning ends only with the bootstrap data; what needs none of it is done meanwhile."""
+    await make_cluster(kube, namespace)
+    await make_host(kube, namespace, "one")
+    await make_machine(kube, namespace, "m1")
+    await kube.merge(MACHINE, "m1", namespace, {"spec": {"bootstrap": {"dataSecretName": None, "configRef": {"kind": "KubeadmConfig", "name": "m1"}}}})
+    await machines.reconcile("m1")
+    early = await machines.desired("one")
+    assert early.membership and early.membership.files == ()
+    await machines.report("one", generation=1, phase="Prepared", cluster=early.membership.cluster)
+    waiting = await machines.reconcile("m1")
+    assert waiting["status"]["ready"] is False
+    assert "waits for the control plane" in (get_condition(waiting, "BYOHostReady") or {})["message"]
+    await kube.merge(MACHINE, "m1", namespace, {"spec": {"bootstrap": {"dataSecretName": "m1-data"}}})
+    await machines.reconcile("m1")
+    full = await machines.desired("one")
+    assert full.membership and full.membership.files
+    assert (full.generation, full.membership.provider_id) == (2, early.membership.provider_id)
+
+
 async def test_a_report_of_an_older_generation_does_not_make_a_machine_ready(machines: Machines, kube: Kube, namespace: str) -> None:
     await make_cluster(kube, namespace)
     await make_host(kube, namespace, "one")
@@ -304,7 +324,7 @@ async def test_a_control_plane_comes_up_phase_by_phase(kube: Kube, namespace: st
     await reconciler.reconcile(namespace, "demo")
     plane = await plane_status(kube, namespace)
     assert plane["spec"]["controlPlaneEndpoint"] == {"host": "10.88.0.150", "port": 6443}
-    assert await kube.list(STATEFUL_SET, namespace) == [], "no pod before its certificates"
+    assert await kube.list(DEPLOYMENT, namespace) == [], "no API server before its certificates"
     assert {item["spec"]["duration"] for item in await kube.list(CERTIFICATE, namespace)} == {"87600h"}
 
     # cert-manager issues.
@@ -316,13 +336,14 @@ async def test_a_control_plane_comes_up_phase_by_phase(kube: Kube, namespace: st
         await kube.create({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": f"demo-{part}", "namespace": namespace}, "data": data})
     await reconciler.reconcile(namespace, "demo")
     assert [item["metadata"]["name"] for item in await kube.list(STATEFUL_SET, namespace)] == ["demo-etcd"]
-    assert {item["metadata"]["name"] for item in await kube.list(DEPLOYMENT, namespace)} == {"demo-apiserver", "demo-controller-manager", "demo-scheduler"}
+    assert [item["metadata"]["name"] for item in await kube.list(DEPLOYMENT, namespace)] == ["demo-apiserver"]
 
     # The pods come up.
     await kube.merge(STATEFUL_SET, "demo-etcd", namespace, {"status": {"replicas": 1, "readyReplicas": 1}}, subresource="status")
     up = {"replicas": 1, "readyReplicas": 1, "availableReplicas": 1, "updatedReplicas": 1}
     await kube.merge(DEPLOYMENT, "demo-apiserver", namespace, {"status": up}, subresource="status")
     await reconciler.reconcile(namespace, "demo")
+    assert {item["metadata"]["name"] for item in await kube.list(DEPLOYMENT, namespace)} == {"demo-apiserver", "demo-controller-manager", "demo-scheduler"}
     secret = await kube.get(SECRET, "demo-kubeconfig", namespace)
     assert secret and secret["type"] == "cluster.x-k8s.io/secret"
     config = json.loads(base64.b64decode(secret["data"]["value"]))

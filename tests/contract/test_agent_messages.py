@@ -72,10 +72,11 @@ MEMBERSHIP = messages.Membership(
     "byoh://x",
     "v1.35.1",
     messages.BundleRef("r/b@sha256:" + "0" * 64, "t", "v1.35.1"),
-    (messages.JoinFile("/run/x", "c"),),
-    "/run/x",
     "r/pause:3.10",
     "r:5000",
+    (messages.JoinFile("/run/x", "c"),),
+    "/run/x",
+    ("r/cilium:v1",),
     ("true",),
 )
 SAMPLES = [

@@ -179,6 +179,21 @@ def test_a_membership_goes_through_its_steps_in_order_and_ends_joined(bench: Ben
     assert [(entry.step, entry.outcome) for entry in report.journal if entry.outcome == "done"] == [(step, "done") for step in STEPS]
 
 
+def test_before_there_is_join_data_a_host_prepares_itself_and_with_it_only_the_join_is_left(bench: Bench) -> None:
+    early = replace(member(), files=(), join_config="")
+    bench.engine.submit(Desired(1, "h", early))
+    bench.settle()
+    assert bench.phase == "Prepared"
+    assert tuple(bench.actions.running) == STEPS[: STEPS.index("join")]
+    assert bench.actions.host.joins == []
+    bench.actions.running.clear()
+    bench.engine.submit(Desired(2, "h", member()))
+    bench.settle()
+    assert bench.phase == "Joined"
+    assert tuple(bench.actions.running) == ("join", "check")
+    assert bench.engine.report()[0].generation == 2
+
+
 def test_without_a_desired_state_nothing_is_done(bench: Bench) -> None:
     assert bench.engine.work_once() is None
     assert bench.actions.running == []

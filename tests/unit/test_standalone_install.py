@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ckp.agent import preflight
+from ckp.agent import images, preflight
+from ckp.agent.images import ImagePulls
 from ckp.agent.kit import AgentError, InvalidInput, VerificationFailed
 from ckp.agent.osprep import HostDecisions
 from ckp.agent.preflight import Findings
@@ -19,7 +20,7 @@ from ckp.agent.verify import BundleManifest
 from ckp.standalone import checks, config, install, steps, tool
 from ckp.standalone.install import Screen
 from ckp.standalone.options import Options, check
-from ckp.standalone.steps import STEPS, ImagePulls, Step
+from ckp.standalone.steps import STEPS, Step
 
 ORDINARY = HostDecisions("v2", "systemd", False, "overlayfs")
 LAB = HostDecisions("v1", "cgroupfs", True, "overlayfs", {"kubelet": {"imageGCHighThresholdPercent": 100}})
@@ -270,7 +271,7 @@ def test_a_pull_that_fails_is_an_error_only_for_who_waits_for_it(monkeypatch: py
         if image == "bad":
             raise AgentError("no route")
 
-    monkeypatch.setattr(steps, "pull_image", pull)
+    monkeypatch.setattr(images, "pull_image", pull)
     pulls = ImagePulls(["a", "bad", "b"], parallel=2)
     pulls.wait(["a", "b"])
     with pytest.raises(AgentError, match="image bad can't be pulled"):

@@ -3,6 +3,7 @@
     wanted: free      journal: nothing        -> Free
     wanted: free      journal: a membership   -> reset                      -> Free
     wanted: M         journal: M              -> the first step not done    -> ... -> Joined
+    wanted: M, no join data yet               -> all but the join           -> Prepared
     wanted: M         journal: another        -> reset, then as above
 
 A newer desired state takes effect after the step that runs (steps may give up their waits early). A failed step is tried again with a
@@ -22,13 +23,14 @@ from ckp.agent.journal import Journal
 from ckp.agent.kit import AgentError, Cancelled, log
 from ckp.agent.messages import JOURNAL_SENT, Desired, Membership, Report
 
-STEPS = ("preflight", "pull", "verify", "prepare", "install", "join", "check")
+STEPS = ("preflight", "pull", "verify", "prepare", "install", "fetch", "join", "check")
 PHASE_OF = {
     "preflight": "Preflight",
     "pull": "Pulling",
     "verify": "Verifying",
     "prepare": "Preparing",
     "install": "Installing",
+    "fetch": "Fetching",
     "join": "Joining",
     "check": "Checking",
 }
@@ -173,6 +175,9 @@ class Engine:
         step = self._next_step()
         if step is None:
             return self._joined_state(wanted)
+        if step == "join" and not wanted.files:
+            self._show("Prepared")  # the control plane is not up yet: there is nothing to join, and nothing more to do until there is
+            return None
         if step in ("install", "prepare", "join") and not self._verified and "install" not in self.journal.done:
             step = "verify"
         return self._do(step, wanted, PHASE_OF[step], lambda: self.actions.step(step, wanted, lambda: self._superseded(wanted)))
@@ -246,7 +251,7 @@ class Engine:
         """Another bundle is wanted before the host joined: what was installed from the old one is installed over."""
         assert self.journal.member is not None
         self.journal.member.update({"release": wanted.release, "bundle": wanted.bundle.image})
-        self.journal.undo_steps(["pull", "verify", "prepare", "install", "join", "check"])
+        self.journal.undo_steps(["pull", "verify", "prepare", "install", "fetch", "join", "check"])
         self._verified = False
 
     def _joined_state(self, wanted: Membership) -> float:

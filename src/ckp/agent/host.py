@@ -97,6 +97,7 @@ class HostActions:
             "verify": self._verify,
             "prepare": self._prepare,
             "install": self._install,
+            "fetch": self._fetch,
             "join": self._join,
             "check": joining.check,
         }
@@ -104,9 +105,7 @@ class HostActions:
 
     def _preflight(self, member: Membership, cancelled: Callable[[], bool]) -> str:
         bundle_folder(self.config.state_dir, member.bundle.image)
-        for file in member.files:
-            joining.check_path(file.path)
-            joining.check_mode(file.mode)
+        joining.check_files(member.files)
         installer = base.of_host()
         preflight.worker(self.journal, installer).raise_if_any("this host can't become a node")
         return ""
@@ -160,6 +159,19 @@ class HostActions:
         osprep.start_containerd()
         run(["systemctl", "enable", "kubelet"], timeout=60, what="enabling the kubelet")
         return ", ".join(f"{package.name} {package.version}" for package in packages)
+
+    def _fetch(self, member: Membership, cancelled: Callable[[], bool]) -> str:
+        """The images that every node runs at once. What can't be fetched now is no reason not to join: the kubelet tries again."""
+        if not member.images:
+            return ""
+        from ckp.agent.images import ImagePulls
+
+        pulls = ImagePulls(list(member.images), parallel=2)
+        try:
+            pulls.wait(list(member.images))
+        except AgentError as error:
+            return f"not all images are here yet: {error.sentence()}"
+        return f"{len(member.images)} images"
 
     def _join(self, member: Membership, cancelled: Callable[[], bool]) -> str:
         return joining.join(self.journal, member, osprep.decide(), cancelled)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from typing import Callable
+from typing import Callable, Sequence
 
 from ckp.agent.journal import Journal
 from ckp.agent.kit import InvalidInput, atomic_write, log, read_text, remove, run, wait_for
@@ -63,12 +63,20 @@ def is_node() -> bool:
     return os.path.exists(KUBELET_CONF)
 
 
+def check_files(files: Sequence[JoinFile]) -> None:
+    """Paths and modes of the bootstrap files, before any of them is written. Raises InvalidInput."""
+    for file in files:
+        check_path(file.path)
+        check_mode(file.mode)
+
+
 def join(journal: Journal, member: Membership, decisions: HostDecisions, cancelled: Callable[[], bool]) -> str:
     """Make this host a node. A join that was cut off is recognised: a finished one is not done again, a half one is cleared first."""
     if is_node() and node_of_certificate() == member.node_name:
         remove(BOOTSTRAP_CONF)
         _finish(journal, member)
         return "kubeadm join had succeeded before"
+    check_files(member.files)
     config = next((file for file in member.files if file.path == member.join_config), None)
     if config is None:
         raise InvalidInput(f"the join configuration {member.join_config} is not among the bootstrap files", permanent=True)

@@ -16,7 +16,21 @@ REPORT_SECONDS = 20.0
 JOURNAL_SENT = 50
 """Entries of the journal that a Report carries; the host keeps more."""
 
-PHASES = ("Free", "Preflight", "Pulling", "Verifying", "Preparing", "Installing", "Joining", "Checking", "Joined", "Resetting", "Failed")
+PHASES = (
+    "Free",
+    "Preflight",
+    "Pulling",
+    "Verifying",
+    "Preparing",
+    "Installing",
+    "Fetching",
+    "Prepared",
+    "Joining",
+    "Checking",
+    "Joined",
+    "Resetting",
+    "Failed",
+)
 T = TypeVar("T")
 
 
@@ -105,10 +119,11 @@ class Membership:
     provider_id: str
     release: str
     bundle: BundleRef
-    files: Tuple[JoinFile, ...]
-    join_config: str
     sandbox_image: str
     registry: str
+    files: Tuple[JoinFile, ...] = ()
+    join_config: str = ""
+    images: Tuple[str, ...] = ()
     pre_commands: Tuple[str, ...] = ()
     post_commands: Tuple[str, ...] = ()
     registry_ca: str = ""

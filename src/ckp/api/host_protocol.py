@@ -100,7 +100,10 @@ class JoinFile(Message):
 
 
 class Membership(Message):
-    """All that a host needs to be a node of one cluster."""
+    """All that a host needs to be a node of one cluster.
+
+    Before the control plane is up there is no join data: `files` is empty, and the host does everything but join (phase Prepared).
+    """
 
     cluster: str  # namespace/name
     machine: str  # name of the Cluster API Machine
@@ -108,12 +111,13 @@ class Membership(Message):
     provider_id: str
     release: str  # v1.35.1
     bundle: BundleRef
-    files: tuple[JoinFile, ...]
-    join_config: str  # path of the kubeadm JoinConfiguration among `files`
+    files: tuple[JoinFile, ...] = ()
+    join_config: str = ""  # path of the kubeadm JoinConfiguration among `files`
     pre_commands: tuple[str, ...] = ()  # KubeadmConfig preKubeadmCommands
     post_commands: tuple[str, ...] = ()
     sandbox_image: str  # pause, from the same registry
     registry: str  # host:port that images come from
+    images: tuple[str, ...] = ()  # what a node of this cluster will run at once: fetched before it joins
     registry_ca: str = ""
 
 
@@ -136,7 +140,21 @@ class Hello(Message):
     facts: HostFacts
 
 
-Phase = Literal["Free", "Preflight", "Pulling", "Verifying", "Preparing", "Installing", "Joining", "Checking", "Joined", "Resetting", "Failed"]
+Phase = Literal[
+    "Free",
+    "Preflight",
+    "Pulling",
+    "Verifying",
+    "Preparing",
+    "Installing",
+    "Fetching",
+    "Prepared",
+    "Joining",
+    "Checking",
+    "Joined",
+    "Resetting",
+    "Failed",
+]
 
 
 class JournalEntry(Message):

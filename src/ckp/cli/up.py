@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ckp.catalog.load import Catalog
-from ckp.cli.cluster import wait_until_ready
+from ckp.cli.cluster import took, wait_until_ready
 from ckp.cli.dist import DEFAULT_RELEASE
 from ckp.cli.enrolment import Enrolment
 from ckp.cli.session import Session, config_path, read_config
@@ -114,6 +114,14 @@ def save_kubeconfig(session: Session, name: str) -> Path:
 def show_summary(row: dict[str, Any], kubeconfig: Path, steps: Steps, name: str) -> None:
     """Where everything is, and what to try next."""
     total = sum(step.seconds for step in steps.done)
+    click.echo()
+    phase = ""
+    for step in row.get("steps", []):
+        if step["phase"] != phase:
+            phase = step["phase"]
+            click.echo(phase)
+        state = took(step) if step["state"] == "Done" else f"{step['state'].lower()} ({step.get('message', '')})"
+        click.echo(f"  {step['number']:>2}. {step['title']:<42} {state}")
     click.echo(
         f"""
 {name} is ready: {row.get("version")}, {len(row.get("machines", []))} nodes, {human_duration(total)} in all

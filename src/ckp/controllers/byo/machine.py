@@ -14,7 +14,7 @@ from ckp.api.names import BYOMACHINE_FINALIZER, CKP, PROVIDER_ID_PREFIX
 from ckp.api.platform import Releases
 from ckp.clients.kinds import BYO_HOST, BYO_MACHINE, KUBEADM_CONFIG, MACHINE, SECRET
 from ckp.clients.kube import Kube, Obj
-from ckp.controllers.byo.bootstrap import JOIN_CONFIG, parse_cloud_config
+from ckp.controllers.byo.bootstrap import JOIN_CONFIG, BootstrapData, parse_cloud_config
 from ckp.controllers.byo.desired import DesiredStore
 from ckp.controllers.scope import Scope, deleting, owner, paused
 from ckp.kits.clock import Clock, rfc3339
@@ -28,6 +28,8 @@ FORCE_RELEASE = f"{CKP}/force-release"
 """Annotation of a ByoMachine: give its host up without waiting for it to be clean (it cleans itself when it comes back)."""
 NUDGE = f"{CKP}/looked-for-bootstrap-data"
 NUDGE_SECONDS = 3.0
+NODE_IMAGES = ("pause", "cilium", "konnectivity-agent", "coredns")
+"""What a node of a managed cluster runs first; fetched while the control plane comes up."""
 POLL = 15.0
 
 
@@ -63,16 +65,15 @@ class ByoMachineReconciler:
         cluster = await scope.cluster()
         if not cluster or not (cluster.get("status") or {}).get("infrastructureReady"):
             return self._wait(scope, "WaitingForClusterInfrastructure", "the cluster's infrastructure is not ready")
-        secret_name = (machine["spec"].get("bootstrap") or {}).get("dataSecretName")
-        if not secret_name:
-            return await self._wait_for_bootstrap(scope, cluster, machine)
         host = await self._claim(scope)
         if host is None:
             return Result(after=POLL)
-        membership = await self._membership(scope, cluster, machine, host, str(secret_name))
+        # Without join data the host prepares itself meanwhile; with it, the same membership goes on to the join.
+        secret_name = (machine["spec"].get("bootstrap") or {}).get("dataSecretName")
+        membership = await self._membership(scope, cluster, machine, host, str(secret_name or ""))
         desired = await DesiredStore(self.kube).write(scope.namespace, host["metadata"]["name"], membership)
         await self._observe(scope, host, desired, membership)
-        return Result(after=POLL)
+        return Result(after=POLL) if secret_name else await self._wait_for_bootstrap(scope, cluster, machine)
 
     def _wait(self, scope: Scope, reason: str, message: str) -> Result:
         scope.conditions = [make_condition("BYOHostReady", False, self.clock.now(), reason=reason, message=message)]
@@ -86,12 +87,11 @@ class ByoMachineReconciler:
         cluster at the same time (remote.ErrClusterLocked); any change of its object makes it look at once.
         """
         if not is_true(cluster, "ControlPlaneInitialized"):
-            return self._wait(scope, "WaitingForBootstrapData", "the control plane is not up yet, so there is no join data")
+            return Result(after=POLL)
         reference = (machine["spec"].get("bootstrap") or {}).get("configRef") or {}
         if reference.get("kind") == KUBEADM_CONFIG.kind:
             patch = {"metadata": {"annotations": {NUDGE: rfc3339(self.clock.now())}}}
             await self.kube.merge(KUBEADM_CONFIG, str(reference["name"]), scope.namespace, patch)
-        self._wait(scope, "WaitingForBootstrapData", "the control plane is up; the join data is being made")
         return Result(after=NUDGE_SECONDS)
 
     async def _claim(self, scope: Scope) -> Obj | None:
@@ -120,10 +120,7 @@ class ByoMachineReconciler:
         return await self.kube.replace(host)
 
     async def _membership(self, scope: Scope, cluster: Obj, machine: Obj, host: Obj, secret_name: str) -> Membership:
-        secret = await self.kube.get(SECRET, secret_name, scope.namespace)
-        if secret is None:
-            raise CkpError(f"the bootstrap data {secret_name} is not there")
-        data = parse_cloud_config(base64.b64decode(secret["data"]["value"]).decode())
+        data = await self._bootstrap_data(scope.namespace, secret_name) if secret_name else None
         release = self.releases.get(machine["spec"]["version"])
         facts = (host.get("status") or {}).get("facts") or {}
         target = f"{facts.get('os_id')}-{facts.get('os_version')}"
@@ -137,14 +134,21 @@ class ByoMachineReconciler:
             provider_id=f"{PROVIDER_ID_PREFIX}{scope.namespace}/{host_name}/{scope.obj['metadata']['uid'][:8]}",
             release=release.name,
             bundle=release.bundles[target].model_copy(update={"registry_ca": self.releases.registry_ca}),
-            files=data.files,
-            join_config=JOIN_CONFIG,
-            pre_commands=data.pre_commands,
-            post_commands=data.post_commands,
+            files=data.files if data else (),
+            join_config=JOIN_CONFIG if data else "",
+            pre_commands=data.pre_commands if data else (),
+            post_commands=data.post_commands if data else (),
+            images=tuple(release.image(name) for name in NODE_IMAGES if name in release.images),
             sandbox_image=release.image("pause"),
             registry=release.registry.partition("/")[0],
             registry_ca=self.releases.registry_ca,
         )
+
+    async def _bootstrap_data(self, namespace: str, name: str) -> BootstrapData:
+        secret = await self.kube.get(SECRET, name, namespace)
+        if secret is None:
+            raise CkpError(f"the bootstrap data {name} is not there")
+        return parse_cloud_config(base64.b64decode(secret["data"]["value"]).decode())
 
     async def _observe(self, scope: Scope, host: Obj, desired: Desired, membership: Membership) -> None:
         """What the host says about this very desired state, as the machine's status."""
@@ -155,7 +159,8 @@ class ByoMachineReconciler:
         scope.status["hostRef"] = {"name": name}
         if phase != "Joined":
             failed = phase == "Failed"
-            message = observed.get("message") or (f"host {name}: {phase}" if phase else f"waiting for host {name} to take it up")
+            waiting = {"": f"waiting for host {name} to take it up", "Prepared": f"host {name} is prepared, and waits for the control plane's join data"}
+            message = observed.get("message") or waiting.get(phase, f"host {name}: {phase}")
             reason = observed.get("reason") or ("InstallationFailed" if failed else phase or "WaitingForHost")
             severity: Severity = "Error" if failed else "Info"
             scope.conditions = [make_condition("BYOHostReady", False, self.clock.now(), reason=reason, message=message, severity=severity)]

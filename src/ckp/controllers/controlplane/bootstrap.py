@@ -163,21 +163,22 @@ def _konnectivity_agents(plan: Plan) -> Obj:
 
 
 def _job(plan: Plan, name: str) -> Obj:
-    """Each kubeadm phase is a container of its own, one after the other: the image has no shell, and needs none."""
+    """Each kubeadm phase is a container of its own, side by side: none needs another's result, and each is tried again by itself.
+
+    The image has no shell, and needs none.
+    """
     phases = [
         ("admins", ["kubectl", "apply", "--server-side", "--force-conflicts", "-f", "/config/manifests.json"]),
         ("upload-config", ["kubeadm", "init", "phase", "upload-config", "all", "--config=/config/kubeadm.json", "--kubeconfig=/kube/value"]),
         ("bootstrap-token", ["kubeadm", "init", "phase", "bootstrap-token", "--config=/config/kubeadm.json", "--kubeconfig=/kube/value", "--skip-token-print"]),
         ("coredns", ["kubeadm", "init", "phase", "addon", "coredns", "--config=/config/kubeadm.json", "--kubeconfig=/kube/value"]),
     ]
-    containers = [_container(plan, phase, command) for phase, command in phases]
     pod = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "restartPolicy": "OnFailure",
         "securityContext": pod_security(),
-        "initContainers": containers[:-1],
-        "containers": containers[-1:],
+        "containers": [_container(plan, phase, command) for phase, command in phases],
         "volumes": [
             {"name": "config", "configMap": {"name": name}},
             {"name": "kube", "secret": {"secretName": plan.name("super-admin-kubeconfig"), "defaultMode": 0o440}},

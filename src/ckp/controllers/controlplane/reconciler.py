@@ -69,7 +69,7 @@ class ManagedControlPlaneReconciler:
         scope.status |= {key: before.get(key, False) for key in ("initialized", "ready")}
         phases: list[tuple[str, Callable[[Scope, Plan], Awaitable[None]]]] = [
             ("CertificatesAvailable", self._certificates),
-            ("EtcdReady", self._etcd),
+            ("EtcdReady", self._etcd_ready),
             ("ControlPlaneComponentsReady", self._components),
             ("KubeconfigAvailable", self._kubeconfig),
             ("Bootstrapped", self._bootstrap),
@@ -119,8 +119,11 @@ class ManagedControlPlaneReconciler:
         return Plan.of(scope.obj, cluster, self.releases, str(host))
 
     async def _certificates(self, scope: Scope, plan: Plan) -> None:
-        """CAs, leaves, the pair of keys for tokens; then wait until cert-manager has written all their Secrets."""
-        await self.applier.apply(*certificates.authorities(plan), *certificates.leaf_certificates(plan))
+        """CAs, leaves, the pair of keys for tokens; then wait until cert-manager has written all their Secrets.
+
+        etcd's pods are made at once: they wait for their certificates, and their volumes are provisioned meanwhile.
+        """
+        await self.applier.apply(*certificates.authorities(plan), *certificates.leaf_certificates(plan), *etcd.etcd_objects(plan))
         if await self.kube.get(SECRET, plan.name("sa"), plan.namespace) is None:
             try:
                 await self.kube.create(certificates.service_account_key(plan))
@@ -135,17 +138,18 @@ class ManagedControlPlaneReconciler:
         secret = await self.kube.get(SECRET, name, plan.namespace)
         return bool(secret and (secret.get("data") or {}).get("tls.crt"))
 
-    async def _etcd(self, scope: Scope, plan: Plan) -> None:
-        await self.applier.apply(*etcd.etcd_objects(plan))
+    async def _etcd_ready(self, scope: Scope, plan: Plan) -> None:
         found = await self.kube.get(STATEFUL_SET, plan.name("etcd"), plan.namespace)
         ready = int(((found or {}).get("status") or {}).get("readyReplicas") or 0)
         if ready < plan.etcd_replicas // 2 + 1:
             raise NotYet("EtcdReady", f"{ready} of {plan.etcd_replicas} members of etcd are ready")
 
     async def _components(self, scope: Scope, plan: Plan) -> None:
-        await self.applier.apply(apiserver.config_map(plan), apiserver.api_server(plan), apiserver.controller_manager(plan), apiserver.scheduler(plan))
+        """The API server, and once it answers the others: they would end in errors before, and be held back for ten seconds."""
+        await self.applier.apply(apiserver.config_map(plan), apiserver.api_server(plan))
         if not await self._available(plan, "apiserver"):
             raise NotYet("ControlPlaneComponentsReady", "the API server is starting")
+        await self.applier.apply(apiserver.controller_manager(plan), apiserver.scheduler(plan))
 
     async def _available(self, plan: Plan, part: str) -> bool:
         found = await self.kube.get(DEPLOYMENT, plan.name(part), plan.namespace)

@@ -1,0 +1,75 @@
+"""Fetching container images before they are needed, several at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from ckp.agent import osprep
+from ckp.agent.kit import AgentError, have, run
+
+IMAGE_SECONDS = 900.0
+
+
+class ImagePulls:
+    """Pulls the release's images beside the other steps, three at a time, so that nothing waits for the network later."""
+
+    def __init__(self, images: list[str], parallel: int = 3) -> None:
+        self._todo = list(images)
+        self._failed: dict[str, str] = {}
+        self._done: set[str] = set()
+        self._lock = threading.Condition()
+        for _ in range(parallel):
+            threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._todo:
+                    return
+                image = self._todo.pop(0)
+            problem = ""
+            try:
+                pull_image(image)
+            except AgentError as error:
+                problem = error.sentence()
+            with self._lock:
+                if problem:
+                    self._failed[image] = problem
+                else:
+                    self._done.add(image)
+                self._lock.notify_all()
+
+    def wait(self, images: list[str]) -> None:
+        """Until these images are here. AgentError if one can't be pulled."""
+        deadline = time.monotonic() + IMAGE_SECONDS
+        with self._lock:
+            while True:
+                for image in images:
+                    if image in self._failed:
+                        raise AgentError(
+                            f"the image {image} can't be pulled",
+                            details=self._failed[image],
+                            resolution="check the registry and its CA",
+                            reason="ImagePullFailed",
+                        )
+                if all(image in self._done for image in images):
+                    return
+                if time.monotonic() > deadline:
+                    raise AgentError(f"the images were not pulled within {IMAGE_SECONDS:.0f} s", reason="ImagePullFailed")
+                self._lock.wait(1.0)
+
+
+def pull_image(image: str) -> None:
+    """Pull one image into the runtime, unless it is there. Twice, since a registry may be slow to wake."""
+    socket_path = osprep.CONTAINERD_SOCKET[len("unix://") :]
+    if have("crictl"):
+        endpoint = f"--image-endpoint={osprep.CONTAINERD_SOCKET}"
+        if run(["crictl", endpoint, "inspecti", "-q", image], timeout=60, check=False).code == 0:
+            return
+        argv = ["crictl", endpoint, f"--timeout={IMAGE_SECONDS:.0f}s", "pull", image]
+    else:
+        argv = ["ctr", "--address", socket_path, "-n", "k8s.io", "images", "pull", "--hosts-dir", osprep.CERTS_D, image]
+    if run(argv, timeout=IMAGE_SECONDS, check=False).code != 0:
+        time.sleep(1)
+        run(argv, timeout=IMAGE_SECONDS, what=f"pulling {image}", reason="ImagePullFailed")
