@@ -34,6 +34,7 @@ from ckp.controllers.controlplane.plan import Plan
 from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler
 from ckp.controllers.lifecycle.deletion import DeletionReconciler
 from ckp.kits.clock import SystemClock
+from ckp.kits.paths import REPO
 from ckp.rules.conditions import get_condition
 from ckp.runtime.informer import Informer
 
@@ -83,6 +84,10 @@ RELEASES = Releases(
     },
     registry_ca="PEM",
 )
+
+
+def foundation() -> list[Obj]:
+    return list(yaml.safe_load_all((REPO / "deploy" / "00-foundation.yaml").read_text()))
 
 
 def owned_by(owner: Obj) -> list[Obj]:
@@ -377,6 +382,24 @@ async def test_components_trust_the_clusters_own_ca_and_never_a_leafs_ca_crt(kub
     text = json.dumps(objects)
     assert '"key": "ca.crt"' not in text
     assert '"secretName"' not in text, "whole Secrets are not mounted"
+
+
+async def test_a_tenants_control_plane_never_puts_out_what_manages_it(kube: Kube, namespace: str) -> None:
+    """Five clusters on a full host preempted hub, Compass and controllers once."""
+    from ckp.controllers.controlplane import apiserver, etcd
+
+    await make_control_plane(kube, namespace)
+    plane, cluster = await plane_status(kube, namespace), await kube.get(CLUSTER, "demo", namespace)
+    assert cluster
+    plan = Plan.of(plane, cluster, RELEASES, "10.88.0.150")
+    hosted = [etcd.etcd_objects(plan)[-1], apiserver.api_server(plan), apiserver.controller_manager(plan), apiserver.scheduler(plan)]
+    classes = {obj["metadata"]["name"]: obj["value"] for obj in foundation() if obj["kind"] == "PriorityClass"}
+    used = {obj["spec"]["template"]["spec"]["priorityClassName"] for obj in hosted}
+    for path in sorted((REPO / "deploy").glob("*.yaml")):
+        for obj in yaml.safe_load_all(path.read_text()):
+            if obj["kind"] == "Deployment":
+                name = obj["spec"]["template"]["spec"]["priorityClassName"]
+                assert all(classes[name] > classes[other] for other in used), path.name
 
 
 async def test_an_unknown_version_is_said_in_a_condition(kube: Kube, namespace: str) -> None:

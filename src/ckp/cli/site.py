@@ -167,10 +167,10 @@ class Site:
         """cert-manager, Cluster API, then ours: each group waits for what the one before it brings."""
         management = Management(self.dist.built, f"{self.registry.address}/{PREFIX}", {image.repository: image.tag for image in self.dist.images})
         kubectl = self.dist.built["kubernetes"].binary("kubectl")
+        self._apply("foundation", management.foundation())
         self._apply("cert-manager", management.cert_manager())
         self._wait_available("cert-manager")
         self._apply("cluster-api", management.cluster_api(kubectl))
-        self._apply("namespaces", [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ckp-system"}}])
         text = self.releases().model_dump_json(indent=1)
         settings = {
             "COMPASS_ADDRESS": COMPASS_ADDRESS,

@@ -23,6 +23,8 @@ from ckp.kits.errors import CkpError
 from ckp.kits.processes import run
 
 Obj = dict[str, Any]
+FOUNDATION = "00-foundation.yaml"
+PRIORITY = "ckp-management"
 API_RATES = ("--kube-api-qps=100", "--kube-api-burst=200")
 """Upstream's defaults (20 a second) make a new cluster wait: it is a good hundred requests to each of these controllers at once."""
 
@@ -43,6 +45,10 @@ class Management:
     def image(self, repository: str) -> str:
         """The full reference of an image."""
         return f"{self.registry}/{repository}:{self.images[repository]}"
+
+    def foundation(self) -> list[Obj]:
+        """Namespaces and priority classes, which everything else needs."""
+        return _load((paths.REPO / "deploy" / FOUNDATION).read_text())
 
     def cert_manager(self) -> list[Obj]:
         """cert-manager by its own chart; a deleted Certificate takes its Secret along."""
@@ -76,7 +82,7 @@ class Management:
             "resources": resources,
             "extraArgs": ["--enable-certificate-owner-ref=true", *API_RATES],
             "prometheus": {"enabled": False},
-            "global": {"leaderElection": {"namespace": "cert-manager"}},
+            "global": {"leaderElection": {"namespace": "cert-manager"}, "priorityClassName": PRIORITY},
         }
 
     def cluster_api(self, kubectl: Path) -> list[Obj]:
@@ -88,6 +94,7 @@ class Management:
             rendered = run([kubectl, "kustomize", capi.file(folder) / "default"], timeout=60, what=f"rendering Cluster API's {folder}").stdout
             for obj in _load(_expand(rendered)):
                 if obj["kind"] == "Deployment":
+                    obj["spec"]["template"]["spec"]["priorityClassName"] = PRIORITY
                     container = obj["spec"]["template"]["spec"]["containers"][0]
                     container["image"] = f"{self.registry}/{repository}:{version}"
                     container["imagePullPolicy"] = "IfNotPresent"
@@ -105,6 +112,8 @@ class Management:
         known = {"PLATFORM_IMAGE": self.image("ckp-platform"), "ADDONS_IMAGE": self.image("ckp-addons"), **settings}
         objects = all_crds()
         for path in sorted((paths.REPO / "deploy").glob("*.yaml")):
+            if path.name == FOUNDATION:
+                continue
             objects += _load(fill(path.read_text(), known, path.name))
         return objects
 

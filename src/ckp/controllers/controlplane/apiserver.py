@@ -10,7 +10,7 @@ import json
 
 from ckp.clients.kube import Obj
 from ckp.controllers.controlplane.etcd import CLIENT_PORT
-from ckp.controllers.controlplane.plan import API_PORT, KONNECTIVITY_PORT, Plan, hardened, pki_volume, pod_security
+from ckp.controllers.controlplane.plan import API_PORT, KONNECTIVITY_PORT, PRIORITY, Plan, hardened, pki_volume, pod_security
 
 PKI = "/etc/kubernetes/pki"
 SOCKETS = "/run/konnectivity"
@@ -102,7 +102,7 @@ def api_server(plan: Plan) -> Obj:
         "startupProbe": _probe("/readyz", API_PORT, period=1, failures=180),
         "readinessProbe": _probe("/readyz", API_PORT, period=2, failures=3),
         "livenessProbe": _probe("/livez", API_PORT, period=10, failures=8),
-        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "4Gi"}},
+        "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "4Gi"}},
         "securityContext": hardened(),
         "volumeMounts": [_mount("pki", PKI), _mount("config", CONFIG), {"name": "sockets", "mountPath": SOCKETS}, {"name": "tmp", "mountPath": "/tmp"}],
     }
@@ -143,7 +143,7 @@ def _konnectivity(plan: Plan) -> Obj:
         "command": command,
         "ports": [{"name": "konnectivity", "containerPort": KONNECTIVITY_PORT}],
         "livenessProbe": {**_probe("/healthz", 8134, period=10, failures=8, scheme="HTTP")},
-        "resources": {"requests": {"cpu": "10m", "memory": "24Mi"}, "limits": {"memory": "512Mi"}},
+        "resources": {"requests": {"cpu": "5m", "memory": "24Mi"}, "limits": {"memory": "512Mi"}},
         "securityContext": hardened(),
         "volumeMounts": [_mount("konnectivity-pki", PKI), _mount("config", CONFIG), {"name": "sockets", "mountPath": SOCKETS}],
     }
@@ -196,7 +196,7 @@ def _component(plan: Plan, part: str, program: str, flags: dict[str, str], port:
         "command": [program, *(f"--{flag}={value}" for flag, value in flags.items())],
         "startupProbe": _probe("/healthz", port, period=2, failures=90),
         "livenessProbe": _probe("/healthz", port, period=10, failures=8),
-        "resources": {"requests": {"cpu": "25m", "memory": memory}, "limits": {"memory": "1Gi"}},
+        "resources": {"requests": {"cpu": "10m", "memory": memory}, "limits": {"memory": "1Gi"}},
         "securityContext": hardened(),
         "volumeMounts": [_mount("pki", PKI), _mount("config", CONFIG), {"name": "tmp", "mountPath": "/tmp"}],
     }
@@ -218,7 +218,7 @@ def _deployment(plan: Plan, part: str, containers: list[Obj], volumes: list[Obj]
     pod = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "priorityClassName": "system-cluster-critical",
+        "priorityClassName": PRIORITY,
         "securityContext": pod_security(),
         "containers": containers,
         "volumes": volumes,

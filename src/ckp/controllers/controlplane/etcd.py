@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ckp.clients.kube import Obj
-from ckp.controllers.controlplane.plan import NONROOT, Plan, hardened, pki_volume, pod_security
+from ckp.controllers.controlplane.plan import NONROOT, PRIORITY, Plan, hardened, pki_volume, pod_security
 
 CLIENT_PORT = 2379
 PEER_PORT = 2380
@@ -77,7 +77,7 @@ def _stateful_set(plan: Plan, selector: dict[str, str]) -> Obj:
         "startupProbe": {**ready, "periodSeconds": 1, "failureThreshold": 120},
         "readinessProbe": ready,
         "livenessProbe": probe,
-        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "2Gi"}},
+        "resources": {"requests": {"cpu": "25m", "memory": "64Mi"}, "limits": {"memory": "2Gi"}},
         "securityContext": hardened(),
         "volumeMounts": [{"name": "data", "mountPath": "/var/lib/etcd"}, {"name": "pki", "mountPath": PKI, "readOnly": True}],
     }
@@ -92,7 +92,7 @@ def _stateful_set(plan: Plan, selector: dict[str, str]) -> Obj:
         "spec": {
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "priorityClassName": "system-cluster-critical",
+            "priorityClassName": PRIORITY,
             "securityContext": {**pod_security(), "fsGroup": NONROOT, "fsGroupChangePolicy": "OnRootMismatch"},
             "containers": [container],
             "volumes": [pki_volume(plan, "pki", ("etcd-server", "tls.crt", "tls.crt"), ("etcd-server", "tls.key", "tls.key"), ("etcd", "tls.crt", "ca.crt"))],

@@ -15,6 +15,8 @@ KONNECTIVITY_PORT = 8132
 DEFAULT_PODS = "10.244.0.0/16"
 DEFAULT_SERVICES = "10.96.0.0/12"
 NONROOT = 65532
+PRIORITY = "ckp-control-plane"
+"""Below the management layer's class (deploy/00-foundation.yaml): a tenant's control plane must not put out what manages it."""
 
 
 @dataclass(frozen=True)
