@@ -78,8 +78,10 @@ class Enrolment:
         found: dict[str, str] = {}
 
         def all_connected() -> bool:
+            """Connected, and either at work already or reported clean: before its first report a host cannot be claimed."""
+            hosts = [item for item in self.session.get("/hosts")["items"] if item["address"] in addresses]
             found.clear()
-            found.update({item["name"]: item["address"] for item in self.session.get("/hosts")["items"] if item["connected"] and item["address"] in addresses})
+            found.update({item["name"]: item["address"] for item in hosts if item["connected"] and (item["free"] or item["cluster"])})
             return set(found.values()) >= addresses
 
         wait_until(
