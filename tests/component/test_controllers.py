@@ -248,6 +248,18 @@ async def test_two_machines_that_want_one_host_do_not_both_get_it(machines: Mach
     assert (get_condition(loser, "BYOHostReady") or {})["message"] == "none of 1 matching hosts is free: 1 in use"
 
 
+async def test_a_machine_whose_host_lost_its_label_keeps_it_and_takes_no_second_one(machines: Machines, kube: Kube, namespace: str) -> None:
+    await make_cluster(kube, namespace)
+    for name in ("one", "two"):
+        await make_host(kube, namespace, name)
+    await make_machine(kube, namespace, "m1")
+    await machines.reconcile("m1")
+    await kube.merge(BYO_HOST, "one", namespace, {"metadata": {"labels": {group_label("lab"): None}}})
+    assert (await machines.reconcile("m1"))["status"]["hostRef"] == {"name": "one"}
+    other = await kube.get(BYO_HOST, "two", namespace)
+    assert other and "machineRef" not in other["spec"]
+
+
 async def test_deletion_waits_until_the_host_is_clean(machines: Machines, kube: Kube, namespace: str) -> None:
     """facts: the predecessor removed the finalizer without waiting for the host's clean-up."""
     await make_cluster(kube, namespace)

@@ -97,23 +97,25 @@ class ByoMachineReconciler:
     async def _claim(self, scope: Scope) -> Obj | None:
         """The host that is ours, claimed with optimistic locking: of two machines that want it, one gets a conflict and chooses again."""
         uid = scope.obj["metadata"]["uid"]
-        selector = ((scope.obj["spec"].get("selector") or {}).get("matchLabels")) or {}
-        choice = choose_host(map(candidate, self.hosts.all(scope.namespace)), selector, uid)
-        if not choice.host:
-            held = next((item for item in self.hosts.all(scope.namespace) if candidate(item).claimed_by == uid), None)
-            if held is None:
+        hosts = self.hosts.all(scope.namespace)
+        # What it holds it keeps, whatever became of the labels: a second host would be one too many.
+        name = next((item["metadata"]["name"] for item in hosts if candidate(item).claimed_by == uid), "")
+        if not name:
+            selector = ((scope.obj["spec"].get("selector") or {}).get("matchLabels")) or {}
+            choice = choose_host(map(candidate, hosts), selector, uid)
+            if not choice.host:
                 self._wait(scope, "NoFreeHost", choice.reason)
                 return None
-            choice = type(choice)(held["metadata"]["name"])
-        host = await self.kube.get(BYO_HOST, choice.host, scope.namespace)
+            name = choice.host
+        host = await self.kube.get(BYO_HOST, name, scope.namespace)
         if host is None:
-            self._wait(scope, "HostGone", f"host {choice.host} is no more")
+            self._wait(scope, "HostGone", f"host {name} is no more")
             return None
         held_by = candidate(host).claimed_by
         if held_by == uid:
             return host
         if held_by:
-            self._wait(scope, "NoFreeHost", f"host {choice.host} was taken by another machine meanwhile")
+            self._wait(scope, "NoFreeHost", f"host {name} was taken by another machine meanwhile")
             return None
         reference = {"apiVersion": BYO_MACHINE.api_version, "kind": BYO_MACHINE.kind, "namespace": scope.namespace, "name": scope.name, "uid": uid}
         host["spec"] = {**(host.get("spec") or {}), "machineRef": reference}
