@@ -31,7 +31,6 @@ REQUESTED_AT_ANNOTATION = f"{CKP}/requested-at"
 
 BYOHOST_FINALIZER = f"byohost.{CKP}"
 BYOMACHINE_FINALIZER = f"byomachine.{CKP}"
-BYOCLUSTER_FINALIZER = f"byocluster.{CKP}"
 MANAGED_CONTROL_PLANE_FINALIZER = f"managedcontrolplane.{CKP}"
 
 SYSTEM_NAMESPACE = "ckp-system"

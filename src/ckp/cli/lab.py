@@ -7,14 +7,7 @@ import sys
 import click
 
 from ckp.kits.steps import Steps
-from ckp.lab.lab import HostSpec, Lab
-
-MANAGEMENT = HostSpec("management", "10.88.0.10")
-
-
-def worker(number: int) -> HostSpec:
-    """The lab's worker `number`, from 1."""
-    return HostSpec(f"worker-{number}", f"10.88.0.{20 + number}")
+from ckp.lab.lab import Lab
 
 
 @click.group()
@@ -26,9 +19,9 @@ def lab() -> None:
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0, 50))
 def lab_up(workers: int) -> None:
     """Boot one management host and some workers; those that run are left alone."""
-    specs = [MANAGEMENT, *(worker(number) for number in range(1, workers + 1))]
-    steps = Steps(1 + len(specs))
     data_centre = Lab()
+    specs = data_centre.network.hosts(workers)
+    steps = Steps(1 + len(specs))
     with steps.step("Preparing the base system"):
         data_centre.ensure_base(steps.say)
     for spec in specs:

@@ -17,7 +17,6 @@ import httpx
 from ckp.agent import verify
 from ckp.api.host_protocol import BundleRef
 from ckp.api.platform import InstalledRelease, Releases
-from ckp.cli.lab import MANAGEMENT, worker
 from ckp.cli.session import Config, write_config
 from ckp.dist.bundle import PLATFORM_IMAGES, PREFIX
 from ckp.dist.management import Management, as_list
@@ -33,7 +32,6 @@ from ckp.lab.lab import Lab, LabHost
 REGISTRY_NAME = "registry.ckp.lab"
 COMPASS_ADDRESS = "10.88.0.100"
 HUB_ADDRESS = "10.88.0.101"
-LB_FIRST, LB_LAST = "10.88.0.100", "10.88.0.199"
 POD_CIDR, SERVICE_CIDR = "10.244.0.0/16", "10.96.0.0/16"
 GROUP = "lab"
 AGENT_CONFIG = "/etc/ckp-agent"
@@ -66,7 +64,7 @@ class Site:
     def boot(self) -> None:
         """Boot the management host and the workers, side by side."""
         self.lab.ensure_base(self.say)
-        specs = [MANAGEMENT, *(worker(number) for number in range(1, self.workers + 1))]
+        specs = self.lab.network.hosts(self.workers)
         with ThreadPoolExecutor(len(specs)) as pool:
             for host in pool.map(self.lab.ensure_host, specs):
                 self.say(f"{host.name} runs at {host.address}")
@@ -74,12 +72,12 @@ class Site:
     @property
     def management(self) -> LabHost:
         """The host with the management cluster."""
-        return self.lab.host(MANAGEMENT.name)
+        return self.lab.host(self.lab.network.management().name)
 
     @property
     def worker_hosts(self) -> list[LabHost]:
         """The hosts for work."""
-        return [self.lab.host(worker(number).name) for number in range(1, self.workers + 1)]
+        return [self.lab.host(spec.name) for spec in self.lab.network.hosts(self.workers)[1:]]
 
     @property
     def registry(self) -> RegistryServer:
@@ -172,11 +170,12 @@ class Site:
         self._wait_available("cert-manager")
         self._apply("cluster-api", management.cluster_api(kubectl))
         text = self.releases().model_dump_json(indent=1)
+        first, last = self.lab.network.load_balancers
         settings = {
             "COMPASS_ADDRESS": COMPASS_ADDRESS,
             "HUB_ADDRESS": HUB_ADDRESS,
-            "LB_FIRST": LB_FIRST,
-            "LB_LAST": LB_LAST,
+            "LB_FIRST": first,
+            "LB_LAST": last,
             "RESERVED_CIDRS": f"hosts={self.lab.network.subnet},management pods={POD_CIDR},management services={SERVICE_CIDR}",
             "RELEASES_DIGEST": sha256_bytes(text.encode())[:16],
         }

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
-
-import structlog
 
 from ckp.clients.kube import Kube
 from ckp.compass.app import serve
 from ckp.compass.settings import Settings
 from ckp.kits.errors import CkpError
+from ckp.runtime import logs
 
 
 async def _run(settings: Settings) -> None:
@@ -30,17 +28,7 @@ def main() -> int:
         settings = Settings.from_environment()
         if arguments.database:
             settings = replace(settings, database=arguments.database)
-        level = logging.getLevelNamesMapping().get(settings.log_level.upper(), logging.INFO)
-        logging.basicConfig(level=logging.WARNING, format="%(message)s")
-        structlog.configure(
-            processors=[
-                structlog.processors.add_log_level,
-                structlog.processors.TimeStamper(fmt="iso"),
-                structlog.processors.format_exc_info,
-                structlog.processors.JSONRenderer(),
-            ],
-            wrapper_class=structlog.make_filtering_bound_logger(level),
-        )
+        logs.configure(settings.log_level)
         asyncio.run(_run(settings))
     except CkpError as error:
         print(error.render(), file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from ckp.catalog.load import Catalog, Chosen, Profile
@@ -51,7 +52,7 @@ class Distribution:
     """The agent's package: it is CKP's own, changes with CKP's code, and so is not part of a release's bundle."""
     bundles: list[Bundle] = field(default_factory=list)
 
-    @property
+    @cached_property
     def key(self) -> SigningKey:
         """The signing key, made on first use."""
         return SigningKey.ensure(paths.keys(), user_id=KEY_OWNER)

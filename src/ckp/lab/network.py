@@ -56,6 +56,10 @@ class LabNetwork:
             raise InvalidInput(f"a lab has workers 1 to 79, not {number}")
         return HostSpec(f"worker-{number}", str(self.subnet[20 + number]))
 
+    def hosts(self, workers: int) -> list[HostSpec]:
+        """The management host and so many workers."""
+        return [self.management(), *(self.worker(number) for number in range(1, workers + 1))]
+
     def check(self, spec: HostSpec) -> None:
         """Raise InvalidInput for a host that can't be on this network."""
         if not HOST_NAME.fullmatch(spec.name):
