@@ -1,0 +1,180 @@
+"""The life of the signing keys: made, rotated, revoked, kept offline, exported. What a key is and how it signs: ckp.clients.openpgp.
+
+Trust only grows by adding and only shrinks by revoking: a rotated key stays in the keyring, so what it signed stays installable, until
+`revoke` marks it. A revocation reaches hosts with the keyring of the next ckp-agent package.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pysequoia
+
+from ckp.clients import openpgp
+from ckp.clients.openpgp import KeyInfo, SigningKey
+from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
+from ckp.kits.files import atomic_write
+
+OWNER = "Coredge.io CKP packages <support@coredge.io>"
+REASONS = {"compromised": "1", "superseded": "2", "retired": "3"}
+"""Reasons of RFC 4880 §5.2.3.23 by gpg's menu. gpgv refuses signatures of a revoked key whatever the reason is."""
+
+
+@dataclass(frozen=True)
+class KeyRing:
+    """The keys in one folder, and what may be done with them. Every change holds the folder's lock and writes the keyring whole."""
+
+    key: SigningKey
+
+    @classmethod
+    def at(cls, folder: Path) -> KeyRing:
+        """The keys in `folder`; NotFound if there are none."""
+        if not (folder / openpgp.KEYRING).exists():
+            raise NotFound(f"there are no signing keys in {folder}", resolution="`ckp keys make` makes them, and so does the first `ckp dist build`")
+        return cls(SigningKey(folder))
+
+    @classmethod
+    def make(cls, folder: Path, user_id: str = OWNER) -> KeyRing:
+        """New keys in an empty folder; Conflict if there are some."""
+        if (folder / openpgp.SIGNING).exists():
+            raise Conflict(f"{folder} holds signing keys already", resolution="`ckp keys list` shows them, `ckp keys rotate` makes a new signing key")
+        return cls(SigningKey.ensure(folder, user_id=user_id))
+
+    def all(self) -> list[KeyInfo]:
+        """All keys: the present certificate first, then those before it."""
+        return list(openpgp.inspect(self.key.keyring.read_bytes()))
+
+    def current(self) -> str:
+        """Fingerprint of the key that signs now; empty if none does."""
+        try:
+            return self.key.subkey
+        except CkpError:
+            return ""
+
+    def rotate(self, *, primary: Path | None = None, life: str = openpgp.SIGNING_LIFE) -> str:
+        """A new signing key below the same primary; the one before it stays trusted. Returns the new one's fingerprint.
+
+        Args:
+            primary: the file with the secret primary key, if it is kept elsewhere.
+            life: how long it is to be valid, as gpg writes it (`3y`, `90d`).
+
+        Raises:
+            InvalidInput: no primary key at hand, or another one.
+        """
+        _check_life(life)
+        with self.key.locked():
+            openpgp.add_signing_subkey(self.key, self._primary(primary), life=life)
+        return self.key.subkey
+
+    def rotate_primary(self, user_id: str = OWNER) -> str:
+        """A new primary key with a new signing key. The certificate before it stays trusted, its secret signing keys go away from here."""
+        with self.key.locked():
+            if (self.key.folder / openpgp.PRIMARY).exists():
+                raise Conflict(
+                    f"the present primary key still lies in {self.key.folder}: without it nobody could revoke what it certified",
+                    resolution="take it away first: ckp keys detach FILE",
+                )
+            return openpgp.make_primary(self.key, user_id)
+
+    def revoke(self, fingerprint: str, *, reason: str = "retired", primary: Path | None = None) -> KeyInfo:
+        """Revoke a signing key, or with the primary's fingerprint the whole certificate. Nothing that it signed is accepted any more.
+
+        Raises:
+            NotFound: there is no such key here.
+            InvalidInput: the reason is none of REASONS, or the primary key is not at hand.
+        """
+        wanted = fingerprint.replace(" ", "").upper().removeprefix("0X")
+        if reason not in REASONS:
+            raise InvalidInput(f"{reason!r} is no reason", resolution=f"take one of: {', '.join(REASONS)}")
+        if not re.fullmatch(r"[0-9A-F]{40}", wanted):
+            raise InvalidInput(f"{fingerprint!r} is no fingerprint", resolution="give all 40 digits, as `ckp keys list` shows them")
+        with self.key.locked():
+            owner, info = self._find(wanted)
+            if info.state == "revoked":
+                return info
+            self._revoke(owner, wanted, reason, primary)
+            return self._find(wanted)[1]
+
+    def detach(self, target: Path) -> None:
+        """Move the secret primary key to `target` (0600), for a place that is not this machine. Signing goes on without it.
+
+        Raises:
+            Conflict: `target` exists.
+            NotFound: the primary key is not here.
+        """
+        with self.key.locked():
+            here = self.key.folder / openpgp.PRIMARY
+            if not here.exists():
+                raise NotFound(f"the primary key is not in {self.key.folder}", resolution="it was taken away before")
+            if target.exists():
+                raise Conflict(f"{target} exists", resolution="name a file that does not")
+            atomic_write(target, here.read_bytes(), mode=0o600)
+            here.unlink()
+
+    def export(self, *, armor: bool) -> bytes:
+        """The public keys of all certificates that are trusted here; no secret is ever in it."""
+        binary = self.key.keyring.read_bytes()
+        if not armor:
+            return binary
+        with openpgp.gpg_home(binary) as home:
+            return openpgp.export(home, "--armor", "--export")
+
+    def trust(self, certificate: bytes) -> list[str]:
+        """Add somebody's public keys to those that are trusted here, or merge what is new in them (such as a revocation)."""
+        try:
+            certificates = pysequoia.Cert.split_bytes(certificate)
+        except Exception as error:
+            raise InvalidInput(f"this is no OpenPGP certificate: {error}") from error
+        if openpgp.holds_secrets(certificate):
+            raise InvalidInput("this file holds secret keys, and only public ones are to be trusted", resolution="export the public half (gpg --export)")
+        added = []
+        with self.key.locked():
+            for item in certificates:
+                fingerprint = str(item.fingerprint).upper()
+                path = self.key.certificate_path(fingerprint)
+                merged = pysequoia.Cert.from_bytes(path.read_bytes()).merge(item) if path.exists() else item
+                openpgp.put_certificate(self.key, fingerprint, bytes(merged))
+                added.append(fingerprint)
+        return added
+
+    # -- how
+
+    def _certificates(self) -> Sequence[Path]:
+        return sorted((self.key.folder / openpgp.CERTIFICATES).glob("*.pgp"))
+
+    def _find(self, fingerprint: str) -> tuple[str, KeyInfo]:
+        """The primary fingerprint of the certificate that a key belongs to, and the key."""
+        for path in self._certificates():
+            for info in openpgp.inspect(path.read_bytes()):
+                if info.fingerprint == fingerprint:
+                    return path.stem, info
+        raise NotFound(f"there is no key {fingerprint} in {self.key.folder}", resolution="`ckp keys list` shows all")
+
+    def _primary(self, elsewhere: Path | None) -> bytes:
+        path = elsewhere or self.key.folder / openpgp.PRIMARY
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            hint = "name its file with --primary: this machine does not keep it" if elsewhere is None else "look whether its medium is mounted"
+            raise InvalidInput(f"the primary key is not at {path}", resolution=hint) from None
+
+    def _revoke(self, owner: str, fingerprint: str, reason: str, elsewhere: Path | None) -> None:
+        certificate = self.key.certificate_path(owner).read_bytes()
+        with openpgp.gpg_home(certificate, self._primary(elsewhere)) as home:
+            listed = openpgp.gpg(home, "--with-colons", "--list-secret-keys", what="listing keys").stdout.splitlines()
+            if not any(line.startswith("fpr:") and line.split(":")[9] == owner for line in listed):
+                raise InvalidInput(f"this is not the primary key {owner}", resolution="name the file with that primary key (--primary)")
+            whole = fingerprint == owner
+            select = [] if whole else [f"key {fingerprint}"]
+            # gpg asks these in this order; it offers no option for a subkey's revocation.
+            answers = [*select, "revkey", "y", REASONS[reason], "", "y", "save"]
+            openpgp.gpg(home, "--command-fd", "0", "--no-batch", "--edit-key", owner, stdin=("\n".join(answers) + "\n").encode(), what="revoking the key")
+            openpgp.put_certificate(self.key, owner, openpgp.export(home, "--export", owner))
+
+
+def _check_life(life: str) -> None:
+    if not re.fullmatch(r"[1-9][0-9]{0,3}[dwmy]", life):
+        raise InvalidInput(f"{life!r} is no length of time", resolution="write it as gpg does: 90d, 12m, 3y")

@@ -1,0 +1,182 @@
+"""The life of signing keys, judged by gpgv: what a rotated key signed stays good, what a revoked or expired one signed does not."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ckp.cli.keys import keys
+from ckp.clients import openpgp
+from ckp.dist.keys import KeyRing
+from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
+
+
+def gpgv(keyring: Path, signature: bytes, data: bytes, scratch: Path) -> str:
+    """gpgv's status words over a detached signature."""
+    (scratch / "s").write_bytes(signature)
+    (scratch / "d").write_bytes(data)
+    done = subprocess.run(
+        ["gpgv", "--status-fd", "1", "--keyring", keyring, scratch / "s", scratch / "d"], capture_output=True, text=True, errors="replace", check=False
+    )
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once: drawing RSA keys takes a second or two."""
+    return KeyRing.make(tmp_path_factory.mktemp("made") / "keys").key.folder
+
+
+@pytest.fixture
+def ring(tmp_path: Path, made: Path) -> KeyRing:
+    shutil.copytree(made, tmp_path / "keys")
+    return KeyRing.at(tmp_path / "keys")
+
+
+def test_made_keys_are_closed_to_others_and_sign(ring: KeyRing, tmp_path: Path) -> None:
+    folder = ring.key.folder
+    assert folder.stat().st_mode & 0o777 == 0o700
+    for name in (openpgp.PRIMARY, openpgp.SIGNING, openpgp.IMAGE_KEY):
+        assert (folder / name).stat().st_mode & 0o777 == 0o600, name
+    assert "GOODSIG" in gpgv(ring.key.keyring, ring.key.sign(b"data"), b"data", tmp_path)
+    assert "BADSIG" in gpgv(ring.key.keyring, ring.key.sign(b"data"), b"date", tmp_path)
+    assert [item.role for item in ring.all()] == ["primary", "signing"]
+
+
+def test_the_signing_file_holds_no_primary_secret(ring: KeyRing) -> None:
+    listed = subprocess.run(["gpg", "--list-packets", ring.key.folder / openpgp.SIGNING], capture_output=True, text=True, check=True).stdout
+    assert "gnu-dummy" in listed.split(":secret sub key")[0]
+
+
+def test_making_twice_is_a_conflict(ring: KeyRing) -> None:
+    with pytest.raises(Conflict, match="holds signing keys already"):
+        KeyRing.make(ring.key.folder)
+
+
+def test_rotation_keeps_what_the_old_key_signed_until_it_is_revoked(ring: KeyRing, tmp_path: Path) -> None:
+    old, signed = ring.key.subkey, ring.key.sign(b"old package")
+    time.sleep(1.1)  # keys are told apart by the second of their making
+    new = ring.rotate()
+    assert new != old
+    fresh = ring.key.sign(b"new package")
+    assert new in gpgv(ring.key.keyring, fresh, b"new package", tmp_path)
+    assert "GOODSIG" in gpgv(ring.key.keyring, signed, b"old package", tmp_path)
+    assert ring.revoke(old, reason="compromised").state == "revoked"
+    assert "REVKEYSIG" in gpgv(ring.key.keyring, signed, b"old package", tmp_path)
+    assert "GOODSIG" in gpgv(ring.key.keyring, fresh, b"new package", tmp_path)
+    assert ring.revoke(old).state == "revoked", "a second time changes nothing"
+
+
+def test_the_last_key_revoked_leaves_nothing_to_sign_with(ring: KeyRing) -> None:
+    ring.revoke(ring.key.subkey)
+    with pytest.raises(CkpError, match="no signing key of"):
+        ring.key.sign(b"x")
+
+
+def test_an_offline_primary_signs_on_and_rotates_with_its_file_only(ring: KeyRing, tmp_path: Path) -> None:
+    away = tmp_path / "away.pgp"
+    ring.detach(away)
+    assert away.stat().st_mode & 0o777 == 0o600
+    assert not (ring.key.folder / openpgp.PRIMARY).exists()
+    assert "GOODSIG" in gpgv(ring.key.keyring, ring.key.sign(b"x"), b"x", tmp_path)
+    with pytest.raises(InvalidInput, match="primary key is not at"):
+        ring.rotate()
+    with pytest.raises(NotFound, match="not in"):
+        ring.detach(tmp_path / "again.pgp")
+    before = ring.key.subkey
+    time.sleep(1.1)
+    assert ring.rotate(primary=away) != before
+    assert not (ring.key.folder / openpgp.PRIMARY).exists(), "rotating with it must not bring it back"
+
+
+def test_another_primary_is_refused_and_changes_nothing(ring: KeyRing, tmp_path: Path) -> None:
+    stranger = KeyRing.make(tmp_path / "others")
+    before = {path: path.read_bytes() for path in ring.key.folder.rglob("*") if path.is_file()}
+    with pytest.raises(InvalidInput):
+        ring.rotate(primary=stranger.key.folder / openpgp.PRIMARY)
+    with pytest.raises(InvalidInput):
+        ring.revoke(ring.key.subkey, primary=stranger.key.folder / openpgp.PRIMARY)
+    with pytest.raises(InvalidInput, match="not its secret primary"):
+        ring.rotate(primary=ring.key.folder / openpgp.SIGNING)
+    assert {path: path.read_bytes() for path in ring.key.folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_new_primary_keeps_the_old_certificate_trusted(ring: KeyRing, tmp_path: Path) -> None:
+    signed, old = ring.key.sign(b"x"), ring.key.fingerprint
+    with pytest.raises(Conflict, match="still lies in"):
+        ring.rotate_primary()
+    ring.detach(tmp_path / "old.pgp")
+    assert ring.rotate_primary() != old
+    assert ring.key.fingerprint != old
+    assert "GOODSIG" in gpgv(ring.key.keyring, signed, b"x", tmp_path)
+    assert "GOODSIG" in gpgv(ring.key.keyring, ring.key.sign(b"y"), b"y", tmp_path)
+    ring.revoke(old, primary=tmp_path / "old.pgp")
+    assert "REVKEYSIG" in gpgv(ring.key.keyring, signed, b"x", tmp_path)
+
+
+def test_an_expired_signing_key_does_not_sign(ring: KeyRing, tmp_path: Path) -> None:
+    short = tmp_path / "short"
+    with openpgp.SigningKey(short).locked():
+        openpgp.make_primary(openpgp.SigningKey(short), "Coredge.io <support@coredge.io>", signing_life="seconds=1")
+    time.sleep(2.1)
+    assert [item.state for item in KeyRing.at(short).all()] == ["valid", "expired"]
+    with pytest.raises(CkpError, match="expired or revoked"):
+        openpgp.SigningKey(short).sign(b"x")
+
+
+def test_a_readable_secret_is_refused(ring: KeyRing) -> None:
+    (ring.key.folder / openpgp.SIGNING).chmod(0o644)
+    with pytest.raises(CkpError, match="readable by others"):
+        ring.key.sign(b"x")
+
+
+def test_export_has_no_secret_and_trust_takes_no_secret(ring: KeyRing, tmp_path: Path) -> None:
+    armored = ring.export(armor=True)
+    assert armored.startswith(b"-----BEGIN PGP PUBLIC KEY BLOCK-----")
+    stranger = KeyRing.make(tmp_path / "others")
+    with pytest.raises(InvalidInput, match="secret keys"):
+        ring.trust((stranger.key.folder / openpgp.PRIMARY).read_bytes())
+    signed = stranger.key.sign(b"x")
+    assert "NO_PUBKEY" in gpgv(ring.key.keyring, signed, b"x", tmp_path)
+    assert ring.trust(stranger.export(armor=True)) == [stranger.key.fingerprint]
+    assert "GOODSIG" in gpgv(ring.key.keyring, signed, b"x", tmp_path)
+    stranger.revoke(stranger.key.subkey)
+    ring.trust(stranger.export(armor=False))
+    assert "REVKEYSIG" in gpgv(ring.key.keyring, signed, b"x", tmp_path)
+
+
+@pytest.mark.parametrize("life", ["", "3", "-1y", "1y; rm", "99999y"])
+def test_a_length_of_time_that_is_none_is_refused(ring: KeyRing, life: str) -> None:
+    with pytest.raises(InvalidInput, match="no length of time"):
+        ring.rotate(life=life)
+
+
+def test_an_unknown_fingerprint_is_named(ring: KeyRing) -> None:
+    with pytest.raises(NotFound, match="A" * 40):
+        ring.revoke("A" * 40)
+    with pytest.raises(InvalidInput, match="no fingerprint"):
+        ring.revoke("BEEF")
+
+
+def test_gpg_leaves_no_agent_behind(ring: KeyRing) -> None:
+    ring.all()
+    alive = subprocess.run(["pgrep", "-af", "gpg-agent --homedir"], capture_output=True, text=True, check=False).stdout
+    assert "ckp-gpg-" not in alive
+
+
+def test_the_command_says_which_key_signs_and_shows_no_secret(tmp_path: Path) -> None:
+    runner = CliRunner(env={"CKP_KEYS": str(tmp_path / "k")})
+    made = runner.invoke(keys, ["make"], catch_exceptions=False).output
+    assert "signs now" in made
+    assert "PRIVATE" not in made
+    exported = tmp_path / "out.asc"
+    runner.invoke(keys, ["export", str(exported)], catch_exceptions=False)
+    assert b"PUBLIC KEY" in exported.read_bytes()
+    pem = runner.invoke(keys, ["export", "--images"], catch_exceptions=False).output
+    assert pem.startswith("-----BEGIN PUBLIC KEY-----")
+    assert (tmp_path / "k").stat().st_mode & 0o077 == 0
