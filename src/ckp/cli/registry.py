@@ -1,0 +1,153 @@
+"""`ckp dist sign`, `ckp dist mirror` and `ckp dist prune`: what is in registries."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ckp.catalog.load import Catalog
+from ckp.clients.cosign import TAG, sign_image
+from ckp.clients.oci import Registry
+from ckp.clients.openpgp import SigningKey
+from ckp.dist.bundle import PREFIX
+from ckp.dist.mirror import THREADS, belongs_to, everything, release_selection
+from ckp.dist.mirror import mirror as copy_releases
+from ckp.dist.prune import prune as remove_release
+from ckp.kits import paths
+from ckp.kits.errors import InvalidInput, NotFound
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_credentials = click.option(
+    "--credentials", type=_FILE, default=None, help="Users and passwords, in the format of docker's config.json, readable by its owner only."
+)
+
+
+def _ca(name: str = "--ca", whose: str = "the registry's") -> Callable[[Any], Any]:
+    return click.option(name, type=_FILE, default=None, help=f"The CA of {whose} certificate; default: those that this system trusts.")
+
+
+@contextmanager
+def _open(address: str, ca: Path | None, credentials: Path | None) -> Iterator[Registry]:
+    registry = Registry(address, ca, credentials=credentials)
+    try:
+        yield registry
+    finally:
+        registry.close()
+
+
+@click.command("sign")
+@click.argument("image")
+@click.option("--key", type=_FILE, default=None, help="Private key, ECDSA P-256 in PEM (PKCS#8); default: this machine's own.")
+@click.option("--identity", default="", metavar="HOST/REPOSITORY", help="What clients call the repository, if that is not the address given here.")
+@_ca()
+@_credentials
+def sign(image: str, key: Path | None, identity: str, ca: Path | None, credentials: Path | None) -> None:
+    """Sign IMAGE (host:port/repository:tag) in cosign's format. What this key has signed already stays as it is."""
+    match = re.fullmatch(r"([^/]+)/([^@]+):([^:/@]+)", image)
+    if not match:
+        raise InvalidInput(f"{image!r} does not name an image", resolution="write it as host:port/repository:tag")
+    address, repository, tag = match.groups()
+    secret = key or SigningKey(paths.keys()).image_key
+    if not secret.exists():
+        raise NotFound(f"there is no key to sign images by at {secret}", resolution="`ckp keys make` makes one, or name one with --key")
+    if secret.stat().st_mode & 0o077:
+        raise InvalidInput(f"{secret} is readable by others", resolution=f"chmod 600 {secret}, and think whether to replace it")
+    with _open(address, ca, credentials) as registry:
+        digest = registry.get_manifest(repository, tag).digest
+        signatures = sign_image(registry, repository, digest, secret.read_bytes(), {TAG: tag}, identity=identity)
+    click.echo(f"{address}/{repository}@{digest} is signed for the tag {tag}; its signatures are in {signatures.digest}")
+
+
+@click.command("mirror")
+@click.argument("source")
+@click.argument("target")
+@click.option("--release", "releases", multiple=True, metavar="NAME", help="Only this release's bundles, with the images that they name; may be repeated.")
+@click.option("--only", multiple=True, metavar="REPOSITORY[:TAG]", help="Also this; without --release only this. May be repeated.")
+@click.option("--prefix", default=PREFIX, show_default=True, help="Without --release and --only: all repositories below this.")
+@click.option("--image-key", type=_FILE, default=None, help="Public keys (PEM) that images must be signed by; default: this machine's own.")
+@click.option("--insecure-skip-signatures", is_flag=True, help="Copy without looking whether the images are signed.")
+@click.option("--replace", is_flag=True, help="Let tags that name other images at the target name the source's.")
+@click.option("--threads", type=click.IntRange(1, 16), default=THREADS, show_default=True)
+@_ca("--source-ca", "the source's")
+@_ca("--target-ca", "the target's")
+@_credentials
+def mirror(
+    source: str,
+    target: str,
+    releases: tuple[str, ...],
+    only: tuple[str, ...],
+    prefix: str,
+    image_key: Path | None,
+    insecure_skip_signatures: bool,
+    replace: bool,
+    threads: int,
+    source_ca: Path | None,
+    target_ca: Path | None,
+    credentials: Path | None,
+) -> None:
+    """Copy releases from the registry SOURCE to TARGET (host:port each), with signatures, SBOMs and provenance; digests stay what they are.
+
+    Every image must be signed by the key, or nothing is copied. What is there is not sent again; after a break, run it again.
+    """
+    key = None if insecure_skip_signatures else trusted_image_keys(image_key)
+    catalog = Catalog()
+    chosen = [catalog.release(name) for name in releases]
+    with _open(source, source_ca, credentials) as origin, _open(target, target_ca, credentials) as destination:
+        wanted = [item for release in chosen for item in release_selection(origin, release, image_key=key, prefix=prefix)]
+        for name in only:
+            wanted += _named(origin, name)
+        if not releases and not only:
+            wanted = everything(origin, prefix)
+        done = copy_releases(origin, destination, wanted, click.echo, image_key=key, replace=replace, threads=threads)
+    click.echo(str(done) + ("" if key else "; their signatures were not looked at"))
+
+
+def trusted_image_keys(file: Path | None) -> bytes:
+    """The public keys in `file`, or this machine's own; NotFound says how to name one."""
+    path = file or SigningKey(paths.keys()).image_public
+    if not path.exists():
+        raise NotFound(f"there is no public key for images at {path}", resolution="name one with --image-key")
+    return path.read_bytes()
+
+
+def _named(registry: Registry, name: str) -> list[tuple[str, str]]:
+    repository, _, tag = name.partition(":")
+    if tag:
+        return [(repository, tag)]
+    found = [(repository, item) for item in registry.tags(repository) if belongs_to(item) is None]
+    if not found:
+        raise NotFound(f"{registry.address} has no repository {repository}, or it has no tags")
+    return found
+
+
+@click.command("prune")
+@click.argument("address", metavar="REGISTRY")
+@click.option("--release", "name", required=True, help="The release to remove.")
+@click.option("--prefix", default=PREFIX, show_default=True, help="Repositories below this.")
+@click.option("--yes", is_flag=True, help="Remove; without it, only what would go is shown.")
+@_ca()
+@_credentials
+def prune(address: str, name: str, prefix: str, yes: bool, ca: Path | None, credentials: Path | None) -> None:
+    """Remove a release from REGISTRY (host:port): its tags, images, signatures, SBOMs and provenance, save what other releases or tags name too."""
+    catalog = Catalog()
+    with _open(address, ca, credentials) as registry:
+        selection = release_selection(registry, catalog.release(name), image_key=None, prefix=prefix)
+        keep: list[tuple[str, str]] = []
+        for other in catalog.names():
+            if other != name:
+                try:
+                    keep += release_selection(registry, catalog.release(other), image_key=None, prefix=prefix)
+                except NotFound:
+                    continue  # not in this registry
+        done = remove_release(registry, selection, click.echo, keep=keep, yes=yes)
+    if not done:
+        click.echo(f"there is nothing of {name} that nothing else names")
+    elif yes:
+        click.echo(f"{len(done)} removed; the registry's own garbage collection frees the space")
+    else:
+        click.echo(f"{len(done)} would be removed; nothing was. Add --yes to remove them")
