@@ -10,9 +10,11 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
+from ckp.catalog.check import Finding, lock_findings
+from ckp.catalog.matrix import Matrix
 from ckp.catalog.models import Release, Source, version_key
 from ckp.kits import paths
-from ckp.kits.errors import InvalidInput, NotFound
+from ckp.kits.errors import CkpError, InvalidInput, NotFound
 
 T = TypeVar("T")
 Profile = Literal["release", "lab"]
@@ -30,7 +32,7 @@ class Chosen:
 class Catalog:
     """The catalog below `root` (default: the checkout's own).
 
-    Every read raises InvalidInput naming the file and field when the data is malformed.
+    Every read raises InvalidInput naming the file and field when the data is malformed, leaves the compatibility matrix, or does not hold together.
     """
 
     def __init__(self, root: Path | None = None) -> None:
@@ -40,24 +42,51 @@ class Catalog:
         """Names of all releases, oldest first."""
         return sorted((path.stem for path in (self.root / "releases").glob("v*.toml")), key=version_key)
 
+    def matrix(self) -> Matrix:
+        """The compatibility matrix."""
+        path = self.root / "matrix.toml"
+        if not path.exists():
+            raise NotFound(f"the compatibility matrix {path} is missing", resolution="restore it: no release can be read without it")
+        return _parse(path, Matrix, _read(path))
+
+    def release_path(self, name: str) -> Path:
+        """Where the file of a release lies."""
+        return self.root / "releases" / f"{name}.toml"
+
     def release(self, name: str) -> Release:
         """The release called `name`; NotFound lists those that there are."""
         if name not in self.names():
             raise NotFound(f"there is no release {name} in the catalog", resolution=f"take one of: {', '.join(self.names())}")
-        path = self.root / "releases" / f"{name}.toml"
+        path = self.release_path(name)
         release = _parse(path, Release, _read(path))
         if release.name != name:
             raise InvalidInput(f"{path}: name is {release.name}, the file's name says {name}")
+        if findings := self.matrix().findings(release):
+            raise InvalidInput(
+                f"{path}: {findings[0]}",
+                details="\n".join(findings[1:]),
+                resolution=f"mend the release's file, or {self.root / 'matrix.toml'} if the matrix itself has changed",
+            )
         return release
 
+    def source_path(self, component: str, version: str) -> Path:
+        """The folder of a source lock."""
+        return self.root / "sources" / component / version
+
     def source(self, component: str, version: str) -> Source:
-        """The source lock of a component; NotFound if that version is not locked."""
-        folder = self.root / "sources" / component / version
+        """The source lock of a component; NotFound if that version is not locked, InvalidInput with file and line if the lock is out of step."""
+        folder = self.source_path(component, version)
         if not (folder / "source.toml").exists():
             raise NotFound(f"{component} {version} has no source lock in {self.root / 'sources'}", resolution="add its go.mod, go.sum and source.toml")
         source = _parse(folder / "source.toml", Source, {**_read(folder / "source.toml"), "folder": folder})
         if (source.component, source.version) != (component, version):
             raise InvalidInput(f"{folder}/source.toml is the lock of {source.component} {source.version}, not of {component} {version}")
+        if findings := lock_findings(source):
+            raise InvalidInput(
+                f"the source lock of {component} {version} is out of step",
+                details="\n".join(map(str, findings)),
+                resolution="mend the lines named, or make the lock anew (a lock of Kubernetes: remove its folder and run `ckp release add`)",
+            )
         return source
 
     def choose(self, release: Release, role: str, profile: Profile) -> Chosen:
@@ -69,6 +98,25 @@ class Catalog:
             return Chosen(role, self.source(stand_in.component, stand_in.version), stands_in_for=f"{role} {pin}")
         return Chosen(role, self.source(role, pin))
 
+    def check(self, name: str) -> list[str]:
+        """Everything that is wrong with a release: its file, the locks of all that it names, their toolchains. Nothing if all is in step."""
+        try:
+            release = self.release(name)
+        except CkpError as error:
+            return str(error).splitlines()
+        named = {**release.cni, **release.pins, **release.tools}
+        wanted = {*named.items(), *((item.component, item.version) for item in release.stand_ins.values())}
+        findings: list[str] = []
+        for component, version in sorted(wanted):
+            try:
+                self.toolchain_sum(self.source(component, version).go)
+            except NotFound as error:
+                line = _line_of(self.release_path(name), f'{component} = "{version}"')
+                findings.append(str(Finding(self.release_path(name), line, error.brief)))
+            except CkpError as error:
+                findings += (error.details or error.brief).splitlines()
+        return findings
+
     def toolchain_sum(self, go: str) -> str:
         """The module hash (`h1:…`) of a Go toolchain for linux-amd64."""
         table = _read(self.root / "toolchains.toml")
@@ -76,6 +124,10 @@ class Catalog:
             return str(table[go]["sum"])
         except KeyError:
             raise NotFound(f"Go {go} is not in {self.root / 'toolchains.toml'}", resolution="add its sum, as `go mod download -json` prints it") from None
+
+
+def _line_of(path: Path, text: str) -> int:
+    return next((number for number, line in enumerate(path.read_text().splitlines(), start=1) if line.startswith(text)), 1)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -17,22 +17,29 @@ def version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Data of the catalog: a field that is not known is refused, and nothing changes it once it is read."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class StandIn(_Strict):
+class StandIn(Strict):
     """What takes a pin's place in the profile `lab`."""
 
     component: Name
     version: Version
 
 
-class BundleTarget(_Strict):
+class BundleTarget(Strict):
     """An operating system that a bundle is made for."""
 
     os: Name
     os_version: str
+
+    @property
+    def format(self) -> Literal["deb", "rpm"]:
+        """Which kind of package its package manager takes."""
+        return "rpm" if self.os == "rhel" else "deb"
 
     @property
     def repository(self) -> str:
@@ -40,20 +47,19 @@ class BundleTarget(_Strict):
         return f"byoh-bundle-{self.os}_{self.os_version}_x86-64_k8s"
 
 
-class Release(_Strict):
+class Release(Strict):
     """One release: what it is made of, by version."""
 
     name: Version
     stamp: str
     status: str
     cri: str
-    cni: dict[str, str]
+    cni: dict[Name, Version]
     pins: dict[Name, Version]
     stand_ins: dict[Name, StandIn] = {}
     tools: dict[Name, Version]
     image_tags: dict[Name, str] = {}
     bundles: tuple[BundleTarget, ...]
-    ranges: dict[Name, tuple[Version, Version]] = {}
 
     @model_validator(mode="after")
     def _hold_together(self) -> Self:
@@ -61,12 +67,17 @@ class Release(_Strict):
             raise ValueError(f"stamp must be {self.name}-ckp, not {self.stamp}")
         if self.pins.get("kubernetes") != self.name:
             raise ValueError(f"pins.kubernetes must be the release's own version {self.name}")
-        for component, (low, high) in self.ranges.items():
-            if not version_key(low) <= version_key(self.pins[component]) <= version_key(high):
-                raise ValueError(f"{component} {self.pins[component]} is outside {low} to {high}, which the compatibility matrix allows")
+        for component, version in self.cni.items():
+            if self.pins.get(component, version) != version:
+                raise ValueError(f"cni.{component} is {version}, and pins.{component} is {self.pins[component]}: they must be the same")
         if unknown := set(self.stand_ins) - set(self.pins):
             raise ValueError(f"stand-ins for what is no pin: {', '.join(sorted(unknown))}")
         return self
+
+    @property
+    def built_cni(self) -> dict[str, str]:
+        """Those of `cni` that are built with the release, and so can be offered; the others are named and locked only."""
+        return {component: version for component, version in self.cni.items() if component in self.pins}
 
     @property
     def package_version(self) -> str:
@@ -74,14 +85,14 @@ class Release(_Strict):
         return self.stamp.removeprefix("v")
 
 
-class Binary(_Strict):
+class Binary(Strict):
     """A program of a component and the Go package that it is built from."""
 
     name: str
     package: str
 
 
-class SourceFile(_Strict):
+class SourceFile(Strict):
     """A file or folder of a source that images or packages need beside the binaries."""
 
     module: str
@@ -89,7 +100,7 @@ class SourceFile(_Strict):
     as_: str = Field(alias="as")
 
 
-class Source(_Strict):
+class Source(Strict):
     """The lock of one component's source: with its go.mod and go.sum it says what is built, from which hashes, and how."""
 
     component: Name

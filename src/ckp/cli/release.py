@@ -1,0 +1,88 @@
+"""`ckp release`: what the catalog has, what goes with what, and adding to it."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from ckp.catalog import render
+from ckp.catalog.load import Catalog
+from ckp.dist.locks import add_release
+from ckp.kits.errors import InvalidInput, NotFound
+
+DEFAULT_RELEASE = "v1.35.1"
+"""What commands take when nobody names a release."""
+
+
+@click.group()
+def release() -> None:
+    """The releases that CKP can build."""
+
+
+@release.command("list")
+def release_list() -> None:
+    """List the releases of the catalog, oldest first."""
+    catalog = Catalog()
+    click.echo(f"{'NAME':<10} {'PACKAGES':<14} {'ETCD':<9} {'COREDNS':<9} {'CONTAINERD':<11} STATUS")
+    for name, data in zip(catalog.names(), render.matrix_data(catalog)["releases"], strict=True):
+        pins = catalog.release(name).pins
+        click.echo(f"{name:<10} {data['packages']:<14} {pins['etcd']:<9} {pins['coredns']:<9} {pins['containerd']:<11} {data['status']}")
+
+
+@release.command("show")
+@click.argument("name")
+def release_show(name: str) -> None:
+    """Show one release: each pin, and what stands in for it in the profile `lab`."""
+    item = Catalog().release(name)
+    click.echo(f"{item.name}  {item.status}\n")
+    click.echo(f"{'COMPONENT':<14} {'PIN':<10} STAND-IN (profile lab)")
+    for component, version in item.pins.items():
+        stand_in = item.stand_ins.get(component)
+        click.echo(f"{component:<14} {version:<10} {f'{stand_in.component} {stand_in.version}' if stand_in else ''}".rstrip())
+    for component, version in item.cni.items():
+        if component not in item.built_cni:
+            click.echo(f"{component:<14} {version:<10} not built yet")
+
+
+@release.command("matrix")
+@click.option("--format", "form", type=click.Choice(["table", "markdown", "json"]), default="table", show_default=True, help="How to print it.")
+@click.option("--write", is_flag=True, help="Render docs/reference/compatibility.md instead of printing.")
+def release_matrix(form: str, write: bool) -> None:
+    """Print the compatibility matrix: which versions go together."""
+    catalog = Catalog()
+    if write:
+        path = render.write_page(catalog)
+        if path is None:
+            raise NotFound(f"there is no folder {render.page_path(catalog).parent}", resolution="run it in a checkout")
+        click.echo(f"wrote {path}")
+    elif form == "json":
+        click.echo(json.dumps(render.matrix_data(catalog), indent=2, ensure_ascii=False))
+    else:
+        click.echo(render.markdown(catalog).rstrip("\n") if form == "markdown" else render.table(catalog))
+
+
+@release.command("add")
+@click.argument("version")
+@click.option("--from", "base", default=None, help="The release that all but Kubernetes is taken from; default: the newest of the same minor.")
+def release_add(version: str, base: str | None) -> None:
+    """Add a release of another version of Kubernetes: its file and its source lock. All or nothing."""
+    added = add_release(Catalog(), version, click.echo, base=base)
+    click.echo(f"wrote {added.lock}")
+    click.echo(f"wrote {added.release}")
+    if added.page:
+        click.echo(f"wrote {added.page}")
+    click.echo(f"build it: ckp dist build {version}; once it has passed the tests, write Supported in its file")
+
+
+@release.command("check")
+@click.argument("names", nargs=-1)
+def release_check(names: tuple[str, ...]) -> None:
+    """Check that release files, source locks, toolchains and the matrix are in step; all releases, or those named. Code 2 if not."""
+    catalog = Catalog()
+    findings = sorted({finding for name in names or catalog.names() for finding in catalog.check(name)})
+    if not findings and not names:
+        findings = render.page_findings(catalog)
+    if findings:
+        raise InvalidInput("the catalog is out of step", details="\n".join(findings), resolution="mend the lines named")
+    click.echo(f"in step: {', '.join(names or catalog.names())}")
