@@ -10,7 +10,6 @@ import pytest
 
 from ckp.agent import facts, join, osprep, preflight
 from ckp.agent.host import bundle_folder
-from ckp.agent.installers import rpm
 from ckp.agent.journal import Journal
 from ckp.agent.kit import InvalidInput
 from ckp.agent.messages import JoinFile
@@ -173,31 +172,3 @@ def test_listening_ports_are_read_from_the_kernels_table(tmp_path: Path) -> None
     )
     (tmp_path / "tcp6").write_text("  sl\n   0: 00000000000000000000000000000000:280A 0:0000 0A 0 0 0 0 0 3\n")
     assert preflight.listeners(str(tmp_path)) == {6443, 10250}
-
-
-def test_the_rpm_keyring_is_armoured_as_gpg_would(tmp_path: Path) -> None:
-    import subprocess
-
-    from pysequoia import Tsk
-
-    raw = bytes(Tsk.generate("a <a@example.org>").extract_certificate())
-    text = rpm.armor(raw)
-    back = subprocess.run(["gpg", "--homedir", str(tmp_path), "--dearmor"], input=text.encode(), capture_output=True, check=True).stdout
-    assert back == raw
-
-
-GOOD = "x.rpm:\n    Header V4 EdDSA/SHA512 Signature, key ID 1a2b3c4d: OK\n    Header SHA256 digest: OK\n    Payload SHA256 digest: OK\n"
-
-
-@pytest.mark.parametrize(
-    ("said", "key"),
-    [
-        (GOOD, "1A2B3C4D"),
-        (GOOD.replace("ID 1a2b3c4d: OK", "ID 1a2b3c4d: NOKEY"), ""),
-        (GOOD.replace("ID 1a2b3c4d: OK", "ID 1a2b3c4d: BAD"), ""),
-        ("x.rpm:\n    Header SHA256 digest: OK\n", ""),
-        (GOOD + "    V4 RSA/SHA256 Signature, key ID 99999999: NOKEY\n", ""),
-    ],
-)
-def test_rpmkeys_words_count_only_if_every_signature_is_good(said: str, key: str) -> None:
-    assert rpm.signature_key(said) == key

@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 from pysequoia import SignatureMode, Tsk, sign
 
+from ckp.agent.debfile import read_ar, verify_deb
 from ckp.agent.kit import VerificationFailed
-from ckp.agent.verify import maintained_by_coredge, read_ar, verify_bundle, verify_deb, verify_package
+from ckp.agent.packagefile import maintained_by_coredge
+from ckp.agent.verify import verify_bundle, verify_package
 
 GOOD_MAINTAINER = "Coredge.io <support@coredge.io>"
 
@@ -412,7 +414,7 @@ def test_an_expired_key_has_its_own_sentence(tmp_path: Path) -> None:
     ring = tmp_path / "old.gpg"
     ended = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=10)  # keys are made a minute old
     ring.write_bytes(bytes(old.extract_certificate().set_expiration(ended, old.certifier())))
-    refused(folder, str(ring), "a key that has expired", "key")
+    refused(folder, str(ring), "a key that has expired", "expired key")
 
 
 def test_an_unreadable_bundle_is_a_sentence(tmp_path: Path, keyring: str) -> None:

@@ -15,6 +15,7 @@ from ckp.agent.journal import Journal
 from ckp.agent.kit import AgentError, InvalidInput, run
 from ckp.agent.messages import Membership
 from ckp.agent.verify import BundleManifest, verify_bundle
+from ckp.agent.versions import refuse_downgrade
 
 PULL_SECONDS = 1800.0
 
@@ -155,7 +156,8 @@ class HostActions:
             raise AgentError("nothing was verified, so nothing is installed", reason="NotVerified")
         installer = base.of_host()
         packages = base.select(manifest, base.NODE_PACKAGES)
-        install_packages(self.journal, installer, manifest, [package.name for package in packages])
+        names = [package.name for package in packages]
+        install_packages(self.journal, installer, manifest, names, allow_downgrade=member.allow_downgrade)
         osprep.start_containerd()
         run(["systemctl", "enable", "kubelet"], timeout=60, what="enabling the kubelet")
         return ", ".join(f"{package.name} {package.version}" for package in packages)
@@ -187,9 +189,14 @@ class HostActions:
         return joining.kubelet_health()
 
 
-def install_packages(journal: Journal, installer: base.Installer, manifest: BundleManifest, names: list[str]) -> None:
-    """Install verified packages by name, and remember before dpkg runs which of them were not here."""
+def install_packages(journal: Journal, installer: base.Installer, manifest: BundleManifest, names: list[str], *, allow_downgrade: bool = False) -> None:
+    """Install verified packages by name, and remember before the package manager runs which of them were not here.
+
+    Raises:
+        VerificationFailed: an installed one is newer, and nobody asked for going back.
+    """
     before = installer.installed(names)
-    journal.add_packages(name for name in names if name not in before)
     packages = [package for package in (manifest.package(name) for name in names) if package is not None]
+    refuse_downgrade(installer.name, before, {package.name: package.version for package in packages}, allowed=allow_downgrade)
+    journal.add_packages(name for name in names if name not in before)
     installer.install(manifest, packages)

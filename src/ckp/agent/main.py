@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         if name == "status":
             command.add_argument("-o", "--output", choices=("text", "json"), default="text")
     verify = commands.add_parser("verify", help="verify a bundle's folder or a package", description="Verify a bundle's folder or a single package.")
-    verify.add_argument("target", help="folder of a pulled bundle, a .deb or an .rpm")
+    verify.add_argument("target", help="a .deb or .rpm, a bundle's folder, a repository, or a folder of packages")
     verify.add_argument("--keyring", default="/usr/share/ckp-agent/trusted.gpg", help="trusted OpenPGP keys (default: %(default)s)")
     verify.add_argument("--release", help="refuse another release than this (v1.35.1)")
     facts = commands.add_parser("facts", help="print what this host says about itself", description="Print what this host says about itself, as JSON.")

@@ -127,6 +127,7 @@ class Membership:
     pre_commands: Tuple[str, ...] = ()
     post_commands: Tuple[str, ...] = ()
     registry_ca: str = ""
+    allow_downgrade: bool = False
 
     def key(self) -> str:
         """What makes it this membership and not another: a change of anything else never makes a host leave and join again."""

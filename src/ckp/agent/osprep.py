@@ -311,7 +311,7 @@ def kubelet(journal: Journal, decisions: HostDecisions, arguments: str) -> None:
         raise InvalidInput(f"kubelet arguments with a quote, a backslash, $ or a line break are refused: {arguments!r}")
     patch = f"{PATCHES_DIR}/kubeletconfiguration+merge.json"
     journal.replace_file(patch, json.dumps(decisions.kubelet(), indent=1, sort_keys=True) + "\n", mode=0o600)
-    target = KUBELET_SYSCONFIG if os.path.isdir("/etc/sysconfig") and not os.path.isdir("/etc/default") else KUBELET_DEFAULTS
+    target = KUBELET_DEFAULTS if have("dpkg") else KUBELET_SYSCONFIG  # as the package's own drop-in reads it
     journal.replace_file(target, f'KUBELET_EXTRA_ARGS="{arguments}"\n')
 
 

@@ -1,4 +1,8 @@
-"""One detached OpenPGP signature, judged by gpgv with our keyring alone; every way in which it can be wrong has its own sentence."""
+"""One OpenPGP signature, judged by gpgv with our keyring alone; every way in which it can be wrong has its own sentence.
+
+gpgv ends with code 0 for keys that are expired or revoked: its status lines decide, its exit code must merely agree. An expiry or a
+revocation counts from the moment when the keyring says so: what an old key signed stays good until then.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,14 @@ from typing import Iterator
 from ckp.agent.kit import PATH, VerificationFailed
 
 GPGV_SECONDS = 300
+MAX_SIGNATURE = 64 << 10
+MAX_KEYRING = 16 << 20
 AGAIN = "pull it again from a registry you trust; if it stays so, somebody changed it: tell the people who run the registry"
+NEWER = "get a bundle signed by a key in use, or an agent package with newer keys"
+BINARY, TEXT = "00", "01"
+DIGESTS = {"8": "SHA-256", "9": "SHA-384", "10": "SHA-512"}
+"""Numbers of the digests that a signature may be made over (RFC 9580, 9.5); SHA-1, MD5 and RIPEMD-160 are not among them."""
+BEGIN, MIDDLE, END = b"-----BEGIN PGP SIGNED MESSAGE-----", b"-----BEGIN PGP SIGNATURE-----", b"-----END PGP SIGNATURE-----"
 
 
 def check_signature(data: Iterator[bytes], signature: bytes, keyring: str, file: str) -> str:
@@ -19,23 +30,87 @@ def check_signature(data: Iterator[bytes], signature: bytes, keyring: str, file:
     Raises:
         VerificationFailed: each kind of failure has its own sentence.
     """
-    keyring = os.path.abspath(keyring)
-    if not os.path.isfile(keyring) or os.path.getsize(keyring) == 0:
-        raise VerificationFailed(
-            f"the keyring {keyring} with the trusted keys is missing or empty, so {file} can't be trusted",
-            check="keyring",
-            resolution="install the ckp-agent package again, or name the keyring with --keyring",
-        )
+    ring = check_keyring(keyring, file)
+    if len(signature) > MAX_SIGNATURE:
+        raise VerificationFailed(f"the signature of {file} is larger than {MAX_SIGNATURE >> 10} KiB", check="size", resolution=AGAIN)
     with tempfile.TemporaryDirectory(prefix="ckp-verify-") as home:
         signature_path = os.path.join(home, "signature")
         with open(signature_path, "wb") as stream:
             stream.write(signature)
-        code, status, words = _gpgv(home, keyring, signature_path, data, file)
-    return _judge(status, code, words, file, keyring)
+        code, status, words = _gpgv(home, ring, [signature_path, "-"], data, file)
+    key = _judge(status, code, words, file, ring, BINARY)
+    if not signature.startswith(b"-----") and not _is_one_packet(signature):
+        raise VerificationFailed(f"the signature of {file} is followed by something else", check="signature form", key=key, resolution=AGAIN)
+    return key
 
 
-def _gpgv(home: str, keyring: str, signature: str, data: Iterator[bytes], file: str) -> tuple[int, list[list[str]], str]:
-    argv = ["gpgv", "--homedir", home, "--keyring", keyring, "--weak-digest", "SHA1", "--status-fd", "1", signature, "-"]
+def _is_one_packet(signature: bytes) -> bool:
+    """Whether the bytes are one signature packet from the first to the last (RFC 9580, 4.2); gpgv passes over what else there is."""
+    first, length = signature[0], signature[1:6]
+    if first == 0xC2:  # the new format
+        if length[0] < 192:
+            return len(signature) == 2 + length[0]
+        if length[0] < 224:
+            return len(signature) == 3 + ((length[0] - 192) << 8) + length[1] + 192
+        return length[0] == 255 and len(signature) == 6 + int.from_bytes(length[1:], "big")
+    width = {0x88: 1, 0x89: 2, 0x8A: 4}.get(first, 0)  # the old one
+    return width > 0 and len(signature) == 1 + width + int.from_bytes(length[:width], "big")
+
+
+def check_cleartext(text: bytes, keyring: str, file: str) -> tuple[bytes, str]:
+    """A text with a good cleartext signature around it: what was signed, as gpgv gives it, and the fingerprint of the primary key.
+
+    Raises:
+        VerificationFailed: also when anything stands before, between or after the signed text and its signature.
+    """
+    ring = check_keyring(keyring, file)
+    lines = text.rstrip(b"\n").split(b"\n")
+    plain = [line.rstrip(b" \t\r") for line in lines]
+    if BEGIN not in plain:
+        raise VerificationFailed(f"{file} carries no cleartext signature", check="signature present", resolution=AGAIN)
+    frame = [line for line in plain if line.startswith(b"-----")]
+    if plain[0] != BEGIN or plain[-1] != END or frame != [BEGIN, MIDDLE, END]:
+        raise VerificationFailed(
+            f"{file} holds more than one signed text: something stands outside of it, and is covered by no signature", check="cleartext frame", resolution=AGAIN
+        )
+    with tempfile.TemporaryDirectory(prefix="ckp-verify-") as home:
+        output = os.path.join(home, "text")
+        code, status, words = _gpgv(home, ring, ["--output", output, "-"], iter([text]), file)
+        key = _judge(status, code, words, file, ring, TEXT)
+        try:
+            with open(output, "rb") as stream:
+                return stream.read(), key
+        except OSError:
+            raise VerificationFailed(f"gpgv gave no text for {file}", check="gpgv", details=words) from None
+
+
+def check_keyring(keyring: str, file: str) -> str:
+    """The absolute path of a keyring that gpgv can read. VerificationFailed, with what is wrong with it, otherwise."""
+    path = os.path.abspath(keyring)
+    resolution = "install the ckp-agent package again, or name the keyring with --keyring"
+    try:
+        with open(path, "rb") as stream:
+            start = stream.read(64)
+            size = os.fstat(stream.fileno()).st_size
+    except OSError:
+        start, size = b"", 0
+    if not size:
+        raise VerificationFailed(
+            f"the keyring {path} with the trusted keys is missing or empty, so {file} can't be trusted", check="keyring", resolution=resolution
+        )
+    if start.lstrip().startswith(b"-----BEGIN"):
+        raise VerificationFailed(
+            f"the keyring {path} is in ASCII armour, and gpgv reads binary ones only",
+            check="keyring",
+            resolution=f"gpg --dearmor < {path} > trusted.gpg, and name that one",
+        )
+    if start[0] not in (0x98, 0x99, 0x9A, 0xC6) or size > MAX_KEYRING:  # a public-key packet in the old format (1, 2 or 4 octets of length), or in the new one
+        raise VerificationFailed(f"the keyring {path} is no binary OpenPGP keyring", check="keyring", resolution=resolution)
+    return path
+
+
+def _gpgv(home: str, keyring: str, arguments: list[str], data: Iterator[bytes], file: str) -> tuple[int, list[list[str]], str]:
+    argv = ["gpgv", "--homedir", home, "--keyring", keyring, "--weak-digest", "SHA1", "--status-fd", "1", *arguments]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=out, stderr=err, env={"PATH": PATH, "LC_ALL": "C.UTF-8", "HOME": home})
@@ -65,50 +140,59 @@ def _gpgv(home: str, keyring: str, signature: str, data: Iterator[bytes], file: 
     return code, [line.split()[1:] for line in lines if line.startswith("[GNUPG:] ") and len(line.split()) > 1], words
 
 
-def _judge(status: list[list[str]], code: int, words: str, file: str, keyring: str) -> str:
-    """gpgv's status lines to a fingerprint or a sentence. Its exit code must agree, but never suffices."""
+def _judge(status: list[list[str]], code: int, words: str, file: str, keyring: str, kind: str) -> str:
+    """gpgv's status lines (doc/DETAILS of GnuPG) to a fingerprint or a sentence."""
 
-    def of(kind: str) -> list[list[str]]:
-        return [line[1:] for line in status if line[0] == kind]
+    def of(name: str) -> list[list[str]]:
+        return [line[1:] for line in status if line[0] == name]
 
-    def key_of(lines: list[list[str]]) -> str:
-        return lines[0][0] if lines and lines[0] else ""
+    def first(lines: list[list[str]], index: int = 0) -> str:
+        return lines[0][index] if lines and len(lines[0]) > index else ""
 
+    good, valid, errors = of("GOODSIG"), of("VALIDSIG"), of("ERRSIG")
+    signer, primary = first(valid), first(valid, 9)
     if not of("NEWSIG"):
         raise VerificationFailed(f"{file} carries no readable OpenPGP signature", check="signature present", details=words, resolution=AGAIN)
     if len(of("NEWSIG")) != 1:
         raise VerificationFailed(f"{file} carries {len(of('NEWSIG'))} signatures, exactly one is allowed", check="one signature", resolution=AGAIN)
     if of("BADSIG"):
         raise VerificationFailed(
-            f"{file} was changed after it was signed: the signature does not fit its content", check="signature", key=key_of(of("BADSIG")), resolution=AGAIN
+            f"{file} was changed after it was signed: the signature does not fit its content",
+            check="signature",
+            key=first(of("BADSIG")),
+            resolution=AGAIN,
         )
-    for kind, what in (("EXPKEYSIG", "a key that has expired"), ("REVKEYSIG", "a key that was revoked"), ("EXPSIG", "a signature that has expired")):
-        if of(kind):
-            raise VerificationFailed(
-                f"{file} is signed by {what}",
-                check="key",
-                key=key_of(of(kind)),
-                resolution="get a bundle signed by a key in use, or an agent package with newer keys",
-            )
+    for name, what, check in (
+        ("REVKEYSIG", "a key that was revoked", "revoked key"),
+        ("EXPKEYSIG", "a key that has expired", "expired key"),
+        ("EXPSIG", "a key in use, but the signature itself has expired", "expired signature"),
+    ):
+        if of(name):
+            of_whom = f"the signing key {signer} of {primary}" if signer != primary else ""
+            raise VerificationFailed(f"{file} is signed by {what}", check=check, details=of_whom, key=signer or first(of(name)), resolution=NEWER)
     if of("NO_PUBKEY"):
-        errsig = of("ERRSIG")
-        fingerprint = errsig[0][7] if errsig and len(errsig[0]) > 7 else key_of(of("NO_PUBKEY"))
         raise VerificationFailed(
             f"{file} is signed by a key that is not trusted here",
             check="trusted key",
             details=f"the trusted keys are those in {keyring}",
-            key=fingerprint,
+            key=first(errors, 6) or first(of("NO_PUBKEY")),
             resolution="use a bundle that Coredge (or your own CKP build) signed; add the key to the keyring only if you know whose it is",
         )
-    good, valid = of("GOODSIG"), of("VALIDSIG")
-    if len(good) != 1 or len(valid) != 1 or code != 0:
-        raise VerificationFailed(f"the signature of {file} is not valid", check="signature", details=words, key=key_of(good), resolution=AGAIN)
-    parts = valid[0]
-    if len(parts) < 10 or parts[8] != "00":
+    digest = first(valid, 7) or first(errors, 2)
+    if digest and digest not in DIGESTS:
         raise VerificationFailed(
-            f"the signature of {file} is of class {parts[8] if len(parts) > 8 else '?'}, only one over a binary document (00) is allowed",
+            f"the signature of {file} is made over a weak digest (number {digest}); {', '.join(DIGESTS.values())} are allowed",
+            check="weak digest",
+            key=signer or first(errors, 6),
+            resolution="sign it anew",
+        )
+    if len(good) != 1 or len(valid) != 1 or len(valid[0]) < 10 or code != 0:
+        raise VerificationFailed(f"the signature of {file} is not valid", check="signature", details=words, key=first(good), resolution=AGAIN)
+    if valid[0][8] != kind:
+        raise VerificationFailed(
+            f"the signature of {file} is of class {valid[0][8]}, only one over a {'binary document (00)' if kind == BINARY else 'text (01)'} is allowed",
             check="signature class",
-            key=parts[0],
+            key=signer,
             resolution=AGAIN,
         )
-    return parts[9]
+    return primary

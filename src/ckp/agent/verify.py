@@ -1,45 +1,44 @@
-"""The verification of CKP: is this bundle, and each package in it, what Coredge released, whole and unchanged?
+"""The verification of CKP: is this what Coredge released, whole and unchanged?
 
-Order of trust, from the outside in; nothing is used before the line above it holds:
+Order of trust in a bundle, from the outside in; nothing is used before the line above it holds:
 
 1. the folder holds regular files only (no link, no sub-folder);
 2. bundle.json.asc is one good signature over bundle.json by a key of the keyring (gpgv decides);
 3. bundle.json is well formed, of the wanted release, and names every file of the folder: nothing missing, nothing unlisted;
 4. each file has the SHA-256 that bundle.json says;
-5. each .deb has exactly the members debian-binary, control.tar.*, data.tar.*, _gpgorigin, in this order;
-6. _gpgorigin is one good signature over the bytes of the three members before it;
-7. the control file says the expected Package, Version and Architecture, and a Maintainer of Coredge.io.
+5. each package is whole and signed, byte for byte (ckp.agent.debfile, ckp.agent.rpmfile);
+6. it says the expected name, version and architecture, and a maintainer or packager of Coredge.io;
+7. what it lays into the file system stays below the root, and holds no devices and nothing that runs with its owner's rights.
 
 There is no second implementation: the agent, the standalone installer, `ckp-agent verify` and `ckp dist verify` call this one.
+Repositories are checked by ckp.agent.repofile, which ends here too.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import stat
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Iterator
+from dataclasses import dataclass
+from typing import Any, Mapping
 
-from ckp.agent.kit import VerificationFailed, log
-from ckp.agent.signatures import AGAIN, check_signature
+from ckp.agent.debfile import verify_deb
+from ckp.agent.kit import InvalidInput, VerificationFailed, log
+from ckp.agent.packagefile import PackageInfo, check_identity, read_bounded, sha256_of
+from ckp.agent.rpmfile import verify_rpm
+from ckp.agent.signatures import AGAIN, MAX_SIGNATURE, check_signature
 
-MAINTAINER = "Coredge.io"
 MANIFEST = "bundle.json"
 SIGNATURE = "bundle.json.asc"
-DEB_MEMBERS = ("debian-binary", "control.tar.*", "data.tar.*", "_gpgorigin")
 MAX_MANIFEST = 1 << 20
-MAX_SIGNATURE = 64 << 10
-MAX_FILE = 1 << 30
 MAX_FILES = 256
-MAX_CONTROL = 4 << 20
-MAX_CONTROL_UNPACKED = 16 << 20
-CHUNK = 128 << 10
+VERSIONED_BY_RELEASE = ("kubeadm", "kubelet", "kubectl")
+"""Packages whose version is the release's own; the others have their component's."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,199}\Z")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+\Z")
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
+_RELEASE = re.compile(r"v[0-9]+\.[0-9]+\.[0-9]+(-[A-Za-z0-9.]+)?\Z")
 
 
 @dataclass(frozen=True)
@@ -80,26 +79,14 @@ class BundleManifest:
         return next((package for package in self.packages if package.name == name), None)
 
 
-@dataclass(frozen=True)
-class DebInfo:
-    """What a verified package says about itself."""
-
-    name: str
-    version: str
-    architecture: str
-    maintainer: str
-    key: str
-    sha256: str = ""
-    fields: dict[str, str] = field(default_factory=dict)
-
-
-def verify_bundle(folder: str, keyring: str, release: str | None = None) -> BundleManifest:
+def verify_bundle(folder: str, keyring: str, release: str | None = None, *, packages: Mapping[str, str] | None = None) -> BundleManifest:
     """Check a pulled bundle, everything in it; see the module's text for the order.
 
     Args:
         folder: the flat folder that imgpkg wrote.
         keyring: OpenPGP keyring with the trusted keys (binary, as gpgv reads it).
         release: the release that is wanted (v1.35.1); None takes any.
+        packages: versions that packages must have, by name, as the release's catalog entry says; None takes what bundle.json says.
 
     Raises:
         VerificationFailed: names the file, the check and the key. Nothing of the bundle may be used then.
@@ -108,17 +95,11 @@ def verify_bundle(folder: str, keyring: str, release: str | None = None) -> Bund
     for needed in (MANIFEST, SIGNATURE):
         if needed not in names:
             raise VerificationFailed(f"{needed} is missing in the bundle {folder}", check="manifest present", resolution=AGAIN)
-    raw = _read_bounded(os.path.join(folder, MANIFEST), MAX_MANIFEST)
-    signature = _read_bounded(os.path.join(folder, SIGNATURE), MAX_SIGNATURE)
+    raw = read_bounded(os.path.join(folder, MANIFEST), MAX_MANIFEST)
+    signature = read_bounded(os.path.join(folder, SIGNATURE), MAX_SIGNATURE)
     key = check_signature(iter([raw]), signature, keyring, MANIFEST)
-    manifest = _parse_manifest(raw, folder, key)
-    if release is not None and manifest.release != release:
-        raise VerificationFailed(
-            f"{MANIFEST} is of release {manifest.release}, wanted is {release}",
-            check="release",
-            key=key,
-            resolution="ask for the release's own bundle (ckp release show)",
-        )
+    manifest = parse_manifest(raw, folder, key)
+    _check_release(manifest, release, packages)
     listed = {package.file for package in manifest.packages} | set(manifest.files)
     for name in sorted(listed - names):
         raise VerificationFailed(f"{name} is named in {MANIFEST} and missing in the bundle", check="completeness", resolution=AGAIN)
@@ -130,47 +111,29 @@ def verify_bundle(folder: str, keyring: str, release: str | None = None) -> Bund
             resolution=AGAIN,
         )
     for name, digest in sorted(manifest.files.items()):
-        _check_digest(name, _sha256(os.path.join(folder, name)), digest)
+        _check_digest(name, sha256_of(os.path.join(folder, name)), digest)
     for package in manifest.packages:
         path = os.path.join(folder, package.file)
-        _check_digest(package.file, _sha256(path), package.sha256)
+        _check_digest(package.file, sha256_of(path), package.sha256)
         verify_package(path, keyring, name=package.name, version=package.version, architecture=manifest.architecture)
     return manifest
 
 
-def verify_package(path: str, keyring: str, *, name: str | None = None, version: str | None = None, architecture: str | None = None) -> DebInfo:
-    """Check one package: signature, maintainer and, where given, what it must be. `.rpm` goes to ckp.agent.installers.rpm.
+def verify_package(path: str, keyring: str, *, name: str | None = None, version: str | None = None, architecture: str | None = None) -> PackageInfo:
+    """Check one .deb or .rpm: signature, maintainer and, where given, what it must be.
+
+    Args:
+        architecture: as Debian calls it (amd64), for rpms too; packages for all architectures fit any.
 
     Raises:
-        VerificationFailed: see verify_bundle.
+        VerificationFailed: names the file, the check and the key.
     """
-    if path.endswith(".rpm"):
-        from ckp.agent.installers.rpm import verify_rpm
-
-        info = verify_rpm(path, keyring)
-    else:
-        info = verify_deb(path, keyring)
     file = os.path.basename(path)
-    for label, wanted, found in (("Package", name, info.name), ("Version", version, info.version)):
-        if wanted is not None and found != wanted:
-            raise VerificationFailed(f"{file}: {label} is {found!r}, expected is {wanted!r}", check=label.lower(), key=info.key, resolution=AGAIN)
-    if architecture is not None and info.architecture not in (architecture, "all", "noarch"):
-        raise VerificationFailed(
-            f"{file}: Architecture is {info.architecture!r}, expected is {architecture!r}", check="architecture", key=info.key, resolution=AGAIN
-        )
-    if not maintained_by_coredge(info.maintainer):
-        raise VerificationFailed(
-            f"{file}: Maintainer is {info.maintainer!r}, and only packages of {MAINTAINER} may be installed",
-            check="maintainer",
-            key=info.key,
-            resolution="use packages that CKP released (ckp dist build), not others signed by the same key",
-        )
+    if not path.endswith((".deb", ".rpm")):
+        raise VerificationFailed(f"{file} is neither a .deb nor an .rpm", check="package kind")
+    info = verify_rpm(path, keyring) if path.endswith(".rpm") else verify_deb(path, keyring)
+    check_identity(info, file, name=name, version=version, architecture=architecture)
     return info
-
-
-def maintained_by_coredge(maintainer: str) -> bool:
-    """The maintainer's name is Coredge.io, not merely something that contains it ("Not Coredge.io.example")."""
-    return re.fullmatch(r"Coredge\.io(\s*<[^<>@\s]+@[^<>@\s]+>)?", maintainer.strip()) is not None
 
 
 # -- the folder and its manifest -----------------------------------------------------------------------------------------
@@ -191,7 +154,27 @@ def _list_folder(folder: str) -> set[str]:
     return {entry.name for entry in entries}
 
 
-def _parse_manifest(raw: bytes, folder: str, key: str) -> BundleManifest:
+def _check_release(manifest: BundleManifest, release: str | None, packages: Mapping[str, str] | None) -> None:
+    """The bundle is of the wanted release, and so are the packages in it: an older one under a newer name is refused."""
+
+    def wrong(why: str, check: str) -> VerificationFailed:
+        return VerificationFailed(why, check=check, key=manifest.key, resolution="ask for the release's own bundle (ckp release show)")
+
+    if release is not None and manifest.release != release:
+        raise wrong(f"{MANIFEST} is of release {manifest.release}, wanted is {release}", "release")
+    if manifest.version != f"{manifest.release[1:]}-ckp":
+        raise wrong(f"{MANIFEST} is of release {manifest.release} and says the version {manifest.version}", "release version")
+    expected = dict.fromkeys(VERSIONED_BY_RELEASE, manifest.version)
+    for source, versions in ((f"release {manifest.release}", expected), ("the catalog", packages or {})):
+        for name, version in sorted(versions.items()):
+            package = manifest.package(name)
+            if package is not None and package.version != version:
+                raise wrong(f"{MANIFEST} names {name} {package.version}, and {source} has {version}", "release packages")
+
+
+def parse_manifest(raw: bytes, folder: str, key: str) -> BundleManifest:
+    """The bundle.json of a bundle in `folder`, signed by `key`. VerificationFailed if it is malformed."""
+
     def broken(why: str) -> VerificationFailed:
         return VerificationFailed(f"{MANIFEST} is malformed: {why}", check="manifest", key=key, resolution=AGAIN)
 
@@ -244,6 +227,8 @@ def _parse_manifest(raw: bytes, folder: str, key: str) -> BundleManifest:
         raise broken("images is no table of names and tags")
     if not isinstance(stand_ins, list) or not all(isinstance(part, str) for part in stand_ins):
         raise broken("stand_ins is no list of texts")
+    if not _RELEASE.match(text(data, "release")):
+        raise broken(f"{data['release']!r} is no release")
     return BundleManifest(
         folder=folder,
         release=text(data, "release"),
@@ -260,42 +245,6 @@ def _parse_manifest(raw: bytes, folder: str, key: str) -> BundleManifest:
     )
 
 
-def _open(path: str) -> BinaryIO:
-    """Open a regular file without following a link, however it came there."""
-    name = os.path.basename(path)
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        raise VerificationFailed(f"{name} can't be read: {error.strerror}", check="regular files only") from None
-    stream = os.fdopen(handle, "rb")
-    info = os.fstat(stream.fileno())
-    if not stat.S_ISREG(info.st_mode):
-        stream.close()
-        raise VerificationFailed(f"{name} is no regular file", check="regular files only", resolution=AGAIN)
-    if info.st_size > MAX_FILE:
-        stream.close()
-        raise VerificationFailed(f"{name} is larger than {MAX_FILE >> 20} MiB", check="size", resolution=AGAIN)
-    return stream
-
-
-def _read_bounded(path: str, limit: int) -> bytes:
-    with _open(path) as stream:
-        data = stream.read(limit + 1)
-    if len(data) > limit:
-        raise VerificationFailed(f"{os.path.basename(path)} is larger than {limit >> 10} KiB", check="size", resolution=AGAIN)
-    return data
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with _open(path) as stream:
-        while True:
-            chunk = stream.read(CHUNK)
-            if not chunk:
-                return digest.hexdigest()
-            digest.update(chunk)
-
-
 def _check_digest(name: str, found: str, wanted: str) -> None:
     if found != wanted:
         raise VerificationFailed(
@@ -303,193 +252,55 @@ def _check_digest(name: str, found: str, wanted: str) -> None:
         )
 
 
-# -- Debian packages -----------------------------------------------------------------------------------------------------
+# -- commands ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ArMember:
-    """A member of an ar archive: its name, and where its header and content lie."""
+def verify_path(target: str, keyring: str, release: str | None = None) -> list[str]:
+    """Check whatever `target` is: a package, a bundle's folder, a repository, or a folder of packages.
 
-    name: str
-    header: int
-    start: int
-    size: int
+    Args:
+        release: the release that a bundle must be of.
 
-    @property
-    def end(self) -> int:
-        """The first byte after its content, without padding."""
-        return self.start + self.size
-
-
-def verify_deb(path: str, keyring: str) -> DebInfo:
-    """Check a .deb's structure and signature, and read its control file. The caller compares what it says.
+    Returns:
+        What was checked, in lines for people.
 
     Raises:
-        VerificationFailed: see verify_bundle.
+        VerificationFailed: also for what is none of these.
+        InvalidInput: a release was named for what is no bundle.
     """
-    file = os.path.basename(path)
-    with _open(path) as stream:
-        members = read_ar(stream, file)
-        _check_members(members, file)
-        version = _member(stream, members[0], 16)
-        if version != b"2.0\n":
-            raise VerificationFailed(f"{file}: debian-binary says {version!r}, expected is 2.0", check="debian-binary", resolution=AGAIN)
-        signature = _bounded_member(stream, members[3], MAX_SIGNATURE, file)
-        key = check_signature(_signed_bytes(stream, members[:3]), signature, keyring, file)
-        control = _read_control(members[1].name, _bounded_member(stream, members[1], MAX_CONTROL, file), file, key)
+    from ckp.agent.repofile import is_repository, verify_repository
 
-    def need(name: str) -> str:
-        if name not in control:
-            raise VerificationFailed(f"{file}: the control file has no {name}", check="control file", key=key, resolution=AGAIN)
-        return control[name]
-
-    return DebInfo(need("Package"), need("Version"), need("Architecture"), need("Maintainer"), key, fields=control)
-
-
-def read_ar(stream: BinaryIO, file: str) -> list[ArMember]:
-    """The members of an ar archive as dpkg writes it: plain short names, decimal sizes, even offsets, nothing after the last."""
-
-    def broken(why: str) -> VerificationFailed:
-        return VerificationFailed(f"{file} is no well-formed Debian package: {why}", check="ar archive", resolution=AGAIN)
-
-    total = os.fstat(stream.fileno()).st_size
-    stream.seek(0)
-    if stream.read(8) != b"!<arch>\n":
-        raise broken("it does not begin as an ar archive")
-    members: list[ArMember] = []
-    offset = 8
-    while offset < total:
-        stream.seek(offset)
-        header = stream.read(60)
-        if len(header) != 60 or header[58:] != b"`\n":
-            raise broken(f"broken member header at byte {offset}")
-        name = header[:16].decode("ascii", "replace").rstrip(" ")
-        name = name[:-1] if name.endswith("/") else name
-        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", name) or name.startswith("."):
-            raise broken(f"member name {name!r}")
-        size_text = header[48:58].decode("ascii", "replace").rstrip(" ")
-        if not re.fullmatch(r"[0-9]{1,10}", size_text):
-            raise broken(f"size of {name} is {size_text!r}")
-        member = ArMember(name, offset, offset + 60, int(size_text))
-        if member.end > total:
-            raise broken(f"{name} is cut off")
-        members.append(member)
-        if len(members) > 8:
-            raise broken("it has more than 8 members")
-        offset = member.end + (member.end & 1)
-    return members
+    if os.path.isdir(target) and os.path.lexists(os.path.join(target, MANIFEST)):
+        return describe_bundle(verify_bundle(target, keyring, release))
+    if release is not None:
+        raise InvalidInput(f"{target} is no bundle, so it can't be said to be of release {release}", resolution="leave out --release")
+    if not os.path.isdir(target):
+        return [_describe(target, verify_package(target, keyring))]
+    if is_repository(target):
+        return verify_repository(target, keyring)
+    names = sorted(os.listdir(target))
+    for name in names:
+        if not name.endswith((".deb", ".rpm")):
+            raise VerificationFailed(f"{name} in {target} is no package, and no signature covers it", check="nothing unlisted")
+    if not names:
+        raise VerificationFailed(f"{target} is empty: there is nothing to verify", check="folder")
+    return [_describe(path, verify_package(path, keyring)) for path in (os.path.join(target, name) for name in names)]
 
 
-def _check_members(members: list[ArMember], file: str) -> None:
-    names = [member.name for member in members]
-    if "_gpgorigin" not in names:
-        raise VerificationFailed(
-            f"{file} is not signed: it has no member _gpgorigin", check="signature present", details=f"members: {', '.join(names)}", resolution=AGAIN
-        )
-    good = (
-        len(names) == len(DEB_MEMBERS)
-        and names[0] == "debian-binary"
-        and names[1] in ("control.tar.gz", "control.tar.xz", "control.tar")
-        and names[2] in ("data.tar.gz", "data.tar.xz", "data.tar.zst", "data.tar")
-        and names[3] == "_gpgorigin"
-    )
-    if not good:
-        raise VerificationFailed(
-            f"{file} has other members than a signed package may have",
-            check="members",
-            details=f"expected: {', '.join(DEB_MEMBERS)}\nfound:    {', '.join(names)}",
-            resolution=AGAIN,
-        )
+def _describe(path: str, info: PackageInfo) -> str:
+    return f"{os.path.basename(path)}: {info.name} {info.version} {info.architecture}, {info.maintainer}: verified, signed by {info.key}"
 
 
-def _member(stream: BinaryIO, member: ArMember, limit: int) -> bytes:
-    stream.seek(member.start)
-    return stream.read(min(member.size, limit))
-
-
-def _bounded_member(stream: BinaryIO, member: ArMember, limit: int, file: str) -> bytes:
-    if member.size > limit:
-        raise VerificationFailed(f"{file}: {member.name} is larger than {limit >> 10} KiB", check="size", resolution=AGAIN)
-    return _member(stream, member, limit)
-
-
-def _signed_bytes(stream: BinaryIO, members: list[ArMember]) -> Iterator[bytes]:
-    """The contents of the members one after another: what debsigs signs."""
-    for member in members:
-        position, left = member.start, member.size
-        while left:
-            stream.seek(position)
-            chunk = stream.read(min(CHUNK, left))
-            if not chunk:
-                return
-            yield chunk
-            position += len(chunk)
-            left -= len(chunk)
-
-
-def _read_control(name: str, packed: bytes, file: str, key: str) -> dict[str, str]:
-    import io
-    import tarfile
-    import zlib
-
-    def broken(why: str) -> VerificationFailed:
-        return VerificationFailed(f"{file}: {name} can't be read: {why}", check="control file", key=key, resolution=AGAIN)
-
-    try:
-        if name.endswith(".gz"):
-            unpacker = zlib.decompressobj(wbits=31)
-            data = unpacker.decompress(packed, MAX_CONTROL_UNPACKED)
-            whole = unpacker.eof and not unpacker.unused_data
-        elif name.endswith(".xz"):
-            import lzma
-
-            xz = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=256 << 20)
-            data = xz.decompress(packed, MAX_CONTROL_UNPACKED)
-            whole = xz.eof and not xz.unused_data
-        else:
-            data, whole = packed, True
-        if not whole:
-            raise broken(f"it is cut off, longer than {MAX_CONTROL_UNPACKED >> 20} MiB unpacked, or followed by something else")
-        text = None
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for entry in tar:
-                clean = entry.name[2:] if entry.name.startswith("./") else entry.name
-                if clean in ("", "."):
-                    continue
-                if clean.startswith("/") or ".." in clean.split("/") or "/" in clean:
-                    raise broken(f"it names {entry.name!r}, a path outside the control folder")
-                if clean == "control":
-                    content = tar.extractfile(entry) if entry.isreg() else None
-                    if content is None or text is not None:
-                        raise broken("its control file is no regular file, or there are two")
-                    text = content.read(1 << 20).decode("utf-8", "strict")
-    except VerificationFailed:
-        raise
-    except Exception as error:  # whatever a hostile archive makes the unpackers raise
-        raise broken(str(error) or type(error).__name__) from None
-    if text is None:
-        raise broken("it has no control file")
-    fields: dict[str, str] = {}
-    for line in text.splitlines():
-        if not line.strip():
-            break  # a second paragraph has no meaning in a binary package
-        if line[0] in " \t" or ":" not in line:
-            continue
-        label, value = line.split(":", 1)
-        if label in fields:
-            raise broken(f"its control file has {label} twice")
-        fields[label] = value.strip()
-    return fields
+def describe_bundle(manifest: BundleManifest) -> list[str]:
+    """What a verified bundle is, in lines for people."""
+    return [
+        f"bundle {manifest.release} ({manifest.version}) for {manifest.os} {manifest.os_version}/{manifest.architecture}: verified",
+        f"  {len(manifest.packages)} packages, {len(manifest.files)} other files, signed by {manifest.key}",
+        *(f"  stand-in: {line}" for line in manifest.stand_ins),
+    ]
 
 
 def verify_command(target: str, keyring: str, release: str | None) -> None:
-    """`ckp-agent verify`: a bundle's folder or a single package; says what holds."""
-    if os.path.isdir(target):
-        manifest = verify_bundle(target, keyring, release)
-        log(f"bundle {manifest.release} ({manifest.version}) for {manifest.os} {manifest.os_version}/{manifest.architecture}: verified")
-        log(f"  {len(manifest.packages)} packages, {len(manifest.files)} other files, signed by {manifest.key}")
-        for line in manifest.stand_ins:
-            log(f"  stand-in: {line}")
-    else:
-        info = verify_package(target, keyring)
-        log(f"{os.path.basename(target)}: {info.name} {info.version} {info.architecture}, {info.maintainer}: verified, signed by {info.key}")
+    """`ckp-agent verify`: says what holds."""
+    for line in verify_path(target, keyring, release):
+        log(line)

@@ -119,6 +119,7 @@ class Membership(Message):
     registry: str  # host:port that images come from
     images: tuple[str, ...] = ()  # what a node of this cluster will run at once: fetched before it joins
     registry_ca: str = ""
+    allow_downgrade: bool = False  # whether packages may become older than those that the host has
 
 
 class Desired(Message):

@@ -1,1 +1,1 @@
-"""One file per package manager: apt/dpkg is run here every day, dnf/rpm is written after its documentation."""
+"""One file per package manager: dpkg with apt, rpm with dnf."""

@@ -10,7 +10,10 @@ from ckp.agent.verify import BundleManifest, Package
 NODE_PACKAGES = ("containerd", "kubernetes-cni", "cri-tools", "kubelet", "kubectl", "kubeadm")
 """What a node needs of a bundle, as far as the bundle has it; ckp-agent upgrades itself in another way, helm is for control planes."""
 REQUIRED_PACKAGES = ("containerd", "kubernetes-cni", "kubelet", "kubeadm")
-FOREIGN_RUNTIMES = ("containerd", "containerd.io", "docker.io", "docker-ce", "kubelet", "kubeadm", "kubectl", "k3s", "cri-o", "runc")
+FOREIGN_RUNTIMES = (
+    *("containerd", "containerd.io", "docker.io", "docker-ce", "moby-engine", "moby-containerd", "moby-runc", "cri-o", "runc"),
+    *("kubelet", "kubeadm", "kubectl", "kubernetes-cni", "cri-tools", "k3s", "rke2-server", "rke2-agent"),
+)
 """Packages that must not be there before us: replacing them would break what somebody runs with them."""
 
 TOOLS = {
@@ -62,7 +65,7 @@ def of_host() -> Installer:
         from ckp.agent.installers.dpkg import DpkgInstaller
 
         return DpkgInstaller()
-    if have("dnf") and have("rpmkeys"):
+    if have("dnf") and have("rpm"):
         from ckp.agent.installers.rpm import RpmInstaller
 
         return RpmInstaller()

@@ -1,0 +1,300 @@
+"""Reading what packers wrote, within bounds: gzip, xz, zstd and tar, without ever unpacking to disk."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import re
+import subprocess
+import tempfile
+import threading
+import zlib
+from contextlib import contextmanager
+from typing import IO, BinaryIO, Callable, Iterator
+
+from ckp.agent.kit import PATH, VerificationFailed, have
+from ckp.agent.packagefile import CHUNK, MAX_PATH, Entry
+
+UNPACK_SECONDS = 300.0
+XZ_MEMORY = 256 << 20
+ZSTD_MEMORY_MIB = 256
+BLOCK = 512
+Broken = Callable[[str], VerificationFailed]
+"""Makes the error for a sentence that says what is wrong with an archive."""
+
+
+@contextmanager
+def unpacked(stream: BinaryIO, start: int, size: int, packing: str, broken: Broken) -> Iterator[Iterator[bytes]]:
+    """The unpacked bytes of a part of `stream`, in pieces of bounded size. The caller bounds their sum.
+
+    Args:
+        packing: "", gz, xz or zst.
+    Raises:
+        VerificationFailed: the part is broken, goes on after its end, or there is no program that knows zstd.
+    """
+    if packing == "gz":
+        yield _gunzip(_part(stream, start, size), broken)
+    elif packing == "xz":
+        yield _unxz(_part(stream, start, size), broken)
+    elif packing == "zst":
+        with _unzstd(_part(stream, start, size), broken) as pieces:
+            yield pieces
+    else:
+        yield _part(stream, start, size)
+
+
+def _part(stream: BinaryIO, start: int, size: int) -> Iterator[bytes]:
+    left = size
+    while left:
+        stream.seek(start + size - left)
+        chunk = stream.read(min(CHUNK, left))
+        if not chunk:
+            return
+        left -= len(chunk)
+        yield chunk
+
+
+def _gunzip(packed: Iterator[bytes], broken: Broken) -> Iterator[bytes]:
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        for chunk in packed:
+            while chunk:
+                if unpacker.eof:
+                    raise broken("something follows the end of the packed data")
+                piece = unpacker.decompress(chunk, CHUNK)
+                if piece:
+                    yield piece
+                chunk = unpacker.unconsumed_tail or unpacker.unused_data
+        while not unpacker.eof:
+            piece = unpacker.decompress(unpacker.unconsumed_tail, CHUNK)
+            if not piece:
+                raise broken("the packed data is cut off")
+            yield piece
+    except zlib.error as error:
+        raise broken(str(error)) from None
+
+
+def _unxz(packed: Iterator[bytes], broken: Broken) -> Iterator[bytes]:
+    unpacker = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
+    try:
+        for chunk in packed:
+            if unpacker.eof:
+                raise broken("something follows the end of the packed data")
+            piece = unpacker.decompress(chunk, CHUNK)
+            while True:
+                if piece:
+                    yield piece
+                if unpacker.eof or unpacker.needs_input:
+                    break
+                piece = unpacker.decompress(b"", CHUNK)
+            if unpacker.unused_data:
+                raise broken("something follows the end of the packed data")
+        if not unpacker.eof:
+            raise broken("the packed data is cut off")
+    except (lzma.LZMAError, EOFError) as error:
+        raise broken(str(error)) from None
+
+
+@contextmanager
+def _unzstd(packed: Iterator[bytes], broken: Broken) -> Iterator[Iterator[bytes]]:
+    """Python has no zstd before 3.14, so a program unpacks it: zstd, or dpkg-deb, which every host with debs has."""
+    if have("zstd"):
+        argv, feed = ["zstd", "-d", "-c", "-q", "--no-progress", f"--memory={ZSTD_MEMORY_MIB}MiB"], packed
+    elif have("dpkg-deb"):
+        argv, feed = ["dpkg-deb", "--fsys-tarfile", "-"], _as_package(packed)
+    else:
+        raise VerificationFailed(
+            str(broken("it is packed by zstd, and neither zstd nor dpkg-deb is here to unpack it")), check="unpacker", resolution="install the package zstd"
+        )
+    with tempfile.TemporaryFile() as errors:
+        child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env={"PATH": PATH, "LC_ALL": "C.UTF-8"})
+        assert child.stdin is not None and child.stdout is not None
+        late = threading.Timer(UNPACK_SECONDS, child.kill)
+        feeder = threading.Thread(target=_feed, args=(child.stdin, feed), daemon=True)
+        late.start()
+        feeder.start()
+
+        def pieces(source: IO[bytes]) -> Iterator[bytes]:
+            while True:
+                piece = source.read(CHUNK)
+                if not piece:
+                    break
+                yield piece
+            if child.wait() != 0:
+                errors.seek(0)
+                raise broken(errors.read(2000).decode(errors="replace").strip() or f"{argv[0]} failed")
+
+        try:
+            yield pieces(child.stdout)
+        finally:
+            late.cancel()
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+            child.stdout.close()
+            feeder.join()
+
+
+def _feed(target: IO[bytes], packed: Iterator[bytes]) -> None:
+    try:
+        with target:
+            for chunk in packed:
+                target.write(chunk)
+    except (OSError, ValueError):
+        pass  # the reader has seen enough; how it ended says why
+
+
+def _as_package(packed: Iterator[bytes]) -> Iterator[bytes]:
+    """zstd data as a Debian package around it. Its length stands before it, so it goes through a file."""
+    with tempfile.TemporaryFile() as spool:
+        for chunk in packed:
+            spool.write(chunk)
+        size = spool.tell()
+        empty = zlib.compressobj(wbits=31)
+        control = empty.compress(bytes(2 * BLOCK)) + empty.flush()
+        yield b"!<arch>\n"
+        for name, content in (("debian-binary", b"2.0\n"), ("control.tar.gz", control)):
+            yield f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(content):<10}`\n".encode() + content + b"\n" * (len(content) % 2)
+        yield f"{'data.tar.zst':<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{size:<10}`\n".encode()
+        spool.seek(0)
+        while True:
+            chunk = spool.read(CHUNK)
+            if not chunk:
+                break
+            yield chunk
+        yield b"\n" * (size % 2)
+
+
+# -- tar -----------------------------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Bytes by count from pieces; counts them against a limit."""
+
+    def __init__(self, pieces: Iterator[bytes], limit: int, broken: Broken) -> None:
+        self._pieces = pieces
+        self._limit = limit
+        self._broken = broken
+        self._rest = b""
+        self._taken = 0
+
+    def some(self) -> bytes:
+        """The next piece; empty at the end."""
+        piece, self._rest = self._rest or next(self._pieces, b""), b""
+        self._taken += len(piece)
+        if self._taken > self._limit:
+            raise self._broken(f"it is longer than {self._limit >> 20} MiB unpacked")
+        return piece
+
+    def exactly(self, count: int) -> bytes:
+        """`count` bytes, or fewer at the end."""
+        parts, missing = [], count
+        while missing:
+            piece = self.some()
+            if not piece:
+                break
+            used = piece[:missing]
+            self._give_back(piece[missing:])
+            parts.append(used)
+            missing -= len(used)
+        return b"".join(parts)
+
+    def skip(self, count: int) -> None:
+        """Pass over `count` bytes, which must be there."""
+        missing = count
+        while missing:
+            piece = self.some()
+            if not piece:
+                raise self._broken("the tar archive is cut off")
+            self._give_back(piece[missing:])
+            missing -= min(missing, len(piece))
+
+    def _give_back(self, rest: bytes) -> None:
+        self._rest = rest
+        self._taken -= len(rest)
+
+
+_KINDS = {b"0": "file", b"\0": "file", b"1": "hardlink", b"2": "link", b"5": "folder"}
+_REFUSED = {b"3": "a character device", b"4": "a block device", b"6": "a FIFO"}
+_LONG = {b"L": "path", b"K": "target"}
+
+
+def tar_entries(pieces: Iterator[bytes], limit: int, broken: Broken, *, wanted: str = "", wanted_limit: int = 0) -> Iterator[tuple[Entry, bytes | None]]:
+    """The entries of a tar archive as dpkg reads it: ustar, with GNU's long names, and nothing else.
+
+    Args:
+        limit: bytes that the archive may have, unpacked.
+        wanted: the entry whose content is wanted (`./` before it does not count), up to `wanted_limit` bytes.
+
+    Raises:
+        VerificationFailed: by `broken`.
+    """
+    reader = _Reader(pieces, limit, broken)
+    long: dict[str, str] = {}
+    while True:
+        block = reader.exactly(BLOCK)
+        if len(block) != BLOCK:
+            raise broken("the tar archive is cut off")
+        if not any(block):
+            break
+        kind_byte, size = block[156:157], _number(block[124:136], "size", broken)
+        if _number(block[148:156], "checksum", broken) != sum(block) - sum(block[148:156]) + 8 * 32:
+            raise broken("a header of the tar archive has a wrong checksum")
+        padding = -size % BLOCK
+        if kind_byte in _LONG:
+            if size > MAX_PATH + 1 or _LONG[kind_byte] in long:
+                raise broken("a long name in the tar archive is too long, or there are two")
+            long[_LONG[kind_byte]] = _text(reader.exactly(size), broken)
+            reader.skip(padding)
+            continue
+        if kind_byte not in _KINDS and kind_byte not in _REFUSED:
+            raise broken(f"the tar archive has an entry of the type {kind_byte!r}")
+        name = _text(block[:100], broken)
+        if block[257:263] == b"ustar\0":
+            prefix = _text(block[345:500], broken)
+            name = f"{prefix}/{name}" if prefix else name
+        entry = Entry(
+            path=long.get("path", name),
+            kind=_KINDS.get(kind_byte) or _REFUSED[kind_byte],
+            mode=_number(block[100:108], "mode", broken),
+            size=size if kind_byte in (b"0", b"\0") else 0,
+            target=long.get("target", _text(block[157:257], broken)),
+        )
+        long = {}
+        if entry.kind != "file" and size:
+            raise broken(f"{entry.path!r} in the tar archive is no file and has content")
+        content = None
+        if wanted and entry.kind == "file" and re.sub(r"^\./", "", entry.path) == wanted:
+            if size > wanted_limit:
+                raise broken(f"{entry.path!r} is larger than {wanted_limit >> 10} KiB")
+            content = reader.exactly(size)
+            if len(content) != size:
+                raise broken("the tar archive is cut off")
+            size = 0
+        yield entry, content  # before its content is passed over: the caller may find it too large
+        reader.skip(size + padding)
+    if long:
+        raise broken("the tar archive ends after a long name")
+    while True:
+        rest = reader.some()
+        if not rest:
+            return
+        if any(rest):
+            raise broken("something follows the end of the tar archive")
+
+
+def _number(field: bytes, what: str, broken: Broken) -> int:
+    """An octal number, as tar has it; GNU's binary numbers are for sizes that no package has."""
+    if not re.fullmatch(rb" *[0-7]+[ \0]*", field):
+        raise broken(f"the tar archive has a {what} that is no octal number")
+    return int(field.strip(b" \0"), 8)
+
+
+def _text(field: bytes, broken: Broken) -> str:
+    text, _, rest = field.partition(b"\0")
+    if any(rest):
+        raise broken("a name in the tar archive goes on after its end")
+    try:
+        return os.fsdecode(text)
+    except UnicodeError:
+        raise broken("a name in the tar archive can't be read") from None

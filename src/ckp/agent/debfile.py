@@ -1,0 +1,229 @@
+"""A signed .deb: an ar archive in which every byte is either signed or fixed.
+
+The signature is debsigs' (debsigs(1)): a member `_gpgorigin`, detached over the contents of the three members before it. The members' own
+headers are under no signature, so they must look as CKP writes them; then nothing can be changed unseen.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import BinaryIO, Iterator
+
+from ckp.agent.archives import Broken, tar_entries, unpacked
+from ckp.agent.kit import VerificationFailed
+from ckp.agent.packagefile import CHUNK, MAX_ENTRIES, MAX_UNPACKED, Contents, PackageInfo, open_file
+from ckp.agent.signatures import AGAIN, MAX_SIGNATURE, check_signature
+
+MEMBERS = ("debian-binary", "control.tar.*", "data.tar.*", "_gpgorigin")
+MAX_CONTROL = 4 << 20
+MAX_CONTROL_UNPACKED = 16 << 20
+MAX_CONTROL_FILE = 1 << 20
+HEADER = 60
+
+
+@dataclass(frozen=True)
+class ArMember:
+    """A member of an ar archive: its name, and where its header and content lie."""
+
+    name: str
+    header: int
+    start: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """The first byte after its content, without padding."""
+        return self.start + self.size
+
+
+def verify_deb(path: str, keyring: str) -> PackageInfo:
+    """Check a .deb's structure, signature, control file and list of files. The caller compares what it says.
+
+    Raises:
+        VerificationFailed: names the file, the check and the key.
+    """
+    file = os.path.basename(path)
+    with open_file(path) as stream:
+        members = read_ar(stream, file)
+        _check_members(members, file)
+        version = _member(stream, members[0], 16)
+        if version != b"2.0\n":
+            raise VerificationFailed(f"{file}: debian-binary says {version!r}, expected is 2.0", check="debian-binary", resolution=AGAIN)
+        signature = _bounded_member(stream, members[3], MAX_SIGNATURE, file)
+        key = check_signature(_signed_bytes(stream, members[:3]), signature, keyring, file)
+        _bounded_member(stream, members[1], MAX_CONTROL, file)
+        fields = _control(stream, members[1], file, key)
+        _check_data(stream, members[2], file, key)
+
+    def need(name: str) -> str:
+        if not fields.get(name):
+            raise VerificationFailed(f"{file}: the control file has no {name}", check="control file", key=key, resolution=AGAIN)
+        return fields[name]
+
+    return PackageInfo(need("Package"), need("Version"), need("Architecture"), need("Maintainer"), key, fields)
+
+
+def read_ar(stream: BinaryIO, file: str) -> list[ArMember]:
+    """The members of an ar archive as dpkg writes it (deb(5)): plain short names, decimal sizes, even offsets, nothing after the last."""
+
+    def broken(why: str) -> VerificationFailed:
+        return VerificationFailed(f"{file} is no well-formed Debian package: {why}", check="ar archive", resolution=AGAIN)
+
+    total = os.fstat(stream.fileno()).st_size
+    stream.seek(0)
+    if stream.read(8) != b"!<arch>\n":
+        raise broken("it does not begin as an ar archive")
+    members: list[ArMember] = []
+    times: set[bytes] = set()
+    offset = 8
+    while offset < total:
+        stream.seek(offset)
+        header = stream.read(HEADER)
+        if len(header) != HEADER or header[58:] != b"`\n":
+            raise broken(f"broken member header at byte {offset}")
+        match = re.fullmatch(rb"([A-Za-z0-9_][A-Za-z0-9_.-]{0,14})/? *", header[:16])
+        if match is None:
+            raise broken(f"member name {header[:16]!r}")
+        name = match.group(1).decode()
+        size_text = re.fullmatch(rb"([0-9]{1,10}) *", header[48:58])
+        if size_text is None:
+            raise broken(f"size of {name} is {header[48:58]!r}")
+        times.add(header[16:28])
+        if header[28:48] != b"0     0     100644  " or len(times) > 1 or not re.fullmatch(rb"[0-9]+ *", header[16:28]):
+            raise broken(f"time, owner or mode of {name} is not as CKP writes it")
+        member = ArMember(name, offset, offset + HEADER, int(size_text.group(1)))
+        if member.end > total:
+            raise broken(f"{name} is cut off")
+        members.append(member)
+        if len(members) > 8:
+            raise broken("it has more than 8 members")
+        offset = member.end
+        if member.size % 2:
+            stream.seek(member.end)
+            if stream.read(1) != b"\n":
+                raise broken(f"{name} is not padded by a line end")
+            offset += 1
+    return members
+
+
+def _check_members(members: list[ArMember], file: str) -> None:
+    names = [member.name for member in members]
+    if "_gpgorigin" not in names:
+        raise VerificationFailed(
+            f"{file} is not signed: it has no member _gpgorigin", check="signature present", details=f"members: {', '.join(names)}", resolution=AGAIN
+        )
+    good = (
+        len(names) == len(MEMBERS)
+        and names[0] == "debian-binary"
+        and names[1] in ("control.tar.gz", "control.tar.xz", "control.tar")
+        and names[2] in ("data.tar.gz", "data.tar.xz", "data.tar.zst", "data.tar")
+        and names[3] == "_gpgorigin"
+    )
+    if not good:
+        raise VerificationFailed(
+            f"{file} has other members than a signed package may have",
+            check="members",
+            details=f"expected: {', '.join(MEMBERS)}\nfound:    {', '.join(names)}",
+            resolution=AGAIN,
+        )
+
+
+def _member(stream: BinaryIO, member: ArMember, limit: int) -> bytes:
+    stream.seek(member.start)
+    return stream.read(min(member.size, limit))
+
+
+def _bounded_member(stream: BinaryIO, member: ArMember, limit: int, file: str) -> bytes:
+    if member.size > limit:
+        raise VerificationFailed(f"{file}: {member.name} is larger than {limit >> 10} KiB", check="size", resolution=AGAIN)
+    return _member(stream, member, limit)
+
+
+def _signed_bytes(stream: BinaryIO, members: list[ArMember]) -> Iterator[bytes]:
+    """The contents of the members one after another: what debsigs signs."""
+    for member in members:
+        position, left = member.start, member.size
+        while left:
+            stream.seek(position)
+            chunk = stream.read(min(CHUNK, left))
+            if not chunk:
+                return
+            yield chunk
+            position += len(chunk)
+            left -= len(chunk)
+
+
+def _broken(file: str, member: str, check: str, key: str) -> Broken:
+    return lambda why: VerificationFailed(f"{file}: {member} can't be read: {why}", check=check, key=key, resolution=AGAIN)
+
+
+def _packing(name: str) -> str:
+    """gz of data.tar.gz; "" of data.tar."""
+    return name.partition(".tar")[2].lstrip(".")
+
+
+def _control(stream: BinaryIO, member: ArMember, file: str, key: str) -> dict[str, str]:
+    broken = _broken(file, member.name, "control file", key)
+    text: bytes | None = None
+    with unpacked(stream, member.start, member.size, _packing(member.name), broken) as pieces:
+        for entry, content in tar_entries(pieces, MAX_CONTROL_UNPACKED, broken, wanted="control", wanted_limit=MAX_CONTROL_FILE):
+            plain = entry.path[2:] if entry.path.startswith("./") else entry.path
+            if plain in ("", "."):
+                continue
+            if "/" in plain or plain == "..":
+                raise broken(f"it names {entry.path!r}, a path outside the control folder")
+            if plain == "control" and (content is None or text is not None):
+                raise broken("its control file is no regular file, or there are two")
+            if entry.kind != "file":
+                raise broken(f"{entry.path!r} is no regular file")
+            text = content if content is not None else text
+    if text is None:
+        raise broken("it has no control file")
+    paragraphs = list(parse_deb822(text, broken))
+    if len(paragraphs) != 1:
+        raise broken(f"its control file has {len(paragraphs)} paragraphs")
+    return paragraphs[0]
+
+
+def _check_data(stream: BinaryIO, member: ArMember, file: str, key: str) -> None:
+    broken = _broken(file, member.name, "data archive", key)
+    contents = Contents(file, key)
+    limit = MAX_UNPACKED + MAX_ENTRIES * 1024
+    with unpacked(stream, member.start, member.size, _packing(member.name), broken) as pieces:
+        for entry, _ in tar_entries(pieces, limit, broken):
+            contents.add(entry)
+
+
+def parse_deb822(raw: bytes, broken: Broken) -> Iterator[dict[str, str]]:
+    """The paragraphs of a control file, a Packages or a Release (deb822(5)); a value's further lines keep their line ends.
+
+    Raises:
+        VerificationFailed: by `broken`, for what is no UTF-8, a line that belongs to no field, or a field that is there twice.
+    """
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise broken(str(error)) from None
+    fields: dict[str, str] = {}
+    last = ""
+    for line in text.split("\n"):
+        line = line.rstrip("\r")
+        if not line.strip():
+            if fields:
+                yield fields
+            fields, last = {}, ""
+        elif line[0] in " \t":
+            if not last:
+                raise broken(f"the line {line[:80]!r} belongs to no field")
+            fields[last] += "\n" + line.strip()
+        else:
+            label, colon, value = line.partition(":")
+            if not colon or not re.fullmatch(r"[!-9;-~]+", label) or label[0] in "#-":
+                raise broken(f"the line {line[:80]!r} is no field")
+            if label.lower() in (known.lower() for known in fields):
+                raise broken(f"it has {label} twice")
+            fields[label], last = value.strip(), label
+    if fields:
+        yield fields

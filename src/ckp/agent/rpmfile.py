@@ -1,0 +1,341 @@
+"""A signed .rpm, read and checked without rpm: the layout is that of rpm 4 (rpm's doc/manual/format.md), narrowed to what CKP writes.
+
+    lead (96 bytes) | signature header, padded to 8 | main header | payload
+
+The signature (RPMSIGTAG_RSA) covers the main header; the main header holds the payload's SHA-256. Lead and signature header are under no
+signature, so they must be byte for byte what follows from the signed header: then nothing can be changed, added or taken away unseen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from typing import BinaryIO, Iterator, Mapping, Union
+
+from ckp.agent.kit import VerificationFailed
+from ckp.agent.packagefile import ARCHITECTURES, CHUNK, MAX_ENTRIES, MAX_FILE, MAX_UNPACKED, Contents, Entry, PackageInfo, maintained_by_coredge, open_file
+from ckp.agent.signatures import AGAIN, MAX_SIGNATURE, check_signature
+
+LEAD_BYTES = 96
+MAGIC = b"\x8e\xad\xe8\x01\0\0\0\0"
+MAX_SIGNATURE_HEADER = 128 << 10
+MAX_HEADER = 16 << 20
+MAX_TAGS = 1024
+CHAR, INT8, INT16, INT32, INT64, STRING, BIN, STRING_ARRAY, I18N = 1, 2, 3, 4, 5, 6, 7, 8, 9
+_WIDTH = {CHAR: 1, INT8: 1, INT16: 2, INT32: 4, INT64: 8, BIN: 1}
+_LETTER = {INT16: "H", INT32: "I", INT64: "Q"}
+
+SIG_REGION, SIG_RSA, SIG_SHA256, SIG_SIZE, SIG_PAYLOAD_SIZE = 62, 268, 273, 1000, 1007
+SIGNATURE_TAGS = {
+    267: "DSA over the header",
+    268: "RSA over the header",
+    278: "OpenPGP over the header",
+    1002: "RSA over header and payload",
+    1005: "DSA over header and payload",
+}
+REGION = 63
+NAME, VERSION, RELEASE, EPOCH, VENDOR, PACKAGER, OS, ARCH = 1000, 1001, 1002, 1003, 1011, 1015, 1021, 1022
+FILE_SIZES, FILE_MODES, OLD_NAMES, LINK_TARGETS, SOURCE_RPM, ARCHIVE_SIZE = 1028, 1030, 1027, 1036, 1044, 1046
+SOURCE_PACKAGE, DIR_INDEXES, BASE_NAMES, DIR_NAMES, PAYLOAD_FORMAT, PAYLOAD_PACKING = 1106, 1116, 1117, 1118, 1124, 1125
+LONG_FILE_SIZES, PAYLOAD_DIGEST, PAYLOAD_DIGEST_ALGORITHM = 5008, 5092, 5093
+SHA256_ALGORITHM = 8
+LEAD_ARCHITECTURES = {"x86_64": 1, "aarch64": 19, "noarch": 255}
+_FILE_TYPES = {
+    0o10: "file",
+    0o04: "folder",
+    0o12: "link",
+    0o02: "a character device",
+    0o06: "a block device",
+    0o01: "a FIFO",
+    0o14: "a socket",
+}
+Value = Union[bytes, "tuple[int, ...]", "tuple[str, ...]"]
+
+
+class Malformed(Exception):
+    """The bytes are no rpm of this kind; the text says why."""
+
+
+@dataclass(frozen=True)
+class Rpm:
+    """An rpm in parts; nothing of it is trusted yet. Reading the main header's tags waits until its signature was found good."""
+
+    lead: bytes
+    raw_signature: bytes
+    header: bytes
+    payload_start: int
+    total: int
+
+    @cached_property
+    def signature(self) -> Mapping[int, Value]:
+        """The tags of the signature header. Malformed if it is broken."""
+        return parse_header(self.raw_signature, SIG_REGION, "signature header")
+
+    @cached_property
+    def tags(self) -> Mapping[int, Value]:
+        """The tags of the main header. Malformed if it is broken."""
+        return parse_header(self.header, REGION, "main header")
+
+    def text(self, tag: int) -> str:
+        """A text of the main header; "" if it has none."""
+        value = self.tags.get(tag, ())
+        return value[0] if isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], str) else ""
+
+    def texts(self, tag: int) -> tuple[str, ...]:
+        """Texts of the main header."""
+        value = self.tags.get(tag, ())
+        return tuple(part for part in value if isinstance(part, str)) if isinstance(value, tuple) else ()
+
+    def numbers(self, tag: int) -> tuple[int, ...]:
+        """Numbers of the main header."""
+        value = self.tags.get(tag, ())
+        return tuple(part for part in value if isinstance(part, int)) if isinstance(value, tuple) else ()
+
+
+# -- reading -------------------------------------------------------------------------------------------------------------
+
+
+def parse(stream: BinaryIO, total: int) -> Rpm:
+    """The parts of an rpm of `total` bytes. Malformed if it is none."""
+    stream.seek(0)
+    lead = _exactly(stream, LEAD_BYTES, "lead")
+    if lead[:4] != b"\xed\xab\xee\xdb":
+        raise Malformed("it does not begin as an rpm")
+    raw_signature = _read_header(stream, MAX_SIGNATURE_HEADER, "signature header")
+    padding = _exactly(stream, -len(raw_signature) % 8, "signature header")
+    if any(padding):
+        raise Malformed("something stands between the signature header and the main header")
+    header = _read_header(stream, MAX_HEADER, "main header")
+    return Rpm(lead, raw_signature, header, LEAD_BYTES + len(raw_signature) + len(padding) + len(header), total)
+
+
+def _exactly(stream: BinaryIO, count: int, what: str) -> bytes:
+    data = stream.read(count)
+    if len(data) != count:
+        raise Malformed(f"the {what} is cut off")
+    return data
+
+
+def _read_header(stream: BinaryIO, limit: int, what: str) -> bytes:
+    start = _exactly(stream, 16, what)
+    if start[:8] != MAGIC:
+        raise Malformed(f"the {what} has no magic")
+    tags, size = struct.unpack(">II", start[8:])
+    if not 0 < tags <= MAX_TAGS or 16 * tags + size > limit:
+        raise Malformed(f"the {what} says that it has {tags} tags and {size} bytes")
+    return start + _exactly(stream, 16 * tags + size, what)
+
+
+def parse_header(raw: bytes, region: int, what: str) -> dict[int, Value]:
+    """The tags of a header, all of which must lie within its region (the part that is signed as it is). Malformed otherwise."""
+    tags, size = struct.unpack(">II", raw[8:16])
+    store = raw[16 + 16 * tags :]
+    trailer = struct.pack(">IIiI", region, BIN, -16 * tags, 16)
+    if size < 16 or raw[16:32] != struct.pack(">IIiI", region, BIN, size - 16, 16) or store[size - 16 :] != trailer:
+        raise Malformed(f"the region of the {what} does not cover all of it")
+    found: dict[int, Value] = {region: trailer}
+    left = size - 16
+    for number in range(1, tags):
+        tag, kind, offset, count = struct.unpack(">IIiI", raw[16 + 16 * number : 32 + 16 * number])
+        if tag in found:
+            raise Malformed(f"the {what} has the tag {tag} twice")
+        if not 0 <= offset < size - 16 or not 0 < count <= left:
+            raise Malformed(f"the tag {tag} of the {what} lies outside of it")
+        found[tag], used = _value(store, size - 16, tag, kind, offset, count, what)
+        left -= used  # tags that share bytes would let a small header unfold to a large one
+        if left < 0:
+            raise Malformed(f"the tags of the {what} say more than it holds")
+    return found
+
+
+def _value(store: bytes, end: int, tag: int, kind: int, offset: int, count: int, what: str) -> tuple[Value, int]:
+    """The value of a tag, and the bytes that it takes of the store."""
+    if kind in (STRING, STRING_ARRAY, I18N):
+        if kind == STRING and count != 1:
+            raise Malformed(f"the tag {tag} of the {what} is one text and says that it has {count}")
+        texts, position = [], offset
+        for _ in range(count):
+            stop = store.find(b"\0", position, end)
+            if stop < 0:
+                raise Malformed(f"a text of the tag {tag} of the {what} has no end")
+            texts.append(os.fsdecode(store[position:stop]))
+            position = stop + 1
+        return tuple(texts), position - offset
+    if kind not in _WIDTH:
+        raise Malformed(f"the tag {tag} of the {what} is of the type {kind}")
+    width = _WIDTH[kind]
+    data = store[offset : min(end, offset + width * count)]
+    if offset % width or len(data) != width * count:
+        raise Malformed(f"the tag {tag} of the {what} lies outside of it")
+    if kind in _LETTER:
+        return struct.unpack(f">{count}{_LETTER[kind]}", data), len(data)
+    return data, len(data)
+
+
+# -- writing: what the parts that are under no signature must be ---------------------------------------------------------
+
+
+def build_lead(rpm: Rpm) -> bytes:
+    """The lead that an rpm with this header has."""
+    name = f"{rpm.text(NAME)}-{rpm.text(VERSION)}-{rpm.text(RELEASE)}"
+    architecture = LEAD_ARCHITECTURES.get(rpm.text(ARCH))
+    if architecture is None:
+        raise Malformed(f"the architecture {rpm.text(ARCH)!r} is none that CKP builds for")
+    return struct.pack(">4sBBHH66sHH16x", b"\xed\xab\xee\xdb", 3, 0, 0, architecture, os.fsencode(name)[:65], 1, 5)
+
+
+def build_signature_header(rpm: Rpm, signature: bytes) -> bytes:
+    """The signature header, padded, for this main header and payload: the signature, the header's SHA-256, the sizes."""
+    entries: list[tuple[int, int, int, bytes]] = [
+        (SIG_RSA, BIN, len(signature), signature),
+        (SIG_SHA256, STRING, 1, hashlib.sha256(rpm.header).hexdigest().encode() + b"\0"),
+        (SIG_SIZE, INT32, 1, struct.pack(">I", len(rpm.header) + rpm.total - rpm.payload_start)),
+    ]
+    if len(rpm.numbers(ARCHIVE_SIZE)) == 1:
+        entries.append((SIG_PAYLOAD_SIZE, INT32, 1, struct.pack(">I", rpm.numbers(ARCHIVE_SIZE)[0])))
+    index, store = b"", b""
+    for tag, kind, count, data in entries:
+        store += bytes(-len(store) % _WIDTH.get(kind, 1))
+        index += struct.pack(">IIiI", tag, kind, len(store), count)
+        store += data
+    tags = len(entries) + 1
+    index = struct.pack(">IIiI", SIG_REGION, BIN, len(store), 16) + index
+    store += struct.pack(">IIiI", SIG_REGION, BIN, -16 * tags, 16)
+    raw = MAGIC + struct.pack(">II", tags, len(store)) + index + store
+    return raw + bytes(-len(raw) % 8)
+
+
+# -- checking ------------------------------------------------------------------------------------------------------------
+
+
+def verify_rpm(path: str, keyring: str) -> PackageInfo:
+    """Check an .rpm's structure, signature, payload digest and list of files. The caller compares what it says.
+
+    Raises:
+        VerificationFailed: names the file, the check and the key.
+    """
+    file = os.path.basename(path)
+    with open_file(path) as stream:
+        total = min(os.fstat(stream.fileno()).st_size, MAX_FILE)
+        try:
+            rpm = parse(stream, total)
+            signature = _only_signature(rpm, file)
+        except Malformed as error:
+            raise VerificationFailed(f"{file} is no well-formed rpm: {error}", check="rpm header", resolution=AGAIN) from None
+        key = check_signature(iter([rpm.header]), signature, keyring, file)
+        # From here on the main header is trusted; what is around it must follow from it.
+        try:
+            _check_form(rpm)
+            around = build_lead(rpm) + build_signature_header(rpm, signature)
+        except Malformed as error:
+            raise VerificationFailed(f"{file} is no rpm that may be installed: {error}", check="rpm header", key=key, resolution=AGAIN) from None
+        _check_payload(stream, rpm, file, key)
+    found = rpm.lead + rpm.raw_signature + bytes(-len(rpm.raw_signature) % 8)
+    if found != around:
+        raise VerificationFailed(
+            f"{file}: its lead or its signature header is not what follows from the signed header",
+            check="unsigned parts",
+            details="sizes, digests and names in them are under no signature",
+            key=key,
+            resolution=AGAIN,
+        )
+    _check_files(rpm, file, key)
+    epoch = rpm.numbers(EPOCH)
+    version = f"{f'{epoch[0]}:' if epoch and epoch[0] else ''}{rpm.text(VERSION)}-{rpm.text(RELEASE)}"
+    packager, vendor = rpm.text(PACKAGER), rpm.text(VENDOR)
+    maintainer = packager if not vendor or (packager and maintained_by_coredge(vendor)) else vendor
+    fields = {"Packager": packager, "Vendor": vendor, "Architecture": rpm.text(ARCH)}
+    return PackageInfo(rpm.text(NAME), version, ARCHITECTURES.get(rpm.text(ARCH), rpm.text(ARCH)), maintainer, key, fields)
+
+
+def _only_signature(rpm: Rpm, file: str) -> bytes:
+    """The one header signature. Others are refused: rpm would count them too, and nobody here would have checked them."""
+    present = [tag for tag in SIGNATURE_TAGS if tag in rpm.signature]
+    if not present:
+        raise VerificationFailed(f"{file} is not signed: its signature header has no signature", check="signature present", resolution=AGAIN)
+    for tag in present:
+        if tag != SIG_RSA:
+            raise VerificationFailed(
+                f"{file} carries a signature of another kind ({tag}: {SIGNATURE_TAGS[tag]}), exactly one of RSA over the header ({SIG_RSA}) is allowed",
+                check="signature kind",
+                resolution=AGAIN,
+            )
+    signature = rpm.signature[SIG_RSA]
+    if not isinstance(signature, bytes) or len(signature) > MAX_SIGNATURE:
+        raise VerificationFailed(f"{file} carries no readable OpenPGP signature", check="signature present", resolution=AGAIN)
+    others = sorted(set(rpm.signature) - {SIG_REGION, SIG_RSA, SIG_SHA256, SIG_SIZE, SIG_PAYLOAD_SIZE})
+    if others:
+        raise VerificationFailed(
+            f"{file} has other tags in its signature header than a signed package may have: {', '.join(map(str, others[:10]))}",
+            check="signature tags",
+            resolution=AGAIN,
+        )
+    return signature
+
+
+def _check_form(rpm: Rpm) -> None:
+    """A binary package with a payload that its header pins."""
+    for tag, what, pattern in (
+        (NAME, "name", r"[A-Za-z0-9][A-Za-z0-9._+-]*"),
+        (VERSION, "version", r"[A-Za-z0-9._+~^]+"),
+        (RELEASE, "release", r"[A-Za-z0-9._+~^]+"),
+        (OS, "operating system", r"linux"),
+        (PAYLOAD_FORMAT, "payload format", r"cpio"),
+        (PAYLOAD_PACKING, "payload compressor", r"gzip|xz|zstd"),
+        (PAYLOAD_DIGEST, "payload digest", r"[0-9a-f]{64}"),
+        (SOURCE_RPM, "source package", r".+"),
+    ):
+        if not re.fullmatch(pattern, rpm.text(tag)):
+            raise Malformed(f"its {what} is {rpm.text(tag)!r}")
+    if rpm.numbers(PAYLOAD_DIGEST_ALGORITHM) != (SHA256_ALGORITHM,):
+        raise Malformed("its payload digest is no SHA-256")
+    if SOURCE_PACKAGE in rpm.tags:
+        raise Malformed("it is a source package")
+    if len(rpm.numbers(EPOCH)) > 1:
+        raise Malformed("it has more than one epoch")
+
+
+def _check_payload(stream: BinaryIO, rpm: Rpm, file: str, key: str) -> None:
+    digest = hashlib.sha256()
+    for chunk in _chunks(stream, rpm.payload_start):
+        digest.update(chunk)
+    if digest.hexdigest() != rpm.text(PAYLOAD_DIGEST):
+        raise VerificationFailed(
+            f"{file}: the payload is not the one that the signed header names",
+            check="payload digest",
+            details=f"expected {rpm.text(PAYLOAD_DIGEST)}\nfound    {digest.hexdigest()}",
+            key=key,
+            resolution=AGAIN,
+        )
+
+
+def _chunks(stream: BinaryIO, start: int) -> Iterator[bytes]:
+    stream.seek(start)
+    while True:
+        chunk = stream.read(CHUNK)
+        if not chunk:
+            return
+        yield chunk
+
+
+def _check_files(rpm: Rpm, file: str, key: str) -> None:
+    """The list of files: rpm takes names, modes and links from the signed header, and refuses a payload that has others."""
+    contents = Contents(file, key)
+    names, folders, indexes, modes = rpm.texts(BASE_NAMES), rpm.texts(DIR_NAMES), rpm.numbers(DIR_INDEXES), rpm.numbers(FILE_MODES)
+    targets, sizes = rpm.texts(LINK_TARGETS), rpm.numbers(LONG_FILE_SIZES) or rpm.numbers(FILE_SIZES)
+    count = len(names)
+    fits = all(len(column) == count for column in (indexes, modes, targets, sizes)) and all(index < len(folders) for index in indexes)
+    if not fits or OLD_NAMES in rpm.tags or count > MAX_ENTRIES:
+        raise VerificationFailed(f"{file}: the list of files in its header does not hold together", check="file list", key=key, resolution=AGAIN)
+    for number, name in enumerate(names):
+        folder, mode = folders[indexes[number]], modes[number]
+        if not folder.startswith("/") or not folder.endswith("/") or "/" in name:
+            raise VerificationFailed(f"{file}: {folder + name!r} is no plain path below the root", check="path", key=key)
+        kind = _FILE_TYPES.get(mode >> 12, "something unknown")
+        contents.add(Entry(folder + name, kind, mode & 0o7777, sizes[number] if kind == "file" else 0, targets[number]))
+    if sum(rpm.numbers(ARCHIVE_SIZE)) > MAX_UNPACKED:
+        raise VerificationFailed(f"{file}: it unpacks to more than {MAX_UNPACKED >> 30} GiB", check="unpacked size", key=key)

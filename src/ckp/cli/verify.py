@@ -1,0 +1,66 @@
+"""`ckp dist verify`: is this what Coredge, or one's own build, released?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ckp.agent import verify as checks
+from ckp.agent.kit import VerificationFailed as Refused
+from ckp.clients.oci import Registry
+from ckp.clients.openpgp import IMAGE_PUBLIC, KEYRING
+from ckp.dist.verification import Reference, verify_reference
+from ckp.kits import paths
+from ckp.kits.errors import InvalidInput, VerificationFailed
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command("verify")
+@click.argument("targets", nargs=-1, required=True, metavar="PATH|IMAGE...")
+@click.option("--keyring", type=_FILE, default=None, help="Trusted OpenPGP keys (binary); default: this machine's own.")
+@click.option("--release", default=None, metavar="NAME", help="The release that a bundle must be of (v1.35.1).")
+@click.option("--image-key", type=_FILE, default=None, help="Trusted keys of images (PEM); default: this machine's own.")
+@click.option("--registry-ca", type=_FILE, default=None, help="The CA of the registry's certificate; default: those that this system trusts.")
+@click.option("--credentials", type=_FILE, default=None, help="Users and passwords, in the format of docker's config.json, readable by its owner only.")
+def verify(
+    targets: tuple[str, ...], keyring: Path | None, release: str | None, image_key: Path | None, registry_ca: Path | None, credentials: Path | None
+) -> None:
+    """Verify packages (.deb, .rpm), folders and images.
+
+    A folder may be a bundle, an apt or dnf repository, the root of both, or a plain folder of packages. An image is host:port/repository:tag,
+    with or without @digest; of a bundle the content is verified too. All targets are looked at; if anything is wrong with one, the command
+    ends with code 3.
+    """
+    ring = _need(keyring or paths.keys() / KEYRING, "keyring", "--keyring")
+    refused: list[str] = []
+    for target in targets:
+        try:
+            if Path(target).exists():
+                lines = checks.verify_path(target, str(ring), release)
+            else:
+                reference = Reference.parse(target)
+                pem = _need(image_key or paths.keys() / IMAGE_PUBLIC, "public key for images", "--image-key").read_bytes()
+                registry = Registry(reference.address, registry_ca, credentials=credentials)
+                try:
+                    lines = verify_reference(reference, registry, pem, ring, release)
+                finally:
+                    registry.close()
+        except (Refused, VerificationFailed) as error:
+            refused.append(target)
+            click.echo(f"{target}: REFUSED\n{error.render()}", err=True)
+            continue
+        click.echo(f"{target}: good\n" + "\n".join(f"  {line}" for line in lines))
+    if refused:
+        raise VerificationFailed(
+            f"{len(refused)} of {len(targets)} failed verification",
+            details="\n".join(refused),
+            resolution="use nothing of what was refused; see the reasons above",
+        )
+
+
+def _need(path: Path, what: str, option: str) -> Path:
+    if not path.exists():
+        raise InvalidInput(f"there is no {what} at {path}", resolution=f"name one with {option}: the public keys that the maker gave you (ckp keys export)")
+    return path

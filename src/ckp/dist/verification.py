@@ -1,0 +1,125 @@
+"""Verifying what lies in a registry: the image's signature by key, and for a bundle all that is in it, as a host would do."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckp.agent import verify
+from ckp.agent.packagefile import MAX_FILE
+from ckp.catalog.models import BundleTarget
+from ckp.clients.oci import Registry
+from ckp.clients.oci_store import BlobStore
+from ckp.kits.errors import InvalidInput, VerificationFailed
+from ckp.kits.files import CHUNK
+
+BUNDLE = "byoh-bundle-"
+MAX_BUNDLE = 4 << 30
+_REFERENCE = re.compile(
+    r"(?P<address>[A-Za-z0-9.\[\]:-]+)/(?P<repository>[a-z0-9][a-z0-9._/-]*)(:(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?"
+)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An image in a registry: by tag, by digest, or by a tag that must have a digest."""
+
+    address: str
+    repository: str
+    tag: str
+    digest: str
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """`host:port/repository:tag@digest`, tag or digest left out. InvalidInput for anything else."""
+        match = _REFERENCE.fullmatch(text)
+        if match is None or not (match["tag"] or match["digest"]):
+            raise InvalidInput(
+                f"{text!r} is no file or folder here, and no reference to an image", resolution="write an image as host:port/repository:tag or …@sha256:…"
+            )
+        return cls(match["address"], match["repository"], match["tag"] or "", match["digest"] or "")
+
+    @property
+    def is_bundle(self) -> bool:
+        """Whether the repository's name is a bundle's."""
+        return self.repository.rpartition("/")[2].startswith(BUNDLE)
+
+
+def verify_reference(reference: Reference, registry: Registry, image_key: bytes, keyring: Path, release: str | None = None) -> list[str]:
+    """Check an image or a bundle; returns what was checked, in lines for people.
+
+    Args:
+        image_key: public keys for images, PEM.
+        keyring: OpenPGP keys that bundles and packages are signed by.
+        release: the release that a bundle must be of; a tag says it as well.
+
+    Raises:
+        VerificationFailed, ckp.agent.kit.VerificationFailed: the first thing that is wrong.
+        NotFound: there is no such image.
+    """
+    from ckp.clients.cosign import verify_image
+
+    name = f"{reference.address}/{reference.repository}{f':{reference.tag}' if reference.tag else ''}"
+    if release is not None and not reference.is_bundle:
+        raise InvalidInput(f"{name} is no bundle, so it can't be said to be of release {release}", resolution="leave out --release")
+    manifest = registry.get_manifest(reference.repository, reference.tag or reference.digest)
+    if reference.digest and manifest.digest != reference.digest:
+        raise VerificationFailed(
+            f"{reference.repository}:{reference.tag} is {manifest.digest}, expected is {reference.digest}",
+            resolution="somebody moved the tag: take the image by its digest, or push the right one again",
+        )
+    verify_image(registry, reference.repository, manifest.digest, image_key, tag=reference.tag)
+    lines = [f"{name}: {manifest.digest} is signed by a trusted key for images"]
+    if not reference.is_bundle:
+        return lines
+    with tempfile.TemporaryDirectory(prefix="ckp-verify-") as scratch:
+        folder = Path(scratch) / "bundle"
+        folder.mkdir()
+        store = BlobStore(Path(scratch) / "blobs")
+        for layer in manifest.layers:
+            if layer.size > MAX_FILE:
+                raise VerificationFailed(f"{name} has a layer of {layer.size >> 20} MiB, and {MAX_FILE >> 20} MiB are the most")
+            unpack_bundle(registry.pull_blob(reference.repository, layer, store), folder, name)
+        found = verify.verify_bundle(str(folder), str(keyring), release)
+    _check_place(reference, found, name)
+    return [*lines, *verify.describe_bundle(found)]
+
+
+def _check_place(reference: Reference, found: verify.BundleManifest, name: str) -> None:
+    """A bundle lies where its own list says: another release's tag, or another system's repository, is a swap."""
+    if reference.tag and reference.tag != f"{found.release}-ckp":
+        raise VerificationFailed(
+            f"{name} holds the bundle of {found.release}: the tag was given to another release's bundle",
+            resolution="push the right bundle again (ckp dist publish), and look who can write there",
+        )
+    home = BundleTarget.model_construct(os=found.os, os_version=found.os_version).repository
+    if reference.repository.rpartition("/")[2] != home:
+        raise VerificationFailed(f"{name} holds the bundle for {found.os} {found.os_version}, which belongs into {home}")
+
+
+def unpack_bundle(layer: Path, folder: Path, name: str) -> None:
+    """Lay out a layer of a bundle, which is flat: regular files only, in bounds. VerificationFailed for anything else."""
+    left = MAX_BUNDLE
+    try:
+        with tarfile.open(layer, "r|*") as archive:
+            for number, entry in enumerate(archive, start=1):
+                plain = entry.name.removeprefix("./")
+                if plain in ("", ".") and entry.isdir():
+                    continue
+                left -= entry.size
+                if number > verify.MAX_FILES or left < 0:
+                    raise VerificationFailed(f"{name} unpacks to more than {verify.MAX_FILES} files or {MAX_BUNDLE >> 30} GiB")
+                if not entry.isreg() or entry.sparse is not None or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,199}", plain):
+                    raise VerificationFailed(f"{name} holds {entry.name!r}, and a bundle is a flat folder of regular files")
+                source = archive.extractfile(entry)
+                assert source is not None
+                with (folder / plain).open("xb") as target:
+                    while chunk := source.read(CHUNK):
+                        target.write(chunk)
+    except FileExistsError as error:
+        raise VerificationFailed(f"{name} holds {Path(error.filename).name!r} twice") from error
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise VerificationFailed(f"{name} has a layer that is no tar archive: {error}") from error
