@@ -8,7 +8,8 @@ cache="${CKP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ckp}"
 say() { printf 'setup: %s\n' "$*" >&2; }
 
 missing_packages() {
-    sed -e 's/#.*//' -e '/^[[:space:]]*$/d' "$here/packaging/setup/apt-packages.txt" | while read -r package; do
+    # shellcheck disable=SC2086
+    sed -e 's/#.*//' -e '/^[[:space:]]*$/d' $lists | while read -r package; do
         dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || printf '%s ' "$package"
     done
 }
@@ -36,9 +37,13 @@ install() {
     apt-get install -q -y --no-install-recommends "$@" >/dev/null
 }
 
+# Called as `setup.sh test`, it brings what only the tests need as well.
+lists="$here/packaging/setup/apt-packages.txt"
+[ "${1:-}" != test ] || lists="$lists $here/packaging/setup/apt-packages-test.txt"
 wanted=$(missing_packages)
 [ -n "$(find_python)" ] || { [ -x /usr/bin/python3.11 ] || grep -q '22.04' /etc/os-release && wanted="$wanted python3.11 python3.11-venv" || wanted="$wanted python3 python3-venv"; }
-command -v go >/dev/null 2>&1 || wanted="$wanted golang-go"
+# Whoever takes a release from a file builds nothing.
+[ -n "${CKP_FROM:-}" ] || command -v go >/dev/null 2>&1 || wanted="$wanted golang-go"
 # shellcheck disable=SC2086
 [ -z "$(printf '%s' "$wanted" | tr -d ' ')" ] || install $wanted
 
@@ -53,7 +58,16 @@ if [ ! -e "$environment/complete" ]; then
     rm -rf "$environment"
     mkdir -p "$cache/venv"
     "$python" -m venv "$environment"
-    "$environment/bin/python" -m pip install -q --disable-pip-version-check --require-hashes --no-deps -r "$here/requirements/dev.txt"
+    if [ -n "${CKP_FROM:-}" ]; then
+        # From the release's file, without a network. Their hashes are those of this checkout's lock, so nobody else need vouch for them.
+        mkdir "$environment/wheels"
+        zstd -dcq -- "$CKP_FROM" | tar -x -C "$environment/wheels" --strip-components=1 --wildcards 'wheels/*'
+        set -- --no-index --find-links "$environment/wheels"
+    else
+        set --
+    fi
+    "$environment/bin/python" -m pip install -q --disable-pip-version-check --require-hashes --no-deps "$@" -r "$here/requirements/dev.txt"
+    rm -rf "$environment/wheels"
     touch "$environment/complete"
 fi
 [ "$(readlink "$here/.venv" 2>/dev/null)" = "$environment" ] || { rm -rf "$here/.venv"; ln -s "$environment" "$here/.venv"; }
