@@ -9,18 +9,21 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ckp.catalog.load import Catalog, Chosen
 from ckp.catalog.models import Source
+from ckp.dist.debian import installed_here
+from ckp.dist.gofailures import explain
+from ckp.dist.goflags import build_flags
 from ckp.dist.toolchain import ensure_toolchain, go_environment
 from ckp.kits import paths
 from ckp.kits.clock import human_duration
 from ckp.kits.errors import CkpError
 from ckp.kits.files import building_directory, exclusive, require_free_space, sha256_bytes, sha256_file
-from ckp.kits.processes import run
+from ckp.kits.processes import ProcessFailed, run
 
 RECIPE = "1"
 BUILD_TIMEOUT = 3000.0
@@ -48,31 +51,47 @@ class Built:
 def build_key(catalog: Catalog, source: Source, stamp: str) -> str:
     """The content address of a build's result."""
     parts = [RECIPE, stamp if "{stamp}" in "".join(source.ldflags) else "", catalog.toolchain_sum(source.go)]
+    parts += ["records its C packages"] if source.cgo else []
     parts += [sha256_file(source.folder / name) for name in ("source.toml", "go.mod", "go.sum")]
     return sha256_bytes("\n".join(parts).encode())[:20]
+
+
+def is_built(catalog: Catalog, chosen: Chosen, stamp: str) -> bool:
+    """Whether this very component is in the cache."""
+    return (_place(chosen.source, build_key(catalog, chosen.source, stamp)) / "build.json").exists()
+
+
+def _place(source: Source, key: str) -> Path:
+    return paths.cache() / "builds" / f"{source.component}-{source.version}-{key}"
 
 
 def build_component(catalog: Catalog, chosen: Chosen, stamp: str, say: Callable[[str], None]) -> Built:
     """Build a component, or find it built.
 
     Raises:
-        CkpError: with the compiler's last words; or which module the proxy refuses and what then.
+        VerificationFailed: a source is not what the lock says.
+        CkpError: which module the proxy refuses and what then; a full disk; or the compiler's last words.
     """
     source = chosen.source
     key = build_key(catalog, source, stamp)
-    final = paths.cache() / "builds" / f"{source.component}-{source.version}-{key}"
+    final = _place(source, key)
     with exclusive(final.with_name(final.name + ".lock"), what=f"building {source.component} {source.version}", timeout=2 * BUILD_TIMEOUT):
         if (final / "build.json").exists():
             return Built(chosen, final, key, fresh=False)
         require_free_space(paths.cache(), 4, what=f"building {source.component}")
         with building_directory(final) as scratch:
-            _build_into(catalog, source, stamp, scratch, say)
+            build_into(catalog, source, stamp, scratch, say)
     return Built(chosen, final, key, fresh=True)
 
 
-def _build_into(catalog: Catalog, source: Source, stamp: str, target: Path, say: Callable[[str], None]) -> None:
+def build_into(catalog: Catalog, source: Source, stamp: str, target: Path, say: Callable[[str], None], environment: Mapping[str, str] | None = None) -> None:
+    """Build a component into a folder of the caller's; `build_component` keeps the result, `ckp dist reproduce` compares it.
+
+    Args:
+        environment: added to that of every go command of ours, such as another build cache.
+    """
     go = ensure_toolchain(catalog, source.go)
-    environment = go_environment(cgo=source.cgo)
+    environment = {**go_environment(cgo=source.cgo), **(environment or {})}
     started = time.monotonic()
     sizes: dict[str, dict[str, object]] = {}
     with tempfile.TemporaryDirectory(prefix="ckp-build-") as work:
@@ -81,36 +100,17 @@ def _build_into(catalog: Catalog, source: Source, stamp: str, target: Path, say:
         for binary in source.binaries:
             begun = time.monotonic()
             out = target / "bin" / binary.name
-            linker = ["-s", "-w", *(source.stamped(flag, stamp) for flag in source.ldflags)]
-            if source.extldflags:
-                linker.append(f'-extldflags "{source.extldflags}"')
-            argv: list[str | Path] = [
-                go,
-                "build",
-                "-mod=readonly",
-                "-trimpath",
-                "-tags",
-                ",".join(source.tags),
-                "-ldflags",
-                " ".join(linker),
-                "-o",
-                out,
-                binary.package,
-            ]
-            run(
-                argv,
-                cwd=Path(work),
-                env=environment,
-                timeout=BUILD_TIMEOUT,
-                what=f"building {binary.name} of {source.component} {source.version}",
-                resolution="what the proxy refuses (403, 404) cannot be had through it: use another GOPROXY, or the profile `lab`",
-            )
+            argv: list[str | Path] = [go, "build", *build_flags(source, stamp), "-o", out, binary.package]
+            try:
+                run(argv, cwd=Path(work), env=environment, timeout=BUILD_TIMEOUT, what=f"building {binary.name} of {source.component} {source.version}")
+            except ProcessFailed as error:
+                raise explain(error, source) from error
             seconds = time.monotonic() - begun
             sizes[binary.name] = {"sha256": sha256_file(out), "bytes": out.stat().st_size, "seconds": round(seconds, 1)}
             say(f"{source.component} {source.version}: {binary.name}, {out.stat().st_size >> 20} MiB, {human_duration(seconds)}")
         for wanted in source.files:
             _copy_source(go, environment, Path(work), wanted.module, wanted.path, target / "files" / wanted.as_)
-    record = {
+    record: dict[str, object] = {
         "component": source.component,
         "version": source.version,
         "stamp": stamp,
@@ -119,10 +119,12 @@ def _build_into(catalog: Catalog, source: Source, stamp: str, target: Path, say:
         "seconds": round(time.monotonic() - started, 1),
         "binaries": sizes,
     }
+    if source.cgo:
+        record["c_packages"] = [asdict(item) for item in installed_here(source.c_packages)]
     (target / "build.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
-def _copy_source(go: Path, environment: dict[str, str], work: Path, module: str, path: str, target: Path) -> None:
+def _copy_source(go: Path, environment: Mapping[str, str], work: Path, module: str, path: str, target: Path) -> None:
     """Copy from the module cache, whose content go has checked against go.sum."""
     listed = run([go, "list", "-mod=readonly", "-m", "-f", "{{.Dir}}", module], cwd=work, env=environment, timeout=300, what=f"finding {module}")
     origin = Path(listed.stdout.strip()) / path

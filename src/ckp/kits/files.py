@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import os
 import shutil
@@ -36,8 +37,13 @@ def atomic_write(path: Path, content: bytes | str, *, mode: int = 0o644) -> None
 
 @contextmanager
 def building_directory(final: Path) -> Iterator[Path]:
-    """A scratch directory beside `final` that takes its name only if the block succeeds, so a half-made result never has a final name."""
+    """A scratch directory beside `final` that takes its name only if the block succeeds, so a half-made result never has a final name.
+
+    The caller holds a lock on `final`: what a killed predecessor left beside it is removed.
+    """
     final.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in final.parent.glob(f".{glob.escape(final.name)}.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}."))
     try:
         yield scratch
