@@ -43,7 +43,9 @@ def test_a_programs_layer_names_nothing_below_lib_so_that_the_link_stays_a_link(
     """A layer with a folder `lib` took the place of Debian's link to usr/lib, and every program of the image lost its libraries."""
 
     def extract(_arguments: object, root: Path) -> None:
-        for path in ("usr/bin/p", "lib/x/libz.so.1.2", "usr/lib/libX.so"):
+        files = ("usr/bin/p", "lib/x/libz.so.1.2", "usr/lib/libX.so")
+        (root.parent / "packages").write_text("\n".join(["Package: p", "Version: 1", "Architecture: amd64", *(f"+./{path}" for path in files)]))
+        for path in files:
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_text(path)
         (root / "lib/x/libz.so.1").symlink_to("libz.so.1.2")

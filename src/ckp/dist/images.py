@@ -7,16 +7,19 @@ needs other programs. Nothing is pulled from a registry.
 from __future__ import annotations
 
 import compileall
+import json
 import py_compile
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ckp.catalog.models import Release
 from ckp.clients.oci import Descriptor, image_manifest
 from ckp.dist.build import Built
+from ckp.dist.debian import installed_here
+from ckp.dist.goflags import pause_flags
 from ckp.dist.layers import CREATED, Entry, Layer, debian_layer, file_layer, program_layer, store
 from ckp.kits import paths
 from ckp.kits.files import building_directory, exclusive, sha256_bytes, sha256_file
@@ -98,10 +101,11 @@ class ImageBuilder:
         tag = self.release.image_tags["pause"]
         final = paths.cache() / "builds" / f"pause-{tag}-{sha256_file(source)[:20]}"
         with exclusive(final.with_name(final.name + ".lock"), what="building pause", timeout=120):
-            if not final.exists():
+            if not (final / "build.json").exists():
                 with building_directory(final) as scratch:
-                    argv: list[str | Path] = ["gcc", "-Os", "-Wall", "-Werror", "-static", "-s", f"-DVERSION={tag}", "-o", scratch / "pause", source]
-                    run(argv, timeout=60, what="building pause")
+                    run(["gcc", *pause_flags(tag), "-o", scratch / "pause", source], timeout=60, what="building pause")
+                    record = {"c_packages": [asdict(item) for item in installed_here(("gcc", "libc6-dev"))]}
+                    (scratch / "build.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
         return final / "pause"
 
     def _management(self) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckp.clients.oci import LAYER_ZSTD, BlobStore, Descriptor
+from ckp.dist import debian
 from ckp.kits import paths
 from ckp.kits.files import CHUNK, atomic_write, exclusive, sha256_bytes, sha256_file
 from ckp.kits.processes import run
@@ -151,17 +152,20 @@ def debian_layer(packages: Sequence[str]) -> Layer:
     """
     key = sha256_bytes(json.dumps(["debian", RECIPE, DEBIAN_SUITE, sorted(packages), DROPPED]).encode())
     with exclusive(paths.cache() / "layers" / f"{key}.lock", what="making a Debian file system", timeout=3600):
-        if known := _remembered(key):
+        if (known := _remembered(key)) and debian.remembered(known[0].digest):
             return known
         tar = store().scratch()
+        listing = tar.with_name(f"{tar.name}.packages")
         try:
             # Removed at the end and not by dpkg's path-exclude, for which mmdebstrap pipes every package through a slow filter.
             dropped = " ".join(f"$1/{path}" for path in DROPPED)
             hook = f"--customize-hook=rm -rf {dropped} && mkdir -p $1/var/log $1/var/cache/apt"
-            _mmdebstrap(["--variant=minbase", f"--include={','.join(packages)}", hook, "--format=tar"], tar)
+            _mmdebstrap(["--variant=minbase", f"--include={','.join(packages)}", *debian.installed_hook(listing), hook, "--format=tar"], tar)
             layer = _compress(tar)
+            debian.remember(layer[0].digest, debian.parse_packages(listing.read_text()))
         finally:
             tar.unlink(missing_ok=True)
+            listing.unlink(missing_ok=True)
         _remember(key, layer)
         return layer
 
@@ -189,17 +193,20 @@ def program_layer(package: str, program: str, link: str, *, extra: Sequence[str]
     """
     key = sha256_bytes(json.dumps(["program", RECIPE, "usr-merged", DEBIAN_SUITE, package, program, link, list(extra)]).encode())
     with exclusive(paths.cache() / "layers" / f"{key}.lock", what=f"taking {program} from Debian", timeout=3600):
-        if known := _remembered(key):
+        if (known := _remembered(key)) and debian.remembered(known[0].digest):
             return known
         with tempfile.TemporaryDirectory(prefix="ckp-program-") as work:
             root = Path(work) / "root"
-            _mmdebstrap(["--variant=extract", f"--include={package}"], root)
+            listing = Path(work) / "packages"
+            _mmdebstrap(["--variant=extract", f"--include={package}", *debian.extracted_hook(listing)], root)
             entries = [Entry(program, _inside(root, program), 0o755), Entry(link, link=program)]
             # /lib is a link to /usr/lib in every Debian of today; a layer that brings a folder of that name would take the link's place.
             entries += [Entry(re.sub(r"^/lib/", "/usr/lib/", library), _inside(root, library), 0o755) for library in _libraries(root, program)]
             for pattern in extra:
                 entries += [Entry(f"/{path.relative_to(root)}", path) for path in sorted(root.glob(pattern)) if path.is_file()]
+            origins = [str(entry.source.relative_to(root)) for entry in entries if entry.source]
             layer = file_layer(entries)
+            debian.remember(layer[0].digest, debian.owners(listing.read_text(), origins))
         _remember(key, layer)
         return layer
 
