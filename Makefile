@@ -2,19 +2,25 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 RELEASE ?= v1.35.1
+# A file of `ckp dist export`: `make up FROM=release.ckp KEYRING=keys.gpg` builds nothing and needs no network.
+FROM ?=
+KEYRING ?=
 WORKERS ?= 2
 PYTEST ?= .venv/bin/python -m pytest
 
-.PHONY: help setup up down status lint unit component contract e2e test bench build clean-cache
+.PHONY: help setup setup-test up down status lint unit component contract e2e test bench build clean-cache
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*?## /\t/' | expand -t 14
 
 setup: ## Install what the project needs on this machine
-	@packaging/setup/setup.sh
+	@CKP_FROM='$(FROM)' packaging/setup/setup.sh
 
-up: setup ## From upstream source to a running managed cluster (RELEASE=v1.35.1 WORKERS=2)
-	@./ckp up --release $(RELEASE) --workers $(WORKERS)
+setup-test: ## Install what the tests need as well
+	@packaging/setup/setup.sh test
+
+up: setup ## From upstream source to a running managed cluster (RELEASE=v1.35.1 WORKERS=2 FROM=file)
+	@./ckp up --release $(RELEASE) --workers $(WORKERS) $(if $(FROM),--from '$(FROM)') $(if $(KEYRING),--keyring '$(KEYRING)')
 
 down: setup ## Remove lab hosts, bridge, mounts and processes; keep the caches
 	@./ckp down
@@ -25,25 +31,25 @@ status: setup ## Show the lab
 build: setup ## Build the release into the cache
 	@./ckp dist build $(RELEASE) --profile lab
 
-lint: setup ## ruff, mypy --strict, import-linter, shell and forbidden words
+lint: setup-test ## ruff, mypy --strict, import-linter, shell and forbidden words
 	@tests/lint.sh
 
-unit: setup ## Rules and small parts
+unit: setup-test ## Rules and small parts
 	@$(PYTEST) -q tests/unit
 
-component: setup ## Against a real kube-apiserver and etcd from the build
+component: setup-test ## Against a real kube-apiserver and etcd from the build
 	@$(PYTEST) -q tests/component
 
-contract: setup ## The contract tables
+contract: setup-test ## The contract tables
 	@$(PYTEST) -q tests/contract
 
-e2e: setup ## The main job and what can go wrong in it, on lab hosts
+e2e: setup-test ## The main job and what can go wrong in it, on lab hosts
 	@$(PYTEST) -v tests/e2e
 
-test: lint build ## All tests
-	@$(PYTEST) -v --durations=15 tests/unit tests/contract tests/component tests/e2e
+test: setup-test lint build ## All tests
+	@$(PYTEST) -v --durations=15 tests/unit tests/contract tests/fuzz tests/component tests/e2e
 
-bench: setup ## Measure; writes docs/benchmarks.md's figures
+bench: setup-test ## Measure; writes docs/benchmarks.md's figures
 	@PYTHONPATH=src .venv/bin/python -m tests.bench
 
 clean-cache: ## Drop the build cache

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ckp.catalog.load import Catalog
-from ckp.cli.site import Site
+from ckp.cli.site import LAB_OS, REGISTRY_ADDRESS, Site
 from ckp.dist.release import Distribution
 from ckp.kits import paths
 from ckp.kits.clock import human_duration, parse_rfc3339
@@ -45,6 +45,7 @@ def site() -> Site:
     dist.build()
     dist.pack()
     dist.make_images()
+    dist.make_bundles(REGISTRY_ADDRESS, [LAB_OS])
     return Site(dist, 2, lambda _line: None)
 
 

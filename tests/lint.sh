@@ -6,7 +6,7 @@ bin=.venv/bin
 echo "lint: ruff";          $bin/ruff check src tests; $bin/ruff format --check -q src tests
 echo "lint: mypy";          $bin/mypy
 echo "lint: import-linter"; PYTHONPATH=src $bin/lint-imports --no-cache | tail -n 3
-echo "lint: shell";         for file in packaging/setup/*.sh packaging/*/*.sh tests/*.sh .ci/run ckp; do bash -n "$file"; done
+echo "lint: shell";         for file in packaging/setup/*.sh packaging/*/*.sh packaging/*/*/*.sh tests/*.sh .ci/run ckp; do bash -n "$file"; done
 echo "lint: words"
 if git grep -nIE '(proxy|sum)\.golang\.org|pypi\.org|pythonhosted\.org|registry\.npmjs\.org|deb\.debian\.org|static\.crates\.io' -- . ':!tests/lint.sh'; then
     echo "lint: these lines name a package registry's host; the project must not" >&2

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ckp.catalog.load import Catalog
-from ckp.cli.site import Site
+from ckp.cli.site import LAB_OS, REGISTRY_ADDRESS, Site
 from ckp.cli.up import kubeconfig_path
 from ckp.dist.release import Distribution
 from ckp.kits import paths
@@ -38,6 +38,7 @@ class World:
     """The running main job."""
 
     site: Site
+    dist: Distribution
     output: str
     cluster: str
 
@@ -56,8 +57,7 @@ class World:
     @property
     def image(self) -> str:
         """An image with Python, from our registry, for test pods."""
-        platform = next(image for image in self.site.dist.images if image.repository == "ckp-platform")
-        return f"{self.site.registry.address}/ckp/ckp-platform:{platform.tag}"
+        return f"{self.site.registry.address}/ckp/ckp-platform:{self.dist.tags['ckp-platform']}"
 
     def wait(self, probe: Any, what: str, *, timeout: float = 180) -> Any:
         """Wait for something of the world."""
@@ -92,10 +92,11 @@ def world(pytestconfig: pytest.Config) -> Iterator[World]:
         catalog = Catalog()
         dist = Distribution(catalog, catalog.release(RELEASE), "lab", lambda _line: None)
         dist.build()
-        dist.pack()
+        dist.pack([LAB_OS.format])
         dist.make_images()
+        dist.make_bundles(REGISTRY_ADDRESS, [LAB_OS])
         site = Site(dist, WORKERS, lambda _line: None)
-        yield World(site, output, "demo")
+        yield World(site, dist, output, "demo")
     finally:
         collect()
         if not os.environ.get("CKP_KEEP_LAB"):  # for working on the tests themselves

@@ -12,7 +12,7 @@ from tests.e2e.conftest import World, ckp
 
 from ckp.cli.enrolment import Enrolment
 from ckp.cli.session import Session, read_config
-from ckp.cli.site import AGENT_CONFIG, HUB_ADDRESS, REGISTRY_CA
+from ckp.cli.site import AGENT_CONFIG, HUB_ADDRESS, LAB_OS, REGISTRY_CA
 from ckp.clients.openpgp import SigningKey
 from ckp.dist.packages import Recipe, ar_member, ar_members, make_package, sign_deb
 from ckp.kits import paths
@@ -56,9 +56,9 @@ def push_bundle(world: World, folder: Path, tag: str) -> str:
 @pytest.fixture
 def bundle(world: World, tmp_path: Path) -> Path:
     """A copy of the release's bundle that a test may spoil."""
-    world.site.dist.make_bundles(world.site.registry.address)
+    world.dist.make_bundles(world.site.registry.address, [LAB_OS])
     target = tmp_path / "bundle"
-    shutil.copytree(world.site.dist.bundles[0].folder, target)
+    shutil.copytree(world.dist.bundles[0].folder, target)
     return target
 
 
@@ -95,7 +95,7 @@ def test_a_package_with_one_flipped_byte(world: World, spare: LabHost, bundle: P
 
 def test_a_flipped_byte_whose_digest_was_listed_anew_still_fails_by_its_signature(world: World, spare: LabHost, bundle: Path) -> None:
     flip(bundle / "kubelet.deb", 0.5)
-    relist(bundle, "kubelet", world.site.dist.key)
+    relist(bundle, "kubelet", world.dist.key)
     refused(spare, push_bundle(world, bundle, "flipped-listed"), "kubelet.deb", "signature")
 
 
@@ -104,7 +104,7 @@ def test_a_package_signed_by_another_key(world: World, spare: LabHost, bundle: P
     deb = bundle / "kubectl.deb"
     members = [(name, content) for name, content in ar_members(deb.read_bytes()) if name != "_gpgorigin"]
     deb.write_bytes(sign_deb(b"!<arch>\n" + b"".join(ar_member(name, content) for name, content in members), stranger))
-    relist(bundle, "kubectl", world.site.dist.key)
+    relist(bundle, "kubectl", world.dist.key)
     refused(spare, push_bundle(world, bundle, "stranger"), "kubectl.deb")
 
 
@@ -113,7 +113,7 @@ def test_a_package_of_another_maintainer(world: World, spare: LabHost, bundle: P
 
     monkeypatch.setattr(packages, "MAINTAINER", "Somebody Else")
     monkeypatch.setattr(packages, "RECIPE", "other-maintainer")
-    dist = world.site.dist
+    dist = world.dist
     made = make_package(Recipe.read("helm"), "3.19.2-ckp", dist.built, dist.built["nfpm"].binary("nfpm"), dist.key)
     shutil.copy(made.path, bundle / "helm.deb")
     relist(bundle, "helm", dist.key)

@@ -1,90 +1,185 @@
-"""`ckp release` and `ckp dist`: what there is, and making it."""
+"""`ckp dist`: making a release, bringing it into registries and package repositories, and carrying it to sites without a network."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import get_args
 
 import click
 
-from ckp.agent import verify
-from ckp.agent.kit import AgentError
 from ckp.catalog.load import Catalog, Profile
-from ckp.dist.release import Distribution
+from ckp.cli.release import DEFAULT_RELEASE
+from ckp.cli.repository import repository_options
+from ckp.cli.site import REGISTRY_ADDRESS
+from ckp.clients.oci import Registry
+from ckp.dist.airgap import ImportedRelease, export_release
+from ckp.dist.bundle import PREFIX
+from ckp.dist.release import Deliverable, Distribution
+from ckp.dist.repositories import Repositories
 from ckp.kits import paths
-from ckp.kits.errors import InvalidInput, VerificationFailed
+from ckp.kits.errors import Conflict, InvalidInput
+from ckp.kits.files import building_directory, exclusive
 from ckp.kits.steps import Steps
+from ckp.lab import base
 
-DEFAULT_RELEASE = "v1.35.1"
+AGENT_COMPONENT = "agent"
 
-
-@click.group()
-def release() -> None:
-    """The releases that CKP can build."""
-
-
-@release.command("list")
-def release_list() -> None:
-    """List the releases of the catalog."""
-    catalog = Catalog()
-    click.echo(f"{'NAME':<10} {'PACKAGES':<14} {'ETCD':<9} {'COREDNS':<9} {'CONTAINERD':<11} STATUS")
-    for name in catalog.names():
-        item = catalog.release(name)
-        pins = item.pins
-        click.echo(f"{name:<10} {item.package_version:<14} {pins['etcd']:<9} {pins['coredns']:<9} {pins['containerd']:<11} {item.status}")
-
-
-@release.command("show")
-@click.argument("name")
-def release_show(name: str) -> None:
-    """Show one release: each pin, and what stands in for it in the profile `lab`."""
-    item = Catalog().release(name)
-    click.echo(f"{item.name}  {item.status}\n")
-    click.echo(f"{'COMPONENT':<14} {'PIN':<10} STAND-IN (profile lab)")
-    for component, version in item.pins.items():
-        stand_in = item.stand_ins.get(component)
-        click.echo(f"{component:<14} {version:<10} {f'{stand_in.component} {stand_in.version}' if stand_in else ''}".rstrip())
+PROFILE_OPTION = click.option(
+    "--profile", type=click.Choice(list(get_args(Profile))), default="release", show_default=True, help="`lab` may use the release's named stand-ins."
+)
+KEYRING_OPTION = click.option(
+    "--keyring", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="Whom to trust; default: this machine's own signing keys."
+)
+NAME_OPTION = click.option(
+    "--registry-name", default=REGISTRY_ADDRESS, show_default=True, help="host:port that hosts pull from; it is written into the bundles, which are signed."
+)
 
 
 @click.group()
 def dist() -> None:
-    """Build and verify the distribution."""
+    """Build, sign, publish, carry and verify the distribution."""
+
+
+def trusted_keys(keyring: Path | None) -> Path:
+    """The keyring to verify with; InvalidInput if there is none."""
+    ring = keyring or paths.keys() / "trusted.gpg"
+    if not ring.exists():
+        raise InvalidInput(f"there is no keyring at {ring}", resolution="name one with --keyring: the public keys that the maker gave you (ckp keys export)")
+    return ring
+
+
+def made(name: str, profile: Profile, registry_name: str, steps: Steps) -> Distribution:
+    """A release, made or found made: four steps."""
+    catalog = Catalog()
+    release = Distribution(catalog, catalog.release(name), profile, steps.say)
+    with steps.step("Building components from source"):
+        release.build()
+    with steps.step("Packing and signing"):
+        release.pack()
+    with steps.step("Making images"):
+        release.make_images()
+    with steps.step("Making bundles"):
+        release.make_bundles(registry_name)
+        steps.say(f"{len(release.bundles)} bundles for the registry {registry_name}")
+    return release
 
 
 @dist.command("build")
 @click.argument("name", default=DEFAULT_RELEASE)
+@PROFILE_OPTION
+@NAME_OPTION
+def dist_build(name: str, profile: Profile, registry_name: str) -> None:
+    """Build a release: programs, signed packages, images, bundles. What has not changed is not made again."""
+    release = made(name, profile, registry_name, Steps(4))
+    click.echo(f"\n{release.release.stamp}: {len(release.packages)} packages signed by {release.key.fingerprint}, {len(release.images)} images")
+
+
+@dist.command("publish")
+@click.argument("name", default=DEFAULT_RELEASE)
+@PROFILE_OPTION
+@NAME_OPTION
+@click.option("--from", "archive", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="A file of `ckp dist export` instead.")
+@KEYRING_OPTION
+@click.option("--registry", default=None, help="host:port to push images and bundles to.")
 @click.option(
-    "--profile", type=click.Choice(list(get_args(Profile))), default="release", show_default=True, help="`lab` may use the release's named stand-ins."
+    "--registry-ca", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="The CA of its certificate; default: the system's."
 )
-def dist_build(name: str, profile: Profile) -> None:
-    """Build a release: programs, signed packages, images. What has not changed is not built again."""
-    steps = Steps(3)
-    catalog = Catalog()
-    made = Distribution(catalog, catalog.release(name), profile, steps.say)
-    with steps.step("Building components from source"):
-        made.build()
-    with steps.step("Packing and signing"):
-        made.pack()
-    with steps.step("Making images"):
-        made.make_images()
-    click.echo(f"\n{made.release.stamp}: {len(made.packages)} packages signed by {made.key.fingerprint}, {len(made.images)} images")
+@click.option("--credentials", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="A docker config.json that only you can read.")
+@click.option("--repositories", type=click.Path(file_okay=False, path_type=Path), default=None, help="The folder of the apt and dnf repositories to fill.")
+@repository_options
+def dist_publish(
+    name: str,
+    profile: Profile,
+    registry_name: str,
+    archive: Path | None,
+    keyring: Path | None,
+    registry: str | None,
+    registry_ca: Path | None,
+    credentials: Path | None,
+    repositories: Path | None,
+    url: str,
+    valid_days: int | None,
+) -> None:
+    """Bring a release into a registry, into package repositories, or both. What is there is left alone; interrupted, it goes on."""
+    if not registry and not repositories:
+        raise InvalidInput("there is nowhere to publish to", resolution="name --registry, --repositories, or both")
+    steps = Steps((1 if archive else 4) + bool(registry) + bool(repositories))
+    release: Distribution | ImportedRelease
+    if archive:
+        with steps.step(f"Reading and verifying {archive.name}"):
+            release = ImportedRelease.read(archive, trusted_keys(keyring), steps.say)
+    else:
+        release = made(name, profile, registry_name, steps)
+    if repositories:
+        with steps.step(f"Filling the package repositories in {repositories}"):
+            if isinstance(release, Distribution):
+                publish_packages(release, Repositories(repositories, release.key, url=url, valid_days=valid_days))
+            else:
+                take_repositories(release, repositories)
+    if registry:
+        with steps.step(f"Pushing images and bundles to {registry}"):
+            push(release, registry, registry_ca, credentials)
 
 
-@dist.command("verify")
-@click.argument("path", type=click.Path(exists=True, path_type=Path))
-@click.option("--keyring", type=click.Path(exists=True, path_type=Path), default=None, help="Trusted keys; default: this machine's own signing key.")
-@click.option("--release", "wanted", default=None, help="The release that a bundle must be of.")
-def dist_verify(path: Path, keyring: Path | None, wanted: str | None) -> None:
-    """Verify a package, or a bundle's folder: signature, maintainer, digests. Anything wrong ends with code 3."""
-    ring = keyring or paths.keys() / "trusted.gpg"
-    if not ring.exists():
-        raise InvalidInput(f"there is no keyring at {ring}", resolution="name one with --keyring")
+def publish_packages(release: Distribution, repositories: Repositories) -> None:
+    """The packages of a release into its minor's component, the agent's into one of its own."""
+    repositories.publish(release.packages, component(release.release.name), release.say)
+    repositories.publish(release.agents, AGENT_COMPONENT, release.say)
+
+
+def component(release: str) -> str:
+    """The component of the package repositories that a release belongs to: its minor, as v1.35."""
+    return release.rpartition(".")[0]
+
+
+def take_repositories(release: ImportedRelease, root: Path) -> None:
+    """The maker's signed repositories as they are: a site without the maker's key can't sign others."""
+    if root.exists() and any(root.iterdir()):
+        raise Conflict(f"{root} is not empty, and repositories that somebody else signed can't be added to it", resolution="name an empty folder")
+    with exclusive(root.absolute().with_name(f".{root.name}.lock"), what=f"filling {root}", timeout=60), building_directory(root.absolute()) as scratch:
+        shutil.copytree(release.repositories, scratch, dirs_exist_ok=True)
+    release.say(f"package repositories in {root}")
+
+
+def push(release: Deliverable, address: str, ca: Path | None, credentials: Path | None) -> None:
+    """Push, and say where everything is."""
+    client = Registry(address, ca, credentials=credentials)
     try:
-        if path.is_dir():
-            manifest = verify.verify_bundle(str(path), str(ring), wanted)
-            click.echo(f"{path}: bundle of {manifest.release} is good, {len(manifest.packages)} packages")
-        else:
-            package = verify.verify_package(str(path), str(ring))
-            click.echo(f"{path}: {package.name} {package.version} is good")
-    except AgentError as error:
-        raise VerificationFailed(error.brief, details=error.details, resolution=error.resolution) from error
+        digests = release.push(client, address, ca, credentials)
+    finally:
+        client.close()
+    for target in release.targets:
+        click.echo(f"{address}/{PREFIX}/{target.repository}:{release.release.stamp}@{digests[target.repository]}")
+
+
+@dist.command("export")
+@click.argument("name")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@PROFILE_OPTION
+@NAME_OPTION
+@click.option("--lab/--no-lab", default=True, show_default=True, help="Take the lab hosts' root file system along, for `ckp up --from`.")
+def dist_export(name: str, file: Path, profile: Profile, registry_name: str, lab: bool) -> None:
+    """Write release NAME into FILE, one signed file with all that a site without a network needs."""
+    steps = Steps(6)
+    release = made(name, profile, registry_name, steps)
+    with tempfile.TemporaryDirectory(dir=paths.cache(), prefix=".repositories-") as folder:
+        root = Path(folder) / "repositories"
+        with steps.step("Filling package repositories"):
+            publish_packages(release, Repositories(root, release.key))
+        with steps.step(f"Writing {file}"):
+            export_release(release, root, base.ensure(steps.say) if lab else None, file, registry_name, steps.say)
+    click.echo(f"\n{file}: {release.release.stamp}, {file.stat().st_size >> 20} MiB, signed by {release.key.fingerprint}")
+
+
+@dist.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@KEYRING_OPTION
+def dist_import(file: Path, keyring: Path | None) -> None:
+    """Verify FILE and unpack it into the cache, for `ckp up --from` and `ckp dist publish --from`."""
+    steps = Steps(1)
+    with steps.step(f"Reading and verifying {file.name}"):
+        found = ImportedRelease.read(file, trusted_keys(keyring), steps.say)
+    click.echo(f"\n{found.release.stamp} in {found.folder}\n  package repositories  {found.repositories}")
+    click.echo(f"  next                  ckp up --from {file}, or ckp dist publish --from {file} --registry HOST:PORT")

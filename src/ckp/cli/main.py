@@ -9,15 +9,21 @@ import click
 from ckp import __version__
 from ckp.agent.kit import AgentError
 from ckp.cli.cluster import cluster
-from ckp.cli.dist import dist, release
+from ckp.cli.dist import dist
 from ckp.cli.host import host
 from ckp.cli.hostgroup import hostgroup
+from ckp.cli.keys import keys
 from ckp.cli.lab import lab
+from ckp.cli.registry import mirror, prune, sign
+from ckp.cli.release import release
+from ckp.cli.repository import repository
 from ckp.cli.standalone import standalone
+from ckp.cli.transparency import COMMANDS as TRANSPARENCY
 from ckp.cli.up import down, up
+from ckp.cli.verify import verify
 from ckp.kits.errors import CkpError
 
-COMMANDS = (release, dist, lab, standalone, host, hostgroup, cluster, up, down)
+COMMANDS = (release, dist, keys, lab, standalone, host, hostgroup, cluster, up, down)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -39,6 +45,8 @@ def completion(shell: str) -> None:
 
 for command in COMMANDS:
     root.add_command(command)
+for part in (verify, *TRANSPARENCY, sign, mirror, prune, repository):
+    dist.add_command(part)
 
 
 def main() -> None:

@@ -17,11 +17,12 @@ import httpx
 from ckp.agent import verify
 from ckp.api.host_protocol import BundleRef
 from ckp.api.platform import InstalledRelease, Releases
+from ckp.catalog.models import BundleTarget
 from ckp.cli.session import Config, write_config
 from ckp.dist.bundle import PLATFORM_IMAGES, PREFIX
 from ckp.dist.management import Management, as_list
 from ckp.dist.registry import RegistryServer
-from ckp.dist.release import Distribution
+from ckp.dist.release import Deliverable
 from ckp.kits import paths
 from ckp.kits.errors import CkpError
 from ckp.kits.files import atomic_write, sha256_bytes
@@ -30,6 +31,9 @@ from ckp.kits.retry import wait_until
 from ckp.lab.lab import Lab, LabHost
 
 REGISTRY_NAME = "registry.ckp.lab"
+REGISTRY_ADDRESS = f"{REGISTRY_NAME}:{RegistryServer.port}"
+LAB_OS = BundleTarget(os="debian", os_version="12")
+"""What the lab's hosts run."""
 COMPASS_ADDRESS = "10.88.0.100"
 HUB_ADDRESS = "10.88.0.101"
 POD_CIDR, SERVICE_CIDR = "10.244.0.0/16", "10.96.0.0/16"
@@ -53,7 +57,7 @@ LAB_ADDON_VALUES: dict[str, dict[str, object]] = {"cilium": {"securityContext": 
 class Site:
     """One lab with what runs on it."""
 
-    dist: Distribution
+    dist: Deliverable
     workers: int
     say: Callable[[str], None]
     lab: Lab = field(default_factory=Lab)
@@ -88,27 +92,26 @@ class Site:
         """Start the registry; push images and bundles."""
         server = self.registry
         client = server.start()
-        self.dist.make_bundles(server.address)
         self.digests = self.dist.push(client, f"{Lab.GATEWAY}:{server.port}", server.ca)
-        self.say(f"{len(self.dist.images)} images and {len(self.dist.bundles)} bundle at {server.address}/{PREFIX}")
+        self.say(f"{len(self.dist.tags)} images and {len(self.dist.targets)} bundle at {server.address}/{PREFIX}")
 
     def releases(self) -> Releases:
         """What the management layer is told about the release that was pushed."""
         release, address = self.dist.release, self.registry.address
         bundles = {
-            f"{bundle.target.os}-{bundle.target.os_version}": BundleRef(
-                image=f"{address}/{PREFIX}/{bundle.target.repository}@{self.digests[bundle.target.repository]}", tag=release.stamp, release=release.name
+            f"{target.os}-{target.os_version}": BundleRef(
+                image=f"{address}/{PREFIX}/{target.repository}@{self.digests[target.repository]}", tag=release.stamp, release=release.name
             )
-            for bundle in self.dist.bundles
+            for target in self.dist.targets
         }
         installed = InstalledRelease(
             name=release.name,
             stamp=release.stamp,
             registry=f"{address}/{PREFIX}",
-            images={image.repository: image.tag for image in self.dist.images if image.repository not in PLATFORM_IMAGES},
+            images={repository: tag for repository, tag in self.dist.tags.items() if repository not in PLATFORM_IMAGES},
             bundles=bundles,
-            cni=release.cni,
-            stand_ins=tuple(sorted({item.chosen.stands_in_for for item in self.dist.built.values() if item.chosen.stands_in_for})),
+            cni=release.built_cni,
+            stand_ins=tuple(self.dist.stand_ins),
         )
         return Releases(releases={release.name: installed}, registry_ca=self.registry.ca.read_text(), addon_values=LAB_ADDON_VALUES)
 
@@ -116,9 +119,8 @@ class Site:
 
     def install_agent(self, host: LabHost) -> None:
         """Bring the agent's package to a host, verified here before it goes there; the same version again changes nothing."""
-        package = self.dist.agent
-        assert package is not None, "packages are made before hosts are set up"
-        verify.verify_package(str(package.path), str(self.dist.key.keyring), name="ckp-agent", version=package.version)
+        package = self.dist.agent("deb")
+        verify.verify_package(str(package.path), str(self.dist.keyring), name="ckp-agent", version=package.version)
         have = host.run(["dpkg-query", "-W", "-f", "${Version}", "ckp-agent"], timeout=30, check=False).stdout
         host.push(json.dumps(HOST_JSON).encode(), f"{AGENT_CONFIG}/host.json")
         host.push(self.registry.ca, REGISTRY_CA)
@@ -140,7 +142,7 @@ class Site:
         atomic_write(self.kubeconfig, host.pull("/etc/kubernetes/admin.conf"), mode=0o600)
 
     def _twelve_steps(self, host: LabHost) -> None:
-        bundle = next(iter(self.releases().releases[self.dist.release.name].bundles.values()))
+        bundle = self.releases().releases[self.dist.release.name].bundles[f"{LAB_OS.os}-{LAB_OS.os_version}"]
         argv = ["ckp-agent", "standalone", "install", "--bundle-image", bundle.image, "--registry-ca", REGISTRY_CA]
         argv += ["--pod-cidr", POD_CIDR, "--service-cidr", SERVICE_CIDR, "--advertise-address", host.address, "--release", bundle.release]
         code = host.stream(argv, timeout=1800, on_line=self.say)
@@ -163,7 +165,7 @@ class Site:
 
     def deploy_management(self) -> None:
         """cert-manager, Cluster API, then ours: each group waits for what the one before it brings."""
-        management = Management(self.dist.built, f"{self.registry.address}/{PREFIX}", {image.repository: image.tag for image in self.dist.images})
+        management = Management(self.dist.built, f"{self.registry.address}/{PREFIX}", self.dist.tags)
         kubectl = self.dist.built["kubernetes"].binary("kubectl")
         self._apply("foundation", management.foundation())
         self._apply("cert-manager", management.cert_manager())

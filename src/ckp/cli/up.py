@@ -10,18 +10,22 @@ from typing import Any
 import click
 
 from ckp.catalog.load import Catalog
+from ckp.catalog.models import Release
 from ckp.cli.cluster import took, wait_until_ready
-from ckp.cli.dist import DEFAULT_RELEASE
+from ckp.cli.dist import trusted_keys
 from ckp.cli.enrolment import Enrolment
+from ckp.cli.release import DEFAULT_RELEASE
 from ckp.cli.session import Session, config_path, read_config
-from ckp.cli.site import COMPASS_ADDRESS, GROUP, Site
+from ckp.cli.site import COMPASS_ADDRESS, GROUP, LAB_OS, REGISTRY_ADDRESS, Site
+from ckp.dist.airgap import ImportedRelease
 from ckp.dist.registry import RegistryServer
 from ckp.dist.release import Distribution
 from ckp.kits import paths
 from ckp.kits.clock import human_duration
-from ckp.kits.errors import CkpError, NotFound
+from ckp.kits.errors import CkpError, InvalidInput, NotFound
 from ckp.kits.files import atomic_write, exclusive, require_free_space
 from ckp.kits.steps import Steps
+from ckp.lab import base
 from ckp.lab.lab import Lab
 
 CLUSTER = "demo"
@@ -35,21 +39,23 @@ MIN_DISK_GIB = 12
 @click.option("--release", "release_name", default=DEFAULT_RELEASE, show_default=True, help="The release to build and install.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 20), help="Hosts for work.")
 @click.option("--name", default=CLUSTER, show_default=True, help="The cluster's name.")
-def up(release_name: str, workers: int, name: str) -> None:
+@click.option(
+    "--from",
+    "archive",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="Take the release from a file of `ckp dist export` instead of building it.",
+)
+@click.option("--keyring", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="Whom to trust with --from; default: our own keys.")
+def up(release_name: str, workers: int, name: str, archive: Path | None, keyring: Path | None) -> None:
     """From upstream source to a running managed cluster, on this one machine. Running it again goes on where it stopped."""
     catalog = Catalog()
     release = catalog.release(release_name)
-    steps = Steps(11)
+    steps = Steps(9 if archive else 11)
     with exclusive(paths.state() / "up.lock", what="another `ckp up` or `ckp down`", timeout=5):
         with steps.step("Checking this machine"):
             check_machine()
-        dist = Distribution(catalog, release, "lab", steps.say)
-        with steps.step(f"Building {release.stamp} from source"):
-            dist.build()
-        with steps.step("Packing and signing packages"):
-            dist.pack()
-        with steps.step("Making images"):
-            dist.make_images()
+        dist = read_release(archive, keyring, steps) if archive else make_release(catalog, release, steps)
         site = Site(dist, workers, steps.say)
         with steps.step(f"Booting {workers + 1} lab hosts"):
             site.boot()
@@ -65,9 +71,38 @@ def up(release_name: str, workers: int, name: str) -> None:
         with steps.step("Enrolling the workers"):
             Enrolment(site, session).run()
         with steps.step(f"Creating the cluster {name} through Compass"):
-            row = create_cluster(session, release_name, name, workers)
+            row = create_cluster(session, dist.release.name, name, workers)
             kubeconfig = save_kubeconfig(session, name)
     show_summary(row, kubeconfig, steps, name)
+
+
+def make_release(catalog: Catalog, release: Release, steps: Steps) -> Distribution:
+    """Source to signed packages, images and the bundle for the lab's hosts."""
+    dist = Distribution(catalog, release, "lab", steps.say)
+    with steps.step(f"Building {release.stamp} from source"):
+        dist.build()
+    with steps.step("Packing and signing packages"):
+        dist.pack([LAB_OS.format])
+    with steps.step("Making images"):
+        dist.make_images()
+        dist.make_bundles(REGISTRY_ADDRESS, [LAB_OS])
+    return dist
+
+
+def read_release(archive: Path, keyring: Path | None, steps: Steps) -> ImportedRelease:
+    """A release from a file, with the lab hosts' root file system if the file has it."""
+    with steps.step(f"Reading and verifying {archive.name}"):
+        found = ImportedRelease.read(archive, trusted_keys(keyring), steps.say)
+        if found.registry_name != REGISTRY_ADDRESS:
+            raise InvalidInput(
+                f"the bundles in {archive} name the registry {found.registry_name}, and the lab's is {REGISTRY_ADDRESS}",
+                resolution=f"export it for the lab: ckp dist export --registry-name {REGISTRY_ADDRESS}",
+            )
+        if found.base is not None:
+            base.adopt(found.base, steps.say)
+        for pin in found.stand_ins:
+            steps.say(f"STAND-IN: something else takes the place of {pin}")
+    return found
 
 
 def check_machine() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from ckp.dist.layers import EPOCH
 from ckp.dist.packages import Package, copy_packages
 from ckp.kits import paths
 from ckp.kits.errors import CkpError
-from ckp.kits.files import building_directory, exclusive, sha256_bytes, sha256_file
+from ckp.kits.files import atomic_write, building_directory, exclusive, sha256_bytes, sha256_file
 from ckp.kits.processes import run
 
 PREFIX = "ckp"
@@ -53,6 +54,7 @@ def make_bundle(
         for item in built.values()
         if item.chosen.stands_in_for
     )
+    packages = [package for package in packages if package.format == target.format]
     chart = _chart(built["cilium"])
     tags = {image.repository: image.tag for image in images if image.repository not in PLATFORM_IMAGES}
     storage = _storage_manifest(f"{registry}/{PREFIX}", tags)
@@ -64,13 +66,13 @@ def make_bundle(
         "os_version": target.os_version,
         "architecture": "amd64",
         "registry": f"{registry}/{PREFIX}",
-        "packages": [{"file": f"{item.name}.deb", "name": item.name, "version": item.version, "sha256": item.sha256} for item in packages],
+        "packages": [{"file": f"{item.name}.{item.format}", "name": item.name, "version": item.version, "sha256": item.sha256} for item in packages],
         "files": [{"file": "chart-cilium.tgz", "sha256": sha256_file(chart)}, {"file": "local-path.yaml", "sha256": sha256_bytes(storage.encode())}],
         "images": tags,
         "stand_ins": stand_ins,
     }
     text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-    final = paths.cache() / "bundles" / f"{target.repository}-{release.stamp}-{sha256_bytes((key.fingerprint + text).encode())[:20]}"
+    final = paths.cache() / "bundles" / f"{target.repository}-{release.stamp}-{sha256_bytes((key.subkey + text).encode())[:20]}"
     with exclusive(final.with_name(final.name + ".lock"), what="making a bundle", timeout=300):
         if not final.exists():
             with building_directory(final) as scratch:
@@ -108,24 +110,29 @@ def _chart(cilium: Built) -> Path:
     return final / "chart-cilium.tgz"
 
 
-def push_bundle(bundle: Bundle, release: Release, registry: Registry, address: str, ca: Path, imgpkg: Path) -> str:
+def push_bundle(bundle: Bundle, release: Release, registry: Registry, address: str, ca: Path | None, imgpkg: Path, credentials: Path | None = None) -> str:
     """Push with imgpkg under the release's tag unless that tag holds this very content; returns the digest.
 
     Args:
         address: `host:port` under which this machine reaches the registry.
+        ca: the CA of its certificate; None for those that the system trusts.
+        credentials: a file in the format of docker's config.json.
     """
     repository = f"{PREFIX}/{bundle.target.repository}"
     record = bundle.folder.with_name(bundle.folder.name + ".digest")
     known = registry.digest(repository, release.stamp)
     if known and record.exists() and record.read_text() == known:
         return known
-    run(
-        [imgpkg, "push", "--image", f"{address}/{repository}:{release.stamp}", "--file", bundle.folder, "--registry-ca-cert-path", ca, "--tty=false"],
-        timeout=300,
-        what=f"pushing {bundle.target.repository}",
-    )
+    argv: list[str | Path] = [imgpkg, "push", "--image", f"{address}/{repository}:{release.stamp}", "--file", bundle.folder, "--tty=false"]
+    if ca:
+        argv += ["--registry-ca-cert-path", ca]
+    with tempfile.TemporaryDirectory(prefix="ckp-imgpkg-") as home:
+        # imgpkg finds credentials by docker's own rule, a folder with a config.json; in a folder of ours it finds no others.
+        if credentials:
+            (Path(home) / "config.json").symlink_to(credentials.absolute())
+        run(argv, timeout=600, env={"DOCKER_CONFIG": home}, what=f"pushing {bundle.target.repository}")
     digest = registry.digest(repository, release.stamp)
     if digest is None:
         raise CkpError(f"{repository}:{release.stamp} was pushed, and the registry does not have it")
-    record.write_text(digest)
+    atomic_write(record, digest)
     return digest

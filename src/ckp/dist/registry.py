@@ -31,17 +31,21 @@ class RegistryServer:
         program: the built `registry`.
         listen: address it listens on.
         name: the host name that clients use; its certificate is for this name and for `listen`.
+        state: where its certificates, pid file and log lie; by default the one registry of this machine's lab.
+        content: where its blobs lie; by default in the cache, since they can be pushed again. Two registries may share it: it is content-addressed.
     """
 
     program: Path
     listen: str
     name: str
     port: int = 5000
+    state: Path | None = None
+    content: Path | None = None
 
     @property
     def folder(self) -> Path:
-        """Where its state lies; the content goes to the cache, since it can be pushed again."""
-        return paths.state() / "registry"
+        """Where its state lies."""
+        return self.state or paths.state() / "registry"
 
     @property
     def ca(self) -> Path:
@@ -64,7 +68,7 @@ class RegistryServer:
             config = {
                 "version": 0.1,
                 "log": {"level": "warn", "accesslog": {"disabled": True}},
-                "storage": {"filesystem": {"rootdirectory": str(paths.cache() / "registry")}, "delete": {"enabled": True}},
+                "storage": {"filesystem": {"rootdirectory": str(self.content or paths.cache() / "registry")}, "delete": {"enabled": True}},
                 "http": {
                     "addr": f"{self.listen}:{self.port}",
                     "tls": {"certificate": str(self.folder / "tls.pem"), "key": str(self.folder / "tls.key"), "minimumtls": "tls1.2"},

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 from ckp.catalog.load import Catalog, Chosen, Profile
-from ckp.catalog.models import Release
-from ckp.clients.oci import Descriptor, Registry
+from ckp.catalog.models import BundleTarget, Release
+from ckp.clients.cosign import TAG, sign_image
+from ckp.clients.oci import Registry
 from ckp.clients.openpgp import SigningKey
 from ckp.dist.agent import agent_version, build_zipapp
-from ckp.dist.build import Built, build_component
+from ckp.dist.attestations import attach_all
+from ckp.dist.build import Built
 from ckp.dist.bundle import PREFIX, Bundle, make_bundle, push_bundle
+from ckp.dist.cyclonedx import Json
+from ckp.dist.gobuildinfo import Reader
 from ckp.dist.images import Image, ImageBuilder
+from ckp.dist.keys import OWNER
 from ckp.dist.layers import store
-from ckp.dist.packages import Package, Recipe, make_package
+from ckp.dist.packages import Format, Package, Recipe, make_package
+from ckp.dist.provenance import bundle_statement, image_statement
+from ckp.dist.sbom import bundle_sbom, image_sbom
+from ckp.dist.schedule import build_all
+from ckp.dist.workshop import Workshop
 from ckp.kits import paths
 
-KEY_OWNER = "Coredge.io CKP packages <support@coredge.io>"
+PUSHES = 4
+"""How many images are signed and described at the same time."""
+
+FORMATS: tuple[Format, ...] = ("deb", "rpm")
 
 PACKAGES: tuple[tuple[str, str], ...] = (
     ("kubeadm", "kubernetes"),
@@ -31,6 +45,45 @@ PACKAGES: tuple[tuple[str, str], ...] = (
     ("helm", "helm"),
 )
 """Packages of a bundle, each with the component that its version comes from."""
+
+
+class Deliverable(Protocol):
+    """What a site needs of a release, made here (Distribution) or brought in a file (ckp.dist.archive)."""
+
+    @property
+    def release(self) -> Release: ...
+    @property
+    def built(self) -> Mapping[str, Built]:
+        """Components of which programs or files are used: the registry, imgpkg, kubectl, helm, manifests."""
+        ...
+
+    @property
+    def keyring(self) -> Path:
+        """Keys that hosts are to trust."""
+        ...
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """Repositories of the images, with their tags."""
+        ...
+
+    @property
+    def targets(self) -> Sequence[BundleTarget]:
+        """Operating systems that there is a bundle for."""
+        ...
+
+    @property
+    def stand_ins(self) -> Sequence[str]:
+        """Pins that something else stands in for."""
+        ...
+
+    def agent(self, format: Format) -> Package:
+        """The agent's package."""
+        ...
+
+    def push(self, registry: Registry, address: str, ca: Path | None, credentials: Path | None = None) -> dict[str, str]:
+        """Push images and bundles, and return each repository's digest. What is there already is not sent again."""
+        ...
 
 
 @dataclass
@@ -48,14 +101,35 @@ class Distribution:
     built: dict[str, Built] = field(default_factory=dict)
     images: list[Image] = field(default_factory=list)
     packages: list[Package] = field(default_factory=list)
-    agent: Package | None = None
-    """The agent's package: it is CKP's own, changes with CKP's code, and so is not part of a release's bundle."""
+    agents: list[Package] = field(default_factory=list)
+    """The agent's packages: the agent is CKP's own, changes with CKP's code, and so is not part of a release's bundle."""
     bundles: list[Bundle] = field(default_factory=list)
+    registry_name: str = ""
 
     @cached_property
     def key(self) -> SigningKey:
         """The signing key, made on first use."""
-        return SigningKey.ensure(paths.keys(), user_id=KEY_OWNER)
+        return SigningKey.ensure(paths.keys(), user_id=OWNER)
+
+    @property
+    def keyring(self) -> Path:
+        """See Deliverable."""
+        return self.key.keyring
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """See Deliverable."""
+        return {image.repository: image.tag for image in self.images}
+
+    @property
+    def targets(self) -> list[BundleTarget]:
+        """See Deliverable."""
+        return [bundle.target for bundle in self.bundles]
+
+    @property
+    def stand_ins(self) -> list[str]:
+        """See Deliverable."""
+        return sorted({item.chosen.stands_in_for for item in self.built.values() if item.chosen.stands_in_for})
 
     def chosen(self) -> list[Chosen]:
         """All components of the release, tools first, since packing needs them."""
@@ -65,43 +139,74 @@ class Distribution:
     def build(self) -> None:
         """Build every component that is not built."""
         components = self.chosen()
-        for number, chosen in enumerate(components, start=1):
-            source = chosen.source
+        for chosen in components:
             if chosen.stands_in_for:
-                self.say(f"STAND-IN: {source.component} {source.version} takes the place of {chosen.stands_in_for}, which is not served here")
-            item = build_component(self.catalog, chosen, self.release.stamp, self.say)
-            self.built[chosen.role] = item
-            self.say(f"{number}/{len(components)} {source.component} {source.version}: {'built' if item.fresh else 'unchanged'}")
+                self.say(f"STAND-IN: {chosen.source.component} {chosen.source.version} takes the place of {chosen.stands_in_for}, which is not served here")
+        self.built = build_all(self.catalog, components, self.release.stamp, self.say)
+        self.say(f"{len(components)} components of {self.release.stamp} are built")
 
-    def pack(self) -> None:
+    def pack(self, formats: Sequence[Format] = FORMATS) -> None:
         """Make and sign the packages, the agent's among them."""
         key, nfpm = self.key, self.built["nfpm"].binary("nfpm")
-        for name, role in PACKAGES:
-            source = self.built[role].chosen.source
-            version = self.release.package_version if role == "kubernetes" else f"{source.version.removeprefix('v')}-ckp"
-            self.packages.append(make_package(Recipe.read(name), version, self.built, nfpm, key))
-            self.say(f"package {name} {version}")
-        extra = {"ckp-agent": build_zipapp(), "trusted.gpg": key.keyring}
-        self.agent = make_package(Recipe.read("ckp-agent"), agent_version(), self.built, nfpm, key, extra=extra)
-        self.say(f"package ckp-agent {agent_version()}, signed by {key.fingerprint}")
+        self.packages, self.agents = [], []
+        agent = {"ckp-agent": build_zipapp(), "trusted.gpg": key.keyring}
+        for kind in formats:
+            for name, role in PACKAGES:
+                self.packages.append(make_package(Recipe.read(name), self.package_version(role), self.built, nfpm, key, format=kind))
+            self.agents.append(make_package(Recipe.read("ckp-agent"), agent_version(key.keyring), self.built, nfpm, key, extra=agent, format=kind))
+            self.say(f"{len(PACKAGES) + 1} {kind} packages, {self.release.package_version}")
+        self.say(f"signed by {key.subkey}")
+
+    def package_version(self, role: str) -> str:
+        """The version of the package that a component becomes."""
+        return self.release.package_version if role == "kubernetes" else f"{self.built[role].chosen.source.version.removeprefix('v')}-ckp"
+
+    def agent(self, format: Format) -> Package:
+        """See Deliverable."""
+        return next(package for package in self.agents if package.format == format)
 
     def make_images(self) -> None:
         """Make the images."""
         self.images = ImageBuilder(self.release, self.built, self.say).all()
 
-    def make_bundles(self, registry: str) -> None:
-        """Make a bundle for each operating system; `registry` is the address that hosts pull from."""
-        self.bundles = [make_bundle(self.release, target, self.packages, self.images, self.built, registry, self.key) for target in self.release.bundles]
+    def make_bundles(self, registry: str, targets: Sequence[BundleTarget] | None = None) -> None:
+        """Make a bundle for each operating system (or for `targets`); `registry` is the address that hosts pull from."""
+        wanted = self.release.bundles if targets is None else targets
+        self.registry_name = registry
+        self.bundles = [make_bundle(self.release, target, self.packages, self.images, self.built, registry, self.key) for target in wanted]
 
-    def push(self, registry: Registry, address: str, ca: Path) -> dict[str, str]:
-        """Push images and bundles; returns each repository's digest. What is there already is not sent again."""
+    def push(self, registry: Registry, address: str, ca: Path | None, credentials: Path | None = None) -> dict[str, str]:
+        """See Deliverable. Each image and bundle is signed, and carries its SBOM and its provenance as referrers."""
         digests: dict[str, str] = {}
         for image in self.images:
-            manifest: Descriptor = image.manifest()
+            manifest = image.manifest()
             registry.push(store(), manifest, f"{PREFIX}/{image.repository}", image.tag)
             digests[image.repository] = manifest.digest
+        imgpkg = self.built["imgpkg"].binary("imgpkg")
         for bundle in self.bundles:
-            imgpkg = self.built["imgpkg"].binary("imgpkg")
-            digests[bundle.target.repository] = push_bundle(bundle, self.release, registry, address, ca, imgpkg)
+            digests[bundle.target.repository] = push_bundle(bundle, self.release, registry, address, ca, imgpkg, credentials)
             self.say(f"bundle {bundle.target.repository}:{self.release.stamp}")
+        self._attest(registry, digests)
         return digests
+
+    def _attest(self, registry: Registry, digests: Mapping[str, str]) -> None:
+        """Sign and describe what was pushed; what is signed and described already is left alone."""
+        shop = Workshop(Reader(self.catalog), self.release, self.profile, self.built)
+        key = self.key.image_key.read_bytes()
+
+        def one(repository: str, tag: str, sbom: Json, statement: Json) -> None:
+            name, digest = f"{PREFIX}/{repository}", digests[repository]
+            sign_image(registry, name, digest, key, {TAG: tag}, identity=f"{self.registry_name or registry.address}/{name}")
+            attach_all(registry, name, registry.get_manifest(name, digest).descriptor, sbom, statement, self.key.image_key)
+
+        with ThreadPoolExecutor(PUSHES) as pool:
+            jobs = [pool.submit(one, image.repository, image.tag, image_sbom(shop, image), image_statement(shop, image)) for image in self.images]
+            for bundle in self.bundles:
+                digest = digests[bundle.target.repository]
+                packages = [package for package in self.packages if package.format == bundle.target.format]
+                sbom = bundle_sbom(shop, bundle, packages, self.images, digest)
+                statement = bundle_statement(shop, bundle, packages, self.images, digest)
+                jobs.append(pool.submit(one, bundle.target.repository, self.release.stamp, sbom, statement))
+            for job in jobs:
+                job.result()
+        self.say(f"{len(jobs)} images and bundles are signed, and carry SBOM and provenance")

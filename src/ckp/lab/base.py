@@ -99,6 +99,26 @@ def ensure(say: Callable[[str], None]) -> Path:
     return final
 
 
+def adopt(archive: Path, say: Callable[[str], None]) -> Path:
+    """Unpack a base that another machine made (a tar of `directory()`), unless there is one. The caller has verified it.
+
+    Raises:
+        ProcessFailed: tar could not unpack it.
+        TimedOut: another process has been making it for half an hour.
+    """
+    final = directory()
+    with exclusive(final.parent / "base.lock", what="making the base of the lab's hosts", timeout=BUILD_TIMEOUT):
+        if final.is_dir():
+            return final
+        final.parent.chmod(0o700)
+        require_free_space(final.parent, 2, what="the base of the lab's hosts")
+        with building_directory(final) as scratch:
+            argv: list[str | Path] = ["tar", "--xattrs", "--numeric-owner", "--same-owner", "--preserve-permissions", "-C", scratch, "-xf", archive]
+            run(argv, timeout=600, what="unpacking the base of the lab's hosts")
+    say(f"base file system unpacked: {tree_size(final) / 1e6:.0f} MB in {final}")
+    return final
+
+
 def mmdebstrap(target: Path) -> list[str | Path]:
     """The command that unpacks Debian into `target`, an empty directory.
 

@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 from ckp.kits.errors import Conflict, InvalidInput
 from ckp.kits.processes import run
@@ -84,7 +83,7 @@ class LabNetwork:
         Raises:
             Conflict: the machine already routes the subnet, or a part of it, elsewhere.
         """
-        if not self._bridge_path.exists():
+        if not self._bridge_exists():
             self._refuse_overlap()
             _ip("link", "add", "name", self.bridge, "address", self._mac(), "type", "bridge", "forward_delay", "0", "stp_state", "0")
         _ip("addr", "replace", f"{self.gateway}/{self.prefix}", "dev", self.bridge)
@@ -96,13 +95,13 @@ class LabNetwork:
         self._forget_rules()
         for port in self.ports():
             _ip("link", "del", port, check=False)
-        if self._bridge_path.exists():
+        if self._bridge_exists():
             _ip("link", "del", self.bridge)
 
     def ports(self) -> list[str]:
         """The machine's ends of the hosts' virtual cables."""
-        lower = self._bridge_path / "brif"
-        return sorted(entry.name for entry in lower.iterdir()) if lower.is_dir() else []
+        said = run(["ip", "-json", "link", "show", "master", self.bridge], timeout=COMMAND_TIMEOUT, check=False, what="listing the bridge's ports").stdout
+        return sorted(str(link["ifname"]) for link in json.loads(said or "[]") if "ifname" in link)
 
     def unplug(self, machine: str) -> None:
         """Drop a cable that a killed host left: the kernel removes it a moment later, but the next start needs its name now."""
@@ -113,9 +112,9 @@ class LabNetwork:
             if wanted == link.get("ifname") or wanted in link.get("altnames", []):
                 _ip("link", "del", str(link["ifname"]), check=False)
 
-    @property
-    def _bridge_path(self) -> Path:
-        return Path("/sys/class/net") / self.bridge
+    def _bridge_exists(self) -> bool:
+        # Asked by netlink: /sys/class/net shows the network namespace that mounted it, which need not be the one that we are in.
+        return run(["ip", "link", "show", "dev", self.bridge], timeout=COMMAND_TIMEOUT, check=False, what="looking for the bridge").code == 0
 
     def _mac(self) -> str:
         # Without a fixed one the bridge takes that of a port, and changes it as hosts come and go.
