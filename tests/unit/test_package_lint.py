@@ -80,8 +80,8 @@ def test_rpmlint_looks_at_all(built: dict[str, Built], key: SigningKey, tmp_path
 def rpmlint(files: list[Path], home: Path, key: SigningKey) -> str:
     """What rpmlint says with our configuration and a rpm database that knows our key.
 
-    It unpacks rpms by cpio, and nFPM writes absolute paths into an rpm's payload, which cpio follows: as root it would write into this machine.
-    So root gives it a view of the machine that can only be read, but for a folder in memory.
+    It unpacks rpms by cpio, which follows whatever paths they hold. Ours are relative (ckp.dist.rpm_payload); should that ever break, it would
+    write into this machine, so root gives it a view of the machine that can only be read, but for a folder in memory.
     """
     (home / "rpm").mkdir()
     certificate = home / "rpm" / "key.asc"
