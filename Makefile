@@ -8,7 +8,7 @@ KEYRING ?=
 WORKERS ?= 2
 PYTEST ?= .venv/bin/python -m pytest
 
-.PHONY: help setup setup-test up down status lint unit component contract e2e test bench build clean-cache
+.PHONY: help setup setup-test up down status lint unit component contract e2e test bench bench-dist build clean-cache
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*?## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ test: setup-test lint build ## All tests
 
 bench: setup-test ## Measure; writes docs/benchmarks.md's figures
 	@PYTHONPATH=src .venv/bin/python -m tests.bench
+
+bench-dist: setup-test ## Measure the making of a release; writes docs/benchmarks-distribution.md (COMPONENTS=all for all of them cold)
+	@PYTHONPATH=src .venv/bin/python -m tests.bench_dist $(COMPONENTS)
 
 clean-cache: ## Drop the build cache
 	rm -rf "$${CKP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/ckp}"

@@ -94,7 +94,8 @@ class SigningKey:
         candidates = [item for item in inspect(self.certificate) if item.role == "signing" and item.state == "valid"]
         if not candidates:
             raise CkpError(f"no signing key of {self.fingerprint} is in use: all are expired or revoked", resolution="`ckp keys rotate` makes a new one")
-        return max(candidates, key=lambda item: item.created).fingerprint
+        # Stable: of two that were made within the same second, the certificate names the later one last.
+        return sorted(candidates, key=lambda item: item.created)[-1].fingerprint
 
     @property
     def image_key(self) -> Path:

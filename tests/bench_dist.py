@@ -1,0 +1,148 @@
+"""`make bench-dist`: what making a release costs on this machine; writes docs/benchmarks-distribution.md.
+
+Cold means an empty build cache (the sources are at hand: what fetching them costs depends on the proxy, not on us); one line changed means
+one line of the lock, a linker flag, with the build cache as it is; unchanged means that the component is found built. Ratios are to cold, within this run.
+All components cold take half an hour on two cores, so some are taken unless `all` is asked for: `make bench-dist COMPONENTS=all`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckp.catalog.load import Catalog, Chosen
+from ckp.dist.build import build_component, build_into
+from ckp.dist.schedule import build_all
+from ckp.kits import paths
+from ckp.kits.clock import human_duration
+from ckp.kits.processes import run
+
+RELEASE = "v1.35.1"
+SOME = ("runc", "imgpkg", "cni-plugins", "coredns")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Seconds of one component."""
+
+    name: str
+    cold: float
+    changed: float
+    unchanged: float
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Seconds that it takes."""
+    started = time.monotonic()
+    action()
+    return time.monotonic() - started
+
+
+def quiet(_line: str) -> None:
+    """Says nothing."""
+
+
+def component(catalog: Catalog, chosen: Chosen, stamp: str) -> Row:
+    """Cold, with one line changed, unchanged."""
+    source = chosen.source
+    with tempfile.TemporaryDirectory(dir=paths.cache(), prefix=".bench-") as name:
+        folder = Path(name)
+        cache = {"GOCACHE": str(folder / "gocache")}
+        cold = timed(lambda: build_into(catalog, source, stamp, folder / "cold", quiet, cache))
+        # Every stamped program is linked anew; one without a stamp gets another flag of the same effect.
+        other = source.model_copy(update={"ldflags": (*source.ldflags, "-X main.benchmark=changed")})
+        changed = timed(lambda: build_into(catalog, other, stamp, folder / "changed", quiet, cache))
+        run(["chmod", "-R", "u+w", folder], timeout=60)
+    unchanged = timed(lambda: build_component(catalog, chosen, stamp, quiet))
+    return Row(f"{source.component} {source.version}", cold, changed, unchanged)
+
+
+def ckp(*arguments: str) -> float:
+    """Seconds of a command."""
+    return timed(lambda: run([paths.REPO / "ckp", *arguments], timeout=3600))
+
+
+def whole() -> list[tuple[str, float]]:
+    """A release that is built: making it again, publishing it twice, carrying it."""
+    rows = [("`ckp dist build`, everything unchanged", min(ckp("dist", "build", RELEASE, "--profile", "lab") for _ in range(2)))]
+    with tempfile.TemporaryDirectory(dir=paths.cache(), prefix=".bench-") as name:
+        folder = Path(name)
+        publish = ("dist", "publish", RELEASE, "--profile", "lab", "--repositories", str(folder / "repositories"))
+        rows.append(("`ckp dist publish` into empty package repositories", ckp(*publish)))
+        rows.append(("the same again", ckp(*publish)))
+        file = folder / "release.ckp"
+        rows.append(("`ckp dist export`, with the lab's root file system", ckp("dist", "export", RELEASE, str(file), "--profile", "lab")))
+        rows.append((f"`ckp dist import` of that file ({file.stat().st_size >> 20} MiB)", ckp("dist", "import", str(file))))
+        rows.append(("`ckp dist verify` of the package repositories", ckp("dist", "verify", str(folder / "repositories"))))
+    shutil.rmtree(paths.cache() / "imported", ignore_errors=True)
+    return rows
+
+
+def shared(catalog: Catalog) -> list[tuple[str, int, int]]:
+    """For each release how many components it has, and how many of them are the newest release's own builds."""
+    newest = {catalog.choose(catalog.release(RELEASE), role, "lab").source.folder for role in catalog.release(RELEASE).pins}
+    rows = []
+    for name in catalog.names():
+        release = catalog.release(name)
+        folders = [catalog.choose(release, role, "lab").source.folder for role in release.pins]
+        rows.append((name, len(folders), sum(folder in newest for folder in folders)))
+    return rows
+
+
+def main(wanted: list[str]) -> None:
+    """Measure and write."""
+    catalog = Catalog()
+    release = catalog.release(RELEASE)
+    roles = [*release.tools, *release.pins]
+    chosen = {role: catalog.choose(release, role, "lab") for role in roles}
+    build_all(catalog, list(chosen.values()), release.stamp, print)
+    names = roles if wanted == ["all"] else wanted or list(SOME)
+    rows = []
+    for name in names:
+        print(f"bench: {name}, cold", flush=True)
+        rows.append(component(catalog, chosen[name], release.stamp))
+        print(f"bench: {rows[-1]}", flush=True)
+    times = whole()
+    built = [json.loads(path.read_text()) for path in sorted((paths.cache() / "builds").glob("*/build.json"))]
+    lines = [
+        "# Benchmarks of the distribution",
+        "",
+        f"Written by `make bench-dist` on {os.cpu_count()} cores. Compare the ratios of one run, not seconds of two machines.",
+        "",
+        "## Components",
+        "| component | cold | one line of its lock changed | of cold | unchanged | of cold |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(
+            f"| {row.name} | {row.cold:.1f} s | {row.changed:.1f} s | {row.changed / row.cold:.2f} "
+            f"| {row.unchanged * 1000:.0f} ms | {row.unchanged / row.cold:.4f} |"
+            for row in rows
+        ),
+        "",
+        f"## The release {RELEASE} as a whole",
+        "| what | took |",
+        "| --- | --- |",
+        *(f"| {name} | {human_duration(seconds)} |" for name, seconds in times),
+        "",
+        "## What the releases share",
+        "| release | components | shared with the newest |",
+        "| --- | --- | --- |",
+        *(f"| {name} | {count} | {same} |" for name, count, same in shared(catalog)),
+        "",
+        "## As they were last built into this cache (some beside others, some from a warm build cache)",
+        "| component | seconds |",
+        "| --- | --- |",
+        *(f"| {item['component']} {item['version']} | {item['seconds']:.0f} |" for item in built),
+    ]
+    (paths.REPO / "docs" / "benchmarks-distribution.md").write_text("\n".join(lines) + "\n")
+    print("bench: docs/benchmarks-distribution.md is written")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
