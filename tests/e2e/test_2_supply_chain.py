@@ -10,6 +10,7 @@ import pytest
 from tests.e2e.conftest import STAMP, World, ckp
 
 from ckp.cli.dist import publish_packages
+from ckp.dist.registry import RegistryServer
 from ckp.dist.repositories import Repositories
 from ckp.dist.repository_server import RepositoryServer
 from ckp.lab.lab import HostSpec, Lab, LabHost
@@ -107,6 +108,27 @@ def test_sbom_and_provenance_are_read_from_the_registry(world: World) -> None:
     names = json.dumps(statement["predicate"]["buildDefinition"]["resolvedDependencies"])
     assert "k8s.io/kubernetes" in names
     assert "h1:" in names or "dirHash" in names
+
+
+def test_a_mirror_holds_the_same_and_is_pruned_on_request(world: World, tmp_path: Path) -> None:
+    server = RegistryServer(world.dist.built["distribution"].binary("registry"), "127.0.0.1", "localhost", 5443, tmp_path / "state", tmp_path / "content")
+    client = server.start()
+    address, source = f"127.0.0.1:{server.port}", world.site.registry
+    try:
+        cas = ["--source-ca", str(source.ca), "--target-ca", str(server.ca)]
+        ckp("dist", "mirror", f"{Lab.GATEWAY}:{source.port}", address, "--release", "v1.35.1", *cas, timeout=300)
+        for repository, tag in world.dist.tags.items():
+            assert client.digest(f"ckp/{repository}", tag) == source.client().digest(f"ckp/{repository}", tag), repository
+        bundle = f"{address}/ckp/byoh-bundle-debian_12_x86-64_k8s:{STAMP}"
+        ckp("dist", "verify", bundle, f"{address}/ckp/etcd:3.5.15-0", "--registry-ca", str(server.ca), timeout=300)
+        shown = ckp("dist", "prune", address, "--release", "v1.35.1", "--ca", str(server.ca)).stdout
+        assert "Add --yes to remove them" in shown
+        assert client.digest("ckp/byoh-bundle-debian_12_x86-64_k8s", STAMP)
+        ckp("dist", "prune", address, "--release", "v1.35.1", "--ca", str(server.ca), "--yes")
+        assert client.digest("ckp/byoh-bundle-debian_12_x86-64_k8s", STAMP) is None
+        assert client.tags("ckp/ckp-platform"), "what belongs to no release stays"
+    finally:
+        server.stop()
 
 
 def json_items(node: object) -> Iterator[dict[str, str]]:

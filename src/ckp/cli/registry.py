@@ -14,7 +14,7 @@ from ckp.catalog.load import Catalog
 from ckp.clients.cosign import TAG, sign_image
 from ckp.clients.oci import Registry
 from ckp.clients.openpgp import SigningKey
-from ckp.dist.bundle import PREFIX
+from ckp.dist.bundle import PLATFORM_IMAGES, PREFIX
 from ckp.dist.mirror import THREADS, belongs_to, everything, release_selection
 from ckp.dist.mirror import mirror as copy_releases
 from ckp.dist.prune import prune as remove_release
@@ -68,6 +68,7 @@ def sign(image: str, key: Path | None, identity: str, ca: Path | None, credentia
 @click.argument("target")
 @click.option("--release", "releases", multiple=True, metavar="NAME", help="Only this release's bundles, with the images that they name; may be repeated.")
 @click.option("--only", multiple=True, metavar="REPOSITORY[:TAG]", help="Also this; without --release only this. May be repeated.")
+@click.option("--platform/--no-platform", default=True, show_default=True, help="With --release: CKP's own images, in all their versions, as well.")
 @click.option("--prefix", default=PREFIX, show_default=True, help="Without --release and --only: all repositories below this.")
 @click.option("--image-key", type=_FILE, default=None, help="Public keys (PEM) that images must be signed by; default: this machine's own.")
 @click.option("--insecure-skip-signatures", is_flag=True, help="Copy without looking whether the images are signed.")
@@ -81,6 +82,7 @@ def mirror(
     target: str,
     releases: tuple[str, ...],
     only: tuple[str, ...],
+    platform: bool,
     prefix: str,
     image_key: Path | None,
     insecure_skip_signatures: bool,
@@ -101,6 +103,8 @@ def mirror(
         wanted = [item for release in chosen for item in release_selection(origin, release, image_key=key, prefix=prefix)]
         for name in only:
             wanted += _named(origin, name)
+        for repository in [f"{prefix}/{image}" for image in PLATFORM_IMAGES if releases and platform]:
+            wanted += [(repository, tag) for tag in origin.tags(repository) if belongs_to(tag) is None]
         if not releases and not only:
             wanted = everything(origin, prefix)
         done = copy_releases(origin, destination, wanted, click.echo, image_key=key, replace=replace, threads=threads)
