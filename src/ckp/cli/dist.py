@@ -5,12 +5,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import get_args
 
 import click
 
 from ckp.catalog.load import Catalog, Profile
-from ckp.cli.release import DEFAULT_RELEASE
+from ckp.cli.release import DEFAULT_RELEASE, PROFILE_OPTION
 from ckp.cli.repository import repository_options
 from ckp.cli.site import REGISTRY_ADDRESS
 from ckp.clients.oci import Registry
@@ -26,9 +25,6 @@ from ckp.lab import base
 
 AGENT_COMPONENT = "agent"
 
-PROFILE_OPTION = click.option(
-    "--profile", type=click.Choice(list(get_args(Profile))), default="release", show_default=True, help="`lab` may use the release's named stand-ins."
-)
 KEYRING_OPTION = click.option(
     "--keyring", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="Whom to trust; default: this machine's own signing keys."
 )

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import click
 
 from ckp.catalog import render
-from ckp.catalog.load import Catalog
+from ckp.catalog.load import Catalog, Profile
 from ckp.dist.locks import add_release
 from ckp.kits.errors import InvalidInput, NotFound
 
 DEFAULT_RELEASE = "v1.35.1"
 """What commands take when nobody names a release."""
+
+PROFILE_OPTION = click.option(
+    "--profile", type=click.Choice(list(get_args(Profile))), default="release", show_default=True, help="`lab` may use the release's named stand-ins."
+)
 
 
 @click.group()

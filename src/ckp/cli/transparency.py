@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import click
 
 from ckp.catalog.load import Catalog, Profile
 from ckp.cli.output import Column, describe, show_data, table
-from ckp.cli.release import DEFAULT_RELEASE
+from ckp.cli.release import DEFAULT_RELEASE, PROFILE_OPTION
 from ckp.clients.oci import Registry
 from ckp.clients.openpgp import IMAGE_PUBLIC
 from ckp.dist import dsse
@@ -31,9 +31,6 @@ from ckp.kits.errors import InvalidInput, NotFound, VerificationFailed
 F = TypeVar("F", bound=Callable[..., Any])
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-_profile = click.option(
-    "--profile", type=click.Choice(list(get_args(Profile))), default="release", show_default=True, help="`lab` may use the release's named stand-ins."
-)
 _release = click.option("--release", "release", default=DEFAULT_RELEASE, show_default=True, help="The release that a name is looked for in.")
 _format = click.option("--format", "output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print it.")
 
@@ -83,7 +80,7 @@ def _quiet(_: str) -> None:
 @click.command("sbom")
 @click.argument("target", metavar="NAME|PATH|IMAGE")
 @_release
-@_profile
+@PROFILE_OPTION
 @_format
 @_registry_options
 def sbom(target: str, release: str, profile: Profile, output: str, image_key: Path | None, registry_ca: Path | None, credentials: Path | None) -> None:
@@ -134,7 +131,7 @@ def _licence(item: Mapping[str, Any]) -> str:
 @click.command("provenance")
 @click.argument("target", metavar="NAME|PATH|IMAGE")
 @_release
-@_profile
+@PROFILE_OPTION
 @_format
 @_registry_options
 def provenance(target: str, release: str, profile: Profile, output: str, image_key: Path | None, registry_ca: Path | None, credentials: Path | None) -> None:
@@ -183,7 +180,7 @@ def _show_statement(statement: Mapping[str, Any]) -> None:
 @click.command("reproduce")
 @click.argument("name", default=DEFAULT_RELEASE)
 @click.option("--component", "components", multiple=True, help="Make only this one's programs again; may be given several times.")
-@_profile
+@PROFILE_OPTION
 @click.option("--against", multiple=True, metavar="FILE|IMAGE", help="Published provenance to compare with; default: what is built on this machine.")
 @click.option("--fresh-modules", is_flag=True, help="Fetch all sources anew, instead of taking them from this machine's module cache.")
 @click.option("--directory", type=click.Path(file_okay=False, path_type=Path), default=None, help="Where to work; emptied before and after.")
@@ -261,7 +258,7 @@ def _show_findings(findings: Sequence[Finding], output: str) -> None:
 @click.command("compare")
 @click.argument("name", default=DEFAULT_RELEASE)
 @click.option("--binary", "binaries", multiple=True, help="Only this program; may be given several times.")
-@_profile
+@PROFILE_OPTION
 @click.option("--upstream", type=_FILE, default=None, help="A program that upstream has built, to lay beside the one named with --binary.")
 @click.option("--upstream-tree", type=_FOLDER, default=None, help="A checkout of upstream's tree: compare staging modules with it, file by file.")
 @_format
