@@ -9,7 +9,6 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -25,22 +24,13 @@ from ckp.agent.kit import VerificationFailed
 from ckp.agent.verify import verify_package
 from ckp.cli.verify import verify as verify_command
 from ckp.clients.cosign import sign_image
-from ckp.clients.openpgp import PRIMARY, SIGNING, SigningKey, add_signing_subkey
+from ckp.clients.openpgp import PRIMARY, SigningKey, add_signing_subkey
 from ckp.dist.keys import KeyRing
 from ckp.dist.packages import Package
 from ckp.dist.registry import RegistryServer
 from ckp.dist.rpm import sign_rpm
 from ckp.kits.errors import InvalidInput
 from ckp.kits.errors import VerificationFailed as VerificationRefused
-
-POLICY = """<?xml version="1.0"?>
-<!DOCTYPE Policy SYSTEM "https://www.debian.org/debsig/1.0/policy.dtd">
-<Policy xmlns="https://www.debian.org/debsig/1.0/">
-  <Origin Name="Coredge.io" id="{id}" Description="CKP packages"/>
-  <Selection><Required Type="origin" File="ckp.gpg" id="{id}"/></Selection>
-  <Verification MinOptional="0"><Required Type="origin" File="ckp.gpg" id="{id}"/></Verification>
-</Policy>
-"""
 
 
 def needs(program: str) -> pytest.MarkDecorator:
@@ -90,35 +80,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     if shutil.which("rpmkeys"):
         assert said("rpmkeys", "--dbpath", home / "db", "--import", folder / "ckp.asc", home=home).returncode == 0
     if shutil.which("debsig-verify"):
-        identity = key.subkey
-        for place, name, text in (("etc/debsig/policies", "ckp.pol", POLICY.format(id=identity).encode()), ("usr/share/debsig/keyrings", "ckp.gpg", b"")):
-            path = home / "root" / place / identity / name
+        for name, content in KeyRing.at(key.folder).debsig().items():
+            path = home / "root" / name
             path.parent.mkdir(parents=True)
-            path.write_bytes(text or certificate_for_debsig(key, home))
+            path.write_bytes(content)
     yield made
     said("gpgconf", "--kill", "all", home=home)
-
-
-def certificate_for_debsig(key: SigningKey, home: Path) -> bytes:
-    """The signing subkey as a certificate of its own: debsig-verify 0.28 compares with primary keys only.
-
-    The key is the same, with the same time, and so has the same fingerprint.
-    """
-    folder = home / "promoted"
-    folder.mkdir(mode=0o700)
-    gpg = ("gpg", "--homedir", folder, "--batch", "--yes", "--no-tty", "--pinentry-mode", "loopback", "--passphrase", "")
-    assert said(*gpg, "--import", home=home, stdin=(key.folder / SIGNING).read_bytes()).returncode == 0
-    rows = [line.split(":") for line in said(*gpg, "--with-colons", "--with-keygrip", "--list-secret-keys", home=home).stdout.decode().splitlines()]
-    at = next(number for number, row in enumerate(rows) if row[0] == "ssb")
-    created = datetime.fromtimestamp(int(rows[at][5]), UTC).strftime("%Y%m%dT%H%M%S")
-    wanted = (
-        f"Key-Type: RSA\nKey-Grip: {rows[at + 2][9]}\nKey-Usage: sign\nName-Real: debsig\nCreation-Date: {created}\nExpire-Date: 0\n%no-protection\n%commit\n"
-    )
-    assert said(*gpg, "--gen-key", home=home, stdin=wanted.encode()).returncode == 0
-    exported = said(*gpg, "--export", "=debsig", home=home).stdout
-    said("gpgconf", "--homedir", folder, "--kill", "all", home=home)
-    assert exported
-    return exported
 
 
 def test_gpgv_takes_the_signature_of_a_deb_over_its_members(world: World, tmp_path: Path) -> None:

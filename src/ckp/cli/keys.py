@@ -100,9 +100,15 @@ def detach(file: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True), default="-")
 @click.option("--armor/--binary", default=True, show_default=True, help="ASCII armour, or the binary keyring that gpgv and apt read.")
 @click.option("--images", is_flag=True, help="The public key of images (PEM, for cosign) instead.")
-def export(file: Path, armor: bool, images: bool) -> None:
+@click.option("--debsig", is_flag=True, help="Into the folder FILE: policy and keyring for debsig-verify, as they lie below /.")
+def export(file: Path, armor: bool, images: bool, debsig: bool) -> None:
     """Write the public keys, for those who verify."""
     ring = KeyRing.at(paths.keys())
+    if debsig:
+        for path, content in ring.debsig().items():
+            atomic_write(file / path, content, mode=0o644)
+        click.echo(f"{file}: debsig-verify's policy and keyring; copy them to /, or use debsig-verify --root {file}")
+        return
     data = ring.key.image_public.read_bytes() if images else ring.export(armor=armor)
     if str(file) == "-":
         click.echo(data, nl=False)

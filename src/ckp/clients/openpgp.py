@@ -86,7 +86,7 @@ class SigningKey:
     @property
     def fingerprint(self) -> str:
         """Of the primary key, upper-case hex as gpg prints it."""
-        return str(pysequoia.Tsk.from_bytes(self._secret()).extract_certificate().fingerprint).upper()
+        return str(pysequoia.Tsk.from_bytes(self.secret()).extract_certificate().fingerprint).upper()
 
     @property
     def subkey(self) -> str:
@@ -118,14 +118,15 @@ class SigningKey:
     def _signer(self) -> pysequoia.PySigner:
         """Of the key that `subkey` names. Sequoia would take the first of several, so it is handed a certificate with only that one."""
         wanted, keep, packets = self.subkey, True, []
-        for packet in pysequoia.packet.PacketPile.from_bytes(bytes(self._secret())):
+        for packet in pysequoia.packet.PacketPile.from_bytes(bytes(self.secret())):
             if packet.tag in (pysequoia.packet.Tag.SecretSubkey, pysequoia.packet.Tag.PublicSubkey):
                 keep = str(packet.fingerprint).upper() == wanted
             if keep:
                 packets.append(packet)
         return pysequoia.Tsk.from_packets(packets).signer()
 
-    def _secret(self) -> bytes:
+    def secret(self) -> bytes:
+        """The secret signing subkeys, for gpg's standard input and nothing else."""
         path = self.folder / SIGNING
         try:
             if path.stat().st_mode & 0o077:
@@ -227,7 +228,7 @@ def make_primary(key: SigningKey, user_id: str, *, signing_life: str = SIGNING_L
 
 def add_signing_subkey(key: SigningKey, primary: bytes, *, life: str = SIGNING_LIFE) -> None:
     """A new signing subkey; those before it stay valid until they expire or are revoked. The caller holds the lock."""
-    with gpg_home(key.certificate, primary, key._secret()) as home:
+    with gpg_home(key.certificate, primary, key.secret()) as home:
         fingerprint = _same_primary(home, key)
         gpg(home, "--quick-add-key", fingerprint, ALGORITHM, "sign", life, what="making the signing key")
         store(key, home, fingerprint, primary=(key.folder / PRIMARY).exists())

@@ -22,6 +22,15 @@ OWNER = "Coredge.io CKP packages <support@coredge.io>"
 REASONS = {"compromised": "1", "superseded": "2", "retired": "3"}
 """Reasons of RFC 4880 §5.2.3.23 by gpg's menu. gpgv refuses signatures of a revoked key whatever the reason is."""
 
+DEBSIG_POLICY = """<?xml version="1.0"?>
+<!DOCTYPE Policy SYSTEM "https://www.debian.org/debsig/1.0/policy.dtd">
+<Policy xmlns="https://www.debian.org/debsig/1.0/">
+  <Origin Name="Coredge.io" id="{id}" Description="CKP packages"/>
+  <Selection><Required Type="origin" File="ckp.gpg" id="{id}"/></Selection>
+  <Verification MinOptional="0"><Required Type="origin" File="ckp.gpg" id="{id}"/></Verification>
+</Policy>
+"""
+
 
 @dataclass(frozen=True)
 class KeyRing:
@@ -121,6 +130,28 @@ class KeyRing:
             return binary
         with openpgp.gpg_home(binary) as home:
             return openpgp.export(home, "--armor", "--export")
+
+    def debsig(self) -> dict[str, bytes]:
+        """What debsig-verify needs to check packages of the key that signs now: a policy and a keyring, by their paths below the root.
+
+        debsig-verify (0.28) compares a signature's key with primary keys only, so the keyring has the signing subkey as a certificate of its
+        own: the same key, made at the same time, and so of the same fingerprint.
+        """
+        identity = self.key.subkey
+        info = next(item for item in self.all() if item.fingerprint == identity)
+        with openpgp.gpg_home(self.key.certificate, self.key.secret()) as home:
+            listed = openpgp.gpg(home, "--with-colons", "--with-keygrip", "--list-secret-keys", what="listing keys").stdout.splitlines()
+            rows = [line.split(":") for line in listed]
+            at = next(number for number, row in enumerate(rows) if row[0] == "fpr" and row[9] == identity)
+            grip = next(row[9] for row in rows[at:] if row[0] == "grp")
+            wanted = ["Key-Type: RSA", f"Key-Grip: {grip}", "Key-Usage: sign", "Name-Real: debsig", f"Creation-Date: {info.created:%Y%m%dT%H%M%S}"]
+            script = "\n".join([*wanted, "Expire-Date: 0", "%no-protection", "%commit", ""])
+            openpgp.gpg(home, "--gen-key", stdin=script.encode(), what="writing the signing key as a certificate of its own")
+            certificate = openpgp.export(home, "--export", "=debsig")
+        return {
+            f"etc/debsig/policies/{identity}/ckp.pol": DEBSIG_POLICY.format(id=identity).encode(),
+            f"usr/share/debsig/keyrings/{identity}/ckp.gpg": certificate,
+        }
 
     def trust(self, certificate: bytes) -> list[str]:
         """Add somebody's public keys to those that are trusted here, or merge what is new in them (such as a revocation)."""
