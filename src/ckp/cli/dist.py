@@ -12,6 +12,7 @@ from ckp.catalog.load import Catalog, Profile
 from ckp.cli.release import DEFAULT_RELEASE, PROFILE_OPTION
 from ckp.cli.repository import repository_options
 from ckp.cli.site import REGISTRY_ADDRESS
+from ckp.cli.trust import trusted_keys
 from ckp.clients.oci import Registry
 from ckp.dist.airgap import ImportedRelease, export_release
 from ckp.dist.bundle import PREFIX
@@ -36,14 +37,6 @@ NAME_OPTION = click.option(
 @click.group()
 def dist() -> None:
     """Build, sign, publish, carry and verify the distribution."""
-
-
-def trusted_keys(keyring: Path | None) -> Path:
-    """The keyring to verify with; InvalidInput if there is none."""
-    ring = keyring or paths.keys() / "trusted.gpg"
-    if not ring.exists():
-        raise InvalidInput(f"there is no keyring at {ring}", resolution="name one with --keyring: the public keys that the maker gave you (ckp keys export)")
-    return ring
 
 
 def made(name: str, profile: Profile, registry_name: str, steps: Steps) -> Distribution:

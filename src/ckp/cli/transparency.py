@@ -14,6 +14,7 @@ import click
 from ckp.catalog.load import Catalog, Profile
 from ckp.cli.output import Column, describe, show_data, table
 from ckp.cli.release import DEFAULT_RELEASE, PROFILE_OPTION
+from ckp.cli.trust import trusted_image_key
 from ckp.clients.oci import Registry
 from ckp.clients.openpgp import IMAGE_PUBLIC
 from ckp.dist import dsse
@@ -61,13 +62,6 @@ def _manifest(text: str, ca: Path | None, credentials: Path | None) -> Iterator[
         registry.close()
 
 
-def _public_key(given: Path | None) -> bytes:
-    path = given or paths.keys() / IMAGE_PUBLIC
-    if not path.exists():
-        raise InvalidInput(f"there is no public key for images at {path}", resolution="name one with --image-key: the key that the maker gave you")
-    return path.read_bytes()
-
-
 def _is_reference(target: str) -> bool:
     first, slash, _ = target.partition("/")
     return bool(slash) and not Path(target).exists() and (":" in first or "." in first)
@@ -91,7 +85,7 @@ def sbom(target: str, release: str, profile: Profile, output: str, image_key: Pa
     """
     if _is_reference(target):
         with _manifest(target, registry_ca, credentials) as (registry, repository, digest):
-            document = attached_sbom(registry, repository, digest, _public_key(image_key))
+            document = attached_sbom(registry, repository, digest, trusted_image_key(image_key))
     else:
         named = Named(Catalog(), release, profile, _quiet)
         document = named.sbom(named.find(target))
@@ -142,10 +136,10 @@ def provenance(target: str, release: str, profile: Profile, output: str, image_k
     signed = ""
     if _is_reference(target):
         with _manifest(target, registry_ca, credentials) as (registry, repository, digest):
-            statement = attached_statement(registry, repository, digest, _public_key(image_key))
+            statement = attached_statement(registry, repository, digest, trusted_image_key(image_key))
         signed = f"good, by {image_key or paths.keys() / IMAGE_PUBLIC}"
     elif Path(target).is_file() and Path(target).suffix in (".json", ".jsonl", ".intoto"):
-        statement = dsse.open_envelope(Path(target).read_bytes(), _public_key(image_key))
+        statement = dsse.open_envelope(Path(target).read_bytes(), trusted_image_key(image_key))
         signed = f"good, by {image_key or paths.keys() / IMAGE_PUBLIC}"
     else:
         named = Named(Catalog(), release, profile, _quiet)
@@ -234,9 +228,9 @@ def _expected_here(catalog: Catalog, name: str, profile: Profile, roles: Sequenc
 
 def _published(item: str, image_key: Path | None, ca: Path | None, credentials: Path | None) -> dict[str, Any]:
     if Path(item).is_file():
-        return dsse.open_envelope(Path(item).read_bytes(), _public_key(image_key))
+        return dsse.open_envelope(Path(item).read_bytes(), trusted_image_key(image_key))
     with _manifest(item, ca, credentials) as (registry, repository, digest):
-        return attached_statement(registry, repository, digest, _public_key(image_key))
+        return attached_statement(registry, repository, digest, trusted_image_key(image_key))
 
 
 def _show_findings(findings: Sequence[Finding], output: str) -> None:

@@ -12,11 +12,11 @@ import click
 from ckp.catalog.load import Catalog
 from ckp.catalog.models import Release
 from ckp.cli.cluster import took, wait_until_ready
-from ckp.cli.dist import trusted_keys
 from ckp.cli.enrolment import Enrolment
 from ckp.cli.release import DEFAULT_RELEASE
 from ckp.cli.session import Session, config_path, read_config
 from ckp.cli.site import COMPASS_ADDRESS, GROUP, LAB_OS, REGISTRY_ADDRESS, Site
+from ckp.cli.trust import trusted_keys
 from ckp.dist.airgap import ImportedRelease
 from ckp.dist.registry import RegistryServer
 from ckp.dist.release import Distribution

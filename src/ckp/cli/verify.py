@@ -8,11 +8,10 @@ import click
 
 from ckp.agent import verify as checks
 from ckp.agent.kit import VerificationFailed as Refused
+from ckp.cli.trust import trusted_image_key, trusted_keys
 from ckp.clients.oci import Registry
-from ckp.clients.openpgp import IMAGE_PUBLIC, KEYRING
 from ckp.dist.verification import Reference, verify_reference
-from ckp.kits import paths
-from ckp.kits.errors import InvalidInput, VerificationFailed
+from ckp.kits.errors import VerificationFailed
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -33,7 +32,7 @@ def verify(
     with or without @digest; of a bundle the content is verified too. All targets are looked at; if anything is wrong with one, the command
     ends with code 3.
     """
-    ring = _need(keyring or paths.keys() / KEYRING, "keyring", "--keyring")
+    ring = trusted_keys(keyring)
     refused: list[str] = []
     for target in targets:
         try:
@@ -41,7 +40,7 @@ def verify(
                 lines = checks.verify_path(target, str(ring), release)
             else:
                 reference = Reference.parse(target)
-                pem = _need(image_key or paths.keys() / IMAGE_PUBLIC, "public key for images", "--image-key").read_bytes()
+                pem = trusted_image_key(image_key)
                 registry = Registry(reference.address, registry_ca, credentials=credentials)
                 try:
                     lines = verify_reference(reference, registry, pem, ring, release)
@@ -58,9 +57,3 @@ def verify(
             details="\n".join(refused),
             resolution="use nothing of what was refused; see the reasons above",
         )
-
-
-def _need(path: Path, what: str, option: str) -> Path:
-    if not path.exists():
-        raise InvalidInput(f"there is no {what} at {path}", resolution=f"name one with {option}: the public keys that the maker gave you (ckp keys export)")
-    return path

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +95,6 @@ def deliver(registry: Registry, items: Sequence[Item], blobs: BlobStore) -> None
 @contextmanager
 def own_registry(program: Path) -> Iterator[tuple[Registry, str, Path]]:
     """A registry on loopback for the block, over the content that this machine's registries share; its client, address and CA."""
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -240,12 +240,12 @@ class ImportedRelease:
             raise InvalidInput(f"{file} was made by CKP {about['ckp']}, and this is {__version__}", resolution=f"use CKP {about['ckp']} with it")
         return cls(folder, about, say)
 
-    @property
+    @cached_property
     def release(self) -> Release:
         """See Deliverable."""
         return Release(**self.about["release"])
 
-    @property
+    @cached_property
     def built(self) -> dict[str, Built]:
         """See Deliverable."""
         found = {}

@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,33 +201,34 @@ def go_mod_text(upstream: Upstream) -> str:
 def source_text(base: str, upstream: Upstream) -> str:
     """The lock's source.toml: that of another version, with what is this version's own."""
     major, minor = version_key(upstream.version)[:2]
-    text = base
-    for pattern, value in (
+    text = _with_lines(base, "lock", "mend its source.toml", (
         (r'^version = ".*"$', f'version = "{upstream.version}"'),
         (r"^modules = \[.*\]$", f'modules = ["{MODULE}@{upstream.version}"]'),
         (r'^go = ".*"$', f'go = "{upstream.go}"'),
         (r'^commit = ".*"$', f'commit = "{upstream.commit}"'),
         (r'^date = ".*"$', f'date = "{upstream.date}"'),
-    ):
-        text, count = re.subn(pattern, value, text, flags=re.MULTILINE)
-        if count != 1:
-            raise CkpError(f"the lock that this one is made from has {count} lines like {pattern}, and must have one", resolution="mend its source.toml")
+    ))
     return re.sub(r"\.gitMinor=\d+", f".gitMinor={minor}", re.sub(r"\.gitMajor=\d+", f".gitMajor={major}", text))
 
 
 def release_text(base: str, version: str) -> str:
     """A release's file: that of another release, with this version of Kubernetes, and without a stand-in for Kubernetes: this lock was verified."""
-    text = base
-    for pattern, value in (
+    text = _with_lines(base, "release", "mend its file", (
         (r'^name = ".*"$', f'name = "{version}"'),
         (r'^stamp = ".*"$', f'stamp = "{version}-ckp"'),
         (r'^status = ".*"$', f'status = "{STATUS}"'),
         (rf'^{KUBERNETES} = ".*"$', f'{KUBERNETES} = "{version}"'),
-    ):
-        text, count = re.subn(pattern, value, text, flags=re.MULTILINE)
-        if count != 1:
-            raise CkpError(f"the release that this one is made from has {count} lines like {pattern}, and must have one", resolution="mend its file")
+    ))
     return re.sub(rf"(^#[^\n]*\n)*^{KUBERNETES} = \{{[^\n]*\n", "", text, flags=re.MULTILINE)
+
+
+def _with_lines(text: str, what: str, resolution: str, lines: Iterable[tuple[str, str]]) -> str:
+    """The text with each line that a pattern finds replaced. CkpError unless each finds exactly one."""
+    for pattern, line in lines:
+        text, count = re.subn(pattern, line, text, flags=re.MULTILINE)
+        if count != 1:
+            raise CkpError(f"the {what} that this one is made from has {count} lines like {pattern}, and must have one", resolution=resolution)
+    return text
 
 
 def toolchains_text(base: str, go: str, checksum: str) -> str:

@@ -30,6 +30,7 @@ from ckp.clients.openpgp import SigningKey
 from ckp.dist import completions, debs, licences
 from ckp.dist.build import Built
 from ckp.dist.debs import SOURCE_DATE, ar_member, ar_members, sign_deb
+from ckp.dist.rpm import sign_rpm
 from ckp.dist.rpm_payload import with_relative_paths
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
@@ -217,11 +218,7 @@ def make_package(
 
 
 def _sign(unsigned: bytes, key: SigningKey, format: Format) -> bytes:
-    if format == "deb":
-        return sign_deb(unsigned, key)
-    from ckp.dist.rpm import sign_rpm
-
-    return sign_rpm(unsigned, key)
+    return sign_deb(unsigned, key) if format == "deb" else sign_rpm(unsigned, key)
 
 
 def _digest(recipe: Recipe, version: str, built: Mapping[str, Built], extra: Mapping[str, Path], format: Format, signer: str) -> str:

@@ -24,6 +24,7 @@ from ckp.dist.dsse import STATEMENT_TYPE
 from ckp.dist.gobuildinfo import Module, Program, build_record, dirhash_hex, read_sums
 from ckp.dist.goflags import build_environment, build_flags, pause_flags
 from ckp.dist.images import Image
+from ckp.dist.kept import code_of, kept
 from ckp.dist.packagecontents import read_package
 from ckp.dist.packages import Package
 from ckp.dist.unsigned import unsigned_sha256
@@ -38,6 +39,8 @@ BUILDER = "https://coredge.io/ckp/dist"
 TARGET = "linux/amd64"
 LOCK_FILES = ("source.toml", "go.mod", "go.sum")
 RECIPE = "1"
+MAKERS = ("provenance", "goflags", "layercontents", "packagecontents")
+"""The modules whose code makes these statements."""
 Json = dict[str, Any]
 
 
@@ -274,19 +277,7 @@ def _add_pause(inputs: _Inputs, shop: Workshop, tag: str) -> None:
 
 
 def _kept(parts: Iterable[str], make: Callable[[], Json]) -> Json:
-    key = sha256_bytes("\n".join([RECIPE, _makers(), *parts]).encode())
-    record = paths.cache() / "sbom" / "statements" / f"{key[:40]}.json"
-    if record.exists():
-        found: Json = json.loads(record.read_text())
-        return found
-    statement = make()
-    atomic_write(record, json.dumps(statement, sort_keys=True))
-    return statement
-
-
-@cache
-def _makers() -> str:
-    return "".join(sha256_file(Path(__file__).with_name(f"{name}.py")) for name in ("provenance", "goflags", "layercontents", "packagecontents"))
+    return kept("statements", [RECIPE, code_of(*MAKERS), *parts], make)
 
 
 def _shop_hash(shop: Workshop) -> str:

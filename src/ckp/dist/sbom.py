@@ -20,6 +20,7 @@ from ckp.dist.cyclonedx import Bom, Json, component, licences, properties, purl,
 from ckp.dist.debian import DebianPackage
 from ckp.dist.gobuildinfo import BuildInfo, Module, Program, Reader, build_record
 from ckp.dist.images import Image
+from ckp.dist.kept import code_of, kept
 from ckp.dist.packagecontents import PackageContents, read_package
 from ckp.dist.packages import Package
 from ckp.dist.workshop import Workshop
@@ -28,6 +29,8 @@ from ckp.kits.errors import CkpError
 from ckp.kits.files import atomic_write, sha256_bytes, sha256_file
 
 VENDOR = "coredge"
+MAKERS = ("sbom", "cyclonedx", "debian", "layercontents", "packagecontents", "gobuildinfo")
+"""The modules whose code makes these documents."""
 DEBIAN_DISTRIBUTION = "debian-12"
 PREFIX = "ckp"
 """Begins the names of our properties."""
@@ -81,22 +84,7 @@ def bundle_sbom(shop: Workshop, bundle: Bundle, packages: Iterable[Package], ima
 
 
 def _kept(parts: Iterable[str], make: Callable[[], Json]) -> Json:
-    """A document by what decides it; made on the first call."""
-    key = sha256_bytes("\n".join([_makers(), *parts]).encode())
-    record = paths.cache() / "sbom" / "documents" / f"{key[:40]}.json"
-    if record.exists():
-        found: Json = json.loads(record.read_text())
-        return found
-    document = make()
-    atomic_write(record, json.dumps(document, sort_keys=True))
-    return document
-
-
-@cache
-def _makers() -> str:
-    """Changed code makes new documents."""
-    names = ("sbom", "cyclonedx", "debian", "layercontents", "packagecontents", "gobuildinfo")
-    return "".join(sha256_file(Path(__file__).with_name(f"{name}.py")) for name in names)
+    return kept("documents", [code_of(*MAKERS), *parts], make)
 
 
 def _built_hash(program: Program) -> str:
