@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.support.spoilt_packages import Deb, Rpm, header, special, tar_of, text, texts
 
@@ -140,6 +140,8 @@ def test_tar(raw: bytes) -> None:
 
 @FUZZ
 @given(path=st.text(max_size=60), target=st.text(max_size=60), kind=st.sampled_from(["file", "folder", "link", "hardlink"]), mode=st.integers(0, 0o7777))
+@example(path="/", target="0", kind="link", mode=0)
+@example(path="./", target="", kind="file", mode=0)
 def test_no_entry_leaves_the_root(path: str, target: str, kind: str, mode: int) -> None:
     import posixpath
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ckp.agent.versions import compare_deb, compare_rpm
@@ -31,6 +31,7 @@ def test_debs_are_ordered_as_dpkg_orders_them(pairs: list[tuple[str, str]]) -> N
 @pytest.mark.skipif(shutil.which("rpm") is None, reason="rpm is not installed (make setup installs it)")
 @FAST
 @given(st.lists(st.tuples(RPM, RPM), min_size=20, max_size=20))
+@example([("0", "0-0"), ("0-0", "0"), ("0", "0-~"), ("0:1-1", "1-1"), ("1-1", "0:1")])
 def test_rpms_are_ordered_as_rpm_orders_them(pairs: list[tuple[str, str]]) -> None:
     lua = ";".join(f"print(rpm.vercmp('{first}','{second}')..'\\n')" for first, second in pairs)
     said = subprocess.run(["rpm", "--eval", f"%{{lua:{lua}}}"], capture_output=True, text=True, check=True, timeout=60).stdout

@@ -135,6 +135,8 @@ class Contents:
             raise self._refused(f"{entry.path!r} is {entry.kind}, and a package may hold files, folders and links only", "content type")
         if entry.kind != "link" and entry.mode & 0o6000:
             raise self._refused(f"{entry.path!r} would run with its owner's rights (mode {entry.mode & 0o7777:04o})", "setuid")
+        if not parts and entry.kind != "folder":
+            raise self._refused(f"{entry.path!r} is the root, and would be {entry.kind} instead of a folder", "path")
         if self.kinds.get(path, "folder") != "folder" or (path in self.kinds and entry.kind != "folder"):
             raise self._refused(f"{entry.path!r} is there twice", "content twice")
         for parent in ("/".join(parts[:depth]) for depth in range(1, len(parts))):

@@ -63,10 +63,12 @@ def _numbers(first: int, second: int) -> int:
 
 
 def compare_rpm(first: str, second: str) -> int:
-    """-1, 0 or 1, as rpm orders `[epoch:]version[-release]` (rpm-version(7)); a missing release is not compared."""
+    """-1, 0 or 1, as rpm orders `[epoch:]version[-release]` (rpmverCmp in rpm's lib/rpmver.c); no release is older than any."""
     left, right = _parts(first), _parts(second)
     order = _decimal(left[0], right[0]) or _rpm_part(left[1], right[1])
-    return order or (_rpm_part(left[2], right[2]) if left[2] and right[2] else 0)
+    if order or not (left[2] and right[2]):
+        return order or _numbers(bool(left[2]), bool(right[2]))
+    return _rpm_part(left[2], right[2])
 
 
 def _rpm_part(first: str, second: str) -> int:
