@@ -69,7 +69,7 @@ def make_leaf(
     common_name: str = "leaf",
     uris: tuple[str, ...] = (),
     server: bool = False,
-    days: int = 30,
+    days: float = 300,
 ) -> tuple[str, ec.EllipticCurvePrivateKey]:
     key = key or ec.generate_private_key(ec.SECP256R1())
     now = datetime.now(UTC)

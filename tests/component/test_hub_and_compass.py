@@ -220,7 +220,7 @@ async def test_a_machine_becomes_a_host_and_its_reports_stand_beside_the_control
         assert [(item["name"], item["state"], item["free"]) for item in shown] == [("worker-1", "Free", True)]
 
     async def offline() -> bool:
-        return shape.agent_condition(await platform.host("worker-1")).get("status") == "False"
+        return shape.condition_of(await platform.host("worker-1")).get("status") == "False"
 
     await wait_until_async(offline, what="the host that said goodbye is offline", timeout=20, every=0.1)
     host = await platform.host("worker-1")

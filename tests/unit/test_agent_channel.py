@@ -343,3 +343,56 @@ def test_delays_grow_are_jittered_and_bounded() -> None:
     assert len(set(delays)) == len(delays)
     backoff.reset()
     assert backoff.delay() <= 1.0
+
+
+# Renewal of the certificate.
+
+
+def renewal(hub: Hub, agent: Agent) -> tuple[str, Any]:
+    """Ask the agent for a renewal; the certificate that it gets, and the public key that it is for."""
+    hub.next("hello")
+    hub.connections[-1].send(messages.to_json(messages.RenewalDue()))
+    request = x509.load_pem_x509_csr(hub.next("renewal")["csr"].encode())
+    certificate = hub.authority._build(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "worker-1")]), request.public_key(), False, [])
+    return certificate.public_bytes(serialization.Encoding.PEM).decode(), request.public_key()
+
+
+def test_a_renewed_certificate_is_used_at_once_with_a_new_key(hub: Hub, agent: Agent) -> None:
+    old = Path(agent.identity.key).read_text()
+    certificate, public = renewal(hub, agent)
+    hub.connections[-1].send(messages.to_json(messages.IssuedCertificate(certificate, hub.authority.pem())))
+    hub.next("hello")  # it came back
+    assert Path(agent.identity.certificate).read_text() == certificate
+    assert Path(agent.identity.key).read_text() != old
+    key = serialization.load_pem_private_key(Path(agent.identity.key).read_bytes(), None)
+    assert key.public_key() == public
+    assert Path(agent.identity.key).stat().st_mode & 0o777 == 0o600
+    assert not list(Path(agent.identity.state_dir).glob("*-next.pem"))
+
+
+def test_a_certificate_for_another_key_changes_nothing(hub: Hub, agent: Agent, tmp_path: Path) -> None:
+    before = Path(agent.identity.certificate).read_text(), Path(agent.identity.key).read_text()
+    renewal(hub, agent)
+    other, _ = hub.authority.issue(tmp_path / "other", "worker-1")
+    hub.connections[-1].send(messages.to_json(messages.IssuedCertificate(other.read_text(), hub.authority.pem())))
+    hub.connections[-1].send(messages.to_json(messages.Desired(7, "worker-1", None, 20.0)))  # still connected, and still at work
+    while hub.next("report")["generation"] != 7:
+        pass
+    assert (Path(agent.identity.certificate).read_text(), Path(agent.identity.key).read_text()) == before
+    assert agent.state() == "Connected"
+
+
+@pytest.mark.parametrize("killed_after", ["certificate written", "key moved", "nothing"])
+def test_a_renewal_that_was_cut_off_is_finished_at_the_next_start(hub: Hub, tmp_path: Path, killed_after: str) -> None:
+    folder = tmp_path / "cut"
+    hub.authority.issue(folder, "worker-1")
+    cert, key = hub.authority.issue(tmp_path / "new", "worker-1")
+    (folder / "key-next.pem").write_bytes(key.read_bytes())
+    if killed_after != "nothing":
+        (folder / "cert-next.pem").write_bytes(cert.read_bytes())
+    if killed_after == "key moved":
+        (folder / "key-next.pem").rename(folder / "key.pem")
+    identity = Identity(str(folder))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_cert_chain(identity.certificate, identity.key)
+    assert (Path(identity.certificate).read_text() == cert.read_text()) == (killed_after != "nothing")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -21,7 +22,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 
 from ckp.api import names
-from ckp.api.host_protocol import MAX_FRAME_BYTES, Desired, Hello, JournalEntry, Report
+from ckp.api.host_protocol import MAX_FRAME_BYTES, Desired, Hello, JournalEntry, Renewal, Report
 from ckp.clients import kinds
 from ckp.clients.kinds import Kind
 from ckp.clients.kube import KubeError
@@ -32,7 +33,7 @@ from ckp.hub.desired import KubeDesired
 from ckp.hub.identity import HostCa, HostId, channel_context, credential_of
 from ckp.kits.clock import SystemClock, rfc3339
 from ckp.kits.errors import VerificationFailed
-from compass_world import facts
+from compass_world import facts, make_csr
 from tls_world import Authority, client_context, make_authority, make_leaf, serial_of, write_pair
 
 TENANT = "ckp-default-default"
@@ -64,9 +65,9 @@ class Door:
         pem, key = make_leaf(authority or self.host_ca, uris=(uri,) if uri else (), **more)
         return write_pair(self.directory, label, pem, key), f"{serial_of(pem):x}"
 
-    async def enrolled(self, name: str = "one") -> ssl.SSLContext:
+    async def enrolled(self, name: str = "one", **more: Any) -> ssl.SSLContext:
         """A host with its certificate; the TLS context of its agent."""
-        pair, serial = self.credentials(HostId(TENANT, name).uri, label=name)
+        pair, serial = self.credentials(HostId(TENANT, name).uri, label=name, **more)
         await self.add_host(name, serial=serial)
         return client_context(self.root.pem, pair)
 
@@ -89,6 +90,11 @@ class Door:
             }
         )
 
+    async def announce(self, name: str, certificates: str) -> None:
+        """As the byo controller does when a host's certificates change."""
+        patch = {"metadata": {"annotations": {names.CERTIFICATES_ANNOTATION: certificates}}}
+        await self.kube.merge(kinds.SECRET, f"{TENANT}.{name}", names.HOSTS_NAMESPACE, patch)
+
 
 @asynccontextmanager
 async def make_door(directory: Path, kube: KubeSimulator | None = None, *, offline: float = 60.0, seen_every: float = 20.0) -> AsyncIterator[Door]:
@@ -99,8 +105,13 @@ async def make_door(directory: Path, kube: KubeSimulator | None = None, *, offli
     kube = kube or KubeSimulator(manager="ckp-hub", namespaces=("default", TENANT, names.HOSTS_NAMESPACE))
     clock = SystemClock()
     desired = KubeDesired(kube)
-    channel = Channel(kube, desired, clock, CollectorRegistry(), offline=offline, seen_every=seen_every, sweep_every=0.1)
-    context = channel_context(*server, HostCa(*ca_files, clock))
+    ca = HostCa(*ca_files, clock)
+
+    def issue(csr: str, host: HostId) -> tuple[str, str]:
+        return ca.sign(csr, host), root.pem
+
+    channel = Channel(kube, desired, clock, CollectorRegistry(), issue=issue, offline=offline, seen_every=seen_every, sweep_every=0.1)
+    context = channel_context(*server, ca)
     following = asyncio.ensure_future(desired.run())
     sweeping = asyncio.ensure_future(channel.sweep())
     try:
@@ -360,7 +371,11 @@ async def test_a_report_is_merged_into_the_status_beside_what_others_wrote(door:
     assert status["agent"]["version"] == "0.1.0"
     assert status["agent"]["address"] == "127.0.0.1"
     assert status["agent"]["certificateSerial"], "the serial is another writer's and stays"
-    assert {entry["type"]: entry["status"] for entry in status["conditions"]} == {"Claimed": "True", "AgentConnected": "True"}
+    assert {entry["type"]: entry["status"] for entry in status["conditions"]} == {
+        "Claimed": "True",
+        "AgentConnected": "True",
+        "IdentityUnique": "True",
+    }
 
 
 async def test_equal_reports_cost_no_write_but_a_new_last_seen_now_and_then(tmp_path: Path) -> None:
@@ -410,7 +425,7 @@ async def test_an_agent_that_says_goodbye_is_offline_at_once(door: Door) -> None
         await hello(websocket)
         await eventually(lambda: _with_condition(door, "True"))
     host = await eventually(lambda: _with_condition(door, "False"))
-    assert shape.agent_condition(host)["reason"] == "Disconnected"
+    assert shape.condition_of(host)["reason"] == "Disconnected"
     assert host["status"]["agent"]["connected"] is False
     assert host["status"]["facts"]["hostname"] == "worker-1", "what is known stays"
 
@@ -422,9 +437,9 @@ async def test_a_broken_connection_counts_as_offline_only_after_its_time(tmp_pat
         await eventually(lambda: _with_condition(door, "True"))
         websocket.transport.abort()
         await eventually(lambda: _connected_is(door, False))
-        assert shape.agent_condition(await door.host())["status"] == "True"
+        assert shape.condition_of(await door.host())["status"] == "True"
         host = await eventually(lambda: _with_condition(door, "False"), within=8)
-        assert shape.agent_condition(host)["reason"] == "Silent"
+        assert shape.condition_of(host)["reason"] == "Silent"
 
 
 async def test_a_silent_agent_is_cut_off(tmp_path: Path) -> None:
@@ -441,7 +456,7 @@ async def test_a_host_that_left_while_no_hub_ran_is_noticed_by_the_next(tmp_path
         status = shape.with_connection({}, connected=True, condition=True, reason="Connected", message="", seen=long_ago, at=long_ago)
         await kube.apply(shape.apply_body(HostId(TENANT, "one"), status), subresource="status")
         await asyncio.sleep(0.2)
-        assert shape.agent_condition(await door.host())["status"] == "True", "the hosts get time to come back first"
+        assert shape.condition_of(await door.host())["status"] == "True", "the hosts get time to come back first"
         await eventually(lambda: _with_condition(door, "False"))
 
 
@@ -454,7 +469,7 @@ async def test_a_hub_that_restarts_loses_nothing_and_marks_nobody_offline(tmp_pa
         await eventually(lambda: _with_phase(door, "Joined"))
     assert await close_code(websocket) == 1001
     host = await door.host()
-    assert shape.agent_condition(host)["status"] == "True"
+    assert shape.condition_of(host)["status"] == "True"
     assert host["status"]["observed"]["generation"] == 5
 
 
@@ -468,7 +483,7 @@ async def test_the_newer_connection_wins_and_the_older_ones_end_marks_nothing(do
             await desired_of(newer)
             assert await close_code(older) == 1008
             await asyncio.sleep(0.3)
-            assert shape.agent_condition(await door.host())["status"] == "True"
+            assert shape.condition_of(await door.host())["status"] == "True"
             assert door.channel.hosts == [HostId(TENANT, "one")]
             await door.desire("one", Desired(generation=9, host="one"))
             assert (await desired_of(newer)).generation == 9
@@ -489,7 +504,7 @@ async def test_the_last_word_of_an_old_connection_never_follows_the_first_of_a_n
     async with newer:
         await newer.send(report(phase="Joined"))
         await eventually(lambda: _with_phase(door, "Joined"))
-        values = [shape.agent_condition(event.obj).get("status") for event in door.kube._store.events[events:]]
+        values = [shape.condition_of(event.obj).get("status") for event in door.kube._store.events[events:]]
         assert values
         assert set(values) == {"True"}
 
@@ -512,6 +527,140 @@ async def test_a_re_enrolled_hosts_old_connection_is_cut_off_at_its_next_report(
         await websocket.send(report(phase="Joined"))
         assert await close_code(websocket) == 1008
     assert (await door.host())["status"]["agent"]["certificateSerial"] == "newer"
+
+
+# Certificates: revoked, renewed, copied.
+
+
+async def test_a_revoked_certificate_is_cut_off_at_once_and_stays_out(door: Door) -> None:
+    context = await door.enrolled()
+    await door.desire("one", Desired(generation=1, host="one"))
+    async with door.connect(context) as websocket:
+        await hello(websocket)
+        await desired_of(websocket)
+        serial = (await door.host())["status"]["agent"]["certificateSerial"]
+        await door.kube.merge(kinds.BYO_HOST, "one", TENANT, {"spec": {"revokedSerial": serial}})
+        await door.announce("one", f"revoked={serial}")
+        assert await close_code(websocket) == 1008, "without a report of the host, and without waiting for one"
+    with pytest.raises(InvalidStatus) as refused:
+        async with door.connect(context):
+            pass
+    assert refused.value.response.status_code == 403
+
+
+async def test_a_removed_host_is_cut_off_when_its_desired_state_goes(door: Door) -> None:
+    context = await door.enrolled()
+    await door.desire("one", Desired(generation=1, host="one"))
+    await door.announce("one", "current=1")
+    async with door.connect(context) as websocket:
+        await hello(websocket)
+        await desired_of(websocket)
+        await door.kube.delete(kinds.BYO_HOST, "one", TENANT)
+        await door.kube.delete(kinds.SECRET, f"{TENANT}.one", names.HOSTS_NAMESPACE)
+        assert await close_code(websocket) == 1008
+
+
+async def test_news_of_certificates_that_still_hold_cut_nobody_off(door: Door) -> None:
+    await door.desire("one", Desired(generation=1, host="one"))
+    async with door.connect(await door.enrolled()) as websocket:
+        await hello(websocket)
+        await desired_of(websocket)
+        await door.announce("one", "next=abc")
+        await door.desire("one", Desired(generation=2, host="one"))
+        assert (await desired_of(websocket)).generation == 2
+
+
+async def renewed(door: Door, websocket: ClientConnection) -> tuple[dict[str, Any], ec.EllipticCurvePrivateKey]:
+    """Answer the hub's question for a renewal; what it issues, and the new key."""
+    await hello(websocket)
+    frames = [json.loads(await asyncio.wait_for(websocket.recv(), 5)) for _ in range(2)]
+    assert [frame["type"] for frame in frames] == ["desired", "renewal-due"]
+    key = ec.generate_private_key(ec.SECP256R1())
+    await websocket.send(Renewal(csr=make_csr(key, "somebody-else")).model_dump_json())
+    return json.loads(await asyncio.wait_for(websocket.recv(), 5)), key
+
+
+async def test_a_certificate_near_its_end_is_renewed_and_the_old_one_holds_until_the_new_one_is_used(door: Door) -> None:
+    old = await door.enrolled(days=0.1)
+    async with door.connect(old) as websocket:
+        issued, key = await renewed(door, websocket)
+    assert issued["type"] == "certificate" and issued["ca"] == door.root.pem
+    assert credential_of(ssl.PEM_cert_to_DER_cert(issued["certificate"])).host == HostId(TENANT, "one"), "whatever the request's subject says"
+    async with door.connect(old) as websocket:  # the answer may have been lost
+        await hello(websocket)
+        assert (await desired_of(websocket)).host == "one"
+    new = client_context(door.root.pem, write_pair(door.directory, "renewed", issued["certificate"], key))
+    async with door.connect(new) as websocket:
+        await hello(websocket)
+        await desired_of(websocket)
+    agent = (await door.host())["status"]["agent"]
+    assert agent["certificateSerial"] == f"{serial_of(issued['certificate']):x}" and "nextCertificateSerial" not in agent
+    with pytest.raises(InvalidStatus):
+        async with door.connect(old):
+            pass
+
+
+async def test_a_fresh_certificate_is_not_renewed_and_an_unasked_renewal_is_refused(door: Door) -> None:
+    async with door.connect(await door.enrolled()) as websocket:
+        await hello(websocket)
+        await desired_of(websocket)
+        await websocket.send(Renewal(csr=make_csr()).model_dump_json())
+        assert await close_code(websocket) == 1008
+
+
+@pytest.mark.parametrize("csr", ["nonsense", "of a weak kind"])
+async def test_a_renewal_that_is_no_signing_request_is_refused(door: Door, csr: str) -> None:
+    async with door.connect(await door.enrolled(days=0.1)) as websocket:
+        await hello(websocket)
+        for _ in range(2):
+            await websocket.recv()
+        await websocket.send(Renewal(csr=csr).model_dump_json())
+        assert await close_code(websocket) == 1008
+    assert "nextCertificateSerial" not in (await door.host())["status"]["agent"]
+
+
+async def test_a_renewal_that_cannot_be_written_is_no_renewal(door: Door) -> None:
+    async with door.connect(await door.enrolled(days=0.1)) as websocket:
+        await hello(websocket)
+        for _ in range(2):
+            await websocket.recv()
+        await eventually(lambda: _with_condition(door, "True"))
+        door.kube.on_fault(lambda verb, kind, _: KubeError("away", code=0) if (verb, kind) == ("merge", kinds.BYO_HOST) else None)
+        await websocket.send(Renewal(csr=make_csr()).model_dump_json())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(websocket.recv(), 0.3)
+
+
+async def boots(door: Door, context: ssl.SSLContext, *ids: str) -> dict[str, Any]:
+    """Connections of these boots, one after another; the condition afterwards."""
+    for boot in ids:
+        async with door.connect(context) as websocket:
+            await websocket.send(Hello(boot_id=boot, facts=facts(agent_version="0.1.0")).model_dump_json())
+            await desired_of(websocket)
+            await eventually(lambda: _with_condition(door, "True"))
+        await eventually(lambda: _with_condition(door, "False"))
+    return dict(shape.condition_of(await door.host(), shape.UNIQUE))
+
+
+async def test_a_machine_that_restarts_is_no_clone(door: Door) -> None:
+    assert (await boots(door, await door.enrolled(), "a", "a", "b", "c", "c"))["status"] == "True"
+
+
+async def test_a_boot_that_comes_back_after_another_is_a_clone_until_there_is_a_new_certificate(door: Door) -> None:
+    context = await door.enrolled()
+    found = await boots(door, context, "a", "b", "a")
+    assert (found["status"], found["reason"]) == ("False", "ClonedMachine")
+    assert (await boots(door, context, "c"))["status"] == "False", "only people can tell which of the two it is"
+    pair, serial = door.credentials(HostId(TENANT, "one").uri, label="again")
+    await door.set_serial("one", serial)
+    assert (await boots(door, client_context(door.root.pem, pair), "a"))["status"] == "True"
+
+
+async def test_another_machine_with_this_hosts_key_is_noticed(door: Door) -> None:
+    context = await door.enrolled()
+    await door.kube.merge(kinds.BYO_HOST, "one", TENANT, {"metadata": {"annotations": {"ckp.coredge.io/machine-id": "f" * 32}}})
+    found = await boots(door, context, "a")
+    assert (found["status"], found["reason"]) == ("False", "OtherMachine")
 
 
 # Bad frames.
@@ -607,7 +756,7 @@ async def _with_generation(door: Door, generation: int) -> dict[str, Any] | None
 
 async def _with_condition(door: Door, value: str) -> dict[str, Any] | None:
     host = await door.host()
-    return host if shape.agent_condition(host).get("status") == value else None
+    return host if shape.condition_of(host).get("status") == value else None
 
 
 async def _connected_is(door: Door, value: bool) -> bool:

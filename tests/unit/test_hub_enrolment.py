@@ -227,3 +227,14 @@ def test_rsa_and_elliptic_keys_are_signed_alike(tmp_path: Path) -> None:
     for key in (rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP384R1())):
         certificate, _ = signed(tmp_path, days=100, csr=make_csr(key))  # type: ignore[arg-type]
         assert certificate.public_key() == key.public_key()
+
+
+async def test_a_kept_ticket_does_not_bring_an_old_certificate_back(desk: Desk) -> None:
+    """After a renewal the first certificate is void, also for whoever has kept the enrolment's ticket."""
+    ticket = await approved(desk)
+    await desk.outcome(ticket)
+    await desk.world.kube.merge(kinds.BYO_HOST, "worker-1", NAMESPACE, {"status": {"agent": {"certificateSerial": "renewed"}}}, subresource="status")
+    answer = await desk.agent.get(f"/v1/enrolments/{ticket['request_id']}", headers={"Authorization": f"Bearer {ticket['token']}"})
+    assert answer.status_code == 404
+    host = await desk.world.kube.get(kinds.BYO_HOST, "worker-1", NAMESPACE)
+    assert host is not None and host["status"]["agent"]["certificateSerial"] == "renewed"

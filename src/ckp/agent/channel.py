@@ -12,7 +12,7 @@ from typing import Any, Callable
 from ckp.agent import messages
 from ckp.agent.engine import Engine
 from ckp.agent.identity import Backoff, Identity
-from ckp.agent.kit import log
+from ckp.agent.kit import AgentError, log
 from ckp.agent.status import Status
 
 OPEN_SECONDS = 20.0
@@ -128,22 +128,48 @@ class Channel:
         try:
             for frame in socket:
                 try:
-                    desired = messages.from_json(messages.Desired, frame)
+                    message = messages.from_hub(frame)
                 except messages.MalformedMessage as error:
                     log(f"channel: a frame that can't be understood was ignored: {error}")
                     continue
-                if self.identity.host and desired.host != self.identity.host:
-                    log(f"channel: a desired state for the host {desired.host!r} was ignored, this host is {self.identity.host!r}")
-                    continue
-                self.report_seconds = min(300.0, max(0.1, desired.report_seconds))
-                self._backoff.reset()
-                if self.status.set("channel", "Connected", f"connected to {self.url}"):
-                    log(f"channel: connected to {self.url}")
-                self.engine.submit(desired)
+                if isinstance(message, messages.Desired):
+                    self._take(message)
+                elif isinstance(message, messages.RenewalDue):
+                    self._ask_for_renewal(socket)
+                elif self._renewed(message):
+                    return  # and come back with the new certificate
         finally:
             over.set()
             self.engine.wake()
             sender.join(timeout=5)
+
+    def _take(self, desired: messages.Desired) -> None:
+        if self.identity.host and desired.host != self.identity.host:
+            log(f"channel: a desired state for the host {desired.host!r} was ignored, this host is {self.identity.host!r}")
+            return
+        self.report_seconds = min(300.0, max(0.1, desired.report_seconds))
+        self._backoff.reset()
+        if self.status.set("channel", "Connected", f"connected to {self.url}"):
+            log(f"channel: connected to {self.url}")
+        self.engine.submit(desired)
+
+    def _ask_for_renewal(self, socket: Any) -> None:
+        try:
+            csr = self.identity.make_next_csr()
+        except (AgentError, OSError) as error:
+            log(f"channel: the certificate could not be renewed, the hub asks again at the next connection: {error}")
+            return
+        socket.send(messages.to_json(messages.Renewal(csr=csr)))
+
+    def _renewed(self, issued: messages.IssuedCertificate) -> bool:
+        """Whether a new certificate is in use from now on."""
+        try:
+            self.identity.store_next(issued)
+        except (AgentError, OSError) as error:
+            log(f"channel: the renewed certificate can't be used, the present one stays: {error}")
+            return False
+        log("channel: this host has a new certificate and key")
+        return True
 
     def _send_reports(self, socket: Any, over: threading.Event) -> None:
         from websockets.exceptions import ConnectionClosed

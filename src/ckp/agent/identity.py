@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from ckp.agent import messages
 from ckp.agent.config import Config
-from ckp.agent.kit import AgentError, atomic_write, log, read_text, remove, run
+from ckp.agent.kit import AgentError, atomic_write, log, read_text, remove, run, sync_folder
 from ckp.agent.status import Status
 
 REQUEST_SECONDS = 20.0
@@ -60,6 +60,9 @@ class Identity:
         self.ca = os.path.join(state_dir, "ca.pem")
         self.about = os.path.join(state_dir, "identity.json")
         self.ticket = os.path.join(state_dir, "enrolment.json")
+        self.next_key = os.path.join(state_dir, "key-next.pem")
+        self.next_certificate = os.path.join(state_dir, "cert-next.pem")
+        self._settle()
 
     @property
     def enrolled(self) -> bool:
@@ -78,10 +81,13 @@ class Identity:
         """A CSR for the key, which is made on first use (ECDSA P-256, 0600). The hub ignores the subject."""
         os.makedirs(self.state_dir, mode=0o700, exist_ok=True)
         if not read_text(self.key):
-            made = run(["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"], timeout=60, what="making the host's key")
-            atomic_write(self.key, made.stdout, mode=0o600)
-        name = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())[:64] or "host"
-        return run(["openssl", "req", "-new", "-sha256", "-key", self.key, "-subj", f"/CN={name}"], timeout=60, what="making the certificate request").stdout
+            _make_key(self.key)
+        return _csr(self.key)
+
+    def make_next_csr(self) -> str:
+        """A CSR for the key that comes after the present one: a renewed certificate is never for an old key."""
+        _make_key(self.next_key)
+        return _csr(self.next_key)
 
     def store(self, status: messages.EnrolmentStatus, pinned_ca: str) -> None:
         """Keep what the hub gave, if the certificate fits our key.
@@ -89,32 +95,64 @@ class Identity:
         Raises:
             EnrolmentFailed: it does not fit, or is no certificate.
         """
-        import ssl
-        import tempfile
-
-        with tempfile.TemporaryDirectory(prefix="ckp-enrol-", dir=self.state_dir) as scratch:
-            trial = os.path.join(scratch, "cert.pem")
-            atomic_write(trial, status.certificate, mode=0o600)
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            try:
-                context.load_cert_chain(trial, self.key)
-                if status.ca:
-                    context.load_verify_locations(cadata=status.ca)
-            except (ssl.SSLError, ValueError) as error:
-                raise EnrolmentFailed(
-                    f"the hub's certificate for this host can't be used: {error}",
-                    resolution="remove the host in Compass and enrol it again (ckp-agent enrol --again)",
-                    reason="CertificateUnusable",
-                ) from None
+        self._check_pair(status.certificate, self.key, status.ca)
         atomic_write(self.ca, status.ca or read_text(pinned_ca), mode=0o644)
         atomic_write(self.about, json.dumps({"host": status.host}), mode=0o644)
         atomic_write(self.certificate, status.certificate, mode=0o644)
         remove(self.ticket)
 
+    def store_next(self, issued: messages.IssuedCertificate) -> None:
+        """Take a renewed certificate into use. A power cut at any moment leaves the old pair or the new one, and both are good.
+
+        Raises:
+            EnrolmentFailed: it does not fit the key that was sent, or is no certificate; the old one stays.
+        """
+        self._check_pair(issued.certificate, self.next_key, issued.ca)
+        atomic_write(self.ca, issued.ca, mode=0o644)
+        atomic_write(self.next_certificate, issued.certificate, mode=0o644)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Finish a renewal: with cert-next.pem, which was checked against key-next.pem before it got its name, the new pair is whole."""
+        if os.path.exists(self.next_certificate):
+            if os.path.exists(self.next_key):
+                os.replace(self.next_key, self.key)
+            os.replace(self.next_certificate, self.certificate)
+            sync_folder(self.state_dir)
+
+    def _check_pair(self, certificate: str, key: str, ca: str) -> None:
+        import ssl
+        import tempfile
+
+        with tempfile.TemporaryDirectory(prefix="ckp-enrol-", dir=self.state_dir) as scratch:
+            trial = os.path.join(scratch, "cert.pem")
+            atomic_write(trial, certificate, mode=0o600)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            try:
+                context.load_cert_chain(trial, key)
+                if ca:
+                    context.load_verify_locations(cadata=ca)
+            except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+                raise EnrolmentFailed(
+                    f"the hub's certificate for this host can't be used: {error}",
+                    resolution="remove the host in Compass and enrol it again (ckp-agent enrol --again)",
+                    reason="CertificateUnusable",
+                ) from None
+
     def forget(self) -> None:
         """Drop certificate, ticket and key: the next enrolment is that of a new host."""
-        for path in (self.certificate, self.ticket, self.about, self.ca, self.key):
+        for path in (self.next_certificate, self.next_key, self.certificate, self.ticket, self.about, self.ca, self.key):
             remove(path)
+
+
+def _make_key(path: str) -> None:
+    made = run(["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"], timeout=60, what="making the host's key")
+    atomic_write(path, made.stdout, mode=0o600)
+
+
+def _csr(key: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())[:64] or "host"
+    return run(["openssl", "req", "-new", "-sha256", "-key", key, "-subj", f"/CN={name}"], timeout=60, what="making the certificate request").stdout
 
 
 def request(config: Config, method: str, path: str, *, body: str | None = None, token: str = "") -> tuple[int, Any, float]:

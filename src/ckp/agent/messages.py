@@ -146,8 +146,32 @@ class Desired:
 
 
 @dataclass(frozen=True)
+class RenewalDue:
+    """The hub asks for a Renewal."""
+
+    type: str = "renewal-due"
+
+
+@dataclass(frozen=True)
+class IssuedCertificate:
+    """The answer to a Renewal."""
+
+    certificate: str
+    ca: str
+    type: str = "certificate"
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """A signing request over a new key, sent only when asked for."""
+
+    csr: str
+    type: str = "renewal"
+
+
+@dataclass(frozen=True)
 class Hello:
-    """The agent's first frame on the channel."""
+    """The agent's first frame on the channel, and once more whenever its facts have changed."""
 
     boot_id: str
     facts: HostFacts
@@ -193,6 +217,22 @@ def from_json(kind: Type[T], text: str | bytes) -> T:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise MalformedMessage(f"{kind.__name__}: not JSON: {error}") from None
+    return decode(kind, data)
+
+
+FROM_HUB: Tuple[Type[Any], ...] = (Desired, RenewalDue, IssuedCertificate)
+
+
+def from_hub(text: str | bytes) -> Any:
+    """Read one of FROM_HUB by its `type`. MalformedMessage for anything else, such as what only a newer agent knows."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MalformedMessage(f"a frame is not JSON: {error}") from None
+    told = data.get("type", Desired.type) if isinstance(data, dict) else None
+    kind = next((kind for kind in FROM_HUB if kind.type == told), None)
+    if kind is None:
+        raise MalformedMessage(f"a frame of the type {told!r} is not known here")
     return decode(kind, data)
 
 

@@ -82,6 +82,7 @@ BYO_HOST_SPEC = _object(
     {
         "machineRef": {**REFERENCE, "description": "The ByoMachine that holds this host; absent: it is free."},
         "cordoned": _boolean("Not to be claimed."),
+        "revokedSerial": _string("The certificate with this serial may not be used any more, even while it is the host's newest."),
         "bootstrapSecret": REFERENCE,
         "installationSecret": REFERENCE,
         "uninstallationScript": _string(),
@@ -96,6 +97,9 @@ BYO_HOST_STATUS = _object(
                 "version": _string(),
                 "address": _string(),
                 "certificateSerial": _string("Of the client certificate that is valid now, in hex."),
+                "nextCertificateSerial": _string("Of a renewed one that the host was given and has not used yet."),
+                "bootIDs": _list(_string(), description="The last boots that connected with the certificate bootIDsOf, oldest first."),
+                "bootIDsOf": _string(),
             },
             loose=True,
         ),

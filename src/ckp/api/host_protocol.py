@@ -9,6 +9,9 @@ The channel is a WebSocket over mutual TLS (`wss://hub:9443/v1/agent`), JSON tex
 
     agent -> hub   Hello, then Report after every change and every `report_seconds`
     hub -> agent   Desired, at once after Hello and after every change: always the whole desired state
+    hub -> agent   RenewalDue, when a third or less of the certificate's life is left
+    agent -> hub   Renewal, only after RenewalDue: a signing request for a new key
+    hub -> agent   IssuedCertificate; the old certificate is good until the new one is first used
 
 The agent is level-triggered: it compares the desired state with what its journal says it has done, and works towards it.
 The agent ships its own copy of these shapes for system Python (ckp.agent.messages); a contract test holds the two together.
@@ -132,8 +135,22 @@ class Desired(Message):
     report_seconds: float = REPORT_SECONDS
 
 
+class RenewalDue(Message):
+    """The host's certificate comes to its end: the agent is asked for a signing request. An agent that knows no renewal ignores this frame."""
+
+    type: Literal["renewal-due"] = "renewal-due"
+
+
+class IssuedCertificate(Message):
+    """The answer to a Renewal: the certificate, and the CAs that it and the hub's own chain to."""
+
+    type: Literal["certificate"] = "certificate"
+    certificate: str = Field(max_length=16384)
+    ca: str = Field(max_length=65536)
+
+
 class Hello(Message):
-    """The agent's first frame on the channel."""
+    """The agent's first frame on the channel, and once more whenever its facts have changed."""
 
     type: Literal["hello"] = "hello"
     protocol: int = PROTOCOL
@@ -183,4 +200,11 @@ class Report(Message):
     journal: tuple[JournalEntry, ...] = ()  # the last ones, oldest first
 
 
-AgentMessage = Annotated[Hello | Report, Field(discriminator="type")]
+class Renewal(Message):
+    """A signing request over a new key of this host; the hub ignores its subject. Never sent unasked, since an older hub would not know it."""
+
+    type: Literal["renewal"] = "renewal"
+    csr: str = Field(max_length=8192)
+
+
+AgentMessage = Annotated[Hello | Report | Renewal, Field(discriminator="type")]

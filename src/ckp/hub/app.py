@@ -14,7 +14,7 @@ from ckp.clients.kube import Kube
 from ckp.hub.channel import Channel, shrink_tls_buffers
 from ckp.hub.desired import KubeDesired
 from ckp.hub.enrolment import CompassClient, Enrolment
-from ckp.hub.identity import HostCa, channel_context
+from ckp.hub.identity import HostCa, HostId, channel_context, trusted_by_hosts
 from ckp.hub.settings import Settings
 from ckp.kits.clock import SystemClock
 from ckp.kits.errors import CkpError
@@ -39,7 +39,11 @@ async def serve(settings: Settings, kube: Kube, stop: asyncio.Event) -> None:
     context = channel_context(settings.tls_cert, settings.tls_key, ca)
     compass = CompassClient(settings.compass_url, settings.compass_token, settings.compass_ca)
     desired = KubeDesired(kube)
-    channel = Channel(kube, desired, clock, registry)
+
+    def issue(csr: str, host: HostId) -> tuple[str, str]:
+        return ca.sign(csr, host), trusted_by_hosts(settings.server_ca, ca)
+
+    channel = Channel(kube, desired, clock, registry, issue=issue)
 
     async def ready() -> str:
         return "" if desired.healthy else "the desired states could not be read from the API server yet"

@@ -36,6 +36,10 @@ class DesiredSource(Protocol):
         """The whole desired state as the frame to send; None if what is stored must not be sent (it is logged)."""
         ...
 
+    def certificates(self, host: HostId) -> str | None:
+        """A text that changes whenever the host's certificates do; None while nothing is said of the host (it may have been removed)."""
+        ...
+
     def subscribe(self, host: HostId) -> asyncio.Event:
         """An event that is set at each change; the reader clears it before it reads."""
         ...
@@ -52,7 +56,7 @@ class KubeDesired:
         self._kube = kube
         self._namespace = namespace
         self._relist = relist
-        self._raw: dict[str, str] = {}
+        self._raw: dict[str, tuple[str, str | None]] = {}
         self._events: dict[str, set[asyncio.Event]] = {}
         self._synced = asyncio.Event()
         self._healthy = False
@@ -76,12 +80,15 @@ class KubeDesired:
         if not listeners:
             self._events.pop(host.secret, None)
 
+    def certificates(self, host: HostId) -> str | None:
+        return self._raw.get(host.secret, ("", None))[1]
+
     def frame(self, host: HostId) -> str | None:
         raw = self._raw.get(host.secret)
         if raw is None:
             return Desired(generation=0, host=host.name).model_dump_json()
         try:
-            text = base64.b64decode(raw, validate=True).decode()
+            text = base64.b64decode(raw[0], validate=True).decode()
             desired = Desired.model_validate_json(text)
         except (binascii.Error, UnicodeDecodeError, ValidationError) as error:
             problems = error.error_count() if isinstance(error, ValidationError) else str(error)
@@ -147,6 +154,8 @@ class KubeDesired:
 _LABELS = {names.HOST_NAME_ANNOTATION: None}
 
 
-def _raw(secret: Obj) -> str | None:
+def _raw(secret: Obj) -> tuple[str, str | None] | None:
+    """The desired state as it is stored, and what is said of the host's certificates."""
     value = (secret.get("data") or {}).get(KEY)
-    return value if isinstance(value, str) else None
+    certificates = (secret["metadata"].get("annotations") or {}).get(names.CERTIFICATES_ANNOTATION)
+    return (value, certificates) if isinstance(value, str) else None

@@ -19,7 +19,7 @@ from ckp.api.host_protocol import EnrolmentRequest, EnrolmentStatus, EnrolmentTi
 from ckp.clients import kinds
 from ckp.clients.kube import Kube, KubeError
 from ckp.hub import status as shape
-from ckp.hub.identity import HostCa, HostId, serial_text
+from ckp.hub.identity import HostCa, HostId, serial_text, trusted_by_hosts
 from ckp.kits.errors import CkpError
 
 log = structlog.get_logger("hub.enrolment")
@@ -189,30 +189,27 @@ class Enrolment:
             certificate = await self._compass.keep_certificate(request_id, token, self._ca.sign(outcome.csr, host))
             log.info("a host has its certificate", host=str(host))
         await self._write_serial(host, certificate)
-        return EnrolmentStatus(state="approved", host=outcome.host, certificate=certificate, ca=await asyncio.to_thread(self._trust))
+        return EnrolmentStatus(
+            state="approved", host=outcome.host, certificate=certificate, ca=await asyncio.to_thread(trusted_by_hosts, self._server_ca, self._ca)
+        )
 
     async def _write_serial(self, host: HostId, certificate: str) -> None:
         """From here on, only this certificate opens the channel for this host. A merge patch: see status.py why not apply."""
         serial = serial_text(x509.load_pem_x509_certificate(certificate.encode()).serial_number)
         try:
             found = await self._kube.get(kinds.BYO_HOST, host.name, host.namespace)
-            if found is not None and shape.certificate_serial(found) == serial:
+            current = shape.certificate_serial(found) if found is not None else ""
+            if current == serial:
                 return
-            patch = {"status": {"agent": {"certificateSerial": serial}}}
+            if current and current != shape.revoked_serial(found or {}):
+                # The host has had a newer one since (a renewal), so a ticket that somebody kept must not bring the first one back.
+                raise Refused(404, "NotFound", f"host {host} has another certificate by now", resolution="send the enrolment again")
+            patch = {"status": {"agent": {"certificateSerial": serial, "nextCertificateSerial": None}}}
             await self._kube.merge(kinds.BYO_HOST, host.name, host.namespace, patch, subresource="status")
         except KubeError as error:
             if error.code == 404:
                 raise Refused(404, "NotFound", f"host {host} was removed", resolution="send the enrolment again") from None
             raise
-
-    def _trust(self) -> str:
-        """The hub's own root and the host CA: all that an agent needs to check either side of the channel."""
-        try:
-            server = self._server_ca.read_text().strip()
-        except OSError as error:
-            raise CkpError(f"the hub's CA {self._server_ca} cannot be read: {error.strerror}") from None
-        own = self._ca.certificate_pem().strip()
-        return f"{server}\n" if own in server else f"{server}\n{own}\n"
 
 
 async def _body(scope: Any, receive: Receive) -> bytes:

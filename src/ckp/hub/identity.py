@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -52,6 +52,12 @@ class Credential:
 
     host: HostId
     serial: str
+    begins: datetime
+    ends: datetime
+
+    def renewal_due(self, now: datetime) -> bool:
+        """Whether a third or less of its life is left, as cert-manager and the kubelet count it."""
+        return self.ends - now <= (self.ends - self.begins) / 3
 
 
 def serial_text(serial: int) -> str:
@@ -74,7 +80,7 @@ def credential_of(der: bytes) -> Credential:
     match = _URI.fullmatch(uris[0]) if len(uris) == 1 else None
     if match is None:
         raise VerificationFailed("the client certificate names no host, or several", details=" ".join(uris)[:500])
-    return Credential(HostId(match[1], match[3]), serial_text(certificate.serial_number))
+    return Credential(HostId(match[1], match[3]), serial_text(certificate.serial_number), certificate.not_valid_before_utc, certificate.not_valid_after_utc)
 
 
 class HostCa:
@@ -137,6 +143,16 @@ class HostCa:
         if key.public_key() != certificate.public_key():
             raise CkpError(f"the host CA's certificate {self._cert} and key {self._key} do not belong together")
         return certificate, key
+
+
+def trusted_by_hosts(server_ca: Path, ca: HostCa) -> str:
+    """The hub's own root and the host CA: all that an agent needs to check either side of the channel. CkpError if a file can't be read."""
+    try:
+        server = server_ca.read_text().strip()
+    except OSError as error:
+        raise CkpError(f"the hub's CA {server_ca} cannot be read: {error.strerror}") from None
+    own = ca.certificate_pem().strip()
+    return f"{server}\n" if own in server else f"{server}\n{own}\n"
 
 
 _DIGITAL_SIGNATURE = x509.KeyUsage(

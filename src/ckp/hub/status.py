@@ -23,19 +23,39 @@ MAX_ENTRY_MESSAGE = 400
 MAX_FACTS_BYTES = 16_384
 MAX_ADDRESSES = 32
 CONDITION = "AgentConnected"
+UNIQUE = "IdentityUnique"
+"""False while two machines show the same host's certificate: an operator must decide which of them it is."""
+OWN_CONDITIONS = (CONDITION, UNIQUE)
+CARRIED = ("connected", "lastSeen", "version", "address", "bootIDs", "bootIDsOf")
+BOOTS_KEPT = 8
 
 Status = dict[str, Any]
 
 
 def certificate_serial(host: Obj) -> str:
-    """The serial of the only certificate that this host may connect with; '' if none was given out."""
+    """The serial of the certificate that this host connects with; '' if none was given out."""
     return str((((host.get("status") or {}).get("agent")) or {}).get("certificateSerial") or "")
 
 
-def agent_condition(host: Obj) -> Mapping[str, Any]:
-    """The AgentConnected condition, or nothing."""
+def next_serial(host: Obj) -> str:
+    """The serial of a renewed certificate that the host was given and has not used yet; '' if there is none."""
+    return str((((host.get("status") or {}).get("agent")) or {}).get("nextCertificateSerial") or "")
+
+
+def revoked_serial(host: Obj) -> str:
+    """The serial that an operator has revoked; '' if none."""
+    return str((host.get("spec") or {}).get("revokedSerial") or "")
+
+
+def may_connect(host: Obj, serial: str) -> bool:
+    """Whether this very certificate opens the channel for this host now."""
+    return bool(serial) and serial in (certificate_serial(host), next_serial(host)) and serial != revoked_serial(host)
+
+
+def condition_of(host: Obj, kind: str = CONDITION) -> Mapping[str, Any]:
+    """One of our conditions, or nothing."""
     for entry in (host.get("status") or {}).get("conditions") or []:
-        if entry.get("type") == CONDITION:
+        if entry.get("type") == kind:
             return dict(entry)
     return {}
 
@@ -43,13 +63,53 @@ def agent_condition(host: Obj) -> Mapping[str, Any]:
 def carried_over(host: Obj) -> Status:
     """The hub's own part of a status, as it stands."""
     status = host.get("status") or {}
-    agent = {name: value for name, value in (status.get("agent") or {}).items() if name in ("connected", "lastSeen", "version", "address")}
+    agent = {name: value for name, value in (status.get("agent") or {}).items() if name in CARRIED}
     kept: Status = {name: status[name] for name in ("facts", "hostinfo", "network", "observed", "journal") if name in status}
     if agent:
         kept["agent"] = agent
-    if condition := agent_condition(host):
-        kept["conditions"] = [condition]
+    if conditions := [dict(found) for kind in OWN_CONDITIONS if (found := condition_of(host, kind))]:
+        kept["conditions"] = conditions
     return kept
+
+
+def with_boot(status: Status, boot_id: str, serial: str, *, machine_id: str, enrolled_machine: str, at: datetime) -> Status:
+    """After a Hello: is this still the one machine that the certificate was given to?
+
+    A boot's id never comes back after another one was seen, and the machine-id is the one that was approved; else two machines use one
+    certificate, or its files were copied. Shown until the host has a new certificate, since only people know which machine is the right one.
+    """
+    agent = dict(status.get("agent") or {})
+    boots = list(agent.get("bootIDs") or []) if agent.get("bootIDsOf") == serial else []
+    fresh_certificate = agent.get("bootIDsOf") != serial
+    reason = message = ""
+    if boot_id in boots[:-1]:
+        reason, message = "ClonedMachine", "two machines use this host's certificate in turn: one is a clone of the other"
+    elif enrolled_machine and machine_id != enrolled_machine:
+        reason, message = "OtherMachine", f"the machine-id is {machine_id}, the machine that was approved has {enrolled_machine}"
+    if message:
+        message += "; revoke its certificate (ckp host revoke), and approve the machine that is the right one"
+    if not boots or boots[-1] != boot_id:
+        boots = [*(boot for boot in boots if boot != boot_id), boot_id][-BOOTS_KEPT:]
+    status = status | {"agent": agent | {"bootIDs": boots, "bootIDsOf": serial}}
+    known = _condition_in(status, UNIQUE)
+    if message:
+        return _with_condition(status, UNIQUE, False, reason, message, at)
+    if fresh_certificate or not known:
+        return _with_condition(status, UNIQUE, True, "OneMachine", "", at)
+    return status
+
+
+def _condition_in(status: Status, kind: str) -> Mapping[str, Any]:
+    return next((entry for entry in status.get("conditions") or [] if entry["type"] == kind), {})
+
+
+def _with_condition(status: Status, kind: str, value: bool, reason: str, message: str, at: datetime) -> Status:
+    before = _condition_in(status, kind)
+    text = "True" if value else "False"
+    since = before.get("lastTransitionTime", rfc3339(at)) if before.get("status") == text else rfc3339(at)
+    entry = {"type": kind, "status": text, "reason": reason, "message": message, "lastTransitionTime": since}
+    others = [other for other in status.get("conditions") or [] if other["type"] != kind]
+    return status | {"conditions": sorted([*others, entry], key=lambda one: str(one["type"]))}
 
 
 def with_facts(status: Status, facts: HostFacts, *, address: str) -> Status:
@@ -95,19 +155,7 @@ def with_connection(status: Status, *, connected: bool, condition: bool | None, 
     fresh = status | {"agent": (status.get("agent") or {}) | {"connected": connected, "lastSeen": rfc3339(seen)}}
     if condition is None:
         return fresh
-    before = (status.get("conditions") or [{}])[0]
-    value = "True" if condition else "False"
-    changed = before.get("status") != value
-    fresh["conditions"] = [
-        {
-            "type": CONDITION,
-            "status": value,
-            "reason": reason,
-            "message": message,
-            "lastTransitionTime": rfc3339(at) if changed else before.get("lastTransitionTime", rfc3339(at)),
-        }
-    ]
-    return fresh
+    return _with_condition(fresh, CONDITION, condition, reason, message, at)
 
 
 def without_time(status: Status) -> Status:

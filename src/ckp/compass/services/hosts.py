@@ -84,6 +84,8 @@ def why_not_free(host: Obj) -> str:
         return "is cordoned"
     if not seen.connected:
         return "its agent is not connected"
+    if not seen.unique:
+        return "is two machines with one certificate"
     return "" if seen.idle else "is not clean yet"
 
 

@@ -7,9 +7,9 @@ import json
 from dataclasses import dataclass
 
 from ckp.api.host_protocol import Desired, Membership
-from ckp.api.names import CKP, HOSTS_NAMESPACE
+from ckp.api.names import CERTIFICATES_ANNOTATION, CKP, HOSTS_NAMESPACE
 from ckp.clients.kinds import SECRET
-from ckp.clients.kube import Kube, Obj
+from ckp.clients.kube import Kube, KubeError, Obj
 
 KEY = "desired.json"
 
@@ -40,6 +40,18 @@ class DesiredStore:
         desired = Desired(generation=now.generation + 1, host=host, membership=membership)
         await self.kube.apply(self._secret(namespace, host, desired))
         return desired
+
+    async def announce(self, namespace: str, host: str, certificates: str) -> None:
+        """Say beside the desired state which certificates the host may use; a host of which nothing is stored is told to be free."""
+        name = self.secret_name(namespace, host)
+        if await self.kube.get(SECRET, name, HOSTS_NAMESPACE) is None:
+            try:
+                # create, not apply: a membership that is being written at this very moment must not be overwritten
+                await self.kube.create(self._secret(namespace, host, Desired(generation=1, host=host)))
+            except KubeError as error:
+                if error.reason != "AlreadyExists":
+                    raise
+        await self.kube.merge(SECRET, name, HOSTS_NAMESPACE, {"metadata": {"annotations": {CERTIFICATES_ANNOTATION: certificates}}})
 
     async def remove(self, namespace: str, host: str) -> None:
         """Forget the host."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ckp.api.names import BYOHOST_FINALIZER
 from ckp.clients.kinds import BYO_HOST, BYO_MACHINE
@@ -20,18 +20,22 @@ class ByoHostReconciler:
 
     kube: Kube
     clock: Clock
+    _announced: dict[tuple[str, str], str] = field(default_factory=dict)
 
     async def reconcile(self, namespace: str, name: str) -> Result:
         """A claim whose machine is gone is dropped once the host is clean; a removed host's desired state goes with it."""
         obj = await self.kube.get(BYO_HOST, name, namespace)
         if obj is None:
+            self._announced.pop((namespace, name), None)
             return Result()
         scope = Scope(self.kube, self.clock, BYO_HOST, obj)
         if deleting(obj):
+            self._announced.pop((namespace, name), None)
             await DesiredStore(self.kube).remove(namespace, name)
             await scope.remove_finalizer(BYOHOST_FINALIZER)
             return Result()
         await scope.add_finalizer(BYOHOST_FINALIZER)
+        await self._announce_certificates(scope)
         reference = (scope.obj.get("spec") or {}).get("machineRef")
         if reference:
             await self._check_claim(scope, reference)
@@ -40,6 +44,16 @@ class ByoHostReconciler:
         scope.conditions = [state]
         await self._write_available(scope)
         return Result()
+
+    async def _announce_certificates(self, scope: Scope) -> None:
+        """The hub follows the desired states, not the hosts (which change with every report): it learns there that a certificate is void."""
+        agent = (scope.obj.get("status") or {}).get("agent") or {}
+        revoked = (scope.obj.get("spec") or {}).get("revokedSerial", "")
+        text = f"current={agent.get('certificateSerial', '')} next={agent.get('nextCertificateSerial', '')} revoked={revoked}"
+        key = (scope.namespace, scope.name)
+        if self._announced.get(key) != text:
+            await DesiredStore(self.kube).announce(scope.namespace, scope.name, text)
+            self._announced[key] = text
 
     async def _write_available(self, scope: Scope) -> None:
         """Only our own condition: the hub owns the others (server-side apply, conditions are a map by type)."""

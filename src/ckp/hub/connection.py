@@ -1,0 +1,295 @@
+"""One host's connection: what it sends is checked and becomes its ByoHost's status, what is wanted of it goes out, its certificate is looked after."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+import structlog
+from cryptography import x509
+from pydantic import TypeAdapter, ValidationError
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed, ConnectionClosedOK
+
+from ckp.api import names
+from ckp.api.host_protocol import PROTOCOL, AgentMessage, Hello, IssuedCertificate, Renewal, RenewalDue, Report
+from ckp.clients import kinds
+from ckp.clients.kube import KubeError, Obj
+from ckp.hub import status as shape
+from ckp.hub.identity import Credential, serial_text
+from ckp.kits.errors import CkpError, InvalidInput
+from ckp.kits.retry import backoff
+
+if TYPE_CHECKING:
+    from ckp.hub.channel import Channel
+
+log = structlog.get_logger("hub.channel")
+
+HELLO_SECONDS = 15.0
+SEND_SECONDS = 30.0
+"""A host that does not take a frame within this time is cut off."""
+WRITE_GAP_SECONDS = 0.25
+"""Shortest time between two writes of one host's status."""
+FRAME_BURST, FRAMES_PER_SECOND = 20.0, 5.0
+"""A host that reports faster is not read for a while; TCP then slows it down."""
+RENEWAL_CHECK_SECONDS = 3600.0
+"""How often a connection that lasts looks whether its certificate comes to its end."""
+MACHINE_ANNOTATION = f"{names.CKP}/machine-id"
+_MESSAGES: TypeAdapter[Hello | Report | Renewal] = TypeAdapter(AgentMessage)
+
+
+class Rejected(Exception):
+    """The peer broke the protocol: close with `code` and say why."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason[:120]  # a close frame has room for 123 bytes
+
+
+class Connection:
+    """One host's connection, from its admission to its end."""
+
+    def __init__(self, channel: Channel, connection: ServerConnection, credential: Credential, admitted: Obj) -> None:
+        self.host = credential.host
+        self.connection = connection
+        self._credential = credential
+        self._serial = credential.serial
+        self._channel = channel
+        self._machine = str((admitted["metadata"].get("annotations") or {}).get(MACHINE_ANNOTATION) or "")
+        self._renewal_asked = False
+        self._status = shape.carried_over(admitted)
+        self._seen = channel.clock.now()
+        self._written: shape.Status = {}
+        self._written_at = float("-inf")
+        self._dirty = asyncio.Event()
+        self._allowance, self._allowance_at = FRAME_BURST, channel.clock.monotonic()
+
+    async def run(self) -> None:
+        """Until the connection ends, for whatever reason."""
+        clean, why = False, "the connection broke"
+        try:
+            hello = await self._hello()
+            self._take(hello)
+            await self._serve()
+        except ConnectionClosedOK:
+            clean, why = True, "the agent ended the connection"
+        except ConnectionClosed as error:
+            why = str(error)
+        except TimeoutError:
+            why = "the agent fell silent"
+            await self._close(1008, "silent for too long")
+        except Rejected as error:
+            why = error.reason
+            self._channel.metrics.refused.labels("Protocol").inc()
+            log.warning("connection closed for a bad frame", host=str(self.host), code=error.code, reason=error.reason)
+            await self._close(error.code, error.reason)
+        await self._farewell(clean=clean, why=why)
+
+    async def _hello(self) -> Hello:
+        async with asyncio.timeout(HELLO_SECONDS):
+            message = self._parse(await self.connection.recv())
+        if not isinstance(message, Hello):
+            raise Rejected(1008, "the first frame must be hello")
+        if message.protocol != PROTOCOL:
+            raise Rejected(1008, f"protocol {message.protocol} is not spoken here, {PROTOCOL} is")
+        return message
+
+    async def _serve(self) -> None:
+        tasks = [asyncio.ensure_future(part) for part in (self._receive(), self._send(), self._write())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _receive(self) -> None:
+        while True:
+            async with asyncio.timeout(self._channel.offline):
+                frame = await self.connection.recv()
+            message = self._parse(frame)
+            if isinstance(message, Renewal):
+                await self._renew(message)
+            else:
+                self._take(message)
+            await self._slow_down()
+
+    def _parse(self, frame: str | bytes) -> Hello | Report | Renewal:
+        if isinstance(frame, bytes):
+            raise Rejected(1003, "frames are text")
+        try:
+            return _MESSAGES.validate_json(frame)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+            malformed = first["type"] == "json_invalid"
+            where = ".".join(str(part) for part in first["loc"])
+            raise Rejected(1007 if malformed else 1008, f"{where}: {first['msg']}" if where else first["msg"]) from None
+
+    def _take(self, message: Hello | Report) -> None:
+        self._channel.metrics.frames.labels(message.type).inc()
+        self._seen = self._channel.clock.now()
+        if isinstance(message, Hello):
+            if len(message.facts.model_dump_json()) > shape.MAX_FACTS_BYTES:
+                raise Rejected(1008, f"the facts are larger than {shape.MAX_FACTS_BYTES} bytes")
+            peer = self.connection.remote_address
+            self._status = shape.with_facts(self._status, message.facts, address=str(peer[0]) if peer else "")
+            self._status = shape.with_boot(
+                self._status, message.boot_id[:64], self._serial, machine_id=message.facts.machine_id, enrolled_machine=self._machine, at=self._seen
+            )
+        else:
+            self._status = shape.with_report(self._status, message, at=self._seen)
+        self._dirty.set()
+
+    async def _slow_down(self) -> None:
+        now = self._channel.clock.monotonic()
+        self._allowance = min(FRAME_BURST, self._allowance + (now - self._allowance_at) * FRAMES_PER_SECOND) - 1
+        self._allowance_at = now
+        if self._allowance < 0:
+            await asyncio.sleep(1 / FRAMES_PER_SECOND)
+
+    async def _send(self) -> None:
+        source = self._channel.desired
+        changed = source.subscribe(self.host)
+        sent: str | None = None
+        try:
+            await source.wait_synced()
+            certificates = source.certificates(self.host)
+            while True:
+                changed.clear()
+                if (now := source.certificates(self.host)) != certificates:
+                    await self._check_identity()
+                    certificates = now
+                frame = source.frame(self.host)
+                if frame is not None and frame != sent:
+                    async with asyncio.timeout(SEND_SECONDS):
+                        await self.connection.send(frame)
+                    sent = frame
+                    self._channel.metrics.sent.inc()
+                await self._ask_for_renewal()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(RENEWAL_CHECK_SECONDS):
+                        await changed.wait()
+        finally:
+            source.unsubscribe(self.host, changed)
+
+    async def _check_identity(self) -> None:
+        """The host's certificates changed, or it was removed: is this connection still its own? Rejected if not."""
+        try:
+            host = await self._channel.kube.get(kinds.BYO_HOST, self.host.name, self.host.namespace)
+        except KubeError as error:
+            log.warning("a host cannot be looked up; its next report decides", host=str(self.host), error=error.brief)
+            return
+        if host is None or host["metadata"].get("deletionTimestamp"):
+            raise Rejected(1008, "this host was removed")
+        if not shape.may_connect(host, self._serial):
+            raise Rejected(1008, "this certificate is no longer valid")
+
+    async def _ask_for_renewal(self) -> None:
+        if self._channel.issue is None or self._renewal_asked or not self._credential.renewal_due(self._channel.clock.now()):
+            return
+        self._renewal_asked = True
+        async with asyncio.timeout(SEND_SECONDS):
+            await self.connection.send(RenewalDue().model_dump_json())
+
+    async def _renew(self, message: Renewal) -> None:
+        """Sign a new key of this same host. Until it is used for the first time the old certificate stays good, so a lost answer locks nobody out."""
+        if self._channel.issue is None or not self._renewal_asked:
+            raise Rejected(1008, "no renewal was asked for")
+        self._renewal_asked = False  # one answer a question
+        try:
+            certificate, ca = await asyncio.to_thread(self._channel.issue, message.csr, self.host)
+        except InvalidInput as error:
+            raise Rejected(1008, error.brief) from None
+        except CkpError as error:
+            log.error("a certificate could not be renewed", host=str(self.host), error=error.brief)
+            return
+        serial = serial_text(x509.load_pem_x509_certificate(certificate.encode()).serial_number)
+        patch = {"status": {"agent": {"nextCertificateSerial": serial}}}
+        try:
+            await self._channel.kube.merge(kinds.BYO_HOST, self.host.name, self.host.namespace, patch, subresource="status")
+        except KubeError as error:
+            log.warning("a renewal could not be written; it is asked for again", host=str(self.host), error=error.brief)
+            return
+        async with asyncio.timeout(SEND_SECONDS):
+            await self.connection.send(IssuedCertificate(certificate=certificate, ca=ca).model_dump_json())
+        self._channel.metrics.renewals.inc()
+        log.info("a certificate was renewed", host=str(self.host))
+
+    async def _write(self) -> None:
+        failures = 0
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            now = self._channel.clock.monotonic()
+            fresh = self._connected()
+            if shape.without_time(fresh) == shape.without_time(self._written) and now - self._written_at < self._channel.seen_every - 1:
+                continue
+            try:
+                async with self._channel.writing(self.host):
+                    if not self._channel.is_current(self):
+                        return
+                    answer = await self._channel.kube.apply(shape.apply_body(self.host, fresh), subresource="status")
+            except KubeError as error:
+                self._channel.metrics.writes.labels("failed").inc()
+                if error.code == 404:
+                    raise Rejected(1008, "this host was removed") from None
+                log.warning("a status cannot be written", host=str(self.host), error=error.brief, failures=failures)
+                await asyncio.sleep(backoff(failures, limit=15.0))
+                failures += 1
+                self._dirty.set()
+                continue
+            failures = 0
+            self._channel.metrics.writes.labels("done").inc()
+            self._written, self._written_at = fresh, now
+            self._status = self._status | {"conditions": fresh["conditions"]}
+            # Every write is also the question whether this host still is who it says: a removed or re-enrolled one is cut off here.
+            if not shape.may_connect(answer, self._serial):
+                raise Rejected(1008, "this certificate is no longer valid")
+            await asyncio.sleep(WRITE_GAP_SECONDS)
+
+    def _connected(self) -> shape.Status:
+        return shape.with_connection(
+            self._status,
+            connected=True,
+            condition=True,
+            reason="Connected",
+            message="the agent is connected to the hub",
+            seen=self._seen,
+            at=self._channel.clock.now(),
+        )
+
+    async def _farewell(self, *, clean: bool, why: str) -> None:
+        """The last word: offline at once if the agent said goodbye; else only not connected, and offline if it does not come back (see sweep)."""
+        channel = self._channel
+        if channel.stopping or not self._written:
+            return
+        if not channel.is_current(self):
+            return
+        channel.forget(self)
+        log.info("host has left", host=str(self.host), clean=clean, why=why)
+        async with channel.writing(self.host):
+            if not channel.is_absent(self.host):
+                return
+            final = shape.with_connection(
+                self._status,
+                connected=False,
+                condition=False if clean else None,
+                reason="Disconnected",
+                message=why,
+                seen=self._seen,
+                at=channel.clock.now(),
+            )
+            try:
+                answer = await channel.kube.get(kinds.BYO_HOST, self.host.name, self.host.namespace)
+                if answer is not None and shape.may_connect(answer, self._serial):
+                    await channel.kube.apply(shape.apply_body(self.host, final), subresource="status")
+            except KubeError as error:
+                log.warning("a host's leaving cannot be written; the sweep will notice it", host=str(self.host), error=error.brief)
+
+    async def _close(self, code: int, reason: str) -> None:
+        with contextlib.suppress(ConnectionClosed, OSError):
+            await self.connection.close(code, reason)
