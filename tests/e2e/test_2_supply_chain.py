@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.e2e.conftest import STAMP, World, ckp
 
 from ckp.cli.dist import publish_packages
+from ckp.cli.site import REGISTRY_ADDRESS
 from ckp.dist.registry import RegistryServer
 from ckp.dist.repositories import Repositories
 from ckp.dist.repository_server import RepositoryServer
@@ -85,6 +87,44 @@ def test_images_and_bundles_in_the_registry_verify(world: World) -> None:
     bundle = reference(world, "byoh-bundle-debian_12_x86-64_k8s", STAMP)
     done = ckp("dist", "verify", reference(world, "kube-apiserver", STAMP), reference(world, "etcd", "3.5.15-0"), bundle, *ca, timeout=300)
     assert done.code == 0
+
+
+def containers(pods: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Pod and image of every container."""
+    for pod in pods["items"]:
+        if pod["metadata"]["namespace"] == "e2e":
+            continue  # the tests' own workload
+        for container in (*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]):
+            yield f"{pod['metadata']['namespace']}/{pod['metadata']['name']}", container["image"]
+
+
+def test_everything_that_runs_is_named_by_digest(world: World) -> None:
+    """The bundle's signature covers the digests, so what runs is what was signed, whatever a registry says of a tag."""
+    management = json.loads(world.management("get", "pods", "-A", "-o", "json").stdout)
+    found = [*containers(management), *containers(world.get("pods", "-A"))]
+    assert len(found) > 20
+    assert [pair for pair in found if "@sha256:" not in pair[1]] == []
+
+
+def test_a_tag_that_was_moved_gives_a_host_nothing_else(world: World) -> None:
+    """The attack that a signature of the bundle alone would not see: whoever may write to the registry lets a tag mean another image."""
+    registry, worker = world.site.registry.client(), world.site.worker_hosts[0]
+    good, other = registry.get_manifest("ckp/etcd", "3.5.15-0"), registry.get_manifest("ckp/pause", "3.10")
+    for layer in other.blobs:
+        registry.push_blob("ckp/etcd", layer, registry.get_blob("ckp/pause", layer))
+    registry.put_manifest("ckp/etcd", other, "3.5.15-0")
+    name = f"{REGISTRY_ADDRESS}/ckp/etcd"
+    crictl = ["crictl", "--image-endpoint=unix:///run/containerd/containerd.sock"]
+    try:
+        worker.run([*crictl, "pull", f"{name}:3.5.15-0"], timeout=120)
+        moved = json.loads(worker.run([*crictl, "inspecti", f"{name}:3.5.15-0"], timeout=60).stdout)["status"]
+        assert moved["repoDigests"] == [f"{name}@{other.digest}"], "by its tag a host would get whatever the registry says"
+        worker.run([*crictl, "pull", f"{name}:3.5.15-0@{good.digest}"], timeout=120, what="pulling as the agent does")
+        pinned = json.loads(worker.run([*crictl, "inspecti", f"{name}@{good.digest}"], timeout=60).stdout)["status"]
+        assert f"{name}@{good.digest}" in pinned["repoDigests"]
+    finally:
+        registry.put_manifest("ckp/etcd", good, "3.5.15-0")
+        worker.run([*crictl, "rmi", f"{name}:3.5.15-0", f"{name}@{good.digest}"], timeout=60, check=False)
 
 
 def test_an_image_by_a_key_that_is_not_ours_does_not_verify(world: World, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ MANIFEST = json.dumps(
         "registry": "r:5000/ckp",
         "packages": [{"file": "kubelet.deb", "name": "kubelet", "version": "1.35.1-ckp", "sha256": "0" * 64}],
         "files": [{"file": "chart.tgz", "sha256": "1" * 64}],
-        "images": {"pause": "3.10"},
+        "images": {"pause": "3.10@sha256:" + "a" * 64},
         "stand_ins": ["a"],
     }
 ).encode()

@@ -112,7 +112,7 @@ def write_bundle(folder: Path, key: Any, debs: dict[str, bytes], files: dict[str
             {"file": name, "name": name[: -len(".deb")], "version": "1.35.1-ckp", "sha256": hashlib.sha256(data).hexdigest()} for name, data in debs.items()
         ],
         "files": [{"file": name, "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()],
-        "images": {"pause": "3.10"},
+        "images": {"pause": "3.10@sha256:" + "a" * 64},
         "stand_ins": ["a for b"],
     }
     manifest.update(changes)
@@ -149,7 +149,7 @@ def test_a_good_bundle_is_taken_with_all_that_it_names(bundle: Path, keyring: st
     manifest = verify_bundle(str(bundle), keyring, "v1.35.1")
     assert [package.name for package in manifest.packages] == ["kubelet", "kubeadm"]
     assert manifest.key.lower() == fingerprint(key)
-    assert manifest.images == {"pause": "3.10"}
+    assert manifest.images == {"pause": "3.10@sha256:" + "a" * 64}
     assert manifest.path("kubelet.deb") == str(bundle / "kubelet.deb")
     with pytest.raises(KeyError):
         manifest.path("../etc/passwd")
@@ -332,7 +332,19 @@ def test_a_name_that_is_a_path_is_refused_though_it_is_signed(bundle: Path, keyr
 
 
 @pytest.mark.parametrize(
-    "change", [{"schema": 2}, {"packages": {}}, {"release": ""}, {"version": 3}, {"images": ["x"]}, {"stand_ins": [1]}, {"registry": None}]
+    "change",
+    [
+        {"schema": 2},
+        {"packages": {}},
+        {"release": ""},
+        {"version": 3},
+        {"images": ["x"]},
+        {"images": {"pause": "3.10"}},
+        {"images": {"pause": "@sha256:" + "a" * 64}},
+        {"images": {"pause": "3.10@sha256:abc"}},
+        {"stand_ins": [1]},
+        {"registry": None},
+    ],
 )
 def test_a_malformed_manifest_is_refused_though_it_is_signed(bundle: Path, keyring: str, key: Any, change: dict[str, Any]) -> None:
     manifest = {**json.loads((bundle / "bundle.json").read_text()), **change}

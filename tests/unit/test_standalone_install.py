@@ -24,16 +24,17 @@ from ckp.standalone.steps import STEPS, Step
 
 ORDINARY = HostDecisions("v2", "systemd", False, "overlayfs")
 LAB = HostDecisions("v1", "cgroupfs", True, "overlayfs", {"kubelet": {"imageGCHighThresholdPercent": 100}})
+DIGEST = "@sha256:" + "a" * 64
 IMAGES = {
-    "kube-apiserver": "v1.35.1-ckp",
-    "kube-controller-manager": "v1.35.1-ckp",
-    "kube-scheduler": "v1.35.1-ckp",
-    "etcd": "3.5.15-0",
-    "coredns": "v1.11.3",
-    "pause": "3.10",
-    "cilium": "v1.19.5",
-    "cilium-operator-generic": "v1.19.5",
-    "local-path-provisioner": "v0.0.30",
+    "kube-apiserver": "v1.35.1-ckp" + DIGEST,
+    "kube-controller-manager": "v1.35.1-ckp" + DIGEST,
+    "kube-scheduler": "v1.35.1-ckp" + DIGEST,
+    "etcd": "3.5.15-0" + DIGEST,
+    "coredns": "v1.11.3" + DIGEST,
+    "pause": "3.10" + DIGEST,
+    "cilium": "v1.19.5" + DIGEST,
+    "cilium-operator-generic": "v1.19.5" + DIGEST,
+    "local-path-provisioner": "v0.0.30" + DIGEST,
 }
 MANIFEST = BundleManifest("/b", "v1.35.1", "1.35.1-ckp", "debian", "12", "amd64", "r.example:5000/ckp", (), {}, IMAGES, key="ABCD")
 
@@ -127,8 +128,8 @@ def test_kubeadm_is_told_the_releases_images_ten_years_and_the_networks(options:
     found = documents(config.kubeadm_config(plan(options)))
     cluster, init = found["ClusterConfiguration"], found["InitConfiguration"]
     assert cluster["kubernetesVersion"] == "v1.35.1-ckp" and cluster["imageRepository"] == "r.example:5000/ckp"
-    assert cluster["dns"] == {"imageRepository": "r.example:5000/ckp", "imageTag": "v1.11.3"}
-    assert cluster["etcd"]["local"]["imageTag"] == "3.5.15-0"
+    assert cluster["dns"] == {"imageRepository": "r.example:5000/ckp", "imageTag": "v1.11.3" + DIGEST}
+    assert cluster["etcd"]["local"]["imageTag"] == "3.5.15-0" + DIGEST
     assert cluster["caCertificateValidityPeriod"] == cluster["certificateValidityPeriod"] == "87600h0m0s"
     assert (cluster["networking"]["podSubnet"], cluster["networking"]["serviceSubnet"]) == (options.pod_cidr, options.service_cidr)
     assert "certificatesDir" not in cluster, "it would leak into the kubelets' configuration"
@@ -145,12 +146,20 @@ def test_the_hosts_decisions_reach_kubelet_and_cilium(options: Options) -> None:
 
 def test_every_image_comes_from_the_registry(options: Options) -> None:
     values = config.cilium_values(plan(options))
-    assert values["image"]["override"] == "r.example:5000/ckp/cilium:v1.19.5"
-    assert values["operator"]["image"]["override"] == "r.example:5000/ckp/cilium-operator-generic:v1.19.5"
+    assert values["image"]["override"] == "r.example:5000/ckp/cilium:v1.19.5" + DIGEST
+    assert values["operator"]["image"]["override"] == "r.example:5000/ckp/cilium-operator-generic:v1.19.5" + DIGEST
     assert (values["k8sServiceHost"], values["kubeProxyReplacement"]) == ("10.0.0.5", True)
     images = plan(options).images()
-    assert images[0].endswith("/pause:3.10") and len(images) == len(IMAGES)
+    assert images[0].endswith("/pause:3.10" + DIGEST) and len(images) == len(IMAGES)
     assert all(image.startswith("r.example:5000/ckp/") for image in images)
+
+
+def test_the_control_planes_own_pods_are_pinned_by_kubeadms_patches(options: Options) -> None:
+    patches = config.static_pod_patches(plan(options))
+    assert sorted(patches) == [f"{name}+strategic.json" for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler")]
+    for name, text in patches.items():
+        (container,) = json.loads(text)["spec"]["containers"]
+        assert container == {"name": name.partition("+")[0], "image": f"r.example:5000/ckp/{name.partition('+')[0]}:v1.35.1-ckp{DIGEST}"}
 
 
 class Bench:

@@ -38,6 +38,7 @@ VERSIONED_BY_RELEASE = ("kubeadm", "kubelet", "kubectl")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,199}\Z")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+\Z")
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
+_PINNED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}@sha256:[0-9a-f]{64}\Z")
 _RELEASE = re.compile(r"v[0-9]+\.[0-9]+\.[0-9]+(-[A-Za-z0-9.]+)?\Z")
 
 
@@ -225,6 +226,8 @@ def parse_manifest(raw: bytes, folder: str, key: str) -> BundleManifest:
     stand_ins = data.get("stand_ins", [])
     if not isinstance(images, dict) or not all(isinstance(part, str) for pair in images.items() for part in pair):
         raise broken("images is no table of names and tags")
+    if unpinned := [name for name, pinned in images.items() if not _PINNED.match(pinned)]:
+        raise broken(f"the image {unpinned[0]} is not named by tag and digest (tag@sha256:…), so the registry could give another one")
     if not isinstance(stand_ins, list) or not all(isinstance(part, str) for part in stand_ins):
         raise broken("stand_ins is no list of texts")
     if not _RELEASE.match(text(data, "release")):

@@ -26,7 +26,7 @@ class InstalledRelease(_Data):
     name: str  # v1.35.1
     stamp: str  # v1.35.1-ckp
     registry: str  # host:port/prefix that images are pulled from
-    images: dict[str, str]  # repository below the prefix -> tag
+    images: dict[str, str]  # repository below the prefix -> tag@sha256:…
     bundles: dict[str, BundleRef]  # "debian-12" -> the bundle, by digest
     cni: dict[str, str] = {}  # name -> version
     stand_ins: tuple[str, ...] = ()

@@ -95,6 +95,11 @@ class Site:
         self.digests = self.dist.push(client, f"{Lab.GATEWAY}:{server.port}", server.ca)
         self.say(f"{len(self.dist.tags)} images and {len(self.dist.targets)} bundle at {server.address}/{PREFIX}")
 
+    @property
+    def pinned(self) -> dict[str, str]:
+        """The images that were pushed, as `tag@sha256:…`: what runs is what was made and signed, whatever becomes of the registry's tags."""
+        return {repository: f"{tag}@{self.digests[repository]}" for repository, tag in self.dist.tags.items()}
+
     def releases(self) -> Releases:
         """What the management layer is told about the release that was pushed."""
         release, address = self.dist.release, self.registry.address
@@ -108,7 +113,7 @@ class Site:
             name=release.name,
             stamp=release.stamp,
             registry=f"{address}/{PREFIX}",
-            images={repository: tag for repository, tag in self.dist.tags.items() if repository not in PLATFORM_IMAGES},
+            images={repository: pinned for repository, pinned in self.pinned.items() if repository not in PLATFORM_IMAGES},
             bundles=bundles,
             cni=release.built_cni,
             stand_ins=tuple(self.dist.stand_ins),
@@ -165,7 +170,7 @@ class Site:
 
     def deploy_management(self) -> None:
         """cert-manager, Cluster API, then ours: each group waits for what the one before it brings."""
-        management = Management(self.dist.built, f"{self.registry.address}/{PREFIX}", self.dist.tags)
+        management = Management(self.dist.built, f"{self.registry.address}/{PREFIX}", self.pinned)
         kubectl = self.dist.built["kubernetes"].binary("kubectl")
         self._apply("foundation", management.foundation())
         self._apply("cert-manager", management.cert_manager())

@@ -56,8 +56,9 @@ def make_bundle(
     )
     packages = [package for package in packages if package.format == target.format]
     chart = _chart(built["cilium"])
-    tags = {image.repository: image.tag for image in images if image.repository not in PLATFORM_IMAGES}
-    storage = _storage_manifest(f"{registry}/{PREFIX}", tags)
+    # By digest: the signature over this list is what a host has to go by, and a registry can say of a tag what it likes.
+    pinned = {image.repository: f"{image.tag}@{image.manifest().digest}" for image in images if image.repository not in PLATFORM_IMAGES}
+    storage = _storage_manifest(f"{registry}/{PREFIX}", pinned)
     manifest = {
         "schema": SCHEMA,
         "release": release.name,
@@ -68,7 +69,7 @@ def make_bundle(
         "registry": f"{registry}/{PREFIX}",
         "packages": [{"file": f"{item.name}.{item.format}", "name": item.name, "version": item.version, "sha256": item.sha256} for item in packages],
         "files": [{"file": "chart-cilium.tgz", "sha256": sha256_file(chart)}, {"file": "local-path.yaml", "sha256": sha256_bytes(storage.encode())}],
-        "images": tags,
+        "images": pinned,
         "stand_ins": stand_ins,
     }
     text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
@@ -84,10 +85,15 @@ def make_bundle(
     return Bundle(target, final)
 
 
-def _storage_manifest(registry: str, tags: Mapping[str, str]) -> str:
+def tag_of(pinned: str) -> str:
+    """The tag of an image as a bundle names it, `tag@sha256:…`."""
+    return pinned.partition("@")[0]
+
+
+def _storage_manifest(registry: str, pinned: Mapping[str, str]) -> str:
     template = (paths.REPO / "packaging" / "bundle" / "local-path.yaml").read_text()
     # kube-proxy's image has the shell and coreutils that the helper pod's scripts need; it is on the host anyway.
-    helper, provisioner = (f"{registry}/{name}:{tags[name]}" for name in ("kube-proxy", "local-path-provisioner"))
+    helper, provisioner = (f"{registry}/{name}:{pinned[name]}" for name in ("kube-proxy", "local-path-provisioner"))
     return template.replace("@HELPER@", helper).replace("@PROVISIONER@", provisioner)
 
 

@@ -35,7 +35,7 @@ class Management:
 
     Args:
         registry: `host:port/prefix` of the images.
-        images: repository -> tag.
+        images: repository -> `tag@sha256:…`, so that the registry cannot give another one.
     """
 
     built: Mapping[str, Built]
@@ -62,16 +62,17 @@ class Management:
             meta |= {"version": version, "appVersion": version}
             (chart / "Chart.yaml").write_text(json.dumps(meta))
             values = Path(work) / "values.json"
-            values.write_text(json.dumps(self._cert_manager_values(version)))
+            values.write_text(json.dumps(self._cert_manager_values()))
             argv: list[str | Path] = [self.built["helm"].binary("helm"), "template", "cert-manager", chart, "--namespace=cert-manager"]
             rendered = run([*argv, f"--values={values}", "--kube-version=v1.35.1"], timeout=60, what="rendering cert-manager's chart").stdout
         crds = [crd for path in sorted(cert_manager.file("crds").glob("crd-*.yaml")) for crd in _load(_without_template_lines(path.read_text()))]
         namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "cert-manager"}}
         return [namespace, *crds, *_load(rendered)]
 
-    def _cert_manager_values(self, version: str) -> Obj:
+    def _cert_manager_values(self) -> Obj:
         def image(name: str) -> Obj:
-            return {"repository": f"{self.registry}/cert-manager-{name}", "tag": version}
+            tag, _, digest = self.images[f"cert-manager-{name}"].partition("@")
+            return {"repository": f"{self.registry}/cert-manager-{name}", "tag": tag, "digest": digest}
 
         resources = {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "512Mi"}}
         return {
@@ -88,7 +89,6 @@ class Management:
     def cluster_api(self, kubectl: Path) -> list[Obj]:
         """Cluster API's core and kubeadm bootstrap provider, by their own kustomizations."""
         capi = self.built["cluster-api"]
-        version = capi.chosen.source.version
         objects: list[Obj] = []
         for folder, repository in (("config", "cluster-api-controller"), ("bootstrap/kubeadm/config", "kubeadm-bootstrap-controller")):
             rendered = run([kubectl, "kustomize", capi.file(folder) / "default"], timeout=60, what=f"rendering Cluster API's {folder}").stdout
@@ -96,7 +96,7 @@ class Management:
                 if obj["kind"] == "Deployment":
                     obj["spec"]["template"]["spec"]["priorityClassName"] = PRIORITY
                     container = obj["spec"]["template"]["spec"]["containers"][0]
-                    container["image"] = f"{self.registry}/{repository}:{version}"
+                    container["image"] = self.image(repository)
                     container["imagePullPolicy"] = "IfNotPresent"
                     container["args"] = [*container.get("args", []), *API_RATES]
                     container.setdefault("resources", {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}})

@@ -21,7 +21,7 @@ from ckp.catalog.models import Release
 from ckp.clients.cosign import append_layer, attestation_tag, signature_tag, verify_image
 from ckp.clients.oci import Registry
 from ckp.clients.oci_store import BlobStore, Descriptor, Manifest, is_digest
-from ckp.dist.bundle import PREFIX
+from ckp.dist.bundle import PREFIX, tag_of
 from ckp.kits import paths
 from ckp.kits.errors import Conflict, InvalidInput, NotFound, VerificationFailed
 from ckp.kits.files import atomic_write, exclusive, sha256_bytes
@@ -80,7 +80,7 @@ def release_selection(registry: Registry, release: Release, *, image_key: bytes 
         if listed.get("release") != release.name:
             raise VerificationFailed(f"{registry.address}/{repository}:{release.stamp} is the bundle of {listed.get('release')}, not of {release.name}")
         found.add((repository, release.stamp))
-        found.update((f"{prefix}/{name}", str(tag)) for name, tag in listed["images"].items())
+        found.update((f"{prefix}/{name}", tag_of(str(pinned))) for name, pinned in listed["images"].items())
     if not found:
         raise NotFound(f"{registry.address} has no bundle of {release.name}", resolution="look at the release's name, and whether this registry was filled")
     return sorted(found)

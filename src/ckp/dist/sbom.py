@@ -312,8 +312,8 @@ def _bundle(shop: Workshop, bundle: Bundle, listing: bytes, packages: list[Packa
         bom.merge(package_sbom(shop, by_hash[entry["sha256"]]))
     for entry in manifest["files"]:
         bom.add(component("file", f"file:{entry['file']}:{entry['sha256'][:16]}", entry["file"], hashes=sha256(entry["sha256"])))
-    for repository, tag in sorted(manifest["images"].items()):
+    for repository in sorted(manifest["images"]):
         image, digest = digests[repository]
-        reference = purl("oci", repository, digest, arch="amd64", tag=tag)
-        bom.add(component("container", f"image:{repository}:{tag}", repository, version=image.tag, hashes=sha256(digest), purl=reference, scope="optional"))
+        reference = purl("oci", repository, digest, arch="amd64", tag=image.tag)
+        bom.add(component("container", f"image:{repository}:{image.tag}", repository, version=image.tag, hashes=sha256(digest), purl=reference, scope="optional"))
     return bom.document()

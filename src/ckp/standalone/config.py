@@ -11,8 +11,6 @@ from ckp.agent.verify import BundleManifest
 from ckp.standalone.options import Options
 
 TEN_YEARS = "87600h0m0s"
-ETCD_TAG = "3.5.15-0"
-COREDNS_TAG = "v1.11.3"
 STORAGE_CLASS = "ckp-hostpath"
 STORAGE_NAMESPACE = "ckp-storage"
 CONTROL_PLANE_IMAGES = ("pause", "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
@@ -32,9 +30,9 @@ class Plan:
     address: str
     node_name: str
 
-    def image(self, name: str, default: str = "") -> str:
-        """An image of the release by its name in the bundle's table (its repository below the registry)."""
-        return f"{self.registry}/{name}:{self.manifest.images.get(name, default)}"
+    def image(self, name: str) -> str:
+        """An image of the release by its name in the bundle's table (its repository below the registry), with tag and digest."""
+        return f"{self.registry}/{name}:{self.manifest.images[name]}"
 
     def images(self) -> list[str]:
         """All images that this node will run, those that the control plane waits for first."""
@@ -73,8 +71,8 @@ def kubeadm_config(plan: Plan) -> str:
         "certificateValidityPeriod": TEN_YEARS,
         "caCertificateValidityPeriod": TEN_YEARS,
         "networking": {"podSubnet": plan.options.pod_cidr, "serviceSubnet": plan.options.service_cidr, "dnsDomain": "cluster.local"},
-        "dns": {"imageRepository": plan.registry, "imageTag": images.get("coredns", COREDNS_TAG)},
-        "etcd": {"local": {"imageRepository": plan.registry, "imageTag": images.get("etcd", ETCD_TAG), "dataDir": "/var/lib/etcd"}},
+        "dns": {"imageRepository": plan.registry, "imageTag": images["coredns"]},
+        "etcd": {"local": {"imageRepository": plan.registry, "imageTag": images["etcd"], "dataDir": "/var/lib/etcd"}},
         "proxy": {"disabled": True},  # Cilium does its work
         "apiServer": {"certSANs": sorted({plan.address, plan.node_name, "127.0.0.1", "localhost"})},
     }
@@ -86,6 +84,14 @@ def kubeadm_config(plan: Plan) -> str:
         **plan.decisions.kubelet(),
     }
     return "\n---\n".join(json.dumps(document, indent=1) for document in (init, cluster, kubelet)) + "\n"
+
+
+def static_pod_patches(plan: Plan) -> dict[str, str]:
+    """kubeadm's patches (file name: text) that name the control plane's images by digest; its own configuration takes tags only for these three."""
+    return {
+        f"{name}+strategic.json": json.dumps({"spec": {"containers": [{"name": name, "image": plan.image(name)}]}}) + "\n"
+        for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
+    }
 
 
 def cilium_values(plan: Plan) -> dict[str, Any]:

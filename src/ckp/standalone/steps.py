@@ -19,7 +19,7 @@ from ckp.agent.join import kubelet_health, kubelet_log_tail
 from ckp.agent.journal import Journal
 from ckp.agent.kit import AgentError, atomic_write, have, read_text, remove, run, wait_for
 from ckp.agent.verify import BundleManifest, verify_bundle
-from ckp.standalone.config import CONTROL_PLANE_IMAGES, NEEDED_IMAGES, STORAGE_CLASS, STORAGE_NAMESPACE, Plan, cilium_values, kubeadm_config
+from ckp.standalone.config import CONTROL_PLANE_IMAGES, NEEDED_IMAGES, STORAGE_CLASS, STORAGE_NAMESPACE, Plan, cilium_values, kubeadm_config, static_pod_patches
 from ckp.standalone.options import Options
 
 ADMIN = "/etc/kubernetes/admin.conf"
@@ -117,7 +117,7 @@ def system_packages(context: Context) -> str:
 
 def containerd(context: Context) -> str:
     plan = context.plan()
-    osprep.containerd(context.journal, plan.decisions, plan.image("pause", "3.10"), plan.registry, context.registry_ca())
+    osprep.containerd(context.journal, plan.decisions, plan.image("pause"), plan.registry, context.registry_ca())
     install_packages(context.journal, context.installer, plan.manifest, ["containerd", *(["cri-tools"] if plan.manifest.package("cri-tools") else [])])
     return run(["containerd", "--version"], timeout=20).stdout.split(" ")[2] if have("containerd") else ""
 
@@ -193,6 +193,8 @@ def kubeadm_init(context: Context) -> str:
         run(["kubeadm", "reset", "-f", "--kubeconfig", "/nonexistent", "--skip-phases", "remove-etcd-member"], timeout=180, check=False)
     osprep.kubelet(context.journal, plan.decisions, osprep.kubelet_arguments("", plan.address))
     pulls.wait([plan.image(name) for name in CONTROL_PLANE_IMAGES])
+    for name, patch in static_pod_patches(plan).items():
+        context.journal.replace_file(f"{osprep.PATCHES_DIR}/{name}", patch, mode=0o600)
     os.makedirs(RUN_DIR, mode=0o700, exist_ok=True)
     config = os.path.join(RUN_DIR, "kubeadm.json")
     atomic_write(config, kubeadm_config(plan), mode=0o600)
@@ -284,7 +286,7 @@ def cni(context: Context) -> str:
         return "" if have_count and have_count == want else f"CoreDNS: {have_count or '0'} of {want or '?'} available"
 
     _wait_saying(context, dns_ready, "CoreDNS is available", "DnsFailed", _pods_tail)
-    return f"Cilium {plan.manifest.images.get('cilium', '')}, node {node} Ready, CoreDNS available"
+    return f"Cilium {plan.manifest.images['cilium'].partition('@')[0]}, node {node} Ready, CoreDNS available"
 
 
 def csi(context: Context) -> str:

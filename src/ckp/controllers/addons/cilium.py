@@ -18,7 +18,6 @@ def values(plan: Plan, site: dict[str, object]) -> dict[str, Any]:
     Args:
         site: values of this installation, over ours (a lab in a sandbox needs privileged agents, for instance).
     """
-    registry, images = plan.release.registry, plan.release.images
     ours: dict[str, Any] = {
         "kubeProxyReplacement": True,
         "k8sServiceHost": plan.host,
@@ -29,10 +28,10 @@ def values(plan: Plan, site: dict[str, object]) -> dict[str, Any]:
         "envoy": {"enabled": False},
         "hubble": {"enabled": False},
         "l7Proxy": False,
-        "image": {"override": f"{registry}/cilium:{images['cilium']}", "useDigest": False, "pullPolicy": "IfNotPresent"},
+        "image": {"override": plan.release.image("cilium"), "useDigest": False, "pullPolicy": "IfNotPresent"},
         "operator": {
             "replicas": 1,
-            "image": {"override": f"{registry}/cilium-operator-generic:{images['cilium-operator-generic']}", "useDigest": False, "pullPolicy": "IfNotPresent"},
+            "image": {"override": plan.release.image("cilium-operator-generic"), "useDigest": False, "pullPolicy": "IfNotPresent"},
         },
     }
     return _merge(ours, site)
