@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.e2e.conftest import World, ckp
@@ -193,8 +194,15 @@ def test_a_wrong_key_an_unapproved_host_and_a_stolen_identity(world: World, spar
     spare.run(["tee", "/etc/machine-id"], timeout=10, stdin=theirs)
     configure(world, spare, key)
     spare.run(["systemctl", "start", "ckp-agent"], timeout=60)
-    world.wait(lambda: "identity" in said(spare), "the agent says that its identity is taken", timeout=90)
-    assert not [item for item in session.get("/host-requests", state="pending")["items"] if item["machineId"] == theirs.strip()]
+
+    def waiting() -> list[dict[str, Any]]:
+        return [item for item in session.get("/host-requests", state="pending")["items"] if item["machineId"] == theirs.strip()]
+
+    world.wait(waiting, "the request is there, for a person to decide", timeout=90)
+    assert waiting()[0]["duplicateOf"] == world.site.worker_hosts[0].name
+    refused = ckp("host", "approve", waiting()[0]["id"], check=False)
+    assert refused.code != 0 and "same machine-id" in refused.stderr, "a stolen identity is never let in by a slip"
+    ckp("host", "reject", waiting()[0]["id"], "--reason", "only a test")
 
     spare.run(["systemctl", "stop", "ckp-agent"], timeout=60)
     spare.run(["tee", "/etc/machine-id"], timeout=10, stdin=mine)

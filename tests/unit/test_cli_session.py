@@ -124,7 +124,7 @@ def test_the_key_and_nothing_else_goes_to_standard_output_once(desk: Desk) -> No
 def test_requests_are_listed_and_approved_by_the_beginning_of_their_id(desk: Desk) -> None:
     (request_id,) = desk.enrol("c" * 32)
     head, row = desk.good("host", "requests").splitlines()
-    assert head.split() == ["ID", "HOSTNAME", "STATE", "OS", "CPUS", "MEMORY", "ADDRESS", "AGE"]
+    assert head.split() == ["ID", "HOSTNAME", "STATE", "OS", "CPUS", "MEMORY", "ADDRESS", "LIKE", "AGE"]
     assert row.split()[:3] == [request_id[:12], "worker-1", "Pending"]
     assert row.index("worker-1") == head.index("HOSTNAME")
     assert desk.good("host", "approve", request_id[:6]) == f"hostrequest/{request_id[:12]} approved: host worker-1\n"
@@ -172,6 +172,46 @@ def test_hosts_are_listed_described_and_deleted(desk: Desk) -> None:
     assert "force" in refused.resolution
     assert desk.good("host", "delete", "two", "--force") == "host/two deleted\n"
     desk.bad("host", "describe", "two", kind=NotFound)
+
+
+def test_a_key_with_an_end_is_made_only_anew(desk: Desk) -> None:
+    assert desk.good("host", "psk", "--reset", "--expires", "12h", "--uses", "3").startswith("ckphk_")
+    assert "expires at" in desk.bad("host", "psk").details
+    assert desk.ckp("host", "psk", "--uses", "3").exit_code == 2
+
+
+def test_hosts_are_labelled_cordoned_and_taken_out_of_their_cluster(desk: Desk) -> None:
+    desk.run_async(desk.world.add_host("one"))
+    assert desk.good("host", "label", "one", "rack=r7", "old-") == "host/one labeled\n"
+    assert "rack=r7" in desk.good("host", "describe", "one")
+    assert desk.ckp("host", "label", "one", "nonsense").exit_code == 2
+    desk.good("host", "cordon", "one")
+    assert "Cordoned" in desk.good("host", "list")
+    desk.good("host", "uncordon", "one")
+    assert "in no cluster" in desk.bad("host", "remove", "one", kind=Conflict).brief
+    assert "no certificate" in desk.bad("host", "revoke", "one", kind=Conflict).brief
+
+
+def test_rules_are_made_shown_and_deleted(desk: Desk) -> None:
+    desk.good("hostgroup", "create", "workers")
+    desk.good("host", "rule", "create", "lab", "--network", "10.88.0.0/24", "--system", "debian-12", "--min-memory-gib", "2", "--group", "workers")
+    shown = desk.good("host", "rule", "list")
+    assert "from 10.88.0.0/24, system debian-12" in shown and "workers" in shown
+    assert "asks for nothing" in desk.bad("host", "rule", "create", "all", kind=InvalidInput).brief
+    desk.good("host", "rule", "delete", "lab")
+    assert "No approval rules" in desk.ckp("host", "rule", "list").stderr
+
+
+def test_a_machine_that_looks_like_a_host_is_decided_by_name(desk: Desk) -> None:
+    world = desk.world
+    psk = desk.run_async(world.psk())
+    first = desk.run_async(world.enrol(psk)).json()["request_id"]
+    desk.good("host", "approve", first)
+    second = desk.run_async(world.enrol(psk)).json()["request_id"]
+    assert "worker-1 (machine-id)" in desk.good("host", "requests")
+    assert "--replace" not in desk.bad("host", "approve", second).brief
+    assert desk.ckp("host", "approve", "--all", "--replace").exit_code == 2
+    assert "host worker-1" in desk.good("host", "approve", second, "--replace")
 
 
 def test_nothing_found_is_said_and_not_printed(desk: Desk) -> None:

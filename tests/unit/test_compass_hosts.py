@@ -6,16 +6,18 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import text
 
 from ckp.api import names
+from ckp.api.host_protocol import EnrolmentRequest
 from ckp.clients import kinds
 from ckp.clients.kube import KubeError
 from ckp.clients.kube_simulator import KubeSimulator
-from compass_world import ADMIN, BASE, HUB, MACHINE_A, MACHINE_B, NAMESPACE, World, make_csr, make_world
+from compass_world import ADMIN, BASE, HUB, MACHINE_A, MACHINE_B, NAMESPACE, World, facts, make_csr, make_world
 
 
 @pytest.fixture
@@ -134,18 +136,221 @@ async def test_a_machine_that_lost_our_answer_gets_the_same_request_and_a_new_to
     assert (await world.internal.get(path, headers={"X-Enrolment-Token": second["token"]})).json()["state"] == "pending"
 
 
-async def test_a_second_machine_with_an_approved_identity_is_refused(world: World) -> None:
+async def host_with_certificate(world: World, serial: str = "a1", **how: Any) -> None:
+    """worker-1, enrolled, with its certificate."""
+    answer = await world.enrol(await world.psk(), **how)
+    await world.call("POST", f"/host-requests/{answer.json()['request_id']}/approve", expect=200)
+    await world.kube.merge(kinds.BYO_HOST, "worker-1", NAMESPACE, {"status": {"agent": {"certificateSerial": serial}}}, subresource="status")
+
+
+async def asked_again(world: World, **how: Any) -> dict[str, Any]:
+    """A request of a machine that looks like a host, as people see it."""
+    answer = await world.enrol(await world.psk(), **how)
+    assert answer.status_code == 202, answer.text
+    return dict(await world.call("GET", f"/host-requests/{answer.json()['request_id']}", expect=200))
+
+
+async def decide(world: World, request: dict[str, Any], duplicate: str, expect: int) -> Any:
+    return await world.call("POST", f"/host-requests/{request['id']}/approve", json={"duplicate": duplicate}, expect=expect)
+
+
+async def test_a_reinstalled_machine_waits_for_a_decision_and_takes_its_hosts_place(world: World) -> None:
+    await host_with_certificate(world)
+    request = await asked_again(world)  # the same machine-id, another key
+    assert (request["state"], request["duplicateOf"], request["duplicateWhy"]) == ("pending", "worker-1", "machine-id")
+    refused = await decide(world, request, "", 409)
+    assert "same machine-id as host worker-1" in refused["error"]["message"]
+    assert all(word in refused["error"]["resolution"] for word in ("replace", "separate", "reject"))
+    before = (await world.kube.get(kinds.BYO_HOST, "worker-1", NAMESPACE) or {})["metadata"]["uid"]
+    assert (await decide(world, request, "replace", 200))["host"] == "worker-1"
+    host = await world.kube.get(kinds.BYO_HOST, "worker-1", NAMESPACE)
+    assert host is not None and host["metadata"]["uid"] == before, "groups, cluster and name stay"
+    assert host["spec"]["revokedSerial"] == "a1", "the old certificate is void at once"
+    assert host["metadata"]["annotations"]["ckp.coredge.io/host-request"] == request["id"]
+    states = {item["id"]: item["state"] for item in (await world.call("GET", "/host-requests"))["items"]}
+    assert sorted(states.values()) == ["approved", "replaced"] and states[request["id"]] == "approved"
+    assert (await decide(world, request, "replace", 200))["host"] == "worker-1", "and doing it again changes nothing"
+    assert ((await world.kube.get(kinds.BYO_HOST, "worker-1", NAMESPACE)) or {})["spec"]["revokedSerial"] == "a1"
+
+
+async def test_a_cloned_disk_becomes_a_host_of_its_own_if_people_say_so(world: World) -> None:
+    await host_with_certificate(world)
+    request = await asked_again(world)
+    assert (await decide(world, request, "separate", 200))["host"] == "worker-1-2"
+    assert "revokedSerial" not in ((await world.kube.get(kinds.BYO_HOST, "worker-1", NAMESPACE)) or {})["spec"]
+
+
+async def test_two_machines_never_share_a_key(world: World) -> None:
+    csr = make_csr()
+    await host_with_certificate(world, csr=csr)
+    request = await asked_again(world, csr=csr, machine_id=MACHINE_B)
+    assert request["duplicateWhy"] == "key"
+    assert "enrol --again" in (await decide(world, request, "separate", 409))["error"]["resolution"]
+    assert (await decide(world, request, "replace", 200))["host"] == "worker-1", "the same machine with a new machine-id may have it"
+
+
+async def test_a_machine_of_another_project_is_refused(world: World) -> None:
     await approve_one(world)
-    answer = await world.enrol(await world.psk())  # the same machine-id, another key
+    other = "/api/v1/domains/default/projects/other"
+    psk = (await world.call("POST", f"{other}/host-psk/reset"))["key"]
+    request = EnrolmentRequest(psk=psk, facts=facts(), csr=make_csr(), project="other")
+    answer = await world.internal.post("/internal/v1/enrolments", json={"request": json.loads(request.model_dump_json()), "source": "10.88.0.21"})
     assert answer.status_code == 409
-    assert "enrolled already" in answer.json()["error"]["message"]
+    assert "another project" in answer.json()["error"]["message"]
 
 
-async def test_a_cloned_key_on_another_machine_is_refused(world: World) -> None:
-    psk, csr = await world.psk(), make_csr()
-    request_id = (await world.enrol(psk, csr=csr)).json()["request_id"]
-    await world.call("POST", f"/host-requests/{request_id}/approve", expect=200)
-    assert (await world.enrol(psk, csr=csr, machine_id=MACHINE_B)).status_code == 409
+@pytest.mark.parametrize("broken", [("get", "ByoHost"), ("merge", "ByoHost")])
+async def test_a_replacement_that_broke_off_is_finished_by_the_next(world: World, broken: tuple[str, str]) -> None:
+    await host_with_certificate(world)
+    request = await asked_again(world)
+    world.kube.on_fault(lambda verb, kind, _: KubeError("away", code=0) if (verb, kind.kind) == broken else None)
+    await decide(world, request, "replace", 503)
+    world.kube.on_fault(None)
+    assert (await decide(world, request, "", 200))["host"] == "worker-1", "it was decided already"
+    assert ((await world.kube.get(kinds.BYO_HOST, "worker-1", NAMESPACE)) or {})["spec"]["revokedSerial"] == "a1"
+
+
+# Keys that end, and rules.
+
+
+async def test_a_key_ends_when_its_time_is_over_and_only_who_has_it_is_told(world: World) -> None:
+    made = await world.call("POST", "/host-psk/reset", json={"lifetimeSeconds": 3600}, expect=200)
+    assert made["expiresAt"] == "2026-04-01T13:00:00Z"
+    world.clock.advance(3599)
+    assert (await world.enrol(made["key"])).status_code == 202
+    world.clock.advance(1)
+    late = await world.enrol(made["key"], machine_id=MACHINE_B)
+    assert (late.status_code, "expired" in late.json()["error"]["message"]) == (401, True)
+    assert "expired" not in (await world.enrol("x" * 20)).json()["error"]["message"]
+
+
+async def test_a_key_is_for_so_many_machines_and_one_that_lost_our_answer_counts_once(world: World) -> None:
+    made = await world.call("POST", "/host-psk/reset", json={"maxUses": 1}, expect=200)
+    csr = make_csr()
+    assert [(await world.enrol(made["key"], csr=csr)).status_code for _ in range(3)] == [202, 202, 202]
+    second = await world.enrol(made["key"], machine_id=MACHINE_B)
+    assert (second.status_code, "1 machines" in second.json()["error"]["message"]) == (401, True)
+    assert (await world.call("GET", "/host-psk"))["useCount"] == 1
+
+
+async def make_rule(world: World, expect: int = 201, **criteria: Any) -> Any:
+    return await world.call("POST", "/host-approval-rules", json={"name": "lab", "criteria": criteria, "groups": ["workers"]}, expect=expect)
+
+
+async def test_a_rule_lets_a_machine_in_at_once_and_puts_it_into_its_groups(world: World) -> None:
+    await world.call("POST", "/host-groups", json={"name": "workers"}, expect=201)
+    await make_rule(world, networks=["10.88.0.0/24"], systems=["debian-12"], minCpus=2)
+    ticket = (await world.enrol(await world.psk())).json()
+    outcome = await world.internal.get(f"/internal/v1/enrolments/{ticket['request_id']}", headers={"X-Enrolment-Token": ticket["token"]})
+    assert outcome.json()["state"] == "approved"
+    assert (await world.call("GET", "/host-groups/workers"))["hosts"] == ["worker-1"]
+    assert (await world.call("GET", "/host-approval-rules"))["items"][0]["approved"] == 1
+    assert ("host-request.approve", "rule:lab") in [(entry["action"], entry["actor"]) for entry in (await world.call("GET", "/audit"))["items"]]
+
+
+async def test_a_machine_that_fits_no_rule_waits_and_a_newer_rule_finds_it_when_it_asks(world: World) -> None:
+    await world.call("POST", "/host-groups", json={"name": "workers"}, expect=201)
+    await make_rule(world, hostnames=["db-*"])
+    ticket = (await world.enrol(await world.psk())).json()
+    path, token = f"/internal/v1/enrolments/{ticket['request_id']}", {"X-Enrolment-Token": ticket["token"]}
+    assert (await world.internal.get(path, headers=token)).json()["state"] == "pending"
+    await world.call("DELETE", "/host-approval-rules/lab", expect=204)
+    await make_rule(world, hostnames=["worker-?"])
+    assert (await world.internal.get(path, headers=token)).json()["state"] == "approved"
+
+
+async def test_no_rule_decides_about_a_machine_that_looks_like_a_host(world: World) -> None:
+    await host_with_certificate(world)
+    await world.call("POST", "/host-groups", json={"name": "workers"}, expect=201)
+    await make_rule(world, hostnames=["*"])
+    assert (await asked_again(world))["state"] == "pending"
+
+
+async def test_a_rule_that_could_not_approve_is_followed_when_the_machine_asks(world: World) -> None:
+    await world.call("POST", "/host-groups", json={"name": "workers"}, expect=201)
+    await make_rule(world, hostnames=["*"])
+    world.kube.on_fault(lambda verb, kind, _: KubeError("away", code=0) if (verb, kind.kind) == ("create", "ByoHost") else None)
+    ticket = (await world.enrol(await world.psk())).json()
+    world.kube.on_fault(None)
+    outcome = await world.internal.get(f"/internal/v1/enrolments/{ticket['request_id']}", headers={"X-Enrolment-Token": ticket["token"]})
+    assert outcome.json()["state"] == "approved"
+
+
+@pytest.mark.parametrize(("criteria", "words"), [({}, "asks for nothing"), ({"networks": ["10.88.0.1/24"]}, "networks"), ({"hostname": ["x"]}, "hostname")])
+async def test_a_rule_that_makes_no_sense_is_refused(world: World, criteria: dict[str, Any], words: str) -> None:
+    await world.call("POST", "/host-groups", json={"name": "workers"}, expect=201)
+    assert words in (await make_rule(world, 422, **criteria))["error"]["message"]
+    assert (await world.call("GET", "/host-approval-rules"))["items"] == []
+
+
+# Care of hosts.
+
+
+async def test_a_host_is_labelled_and_not_with_others_labels(world: World) -> None:
+    await world.add_host("one", group="workers")
+    changed = await world.call("PATCH", "/hosts/one", json={"labels": {"rack": "r7", "example.org/disk": "ssd"}}, expect=200)
+    assert changed["labels"]["rack"] == "r7" and changed["groups"] == ["workers"]
+    assert "rack" not in (await world.call("PATCH", "/hosts/one", json={"labels": {"rack": None}}, expect=200))["labels"]
+    for label in (names.group_label("other"), "cluster.x-k8s.io/cluster-name", "kubernetes.io/hostname", "ckp.coredge.io/domain", "no good", "a=b"):
+        await world.call("PATCH", "/hosts/one", json={"labels": {label: "x"}}, expect=422)
+
+
+async def test_a_cordoned_host_is_not_free_and_an_uncordoned_one_is(world: World) -> None:
+    await world.add_host("one")
+    assert (await world.call("PATCH", "/hosts/one", json={"cordoned": True}, expect=200))["free"] is False
+    assert (await world.call("PATCH", "/hosts/one", json={"cordoned": False}, expect=200))["free"] is True
+
+
+async def test_a_certificate_is_revoked_and_the_host_stays(world: World) -> None:
+    await host_with_certificate(world)
+    await world.call("POST", "/hosts/worker-1/revoke", expect=200)
+    host = await world.kube.get(kinds.BYO_HOST, "worker-1", NAMESPACE)
+    assert host is not None and host["spec"]["revokedSerial"] == "a1"
+    await world.add_host("bare")
+    await world.call("POST", "/hosts/bare/revoke", expect=409)
+
+
+async def member(world: World) -> None:
+    """A host that a cluster's machine holds, with its objects."""
+    await world.add_host("one", claimed="byo-1", phase="Joined")
+    labels = {"cluster.x-k8s.io/deployment-name": "demo-workers"}
+    for kind, name, spec in (
+        (kinds.BYO_MACHINE, "byo-1", {}),
+        (kinds.MACHINE_DEPLOYMENT, "demo-workers", {"replicas": 3}),
+        (kinds.MACHINE, "demo-1", {"infrastructureRef": {"kind": "ByoMachine", "name": "byo-1"}}),
+    ):
+        body = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels}, "spec": spec}
+        await world.kube.create(body)
+
+
+async def test_a_host_leaves_its_cluster_which_stays_at_its_size(world: World) -> None:
+    await member(world)
+    left = await world.call("POST", "/hosts/one/leave", expect=202)
+    assert left["cordoned"] is True, "else it would be claimed again at once"
+    assert await world.kube.get(kinds.MACHINE, "demo-1", NAMESPACE) is None
+    deployment = await world.kube.get(kinds.MACHINE_DEPLOYMENT, "demo-workers", NAMESPACE)
+    assert deployment is not None and deployment["spec"]["replicas"] == 3
+
+
+async def test_a_cluster_shrinks_by_this_host_and_once_however_often_it_is_asked(world: World) -> None:
+    await member(world)
+    for _ in range(2):
+        await world.call("POST", "/hosts/one/leave", json={"shrink": True}, expect=202)
+    deployment, machine = [await world.kube.get(*what, NAMESPACE) for what in ((kinds.MACHINE_DEPLOYMENT, "demo-workers"), (kinds.MACHINE, "demo-1"))]
+    assert deployment is not None and deployment["spec"]["replicas"] == 2
+    assert machine is not None and machine["metadata"]["annotations"]["cluster.x-k8s.io/delete-machine"] == "true", "Cluster API takes this one first"
+
+
+async def test_an_unreachable_host_is_forced_away(world: World) -> None:
+    await member(world)
+    await world.call("POST", "/hosts/one/leave", json={"force": True}, expect=202)
+    byo = await world.kube.get(kinds.BYO_MACHINE, "byo-1", NAMESPACE)
+    assert byo is not None and byo["metadata"]["annotations"][names.FORCE_RELEASE_ANNOTATION] == "true"
+
+
+async def test_a_free_host_has_no_cluster_to_leave(world: World) -> None:
+    await world.add_host("one")
+    assert "in no cluster" in (await world.call("POST", "/hosts/one/leave", expect=409))["error"]["message"]
 
 
 async def test_of_two_waiting_requests_for_one_machine_only_one_is_approved(world: World) -> None:

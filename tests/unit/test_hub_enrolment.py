@@ -116,9 +116,22 @@ async def test_a_wrong_key_reaches_the_agent_as_401_and_guessing_as_429(desk: De
     assert answer.headers["retry-after"]
 
 
-async def test_a_taken_identity_reaches_the_agent_as_409(desk: Desk) -> None:
+async def test_a_reinstalled_machine_gets_a_new_certificate_once_people_say_that_it_is_the_same(desk: Desk) -> None:
+    first = await desk.outcome(await approved(desk))
+    ticket = (await desk.ask(await desk.world.psk())).json()
+    assert (await desk.outcome(ticket)).state == "pending"
+    await desk.world.call("POST", f"/host-requests/{ticket['request_id']}/approve", json={"duplicate": "replace"}, expect=200)
+    second = await desk.outcome(ticket)
+    assert (second.state, second.host) == ("approved", "worker-1")
+    host = await desk.world.kube.get(kinds.BYO_HOST, "worker-1", NAMESPACE)
+    assert host is not None and host["spec"]["revokedSerial"] == f"{serial_of(first.certificate):x}"
+    assert host["status"]["agent"]["certificateSerial"] == f"{serial_of(second.certificate):x}"
+
+
+async def test_a_machine_of_another_project_reaches_the_agent_as_409(desk: Desk) -> None:
     await approved(desk)
-    assert (await desk.ask(await desk.world.psk())).status_code == 409
+    psk = (await desk.world.call("POST", "/api/v1/domains/default/projects/other/host-psk/reset"))["key"]
+    assert (await desk.ask(psk, project="other")).status_code == 409
 
 
 async def test_a_rejection_reaches_the_agent_with_its_reason(desk: Desk) -> None:

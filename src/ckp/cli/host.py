@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from ckp.cli.output import Column, age, cell, describe, gibibytes, output_option, section, show_data, show_list, table
+from ckp.cli.host_care import COMMANDS
+from ckp.cli.output import Column, Duration, age, cell, describe, gibibytes, output_option, section, show_data, show_list, table
 from ckp.cli.session import Session, say, with_session
 from ckp.kits.errors import CkpError, InvalidInput, NotFound
 
@@ -18,14 +19,19 @@ def host() -> None:
 
 @host.command()
 @click.option("--reset", is_flag=True, help="Make a new key; the old one is void at once.")
+@click.option("--expires", type=Duration(), help="With --reset: the key lets nobody in after this time (12h, 30m).")
+@click.option("--uses", type=click.IntRange(1), help="With --reset: so many machines may ask with it.")
 @output_option
 @with_session
-def psk(session: Session, reset: bool, output: str) -> None:
+def psk(session: Session, reset: bool, expires: float | None, uses: int | None, output: str) -> None:
     """Show the project's pre-shared key, once, when it is made.
 
     The key goes to standard output and nothing else does, so that it can be piped into a file.
     """
-    answer = session.call("POST", "/host-psk/reset") if reset else session.get("/host-psk")
+    if (expires or uses) and not reset:
+        raise click.UsageError("--expires and --uses are for a new key: say --reset as well")
+    limits = {"lifetimeSeconds": int(expires) if expires else None, "maxUses": uses}
+    answer = session.call("POST", "/host-psk/reset", body=limits) if reset else session.get("/host-psk")
     if output in ("json", "yaml"):
         show_data(answer, output)
     elif answer.get("key"):
@@ -34,7 +40,7 @@ def psk(session: Session, reset: bool, output: str) -> None:
     else:
         raise CkpError(
             f"the key of {session.where} was shown when it was made, {age(answer['createdAt'])} ago; only its hash is kept",
-            details=f"used {answer['useCount']} times",
+            details=f"used {answer['useCount']} times" + (f", expires at {answer['expiresAt']}" if answer["expiresAt"] else ""),
             resolution="make a new one with `ckp host psk --reset`; hosts that are enrolled already are not touched",
         )
 
@@ -47,6 +53,7 @@ REQUEST_COLUMNS = (
     Column("CPUS", lambda row: row["facts"].get("cpus")),
     Column("MEMORY", lambda row: gibibytes(row["facts"].get("memory_bytes"))),
     Column("ADDRESS", lambda row: row["facts"].get("default_address") or row["source"]),
+    Column("LIKE", lambda row: f"{row['duplicateOf']} ({row['duplicateWhy']})" if row["duplicateOf"] else ""),
     Column("AGE", lambda row: age(row["createdAt"])),
     Column("HOST", lambda row: row["host"], wide=True),
     Column("MACHINE-ID", lambda row: row["machineId"], wide=True),
@@ -57,7 +64,7 @@ REQUEST_COLUMNS = (
 
 
 @host.command()
-@click.option("--state", type=click.Choice(["pending", "approved", "rejected"]), help="Only those in this state.")
+@click.option("--state", type=click.Choice(["pending", "approved", "rejected", "replaced"]), help="Only those in this state.")
 @output_option
 @with_session
 def requests(session: Session, state: str | None, output: str) -> None:
@@ -69,9 +76,14 @@ def requests(session: Session, state: str | None, output: str) -> None:
 @host.command()
 @click.argument("ids", nargs=-1, metavar="[ID...]")
 @click.option("--all", "everyone", is_flag=True, help="Approve all that are pending.")
+@click.option("--replace", "duplicate", flag_value="replace", help="It is the host that it looks like, reinstalled: it takes that host's place.")
+@click.option("--separate", "duplicate", flag_value="separate", help="It is another machine than the host that it looks like: its disk was cloned.")
+@click.option("--group", "groups", multiple=True, metavar="GROUP", help="Host groups that the new host is put into.")
 @with_session
-def approve(session: Session, ids: tuple[str, ...], everyone: bool) -> None:
+def approve(session: Session, ids: tuple[str, ...], everyone: bool, duplicate: str | None, groups: tuple[str, ...]) -> None:
     """Let machines in. An ID may be shortened as long as it is unique."""
+    if duplicate and len(ids) != 1:
+        raise click.UsageError("--replace and --separate decide about one machine: name its request")
     if bool(ids) == everyone:
         raise click.UsageError("name the requests to approve, or say --all")
     if everyone:
@@ -81,7 +93,12 @@ def approve(session: Session, ids: tuple[str, ...], everyone: bool) -> None:
             return
     else:
         chosen = _full_ids(session, ids)
-    _decide(session, chosen, "approve", "")
+    if not duplicate and not groups:
+        _decide(session, chosen, "approve", "")
+        return
+    for request_id in chosen:
+        row = session.call("POST", f"/host-requests/{request_id}/approve", body={"duplicate": duplicate or "", "groups": groups})
+        click.echo(f"hostrequest/{request_id[:SHORT_ID]} approved: host {row['host']}")
 
 
 @host.command()
@@ -167,6 +184,7 @@ def describe_host(session: Session, name: str, output: str) -> None:
             ("Connected", row["connected"]),
             ("Last seen", f"{age(row['lastSeen'])} ago" if row["lastSeen"] else "never"),
             ("Groups", row["groups"]),
+            ("Labels", [f"{key}={value}" for key, value in sorted(row["labels"].items())]),
             ("Cluster", row["cluster"]),
             ("Machine", row["machine"]),
             ("Release", row["release"]),
@@ -214,3 +232,7 @@ def delete_hosts(session: Session, names: tuple[str, ...], force: bool) -> None:
     for name in names:
         session.call("DELETE", f"/hosts/{name}", params={"force": "true"} if force else {})
         click.echo(f"host/{name} deleted")
+
+
+for _command in COMMANDS:
+    host.add_command(_command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Response
@@ -9,6 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Response
 from ckp import __version__
 from ckp.compass.rest.plumbing import Gate, actor_of, error_body, install_handlers, status_of
 from ckp.compass.rest.schemas import (
+    ApproveBody,
     AuditAnswer,
     BulkAnswer,
     BulkBody,
@@ -18,17 +20,23 @@ from ckp.compass.rest.schemas import (
     GroupBody,
     GroupChange,
     HostAnswer,
+    HostChange,
     HostRequestAnswer,
     Items,
     KeyAnswer,
+    KeyBody,
+    LeaveBody,
     MembersBody,
     RejectBody,
+    RuleAnswer,
+    RuleBody,
     ScaleBody,
 )
 from ckp.compass.services import UseCases
 from ckp.compass.services.clusters import ClusterRequest
 from ckp.compass.services.projects import ProjectRef
 from ckp.kits.errors import CkpError
+from ckp.rules.approval import Criteria
 
 MAX_BODY_BYTES = 1 << 20
 
@@ -47,7 +55,7 @@ def make_public_app(cases: UseCases) -> Gate:
     install_handlers(app)
     app.include_router(_releases(cases), prefix="/api/v1")
     prefix = "/api/v1/domains/{domain}/projects/{project}"
-    for router in (_keys(cases), _requests(cases), _hosts(cases), _groups(cases), _clusters(cases), _audit(cases)):
+    for router in (_keys(cases), _requests(cases), _rules(cases), _hosts(cases), _groups(cases), _clusters(cases), _audit(cases)):
         app.include_router(router, prefix=prefix)
 
     @app.get("/healthz", include_in_schema=False)
@@ -84,8 +92,10 @@ def _keys(cases: UseCases) -> APIRouter:
         return answer
 
     @router.post("/host-psk/reset")
-    async def reset_key(project: Project, actor: Actor) -> KeyAnswer:
-        answer = KeyAnswer.model_validate(await cases.keys.reset(actor, project))
+    async def reset_key(project: Project, actor: Actor, body: KeyBody | None = None) -> KeyAnswer:
+        wanted = body or KeyBody()
+        lifetime = timedelta(seconds=wanted.lifetime_seconds) if wanted.lifetime_seconds else None
+        answer = KeyAnswer.model_validate(await cases.keys.reset(actor, project, lifetime=lifetime, max_uses=wanted.max_uses))
         answer.message = _KEY_ONCE
         return answer
 
@@ -118,12 +128,37 @@ def _requests(cases: UseCases) -> APIRouter:
         return HostRequestAnswer.model_validate(await cases.requests.get(project, request_id))
 
     @router.post("/{request_id}/approve")
-    async def approve(project: Project, actor: Actor, request_id: str) -> HostRequestAnswer:
-        return HostRequestAnswer.model_validate(await cases.requests.approve(actor, project, request_id))
+    async def approve(project: Project, actor: Actor, request_id: str, body: ApproveBody | None = None) -> HostRequestAnswer:
+        how = body or ApproveBody()
+        row = await cases.requests.approve(actor, project, request_id, duplicate=how.duplicate, groups=how.groups)
+        return HostRequestAnswer.model_validate(row)
 
     @router.post("/{request_id}/reject")
     async def reject(project: Project, actor: Actor, request_id: str, body: RejectBody) -> HostRequestAnswer:
         return HostRequestAnswer.model_validate(await cases.requests.reject(actor, project, request_id, body.reason))
+
+    return router
+
+
+def _rules(cases: UseCases) -> APIRouter:
+    router = APIRouter(prefix="/host-approval-rules", tags=["host-approval-rules"])
+
+    @router.get("")
+    async def list_rules(project: Project) -> Items[RuleAnswer]:
+        return Items(items=[RuleAnswer.model_validate(rule) for rule in await cases.approval.list(project)])
+
+    @router.post("", status_code=201)
+    async def create_rule(project: Project, actor: Actor, body: RuleBody) -> RuleAnswer:
+        criteria = Criteria.of(body.criteria.model_dump())
+        return RuleAnswer.model_validate(await cases.approval.create(actor, project, body.name, criteria, body.groups))
+
+    @router.get("/{name}")
+    async def get_rule(project: Project, name: str) -> RuleAnswer:
+        return RuleAnswer.model_validate(await cases.approval.get(project, name))
+
+    @router.delete("/{name}", status_code=204)
+    async def delete_rule(project: Project, actor: Actor, name: str) -> None:
+        await cases.approval.delete(actor, project, name)
 
     return router
 
@@ -138,6 +173,23 @@ def _hosts(cases: UseCases) -> APIRouter:
     @router.get("/{name}")
     async def get_host(project: Project, name: str) -> HostAnswer:
         return HostAnswer.model_validate(await cases.hosts.get(project, name))
+
+    @router.patch("/{name}")
+    async def change_host(project: Project, actor: Actor, name: str, body: HostChange) -> HostAnswer:
+        if body.labels is not None:
+            await cases.care.label(actor, project, name, body.labels)
+        if body.cordoned is not None:
+            await cases.care.cordon(actor, project, name, cordoned=body.cordoned)
+        return HostAnswer.model_validate(await cases.hosts.get(project, name))
+
+    @router.post("/{name}/revoke")
+    async def revoke_certificate(project: Project, actor: Actor, name: str) -> HostAnswer:
+        return HostAnswer.model_validate(await cases.care.revoke(actor, project, name))
+
+    @router.post("/{name}/leave", status_code=202)
+    async def leave_cluster(project: Project, actor: Actor, name: str, body: LeaveBody | None = None) -> HostAnswer:
+        how = body or LeaveBody()
+        return HostAnswer.model_validate(await cases.care.leave(actor, project, name, shrink=how.shrink, force=how.force))
 
     @router.delete("/{name}", status_code=204)
     async def delete_host(project: Project, actor: Actor, name: str, force: bool = False) -> None:

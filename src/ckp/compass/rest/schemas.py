@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -35,8 +35,24 @@ class KeyAnswer(Answer):
     created_at: datetime
     use_count: int
     last_used_at: datetime | None
+    expires_at: datetime | None
+    max_uses: int | None
     key: str | None = None
     message: str = ""
+
+
+class KeyBody(Body):
+    """How long a new key holds, and for how many machines; both without an end if not said."""
+
+    lifetime_seconds: int | None = Field(default=None, ge=60, le=366 * 24 * 3600)
+    max_uses: int | None = Field(default=None, ge=1, le=1_000_000)
+
+
+class ApproveBody(Body):
+    """What a machine that looks like a host is, and the groups that the new host is in."""
+
+    duplicate: Literal["", "replace", "separate"] = ""
+    groups: list[str] = Field(default=[], max_length=100)
 
 
 class RejectBody(Body):
@@ -64,6 +80,8 @@ class HostRequestAnswer(Answer):
     source: str
     facts: dict[str, Any]
     key_digest: str
+    duplicate_of: str
+    duplicate_why: str
     created_at: datetime
     decided_at: datetime | None
     decided_by: str
@@ -76,6 +94,59 @@ class BulkAnswer(BaseModel):
     results: dict[str, dict[str, Any]]
 
 
+class CriteriaBody(Body):
+    """What a machine must be for a rule; what is empty does not matter."""
+
+    hostnames: list[Annotated[str, Field(min_length=1, max_length=253)]] = Field(default=[], max_length=100)
+    networks: list[Annotated[str, Field(max_length=50)]] = Field(default=[], max_length=100)
+    systems: list[Annotated[str, Field(min_length=1, max_length=63)]] = Field(default=[], max_length=100)
+    min_cpus: int = Field(default=0, ge=0)
+    min_memory_bytes: int = Field(default=0, ge=0)
+
+
+class RuleBody(Body):
+    """A new approval rule."""
+
+    name: str
+    criteria: CriteriaBody
+    groups: list[str] = Field(default=[], max_length=100)
+
+
+class CriteriaAnswer(Answer):
+    """What a rule asks for."""
+
+    hostnames: list[str]
+    networks: list[str]
+    systems: list[str]
+    min_cpus: int
+    min_memory_bytes: int
+
+
+class RuleAnswer(Answer):
+    """An approval rule."""
+
+    name: str
+    criteria: CriteriaAnswer
+    groups: list[str]
+    approved: int
+    created_at: datetime
+    created_by: str
+
+
+class HostChange(Body):
+    """What can change of a host; what is left out stays."""
+
+    cordoned: bool | None = None
+    labels: dict[str, str | None] | None = Field(default=None, max_length=100)
+
+
+class LeaveBody(Body):
+    """How a host leaves its cluster."""
+
+    shrink: bool = False
+    force: bool = False
+
+
 class HostAnswer(Answer):
     """A host."""
 
@@ -85,6 +156,7 @@ class HostAnswer(Answer):
     cordoned: bool
     free: bool
     groups: list[str]
+    labels: dict[str, str]
     cluster: str
     machine: str
     address: str

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ckp.clients.kube import Kube
+from ckp.compass.services.approval import ApprovalRules
 from ckp.compass.services.callers import AdminToken, WorkloadTokens
 from ckp.compass.services.clusters import Clusters
+from ckp.compass.services.host_care import HostCare
 from ckp.compass.services.host_groups import HostGroups
 from ckp.compass.services.host_keys import HostKeys
 from ckp.compass.services.hosts import Hosts
@@ -31,7 +33,9 @@ class UseCases:
     keys: HostKeys
     enrolments: Enrolments
     requests: HostRequests
+    approval: ApprovalRules
     hosts: Hosts
+    care: HostCare
     groups: HostGroups
     clusters: Clusters
 
@@ -41,15 +45,19 @@ class UseCases:
         namespaces = Namespaces(kube, settings.own_account, settings.tenant_role)
         keys = HostKeys(database, clock)
         hosts = Hosts(database, kube, namespaces, clock)
+        requests = HostRequests(database, kube, namespaces, clock)
+        approval = ApprovalRules(database, requests, clock)
         return cls(
             database=database,
             releases=releases,
             admin=AdminToken(admin_token),
             hub=WorkloadTokens(kube, clock, account=settings.hub_account, audience=settings.audience),
             keys=keys,
-            enrolments=Enrolments(database, keys, clock),
-            requests=HostRequests(database, kube, namespaces, clock),
+            enrolments=Enrolments(database, keys, approval, clock),
+            requests=requests,
+            approval=approval,
             hosts=hosts,
+            care=HostCare(database, kube, namespaces, hosts, clock),
             groups=HostGroups(database, kube, namespaces, hosts, clock),
             clusters=Clusters(database, kube, namespaces, releases, clock, settings.reserved),
         )

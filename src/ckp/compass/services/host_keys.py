@@ -6,16 +6,19 @@ import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
+from ckp.compass.services.errors import WrongKey
 from ckp.compass.services.projects import ProjectRef
 from ckp.compass.store.database import Database
 from ckp.compass.store.models import HostKey
 from ckp.compass.store.repositories import Unit
-from ckp.kits.clock import Clock
+from ckp.kits.clock import Clock, rfc3339
 
 PREFIX = "ckphk_"
 """So that secret scanners, and people, know what they see."""
+
+_ANOTHER = "ask for a new key: `ckp host psk --reset` makes one"
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class KeyView:
     created_at: datetime
     use_count: int
     last_used_at: datetime | None
+    expires_at: datetime | None = None
+    max_uses: int | None = None
     key: str | None = None
 
 
@@ -46,24 +51,45 @@ class HostKeys:
             row = await unit.host_key(project.domain, project.project)
             if row is None:
                 return self._make(unit, actor, project, "host-psk.create")
-            return KeyView(row.created_at, row.use_count, row.last_used_at)
+            return _view(row)
 
-    async def reset(self, actor: str, project: ProjectRef) -> KeyView:
-        """A new key, shown this once; the old one is void at once. Hosts that are enrolled already are not touched."""
+    async def reset(self, actor: str, project: ProjectRef, *, lifetime: timedelta | None = None, max_uses: int | None = None) -> KeyView:
+        """A new key, shown this once; the old one is void at once. Hosts that are enrolled already are not touched.
+
+        Args:
+            lifetime: after it the key lets nobody in; None: until it is reset.
+            max_uses: so many machines may ask with it; None: any number.
+        """
         async with self._database.unit() as unit:
-            return self._make(unit, actor, project, "host-psk.reset", await unit.host_key(project.domain, project.project))
+            row = await unit.host_key(project.domain, project.project)
+            return self._make(unit, actor, project, "host-psk.reset", row, lifetime, max_uses)
 
-    async def matches(self, unit: Unit, project: ProjectRef, key: str) -> bool:
-        """Whether `key` is the project's key, in the same time whether the project has one or not; counts a use."""
+    async def matching(self, unit: Unit, project: ProjectRef, key: str) -> HostKey | None:
+        """The project's key if `key` is it, in the same time whether the project has one or not."""
         row = await unit.host_key(project.domain, project.project)
         salt, expected = (row.salt, row.digest) if row else (bytes(32), secrets.token_bytes(32))
-        if not hmac.compare_digest(digest(salt, key), expected) or row is None:
-            return False
-        row.use_count += 1
-        row.last_used_at = self._clock.now()
-        return True
+        return row if hmac.compare_digest(digest(salt, key), expected) else None
 
-    def _make(self, unit: Unit, actor: str, project: ProjectRef, action: str, row: HostKey | None = None) -> KeyView:
+    def spend(self, row: HostKey) -> None:
+        """Count a machine that asks with this key. WrongKey: the key has ended; said only to those who have it."""
+        now = self._clock.now()
+        if row.expires_at and now >= row.expires_at:
+            raise WrongKey(f"the pre-shared key expired at {rfc3339(row.expires_at)}", resolution=_ANOTHER)
+        if row.max_uses is not None and row.use_count >= row.max_uses:
+            raise WrongKey(f"the pre-shared key was for {row.max_uses} machines, and that many have asked with it", resolution=_ANOTHER)
+        row.use_count += 1
+        row.last_used_at = now
+
+    def _make(
+        self,
+        unit: Unit,
+        actor: str,
+        project: ProjectRef,
+        action: str,
+        row: HostKey | None = None,
+        lifetime: timedelta | None = None,
+        max_uses: int | None = None,
+    ) -> KeyView:
         key = PREFIX + secrets.token_urlsafe(32)
         if row is None:
             row = HostKey(domain=project.domain, project=project.project)
@@ -73,5 +99,12 @@ class HostKeys:
         row.created_at = self._clock.now()
         row.use_count = 0
         row.last_used_at = None
-        unit.audit(self._clock.now(), actor, project.domain, project.project, action, "host-psk")
-        return KeyView(row.created_at, 0, None, key)
+        row.expires_at = row.created_at + lifetime if lifetime else None
+        row.max_uses = max_uses
+        limits = {"expiresAt": rfc3339(row.expires_at) if row.expires_at else None, "maxUses": max_uses}
+        unit.audit(self._clock.now(), actor, project.domain, project.project, action, "host-psk", limits if lifetime or max_uses else None)
+        return _view(row, key)
+
+
+def _view(row: HostKey, key: str | None = None) -> KeyView:
+    return KeyView(row.created_at, row.use_count, row.last_used_at, row.expires_at, row.max_uses, key)

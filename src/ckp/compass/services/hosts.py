@@ -29,6 +29,7 @@ class HostView:
     cordoned: bool
     free: bool
     groups: tuple[str, ...]
+    labels: Mapping[str, str]
     cluster: str
     machine: str
     address: str
@@ -116,6 +117,7 @@ def view(host: Obj) -> HostView:
         cordoned=bool(spec.get("cordoned")),
         free=is_free(host),
         groups=groups_of(host),
+        labels={key: value for key, value in (meta.get("labels") or {}).items() if not key.startswith(GROUP_PREFIX)},
         cluster=str(observed.get("cluster") or "").rpartition("/")[2] if claimed or observed.get("cluster") else "",
         machine=str((spec.get("machineRef") or {}).get("name") or ""),
         address=str(agent.get("address") or facts.get("default_address") or ""),

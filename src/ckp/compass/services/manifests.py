@@ -15,7 +15,6 @@ from ckp.clients.kube import Obj
 REQUEST_ANNOTATION = f"{names.CKP}/request-digest"
 """On the Cluster: which request made it, so that repeating the same one after a break completes it, and another one is refused."""
 PATCHES_DIRECTORY = "/etc/kubernetes/ckp-patches"
-DEPLOYMENT_NAME_LABEL = "cluster.x-k8s.io/deployment-name"
 SERVICE_DOMAIN = "cluster.local"
 
 
@@ -53,7 +52,7 @@ def cluster_objects(spec: ClusterSpec, *, namespace: str, labels: dict[str, str]
     """
     workers = workers_name(spec.name)
     labels = {**labels, names.CLUSTER_NAME_LABEL: spec.name}
-    selector = {names.CLUSTER_NAME_LABEL: spec.name, DEPLOYMENT_NAME_LABEL: workers}
+    selector = {names.CLUSTER_NAME_LABEL: spec.name, names.DEPLOYMENT_NAME_LABEL: workers}
 
     def make(kind: Kind, name: str, body: dict[str, Any], annotations: dict[str, str] | None = None) -> Obj:
         metadata: dict[str, Any] = {"name": name, "namespace": namespace, "labels": labels}

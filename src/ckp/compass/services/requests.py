@@ -8,6 +8,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -33,6 +34,7 @@ MAX_PENDING = 10_000
 """Requests of one project that may wait; a leaked key must not fill the disk."""
 REQUEST_ANNOTATION = f"{names.CKP}/host-request"
 MACHINE_ANNOTATION = f"{names.CKP}/machine-id"
+Duplicate = Literal["", "replace", "separate"]
 
 
 @dataclass(frozen=True)
@@ -80,34 +82,39 @@ def host_name_from(hostname: str) -> str:
 class Enrolments:
     """The machine's side: requests that come in through the hub."""
 
-    def __init__(self, database: Database, keys: HostKeys, clock: Clock, limit: FailureLimit | None = None) -> None:
+    def __init__(self, database: Database, keys: HostKeys, approval: Approval, clock: Clock, limit: FailureLimit | None = None) -> None:
         self._database = database
         self._keys = keys
+        self._approval = approval
         self._clock = clock
         self._limit = limit or FailureLimit(clock)
 
     async def take(self, request: EnrolmentRequest, source: str) -> EnrolmentTicket:
         """Take a request in. The same machine with the same key sending again gets its old request with a new token: it lost our answer.
 
+        A machine that looks like a host of this project (same machine-id, or same key) was reinstalled or is a clone: a person decides (HostRequests.approve).
+
         Raises:
-            WrongKey: the pre-shared key is not the project's (or the project has none).
+            WrongKey: the pre-shared key is not the project's (or the project has none), or has ended.
             TooManyTries: too many wrong keys from `source`, or too many requests wait.
             InvalidInput: the signing request is no good.
-            Conflict: this machine, or this key, is enrolled already as something else.
+            Conflict: this machine, or this key, is a host of another project.
         """
         self._limit.check(source)
         token = secrets.token_urlsafe(32)
         async with self._database.unit() as unit:
             project = _project_or_wrong_key(request)
-            if project is None or not await self._keys.matches(unit, project, request.psk):
+            key = await self._keys.matching(unit, project, request.psk) if project else None
+            if project is None or key is None:
                 self._limit.failed(source)
                 raise WrongKey(
                     f"the pre-shared key is not the one of project {request.domain}/{request.project}",
                     resolution="put the current key into /etc/ckp-agent/psk: `ckp host psk` tells when it was made, `ckp host psk --reset` makes a new one",
                 )
             digest = key_digest(request.csr)
-            row = await self._same_or_none(unit, project, request, digest)
+            row, like = await self._same_or_like(unit, project, request, digest)
             if row is None:
+                self._keys.spend(key)
                 if await unit.pending_count(project.domain, project.project) >= MAX_PENDING:
                     raise TooManyTries("too many host requests wait for a decision", resolution="approve or reject some: ckp host requests")
                 row = HostRequest(
@@ -125,13 +132,22 @@ class Enrolments:
                     created_at=self._clock.now(),
                 )
                 unit.session.add(row)
+            if row.state == "pending":
+                row.duplicate_of, row.duplicate_why = like
             row.facts = request.facts.model_dump(mode="json")
             row.source = source[:64]
             row.token_digest = hashlib.sha256(token.encode()).hexdigest()
-            return EnrolmentTicket(request_id=row.id, token=token)
+            ticket = EnrolmentTicket(request_id=row.id, token=token)
+        await self._approval.consider(project, ticket.request_id)
+        return ticket
 
     async def outcome(self, request_id: str, token: str) -> Outcome:
         """What became of a request, for whoever holds its token; NotFound without saying whether the id or the token was wrong."""
+        async with self._database.unit() as unit:
+            row = await self._held(unit, request_id, token)
+        if row.state == "pending":
+            # Also here, not only when it came: a rule may be newer than the request, or we died before we could follow one.
+            await self._approval.consider(ProjectRef.of(row.domain, row.project), row.id)
         async with self._database.unit() as unit:
             row = await self._held(unit, request_id, token)
             namespace = names.tenant_namespace(row.domain, row.project) if row.state == "approved" else ""
@@ -155,20 +171,24 @@ class Enrolments:
             raise NotFound("there is no such host request", resolution="send the enrolment again")
         return row
 
-    async def _same_or_none(self, unit: Unit, project: ProjectRef, request: EnrolmentRequest, digest: str) -> HostRequest | None:
+    async def _same_or_like(self, unit: Unit, project: ProjectRef, request: EnrolmentRequest, digest: str) -> tuple[HostRequest | None, tuple[str, str]]:
+        """The request that is this very machine's with this very key; and the host that it looks like, with what they have in common."""
         same: HostRequest | None = None
+        like = ("", "")
         for row in await unit.requests_like(request.facts.machine_id, digest):
-            identical = row.machine_id == request.facts.machine_id and row.key_digest == digest
-            if identical and (row.domain, row.project) == (project.domain, project.project):
+            ours = (row.domain, row.project) == (project.domain, project.project)
+            if ours and row.machine_id == request.facts.machine_id and row.key_digest == digest:
                 same = row
-            elif row.state == "approved":
+            elif row.state == "approved" and not ours:
                 raise Conflict(
-                    "this machine, or its key, belongs to a host that is enrolled already",
+                    "this machine, or its key, belongs to a host that is enrolled already in another project",
                     details=f"machine-id {request.facts.machine_id}",
-                    resolution="a reinstalled machine: remove its old host first (ckp host delete); "
+                    resolution="a machine that moves: remove its host there first (ckp host delete); "
                     "a cloned one: give it its own /etc/machine-id and remove /var/lib/ckp-agent/key.pem",
                 )
-        return same
+            elif row.state == "approved":
+                like = (row.host, "key" if row.key_digest == digest else "machine-id")
+        return same, like
 
 
 def _project_or_wrong_key(request: EnrolmentRequest) -> ProjectRef | None:
@@ -177,6 +197,14 @@ def _project_or_wrong_key(request: EnrolmentRequest) -> ProjectRef | None:
         return ProjectRef.of(request.domain, request.project)
     except InvalidInput:
         return None
+
+
+class Approval(Protocol):
+    """Decides for people, where they have made rules for it."""
+
+    async def consider(self, project: ProjectRef, request_id: str) -> None:
+        """Approve a waiting request if a rule says so. Never raises for what can be done again later."""
+        ...
 
 
 class HostRequests:
@@ -190,8 +218,8 @@ class HostRequests:
 
     async def list(self, project: ProjectRef, *, state: str = "") -> Sequence[HostRequest]:
         """A project's requests, oldest first; of one state if asked."""
-        if state not in ("", "pending", "approved", "rejected"):
-            raise InvalidInput(f"state: {state!r} is none of pending, approved, rejected")
+        if state not in ("", "pending", "approved", "rejected", "replaced"):
+            raise InvalidInput(f"state: {state!r} is none of pending, approved, rejected, replaced")
         async with self._database.unit() as unit:
             return await unit.host_requests(project.domain, project.project, state=state)
 
@@ -200,33 +228,84 @@ class HostRequests:
         async with self._database.unit() as unit:
             return await _required(unit, project, request_id)
 
-    async def approve(self, actor: str, project: ProjectRef, request_id: str) -> HostRequest:
+    async def approve(self, actor: str, project: ProjectRef, request_id: str, *, duplicate: Duplicate = "", groups: Sequence[str] = ()) -> HostRequest:
         """Make the machine a host. Broken off anywhere, doing it again finishes it: a name is reserved, then the object made, then the state set.
 
+        Args:
+            duplicate: what to do with a machine that looks like a host that is there: `replace` gives it that host's place (it was reinstalled; the old
+                certificate is void at once), `separate` makes it a host of its own (its disk was cloned; only with a key of its own).
+            groups: host groups that the new host is in from the start.
+
         Raises:
-            Conflict: the machine or its key is a host already.
+            Conflict: the machine or its key is a host already, and `duplicate` does not say what it is.
         """
         async with self._database.unit() as unit:
-            await _required(unit, project, request_id)
-        await self._namespaces.ensure(project)
-        name = await self._reserve_name(project, request_id)
-        async with self._database.unit() as unit:
             row = await _required(unit, project, request_id)
-        host = _byo_host(project, name, row)
-        try:
-            await self._kube.create(host)
-        except KubeError as error:
-            if error.reason != "AlreadyExists":
-                raise
-            existing = await self._kube.get(kinds.BYO_HOST, name, project.namespace)
-            if existing is None or (existing["metadata"].get("annotations") or {}).get(REQUEST_ANNOTATION) != request_id:
-                raise Conflict(f"a host named {name} appeared meanwhile", resolution="approve the request again") from error
+            for group in groups:
+                if await unit.host_group(project.domain, project.project, group) is None:
+                    raise NotFound(f"there is no host group {group}", resolution="make it first: ckp hostgroup create")
+            taken_over = await self._decide_duplicate(unit, project, row, duplicate)
+        await self._namespaces.ensure(project)
+        if taken_over:
+            await self._take_over(project, taken_over, row)
+            name = taken_over
+        else:
+            name = await self._reserve_name(project, request_id, separate=duplicate == "separate")
+            await self._make_host(project, name, row, groups)
         async with self._database.unit() as unit:
             row = await _required(unit, project, request_id)
             if row.state != "approved":
                 row.state, row.reason, row.decided_at, row.decided_by = "approved", "", self._clock.now(), actor
-                unit.audit(self._clock.now(), actor, project.domain, project.project, "host-request.approve", row.id, {"host": name})
+                detail = {"host": name, **({"duplicate": duplicate} if duplicate else {})}
+                unit.audit(self._clock.now(), actor, project.domain, project.project, "host-request.approve", row.id, detail)
             return row
+
+    async def _decide_duplicate(self, unit: Unit, project: ProjectRef, row: HostRequest, duplicate: Duplicate) -> str:
+        """The name of the host whose place the machine takes, with the place already reserved for it; '' if it gets one of its own."""
+        if row.state == "approved" or not row.duplicate_of:
+            return ""
+        if row.host == row.duplicate_of:
+            return row.host  # decided before, and broken off
+        holders = [other for other in await unit.requests_of_host(project.domain, project.project, row.duplicate_of) if other.state == "approved"]
+        if not holders:
+            return ""  # that host is gone by now
+        if duplicate == "separate" and row.duplicate_why == "machine-id":
+            return ""
+        if duplicate != "replace":
+            same = "the same key" if row.duplicate_why == "key" else "the same machine-id"
+            choices = "approve it with duplicate=replace if it was reinstalled (the old certificate is void then)"
+            if row.duplicate_why == "machine-id":
+                choices += ", with duplicate=separate if its disk was cloned and it is another machine"
+            elif duplicate == "separate":
+                choices = "two machines must not share a key: on one of them run `ckp-agent enrol --again`, which makes it a key of its own"
+            raise Conflict(f"the machine of request {row.id} has {same} as host {row.duplicate_of}", resolution=f"{choices}; or reject it")
+        for other in holders:
+            other.state, other.host, other.reason = "replaced", "", f"the machine of request {row.id} took the place of host {row.duplicate_of}"
+        await unit.session.flush()
+        row.host = row.duplicate_of
+        return row.host
+
+    async def _take_over(self, project: ProjectRef, name: str, row: HostRequest) -> None:
+        """The host belongs to this machine now; the certificate of the one before is void at once."""
+        host = await self._kube.get(kinds.BYO_HOST, name, project.namespace)
+        if host is None:
+            await self._make_host(project, name, row, ())
+            return
+        if (host["metadata"].get("annotations") or {}).get(REQUEST_ANNOTATION) == row.id:
+            return
+        serial = str(((host.get("status") or {}).get("agent") or {}).get("certificateSerial") or "")
+        annotations = {REQUEST_ANNOTATION: row.id, MACHINE_ANNOTATION: row.machine_id}
+        await self._kube.merge(kinds.BYO_HOST, name, project.namespace, {"metadata": {"annotations": annotations}, "spec": {"revokedSerial": serial}})
+
+    async def _make_host(self, project: ProjectRef, name: str, row: HostRequest, groups: Sequence[str]) -> None:
+        try:
+            await self._kube.create(_byo_host(project, name, row, groups))
+        except KubeError as error:
+            if error.reason != "AlreadyExists":
+                raise
+            existing = await self._kube.get(kinds.BYO_HOST, name, project.namespace)
+            if existing is None or (existing["metadata"].get("annotations") or {}).get(REQUEST_ANNOTATION) != row.id:
+                raise Conflict(f"a host named {name} appeared meanwhile", resolution="approve the request again") from error
 
     async def reject(self, actor: str, project: ProjectRef, request_id: str, reason: str) -> HostRequest:
         """Turn the machine away; it is told why. A request that became a host cannot be rejected any more."""
@@ -252,7 +331,7 @@ class HostRequests:
                 results[request_id] = error
         return results
 
-    async def _reserve_name(self, project: ProjectRef, request_id: str) -> str:
+    async def _reserve_name(self, project: ProjectRef, request_id: str, *, separate: bool = False) -> str:
         """The host's name: the machine's own, or with the first free number; kept in the row before anything is made."""
         taken: dict[str, str] = {
             str(obj["metadata"]["name"]): str((obj["metadata"].get("annotations") or {}).get(REQUEST_ANNOTATION, ""))
@@ -263,7 +342,7 @@ class HostRequests:
                 async with self._database.unit() as unit:
                     row = await _required(unit, project, request_id)
                     for other in await unit.requests_like(row.machine_id, row.key_digest):
-                        if other.id != row.id and (other.state == "approved" or other.host):
+                        if other.id != row.id and not separate and (other.state == "approved" or other.host):
                             raise Conflict(
                                 f"the machine of request {row.id} is a host already, enrolled with another key or machine-id",
                                 resolution="remove the old host first (ckp host delete), or reject this request",
@@ -287,14 +366,14 @@ async def _required(unit: Unit, project: ProjectRef, request_id: str) -> HostReq
     return row
 
 
-def _byo_host(project: ProjectRef, name: str, row: HostRequest) -> Obj:
+def _byo_host(project: ProjectRef, name: str, row: HostRequest, groups: Sequence[str]) -> Obj:
     return {
         "apiVersion": kinds.BYO_HOST.api_version,
         "kind": "ByoHost",
         "metadata": {
             "name": name,
             "namespace": project.namespace,
-            "labels": {**project.labels, "kubernetes.io/hostname": name},
+            "labels": {**project.labels, "kubernetes.io/hostname": name, **{names.group_label(group): "" for group in groups}},
             "annotations": {REQUEST_ANNOTATION: row.id, MACHINE_ANNOTATION: row.machine_id},
         },
         "spec": {"cordoned": False},

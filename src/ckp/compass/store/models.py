@@ -38,6 +38,8 @@ class HostKey(Base):
     created_at: Mapped[datetime] = mapped_column(UtcTime())
     use_count: Mapped[int] = mapped_column(Integer, default=0)
     last_used_at: Mapped[datetime | None] = mapped_column(UtcTime())
+    expires_at: Mapped[datetime | None] = mapped_column(UtcTime())
+    max_uses: Mapped[int | None] = mapped_column(Integer)
 
 
 class HostRequest(Base):
@@ -75,6 +77,23 @@ class HostRequest(Base):
     created_at: Mapped[datetime] = mapped_column(UtcTime())
     decided_at: Mapped[datetime | None] = mapped_column(UtcTime())
     decided_by: Mapped[str] = mapped_column(String(128), default="")
+    duplicate_of: Mapped[str] = mapped_column(String(63), default="")
+    duplicate_why: Mapped[str] = mapped_column(String(16), default="")
+
+
+class ApprovalRule(Base):
+    """Which machines become hosts without a person's decision, and in which groups."""
+
+    __tablename__ = "approval_rules"
+
+    domain: Mapped[str] = mapped_column(String(63), primary_key=True)
+    project: Mapped[str] = mapped_column(String(63), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    criteria: Mapped[dict[str, Any]] = mapped_column(JSON)
+    groups: Mapped[list[str]] = mapped_column(JSON)
+    approved: Mapped[int] = mapped_column(Integer, default=0)
+    created_at: Mapped[datetime] = mapped_column(UtcTime())
+    created_by: Mapped[str] = mapped_column(String(128))
 
 
 class HostGroup(Base):

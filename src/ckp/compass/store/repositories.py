@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from ckp.compass.store.models import AuditEntry, HostGroup, HostKey, HostRequest
+from ckp.compass.store.models import ApprovalRule, AuditEntry, HostGroup, HostKey, HostRequest
 
 
 class Unit:
@@ -55,6 +55,17 @@ class Unit:
     async def requests_of_host(self, domain: str, project: str, host: str) -> Sequence[HostRequest]:
         """The requests (one, in practice) that a host came from."""
         query = select(HostRequest).where(HostRequest.domain == domain, HostRequest.project == project, HostRequest.host == host)
+        return (await self.session.scalars(query)).all()
+
+    # Rules of approval.
+
+    async def approval_rule(self, domain: str, project: str, name: str) -> ApprovalRule | None:
+        """A rule by name."""
+        return await self.session.get(ApprovalRule, (domain, project, name))
+
+    async def approval_rules(self, domain: str, project: str) -> Sequence[ApprovalRule]:
+        """A project's rules by name."""
+        query = select(ApprovalRule).where(ApprovalRule.domain == domain, ApprovalRule.project == project).order_by(ApprovalRule.name)
         return (await self.session.scalars(query)).all()
 
     # Groups.

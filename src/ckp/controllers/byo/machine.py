@@ -10,7 +10,7 @@ import base64
 from dataclasses import dataclass
 
 from ckp.api.host_protocol import Desired, Membership
-from ckp.api.names import BYOMACHINE_FINALIZER, CKP, PROVIDER_ID_PREFIX
+from ckp.api.names import BYOMACHINE_FINALIZER, CKP, FORCE_RELEASE_ANNOTATION, PROVIDER_ID_PREFIX
 from ckp.api.platform import Releases
 from ckp.clients.kinds import BYO_HOST, BYO_MACHINE, KUBEADM_CONFIG, MACHINE, SECRET
 from ckp.clients.kube import Kube, Obj
@@ -24,8 +24,6 @@ from ckp.rules.conditions import Severity, is_true, make_condition
 from ckp.runtime.controller import Result
 from ckp.runtime.informer import Informer
 
-FORCE_RELEASE = f"{CKP}/force-release"
-"""Annotation of a ByoMachine: give its host up without waiting for it to be clean (it cleans itself when it comes back)."""
 NUDGE = f"{CKP}/looked-for-bootstrap-data"
 NUDGE_SECONDS = 3.0
 NODE_IMAGES = ("pause", "cilium", "konnectivity-agent", "coredns")
@@ -188,7 +186,7 @@ class ByoMachineReconciler:
         desired = await DesiredStore(self.kube).write(scope.namespace, name, None)
         observed = (host.get("status") or {}).get("observed") or {}
         clean = observed.get("generation") == desired.generation and observed.get("phase") == "Free"
-        if not clean and FORCE_RELEASE not in (scope.obj["metadata"].get("annotations") or {}):
+        if not clean and FORCE_RELEASE_ANNOTATION not in (scope.obj["metadata"].get("annotations") or {}):
             message = observed.get("message") or f"host {name} is being reset ({observed.get('phase', 'no report yet')})"
             scope.conditions = [make_condition("BYOHostReady", False, self.clock.now(), reason="Resetting", message=message)]
             return Result(after=POLL)

@@ -1,0 +1,139 @@
+"""`ckp host label|cordon|uncordon|revoke|remove` and `ckp host rule`: what is done with hosts between enrolling and deleting them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ckp.cli.output import Column, age, gibibytes, output_option, show_list
+from ckp.cli.session import Session, say, with_session
+
+
+@click.command()
+@click.argument("name")
+@click.argument("labels", nargs=-1, required=True, metavar="KEY=VALUE|KEY-...")
+@with_session
+def label(session: Session, name: str, labels: tuple[str, ...]) -> None:
+    """Set labels of a host; `KEY-` removes one. Clusters may ask for them."""
+    changes: dict[str, str | None] = {}
+    for text in labels:
+        key, equals, value = text.partition("=")
+        if not equals and not text.endswith("-"):
+            raise click.UsageError(f"{text!r} is neither KEY=VALUE nor KEY-")
+        changes[key if equals else text.removesuffix("-")] = value if equals else None
+    session.call("PATCH", f"/hosts/{name}", body={"labels": changes})
+    click.echo(f"host/{name} labeled")
+
+
+def _cordon(session: Session, names: tuple[str, ...], *, cordoned: bool) -> None:
+    for name in names:
+        session.call("PATCH", f"/hosts/{name}", body={"cordoned": cordoned})
+        click.echo(f"host/{name} {'cordoned' if cordoned else 'uncordoned'}")
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@with_session
+def cordon(session: Session, names: tuple[str, ...]) -> None:
+    """Hold hosts back: no cluster claims them. One that holds one already keeps it."""
+    _cordon(session, names, cordoned=True)
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@with_session
+def uncordon(session: Session, names: tuple[str, ...]) -> None:
+    """Let clusters claim hosts again."""
+    _cordon(session, names, cordoned=False)
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@with_session
+def revoke(session: Session, names: tuple[str, ...]) -> None:
+    """Void hosts' certificates at once. Their machines come back by enrolling anew (`ckp-agent enrol --again`) and an approval with --replace."""
+    for name in names:
+        session.call("POST", f"/hosts/{name}/revoke")
+        click.echo(f"host/{name} revoked")
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--shrink", is_flag=True, help="Make the cluster smaller, instead of letting it take another host.")
+@click.option("--force", is_flag=True, help="Do not wait for the drain and the clean-up: for a host that can't be reached.")
+@with_session
+def remove(session: Session, names: tuple[str, ...], shrink: bool, force: bool) -> None:
+    """Take hosts out of their cluster: drained, cleaned, and cordoned. They stay hosts; `ckp host delete` forgets them."""
+    for name in names:
+        session.call("POST", f"/hosts/{name}/leave", body={"shrink": shrink, "force": force})
+        click.echo(f"host/{name} leaves its cluster")
+        say(f"It stays cordoned: ckp host uncordon {name} lets clusters claim it again.")
+
+
+@click.group()
+def rule() -> None:
+    """Rules that approve machines without a person's decision."""
+
+
+COLUMNS = (
+    Column("NAME", lambda row: row["name"]),
+    Column("ASKS FOR", lambda row: asks_for(row["criteria"])),
+    Column("GROUPS", lambda row: row["groups"]),
+    Column("APPROVED", lambda row: str(row["approved"])),
+    Column("AGE", lambda row: age(row["createdAt"])),
+    Column("BY", lambda row: row["createdBy"], wide=True),
+)
+
+
+def asks_for(criteria: dict[str, Any]) -> str:
+    """A rule's criteria in a line."""
+    parts = [f"{name} {' or '.join(criteria[key])}" for name, key in (("name", "hostnames"), ("from", "networks"), ("system", "systems")) if criteria[key]]
+    parts += [f"{criteria['minCpus']} CPUs"] if criteria["minCpus"] else []
+    parts += [f"{gibibytes(criteria['minMemoryBytes'])} memory"] if criteria["minMemoryBytes"] else []
+    return ", ".join(parts)
+
+
+@rule.command("list")
+@output_option
+@with_session
+def list_rules(session: Session, output: str) -> None:
+    """List rules, in the order in which they are asked."""
+    show_list(session.get("/host-approval-rules")["items"], COLUMNS, output, none=f"No approval rules found in {session.where}.")
+
+
+@rule.command()
+@click.argument("name")
+@click.option("--hostname", "hostnames", multiple=True, metavar="PATTERN", help="The machine's name, with * and ?; any of several.")
+@click.option("--network", "networks", multiple=True, metavar="CIDR", help="The network that it asks from, as the hub sees it; any of several.")
+@click.option("--system", "systems", multiple=True, metavar="OS-VERSION", help="Its system, such as debian-12; any of several.")
+@click.option("--min-cpus", type=click.IntRange(0), default=0)
+@click.option("--min-memory-gib", type=click.FloatRange(0), default=0.0)
+@click.option("--group", "groups", multiple=True, metavar="GROUP", help="Host groups that it is put into.")
+@with_session
+def create(
+    session: Session,
+    name: str,
+    hostnames: tuple[str, ...],
+    networks: tuple[str, ...],
+    systems: tuple[str, ...],
+    min_cpus: int,
+    min_memory_gib: float,
+    groups: tuple[str, ...],
+) -> None:
+    """Make a rule: a machine with the project's key for which all of this holds becomes a host by itself."""
+    criteria = {"hostnames": hostnames, "networks": networks, "systems": systems, "minCpus": min_cpus, "minMemoryBytes": int(min_memory_gib * (1 << 30))}
+    session.call("POST", "/host-approval-rules", body={"name": name, "criteria": criteria, "groups": groups})
+    click.echo(f"rule/{name} created")
+
+
+@rule.command()
+@click.argument("name")
+@with_session
+def delete(session: Session, name: str) -> None:
+    """Forget a rule; hosts that it has let in stay."""
+    session.call("DELETE", f"/host-approval-rules/{name}")
+    click.echo(f"rule/{name} deleted")
+
+
+COMMANDS = (label, cordon, uncordon, revoke, remove, rule)

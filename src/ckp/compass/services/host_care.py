@@ -1,0 +1,128 @@
+"""What operators do with a host: mark it, hold it back, void its certificate, take it out of its cluster."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from ckp.api import names
+from ckp.clients import kinds
+from ckp.clients.kube import Kube, KubeError, Obj
+from ckp.compass.services.hosts import GROUP_PREFIX, Hosts, HostView, is_claimed
+from ckp.compass.services.projects import Namespaces, ProjectRef
+from ckp.compass.store.database import Database
+from ckp.kits.clock import Clock
+from ckp.kits.errors import Conflict, InvalidInput
+
+DELETE_FIRST = "cluster.x-k8s.io/delete-machine"
+"""Annotation of a Machine: when its MachineDeployment shrinks, this one goes first (Cluster API: MachineSet delete policy)."""
+NO_DRAIN = "machine.cluster.x-k8s.io/exclude-node-draining"
+SHRUNK_FOR = f"{names.CKP}/shrunk-for"
+"""Annotation of a MachineDeployment: the last Machine that it was made smaller for, so that asking twice makes it smaller once."""
+_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+
+
+class HostCare:
+    """Use cases around one host at a time."""
+
+    def __init__(self, database: Database, kube: Kube, namespaces: Namespaces, hosts: Hosts, clock: Clock) -> None:
+        self._database = database
+        self._kube = kube
+        self._namespaces = namespaces
+        self._hosts = hosts
+        self._clock = clock
+
+    async def label(self, actor: str, project: ProjectRef, name: str, changes: Mapping[str, str | None]) -> HostView:
+        """Set labels (None removes one). Clusters can ask for them; groups and the labels of others are not to be had this way."""
+        for key, value in changes.items():
+            if not _KEY.fullmatch(key) or not _VALUE.fullmatch(value or ""):
+                raise InvalidInput(f"labels: {key}={value} is no label", resolution="use [prefix/]name=value as Kubernetes has it, at most 63 characters each")
+            prefix = key.rpartition("/")[0]
+            if key.startswith(GROUP_PREFIX) or prefix == names.CKP or prefix.endswith((f".{names.CKP}", "cluster.x-k8s.io", "kubernetes.io", "k8s.io")):
+                raise InvalidInput(f"labels: {key} is not the users' to set", resolution="host groups have a command of their own: ckp hostgroup add")
+        await self._hosts.require(project, name)
+        await self._kube.merge(kinds.BYO_HOST, name, project.namespace, {"metadata": {"labels": dict(changes)}})
+        await self._note(actor, project, "host.label", name, dict(changes))
+        return await self._hosts.get(project, name)
+
+    async def cordon(self, actor: str, project: ProjectRef, name: str, *, cordoned: bool) -> HostView:
+        """Whether clusters may claim it. One that holds it already keeps it."""
+        host = await self._hosts.require(project, name)
+        if bool((host.get("spec") or {}).get("cordoned")) != cordoned:
+            await self._kube.merge(kinds.BYO_HOST, name, project.namespace, {"spec": {"cordoned": cordoned}})
+            await self._note(actor, project, "host.cordon" if cordoned else "host.uncordon", name)
+        return await self._hosts.get(project, name)
+
+    async def revoke(self, actor: str, project: ProjectRef, name: str) -> HostView:
+        """Void the host's certificate at once. It stays a host, and of its cluster; its machine is let in again by enrolling anew."""
+        host = await self._hosts.require(project, name)
+        serial = str(((host.get("status") or {}).get("agent") or {}).get("certificateSerial") or "")
+        if not serial:
+            raise Conflict(f"host {name} has no certificate")
+        if (host.get("spec") or {}).get("revokedSerial") != serial:
+            patch = {"spec": {"revokedSerial": serial}}
+            await self._kube.merge(kinds.BYO_HOST, name, project.namespace, patch)
+            await self._note(actor, project, "host.revoke", name, {"serial": serial})
+        return await self._hosts.get(project, name)
+
+    async def leave(self, actor: str, project: ProjectRef, name: str, *, shrink: bool = False, force: bool = False) -> HostView:
+        """Take the host out of its cluster: drained, cleaned, and held back from being claimed again until it is uncordoned.
+
+        Args:
+            shrink: the cluster gets smaller by one; else it takes another host, where there is a free one.
+            force: do not wait for the drain, nor for the host to be clean: for one that can't be reached. It cleans itself when it comes back.
+
+        Raises:
+            Conflict: no cluster holds it, or the machine that does is not one of a MachineDeployment.
+        """
+        host = await self._hosts.require(project, name)
+        if not is_claimed(host):
+            raise Conflict(f"host {name} is in no cluster", resolution=f"to take it out of CKP altogether: ckp host delete {name}")
+        byo = str(host["spec"]["machineRef"]["name"])
+        machine = await self._machine_of(project, byo)
+        if machine is None:
+            raise Conflict(f"host {name} is held by {byo}, which has no Machine", resolution="it is being let go already: look again in a moment")
+        await self.cordon(actor, project, name, cordoned=True)
+        machine_name = str(machine["metadata"]["name"])
+        marks = {**({DELETE_FIRST: "true"} if shrink else {}), **({NO_DRAIN: "true"} if force else {})}
+        if marks:
+            await self._kube.merge(kinds.MACHINE, machine_name, project.namespace, {"metadata": {"annotations": marks}})
+        if force:
+            await self._kube.merge(kinds.BYO_MACHINE, byo, project.namespace, {"metadata": {"annotations": {names.FORCE_RELEASE_ANNOTATION: "true"}}})
+        if shrink:
+            await self._shrink(project, machine)
+        else:
+            await self._kube.delete(kinds.MACHINE, machine_name, project.namespace)
+        await self._note(actor, project, "host.leave", name, {"machine": machine_name, "shrink": shrink, "force": force})
+        return await self._hosts.get(project, name)
+
+    async def _shrink(self, project: ProjectRef, machine: Obj) -> None:
+        name = (machine["metadata"].get("labels") or {}).get(names.DEPLOYMENT_NAME_LABEL, "")
+        deployment = await self._kube.get(kinds.MACHINE_DEPLOYMENT, name, project.namespace) if name else None
+        if deployment is None:
+            raise Conflict(f"machine {machine['metadata']['name']} belongs to no MachineDeployment", resolution="leave without shrinking")
+        machine_name = str(machine["metadata"]["name"])
+        if machine["metadata"].get("deletionTimestamp") or (deployment["metadata"].get("annotations") or {}).get(SHRUNK_FOR) == machine_name:
+            return  # asked for before: it shrank then
+        replicas = int(deployment["spec"].get("replicas") or 0)
+        # With the version that was read: of two requests at once one is told to look again, so that a cluster never shrinks by two for one host.
+        meta = {"resourceVersion": deployment["metadata"]["resourceVersion"], "annotations": {SHRUNK_FOR: machine_name}}
+        patch = {"metadata": meta, "spec": {"replicas": max(0, replicas - 1)}}
+        try:
+            await self._kube.merge(kinds.MACHINE_DEPLOYMENT, name, project.namespace, patch)
+        except KubeError as error:
+            if error.reason == "Conflict":
+                raise Conflict(f"the size of {name} was changed at the same moment", resolution="look at it, and ask again") from error
+            raise
+
+    async def _machine_of(self, project: ProjectRef, byo_machine: str) -> Obj | None:
+        for machine in await self._namespaces.list(kinds.MACHINE, project):
+            reference = machine["spec"].get("infrastructureRef") or {}
+            if reference.get("kind") == "ByoMachine" and reference.get("name") == byo_machine:
+                return machine
+        return None
+
+    async def _note(self, actor: str, project: ProjectRef, action: str, name: str, detail: dict[str, object] | None = None) -> None:
+        async with self._database.unit() as unit:
+            unit.audit(self._clock.now(), actor, project.domain, project.project, action, name, detail)
