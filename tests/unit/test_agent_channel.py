@@ -345,6 +345,25 @@ def test_delays_grow_are_jittered_and_bounded() -> None:
     assert backoff.delay() <= 1.0
 
 
+def test_facts_that_change_are_told_again_and_only_then(hub: Hub, tmp_path: Path) -> None:
+    hub.start()
+    found = make_agent(hub, tmp_path / "agent")
+    facts = [FACTS]
+    found.channel.hello = lambda: messages.Hello("boot", facts[0])
+    found.channel.facts_seconds = 0.05
+    hub.desired = messages.Desired(1, "worker-1", None, 0.1)
+    found.start()
+    try:
+        hub.next("hello")
+        hub.next("report")
+        with pytest.raises(queue.Empty):
+            hub.next("hello", timeout=0.6)
+        facts[0] = messages.HostFacts(**{**vars(FACTS), "swap": True})
+        assert hub.next("hello")["facts"]["swap"] is True
+    finally:
+        found.stop()
+
+
 # Renewal of the certificate.
 
 

@@ -11,7 +11,8 @@ from ckp.clients import kinds
 from ckp.clients.kube_simulator import KubeSimulator
 from ckp.controllers.byo.desired import DesiredStore
 from ckp.controllers.byo.host import ByoHostReconciler
-from ckp.kits.clock import ManualClock
+from ckp.kits.clock import ManualClock, rfc3339
+from ckp.rules.conditions import get_condition
 
 TENANT = "ckp-default-default"
 
@@ -66,3 +67,26 @@ async def test_with_the_host_its_desired_state_goes(kube: KubeSimulator) -> None
     await reconciler.reconcile(TENANT, "one")
     assert await kube.get(kinds.SECRET, f"{TENANT}.one", names.HOSTS_NAMESPACE) is None
     assert await kube.get(kinds.BYO_HOST, "one", TENANT) is None
+
+
+async def test_a_host_that_comes_and_goes_is_not_stable_until_its_time_is_over(kube: KubeSimulator) -> None:
+    clock = ManualClock(datetime(2026, 4, 1, tzinfo=UTC))
+    reconciler = ByoHostReconciler(kube, clock)
+
+    async def condition() -> dict[str, str]:
+        host = await kube.get(kinds.BYO_HOST, "one", TENANT)
+        assert host is not None
+        return dict(get_condition(host, "Stable") or {})
+
+    for _ in range(2):
+        clock.advance(60)
+        lost = [{"type": "AgentConnected", "status": "False", "reason": "Silent", "message": "", "lastTransitionTime": rfc3339(clock.now())}]
+        hub = kube.as_manager("ckp-hub")
+        body = {"apiVersion": kinds.BYO_HOST.api_version, "kind": "ByoHost", "metadata": {"name": "one", "namespace": TENANT}, "status": {"conditions": lost}}
+        await hub.apply(body, subresource="status")
+        result = await reconciler.reconcile(TENANT, "one")
+    assert (await condition())["reason"] == "Flapping"
+    assert result.after is not None and 30 <= result.after <= 32, "it is looked at again when its time is over"
+    clock.advance(result.after)
+    await reconciler.reconcile(TENANT, "one")
+    assert (await condition())["status"] == "True"

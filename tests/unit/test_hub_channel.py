@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -705,6 +706,16 @@ async def test_facts_that_would_bloat_the_object_are_refused(door: Door) -> None
         big = facts().model_copy(update={"kernel": "k" * 20_000})
         await websocket.send(Hello(boot_id="b", facts=big).model_dump_json())
         assert await close_code(websocket) == 1008
+
+
+async def test_a_hosts_clock_is_compared_with_ours(door: Door) -> None:
+    async with door.connect(await door.enrolled()) as websocket:
+        late = facts().model_copy(update={"clock": time.time() - 90})
+        await websocket.send(Hello(boot_id="boot", facts=late).model_dump_json())
+        await eventually(lambda: _with_condition(door, "True"))
+    status = (await door.host())["status"]
+    assert -92 < status["agent"]["clockOffsetSeconds"] < -88
+    assert "clock" not in status["facts"], "it would make every report new"
 
 
 async def test_a_stranger_with_bad_frames_does_not_disturb_the_others(door: Door) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckp.rules.claims import Candidate, candidate, choose_host
+from ckp.rules.claims import Candidate, Wanted, candidate, choose_host
 from ckp.rules.conditions import make_condition, merge_conditions, summarize
+from ckp.rules.flapping import Flaps
 from ckp.rules.lifecycle import STEPS, Seen, advance, complete
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 LABELS = {"hostgroup.ckp.coredge.io/lab": ""}
+LAB = Wanted(LABELS)
 
 
 def host(name: str, **changes: Any) -> Candidate:
@@ -23,18 +25,50 @@ def host(name: str, **changes: Any) -> Candidate:
 
 def test_the_first_free_host_by_name_is_chosen_whatever_the_order() -> None:
     hosts = [host("b"), host("a"), host("c")]
-    assert choose_host(hosts, LABELS, "m").host == "a"
-    assert choose_host(reversed(hosts), LABELS, "m").host == "a"
+    assert choose_host(hosts, LAB, "m").host == "a"
+    assert choose_host(reversed(hosts), LAB, "m").host == "a"
 
 
 def test_a_machine_keeps_the_host_that_it_holds_even_when_that_is_offline() -> None:
-    assert choose_host([host("a"), host("b", claimed_by="m", connected=False)], LABELS, "m").host == "b"
+    assert choose_host([host("a"), host("b", claimed_by="m", connected=False)], LAB, "m").host == "b"
 
 
 def test_none_is_chosen_with_the_reason_counted() -> None:
     hosts = [host("a", claimed_by="x"), host("b", connected=False), host("c", cordoned=True), host("d", idle=False)]
-    assert choose_host(hosts, LABELS, "m").reason == "none of 4 matching hosts is free: 1 in use, 1 offline, 1 cordoned, 1 not yet clean"
-    assert choose_host(hosts, {"other": ""}, "m").reason == "no host carries the labels that the machine asks for"
+    assert choose_host(hosts, LAB, "m").reason == "none of 4 matching hosts is free: 1 in use, 1 offline, 1 cordoned, 1 not yet clean"
+    assert choose_host(hosts, Wanted({"other": ""}), "m").reason == "no host carries the labels that the machine asks for"
+
+
+def test_a_host_of_another_size_or_with_other_labels_is_not_asked_for() -> None:
+    hosts = [host("small", cpus=2, memory_bytes=4 << 30), host("large", cpus=16, memory_bytes=64 << 30, labels=LABELS | {"rack": "r7"})]
+    assert choose_host(hosts, LAB, "m").host == "small", "large ones stay for those who ask for them"
+    assert choose_host(hosts, Wanted(LABELS, cpus=4), "m").host == "large"
+    assert choose_host(hosts, Wanted(LABELS, memory_bytes=8 << 30), "m").host == "large"
+    assert "large enough" in choose_host(hosts, Wanted(LABELS, cpus=64), "m").reason
+    for operator, values, expected in (("In", ["r7"], "large"), ("NotIn", ["r7"], "small"), ("Exists", [], "large"), ("DoesNotExist", [], "small")):
+        wanted = Wanted.of({"selector": {"matchExpressions": [{"key": "rack", "operator": operator, "values": values}]}})
+        assert choose_host(hosts, wanted, "m").host == expected, operator
+    assert choose_host(hosts, Wanted.of({"selector": {"matchExpressions": [{"key": "rack", "operator": "Near"}]}}), "m").host == ""
+
+
+def test_a_host_that_its_own_preflight_speaks_against_is_not_claimed_and_the_mend_is_told() -> None:
+    found = {"problem": "port 10250 is taken by nginx (pid 7)", "mend": "stop it", "blocking": True}
+    bad = candidate({"metadata": {"name": "a"}, "status": {"observed": {"phase": "Free"}, "agent": {"connected": True}, "facts": {"findings": [found]}}})
+    assert bad.unavailable() == "unfit"
+    assert choose_host([bad], Wanted(), "m").reason.endswith("1 unfit; a: port 10250 is taken by nginx (pid 7): stop it")
+    assert not candidate({"metadata": {"name": "a"}, "status": {"facts": {"findings": [found | {"blocking": False}]}}}).unfit
+
+
+def test_a_host_that_comes_and_goes_is_held_back_for_longer_each_time() -> None:
+    flaps, at, held = Flaps(), NOW, []
+    for _ in range(9):
+        flaps = flaps.lost(at)
+        assert flaps.lost(at) == flaps, "the same loss counts once"
+        held.append(int((flaps.held_until - at).total_seconds()) if flaps.held_until else 0)
+        at += timedelta(minutes=5)
+    assert held == [0, 30, 60, 120, 240, 480, 960, 1800, 1800]
+    assert flaps.lost(at + timedelta(hours=1)).held_until is None, "an hour of quiet is forgiven"
+    assert Flaps.of({"flaps": flaps.to_json()}) == flaps and Flaps.of({}) == Flaps()
 
 
 candidates = st.builds(
@@ -51,14 +85,15 @@ candidates = st.builds(
 
 @given(st.lists(candidates, unique_by=lambda item: item.name, max_size=6), st.randoms())
 def test_a_claim_never_takes_anothers_host_and_does_not_depend_on_order(hosts: list[Candidate], random: Any) -> None:
-    choice = choose_host(hosts, LABELS, "m")
+    choice = choose_host(hosts, LAB, "m")
     shuffled = list(hosts)
     random.shuffle(shuffled)
-    assert choose_host(shuffled, LABELS, "m") == choice
+    assert choose_host(shuffled, LAB, "m") == choice
     if choice.host:
         chosen = next(item for item in hosts if item.name == choice.host)
         assert chosen.claimed_by in ("", "m")
-        assert chosen.labels == LABELS
+        if chosen.claimed_by != "m":  # what it holds it keeps, whatever became of the labels
+            assert chosen.labels == LABELS and not chosen.unavailable()
         if not chosen.claimed_by:
             assert chosen.connected and chosen.idle and not chosen.cordoned and not chosen.deleting
     else:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ssl
 import threading
+import time
 from typing import Any, Callable
 
-from ckp.agent import messages
+from ckp.agent import inventory, messages
 from ckp.agent.engine import Engine
 from ckp.agent.identity import Backoff, Identity
 from ckp.agent.kit import AgentError, log
@@ -18,6 +19,8 @@ from ckp.agent.status import Status
 OPEN_SECONDS = 20.0
 PING_SECONDS = 20.0
 LONGEST_DELAY = 60.0
+FACTS_SECONDS = 300.0
+"""How often a connected host looks at itself again; the hub hears of it only if something has changed."""
 
 
 def tls_context(identity: Identity, pinned_ca: str) -> ssl.SSLContext:
@@ -43,6 +46,7 @@ class Channel:
         hello: Callable[[], messages.Hello],
         *,
         first_delay: float = 1.0,
+        facts_seconds: float = FACTS_SECONDS,
     ) -> None:
         self.url = url
         self.identity = identity
@@ -50,6 +54,7 @@ class Channel:
         self.engine = engine
         self.status = status
         self.hello = hello
+        self.facts_seconds = facts_seconds
         self.stop = threading.Event()
         self.report_seconds = messages.REPORT_SECONDS
         self._backoff = Backoff(first_delay, LONGEST_DELAY)
@@ -121,9 +126,10 @@ class Channel:
             self._socket = None
 
     def _talk(self, socket: Any) -> None:
-        socket.send(messages.to_json(self.hello()))
+        hello = self.hello()
+        socket.send(messages.to_json(hello))
         over = threading.Event()
-        sender = threading.Thread(target=self._send_reports, args=(socket, over), name="reports", daemon=True)
+        sender = threading.Thread(target=self._send_reports, args=(socket, over, hello), name="reports", daemon=True)
         sender.start()
         try:
             for frame in socket:
@@ -171,13 +177,20 @@ class Channel:
         log("channel: this host has a new certificate and key")
         return True
 
-    def _send_reports(self, socket: Any, over: threading.Event) -> None:
+    def _send_reports(self, socket: Any, over: threading.Event, told: messages.Hello) -> None:
         from websockets.exceptions import ConnectionClosed
 
+        look = time.monotonic() + self.facts_seconds
         try:
             while not over.is_set():
                 report, version = self.engine.report()
                 socket.send(messages.to_json(report))
+                if time.monotonic() >= look:
+                    look = time.monotonic() + self.facts_seconds
+                    now = self.hello()
+                    if not inventory.same(now.facts, told.facts):
+                        socket.send(messages.to_json(now))
+                        told = now
                 self.engine.wait_change(version, self.report_seconds, over)
         except (ConnectionClosed, OSError):
             pass  # the reading side tells how it ended

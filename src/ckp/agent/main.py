@@ -69,7 +69,9 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     elif arguments.command == "facts":
         from dataclasses import asdict
 
-        print(json.dumps(asdict(facts.host_facts()), indent=2))
+        from ckp.agent.inventory import host_facts
+
+        print(json.dumps(asdict(host_facts()), indent=2))
     elif arguments.command == "status":
         return _status(arguments)
     elif arguments.command in ("run", "enrol"):
@@ -134,7 +136,7 @@ def _run(config: Config) -> int:
             # HTTP's libraries are not needed any more: start anew without them, and stay small for months
             os.environ[SHED] = "1"
             os.execv(sys.executable, [sys.executable, "-I", *sys.argv])  # noqa: S606
-    from ckp.agent import messages
+    from ckp.agent import inventory, messages
     from ckp.agent.channel import Channel
     from ckp.agent.engine import Engine
     from ckp.agent.host import HostActions
@@ -144,7 +146,7 @@ def _run(config: Config) -> int:
     engine = Engine(journal, HostActions(config, journal))
 
     def hello() -> messages.Hello:
-        return messages.Hello(boot_id=facts.boot_id(), facts=facts.host_facts(config.hub_host))
+        return messages.Hello(boot_id=facts.boot_id(), facts=inventory.host_facts(config.hub_host, journal))
 
     channel = Channel(config.channel, identity, config.ca, engine, status, hello)
 

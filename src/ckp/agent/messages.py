@@ -39,6 +39,35 @@ class MalformedMessage(ValueError):
 
 
 @dataclass(frozen=True)
+class DiskFacts:
+    """A whole disk."""
+
+    name: str
+    size_bytes: int
+    rotational: bool = False
+
+
+@dataclass(frozen=True)
+class LinkFacts:
+    """A network link."""
+
+    name: str
+    mac: str = ""
+    mtu: int = 0
+    speed_mbps: int = 0
+    up: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What preflight says, with the mend."""
+
+    problem: str
+    mend: str = ""
+    blocking: bool = True
+
+
+@dataclass(frozen=True)
 class HostFacts:
     """What a host says about itself."""
 
@@ -57,6 +86,11 @@ class HostFacts:
     cgroup: str = "v2"
     swap: bool = False
     agent_version: str = ""
+    disks: Tuple[DiskFacts, ...] = ()
+    links: Tuple[LinkFacts, ...] = ()
+    installed: Tuple[str, ...] = ()
+    findings: Tuple[Finding, ...] = ()
+    clock: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from ckp.agent import facts
 from ckp.agent.installers.base import FOREIGN_RUNTIMES, Installer
 from ckp.agent.journal import Journal
 from ckp.agent.kit import AgentError, have, read_text
+from ckp.agent.messages import Finding
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -32,14 +33,19 @@ class Unfit(AgentError):
 class Findings:
     """What stands against an installation."""
 
-    lines: list[str] = field(default_factory=list)
+    items: list[Finding] = field(default_factory=list)
 
-    def add(self, problem: str, mend: str) -> None:
-        """One finding."""
-        self.lines.append(f"{problem}: {mend}")
+    def add(self, problem: str, mend: str, *, blocking: bool = True) -> None:
+        """One finding. What does not block is worth knowing beforehand: the installer takes care of it."""
+        self.items.append(Finding(problem, mend, blocking))
+
+    @property
+    def lines(self) -> list[str]:
+        """What blocks, each with its mend."""
+        return [f"{item.problem}: {item.mend}" for item in self.items if item.blocking]
 
     def raise_if_any(self, brief: str) -> None:
-        """Unfit with all findings, if there are any."""
+        """Unfit with all findings that block, if there are any."""
         if self.lines:
             raise Unfit(
                 f"{brief}, nothing was changed: {self.lines[0]}" if len(self.lines) == 1 else f"{brief} for {len(self.lines)} reasons, nothing was changed",
@@ -56,6 +62,10 @@ def worker(journal: Journal, installer: Installer) -> Findings:
     disk(found, WORKER_DISK_GIB)
     if not journal.packages:
         ports(found, (10250,))
+    if facts.swap_on():
+        found.add("swap is on", "the installer will turn it off, and on again when the host leaves", blocking=False)
+    if facts.cgroup_version() == "v1":
+        found.add("this host has cgroup v1", "the kubelet will be told to accept it; Kubernetes ends its support: move to cgroup v2", blocking=False)
     return found
 
 

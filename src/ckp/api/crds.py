@@ -73,6 +73,9 @@ MACHINE_SPEC = _object(
     {
         "providerID": _string("byoh://<namespace>/<host>/<machine>, once the host has joined."),
         "selector": SELECTOR,
+        "minimum": _object(
+            {"cpus": _integer("Processors.", minimum=0), "memoryBytes": _integer(format="int64", minimum=0)}, description="The least that a host must have."
+        ),
         "installerRef": REFERENCE,
     }
 )
@@ -117,6 +120,7 @@ BYO_HOST_STATUS = _object(
             )
         ),
         "machineRef": REFERENCE,
+        "flaps": _object({"count": _integer(), "last": _string(format="date-time")}, description="How often the connection was lost lately, and when last."),
         "observed": _object({}, description="What the agent reports: generation, phase, reason, message.", loose=True),
         "journal": _list(_object({}, loose=True)),
         "conditions": CONDITIONS,

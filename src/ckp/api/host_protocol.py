@@ -37,6 +37,32 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
+class DiskFacts(Message):
+    """A whole disk, not a partition."""
+
+    name: str = Field(max_length=64)
+    size_bytes: int = Field(ge=0)
+    rotational: bool = False
+
+
+class LinkFacts(Message):
+    """A network link that leads somewhere, not one that a cluster's network made."""
+
+    name: str = Field(max_length=64)
+    mac: str = Field(default="", max_length=32)
+    mtu: int = 0
+    speed_mbps: int = 0  # 0: not known
+    up: bool = False
+
+
+class Finding(Message):
+    """What the host's own preflight says, with the mend. `blocking` ones keep a free host from being claimed."""
+
+    problem: str = Field(max_length=500)
+    mend: str = Field(default="", max_length=500)
+    blocking: bool = True
+
+
 class HostFacts(Message):
     """What a host says about itself; nothing here is trusted for identity."""
 
@@ -55,6 +81,11 @@ class HostFacts(Message):
     cgroup: Literal["v1", "v2"] = "v2"
     swap: bool = False
     agent_version: str = ""
+    disks: tuple[DiskFacts, ...] = ()
+    links: tuple[LinkFacts, ...] = ()
+    installed: tuple[str, ...] = ()  # "containerd 1.7.28-ckp": what of a node's packages is here already
+    findings: tuple[Finding, ...] = ()
+    clock: float = 0.0  # the host's time when it said this, seconds since 1970; 0: not said
 
 
 class EnrolmentRequest(Message):

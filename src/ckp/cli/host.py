@@ -199,14 +199,44 @@ def describe_host(session: Session, name: str, output: str) -> None:
             ("Memory", gibibytes(facts.get("memory_bytes"))),
             ("Disk free", gibibytes(facts.get("disk_free_bytes"))),
             ("Cgroup", facts.get("cgroup")),
+            ("Swap", "on" if facts.get("swap") else "off"),
+            ("Clock", clock(row["clockOffsetSeconds"])),
+            ("Installed", facts.get("installed")),
             ("Machine ID", facts.get("machine_id")),
         ]
     )
+    text += section("Preflight", table(FINDING_COLUMNS, facts["findings"]) if facts.get("findings") else "")
+    text += section("Disks", table(DISK_COLUMNS, facts["disks"]) if facts.get("disks") else "")
+    text += section("Links", table(LINK_COLUMNS, facts["links"]) if facts.get("links") else "")
     text += section("Conditions", table(CONDITION_COLUMNS, row["conditions"]) if row["conditions"] else "")
     text += section("Journal", table(_JOURNAL_COLUMNS, row["journal"]) if row["journal"] else "")
     click.echo(text)
 
 
+def clock(offset: float | None) -> str:
+    """How far a host's clock is from the hub's, in words."""
+    if offset is None:
+        return "not known"
+    return "in time" if abs(offset) < 2 else f"{abs(offset):.0f} s {'ahead' if offset > 0 else 'behind'}"
+
+
+FINDING_COLUMNS = (
+    Column("FINDING", lambda row: row.get("problem")),
+    Column("BLOCKS", lambda row: bool(row.get("blocking"))),
+    Column("WHAT TO DO", lambda row: row.get("mend")),
+)
+DISK_COLUMNS = (
+    Column("NAME", lambda row: row.get("name")),
+    Column("SIZE", lambda row: gibibytes(row.get("size_bytes"))),
+    Column("KIND", lambda row: "HDD" if row.get("rotational") else "SSD"),
+)
+LINK_COLUMNS = (
+    Column("NAME", lambda row: row.get("name")),
+    Column("UP", lambda row: bool(row.get("up"))),
+    Column("MAC", lambda row: row.get("mac")),
+    Column("MTU", lambda row: str(row.get("mtu"))),
+    Column("MBIT/S", lambda row: str(row["speed_mbps"]) if row.get("speed_mbps") else ""),
+)
 CONDITION_COLUMNS = (
     Column("TYPE", lambda row: row.get("type")),
     Column("STATUS", lambda row: row.get("status")),

@@ -67,6 +67,7 @@ L2_POLICY = Kind("cilium.io", "v2alpha1", "CiliumL2AnnouncementPolicy", "ciliuml
 CLUSTER = Kind(names.CLUSTER_GROUP, names.V1BETA1, "Cluster", "clusters")
 MACHINE = Kind(names.CLUSTER_GROUP, names.V1BETA1, "Machine", "machines")
 MACHINE_SET = Kind(names.CLUSTER_GROUP, names.V1BETA1, "MachineSet", "machinesets")
+MACHINE_HEALTH_CHECK = Kind(names.CLUSTER_GROUP, names.V1BETA1, "MachineHealthCheck", "machinehealthchecks")
 MACHINE_DEPLOYMENT = Kind(names.CLUSTER_GROUP, names.V1BETA1, "MachineDeployment", "machinedeployments")
 KUBEADM_CONFIG = Kind(names.BOOTSTRAP_GROUP, names.V1BETA1, "KubeadmConfig", "kubeadmconfigs")
 KUBEADM_CONFIG_TEMPLATE = Kind(names.BOOTSTRAP_GROUP, names.V1BETA1, "KubeadmConfigTemplate", "kubeadmconfigtemplates")

@@ -136,7 +136,7 @@ class Connection:
             if len(message.facts.model_dump_json()) > shape.MAX_FACTS_BYTES:
                 raise Rejected(1008, f"the facts are larger than {shape.MAX_FACTS_BYTES} bytes")
             peer = self.connection.remote_address
-            self._status = shape.with_facts(self._status, message.facts, address=str(peer[0]) if peer else "")
+            self._status = shape.with_facts(self._status, message.facts, address=str(peer[0]) if peer else "", at=self._seen)
             self._status = shape.with_boot(
                 self._status, message.boot_id[:64], self._serial, machine_id=message.facts.machine_id, enrolled_machine=self._machine, at=self._seen
             )

@@ -26,7 +26,7 @@ CONDITION = "AgentConnected"
 UNIQUE = "IdentityUnique"
 """False while two machines show the same host's certificate: an operator must decide which of them it is."""
 OWN_CONDITIONS = (CONDITION, UNIQUE)
-CARRIED = ("connected", "lastSeen", "version", "address", "bootIDs", "bootIDsOf")
+CARRIED = ("connected", "lastSeen", "version", "address", "clockOffsetSeconds", "bootIDs", "bootIDsOf")
 BOOTS_KEPT = 8
 
 Status = dict[str, Any]
@@ -112,14 +112,18 @@ def _with_condition(status: Status, kind: str, value: bool, reason: str, message
     return status | {"conditions": sorted([*others, entry], key=lambda one: str(one["type"]))}
 
 
-def with_facts(status: Status, facts: HostFacts, *, address: str) -> Status:
-    """After a Hello. `address` is where the connection came from."""
+def with_facts(status: Status, facts: HostFacts, *, address: str, at: datetime) -> Status:
+    """After a Hello. `address` is where the connection came from.
+
+    The offset of the host's clock includes the way of the message, so that it is good to a second; certificates and leases ask for no more.
+    """
+    offset = {"clockOffsetSeconds": round(facts.clock - at.timestamp())} if facts.clock else {}
     addresses = [text for text in dict.fromkeys((facts.default_address, *facts.addresses)) if _is_address(text)][:MAX_ADDRESSES]
     return status | {
-        "facts": facts.model_dump(mode="json"),
+        "facts": facts.model_dump(mode="json", exclude={"clock"}),
         "hostinfo": {"osname": "linux", "osimage": f"{facts.os_id} {facts.os_version}", "architecture": facts.architecture},
         "network": [{"ipAddrs": addresses, "isDefault": True}] if addresses else [],
-        "agent": (status.get("agent") or {}) | {"version": facts.agent_version, "address": address},
+        "agent": (status.get("agent") or {}) | {"version": facts.agent_version, "address": address} | offset,
     }
 
 

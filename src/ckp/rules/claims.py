@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ckp.rules.conditions import get_condition
+
+UNAVAILABLE = ("in use", "offline", "cordoned", "not yet clean", "cloned", "flapping", "unfit", "going away")
+"""Why a host is not free, in the order in which people are told."""
+_ORDER = ("going away", "in use", "cordoned", "offline", "cloned", "not yet clean", "flapping", "unfit")
 
 
 @dataclass(frozen=True)
@@ -21,11 +26,31 @@ class Candidate:
     deleting: bool
     idle: bool  # observed phase is Free: nothing of an earlier cluster is left on it
     unique: bool = True  # no second machine was seen with this host's certificate
+    stable: bool = True  # it has not come and gone several times lately
+    unfit: str = ""  # what its own preflight says against it, with the mend
+    cpus: int = 0
+    memory_bytes: int = 0
+
+    def unavailable(self) -> str:
+        """Why no new machine may have it, in a word or two; "" if it is free."""
+        holds = {
+            "going away": self.deleting,
+            "in use": bool(self.claimed_by),
+            "cordoned": self.cordoned,
+            "offline": not self.connected,
+            "cloned": not self.unique,
+            "not yet clean": not self.idle,
+            "flapping": not self.stable,
+            "unfit": bool(self.unfit),
+        }
+        return next((word for word in _ORDER if holds[word]), "")
 
 
 def candidate(host: Mapping[str, Any]) -> Candidate:
     """The candidate that a ByoHost object describes."""
     spec, status = host.get("spec") or {}, host.get("status") or {}
+    facts = status.get("facts") or {}
+    blocking = [item for item in facts.get("findings") or [] if item.get("blocking")]
     return Candidate(
         name=host["metadata"]["name"],
         labels=host["metadata"].get("labels") or {},
@@ -34,8 +59,61 @@ def candidate(host: Mapping[str, Any]) -> Candidate:
         cordoned=bool(spec.get("cordoned")),
         deleting="deletionTimestamp" in host["metadata"],
         idle=(status.get("observed") or {}).get("phase") == "Free",
-        unique=(get_condition(dict(host), "IdentityUnique") or {}).get("status") != "False",
+        unique=not _is_false(host, "IdentityUnique"),
+        stable=not _is_false(host, "Stable"),
+        unfit=f"{blocking[0].get('problem', '')}: {blocking[0].get('mend', '')}" if blocking else "",
+        cpus=int(facts.get("cpus") or 0),
+        memory_bytes=int(facts.get("memory_bytes") or 0),
     )
+
+
+def _is_false(host: Mapping[str, Any], condition: str) -> bool:
+    return (get_condition(dict(host), condition) or {}).get("status") == "False"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a machine asks of a host: labels as a Kubernetes label selector has them, and a least size."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    expressions: tuple[Mapping[str, Any], ...] = ()
+    cpus: int = 0
+    memory_bytes: int = 0
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> Wanted:
+        """From the spec of a ByoMachine, or of a template's machine."""
+        selector, least = spec.get("selector") or {}, spec.get("minimum") or {}
+        return cls(
+            labels=selector.get("matchLabels") or {},
+            expressions=tuple(selector.get("matchExpressions") or ()),
+            cpus=int(least.get("cpus") or 0),
+            memory_bytes=int(least.get("memoryBytes") or 0),
+        )
+
+    def fits(self, host: Candidate) -> bool:
+        """Whether a host is one of those asked for, free or not."""
+        return (
+            all(host.labels.get(key) == value for key, value in self.labels.items())
+            and all(_holds(expression, host.labels) for expression in self.expressions)
+            and host.cpus >= self.cpus
+            and host.memory_bytes >= self.memory_bytes
+        )
+
+
+def _holds(expression: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    """One matchExpression (apimachinery, labels/selector.go); an operator that is not known holds for nobody."""
+    key, values = str(expression.get("key")), expression.get("values") or []
+    match expression.get("operator"):
+        case "In":
+            return labels.get(key) in values
+        case "NotIn":
+            return labels.get(key) not in values
+        case "Exists":
+            return key in labels
+        case "DoesNotExist":
+            return key not in labels
+    return False
 
 
 @dataclass(frozen=True)
@@ -46,28 +124,25 @@ class Choice:
     reason: str = ""
 
 
-def choose_host(candidates: Iterable[Candidate], selector: Mapping[str, str], machine: str) -> Choice:
-    """The host that the machine with this uid holds already, else the first free one by name.
+def choose_host(candidates: Iterable[Candidate], wanted: Wanted, machine: str) -> Choice:
+    """The host that the machine with this uid holds already, else the smallest free one that will do, the first by name among equals.
 
-    A host that another machine holds, that is offline, cordoned, going away, not yet clean, or two machines at once, is never taken.
+    The smallest, so that large hosts stay for those who ask for them. One that is not free (Candidate.unavailable) is never taken.
     """
-    matching = [item for item in candidates if all(item.labels.get(key) == value for key, value in selector.items())]
-    if held := [item for item in matching if item.claimed_by == machine]:
+    everyone = list(candidates)
+    if held := [item for item in everyone if item.claimed_by == machine]:
         return Choice(min(item.name for item in held))
-    if free := [item for item in matching if not item.claimed_by and item.connected and not item.cordoned and not item.deleting and item.idle and item.unique]:
-        return Choice(min(item.name for item in free))
-    return Choice(reason=_why_none(matching))
+    matching = [item for item in everyone if wanted.fits(item)]
+    if free := [item for item in matching if not item.unavailable()]:
+        return Choice(min(free, key=lambda item: (item.memory_bytes, item.cpus, item.name)).name)
+    return Choice(reason=_why_none(matching, wanted))
 
 
-def _why_none(matching: list[Candidate]) -> str:
+def _why_none(matching: list[Candidate], wanted: Wanted) -> str:
     if not matching:
-        return "no host carries the labels that the machine asks for"
-    counts = {
-        "in use": sum(bool(item.claimed_by) for item in matching),
-        "offline": sum(not item.claimed_by and not item.connected for item in matching),
-        "cordoned": sum(not item.claimed_by and item.cordoned for item in matching),
-        "cloned": sum(not item.claimed_by and not item.unique for item in matching),
-        "not yet clean": sum(not item.claimed_by and item.connected and not item.idle for item in matching),
-    }
-    found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    return f"none of {len(matching)} matching hosts is free: {found or 'all going away'}"
+        size = " and is large enough" if wanted.cpus or wanted.memory_bytes else ""
+        return f"no host carries the labels that the machine asks for{size}"
+    counts = Counter(item.unavailable() for item in matching)
+    found = ", ".join(f"{counts[what]} {what}" for what in UNAVAILABLE if counts[what])
+    unfit = next((f"; {item.name}: {item.unfit}" for item in matching if item.unavailable() == "unfit"), "")
+    return f"none of {len(matching)} matching hosts is free: {found}{unfit}"

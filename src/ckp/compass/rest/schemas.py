@@ -163,6 +163,7 @@ class HostAnswer(Answer):
     os: str
     agent_version: str
     last_seen: datetime | None
+    clock_offset_seconds: float | None
     created_at: datetime
     phase: str
     release: str

@@ -252,6 +252,7 @@ _COMPLETE = (
     (kinds.BYO_CLUSTER, str),
     (kinds.BYO_MACHINE_TEMPLATE, workers_name),
     (kinds.KUBEADM_CONFIG_TEMPLATE, workers_name),
+    (kinds.MACHINE_HEALTH_CHECK, workers_name),
     (kinds.MACHINE_DEPLOYMENT, workers_name),
 )
 

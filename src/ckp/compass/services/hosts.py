@@ -36,6 +36,7 @@ class HostView:
     os: str
     agent_version: str
     last_seen: datetime | None
+    clock_offset_seconds: float | None
     created_at: datetime
     phase: str
     release: str
@@ -77,17 +78,18 @@ def is_free(host: Obj) -> bool:
 def why_not_free(host: Obj) -> str:
     """What keeps a host from being claimed (rules.claims), in words; '' if nothing does."""
     seen = candidate(host)
-    if seen.deleting:
-        return "is being removed"
-    if is_claimed(host):
+    if is_claimed(host) and not seen.deleting:
         return f"is claimed by machine {host['spec']['machineRef'].get('name')}"
-    if seen.cordoned:
-        return "is cordoned"
-    if not seen.connected:
-        return "its agent is not connected"
-    if not seen.unique:
-        return "is two machines with one certificate"
-    return "" if seen.idle else "is not clean yet"
+    words = {
+        "going away": "is being removed",
+        "cordoned": "is cordoned",
+        "offline": "its agent is not connected",
+        "cloned": "is two machines with one certificate",
+        "not yet clean": "is not clean yet",
+        "flapping": "has come and gone several times lately",
+        "unfit": f"is not fit: {seen.unfit}",
+    }
+    return words.get(seen.unavailable(), "")
 
 
 def addresses_of(host: Obj) -> list[str]:
@@ -124,6 +126,7 @@ def view(host: Obj) -> HostView:
         os=f"{facts['os_id']} {facts.get('os_version', '')}".strip() if facts.get("os_id") else "",
         agent_version=str(agent.get("version") or ""),
         last_seen=parse_rfc3339(agent["lastSeen"]) if agent.get("lastSeen") else None,
+        clock_offset_seconds=agent.get("clockOffsetSeconds"),
         created_at=parse_rfc3339(meta["creationTimestamp"]),
         phase=str(observed.get("phase") or ""),
         release=str(observed.get("release") or ""),

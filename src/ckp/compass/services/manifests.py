@@ -16,6 +16,7 @@ REQUEST_ANNOTATION = f"{names.CKP}/request-digest"
 """On the Cluster: which request made it, so that repeating the same one after a break completes it, and another one is refused."""
 PATCHES_DIRECTORY = "/etc/kubernetes/ckp-patches"
 SERVICE_DOMAIN = "cluster.local"
+UNHEALTHY_AFTER = "300s"
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ def cluster_objects(spec: ClusterSpec, *, namespace: str, labels: dict[str, str]
     """All objects of a cluster: Cluster first, because it holds the name; MachineDeployment last, because it starts claiming hosts.
 
     Contract: controllers of Cluster API set the owner references and wait for the referenced objects, so the order is only ours. The two
-    templates get theirs only when the MachineDeployment is reconciled, so a cluster deleted early would leave them: given the Cluster's uid,
-    they carry from the start the very (non-controller) reference that Cluster API would add.
+    templates and the health check get theirs only when they are reconciled, so a cluster deleted early would leave them: given the Cluster's
+    uid, they carry from the start the very (non-controller) reference that Cluster API would add.
     """
     workers = workers_name(spec.name)
     labels = {**labels, names.CLUSTER_NAME_LABEL: spec.name}
@@ -58,7 +59,7 @@ def cluster_objects(spec: ClusterSpec, *, namespace: str, labels: dict[str, str]
         metadata: dict[str, Any] = {"name": name, "namespace": namespace, "labels": labels}
         if annotations:
             metadata["annotations"] = annotations
-        if cluster_uid and kind in (kinds.BYO_MACHINE_TEMPLATE, kinds.KUBEADM_CONFIG_TEMPLATE):
+        if cluster_uid and kind in (kinds.BYO_MACHINE_TEMPLATE, kinds.KUBEADM_CONFIG_TEMPLATE, kinds.MACHINE_HEALTH_CHECK):
             owner = {"apiVersion": kinds.CLUSTER.api_version, "kind": "Cluster", "name": spec.name, "uid": cluster_uid}
             metadata["ownerReferences"] = [owner]
         return {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata, "spec": body}
@@ -107,6 +108,19 @@ def cluster_objects(spec: ClusterSpec, *, namespace: str, labels: dict[str, str]
                         }
                     }
                 }
+            },
+        ),
+        make(
+            kinds.MACHINE_HEALTH_CHECK,
+            workers,
+            {
+                "clusterName": spec.name,
+                "selector": {"matchLabels": selector},
+                # A node that says nothing, or that it is not well, for this long is replaced by another host of the group; not if more than
+                # half are so at once: then it is the network or the control plane, and replacing hosts would make it worse.
+                "unhealthyConditions": [{"type": "Ready", "status": status, "timeout": UNHEALTHY_AFTER} for status in ("Unknown", "False")],
+                "maxUnhealthy": "50%",
+                "nodeStartupTimeout": "30m",
             },
         ),
         make(

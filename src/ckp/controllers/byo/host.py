@@ -9,8 +9,9 @@ from ckp.clients.kinds import BYO_HOST, BYO_MACHINE
 from ckp.clients.kube import Kube
 from ckp.controllers.byo.desired import DesiredStore
 from ckp.controllers.scope import Scope, deleting
-from ckp.kits.clock import Clock
-from ckp.rules.conditions import make_condition
+from ckp.kits.clock import Clock, parse_rfc3339, rfc3339
+from ckp.rules.conditions import Condition, get_condition, make_condition, merge_conditions
+from ckp.rules.flapping import Flaps
 from ckp.runtime.controller import Result
 
 
@@ -41,9 +42,22 @@ class ByoHostReconciler:
             await self._check_claim(scope, reference)
         claimed = bool((scope.obj.get("spec") or {}).get("machineRef"))
         state = make_condition("Available", not claimed, self.clock.now(), reason="Claimed", message=f"held by {reference['name']}" if reference else "")
-        scope.conditions = [state]
-        await self._write_available(scope)
-        return Result()
+        flaps, stable, wait = self._stability(scope)
+        scope.conditions = [state, stable]
+        await self._write(scope, flaps)
+        return Result(after=wait)
+
+    def _stability(self, scope: Scope) -> tuple[Flaps, Condition, float | None]:
+        """Whether the host comes and goes, and the seconds after which that must be judged again."""
+        flaps, now = Flaps.of(scope.obj.get("status") or {}), self.clock.now()
+        connection = get_condition(scope.obj, "AgentConnected") or {}
+        if connection.get("status") == "False" and connection.get("lastTransitionTime"):
+            flaps = flaps.lost(parse_rfc3339(connection["lastTransitionTime"]))
+        held = flaps.held_until
+        if held is None or now >= held:
+            return flaps, make_condition("Stable", True, now), None
+        message = f"its connection was lost {flaps.count} times within the hour; no machine claims it before {rfc3339(held)}"
+        return flaps, make_condition("Stable", False, now, reason="Flapping", message=message, severity="Warning"), (held - now).total_seconds() + 1
 
     async def _announce_certificates(self, scope: Scope) -> None:
         """The hub follows the desired states, not the hosts (which change with every report): it learns there that a certificate is void."""
@@ -55,17 +69,20 @@ class ByoHostReconciler:
             await DesiredStore(self.kube).announce(scope.namespace, scope.name, text)
             self._announced[key] = text
 
-    async def _write_available(self, scope: Scope) -> None:
-        """Only our own condition: the hub owns the others (server-side apply, conditions are a map by type)."""
-        before = next((item for item in (scope.obj.get("status") or {}).get("conditions") or [] if item["type"] == "Available"), None)
-        wanted = scope.conditions[0]
-        if before and before["status"] == wanted["status"] and before.get("message", "") == wanted.get("message", ""):
+    async def _write(self, scope: Scope, flaps: Flaps) -> None:
+        """Only our own part: the hub owns the rest (server-side apply, conditions are a map by type)."""
+        status = scope.obj.get("status") or {}
+        before = {item["type"]: (item["status"], item.get("message", "")) for item in status.get("conditions") or []}
+        same = all(before.get(item["type"]) == (item["status"], item.get("message", "")) for item in scope.conditions)
+        if same and Flaps.of(status) == flaps:
             return
+        ours = {item["type"] for item in scope.conditions}
+        conditions = merge_conditions([item for item in status.get("conditions") or [] if item["type"] in ours], scope.conditions)
         body = {
             "apiVersion": BYO_HOST.api_version,
             "kind": BYO_HOST.kind,
             "metadata": {"name": scope.name, "namespace": scope.namespace},
-            "status": {"conditions": [wanted]},
+            "status": {"conditions": conditions, "flaps": flaps.to_json()},
         }
         await self.kube.apply(body, subresource="status")
 

@@ -19,8 +19,8 @@ from ckp.controllers.byo.desired import DesiredStore
 from ckp.controllers.scope import Scope, deleting, owner, paused
 from ckp.kits.clock import Clock, rfc3339
 from ckp.kits.errors import CkpError
-from ckp.rules.claims import candidate, choose_host
-from ckp.rules.conditions import Severity, is_true, make_condition
+from ckp.rules.claims import Wanted, candidate, choose_host
+from ckp.rules.conditions import Condition, Severity, get_condition, is_true, make_condition
 from ckp.runtime.controller import Result
 from ckp.runtime.informer import Informer
 
@@ -99,8 +99,7 @@ class ByoMachineReconciler:
         # What it holds it keeps, whatever became of the labels: a second host would be one too many.
         name = next((item["metadata"]["name"] for item in hosts if candidate(item).claimed_by == uid), "")
         if not name:
-            selector = ((scope.obj["spec"].get("selector") or {}).get("matchLabels")) or {}
-            choice = choose_host(map(candidate, hosts), selector, uid)
+            choice = choose_host(map(candidate, hosts), Wanted.of(scope.obj["spec"]), uid)
             if not choice.host:
                 self._wait(scope, "NoFreeHost", choice.reason)
                 return None
@@ -170,7 +169,21 @@ class ByoMachineReconciler:
             scope.obj = await self.kube.merge(BYO_MACHINE, scope.name, scope.namespace, {"spec": {"providerID": membership.provider_id}})
         address = ((host["status"].get("facts") or {}).get("default_address")) or (host["status"].get("agent") or {}).get("address", "")
         scope.status |= {"ready": True, "addresses": [{"type": "InternalIP", "address": address}, {"type": "Hostname", "address": name}]}
-        scope.conditions = [make_condition("BYOHostReady", True, self.clock.now())]
+        scope.conditions = [self._joined(host, observed)]
+
+    def _joined(self, host: Obj, observed: Obj) -> Condition:
+        """A node that has joined is ready infrastructure; what is wrong with it since is said here, and Cluster API shows it at the Machine.
+
+        Whether it is replaced is the MachineHealthCheck's to say, by the node's own condition: an agent that is away harms no pod.
+        """
+        name, now = host["metadata"]["name"], self.clock.now()
+        connection = get_condition(host, "AgentConnected") or {}
+        if connection.get("status") == "False":
+            message = f"host {name} is offline since {connection.get('lastTransitionTime', 'a while')}"
+            return make_condition("BYOHostReady", False, now, reason="HostOffline", message=message, severity="Warning")
+        if observed.get("reason"):
+            return make_condition("BYOHostReady", False, now, reason=str(observed["reason"]), message=str(observed.get("message", "")), severity="Warning")
+        return make_condition("BYOHostReady", True, now)
 
     async def _release(self, scope: Scope) -> Result:
         """Tell the host to be free, wait until it says that it is, then let it and the machine go."""

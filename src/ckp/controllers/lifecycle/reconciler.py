@@ -18,7 +18,7 @@ from ckp.clients.kinds import (
 from ckp.clients.kube import Kube, Obj
 from ckp.controllers.scope import Scope, cluster_name, deleting, owner
 from ckp.kits.clock import Clock
-from ckp.rules.claims import candidate
+from ckp.rules.claims import Wanted, candidate
 from ckp.rules.conditions import get_condition, is_true
 from ckp.rules.lifecycle import Seen, advance, complete
 from ckp.runtime.controller import Result
@@ -86,12 +86,8 @@ class LifecycleReconciler:
 
     def _group(self, namespace: str, templates: list[Obj]) -> list[Obj]:
         """The hosts that any of the cluster's machine templates may claim."""
-        selectors = [((item["spec"]["template"]["spec"].get("selector") or {}).get("matchLabels")) or {} for item in templates]
-        return [
-            host
-            for host in self.hosts.all(namespace)
-            if any(all((host["metadata"].get("labels") or {}).get(key) == value for key, value in selector.items()) for selector in selectors)
-        ]
+        asked = [Wanted.of(item["spec"]["template"]["spec"]) for item in templates]
+        return [host for host in self.hosts.all(namespace) if any(wanted.fits(candidate(host)) for wanted in asked)]
 
 
 def _failure(machines: list[Obj]) -> str:

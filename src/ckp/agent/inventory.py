@@ -1,0 +1,90 @@
+"""What this host is made of, and what stands against its becoming a node: for people who choose hosts, and for the hub that offers them."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from typing import List, Optional, Tuple
+
+from ckp.agent import facts, preflight
+from ckp.agent.installers import base
+from ckp.agent.journal import Journal
+from ckp.agent.kit import AgentError, read_text
+from ckp.agent.messages import DiskFacts, Finding, HostFacts, LinkFacts
+
+MOST = 16
+"""Of disks, links and findings each, and their texts are cut: the hub refuses facts of more than 16 KiB, and with them the host."""
+NOT_DISKS = re.compile(r"(loop|ram|zram|dm-|sr|fd|md|nbd)\d*")
+CLUSTER_LINKS = re.compile(r"(lo|cilium_.*|lxc.*|cni.*|cali.*|vxlan\.calico|docker.*|br-.*|veth.*|kube-.*|nodelocaldns|dummy\d+|tunl0|sit0|ip6tnl0)\Z")
+
+
+def disks(top: str = "/sys/block") -> Tuple[DiskFacts, ...]:
+    """Whole disks by name; what is only a view of one (loops, device mapper, RAID) is left out."""
+    found = []
+    for name in sorted(_names(top)):
+        size = _number(f"{top}/{name}/size") * 512
+        if size and not NOT_DISKS.match(name):
+            found.append(DiskFacts(name[:64], size, read_text(f"{top}/{name}/queue/rotational").strip() == "1"))
+    return tuple(found[:MOST])
+
+
+def links(top: str = "/sys/class/net") -> Tuple[LinkFacts, ...]:
+    """Links that lead out of the host, by name."""
+    found = []
+    for name in sorted(_names(top)):
+        if CLUSTER_LINKS.match(name) or not os.path.isdir(f"{top}/{name}"):
+            continue
+        mac = read_text(f"{top}/{name}/address").strip()
+        up = read_text(f"{top}/{name}/operstate").strip() in ("up", "unknown")
+        found.append(LinkFacts(name[:64], mac[:32], _number(f"{top}/{name}/mtu"), max(0, _number(f"{top}/{name}/speed")), up))
+    return tuple(found[:MOST])
+
+
+def installed() -> Tuple[str, ...]:
+    """What of a node's packages, or of another runtime's, is on the host."""
+    try:
+        have = base.of_host().installed([*base.NODE_PACKAGES, *base.FOREIGN_RUNTIMES])
+    except AgentError:
+        return ()
+    return tuple(f"{name} {version}"[:80] for name, version in sorted(have.items()))[:MOST]
+
+
+def findings(journal: Optional[Journal]) -> Tuple[Finding, ...]:
+    """What preflight would say now. Of a host that is a node already nothing is said: its own kubelet is no finding."""
+    if journal is None or journal.member is not None:
+        return ()
+    try:
+        seen: List[Finding] = preflight.worker(journal, base.of_host()).items
+    except AgentError as error:
+        seen = [Finding(error.brief, error.resolution)]
+    return tuple(Finding(item.problem[:200], item.mend[:200], item.blocking) for item in seen)[:MOST]
+
+
+def host_facts(hub_host: str = "", journal: Optional[Journal] = None) -> HostFacts:
+    """Everything that the hub wants to know about this host."""
+    from dataclasses import replace
+
+    return replace(facts.host_facts(hub_host), disks=disks(), links=links(), installed=installed(), findings=findings(journal), clock=round(time.time(), 3))
+
+
+def same(first: HostFacts, second: HostFacts) -> bool:
+    """Whether the hub need not be told again: apart from the clock, and from free space within the same GiB, nothing has changed."""
+    from dataclasses import replace
+
+    one, two = (replace(item, clock=0.0, disk_free_bytes=item.disk_free_bytes >> 30) for item in (first, second))
+    return one == two
+
+
+def _names(folder: str) -> List[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _number(path: str) -> int:
+    try:
+        return int(read_text(path, "0").strip() or 0)
+    except ValueError:
+        return 0
