@@ -89,6 +89,7 @@ SAMPLES = [
     messages.IssuedCertificate("c", "ca"),
     messages.Desired(3, "h", MEMBERSHIP),
     messages.Desired(3, "h", None),
+    messages.Desired(3, "h", None, messages.AgentTarget("0.2.0+1-ckp", "r/ckp-agent@sha256:0", "r/ckp-agent@sha256:1", "ca", 5.0)),
     messages.Report(3, "Joined", "ns/demo", "m", "v1.35.1", "R", "M.", 2, (messages.JournalEntry("2024-01-01T00:00:00Z", "pull", "done", 1.5, "x"),)),
 ]
 

@@ -84,7 +84,7 @@ class Hub:
     refuse: bool = False
     newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
     port: int = 0
-    desired: messages.Desired = field(default_factory=lambda: messages.Desired(1, "worker-1", None, 20.0))
+    desired: messages.Desired = field(default_factory=lambda: messages.Desired(1, "worker-1", None, None, 20.0))
 
     def start(self) -> None:
         cert, key = self.authority.issue(self.folder / "server", "hub", self.address)
@@ -232,7 +232,7 @@ def test_an_older_tls_is_not_spoken(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_it_reports_at_the_pace_that_the_hub_asks_for(hub: Hub, tmp_path: Path) -> None:
-    hub.desired = messages.Desired(1, "worker-1", None, 0.2)
+    hub.desired = messages.Desired(1, "worker-1", None, None, 0.2)
     hub.start()
     agent = make_agent(hub, tmp_path / "agent")
     agent.start()
@@ -351,7 +351,7 @@ def test_facts_that_change_are_told_again_and_only_then(hub: Hub, tmp_path: Path
     facts = [FACTS]
     found.channel.hello = lambda: messages.Hello("boot", facts[0])
     found.channel.facts_seconds = 0.05
-    hub.desired = messages.Desired(1, "worker-1", None, 0.1)
+    hub.desired = messages.Desired(1, "worker-1", None, None, 0.1)
     found.start()
     try:
         hub.next("hello")
@@ -394,7 +394,7 @@ def test_a_certificate_for_another_key_changes_nothing(hub: Hub, agent: Agent, t
     renewal(hub, agent)
     other, _ = hub.authority.issue(tmp_path / "other", "worker-1")
     hub.connections[-1].send(messages.to_json(messages.IssuedCertificate(other.read_text(), hub.authority.pem())))
-    hub.connections[-1].send(messages.to_json(messages.Desired(7, "worker-1", None, 20.0)))  # still connected, and still at work
+    hub.connections[-1].send(messages.to_json(messages.Desired(7, "worker-1", None, None, 20.0)))  # still connected, and still at work
     while hub.next("report")["generation"] != 7:
         pass
     assert (Path(agent.identity.certificate).read_text(), Path(agent.identity.key).read_text()) == before

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import UTC, datetime
 
 import pytest
 
 from ckp.api import names
+from ckp.api.host_protocol import AgentTarget
+from ckp.api.platform import Releases
 from ckp.clients import kinds
 from ckp.clients.kube_simulator import KubeSimulator
 from ckp.controllers.byo.desired import DesiredStore
@@ -15,6 +18,9 @@ from ckp.kits.clock import ManualClock, rfc3339
 from ckp.rules.conditions import get_condition
 
 TENANT = "ckp-default-default"
+OLD, NEW = "0.1.0+1-ckp", "0.2.0+2-ckp"
+AGENTS = {OLD: "r/ckp/ckp-agent@sha256:" + "1" * 64, NEW: "r/ckp/ckp-agent@sha256:" + "2" * 64}
+RELEASES = Releases(releases={}, agents=AGENTS, registry_ca="CA")
 
 
 @pytest.fixture
@@ -31,7 +37,7 @@ async def announced(kube: KubeSimulator) -> str:
 
 
 async def test_it_says_beside_the_desired_state_which_certificates_hold(kube: KubeSimulator) -> None:
-    reconciler = ByoHostReconciler(kube, ManualClock(datetime(2026, 4, 1, tzinfo=UTC)))
+    reconciler = ByoHostReconciler(kube, ManualClock(datetime(2026, 4, 1, tzinfo=UTC)), RELEASES)
     await kube.merge(kinds.BYO_HOST, "one", TENANT, {"status": {"agent": {"certificateSerial": "a1"}}}, subresource="status")
     await reconciler.reconcile(TENANT, "one")
     assert await announced(kube) == "current=a1 next= revoked="
@@ -42,7 +48,7 @@ async def test_it_says_beside_the_desired_state_which_certificates_hold(kube: Ku
 
 async def test_a_host_of_which_nothing_was_said_is_told_to_be_free_and_a_membership_is_never_overwritten(kube: KubeSimulator) -> None:
     store = DesiredStore(kube)
-    reconciler = ByoHostReconciler(kube, ManualClock(datetime(2026, 4, 1, tzinfo=UTC)))
+    reconciler = ByoHostReconciler(kube, ManualClock(datetime(2026, 4, 1, tzinfo=UTC)), RELEASES)
     await reconciler.reconcile(TENANT, "one")
     assert (await store.read(TENANT, "one")).membership is None
     before = (await store.read(TENANT, "one")).generation
@@ -52,7 +58,7 @@ async def test_a_host_of_which_nothing_was_said_is_told_to_be_free_and_a_members
 
 
 async def test_unchanged_certificates_cost_nothing(kube: KubeSimulator) -> None:
-    reconciler = ByoHostReconciler(kube, ManualClock(datetime(2026, 4, 1, tzinfo=UTC)))
+    reconciler = ByoHostReconciler(kube, ManualClock(datetime(2026, 4, 1, tzinfo=UTC)), RELEASES)
     await reconciler.reconcile(TENANT, "one")
     await reconciler.reconcile(TENANT, "one")
     calls = len(kube.calls)
@@ -61,7 +67,7 @@ async def test_unchanged_certificates_cost_nothing(kube: KubeSimulator) -> None:
 
 
 async def test_with_the_host_its_desired_state_goes(kube: KubeSimulator) -> None:
-    reconciler = ByoHostReconciler(kube, ManualClock(datetime(2026, 4, 1, tzinfo=UTC)))
+    reconciler = ByoHostReconciler(kube, ManualClock(datetime(2026, 4, 1, tzinfo=UTC)), RELEASES)
     await reconciler.reconcile(TENANT, "one")
     await kube.delete(kinds.BYO_HOST, "one", TENANT)
     await reconciler.reconcile(TENANT, "one")
@@ -71,7 +77,7 @@ async def test_with_the_host_its_desired_state_goes(kube: KubeSimulator) -> None
 
 async def test_a_host_that_comes_and_goes_is_not_stable_until_its_time_is_over(kube: KubeSimulator) -> None:
     clock = ManualClock(datetime(2026, 4, 1, tzinfo=UTC))
-    reconciler = ByoHostReconciler(kube, clock)
+    reconciler = ByoHostReconciler(kube, clock, RELEASES)
 
     async def condition() -> dict[str, str]:
         host = await kube.get(kinds.BYO_HOST, "one", TENANT)
@@ -90,3 +96,25 @@ async def test_a_host_that_comes_and_goes_is_not_stable_until_its_time_is_over(k
     clock.advance(result.after)
     await reconciler.reconcile(TENANT, "one")
     assert (await condition())["status"] == "True"
+
+
+async def test_a_wanted_version_of_the_agent_is_said_with_its_way_back_until_it_runs(kube: KubeSimulator) -> None:
+    reconciler = ByoHostReconciler(kube, ManualClock(datetime(2026, 4, 1, tzinfo=UTC)), RELEASES)
+
+    async def said() -> AgentTarget | None:
+        await reconciler.reconcile(TENANT, "one")
+        secret = await kube.get(kinds.SECRET, f"{TENANT}.one", names.HOSTS_NAMESPACE)
+        assert secret is not None
+        raw = secret["data"].get("agent.json")
+        return AgentTarget.model_validate_json(base64.b64decode(raw)) if raw else None
+
+    assert await said() is None
+    await kube.merge(kinds.BYO_HOST, "one", TENANT, {"status": {"agent": {"version": OLD}}}, subresource="status")
+    await kube.merge(kinds.BYO_HOST, "one", TENANT, {"spec": {"agentVersion": NEW}})
+    assert await said() == AgentTarget(version=NEW, image=AGENTS[NEW], fallback_image=AGENTS[OLD], registry_ca="CA")
+    await DesiredStore(kube).write(TENANT, "one", None)
+    assert await said() is not None, "a new membership does not overwrite it"
+    await kube.merge(kinds.BYO_HOST, "one", TENANT, {"status": {"agent": {"version": NEW}}}, subresource="status")
+    assert await said() is None
+    await kube.merge(kinds.BYO_HOST, "one", TENANT, {"spec": {"agentVersion": "9.9.9-ckp"}})
+    assert await said() is None, "what no registry holds is not asked for"

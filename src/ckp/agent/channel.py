@@ -45,6 +45,7 @@ class Channel:
         status: Status,
         hello: Callable[[], messages.Hello],
         *,
+        confirm: Callable[[], None] = lambda: None,
         first_delay: float = 1.0,
         facts_seconds: float = FACTS_SECONDS,
     ) -> None:
@@ -54,6 +55,7 @@ class Channel:
         self.engine = engine
         self.status = status
         self.hello = hello
+        self.confirm = confirm
         self.facts_seconds = facts_seconds
         self.stop = threading.Event()
         self.report_seconds = messages.REPORT_SECONDS
@@ -158,6 +160,7 @@ class Channel:
         if self.status.set("channel", "Connected", f"connected to {self.url}"):
             log(f"channel: connected to {self.url}")
         self.engine.submit(desired)
+        self.confirm()
 
     def _ask_for_renewal(self, socket: Any) -> None:
         try:

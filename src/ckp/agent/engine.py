@@ -21,7 +21,7 @@ from typing import Callable, Protocol
 
 from ckp.agent.journal import Journal
 from ckp.agent.kit import AgentError, Cancelled, log
-from ckp.agent.messages import JOURNAL_SENT, Desired, Membership, Report
+from ckp.agent.messages import JOURNAL_SENT, AgentTarget, Desired, Membership, Report
 
 STEPS = ("preflight", "pull", "verify", "prepare", "install", "fetch", "join", "check")
 PHASE_OF = {
@@ -53,6 +53,10 @@ class Actions(Protocol):
         """Why a joined host is not well; "" if it is."""
         ...
 
+    def upgrade_agent(self, target: AgentTarget) -> str:
+        """Hand over to the guard that replaces this agent; "" if it is the wanted one already. Raises AgentError."""
+        ...
+
 
 class Engine:
     """See the module's text. `run` is the worker's loop; everything else may be called from other threads."""
@@ -73,6 +77,10 @@ class Engine:
         self._permanent = False
         self._retry_at = 0.0
         self._failed_for: Membership | None = None
+        self._agent_seen: AgentTarget | None = None
+        self._agent_problem: AgentError | None = None
+        self._agent_retry_at = 0.0
+        self._agent_attempts = 0
         self._phase = "Joined" if self._joined() else PHASE_OF.get(self._next_step() or "", "Preflight") if journal.member else "Free"
 
     # -- the outside -------------------------------------------------------------------------------------------------
@@ -109,8 +117,8 @@ class Engine:
                     cluster=member.get("cluster", ""),
                     machine=member.get("machine", ""),
                     release=member.get("release", ""),
-                    reason=self._reason,
-                    message=self._message[:2000],
+                    reason=self._reason or (self._agent_problem.reason if self._agent_problem else ""),
+                    message=(self._message or (self._agent_problem.sentence() if self._agent_problem else ""))[:2000],
                     attempts=self._attempts,
                     journal=self.journal.last(JOURNAL_SENT),
                 ),
@@ -152,6 +160,42 @@ class Engine:
             desired = self._desired
         if desired is None:
             return None
+        again = self._upgrade_agent(desired.agent)
+        wait = self._work(desired)
+        return wait if again is None else again if wait is None else min(wait, again)
+
+    def _upgrade_agent(self, target: AgentTarget | None) -> float | None:
+        """Between two steps, let the agent itself be replaced. A failure is shown and tried again by its own time: the host's work goes on.
+
+        Returns the seconds after which to look again, or None.
+        """
+        if target != self._agent_seen:
+            self._agent_seen, self._agent_problem, self._agent_retry_at, self._agent_attempts = target, None, 0.0, 0
+        if target is None or self._agent_retry_at == float("inf"):
+            return None
+        left = self._agent_retry_at - self.clock()
+        if left > 0:
+            return left
+        started = self.clock()
+        try:
+            note = self.actions.upgrade_agent(target)
+        except AgentError as error:
+            self._agent_problem = error
+            self._agent_attempts += 1
+            delay = PERMANENT_DELAY if error.permanent else min(LONGEST_DELAY, 5 * FIRST_DELAY * 2.0 ** min(self._agent_attempts - 1, 10))
+            self._agent_retry_at = self.clock() + delay
+            self.journal.record("upgrade-agent", "failed", self.clock() - started, error.sentence())
+            log(f"upgrade-agent: failed, next in {delay:.0f} s\n{error.render()}")
+            self._publish()
+            return delay
+        self._agent_problem, self._agent_retry_at = None, float("inf")
+        if note:
+            self.journal.record("upgrade-agent", "started", self.clock() - started, note)
+            log(f"upgrade-agent: {note}")
+        self._publish()
+        return None
+
+    def _work(self, desired: Desired) -> float | None:
         wanted, have = desired.membership, self.journal.member
         if self._failed_step and self._failed_for == wanted:
             left = self._retry_at - self.clock()

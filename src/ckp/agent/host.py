@@ -13,7 +13,8 @@ from ckp.agent.config import Config
 from ckp.agent.installers import base
 from ckp.agent.journal import Journal
 from ckp.agent.kit import AgentError, InvalidInput, run
-from ckp.agent.messages import Membership
+from ckp.agent.messages import AgentTarget, Membership
+from ckp.agent.upgrade import Upgrades, own_version
 from ckp.agent.verify import BundleManifest, verify_bundle
 from ckp.agent.versions import refuse_downgrade
 
@@ -89,6 +90,8 @@ class HostActions:
     def __init__(self, config: Config, journal: Journal) -> None:
         self.config = config
         self.journal = journal
+        self.version = own_version(facts.version())
+        self.upgrades = Upgrades(config.state_dir)
         self._manifest: BundleManifest | None = None
 
     def step(self, name: str, member: Membership, cancelled: Callable[[], bool]) -> str:
@@ -184,6 +187,16 @@ class HostActions:
         note = reset(self.journal, base.of_host())
         drop_other_bundles(self.config.state_dir, "")
         return note
+
+    def upgrade_agent(self, target: AgentTarget) -> str:
+        """See engine.Actions."""
+        if target.version == self.version:
+            return ""
+
+        def pull(image: str, folder: str, ca: str) -> None:
+            pull_bundle(self.config.imgpkg, image, folder, ca)
+
+        return self.upgrades.begin(target, self.version, self.config.keyring, pull)
 
     def unhealthy(self) -> str:
         return joining.kubelet_health()

@@ -61,11 +61,13 @@ def findings(journal: Optional[Journal]) -> Tuple[Finding, ...]:
     return tuple(Finding(item.problem[:200], item.mend[:200], item.blocking) for item in seen)[:MOST]
 
 
-def host_facts(hub_host: str = "", journal: Optional[Journal] = None) -> HostFacts:
-    """Everything that the hub wants to know about this host."""
+def host_facts(hub_host: str = "", journal: Optional[Journal] = None, version: str = "") -> HostFacts:
+    """Everything that the hub wants to know about this host. `version` is that of the agent's package."""
     from dataclasses import replace
 
-    return replace(facts.host_facts(hub_host), disks=disks(), links=links(), installed=installed(), findings=findings(journal), clock=round(time.time(), 3))
+    said = facts.host_facts(hub_host)
+    said = replace(said, agent_version=version or said.agent_version)
+    return replace(said, disks=disks(), links=links(), installed=installed(), findings=findings(journal), clock=round(time.time(), 3))
 
 
 def same(first: HostFacts, second: HostFacts) -> bool:

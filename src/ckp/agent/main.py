@@ -10,7 +10,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Sequence
 
-from ckp.agent.kit import CONFIG_DIR, AgentError, log
+from ckp.agent.kit import CONFIG_DIR, STATE_DIR, AgentError, log
 
 if TYPE_CHECKING:
     from ckp.agent.config import Config
@@ -41,6 +41,8 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--release", help="refuse another release than this (v1.35.1)")
     facts = commands.add_parser("facts", help="print what this host says about itself", description="Print what this host says about itself, as JSON.")
     facts.set_defaults(command="facts")
+    guard = commands.add_parser("upgrade-guard", help="bring an upgrade of the agent to its end (what ckp-agent-upgrade.service does)")
+    guard.add_argument("--state-dir", default=STATE_DIR, help=argparse.SUPPRESS)
     commands.add_parser("standalone", help="make this one host a cluster, or undo it (see: ckp-agent standalone --help)")
     return top
 
@@ -72,6 +74,10 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         from ckp.agent.inventory import host_facts
 
         print(json.dumps(asdict(host_facts()), indent=2))
+    elif arguments.command == "upgrade-guard":
+        from ckp.agent.upgrade import Upgrades, install_file, restart_agent
+
+        print(Upgrades(arguments.state_dir).watch(install_file, restart_agent))
     elif arguments.command == "status":
         return _status(arguments)
     elif arguments.command in ("run", "enrol"):
@@ -143,12 +149,13 @@ def _run(config: Config) -> int:
     from ckp.agent.journal import Journal
 
     journal = Journal(os.path.join(config.state_dir, "journal.json"), os.path.join(config.state_dir, "saved"))
-    engine = Engine(journal, HostActions(config, journal))
+    actions = HostActions(config, journal)
+    engine = Engine(journal, actions)
 
     def hello() -> messages.Hello:
-        return messages.Hello(boot_id=facts.boot_id(), facts=inventory.host_facts(config.hub_host, journal))
+        return messages.Hello(boot_id=facts.boot_id(), facts=inventory.host_facts(config.hub_host, journal, actions.version))
 
-    channel = Channel(config.channel, identity, config.ca, engine, status, hello)
+    channel = Channel(config.channel, identity, config.ca, engine, status, hello, confirm=lambda: actions.upgrades.confirm(actions.version))
 
     def terminate(*_: object) -> None:
         # from a thread of its own: a signal handler must not wait for locks that the interrupted code may hold
@@ -160,7 +167,7 @@ def _run(config: Config) -> int:
     threading.Thread(target=_watch_work, args=(engine, status, channel.stop), name="status", daemon=True).start()
     worker = threading.Thread(target=engine.run, name="engine", daemon=True)
     worker.start()
-    log(f"ckp-agent {facts.version()} runs on {identity.host}, hub {config.channel}")
+    log(f"ckp-agent {actions.version} runs on {identity.host}, hub {config.channel}")
     channel.run()
     worker.join()
     return 0

@@ -169,12 +169,24 @@ class Membership:
 
 
 @dataclass(frozen=True)
+class AgentTarget:
+    """Which version of the agent is to run here."""
+
+    version: str
+    image: str
+    fallback_image: str = ""
+    registry_ca: str = ""
+    confirm_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Desired:
     """The whole desired state of one host."""
 
     generation: int
     host: str
     membership: Optional[Membership] = None
+    agent: Optional[AgentTarget] = None
     report_seconds: float = REPORT_SECONDS
     type: str = "desired"
 

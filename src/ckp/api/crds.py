@@ -85,6 +85,7 @@ BYO_HOST_SPEC = _object(
     {
         "machineRef": {**REFERENCE, "description": "The ByoMachine that holds this host; absent: it is free."},
         "cordoned": _boolean("Not to be claimed."),
+        "agentVersion": _string("The version of the package ckp-agent that is to run on it; empty: whichever it has."),
         "revokedSerial": _string("The certificate with this serial may not be used any more, even while it is the host's newest."),
         "bootstrapSecret": REFERENCE,
         "installationSecret": REFERENCE,

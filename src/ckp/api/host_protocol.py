@@ -156,6 +156,16 @@ class Membership(Message):
     allow_downgrade: bool = False  # whether packages may become older than those that the host has
 
 
+class AgentTarget(Message):
+    """Which version of the agent is to run on a host, and what it returns to if that one does not report."""
+
+    version: str = Field(max_length=128)  # of the package ckp-agent
+    image: str = Field(max_length=512)  # registry:port/path/ckp-agent@sha256:..., holding ckp-agent.deb and ckp-agent.rpm
+    fallback_image: str = Field(default="", max_length=512)  # the version that runs now, for a host that has no package of it
+    registry_ca: str = ""
+    confirm_seconds: float = 0.0  # 0: the agent's own default
+
+
 class Desired(Message):
     """The whole desired state of one host. `membership: null` means: be free, undo whatever you were."""
 
@@ -163,6 +173,7 @@ class Desired(Message):
     generation: int
     host: str
     membership: Membership | None = None
+    agent: AgentTarget | None = None
     report_seconds: float = REPORT_SECONDS
 
 

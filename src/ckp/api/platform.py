@@ -41,6 +41,7 @@ class Releases(_Data):
 
     releases: dict[str, InstalledRelease]
     registry_ca: str = ""
+    agents: dict[str, str] = {}  # version of the package ckp-agent -> the image that holds it, by digest
     addon_values: dict[str, dict[str, object]] = {}  # chart -> helm values of this site, over the release's own
 
     @classmethod

@@ -192,7 +192,7 @@ def describe_host(session: Session, name: str, output: str) -> None:
             ("Reason", row["reason"]),
             ("Message", row["message"]),
             ("Address", row["address"]),
-            ("Agent", row["agentVersion"]),
+            ("Agent", row["agentVersion"] + (f" (wanted: {row['agentWanted']})" if row["agentWanted"] not in ("", row["agentVersion"]) else "")),
             ("OS", row["os"]),
             ("Kernel", facts.get("kernel")),
             ("CPUs", facts.get("cpus")),

@@ -6,8 +6,13 @@ from typing import Any
 
 import click
 
-from ckp.cli.output import Column, age, gibibytes, output_option, show_list
+from ckp.cli.output import Column, Duration, age, gibibytes, output_option, show_list
 from ckp.cli.session import Session, say, with_session
+from ckp.kits.errors import CkpError, NotFound
+from ckp.kits.retry import wait_until
+
+GIVEN_UP = ("AgentUpgradeReturned", "NoWayBack", "AgentPackageMissing")
+"""Reasons of a host's report that its agent will not become the wanted one by waiting."""
 
 
 @click.command()
@@ -69,6 +74,56 @@ def remove(session: Session, names: tuple[str, ...], shrink: bool, force: bool) 
         session.call("POST", f"/hosts/{name}/leave", body={"shrink": shrink, "force": force})
         click.echo(f"host/{name} leaves its cluster")
         say(f"It stays cordoned: ckp host uncordon {name} lets clusters claim it again.")
+
+
+@click.command("upgrade-agent")
+@click.argument("names", nargs=-1, metavar="[NAME...]")
+@click.option("--version", default="", help="The version of ckp-agent; the newest that the registry holds if not said.")
+@click.option("--group", "-g", default="", help="All hosts of this group.")
+@click.option("--all", "everyone", is_flag=True, help="All hosts of the project.")
+@click.option("--at-once", type=click.IntRange(1), default=1, show_default=True, help="How many hosts may change at the same time.")
+@click.option("--timeout", type=Duration(), default=600.0, show_default=True, help="For each stage.")
+@with_session
+def upgrade_agent(session: Session, names: tuple[str, ...], version: str, group: str, everyone: bool, at_once: int, timeout: float) -> None:
+    """Give hosts another version of the agent: some at once, the next when those report, and stop at the first that returns to its old one.
+
+    A host whose new agent does not report brings the old one back by itself. Run again, it goes on with the hosts that are left.
+    """
+    if sum((bool(names), bool(group), everyone)) != 1:
+        raise click.UsageError("name hosts, or say --group or --all")
+    version = version or next(reversed(session.get("/api/v1/agents")["versions"]), "")
+    if not version:
+        raise NotFound("the registry holds no agent", resolution="publish one: ckp dist publish")
+    hosts = [row["name"] for row in session.get("/hosts", **({"group": group} if group else {}))["items"]] if not names else list(names)
+    todo = [name for name in hosts if session.get(f"/hosts/{name}")["agentVersion"] != version]
+    say(f"{len(hosts) - len(todo)} of {len(hosts)} hosts run {version} already")
+    for first in range(0, len(todo), at_once):
+        stage = todo[first : first + at_once]
+        for name in stage:
+            session.call("PUT", f"/hosts/{name}/agent", body={"version": version})
+        for name in stage:
+            _wait_for_agent(session, name, version, timeout)
+            click.echo(f"host/{name} runs ckp-agent {version}")
+
+
+def _wait_for_agent(session: Session, name: str, version: str, timeout: float) -> None:
+    """Until the host reports with this version. CkpError if it went back, TimedOut if it does neither."""
+    row: dict[str, Any] = {}
+
+    def there() -> bool:
+        row.update(session.get(f"/hosts/{name}"))
+        if row["reason"] in GIVEN_UP:
+            # Taken back, so that the others of a group are not asked to follow by a controller that starts anew.
+            session.call("PUT", f"/hosts/{name}/agent", body={"version": ""})
+            raise CkpError(
+                f"host {name} stays with {row['agentVersion']}: {row['message']}", resolution=f"ckp host describe {name}; the hosts before it are done"
+            )
+        return bool(row["connected"]) and row["agentVersion"] == version
+
+    def seen() -> str:
+        return f"it runs {row.get('agentVersion', '')}: {row.get('reason', '')} {row.get('message', '')}".strip()
+
+    wait_until(there, what=f"host {name} reports with ckp-agent {version}", timeout=timeout, every=1.0, reason=seen)
 
 
 @click.group()
@@ -136,4 +191,4 @@ def delete(session: Session, name: str) -> None:
     click.echo(f"rule/{name} deleted")
 
 
-COMMANDS = (label, cordon, uncordon, revoke, remove, rule)
+COMMANDS = (label, cordon, uncordon, revoke, remove, upgrade_agent, rule)

@@ -19,7 +19,8 @@ from ckp.api.host_protocol import BundleRef
 from ckp.api.platform import InstalledRelease, Releases
 from ckp.catalog.models import BundleTarget
 from ckp.cli.session import Config, write_config
-from ckp.dist.bundle import PLATFORM_IMAGES, PREFIX
+from ckp.dist.agent import version_of_tag
+from ckp.dist.bundle import AGENT_IMAGE, PLATFORM_IMAGES, PREFIX
 from ckp.dist.management import Management, as_list
 from ckp.dist.registry import RegistryServer
 from ckp.dist.release import Deliverable
@@ -118,7 +119,16 @@ class Site:
             cni=release.built_cni,
             stand_ins=tuple(self.dist.stand_ins),
         )
-        return Releases(releases={release.name: installed}, registry_ca=self.registry.ca.read_text(), addon_values=LAB_ADDON_VALUES)
+        return Releases(releases={release.name: installed}, agents=self._agents(), registry_ca=self.registry.ca.read_text(), addon_values=LAB_ADDON_VALUES)
+
+    def _agents(self) -> dict[str, str]:
+        """Every version of the agent that the registry holds, this one last: an older one is what its hosts may return to."""
+        registry, repository = self.registry.client(), f"{PREFIX}/{AGENT_IMAGE}"
+        tags = sorted(tag for tag in registry.tags(repository) if not tag.startswith("sha256-"))
+        current = self.dist.agent(LAB_OS.format).version
+        found = {version_of_tag(tag): registry.digest(repository, tag) for tag in tags}
+        ordered = [*(version for version in found if version != current), current]
+        return {version: f"{self.registry.address}/{repository}@{found.get(version) or self.digests[AGENT_IMAGE]}" for version in ordered}
 
     # -- the host tool
 

@@ -57,7 +57,7 @@ def build(kube: Kube, releases: Releases, addons_image: str, health: Health) -> 
     planes_of_cluster = of_cluster(planes)
     controllers = [
         Controller("byocluster", ByoClusterReconciler(kube, clock), manager.informer(BYO_CLUSTER), workers=1),
-        Controller("byohost", ByoHostReconciler(kube, clock), hosts, workers=2).watches(machines, _host_of),
+        Controller("byohost", ByoHostReconciler(kube, clock, releases), hosts, workers=2).watches(machines, _host_of),
         Controller("byomachine", ByoMachineReconciler(kube, clock, hosts, releases), machines)
         .watches(hosts, machines_of_host)
         .watches(manager.informer(MACHINE), infra_of_machine)

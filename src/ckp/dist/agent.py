@@ -42,6 +42,16 @@ def agent_version(keyring: Path) -> str:
     return f"{__version__}+{int(sha256_bytes(''.join(parts).encode())[:8], 16)}-ckp"
 
 
+def tag_of_version(version: str) -> str:
+    """The tag of the image with this version's packages: tags know no plus sign, and versions no underscore."""
+    return version.replace("+", "_")
+
+
+def version_of_tag(tag: str) -> str:
+    """The version of the package in the image with this tag."""
+    return tag.replace("_", "+")
+
+
 def _requirements() -> Path:
     return paths.REPO / "requirements" / "agent.txt"
 

@@ -24,7 +24,9 @@ from ckp.kits.processes import run
 
 PREFIX = "ckp"
 SCHEMA = 1
-PLATFORM_IMAGES = ("ckp-platform", "ckp-addons")
+AGENT_IMAGE = "ckp-agent"
+"""The agent's packages, deb and rpm, for hosts whose agent is upgraded from the hub."""
+PLATFORM_IMAGES = ("ckp-platform", "ckp-addons", AGENT_IMAGE)
 """Images of the management layer: they change with CKP's own code, and a bundle holds a Kubernetes release only."""
 
 

@@ -17,9 +17,11 @@ from pathlib import Path
 
 from ckp.catalog.models import Release
 from ckp.clients.oci import Descriptor, image_manifest
+from ckp.dist.agent import tag_of_version
 from ckp.dist.build import Built
 from ckp.dist.debian import installed_here
 from ckp.dist.goflags import pause_flags
+from ckp.dist.packages import Package
 from ckp.dist.layers import CREATED, Entry, Layer, debian_layer, file_layer, program_layer, store
 from ckp.kits import paths
 from ckp.kits.files import building_directory, exclusive, sha256_bytes, sha256_file
@@ -61,6 +63,7 @@ class ImageBuilder:
     release: Release
     built: Mapping[str, Built]
     say: Callable[[str], None]
+    agents: Sequence[Package] = ()
     _images: list[Image] = field(default_factory=list)
 
     def all(self) -> list[Image]:
@@ -69,6 +72,8 @@ class ImageBuilder:
         self._management()
         self._cilium()
         self._platform()
+        if self.agents:
+            self._agent()
         return self._images
 
     def _add(self, repository: str, tag: str, layers: Sequence[Layer], entrypoint: Sequence[str] = (), user: str = "", **more: object) -> None:
@@ -157,6 +162,13 @@ class ImageBuilder:
         charts = [Entry("/charts/cilium", self.built["cilium"].file("chart"))]
         helm = [Entry("/usr/local/bin/helm", self.built["helm"].binary("helm"), 0o755), *charts]
         self._add("ckp-addons", platform_tag(), [file_layer(helm)], ["/usr/local/bin/helm"], NONROOT, env=(PATH, "HOME=/tmp"))
+
+
+    def _agent(self) -> None:
+        """The agent's packages for hosts that upgrade it: verified there like any other, so the image is only their way."""
+        version = self.agents[0].version
+        packages = [Entry(f"/{package.name}.{package.format}", package.path) for package in self.agents]
+        self._add("ckp-agent", tag_of_version(version), [file_layer(packages)])
 
 
 def _program(binary: Path, target: str) -> Layer:

@@ -167,7 +167,7 @@ class Distribution:
 
     def make_images(self) -> None:
         """Make the images."""
-        self.images = ImageBuilder(self.release, self.built, self.say).all()
+        self.images = ImageBuilder(self.release, self.built, self.say, self.agents).all()
 
     def make_bundles(self, registry: str, targets: Sequence[BundleTarget] | None = None) -> None:
         """Make a bundle for each operating system (or for `targets`); `registry` is the address that hosts pull from."""

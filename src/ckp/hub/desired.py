@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import json
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import structlog
@@ -23,6 +25,8 @@ log = structlog.get_logger("hub.desired")
 RELIST_SECONDS = 300.0
 """A watch is thrown away and begun anew with a list after this time: one whose connection died without a word is noticed by then."""
 KEY = "desired.json"
+AGENT_KEY = "agent.json"
+"""Which version of the agent the host is to run: a key of its own, so that its writer and the membership's never overwrite each other."""
 
 
 class DesiredSource(Protocol):
@@ -56,7 +60,7 @@ class KubeDesired:
         self._kube = kube
         self._namespace = namespace
         self._relist = relist
-        self._raw: dict[str, tuple[str, str | None]] = {}
+        self._raw: dict[str, _Stored] = {}
         self._events: dict[str, set[asyncio.Event]] = {}
         self._synced = asyncio.Event()
         self._healthy = False
@@ -81,16 +85,19 @@ class KubeDesired:
             self._events.pop(host.secret, None)
 
     def certificates(self, host: HostId) -> str | None:
-        return self._raw.get(host.secret, ("", None))[1]
+        stored = self._raw.get(host.secret)
+        return stored.certificates if stored else None
 
     def frame(self, host: HostId) -> str | None:
-        raw = self._raw.get(host.secret)
-        if raw is None:
+        stored = self._raw.get(host.secret)
+        if stored is None:
             return Desired(generation=0, host=host.name).model_dump_json()
         try:
-            text = base64.b64decode(raw[0], validate=True).decode()
+            text = base64.b64decode(stored.desired, validate=True).decode()
+            if stored.agent:
+                text = json.dumps(json.loads(text) | {"agent": json.loads(base64.b64decode(stored.agent, validate=True))}, separators=(",", ":"))
             desired = Desired.model_validate_json(text)
-        except (binascii.Error, UnicodeDecodeError, ValidationError) as error:
+        except (binascii.Error, ValueError, TypeError) as error:
             problems = error.error_count() if isinstance(error, ValidationError) else str(error)
             log.error("a desired state is malformed and is not sent", host=str(host), problems=problems)
             return None
@@ -154,8 +161,18 @@ class KubeDesired:
 _LABELS = {names.HOST_NAME_ANNOTATION: None}
 
 
-def _raw(secret: Obj) -> tuple[str, str | None] | None:
-    """The desired state as it is stored, and what is said of the host's certificates."""
-    value = (secret.get("data") or {}).get(KEY)
-    certificates = (secret["metadata"].get("annotations") or {}).get(names.CERTIFICATES_ANNOTATION)
-    return (value, certificates) if isinstance(value, str) else None
+@dataclass(frozen=True)
+class _Stored:
+    """What the Secret of a host holds; the data as it is, in base64."""
+
+    desired: str
+    agent: str = ""
+    certificates: str | None = None
+
+
+def _raw(secret: Obj) -> _Stored | None:
+    data, annotations = secret.get("data") or {}, secret["metadata"].get("annotations") or {}
+    desired, agent = data.get(KEY), data.get(AGENT_KEY)
+    if not isinstance(desired, str):
+        return None
+    return _Stored(desired, agent if isinstance(agent, str) else "", annotations.get(names.CERTIFICATES_ANNOTATION))

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Response
 from ckp import __version__
 from ckp.compass.rest.plumbing import Gate, actor_of, error_body, install_handlers, status_of
 from ckp.compass.rest.schemas import (
+    AgentBody,
     ApproveBody,
     AuditAnswer,
     BulkAnswer,
@@ -78,6 +79,10 @@ def _releases(cases: UseCases) -> APIRouter:
     @router.get("/releases/{name}")
     async def get_release(name: str) -> dict[str, Any]:
         return {"name": name, **cases.releases.get(name)}
+
+    @router.get("/agents")
+    async def list_agents() -> dict[str, list[str]]:
+        return {"versions": cases.releases.agents()}
 
     return router
 
@@ -185,6 +190,10 @@ def _hosts(cases: UseCases) -> APIRouter:
     @router.post("/{name}/revoke")
     async def revoke_certificate(project: Project, actor: Actor, name: str) -> HostAnswer:
         return HostAnswer.model_validate(await cases.care.revoke(actor, project, name))
+
+    @router.put("/{name}/agent")
+    async def upgrade_agent(project: Project, actor: Actor, name: str, body: AgentBody) -> HostAnswer:
+        return HostAnswer.model_validate(await cases.care.upgrade_agent(actor, project, name, body.version))
 
     @router.post("/{name}/leave", status_code=202)
     async def leave_cluster(project: Project, actor: Actor, name: str, body: LeaveBody | None = None) -> HostAnswer:

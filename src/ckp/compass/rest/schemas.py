@@ -140,6 +140,12 @@ class HostChange(Body):
     labels: dict[str, str | None] | None = Field(default=None, max_length=100)
 
 
+class AgentBody(Body):
+    """Which version of the agent is to run; empty: whichever does."""
+
+    version: str = Field(max_length=128)
+
+
 class LeaveBody(Body):
     """How a host leaves its cluster."""
 
@@ -162,6 +168,7 @@ class HostAnswer(Answer):
     address: str
     os: str
     agent_version: str
+    agent_wanted: str
     last_seen: datetime | None
     clock_offset_seconds: float | None
     created_at: datetime

@@ -57,7 +57,7 @@ class UseCases:
             requests=requests,
             approval=approval,
             hosts=hosts,
-            care=HostCare(database, kube, namespaces, hosts, clock),
+            care=HostCare(database, kube, namespaces, hosts, releases, clock),
             groups=HostGroups(database, kube, namespaces, hosts, clock),
             clusters=Clusters(database, kube, namespaces, releases, clock, settings.reserved),
         )

@@ -10,6 +10,7 @@ from ckp.clients import kinds
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.compass.services.hosts import GROUP_PREFIX, Hosts, HostView, is_claimed
 from ckp.compass.services.projects import Namespaces, ProjectRef
+from ckp.compass.services.releases import Releases
 from ckp.compass.store.database import Database
 from ckp.kits.clock import Clock
 from ckp.kits.errors import Conflict, InvalidInput
@@ -26,8 +27,9 @@ _VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 class HostCare:
     """Use cases around one host at a time."""
 
-    def __init__(self, database: Database, kube: Kube, namespaces: Namespaces, hosts: Hosts, clock: Clock) -> None:
+    def __init__(self, database: Database, kube: Kube, namespaces: Namespaces, hosts: Hosts, releases: Releases, clock: Clock) -> None:
         self._database = database
+        self._releases = releases
         self._kube = kube
         self._namespaces = namespaces
         self._hosts = hosts
@@ -52,6 +54,21 @@ class HostCare:
         if bool((host.get("spec") or {}).get("cordoned")) != cordoned:
             await self._kube.merge(kinds.BYO_HOST, name, project.namespace, {"spec": {"cordoned": cordoned}})
             await self._note(actor, project, "host.cordon" if cordoned else "host.uncordon", name)
+        return await self._hosts.get(project, name)
+
+    async def upgrade_agent(self, actor: str, project: ProjectRef, name: str, version: str) -> HostView:
+        """Ask for another version of the agent on a host; an empty one takes the question back. What does not report is returned by the host itself.
+
+        Raises:
+            InvalidInput: no registry holds this version.
+        """
+        known = self._releases.agents()
+        if version and version not in known:
+            raise InvalidInput(f"version: there is no agent {version!r}", resolution=f"take one of: {', '.join(known) or 'none is known'}")
+        host = await self._hosts.require(project, name)
+        if str((host.get("spec") or {}).get("agentVersion") or "") != version:
+            await self._kube.merge(kinds.BYO_HOST, name, project.namespace, {"spec": {"agentVersion": version or None}})
+            await self._note(actor, project, "host.upgrade-agent", name, {"version": version})
         return await self._hosts.get(project, name)
 
     async def revoke(self, actor: str, project: ProjectRef, name: str) -> HostView:

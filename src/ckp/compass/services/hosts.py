@@ -35,6 +35,7 @@ class HostView:
     address: str
     os: str
     agent_version: str
+    agent_wanted: str
     last_seen: datetime | None
     clock_offset_seconds: float | None
     created_at: datetime
@@ -125,6 +126,7 @@ def view(host: Obj) -> HostView:
         address=str(agent.get("address") or facts.get("default_address") or ""),
         os=f"{facts['os_id']} {facts.get('os_version', '')}".strip() if facts.get("os_id") else "",
         agent_version=str(agent.get("version") or ""),
+        agent_wanted=str(spec.get("agentVersion") or ""),
         last_seen=parse_rfc3339(agent["lastSeen"]) if agent.get("lastSeen") else None,
         clock_offset_seconds=agent.get("clockOffsetSeconds"),
         created_at=parse_rfc3339(meta["creationTimestamp"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,12 +25,20 @@ class Releases(Protocol):
         """One release: at least `cni`, a mapping of CNI name to its version. NotFound names the known ones."""
         ...
 
+    def agents(self) -> list[str]:
+        """Versions of the agent that hosts can be given, the newest last."""
+        ...
+
 
 class ReleaseTable:
     """Releases from a mapping of name to `{"cni": {name: version}, ...}`."""
 
-    def __init__(self, table: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, table: Mapping[str, Mapping[str, Any]], agents: Sequence[str] = ()) -> None:
         self._table = dict(table)
+        self._agents = list(agents)
+
+    def agents(self) -> list[str]:
+        return list(self._agents)
 
     def names(self) -> list[str]:
         return sorted(self._table, key=lambda name: [int(part) if part.isdigit() else 0 for part in name.lstrip("v").split(".")])
@@ -58,6 +66,9 @@ class ReleaseFile:
     def get(self, name: str) -> Mapping[str, Any]:
         return self._current().get(name)
 
+    def agents(self) -> list[str]:
+        return self._current().agents()
+
     def _current(self) -> ReleaseTable:
         try:
             if self._path.stat().st_mtime_ns != self._stamp:
@@ -74,5 +85,6 @@ class ReleaseFile:
             raise CkpError(f"the releases could not be read from {self._path}: {error}", resolution="mount the ConfigMap ckp-releases there") from None
         self._stamp = stamp
         self._table = ReleaseTable(
-            {name: {"stamp": release.stamp, "cni": release.cni, "os": sorted(release.bundles)} for name, release in known.releases.items()}
+            {name: {"stamp": release.stamp, "cni": release.cni, "os": sorted(release.bundles)} for name, release in known.releases.items()},
+            list(known.agents),
         )

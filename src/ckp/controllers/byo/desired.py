@@ -6,12 +6,13 @@ import base64
 import json
 from dataclasses import dataclass
 
-from ckp.api.host_protocol import Desired, Membership
+from ckp.api.host_protocol import AgentTarget, Desired, Membership
 from ckp.api.names import CERTIFICATES_ANNOTATION, CKP, HOSTS_NAMESPACE
 from ckp.clients.kinds import SECRET
 from ckp.clients.kube import Kube, KubeError, Obj
 
 KEY = "desired.json"
+AGENT_KEY = "agent.json"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class DesiredStore:
                 if error.reason != "AlreadyExists":
                     raise
         await self.kube.merge(SECRET, name, HOSTS_NAMESPACE, {"metadata": {"annotations": {CERTIFICATES_ANNOTATION: certificates}}})
+
+    async def set_agent(self, namespace: str, host: str, target: AgentTarget | None) -> None:
+        """Say which version of the agent the host is to run; None: the one that it has."""
+        value = base64.b64encode(target.model_dump_json().encode()).decode() if target else None
+        await self.kube.merge(SECRET, self.secret_name(namespace, host), HOSTS_NAMESPACE, {"data": {AGENT_KEY: value}})
 
     async def remove(self, namespace: str, host: str) -> None:
         """Forget the host."""

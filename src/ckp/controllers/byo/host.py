@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ckp.api.host_protocol import AgentTarget
 from ckp.api.names import BYOHOST_FINALIZER
+from ckp.api.platform import Releases
 from ckp.clients.kinds import BYO_HOST, BYO_MACHINE
 from ckp.clients.kube import Kube
 from ckp.controllers.byo.desired import DesiredStore
@@ -21,22 +23,26 @@ class ByoHostReconciler:
 
     kube: Kube
     clock: Clock
+    releases: Releases
     _announced: dict[tuple[str, str], str] = field(default_factory=dict)
+    _agents: dict[tuple[str, str], AgentTarget | None] = field(default_factory=dict)
 
     async def reconcile(self, namespace: str, name: str) -> Result:
         """A claim whose machine is gone is dropped once the host is clean; a removed host's desired state goes with it."""
         obj = await self.kube.get(BYO_HOST, name, namespace)
-        if obj is None:
+        if obj is None or deleting(obj):
             self._announced.pop((namespace, name), None)
+            self._agents.pop((namespace, name), None)
+        if obj is None:
             return Result()
         scope = Scope(self.kube, self.clock, BYO_HOST, obj)
         if deleting(obj):
-            self._announced.pop((namespace, name), None)
             await DesiredStore(self.kube).remove(namespace, name)
             await scope.remove_finalizer(BYOHOST_FINALIZER)
             return Result()
         await scope.add_finalizer(BYOHOST_FINALIZER)
         await self._announce_certificates(scope)
+        await self._announce_agent(scope)
         reference = (scope.obj.get("spec") or {}).get("machineRef")
         if reference:
             await self._check_claim(scope, reference)
@@ -46,6 +52,18 @@ class ByoHostReconciler:
         scope.conditions = [state, stable]
         await self._write(scope, flaps)
         return Result(after=wait)
+
+    async def _announce_agent(self, scope: Scope) -> None:
+        """The version of the agent that is asked for, with the one that runs as its way back. Once it runs, nothing more is said."""
+        wanted, running = str(scope.obj["spec"].get("agentVersion") or ""), str(((scope.obj.get("status") or {}).get("agent") or {}).get("version") or "")
+        target = None
+        if wanted and wanted != running and wanted in self.releases.agents:
+            images = self.releases.agents
+            target = AgentTarget(version=wanted, image=images[wanted], fallback_image=images.get(running, ""), registry_ca=self.releases.registry_ca)
+        key = (scope.namespace, scope.name)
+        if key not in self._agents or self._agents[key] != target:
+            await DesiredStore(self.kube).set_agent(scope.namespace, scope.name, target)
+            self._agents[key] = target
 
     def _stability(self, scope: Scope) -> tuple[Flaps, Condition, float | None]:
         """Whether the host comes and goes, and the seconds after which that must be judged again."""

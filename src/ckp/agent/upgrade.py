@@ -1,0 +1,227 @@
+"""The agent replaces itself: pulled, verified, installed by a guard of its own, and taken back if the new one does not report within its time.
+
+    agent (old)   pull both packages ▶ verify ▶ write upgrade.json, copy the tool aside ▶ start ckp-agent-upgrade.service
+    guard         install ▶ restart the agent ▶ wait for `confirmed` ▶ done, or install the old package again and say why
+    agent (new)   connected, and given its desired state by the hub: write `confirmed`
+
+The guard runs from a copy of the old tool, in a unit that also starts at boot while upgrade.json is there: whichever of the three is killed, and
+whenever the power is cut, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Callable, Optional
+
+from ckp.agent.installers import base
+from ckp.agent.installers.base import Installer
+from ckp.agent.kit import AgentError, VerificationFailed, atomic_write, log, read_text, remove, run
+from ckp.agent.messages import AgentTarget
+from ckp.agent.packagefile import sha256_of
+from ckp.agent.verify import verify_package
+
+NAME = "ckp-agent"
+UNIT = "ckp-agent-upgrade.service"
+CONFIRM_SECONDS = 180.0
+POLL_SECONDS = 0.5
+TOOL = "/usr/bin/ckp-agent"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the guard goes by. `state`: install, watch, or back."""
+
+    old: str
+    new: str
+    package: str
+    package_sha256: str
+    fallback: str
+    fallback_sha256: str
+    seconds: float = CONFIRM_SECONDS
+    state: str = "install"
+    reason: str = ""
+
+
+class Upgrades:
+    """The agent's own version, on its way from one to another."""
+
+    def __init__(self, state_dir: str) -> None:
+        self.folder = os.path.join(state_dir, "agent")
+        self.record_path = os.path.join(self.folder, "upgrade.json")
+        self.confirmed_path = os.path.join(self.folder, "confirmed")
+        self.failed_path = os.path.join(self.folder, "failed.json")
+        self.guard = os.path.join(self.folder, "guard")
+        self._confirmed = ""
+
+    # -- what the agent does ----------------------------------------------------------------------------------------------
+
+    def begin(self, target: AgentTarget, own: str, keyring: str, pull: Callable[[str, str, str], None], *, installer: Optional[Installer] = None) -> str:
+        """Everything up to handing over to the guard. Nothing is changed on the host before both packages are here and verified.
+
+        Args:
+            own: the version that runs.
+            pull: fetches an image (by digest) into a folder, with a CA.
+
+        Raises:
+            AgentError: a package can't be had or is no good; or this version was tried and taken back (permanent).
+        """
+        failed = self._load(self.failed_path)
+        if failed.get("version") == target.version:
+            raise AgentError(
+                f"the agent {target.version} was tried and taken back: {failed.get('reason', '')}",
+                resolution="roll out another version, or ask for this one again after `ckp-agent status` says why",
+                reason="AgentUpgradeReturned",
+                permanent=True,
+            )
+        ending = ".deb" if (installer or base.of_host()).name == "dpkg" else ".rpm"
+        package = self._fetch(target.image, target.version, ending, keyring, pull, target.registry_ca)
+        fallback = self._kept(own, ending, keyring)
+        if not fallback and target.fallback_image:
+            fallback = self._fetch(target.fallback_image, own, ending, keyring, pull, target.registry_ca)
+        if not fallback:
+            raise AgentError(
+                f"there is no package of the running agent {own} to return to, so it is not replaced",
+                resolution="push that version to the registry as well (ckp dist publish), or upgrade this host by hand",
+                reason="NoWayBack",
+                permanent=True,
+            )
+        record = Record(own, target.version, package, sha256_of(package), fallback, sha256_of(fallback), target.confirm_seconds or CONFIRM_SECONDS)
+        remove(self.confirmed_path)
+        shutil.copyfile(TOOL, self.guard + ".new")
+        os.chmod(self.guard + ".new", 0o700)
+        os.replace(self.guard + ".new", self.guard)
+        atomic_write(self.record_path, json.dumps(asdict(record), indent=1), mode=0o600)
+        run(["systemctl", "--no-block", "restart", UNIT], timeout=60, what="starting the guard of the upgrade")
+        return f"{own} is being replaced by {target.version}; the guard brings it back if the new one does not report within {record.seconds:.0f} s"
+
+    def confirm(self, own: str) -> None:
+        """This version is connected and knows what is wanted of it: the guard may go."""
+        if self._confirmed != own and os.path.exists(self.record_path):
+            atomic_write(self.confirmed_path, own, mode=0o600)
+        self._confirmed = own
+
+    def _fetch(self, image: str, version: str, ending: str, keyring: str, pull: Callable[[str, str, str], None], ca: str) -> str:
+        match = re.fullmatch(r"[A-Za-z0-9._:/\[\]-]+@sha256:([0-9a-f]{64})", image)
+        if match is None:
+            raise AgentError(f"the agent's image {image!r} is not named by digest", reason="InvalidInput", permanent=True)
+        folder = os.path.join(self.folder, match.group(1)[:20])
+        path = os.path.join(folder, NAME + ending)
+        if not os.path.exists(path):
+            pull(image, folder, ca)
+        if not os.path.exists(path):
+            raise AgentError(f"{image} holds no {NAME}{ending}, which this host needs", reason="AgentPackageMissing", permanent=True)
+        try:
+            verify_package(path, keyring, name=NAME, version=version, architecture="amd64")
+        except VerificationFailed:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return path
+
+    def _kept(self, version: str, ending: str, keyring: str) -> str:
+        """The package of this version that an earlier upgrade left here; "" if there is none that is good."""
+        for name in sorted(os.listdir(self.folder)) if os.path.isdir(self.folder) else []:
+            path = os.path.join(self.folder, name, NAME + ending)
+            try:
+                if os.path.isfile(path) and verify_package(path, keyring, name=NAME).version == version:
+                    return path
+            except VerificationFailed:
+                continue
+        return ""
+
+    # -- what the guard does ----------------------------------------------------------------------------------------------
+
+    def watch(self, install: Callable[[str], None], restart: Callable[[], None], *, clock: Callable[[], float] = time.monotonic) -> str:
+        """Bring an upgrade to its end, one way or the other; returns how it ended. May be killed anywhere and started again.
+
+        Raises:
+            AgentError: the old package can't be installed again; the unit tries it anew.
+        """
+        data: Any = self._load(self.record_path)
+        if not data:
+            return "there is nothing to do"
+        record = Record(**data)
+        if record.state == "install":
+            try:
+                self._put(record.package, record.package_sha256, install)
+            except AgentError as error:
+                record = self._save(replace(record, state="back", reason=f"it could not be installed: {error.sentence()}"))
+            else:
+                record = self._save(replace(record, state="watch"))
+        if record.state == "watch":
+            if read_text(self.confirmed_path).strip() != record.new:
+                restart()  # also when we begin again: we may have died before the first time
+            log(f"waiting {record.seconds:.0f} s for the agent {record.new} to report")
+            deadline = clock() + record.seconds
+            while read_text(self.confirmed_path).strip() != record.new and clock() < deadline:
+                time.sleep(POLL_SECONDS)
+            if read_text(self.confirmed_path).strip() == record.new:
+                return self._end(record, f"the agent {record.new} reports")
+            record = self._save(replace(record, state="back", reason=f"it did not report to the hub within {record.seconds:.0f} s"))
+        log(f"returning to {record.old}: {record.reason}")
+        self._put(record.fallback, record.fallback_sha256, install)
+        atomic_write(self.failed_path, json.dumps({"version": record.new, "reason": record.reason}), mode=0o600)
+        restart()
+        return self._end(record, f"returned to {record.old}: {record.reason}")
+
+    def _put(self, path: str, digest: str, install: Callable[[str], None]) -> None:
+        # Verified when it came; its digest says that it is that file still. (The keyring lies in the package that is being replaced.)
+        if sha256_of(path) != digest:
+            raise AgentError(f"{path} has changed since it was verified", reason="AgentPackageChanged", permanent=True)
+        install(path)
+
+    def _save(self, record: Record) -> Record:
+        atomic_write(self.record_path, json.dumps(asdict(record), indent=1), mode=0o600)
+        return record
+
+    def _end(self, record: Record, how: str) -> str:
+        """Only the package that runs is kept, as the next upgrade's way back."""
+        runs = record.package if how.endswith("reports") else record.fallback
+        for name in os.listdir(self.folder):
+            path = os.path.join(self.folder, name)
+            if os.path.isdir(path) and not runs.startswith(path + "/"):
+                shutil.rmtree(path, ignore_errors=True)
+        if runs == record.package:
+            remove(self.failed_path)
+        remove(self.record_path)
+        log(how)
+        return how
+
+    @staticmethod
+    def _load(path: str) -> dict[str, object]:
+        try:
+            data = json.loads(read_text(path, "{}"))
+        except ValueError:
+            return {}
+        return data if isinstance(data, dict) else {}
+
+
+def own_version(default: str) -> str:
+    """The version of the installed package, if the tool that runs is the installed one; else `default`."""
+    import sys
+
+    if os.path.realpath(sys.argv[0]) != TOOL:
+        return default
+    try:
+        return base.of_host().installed([NAME]).get(NAME, default)
+    except AgentError:
+        return default
+
+
+def install_file(path: str) -> None:
+    """Put this verified package in place of whichever version is there, older or newer. The host's own configuration files stay."""
+    if path.endswith(".deb"):
+        argv = ["dpkg", "--force-confdef", "--force-confold", "-i", path]
+    else:
+        argv = ["rpm", "-U", "--oldpackage", "--replacepkgs", "--nosignature", path]
+    run(argv, timeout=600, env={"DEBIAN_FRONTEND": "noninteractive"}, what=f"installing {os.path.basename(path)}", reason="InstallFailed")
+
+
+def restart_agent() -> None:
+    """Start the agent that is installed now. The package's own script does so too; asking twice restarts it at most twice."""
+    run(["systemctl", "daemon-reload"], timeout=60, check=False)
+    run(["systemctl", "--no-block", "restart", "ckp-agent.service"], timeout=60, check=False)
