@@ -201,11 +201,11 @@ def test_two_builds_at_once_make_it_once(proxy: ModuleProxy, catalog: Catalog) -
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_is_said_as_such(proxy: ModuleProxy, catalog: Catalog, tmp_path: Path) -> None:
-    small = tmp_path / "small"
+    small = paths.cache() / "builds"
     small.mkdir()
     # The mount lives in a namespace of its own and ends with it.
     script = f'mount -t tmpfs -o size=100k none {small} && exec "$@"'
-    process = child(catalog, "unshare", "--mount", "sh", "-c", script, "sh", TMPDIR=str(small))
+    process = child(catalog, "unshare", "--mount", "sh", "-c", script, "sh")
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "disk is full" in err or "No space left on device" in err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 
 import click
 
@@ -49,8 +51,14 @@ for part in (verify, *TRANSPARENCY, sign, mirror, prune, repository):
     dist.add_command(part)
 
 
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """SIGTERM ends a command as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Run a command. Exit codes: 0 done, 1 failed, 2 bad input, 3 verification failed, 4 timed out, 130 interrupted."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         root(standalone_mode=False)
     except CkpError as error:

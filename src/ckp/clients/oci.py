@@ -10,7 +10,6 @@ import json
 import os
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from ckp.clients.oci_store import (
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, InvalidInput, NotFound, VerificationFailed
 from ckp.kits.files import CHUNK, exclusive, sha256_bytes
+from ckp.kits.stopping import pause
 
 __all__ = [
     "CONFIG",
@@ -84,7 +84,7 @@ class Registry:
         *,
         credentials: Path | None = None,
         transport: httpx.BaseTransport | None = None,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = pause,
     ) -> None:
         self.address = address
         self._http = RegistryHttp(address, ca, credentials, transport, sleep)

@@ -6,7 +6,6 @@ import base64
 import json
 import re
 import ssl
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import httpx
 from ckp.clients.oci_store import MANIFEST_LIMIT
 from ckp.kits.errors import CkpError, InvalidInput, VerificationFailed
 from ckp.kits.retry import backoff
+from ckp.kits.stopping import pause
 
 TRIES = 6
 """How often a request is made before its error is final; the pauses between them add up to about 15 s."""
@@ -108,7 +108,7 @@ class RegistryHttp:
         ca: Path | None,
         credentials: Path | None = None,
         transport: httpx.BaseTransport | None = None,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = pause,
     ) -> None:
         if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?", address):
             raise InvalidInput(f"{address!r} is no registry's address", resolution="write host:port, without https:// and without a repository")

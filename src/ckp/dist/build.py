@@ -91,10 +91,14 @@ def build_into(catalog: Catalog, source: Source, stamp: str, target: Path, say: 
         environment: added to that of every go command of ours, such as another build cache.
     """
     go = ensure_toolchain(catalog, source.go)
-    environment = {**go_environment(cgo=source.cgo), **(environment or {})}
     started = time.monotonic()
     sizes: dict[str, dict[str, object]] = {}
-    with tempfile.TemporaryDirectory(prefix="ckp-build-") as work:
+    target.mkdir(parents=True, exist_ok=True)
+    # Inside of the caller's scratch, go's and gcc's temporary files as well: what we can't remove, being killed, the next build of it does.
+    with tempfile.TemporaryDirectory(dir=target, prefix=".work-") as work:
+        temporary = Path(work) / "tmp"
+        temporary.mkdir()
+        environment = {**go_environment(cgo=source.cgo), "TMPDIR": str(temporary), **(environment or {})}
         for name in ("go.mod", "go.sum"):
             shutil.copy(source.folder / name, work)
         for binary in source.binaries:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +28,7 @@ from ckp.dist.sbom import bundle_sbom, image_sbom
 from ckp.dist.schedule import build_all
 from ckp.dist.workshop import Workshop
 from ckp.kits import paths
+from ckp.kits.stopping import go_on, pool
 
 PUSHES = 4
 """How many images are signed and described at the same time."""
@@ -197,16 +197,17 @@ class Distribution:
         def one(repository: str, tag: str, sbom: Json, statement: Json) -> None:
             name, digest = f"{PREFIX}/{repository}", digests[repository]
             sign_image(registry, name, digest, key, {TAG: tag}, identity=f"{self.registry_name or registry.address}/{name}")
+            go_on()
             attach_all(registry, name, registry.get_manifest(name, digest).descriptor, sbom, statement, self.key.image_key)
 
-        with ThreadPoolExecutor(PUSHES) as pool:
-            jobs = [pool.submit(one, image.repository, image.tag, image_sbom(shop, image), image_statement(shop, image)) for image in self.images]
+        with pool(PUSHES) as threads:
+            jobs = [threads.submit(one, image.repository, image.tag, image_sbom(shop, image), image_statement(shop, image)) for image in self.images]
             for bundle in self.bundles:
                 digest = digests[bundle.target.repository]
                 packages = [package for package in self.packages if package.format == bundle.target.format]
                 sbom = bundle_sbom(shop, bundle, packages, self.images, digest)
                 statement = bundle_statement(shop, bundle, packages, self.images, digest)
-                jobs.append(pool.submit(one, bundle.target.repository, self.release.stamp, sbom, statement))
+                jobs.append(threads.submit(one, bundle.target.repository, self.release.stamp, sbom, statement))
             for job in jobs:
                 job.result()
         self.say(f"{len(jobs)} images and bundles are signed, and carry SBOM and provenance")

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from ckp.dist.build import Built, build_component, is_built
 from ckp.kits import paths
 from ckp.kits.clock import human_duration
 from ckp.kits.errors import CkpError
+from ckp.kits.stopping import pool
 
 MEMORY_PER_BUILD = 4.0
 """GiB that one build may take: linking kube-apiserver peaks at 3."""
@@ -79,7 +80,8 @@ class _Progress:
 def build_all(catalog: Catalog, components: Sequence[Chosen], stamp: str, say: Callable[[str], None]) -> dict[str, Built]:
     """Build every component that is not built; returns them by role.
 
-    The longest go first, so that the last one to end is a short one. After a failure nothing new is begun, and what is under way ends.
+    The longest go first, so that the last one to end is a short one. After a failure nothing new is begun, and what is under way ends;
+    an interrupt ends that as well.
 
     Raises:
         CkpError: of the first component that failed, naming the others that failed beside it.
@@ -110,8 +112,8 @@ def _run(catalog: Catalog, ordered: list[Chosen], stamp: str, known: dict[str, f
             failing.set()
             raise
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="build") as pool:
-        futures: dict[Future[None], Chosen] = {pool.submit(one, chosen): chosen for chosen in ordered}
+    with pool(workers, "build") as threads:
+        futures: dict[Future[None], Chosen] = {threads.submit(one, chosen): chosen for chosen in ordered}
         wait(futures)
     failed = [(futures[future], future.exception()) for future in futures if future.exception() is not None]
     if not failed:

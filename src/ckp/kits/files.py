@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ckp.kits.errors import CkpError, TimedOut
+from ckp.kits.stopping import pause
 
 CHUNK = 1 << 20
 
@@ -89,7 +90,7 @@ def exclusive(lock: Path, *, what: str, timeout: float) -> Iterator[None]:
                         f"{what} is still being done by another process after {timeout:.0f} s",
                         resolution=f"wait for it, or look who holds {lock} (fuser -v {lock})",
                     ) from None
-                time.sleep(0.2)
+                pause(0.2)
         try:
             yield
         finally:

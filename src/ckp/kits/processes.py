@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ckp.kits.errors import CkpError
+from ckp.kits.stopping import breakable, go_on
 
 TAIL_LINES = 25
 
@@ -41,7 +44,7 @@ def run(
     what: str = "",
     resolution: str = "",
 ) -> Finished:
-    """Run a program to its end and return what it said.
+    """Run a program to its end and return what it said. It does not outlive us, however we end.
 
     Args:
         timeout: seconds after which it is killed with all its children; there is no unbounded run.
@@ -52,7 +55,9 @@ def run(
 
     Raises:
         ProcessFailed: it could not be started, failed (with `check`), or ran out of time.
+        Interrupted: this thread is of a pool that was interrupted; the program was killed.
     """
+    go_on()
     command = [str(part) for part in argv]
     name = what or command[0]
     started = time.monotonic()
@@ -70,7 +75,8 @@ def run(
         raise ProcessFailed(f"{name}: {command[0]} could not be started: {error.strerror}", resolution=resolution) from error
     data = stdin.encode() if isinstance(stdin, str) else stdin
     try:
-        out, err = child.communicate(data, timeout=timeout)
+        with _guard.over(child.pid), breakable(lambda: _kill_group(child.pid)):
+            out, err = child.communicate(data, timeout=timeout)
     except subprocess.TimeoutExpired:
         _kill_group(child.pid)
         out, err = child.communicate()
@@ -79,11 +85,71 @@ def run(
         _kill_group(child.pid)
         child.wait()
         raise
+    go_on()  # what was broken off has not failed
     finished = Finished(tuple(command), child.returncode, out.decode(errors="replace"), err.decode(errors="replace"), time.monotonic() - started)
     if check and finished.code != 0:
         raise ProcessFailed(f"{name} failed with exit code {finished.code}", details=_tail(out, err), resolution=resolution)
     return finished
 
+
+class _Guard:
+    """Kills the programs that run, and all that they have started, if we end without a word (SIGKILL, a crash).
+
+    A process of its own that is told the groups through a pipe, whose end is our end. The kernel's parent-death signal (prctl(2),
+    PR_SET_PDEATHSIG) would reach a program but not its children, such as go's linker, and would take the end of a thread for ours.
+    """
+
+    SCRIPT = """
+        while read -r op group; do
+            case $op in +) all="$all $group " ;; -) all="${all%% $group *} ${all#* $group }" ;; esac
+        done
+        for group in $all; do kill -s KILL -- "-$group"; done
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._groups: set[int] = set()
+        self._child: subprocess.Popen[bytes] | None = None
+
+    @contextmanager
+    def over(self, group: int) -> Iterator[None]:
+        """Guard a process group for the block."""
+        self._tell("+", group)
+        try:
+            yield
+        finally:
+            self._tell("-", group)
+
+    def _tell(self, sign: str, group: int) -> None:
+        with self._lock:
+            try:
+                if self._child is None or self._child.poll() is not None:
+                    self._start()
+                self._write(sign, group)
+            except OSError:
+                pass  # without a guard things still run
+            (self._groups.add if sign == "+" else self._groups.discard)(group)
+
+    def _start(self) -> None:
+        self._child = subprocess.Popen(
+            ["/bin/sh", "-c", self.SCRIPT],
+            bufsize=0,
+            cwd="/",
+            env={},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        for group in self._groups:
+            self._write("+", group)
+
+    def _write(self, sign: str, group: int) -> None:
+        assert self._child is not None and self._child.stdin is not None
+        self._child.stdin.write(f"{sign} {group}\n".encode())
+
+
+_guard = _Guard()
 
 _ENTER = 'while [ "$1" != -- ]; do echo $$ >"$1" || exit 125; shift; done; shift; exec "$@"'
 

@@ -53,6 +53,9 @@ class Steps:
         try:
             yield current
             current.outcome = "done"
+        except KeyboardInterrupt:
+            current.outcome = "interrupted"
+            raise
         except BaseException:
             current.outcome = "FAILED"
             raise
