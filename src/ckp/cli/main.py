@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -23,6 +24,7 @@ from ckp.cli.standalone import standalone
 from ckp.cli.transparency import COMMANDS as TRANSPARENCY
 from ckp.cli.up import down, up
 from ckp.cli.verify import verify
+from ckp.kits.disks import disk_full, is_full
 from ckp.kits.errors import CkpError
 
 COMMANDS = (release, dist, keys, lab, standalone, host, hostgroup, cluster, up, down)
@@ -61,24 +63,29 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         root(standalone_mode=False)
-    except CkpError as error:
-        click.echo(error.render(), err=True)
-        sys.exit(error.exit_code)
-    except AgentError as error:
-        click.echo(error.render(), err=True)
-        sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; run the same command again to go on", err=True)
         sys.exit(130)
-    except ExceptionGroup as group:
-        first = next((error for error in group.exceptions if isinstance(error, CkpError)), None)
-        if first is None:
+    except Exception as error:
+        told = _told(error)
+        if told is None:
             raise
-        click.echo(first.render(), err=True)
-        sys.exit(first.exit_code)
+        click.echo(told.render(), err=True)
+        sys.exit(told.exit_code)
+
+
+def _told(error: Exception) -> CkpError | AgentError | None:
+    """What people are shown of an error; None if it is one of ours to mend."""
+    if isinstance(error, CkpError | AgentError):
+        return error
+    if isinstance(error, OSError) and is_full(error):
+        return disk_full("", Path(), details=str(error))
+    if isinstance(error, ExceptionGroup):
+        return next((told for item in error.exceptions if (told := _told(item))), None)
+    return None
 
 
 if __name__ == "__main__":

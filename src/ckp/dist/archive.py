@@ -19,7 +19,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +27,7 @@ from typing import IO, Any
 from ckp.agent.kit import AgentError
 from ckp.agent.signatures import check_signature
 from ckp.clients.openpgp import SigningKey
+from ckp.kits.disks import disk_full, naming_full_disk, says_full
 from ckp.kits.errors import CkpError, InvalidInput, VerificationFailed
 from ckp.kits.files import CHUNK, building_directory, exclusive, require_free_space, sha256_bytes, sha256_file
 
@@ -65,11 +66,13 @@ def write_archive(target: Path, about: Mapping[str, Any], members: Sequence[Memb
     sources = {member.name: member.source for member in members}
     index = (json.dumps({"schema": SCHEMA, **about, "files": files}, indent=1, sort_keys=True) + "\n").encode()
     say(f"{len(files)} files, {total >> 20} MiB before packing")
-    target.absolute().parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.absolute().parent, prefix=f".{target.name}.")
+    folder = target.absolute().parent
+    with naming_full_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=f".{target.name}.")
     part = Path(name)
     try:
-        with os.fdopen(handle, "wb") as out, _zstd(["-T0", "-3", "-c"], stdout=out) as packer:
+        with naming_full_disk(folder), os.fdopen(handle, "wb") as out, _zstd(["-T0", "-3", "-c"], stdout=out, where=folder) as packer:
             assert packer.stdin is not None
             with tarfile.open(fileobj=packer.stdin, mode="w|", format=tarfile.GNU_FORMAT) as tar:
                 _add(tar, INDEX, io.BytesIO(index), len(index), 0o644)
@@ -93,11 +96,12 @@ def read_archive(file: Path, keyring: Path, root: Path, say: Callable[[str], Non
     Raises:
         VerificationFailed: not signed by a key of `keyring`, or a member is not as the index says. Nothing is left of it then.
         InvalidInput: it is no archive of ours.
+        DiskFull: there is no room below `root`. Nothing is left of it then either.
     """
     with _zstd(["-dc", "--", file]) as unpacker:
         assert unpacker.stdout is not None
         try:
-            with tarfile.open(fileobj=unpacker.stdout, mode="r|") as tar:
+            with naming_full_disk(root), tarfile.open(fileobj=unpacker.stdout, mode="r|") as tar:
                 index, data = _signed_index(tar, file, keyring)
                 final = root / sha256_bytes(index)[:20]
                 with exclusive(final.with_name(final.name + ".lock"), what=f"reading {file.name}", timeout=1800):
@@ -182,26 +186,37 @@ def _add(tar: tarfile.TarFile, name: str, stream: IO[bytes], size: int, mode: in
 
 
 @contextmanager
-def _zstd(arguments: Sequence[str | Path], stdout: IO[bytes] | int = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
-    """zstd as a pipe: too much data for ckp.kits.processes.run, which keeps what a program says. Killed if the block fails; its failure is an error."""
+def _zstd(arguments: Sequence[str | Path], stdout: IO[bytes] | int = subprocess.PIPE, where: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """zstd as a pipe: too much data for ckp.kits.processes.run, which keeps what a program says. Killed if the block fails; its failure is an error.
+
+    Args:
+        where: the folder that it writes to, for the error.
+    """
     packing = "-c" in arguments
     source = subprocess.PIPE if packing else subprocess.DEVNULL
     try:
         child = subprocess.Popen(["zstd", "-q", *map(str, arguments)], stdin=source, stdout=stdout, stderr=subprocess.PIPE)
     except OSError as error:
         raise CkpError(f"zstd could not be started: {error.strerror}", resolution="run `make setup`, which installs it") from error
+    broken = False
     try:
         yield child
-    except BaseException:
-        child.kill()
-        child.communicate()
-        raise
+    except BaseException as error:
+        broken = packing and isinstance(error, BrokenPipeError)  # it ended before we did, and says why
+        if not broken:
+            child.kill()
+            child.communicate()
+            raise
     if packing and child.stdin is not None:
-        child.stdin.close()
+        with suppress(BrokenPipeError):
+            child.stdin.close()
         child.stdin = None
     elif child.stdout is not None:
         child.stdout.close()  # a reader that found its answer early need not read on
         child.stdout = None
     _, said = child.communicate(timeout=600)
-    if packing and child.returncode != 0:
-        raise CkpError("packing by zstd failed", details=(said or b"").decode(errors="replace"))
+    if packing and (broken or child.returncode != 0):
+        details = (said or b"").decode(errors="replace").strip()
+        if says_full(details):
+            raise disk_full("packing by zstd failed", *((where,) if where else ()), details=details)
+        raise CkpError("packing by zstd failed", details=details)

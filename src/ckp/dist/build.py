@@ -70,7 +70,8 @@ def build_component(catalog: Catalog, chosen: Chosen, stamp: str, say: Callable[
 
     Raises:
         VerificationFailed: a source is not what the lock says.
-        CkpError: which module the proxy refuses and what then; a full disk; or the compiler's last words.
+        DiskFull: where there is no room.
+        CkpError: which module the proxy refuses and what then, or the compiler's last words.
     """
     source = chosen.source
     key = build_key(catalog, source, stamp)

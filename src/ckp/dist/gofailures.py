@@ -25,12 +25,6 @@ def explain(error: ProcessFailed, source: Source) -> CkpError:
             details=error.details,
             resolution="somebody changed it on the way: use another GOPROXY; change the lock only if you know that upstream published it anew",
         )
-    if "no space left on device" in text:
-        return CkpError(
-            f"the disk is full: {error.brief}",
-            details=error.details,
-            resolution="free some space, or point CKP_CACHE and TMPDIR to a larger disk; then run it again",
-        )
     if found := _REFUSED.search(text):
         which = found["module"] or "a module"
         return CkpError(

@@ -16,6 +16,7 @@ from pathlib import Path
 from ckp.clients.oci import LAYER_ZSTD, BlobStore, Descriptor
 from ckp.dist import debian
 from ckp.kits import paths
+from ckp.kits.disks import naming_full_disk
 from ckp.kits.files import CHUNK, atomic_write, exclusive, sha256_bytes, sha256_file
 from ckp.kits.processes import run
 
@@ -64,9 +65,12 @@ def _compress(tar: Path) -> Layer:
         while chunk := stream.read(CHUNK):
             digest.update(chunk)
     packed = store().scratch()
-    run(["zstd", "-q", "-f", "-T0", "-9", tar, "-o", packed], timeout=900, what="compressing a layer")
-    packed.chmod(0o644)
-    return store().adopt(packed, LAYER_ZSTD), f"sha256:{digest.hexdigest()}"
+    try:
+        run(["zstd", "-q", "-f", "-T0", "-9", tar, "-o", packed], timeout=900, what="compressing a layer")
+        packed.chmod(0o644)
+        return store().adopt(packed, LAYER_ZSTD), f"sha256:{digest.hexdigest()}"
+    finally:
+        packed.unlink(missing_ok=True)
 
 
 def file_layer(entries: Sequence[Entry]) -> Layer:
@@ -79,7 +83,8 @@ def file_layer(entries: Sequence[Entry]) -> Layer:
             return known
         tar = store().scratch()
         try:
-            _write_tar(tar, expanded)
+            with naming_full_disk(tar.parent):
+                _write_tar(tar, expanded)
             layer = _compress(tar)
         finally:
             tar.unlink(missing_ok=True)

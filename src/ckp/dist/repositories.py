@@ -30,6 +30,7 @@ from ckp.dist.dnf_repository import DnfRepository
 from ckp.dist.packages import Format, Package
 from ckp.dist.repository_files import Entry, bring, check, make_folder, require_exchange, same_but_signature, scratch_folder
 from ckp.kits.clock import Clock, SystemClock
+from ckp.kits.disks import naming_full_disk
 from ckp.kits.errors import Conflict, InvalidInput, NotFound, VerificationFailed
 from ckp.kits.files import atomic_write, exclusive, sha256_file
 
@@ -267,7 +268,7 @@ class Repositories:
     @contextmanager
     def _changing(self) -> Iterator[Path]:
         """The same, with a folder for what is not public yet."""
-        with self._locked(), scratch_folder(self.root) as scratch:
+        with naming_full_disk(self.root), self._locked(), scratch_folder(self.root) as scratch:
             require_exchange(scratch)
             yield scratch
 

@@ -24,6 +24,7 @@ from ckp.agent.verify import verify_package
 from ckp.clients.openpgp import SigningKey
 from ckp.dist.debs import SOURCE_DATE, ar_members
 from ckp.dist.packages import Package
+from ckp.kits.disks import naming_full_disk
 from ckp.kits.errors import CkpError, VerificationFailed
 from ckp.kits.files import CHUNK, sha256_file
 
@@ -73,7 +74,8 @@ def require_exchange(scratch: Path) -> None:
     one.mkdir()
     two.mkdir()
     try:
-        _exchange(one, two)
+        with naming_full_disk(scratch):
+            _exchange(one, two)
     except OSError as error:
         raise CkpError(
             f"the file system of {scratch.parent} cannot switch folders in one step: {error.strerror}",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ckp.catalog.load import Catalog
 from ckp.kits import paths
+from ckp.kits.disks import disk_full, says_full
 from ckp.kits.errors import CkpError, VerificationFailed
 from ckp.kits.files import exclusive
 from ckp.kits.processes import run
@@ -60,7 +61,10 @@ def ensure_toolchain(catalog: Catalog, version: str) -> Path:
         )
         answer = json.loads(result.stdout or "{}")
         if result.code != 0 or "Dir" not in answer:
-            raise CkpError(f"Go {version} could not be downloaded", details=str(answer.get("Error") or result.stderr))
+            said = str(answer.get("Error") or result.stderr)
+            if says_full(said):
+                raise disk_full(f"Go {version} could not be downloaded", details=said)
+            raise CkpError(f"Go {version} could not be downloaded", details=said)
         if answer["Sum"] != expected:
             raise VerificationFailed(f"Go {version} has the hash {answer['Sum']}, the catalog pins {expected}")
         for program in [*Path(answer["Dir"]).glob("bin/*"), *Path(answer["Dir"]).glob("pkg/tool/*/*")]:

@@ -13,6 +13,7 @@ from ckp.agent.packagefile import MAX_FILE
 from ckp.catalog.models import BundleTarget
 from ckp.clients.oci import Registry
 from ckp.clients.oci_store import BlobStore
+from ckp.kits.disks import naming_full_disk
 from ckp.kits.errors import InvalidInput, VerificationFailed
 from ckp.kits.files import CHUNK
 
@@ -104,7 +105,7 @@ def unpack_bundle(layer: Path, folder: Path, name: str) -> None:
     """Lay out a layer of a bundle, which is flat: regular files only, in bounds. VerificationFailed for anything else."""
     left = MAX_BUNDLE
     try:
-        with tarfile.open(layer, "r|*") as archive:
+        with naming_full_disk(folder), tarfile.open(layer, "r|*") as archive:
             for number, entry in enumerate(archive, start=1):
                 plain = entry.name.removeprefix("./")
                 if plain in ("", ".") and entry.isdir():

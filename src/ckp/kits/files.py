@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ckp.kits.disks import naming_full_disk
 from ckp.kits.errors import CkpError, TimedOut
 from ckp.kits.stopping import pause
 
@@ -22,10 +23,11 @@ CHUNK = 1 << 20
 def atomic_write(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
     """Write a file so that a reader, or a power cut, sees the old content or the new, never half of it."""
     data = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with naming_full_disk(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with naming_full_disk(path.parent), os.fdopen(handle, "wb") as stream:
             os.fchmod(stream.fileno(), mode)
             stream.write(data)
             stream.flush()
@@ -42,12 +44,14 @@ def building_directory(final: Path) -> Iterator[Path]:
 
     The caller holds a lock on `final`: what a killed predecessor left beside it is removed.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in final.parent.glob(f".{glob.escape(final.name)}.*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}."))
+    with naming_full_disk(final.parent):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in final.parent.glob(f".{glob.escape(final.name)}.*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        scratch = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}."))
     try:
-        yield scratch
+        with naming_full_disk(scratch):
+            yield scratch
         if final.exists():
             shutil.rmtree(final)
         scratch.chmod(0o755)

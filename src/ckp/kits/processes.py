@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckp.kits.disks import disk_full, says_full
 from ckp.kits.errors import CkpError
 from ckp.kits.stopping import breakable, go_on
 
@@ -55,6 +56,7 @@ def run(
 
     Raises:
         ProcessFailed: it could not be started, failed (with `check`), or ran out of time.
+        DiskFull: it failed, and says that a disk is full.
         Interrupted: this thread is of a pool that was interrupted; the program was killed.
     """
     go_on()
@@ -88,7 +90,9 @@ def run(
     go_on()  # what was broken off has not failed
     finished = Finished(tuple(command), child.returncode, out.decode(errors="replace"), err.decode(errors="replace"), time.monotonic() - started)
     if check and finished.code != 0:
-        raise ProcessFailed(f"{name} failed with exit code {finished.code}", details=_tail(out, err), resolution=resolution)
+        if says_full(details := _tail(out, err)):
+            raise disk_full(f"{name} failed with exit code {finished.code}", *((cwd,) if cwd else ()), details=details)
+        raise ProcessFailed(f"{name} failed with exit code {finished.code}", details=details, resolution=resolution)
     return finished
 
 
