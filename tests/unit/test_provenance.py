@@ -182,6 +182,8 @@ def test_a_programs_provenance_names_all_that_decided_it(name: str) -> None:
     assert {Path(item["name"]).name for item in kinds(statement, "lock")} == {"source.toml", "go.mod", "go.sum"}
     definition = statement["predicate"]["buildDefinition"]
     assert definition["externalParameters"]["release"] == "v1.35.1"
+    compilers = {item["name"].split()[0] for item in kinds(statement, "c-toolchain")}
+    assert compilers > set(program.source.c_packages) if name == "runc" else compilers == set()
     (how,) = definition["internalParameters"]["components"].values()
     assert "-trimpath" in how["flags"] and how["environment"]["CGO_ENABLED"] == ("1" if name == "runc" else "0")
     assert ("standsInFor" in how) == (name == "crictl")

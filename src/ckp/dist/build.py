@@ -1,6 +1,7 @@
 """From a source lock to binaries: one component at a time, into a content-addressed place.
 
-The key covers all that decides the result: the lock's three files, the toolchain's hash, the version stamp and this recipe.
+The key covers all that decides the result: the lock's three files, the toolchain's hash, with cgo the packages of the C toolchain, the version
+stamp and this recipe.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from ckp.catalog.load import Catalog, Chosen
 from ckp.catalog.models import Source
-from ckp.dist.debian import installed_here
+from ckp.dist.debian import c_record, toolchain_here
 from ckp.dist.gofailures import explain
 from ckp.dist.goflags import build_flags
 from ckp.dist.toolchain import ensure_toolchain, go_environment
 from ckp.kits import paths
 from ckp.kits.clock import human_duration
-from ckp.kits.errors import CkpError
+from ckp.kits.errors import CkpError, NotFound
 from ckp.kits.files import building_directory, exclusive, require_free_space, sha256_bytes, sha256_file
 from ckp.kits.processes import ProcessFailed, run
 
@@ -49,16 +50,19 @@ class Built:
 
 
 def build_key(catalog: Catalog, source: Source, stamp: str) -> str:
-    """The content address of a build's result."""
+    """The content address of a build's result. NotFound if a package is missing that it needs for C."""
     parts = [RECIPE, stamp if "{stamp}" in "".join(source.ldflags) else "", catalog.toolchain_sum(source.go)]
-    parts += ["records its C packages"] if source.cgo else []
+    parts += [f"{item.name} {item.version}" for item in toolchain_here(source.c_packages)] if source.cgo else []
     parts += [sha256_file(source.folder / name) for name in ("source.toml", "go.mod", "go.sum")]
     return sha256_bytes("\n".join(parts).encode())[:20]
 
 
 def is_built(catalog: Catalog, chosen: Chosen, stamp: str) -> bool:
-    """Whether this very component is in the cache."""
-    return (_place(chosen.source, build_key(catalog, chosen.source, stamp)) / "build.json").exists()
+    """Whether this very component is in the cache, made with what is installed here."""
+    try:
+        return (_place(chosen.source, build_key(catalog, chosen.source, stamp)) / "build.json").exists()
+    except NotFound:
+        return False
 
 
 def _place(source: Source, key: str) -> Path:
@@ -125,7 +129,7 @@ def build_into(catalog: Catalog, source: Source, stamp: str, target: Path, say: 
         "binaries": sizes,
     }
     if source.cgo:
-        record["c_packages"] = [asdict(item) for item in installed_here(source.c_packages)]
+        record |= c_record(source.c_packages)
     (target / "build.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 

@@ -6,10 +6,14 @@ A finished layer has dpkg's database, but no trace of the archives' hashes; a la
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, NotFound
@@ -98,13 +102,65 @@ def owners(listing: str, files: Iterable[str]) -> set[DebianPackage]:
     return found
 
 
+# -- of this machine ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Installed:
+    packages: dict[str, DebianPackage]
+    depends: dict[str, tuple[str, ...]]
+    """What each depends on; of alternatives, all of them."""
+    provided: dict[str, list[str]]
+
+
+@cache
+def _installed(_database: str, _changed: int) -> _Installed:
+    pattern = "\t".join(("${Package}", "${Status}", "${Version}", "${Architecture}", "${source:Package} (${source:Version})"))
+    pattern += "\t${Pre-Depends}, ${Depends}\t${Provides}\n"
+    found = _Installed({}, {}, {})
+    for line in run(["dpkg-query", "-W", "-f", pattern], timeout=30, what="reading dpkg's database").stdout.splitlines():
+        name, status, version, architecture, source, depends, provides = line.split("\t")
+        if not status.endswith(" installed") or (name in found.packages and architecture not in ("amd64", "all")):
+            continue
+        found.packages[name] = DebianPackage(name, version, architecture, source)
+        found.depends[name] = _names(depends)
+        for virtual in _names(provides):
+            found.provided.setdefault(virtual, []).append(name)
+    return found
+
+
+def _names(relation: str) -> tuple[str, ...]:
+    """The packages that a relation names (deb-control(5)): without versions, architectures and the structure of alternatives."""
+    return tuple(match[1] for part in re.split(r"[,|]", relation) if (match := re.match(r"\s*([a-z0-9][a-z0-9+.-]+)", part)))
+
+
+def _here() -> _Installed:
+    status = Path(os.environ.get("DPKG_ADMINDIR") or "/var/lib/dpkg") / "status"
+    return _installed(str(status), status.stat().st_mtime_ns if status.exists() else 0)
+
+
 def installed_here(names: Sequence[str]) -> list[DebianPackage]:
-    """The packages of this machine that a C program was compiled and linked with. NotFound names one that is missing."""
-    pattern = "Package: ${Package}\nStatus: ${Status}\nVersion: ${Version}\nArchitecture: ${Architecture}\nSource: ${source:Package} (${source:Version})\n\n"
-    listed = parse_packages(run(["dpkg-query", "-W", "-f", pattern, *names], timeout=30, check=False).stdout)
-    if missing := set(names) - {item.name for item in listed}:
+    """These packages of this machine. NotFound names one that is missing."""
+    packages = _here().packages
+    if missing := set(names) - packages.keys():
         raise NotFound(f"these packages are not installed: {', '.join(sorted(missing))}", resolution="`make setup` installs what a build needs")
-    return listed
+    return sorted(packages[name] for name in set(names))
+
+
+def toolchain_here(names: Sequence[str]) -> list[DebianPackage]:
+    """These packages and all that they depend on: `gcc` is a name for the compiler's package, and stays when that changes. NotFound as above."""
+    here, found = _here(), {item.name for item in installed_here(names)}
+    todo = list(found)
+    while todo:
+        wanted = [real for name in here.depends[todo.pop()] for real in (name, *here.provided.get(name, ())) if real in here.packages]
+        todo += set(wanted) - found
+        found |= set(wanted)
+    return sorted(here.packages[name] for name in found)
+
+
+def c_record(names: Sequence[str]) -> dict[str, Any]:
+    """What a build in C writes down: the packages that are named for it (`c_packages`), and its whole toolchain (`c_toolchain`)."""
+    return {"c_packages": [asdict(item) for item in installed_here(names)], "c_toolchain": [asdict(item) for item in toolchain_here(names)]}
 
 
 # -- beside a layer ----------------------------------------------------------------------------------------------------

@@ -17,12 +17,11 @@ from pathlib import Path
 
 from ckp.catalog.models import Release
 from ckp.clients.oci import Descriptor, image_manifest
+from ckp.dist import pause
 from ckp.dist.agent import tag_of_version
 from ckp.dist.build import Built
-from ckp.dist.debian import installed_here
-from ckp.dist.goflags import pause_flags
-from ckp.dist.packages import Package
 from ckp.dist.layers import CREATED, Entry, Layer, debian_layer, file_layer, program_layer, store
+from ckp.dist.packages import Package
 from ckp.kits import paths
 from ckp.kits.files import building_directory, exclusive, sha256_bytes, sha256_file
 from ckp.kits.processes import run
@@ -95,23 +94,11 @@ class ImageBuilder:
         etcd = {"etcd": "/usr/local/bin/etcd", "etcdctl": "/usr/local/bin/etcdctl", "etcdutl": "/usr/local/bin/etcdutl"}
         self._add("etcd", self.release.image_tags["etcd"], [_static(self.built["etcd"], etcd)])
         self._add("coredns", self._version("coredns"), [_program(self.built["coredns"].binary("coredns"), "/coredns")], ["/coredns"])
-        self._add("pause", self.release.image_tags["pause"], [_program(self._pause(), "/pause")], ["/pause"], "65535:65535")
+        tag = self.release.image_tags["pause"]
+        self._add("pause", tag, [_program(pause.build(kubernetes.file(pause.SOURCE), tag), "/pause")], ["/pause"], "65535:65535")
         konnectivity = self.built["konnectivity"]
         for name, program in (("konnectivity-server", "proxy-server"), ("konnectivity-agent", "proxy-agent")):
             self._add(name, self._version("konnectivity"), [_program(konnectivity.binary(program), f"/{program}")], [f"/{program}"], NONROOT)
-
-    def _pause(self) -> Path:
-        """upstream's pause.c, linked statically as its Makefile does."""
-        source = self.built["kubernetes"].file("pause.c")
-        tag = self.release.image_tags["pause"]
-        final = paths.cache() / "builds" / f"pause-{tag}-{sha256_file(source)[:20]}"
-        with exclusive(final.with_name(final.name + ".lock"), what="building pause", timeout=120):
-            if not (final / "build.json").exists():
-                with building_directory(final) as scratch:
-                    run(["gcc", *pause_flags(tag), "-o", scratch / "pause", source], timeout=60, what="building pause")
-                    record = {"c_packages": [asdict(item) for item in installed_here(("gcc", "libc6-dev"))]}
-                    (scratch / "build.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-        return final / "pause"
 
     def _management(self) -> None:
         capi, version = self.built["cluster-api"], self._version("cluster-api")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ckp import __version__
-from ckp.dist import layercontents
+from ckp.dist import layercontents, pause
 from ckp.dist.build import RECIPE as BUILD_RECIPE
 from ckp.dist.bundle import Bundle
 from ckp.dist.cyclonedx import purl
@@ -109,6 +109,7 @@ def image_statement(shop: Workshop, image: Image) -> Json:
         return _statement(shop, [_subject(image.repository, digest)], parameters, inputs)
 
     known = [str(layercontents.contents(layer).debian) for layer, _ in image.layers]
+    known += [json.dumps(pause.recorded(shop.built["kubernetes"].file(pause.SOURCE), image.tag))] if image.repository == "pause" else []
     return _kept(["image", image.repository, image.tag, digest, sha256_bytes("".join(known).encode()), _shop_hash(shop)], make)
 
 
@@ -198,8 +199,8 @@ def _add_program(inputs: _Inputs, shop: Workshop, program: Program, *, subject: 
     inputs.add(str(toolchain), {"dirHash": dirhash_hex(toolchain.sum)}, purl("golang", toolchain.path, toolchain.version), kind="toolchain")
     for name in LOCK_FILES:
         inputs.add_file(source.folder / name, kind="lock")
-    for item in build_record(program.built).get("c_packages") or ():
-        _add_debian(inputs, DebianPackage(**item))
+    for item in build_record(program.built).get("c_toolchain") or ():
+        _add_debian(inputs, DebianPackage(**item), kind="c-toolchain")
     stands_in = {"standsInFor": program.built.chosen.stands_in_for} if program.built.chosen.stands_in_for else {}
     inputs.components.setdefault(
         f"{source.component} {source.version}",
@@ -228,9 +229,9 @@ def check_modules(shop: Workshop, program: Program) -> None:
         raise VerificationFailed(f"{program.name} was built with Go {info.go}, and {source.folder}/source.toml pins {source.go}")
 
 
-def _add_debian(inputs: _Inputs, package: DebianPackage) -> None:
+def _add_debian(inputs: _Inputs, package: DebianPackage, kind: str = "debian") -> None:
     uri = purl("deb", f"debian/{package.name}", package.version, arch=package.architecture)
-    inputs.add(f"{package.name} {package.version}", {"sha256": package.sha256} if package.sha256 else {}, uri, kind="debian")
+    inputs.add(f"{package.name} {package.version}", {"sha256": package.sha256} if package.sha256 else {}, uri, kind=kind)
 
 
 def _recipe_files(package: Package) -> list[Path]:
@@ -262,15 +263,14 @@ def _add_layer(inputs: _Inputs, shop: Workshop, image: Image, held: layercontent
 def _add_pause(inputs: _Inputs, shop: Workshop, tag: str) -> None:
     """upstream's pause.c: its module, the file itself, and the compiler's packages where the build recorded them."""
     built = shop.built["kubernetes"]
-    source, file = built.chosen.source, built.file("pause.c")
+    source, file = built.chosen.source, built.file(pause.SOURCE)
     sums = read_sums((source.folder / "go.sum").read_text())
     module = Module("k8s.io/kubernetes", source.version, sums["k8s.io/kubernetes", source.version])
     inputs.add(str(module), {"dirHash": dirhash_hex(module.sum)}, purl("golang", module.path, module.version), kind="module")
     inputs.components[f"pause {tag}"] = {"flags": pause_flags(tag), "environment": {}, "packages": {"pause": "build/pause/linux/pause.c"}}
     inputs.add("build/pause/linux/pause.c", {"sha256": sha256_file(file)}, kind="source")
-    record = paths.cache() / "builds" / f"pause-{tag}-{sha256_file(file)[:20]}" / "build.json"
-    for item in (json.loads(record.read_text()).get("c_packages") or ()) if record.exists() else ():
-        _add_debian(inputs, DebianPackage(**item))
+    for item in pause.recorded(file, tag).get("c_toolchain") or ():
+        _add_debian(inputs, DebianPackage(**item), kind="c-toolchain")
 
 
 # -- kept by what decides them -----------------------------------------------------------------------------------------

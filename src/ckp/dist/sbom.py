@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ckp.api.names import MAINTAINER
-from ckp.dist import debian, layercontents
+from ckp.dist import debian, layercontents, pause
 from ckp.dist.bundle import Bundle
 from ckp.dist.cyclonedx import Bom, Json, component, licences, properties, purl, sha256
 from ckp.dist.debian import DebianPackage
@@ -65,9 +65,9 @@ def image_sbom(shop: Workshop, image: Image) -> Json:
     digest = image.manifest().digest
     known = json.dumps([[item.sha256 for item in debian.remembered(layer.digest) or ()] for layer, _ in image.layers])
     lock = sha256_file(_python_lock())
-    pause = str(_pause_record(shop, image.tag).exists()) if image.repository == "pause" else ""
+    made = json.dumps(pause.recorded(shop.built["kubernetes"].file(pause.SOURCE), image.tag)) if image.repository == "pause" else ""
     return _kept(
-        ["image", image.repository, image.tag, digest, sha256_bytes(known.encode()), lock, pause, _shop_hash(shop)], lambda: _image(shop, image, digest)
+        ["image", image.repository, image.tag, digest, sha256_bytes(known.encode()), lock, made, _shop_hash(shop)], lambda: _image(shop, image, digest)
     )
 
 
@@ -242,18 +242,13 @@ def _image(shop: Workshop, image: Image, digest: str) -> Json:
 def _add_pause(bom: Bom, shop: Workshop, tag: str, digest: str, under: str) -> None:
     """The one program in C: from upstream's pause.c, with the C library of the machine that built it."""
     kubernetes = shop.built["kubernetes"]
-    source = kubernetes.file("pause.c")
+    source = kubernetes.file(pause.SOURCE)
     ref = f"program:pause:{digest[:16]}"
     origin = properties([(f"{PREFIX}:component", str(Module("k8s.io/kubernetes", kubernetes.chosen.source.version)))])
     fields: Json = {"hashes": sha256(digest), "licenses": licences(kubernetes.chosen.source.license), "properties": origin}
     bom.add(component("application", ref, "pause", version=tag, purl=purl("generic", f"{VENDOR}/pause", tag), **fields), under=under)
     bom.add(component("file", f"file:pause.c:{sha256_file(source)[:16]}", "build/pause/linux/pause.c", hashes=sha256(sha256_file(source))), under=ref)
-    record = _pause_record(shop, tag)
-    _add_c_packages(bom, json.loads(record.read_text()).get("c_packages") if record.exists() else None, ref)
-
-
-def _pause_record(shop: Workshop, tag: str) -> Path:
-    return paths.cache() / "builds" / f"pause-{tag}-{sha256_file(shop.built['kubernetes'].file('pause.c'))[:20]}" / "build.json"
+    _add_c_packages(bom, pause.recorded(source, tag).get("c_packages"), ref)
 
 
 # -- Python ------------------------------------------------------------------------------------------------------------
