@@ -49,10 +49,10 @@ e2e: setup-test ## The main job and what can go wrong in it, on lab hosts
 test: setup-test lint build ## All tests
 	@$(PYTEST) -v --durations=15 tests/unit tests/contract tests/fuzz tests/component tests/e2e
 
-bench: setup-test ## Measure; writes docs/benchmarks.md's figures
+bench: bench-dist ## Measure all; writes docs/benchmarks.md and docs/benchmarks-distribution.md
 	@PYTHONPATH=src .venv/bin/python -m tests.bench
 
-bench-dist: setup-test ## Measure the making of a release; writes docs/benchmarks-distribution.md (COMPONENTS=all for all of them cold)
+bench-dist: setup-test ## Measure the making of a release; writes docs/benchmarks-distribution.md (COMPONENTS=all for each cold)
 	@PYTHONPATH=src .venv/bin/python -m tests.bench_dist $(COMPONENTS)
 
 clean-cache: ## Drop the build cache
