@@ -18,6 +18,7 @@ from ckp.dist.bundle import PLATFORM_IMAGES, PREFIX
 from ckp.dist.mirror import THREADS, belongs_to, everything, release_selection
 from ckp.dist.mirror import mirror as copy_releases
 from ckp.dist.prune import prune as remove_release
+from ckp.dist.prune import release_and_others
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput, NotFound
 
@@ -137,17 +138,14 @@ def _named(registry: Registry, name: str) -> list[tuple[str, str]]:
 @_ca()
 @_credentials
 def prune(address: str, name: str, prefix: str, yes: bool, ca: Path | None, credentials: Path | None) -> None:
-    """Remove a release from REGISTRY (host:port): its tags, images, signatures, SBOMs and provenance, save what other releases or tags name too."""
+    """Remove a release from REGISTRY (host:port): its tags, images, signatures, SBOMs and provenance, save what other releases or tags name too.
+
+    What others name is read from every bundle in the registry; if one can't be read, nothing is removed.
+    """
     catalog = Catalog()
+    known = {f"{prefix}/{target.repository}" for item in catalog.names() for target in catalog.release(item).bundles}
     with _open(address, ca, credentials) as registry:
-        selection = release_selection(registry, catalog.release(name), image_key=None, prefix=prefix)
-        keep: list[tuple[str, str]] = []
-        for other in catalog.names():
-            if other != name:
-                try:
-                    keep += release_selection(registry, catalog.release(other), image_key=None, prefix=prefix)
-                except NotFound:
-                    continue  # not in this registry
+        selection, keep = release_and_others(registry, name, known=known, prefix=prefix)
         done = remove_release(registry, selection, click.echo, keep=keep, yes=yes)
     if not done:
         click.echo(f"there is nothing of {name} that nothing else names")

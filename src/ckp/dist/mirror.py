@@ -76,7 +76,7 @@ def release_selection(registry: Registry, release: Release, *, image_key: bytes 
             continue
         if image_key is not None:
             verify_image(registry, repository, manifest.digest, image_key, tag=release.stamp)
-        listed = _bundle_list(registry, repository, manifest)
+        listed = bundle_list(registry, repository, manifest)
         if listed.get("release") != release.name:
             raise VerificationFailed(f"{registry.address}/{repository}:{release.stamp} is the bundle of {listed.get('release')}, not of {release.name}")
         found.add((repository, release.stamp))
@@ -86,7 +86,7 @@ def release_selection(registry: Registry, release: Release, *, image_key: bytes 
     return sorted(found)
 
 
-def _bundle_list(registry: Registry, repository: str, manifest: Manifest) -> dict[str, Any]:
+def bundle_list(registry: Registry, repository: str, manifest: Manifest) -> dict[str, Any]:
     """A bundle's `bundle.json`; kept by the manifest's digest, since it lies in a layer of some hundred MiB."""
     kept = paths.cache() / "bundle-lists" / f"{manifest.digest.removeprefix('sha256:')}.json"
     if kept.exists():

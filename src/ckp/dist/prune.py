@@ -1,20 +1,25 @@
 """Removing a release from a registry: what belongs to it, and to nothing that stays.
 
-It goes from the outside in: what is attached to an image first, the image and its tag last, so that a run that was killed can be run again.
+It goes from the outside in: what is attached to an image first, the image and its tag last, bundles after the images that they name, so that
+a run that was killed can be run again.
 The space is freed by the registry's own garbage collection (`registry garbage-collect`), which only its operator can start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ckp.clients.oci import Registry
 from ckp.clients.oci_store import Manifest, fallback_tag
-from ckp.dist.mirror import DEPTH, SUFFIXES, Selection, belongs_to
-from ckp.kits.errors import VerificationFailed
+from ckp.dist.bundle import PREFIX
+from ckp.dist.mirror import DEPTH, SUFFIXES, Selection, belongs_to, bundle_list
+from ckp.dist.verification import BUNDLE
+from ckp.kits.errors import CkpError, NotFound, VerificationFailed
 
 Say = Callable[[str], None]
+_STAMP = re.compile(r"v\d+\.\d+\.\d+-ckp")
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,60 @@ class Removal:
         return f"{self.repository}{'@' if self.reference.startswith('sha256:') else ':'}{self.reference}  {self.why}"
 
 
+def release_and_others(registry: Registry, name: str, *, known: Iterable[str] = (), prefix: str = PREFIX) -> tuple[Selection, Selection]:
+    """What the bundles of a release name, themselves among it, and what all other bundles in the registry name.
+
+    The registry is asked, not the catalog: it may hold releases that this catalog has no longer, or not yet.
+
+    Args:
+        name: the release.
+        known: repositories of bundles that are looked for in any case.
+
+    Raises:
+        VerificationFailed: a bundle can't be read, so that nobody knows what it needs.
+        NotFound: there is no bundle of the release, or the registry does not say what it holds.
+    """
+    held = set(registry.catalog())
+    repositories = sorted({item for item in held if item.startswith(f"{prefix}/{BUNDLE}")} | set(known))
+    own: set[tuple[str, str]] = set()
+    others: set[tuple[str, str]] = set()
+    for repository in repositories:
+        for tag in registry.tags(repository):
+            if belongs_to(tag) is not None:
+                continue
+            if repository not in held:
+                raise NotFound(
+                    f"{registry.address} does not list its repositories, so it is not known what other releases need: nothing was removed",
+                    resolution="use credentials that may list them (GET /v2/_catalog)",
+                )
+            release, images = _read(registry, repository, tag)
+            named = own if release == name else others
+            named.add((repository, tag))
+            named.update((f"{prefix}/{image}", version) for image, version in images.items())
+    if not own:
+        raise NotFound(f"{registry.address} has no bundle of {name}", resolution="look at the release's name, and whether this registry was filled")
+    return sorted(own), sorted(others)
+
+
+def _read(registry: Registry, repository: str, tag: str) -> tuple[str, dict[str, str]]:
+    """The release of a bundle, and the images that it names."""
+    where = f"{registry.address}/{repository}:{tag}"
+    try:
+        listed = bundle_list(registry, repository, registry.get_manifest(repository, tag))
+    except CkpError as error:
+        raise VerificationFailed(
+            f"{where} can't be read, so it is not known which images it needs: nothing was removed",
+            details=str(error),
+            resolution="push that bundle again, or remove it from the registry, and then run this again",
+        ) from error
+    release = str(listed.get("release"))
+    if _STAMP.fullmatch(tag) and tag != f"{release}-ckp":
+        raise VerificationFailed(
+            f"{where} is the bundle of {release}: nothing was removed", resolution="push the right bundle again (ckp dist publish), and look who can write there"
+        )
+    return release, {str(image): str(version) for image, version in listed["images"].items()}
+
+
 def plan_prune(registry: Registry, selection: Selection, *, keep: Selection = ()) -> list[Removal]:
     """What would be removed, in the order in which it would be.
 
@@ -42,7 +101,7 @@ def plan_prune(registry: Registry, selection: Selection, *, keep: Selection = ()
     for repository, tag in selection:
         if (repository, tag) not in stay and belongs_to(tag) is None:
             doomed.setdefault(repository, set()).add(tag)
-    return [removal for repository in sorted(doomed) for removal in _Repository(registry, repository).plan(doomed[repository])]
+    return [removal for repository in sorted(doomed, key=_bundles_last) for removal in _Repository(registry, repository).plan(doomed[repository])]
 
 
 def prune(registry: Registry, selection: Selection, say: Say, *, keep: Selection = (), yes: bool = False) -> list[Removal]:
@@ -61,12 +120,17 @@ def prune(registry: Registry, selection: Selection, say: Say, *, keep: Selection
             say(f"would remove {removal}")
         return removals
     done: list[Removal] = []
-    for repository in sorted({name for name, _ in selected}):
+    # Bundles say what belongs to a release, so they go last: a run that was killed finds the rest by them.
+    for repository in sorted({name for name, _ in selected}, key=_bundles_last):
         for removal in plan_prune(registry, [item for item in selected if item[0] == repository], keep=stay):
             registry.delete(removal.repository, removal.reference)
             say(f"removed {removal}")
             done.append(removal)
     return done
+
+
+def _bundles_last(repository: str) -> tuple[bool, str]:
+    return repository.rpartition("/")[2].startswith(BUNDLE), repository
 
 
 @dataclass
