@@ -77,6 +77,7 @@ def dist_build(name: str, profile: Profile, registry_name: str) -> None:
 )
 @click.option("--credentials", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="A docker config.json that only you can read.")
 @click.option("--repositories", type=click.Path(file_okay=False, path_type=Path), default=None, help="The folder of the apt and dnf repositories to fill.")
+@click.option("--replace", is_flag=True, help="Let tags in the registry that name other content name this release's.")
 @repository_options
 def dist_publish(
     name: str,
@@ -88,6 +89,7 @@ def dist_publish(
     registry_ca: Path | None,
     credentials: Path | None,
     repositories: Path | None,
+    replace: bool,
     url: str,
     valid_days: int | None,
 ) -> None:
@@ -109,7 +111,7 @@ def dist_publish(
                 take_repositories(release, repositories)
     if registry:
         with steps.step(f"Pushing images and bundles to {registry}"):
-            push(release, registry, registry_ca, credentials)
+            push(release, registry, registry_ca, credentials, replace=replace)
 
 
 def publish_packages(release: Distribution, repositories: Repositories) -> None:
@@ -132,11 +134,11 @@ def take_repositories(release: ImportedRelease, root: Path) -> None:
     release.say(f"package repositories in {root}")
 
 
-def push(release: Deliverable, address: str, ca: Path | None, credentials: Path | None) -> None:
+def push(release: Deliverable, address: str, ca: Path | None, credentials: Path | None, *, replace: bool = False) -> None:
     """Push, and say where everything is."""
     client = Registry(address, ca, credentials=credentials)
     try:
-        digests = release.push(client, address, ca, credentials)
+        digests = release.push(client, address, ca, credentials, replace=replace)
     finally:
         client.close()
     for target in release.targets:

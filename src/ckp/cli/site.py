@@ -90,10 +90,10 @@ class Site:
         return RegistryServer(self.dist.built["distribution"].binary("registry"), Lab.GATEWAY, REGISTRY_NAME)
 
     def publish(self) -> None:
-        """Start the registry; push images and bundles."""
+        """Start the registry; push images and bundles. Where an earlier build left others, this one's take their tags, and it is said."""
         server = self.registry
         client = server.start()
-        self.digests = self.dist.push(client, f"{Lab.GATEWAY}:{server.port}", server.ca)
+        self.digests = self.dist.push(client, f"{Lab.GATEWAY}:{server.port}", server.ca, replace=True)
         self.say(f"{len(self.dist.tags)} images and {len(self.dist.targets)} bundle at {server.address}/{PREFIX}")
 
     @property

@@ -26,16 +26,18 @@ from typing import Any
 from ckp import __version__
 from ckp.catalog.load import Chosen
 from ckp.catalog.models import BundleTarget, Release, Source
-from ckp.clients.cosign import signature_tag
+from ckp.clients.cosign import append_layer, signature_tag
 from ckp.clients.oci import Registry
 from ckp.clients.oci_store import BlobStore, Manifest
 from ckp.dist.archive import Member, read_archive, write_archive
 from ckp.dist.build import Built
 from ckp.dist.bundle import PREFIX
 from ckp.dist.layers import store
+from ckp.dist.mirror import belongs_to
 from ckp.dist.packages import Format, Package
 from ckp.dist.registry import RegistryServer
 from ckp.dist.release import Distribution
+from ckp.dist.tags import check_tags
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
 from ckp.kits.files import exclusive
@@ -77,7 +79,7 @@ def collect(registry: Registry, repository: str, tag: str, blobs: BlobStore) -> 
 
 
 def deliver(registry: Registry, items: Sequence[Item], blobs: BlobStore) -> None:
-    """Push what was collected; what is there already is not sent again."""
+    """Push what was collected; what is there already is not sent again, and signatures that others made stay beside ours."""
     for item in items:
         if registry.digest(item.repository, item.tag or item.digest) == item.digest:
             continue
@@ -86,6 +88,10 @@ def deliver(registry: Registry, items: Sequence[Item], blobs: BlobStore) -> None
             deliver(registry, [Item(item.repository, "", child.digest, child.media_type)], blobs)
         for blob in manifest.blobs:
             registry.push_blob(item.repository, blob, blobs.path(blob.digest))
+        if item.tag and belongs_to(item.tag) and registry.digest(item.repository, item.tag):
+            for layer in manifest.layers:
+                append_layer(registry, item.repository, item.tag, layer, None)
+            continue
         registry.put_manifest(item.repository, manifest, item.tag)
 
 
@@ -121,7 +127,7 @@ def export_release(dist: Distribution, repositories: Path, base: Path | None, fi
         scratch = Path(name)
         with own_registry(dist.built["distribution"].binary("registry")) as (registry, address, ca):
             say("laying images and bundles out as a registry has them")
-            digests = dist.push(registry, address, ca)
+            digests = dist.push(registry, address, ca, replace=True)
             tags = {**dist.tags, **{target.repository: dist.release.stamp for target in dist.targets}}
             items = [item for repository in digests for item in collect(registry, f"{PREFIX}/{repository}", tags[repository], store())]
         members = [Member("oci.json", _json(scratch / "oci.json", [item.__dict__ for item in items]))]
@@ -296,9 +302,11 @@ class ImportedRelease:
         item = next(entry for entry in self.about["agents"] if entry["format"] == format)
         return Package(item["name"], item["version"], self.folder / "packages" / item["file"], item["sha256"], format)
 
-    def push(self, registry: Registry, address: str, ca: Path | None, credentials: Path | None = None) -> dict[str, str]:
+    def push(self, registry: Registry, address: str, ca: Path | None, credentials: Path | None = None, *, replace: bool = False) -> dict[str, str]:
         """See Deliverable. Signatures, SBOMs and provenance go along."""
         items = [Item(**entry) for entry in json.loads((self.folder / "oci.json").read_text())]
+        wanted = [(item.repository, item.tag, item.digest) for item in items if item.tag and not belongs_to(item.tag)]
+        check_tags(registry, wanted, self.say, replace=replace)
         deliver(registry, items, BlobStore(self.folder / "blobs"))
         self.say(f"{len(items)} manifests are in the registry")
         return dict(self.about["digests"])

@@ -17,8 +17,9 @@ from ckp.dist.build import Built
 from ckp.dist.images import Image
 from ckp.dist.layers import EPOCH
 from ckp.dist.packages import Package, copy_packages
+from ckp.dist.verification import pulled_bundle
 from ckp.kits import paths
-from ckp.kits.errors import CkpError
+from ckp.kits.errors import CkpError, VerificationFailed
 from ckp.kits.files import atomic_write, building_directory, exclusive, sha256_bytes, sha256_file
 from ckp.kits.processes import run
 
@@ -118,6 +119,34 @@ def _chart(cilium: Built) -> Path:
     return final / "chart-cilium.tgz"
 
 
+def is_pushed(bundle: Bundle, release: Release, registry: Registry) -> bool:
+    """Whether the release's tag names this very content: by the record of an earlier push, else by a look at what it names."""
+    repository = f"{PREFIX}/{bundle.target.repository}"
+    manifest = registry.find_manifest(repository, release.stamp)
+    if manifest is None:
+        return False
+    record = _record(bundle)
+    if record.exists() and record.read_text() == manifest.digest:
+        return True
+    try:
+        with pulled_bundle(registry, repository, manifest, f"{registry.address}/{repository}:{release.stamp}") as there:
+            same = _contents(there) == _contents(bundle.folder)
+    except VerificationFailed:
+        return False
+    if same:
+        atomic_write(record, manifest.digest)
+    return same
+
+
+def _record(bundle: Bundle) -> Path:
+    """Keeps the digest that a bundle got in a registry: imgpkg decides it."""
+    return bundle.folder.with_name(bundle.folder.name + ".digest")
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    return {path.name: sha256_file(path) for path in folder.iterdir()}
+
+
 def push_bundle(bundle: Bundle, release: Release, registry: Registry, address: str, ca: Path | None, imgpkg: Path, credentials: Path | None = None) -> str:
     """Push with imgpkg under the release's tag unless that tag holds this very content; returns the digest.
 
@@ -127,7 +156,7 @@ def push_bundle(bundle: Bundle, release: Release, registry: Registry, address: s
         credentials: a file in the format of docker's config.json.
     """
     repository = f"{PREFIX}/{bundle.target.repository}"
-    record = bundle.folder.with_name(bundle.folder.name + ".digest")
+    record = _record(bundle)
     known = registry.digest(repository, release.stamp)
     if known and record.exists() and record.read_text() == known:
         return known

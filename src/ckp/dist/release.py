@@ -16,7 +16,7 @@ from ckp.clients.openpgp import SigningKey
 from ckp.dist.agent import agent_version, build_zipapp
 from ckp.dist.attestations import attach_all
 from ckp.dist.build import Built
-from ckp.dist.bundle import PREFIX, Bundle, make_bundle, push_bundle
+from ckp.dist.bundle import PREFIX, Bundle, is_pushed, make_bundle, push_bundle
 from ckp.dist.cyclonedx import Json
 from ckp.dist.gobuildinfo import Reader
 from ckp.dist.images import Image, ImageBuilder
@@ -26,9 +26,11 @@ from ckp.dist.packages import Format, Package, Recipe, make_package
 from ckp.dist.provenance import bundle_statement, image_statement
 from ckp.dist.sbom import bundle_sbom, image_sbom
 from ckp.dist.schedule import build_all
+from ckp.dist.tags import check_tags
 from ckp.dist.workshop import Workshop
 from ckp.kits import paths
 from ckp.kits.stopping import go_on, pool
+from ckp.kits.files import sha256_file
 
 PUSHES = 4
 """How many images are signed and described at the same time."""
@@ -81,8 +83,15 @@ class Deliverable(Protocol):
         """The agent's package."""
         ...
 
-    def push(self, registry: Registry, address: str, ca: Path | None, credentials: Path | None = None) -> dict[str, str]:
-        """Push images and bundles, and return each repository's digest. What is there already is not sent again."""
+    def push(self, registry: Registry, address: str, ca: Path | None, credentials: Path | None = None, *, replace: bool = False) -> dict[str, str]:
+        """Push images and bundles, and return each repository's digest. What is there already is not sent again.
+
+        Args:
+            replace: let tags that name other content name this release's, and say which.
+
+        Raises:
+            Conflict: a tag names other content; nothing was pushed.
+        """
         ...
 
 
@@ -175,8 +184,12 @@ class Distribution:
         self.registry_name = registry
         self.bundles = [make_bundle(self.release, target, self.packages, self.images, self.built, registry, self.key) for target in wanted]
 
-    def push(self, registry: Registry, address: str, ca: Path | None, credentials: Path | None = None) -> dict[str, str]:
+    def push(self, registry: Registry, address: str, ca: Path | None, credentials: Path | None = None, *, replace: bool = False) -> dict[str, str]:
         """See Deliverable. Each image and bundle is signed, and carries its SBOM and its provenance as referrers."""
+        wanted = [(f"{PREFIX}/{image.repository}", image.tag, image.manifest().digest) for image in self.images]
+        if not replace:
+            wanted += [self._claim(bundle) for bundle in self.bundles if not is_pushed(bundle, self.release, registry)]
+        check_tags(registry, wanted, self.say, replace=replace)
         digests: dict[str, str] = {}
         for image in self.images:
             manifest = image.manifest()
@@ -184,10 +197,18 @@ class Distribution:
             digests[image.repository] = manifest.digest
         imgpkg = self.built["imgpkg"].binary("imgpkg")
         for bundle in self.bundles:
-            digests[bundle.target.repository] = push_bundle(bundle, self.release, registry, address, ca, imgpkg, credentials)
-            self.say(f"bundle {bundle.target.repository}:{self.release.stamp}")
+            name = f"{PREFIX}/{bundle.target.repository}:{self.release.stamp}"
+            before = registry.digest(f"{PREFIX}/{bundle.target.repository}", self.release.stamp)
+            digest = push_bundle(bundle, self.release, registry, address, ca, imgpkg, credentials)
+            digests[bundle.target.repository] = digest
+            self.say(f"bundle {name}" if before in (None, digest) else f"replaced {name}: {before} was there, {digest} came")
         self._attest(registry, digests)
         return digests
+
+    def _claim(self, bundle: Bundle) -> tuple[str, str, str]:
+        """What the tag of a bundle is to name, for check_tags; imgpkg decides the digest when it pushes."""
+        listing = sha256_file(bundle.folder / "bundle.json")
+        return f"{PREFIX}/{bundle.target.repository}", self.release.stamp, f"a bundle whose bundle.json has the SHA-256 {listing}"
 
     def _attest(self, registry: Registry, digests: Mapping[str, str]) -> None:
         """Sign and describe what was pushed; what is signed and described already is left alone."""

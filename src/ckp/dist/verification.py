@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import tarfile
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +14,8 @@ from ckp.agent import verify
 from ckp.agent.packagefile import MAX_FILE
 from ckp.catalog.models import BundleTarget
 from ckp.clients.oci import Registry
-from ckp.clients.oci_store import BlobStore
 from ckp.kits.disks import naming_full_disk
+from ckp.clients.oci_store import BlobStore, Manifest
 from ckp.kits.errors import InvalidInput, VerificationFailed
 from ckp.kits.files import CHUNK
 
@@ -76,14 +78,7 @@ def verify_reference(reference: Reference, registry: Registry, image_key: bytes,
     lines = [f"{name}: {manifest.digest} is signed by a trusted key for images"]
     if not reference.is_bundle:
         return lines
-    with tempfile.TemporaryDirectory(prefix="ckp-verify-") as scratch:
-        folder = Path(scratch) / "bundle"
-        folder.mkdir()
-        store = BlobStore(Path(scratch) / "blobs")
-        for layer in manifest.layers:
-            if layer.size > MAX_FILE:
-                raise VerificationFailed(f"{name} has a layer of {layer.size >> 20} MiB, and {MAX_FILE >> 20} MiB are the most")
-            unpack_bundle(registry.pull_blob(reference.repository, layer, store), folder, name)
+    with pulled_bundle(registry, reference.repository, manifest, name) as folder:
         found = verify.verify_bundle(str(folder), str(keyring), release)
     _check_place(reference, found, name)
     return [*lines, *verify.describe_bundle(found)]
@@ -99,6 +94,20 @@ def _check_place(reference: Reference, found: verify.BundleManifest, name: str) 
     home = BundleTarget.model_construct(os=found.os, os_version=found.os_version).repository
     if reference.repository.rpartition("/")[2] != home:
         raise VerificationFailed(f"{name} holds the bundle for {found.os} {found.os_version}, which belongs into {home}")
+
+
+@contextmanager
+def pulled_bundle(registry: Registry, repository: str, manifest: Manifest, name: str) -> Iterator[Path]:
+    """A bundle's content in a folder for the block. VerificationFailed if it is none; nothing of it is verified yet."""
+    with tempfile.TemporaryDirectory(prefix="ckp-verify-") as scratch:
+        folder = Path(scratch) / "bundle"
+        folder.mkdir()
+        store = BlobStore(Path(scratch) / "blobs")
+        for layer in manifest.layers:
+            if layer.size > MAX_FILE:
+                raise VerificationFailed(f"{name} has a layer of {layer.size >> 20} MiB, and {MAX_FILE >> 20} MiB are the most")
+            unpack_bundle(registry.pull_blob(repository, layer, store), folder, name)
+        yield folder
 
 
 def unpack_bundle(layer: Path, folder: Path, name: str) -> None:
