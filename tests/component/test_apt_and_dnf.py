@@ -21,10 +21,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+from click.testing import CliRunner
 from tests.support.small_packages import OWNER, small_package
 
+from ckp import __version__
+from ckp.agent.verify import verify_path
+from ckp.catalog.load import Catalog
+from ckp.cli.dist import dist_publish
 from ckp.clients import openpgp
 from ckp.clients.openpgp import SigningKey
+from ckp.dist.airgap import tree
+from ckp.dist.archive import write_archive
 from ckp.dist.packages import Package
 from ckp.dist.repositories import Repositories
 from ckp.kits.clock import ManualClock
@@ -296,6 +303,61 @@ def test_apt_refuses_a_state_after_its_valid_until(tmp_path: Path, key: SigningK
     apt.update()
     replace(repositories, valid_days=None).publish(packages["1.35.1"], "v1.35", said)
     apt.update()
+
+
+# -- a site that has the maker's repositories of two releases, and no signing key ---------------------------------------
+
+
+@pytest.fixture
+def site(tmp_path: Path, key: SigningKey, packages: dict[str, list[Package]], monkeypatch: pytest.MonkeyPatch) -> dict[str, Repositories]:
+    """What `ckp dist publish --from FILE --repositories` makes of two files, by release."""
+    monkeypatch.setenv("CKP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CKP_KEYS", str(tmp_path / "no-keys-here"))
+    for version, found in packages.items():
+        made = Repositories(tmp_path / f"made-{version}", key)
+        made.publish(found, "v1.35", said)
+        shown = Catalog().release("v1.35.1").model_dump(mode="json") | {"name": f"v{version}", "stamp": f"v{version}-ckp"}
+        shown["pins"]["kubernetes"] = f"v{version}"
+        about = {"kind": "ckp-release", "ckp": __version__, "release": shown}
+        write_archive(tmp_path / f"v{version}.ckp", about, tree("repositories", made.root), key, said)
+        arguments = ["--from", str(tmp_path / f"v{version}.ckp"), "--keyring", str(key.keyring), "--repositories", str(tmp_path / "site")]
+        done = CliRunner().invoke(dist_publish, arguments, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    return {version: Repositories(tmp_path / "site" / f"v{version}", key) for version in packages}
+
+
+def test_apt_follows_one_release_of_a_site_and_then_the_next(site: dict[str, Repositories], apt: Apt) -> None:
+    apt.follow(site["1.35.1"])
+    apt.update()
+    assert apt.get("install", "kubeadm").returncode == 0
+    assert apt.installed()["kubeadm"] == "1.35.1-ckp"
+    apt.follow(site["1.35.2"])
+    apt.update()
+    assert apt.get("upgrade").returncode == 0
+    assert apt.installed()["kubeadm"] == "1.35.2-ckp"
+
+
+def test_apt_follows_both_releases_of_a_site_by_one_source(site: dict[str, Repositories], apt: Apt) -> None:
+    """As docs/how-to/air-gap.md has it: two addresses after URIs."""
+    apt.follow(site["1.35.1"], f"file:{site['1.35.1'].root}/apt file:{site['1.35.2'].root}")
+    apt.update()
+    assert apt.get("install", "kubeadm").returncode == 0
+    assert apt.installed()["kubeadm"] == "1.35.2-ckp"
+    assert apt.get("install", "--allow-downgrades", "kubeadm=1.35.1-ckp").returncode == 0
+    assert apt.installed()["kubeadm"] == "1.35.1-ckp"
+
+
+def test_dnf_follows_one_release_of_a_site_and_then_the_next(site: dict[str, Repositories], dnf: Dnf) -> None:
+    for version, repositories in site.items():
+        dnf.follow(repositories)
+        done = dnf.install(f"kubeadm-{version}-ckp")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert dnf.installed()["kubeadm"] == f"{version}-ckp"
+
+
+def test_a_sites_repositories_are_verified_by_the_makers_keys(site: dict[str, Repositories], key: SigningKey) -> None:
+    for repositories in site.values():
+        assert any("packages verified" in line for line in verify_path(str(repositories.root), str(key.keyring)))
 
 
 # -- a publication in the middle of a client's update ------------------------------------------------------------------

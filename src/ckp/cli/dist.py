@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -18,9 +17,9 @@ from ckp.dist.airgap import ImportedRelease, export_release
 from ckp.dist.bundle import PREFIX
 from ckp.dist.release import Deliverable, Distribution
 from ckp.dist.repositories import Repositories
+from ckp.dist.site_repositories import take_repositories
 from ckp.kits import paths
-from ckp.kits.errors import Conflict, InvalidInput
-from ckp.kits.files import building_directory, exclusive
+from ckp.kits.errors import InvalidInput
 from ckp.kits.steps import Steps
 from ckp.lab import base
 
@@ -76,8 +75,15 @@ def dist_build(name: str, profile: Profile, registry_name: str) -> None:
     "--registry-ca", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="The CA of its certificate; default: the system's."
 )
 @click.option("--credentials", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="A docker config.json that only you can read.")
-@click.option("--repositories", type=click.Path(file_okay=False, path_type=Path), default=None, help="The folder of the apt and dnf repositories to fill.")
-@click.option("--replace", is_flag=True, help="Let tags in the registry that name other content name this release's.")
+@click.option(
+    "--repositories",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="The folder of the apt and dnf repositories to fill; with --from one below it, by the release's name.",
+)
+@click.option(
+    "--replace", is_flag=True, help="Replace what is there under the same name: tags that name other content, and with --from a release's repositories."
+)
 @repository_options
 def dist_publish(
     name: str,
@@ -108,7 +114,7 @@ def dist_publish(
             if isinstance(release, Distribution):
                 publish_packages(release, Repositories(repositories, release.key, url=url, valid_days=valid_days))
             else:
-                take_repositories(release, repositories)
+                take_repositories(release, repositories, replace=replace)
     if registry:
         with steps.step(f"Pushing images and bundles to {registry}"):
             push(release, registry, registry_ca, credentials, replace=replace)
@@ -123,15 +129,6 @@ def publish_packages(release: Distribution, repositories: Repositories) -> None:
 def component(release: str) -> str:
     """The component of the package repositories that a release belongs to: its minor, as v1.35."""
     return release.rpartition(".")[0]
-
-
-def take_repositories(release: ImportedRelease, root: Path) -> None:
-    """The maker's signed repositories as they are: a site without the maker's key can't sign others."""
-    if root.exists() and any(root.iterdir()):
-        raise Conflict(f"{root} is not empty, and repositories that somebody else signed can't be added to it", resolution="name an empty folder")
-    with exclusive(root.absolute().with_name(f".{root.name}.lock"), what=f"filling {root}", timeout=60), building_directory(root.absolute()) as scratch:
-        shutil.copytree(release.repositories, scratch, dirs_exist_ok=True)
-    release.say(f"package repositories in {root}")
 
 
 def push(release: Deliverable, address: str, ca: Path | None, credentials: Path | None, *, replace: bool = False) -> None:
