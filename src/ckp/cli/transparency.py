@@ -16,7 +16,7 @@ from ckp.cli.output import Column, describe, show_data, table
 from ckp.cli.release import DEFAULT_RELEASE, PROFILE_OPTION
 from ckp.cli.trust import trusted_image_key
 from ckp.clients.oci import Registry
-from ckp.clients.openpgp import IMAGE_PUBLIC
+from ckp.clients.openpgp import IMAGE_PUBLIC, KEYRING
 from ckp.dist import dsse
 from ckp.dist.attestations import attached_sbom, attached_statement
 from ckp.dist.compare import Comparison, compare_programs, compare_tree, table_rows
@@ -176,6 +176,7 @@ def _show_statement(statement: Mapping[str, Any]) -> None:
 @click.option("--component", "components", multiple=True, help="Make only this one's programs again; may be given several times.")
 @PROFILE_OPTION
 @click.option("--against", multiple=True, metavar="FILE|IMAGE", help="Published provenance to compare with; default: what is built on this machine.")
+@click.option("--keyring", type=_FILE, default=None, help="The published OpenPGP keys, which the agent's package brings; default: this machine's own.")
 @click.option("--fresh-modules", is_flag=True, help="Fetch all sources anew, instead of taking them from this machine's module cache.")
 @click.option("--directory", type=click.Path(file_okay=False, path_type=Path), default=None, help="Where to work; emptied before and after.")
 @_format
@@ -185,6 +186,7 @@ def reproduce(
     components: tuple[str, ...],
     profile: Profile,
     against: tuple[str, ...],
+    keyring: Path | None,
     fresh_modules: bool,
     directory: Path | None,
     output: str,
@@ -192,7 +194,7 @@ def reproduce(
     registry_ca: Path | None,
     credentials: Path | None,
 ) -> None:
-    """Make a release again in another place, and compare it bit by bit. Anything that differs ends with code 3.
+    """Make a release again in another place, and compare it bit by bit. Anything that differs, or was published and did not come, ends with code 3.
 
     Packages are compared without their signatures. Everything takes an hour or more on a small machine; a component takes minutes.
     """
@@ -205,13 +207,15 @@ def reproduce(
         expected = _expected_here(catalog, name, profile, roles)
     folder = directory or Path(tempfile.gettempdir()) / f"ckp-reproduce-{release.name}"
     say = _quiet if output == "json" else click.echo
-    findings = Reproduction(catalog, release, profile, expected, folder, say, fresh_modules).run(roles)
+    own = paths.keys() / KEYRING
+    ring = keyring or (own if own.exists() else None)
+    findings = Reproduction(catalog, release, profile, expected, folder, say, fresh_modules, ring).run(roles)
     _show_findings(findings, output)
-    wrong = [finding for finding in findings if finding.verdict == "differs"]
+    wrong = [finding for finding in findings if finding.verdict in ("differs", "not made again")]
     if wrong or not any(finding.verdict == "identical" for finding in findings):
         raise VerificationFailed(
-            f"{len(wrong)} of {len(findings)} made again are not what was published",
-            details="\n".join(f"{finding.kind} {finding.name}" for finding in wrong),
+            f"{len(wrong)} of {len(findings)} are not what was published",
+            details="\n".join(f"{finding.kind} {finding.name} {finding.verdict}" for finding in wrong),
             resolution="is it the same release file, profile and checkout? the notes say where the difference lies",
         )
 

@@ -32,15 +32,20 @@ def component(catalog: Catalog, release: str, profile: Profile, role: str) -> di
     return {name: {"sha256": facts["sha256"], "path": str(built.binary(name))} for name, facts in binaries.items()}
 
 
-def everything(catalog: Catalog, release: str, profile: Profile, registry: str) -> dict[str, Any]:
-    """Make packages, images and bundles from the components that are built already."""
-    made = Distribution(catalog, catalog.release(release), profile, _say)
+def everything(catalog: Catalog, release: str, profile: Profile, registry: str, keyring: str = "") -> dict[str, Any]:
+    """Make packages, images and bundles from the components that are built already.
+
+    Args:
+        keyring: the published one, which is part of the agent's package; without it that package can't be compared, and is left out.
+    """
+    made = Distribution(catalog, catalog.release(release), profile, _say, trusted=Path(keyring) if keyring else None)
     made.build()
     made.pack()
     made.make_images()
     made.make_bundles(registry)
+    packages = [*made.packages, *(made.agents if keyring else [])]
     return {
-        "packages": {f"{item.name}.{item.format}": {"unsigned": unsigned_sha256(item.path), "path": str(item.path)} for item in made.packages},
+        "packages": {f"{item.name}.{item.format}": {"unsigned": unsigned_sha256(item.path), "path": str(item.path)} for item in packages},
         "images": {item.repository: {"digest": item.manifest().digest, "debian": _debian(item)} for item in made.images},
         "bundles": {item.target.repository: (item.folder / "bundle.json").read_text() for item in made.bundles},
     }
@@ -55,7 +60,7 @@ def _say(line: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Read `{"catalog", "release", "profile", "role" | "registry"}` from the only argument."""
+    """Read `{"catalog", "release", "profile", "role" | "registry", "keyring"}` from the only argument."""
     os.umask(UMASK)
     order = json.loads(arguments[0])
     catalog = Catalog(Path(order["catalog"]))
@@ -63,7 +68,7 @@ def main(arguments: list[str]) -> int:
         if "role" in order:
             result = component(catalog, order["release"], order["profile"], order["role"])
         else:
-            result = everything(catalog, order["release"], order["profile"], order["registry"])
+            result = everything(catalog, order["release"], order["profile"], order["registry"], order.get("keyring", ""))
     except CkpError as error:
         print(error.render(), file=sys.stderr)
         return 1

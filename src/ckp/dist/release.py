@@ -114,6 +114,8 @@ class Distribution:
     """The agent's packages: the agent is CKP's own, changes with CKP's code, and so is not part of a release's bundle."""
     bundles: list[Bundle] = field(default_factory=list)
     registry_name: str = ""
+    trusted: Path | None = None
+    """The keyring that the agent's package brings, if it is not that of the signing key: who makes a release again has another key."""
 
     @cached_property
     def key(self) -> SigningKey:
@@ -123,7 +125,7 @@ class Distribution:
     @property
     def keyring(self) -> Path:
         """See Deliverable."""
-        return self.key.keyring
+        return self.trusted or self.key.keyring
 
     @property
     def tags(self) -> dict[str, str]:
@@ -158,11 +160,11 @@ class Distribution:
         """Make and sign the packages, the agent's among them."""
         key, nfpm = self.key, self.built["nfpm"].binary("nfpm")
         self.packages, self.agents = [], []
-        agent = {"ckp-agent": build_zipapp(), "trusted.gpg": key.keyring}
+        agent = {"ckp-agent": build_zipapp(), "trusted.gpg": self.keyring}
         for kind in formats:
             for name, role in PACKAGES:
                 self.packages.append(make_package(Recipe.read(name), self.package_version(role), self.built, nfpm, key, format=kind))
-            self.agents.append(make_package(Recipe.read("ckp-agent"), agent_version(key.keyring), self.built, nfpm, key, extra=agent, format=kind))
+            self.agents.append(make_package(Recipe.read("ckp-agent"), agent_version(self.keyring), self.built, nfpm, key, extra=agent, format=kind))
             self.say(f"{len(PACKAGES) + 1} {kind} packages, {self.release.package_version}")
         self.say(f"signed by {key.subkey}")
 

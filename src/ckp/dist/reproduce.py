@@ -35,12 +35,12 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was made again.
+    """One thing that was made again, or should have been.
 
     Args:
         kind: `binary`, `package`, `image` or `bundle`.
         expected: SHA-256; empty if nothing was published under that name.
-        found: SHA-256 of what was made now.
+        found: SHA-256 of what was made now; empty if nothing was.
     """
 
     kind: str
@@ -52,9 +52,11 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """`identical`, `differs`, or `not published`: there is nothing to compare with."""
+        """`identical`, `differs`, `not made again`: it does not come from the release; or `not published`: there is nothing to compare with."""
         if not self.expected:
             return "not published"
+        if not self.found:
+            return "not made again"
         return "identical" if self.expected == self.found else "differs"
 
     def to_json(self) -> dict[str, str]:
@@ -125,6 +127,8 @@ class Reproduction:
     Args:
         folder: where to work; it is emptied. Its path must differ from the cache's.
         fresh_modules: fetch all sources anew, instead of taking them from this machine's module cache.
+        keyring: the published keyring, which the agent's package brings.
+        program: what makes it: arguments of Python.
     """
 
     catalog: Catalog
@@ -134,9 +138,11 @@ class Reproduction:
     folder: Path
     say: Callable[[str], None]
     fresh_modules: bool = False
+    keyring: Path | None = None
+    program: tuple[str, ...] = ("-m", "ckp.dist.rebuild")
 
     def run(self, roles: Collection[str] = ()) -> list[Finding]:
-        """Make everything, or these components only, and compare.
+        """Make everything, or these components only, and compare. What was expected and did not come is among the findings.
 
         Raises:
             NotFound: there is no such component.
@@ -153,7 +159,8 @@ class Reproduction:
             self._prepare(small=bool(roles))
             try:
                 findings = [finding for role in (roles or known) for finding in self._component(role)]
-                return findings if roles else findings + self._rest()
+                findings += [] if roles else self._rest()
+                return findings + self._not_made(findings, roles)
             finally:
                 remove_tree(self.folder)
 
@@ -181,7 +188,7 @@ class Reproduction:
             "PYTHONPATH": str(paths.REPO / "src"),
         }
         dropped = [part for name in DROPPED for part in ("--unset", name)]
-        command = ["env", *dropped, *(f"{name}={value}" for name, value in environment.items()), sys.executable, "-m", "ckp.dist.rebuild", json.dumps(order)]
+        command = ["env", *dropped, *(f"{name}={value}" for name, value in environment.items()), sys.executable, *self.program, json.dumps(order)]
         return json.loads(run(command, cwd=self.folder / "tmp", timeout=COMPONENT_TIMEOUT, what=what).stdout)
 
     def _component(self, role: str) -> list[Finding]:
@@ -202,7 +209,9 @@ class Reproduction:
         return findings
 
     def _rest(self) -> list[Finding]:
-        made = self._order(f"making packages and images of {self.release.stamp} again", registry=self.expected.registry or "registry.invalid")
+        keyring = str(self.keyring.absolute()) if self.keyring else ""
+        what = f"making packages and images of {self.release.stamp} again"
+        made = self._order(what, registry=self.expected.registry or "registry.invalid", keyring=keyring)
         findings, signed = [], {}
         for name, facts in made["packages"].items():
             findings.append(self._finding("package", name, facts["unsigned"], "without its signature"))
@@ -216,6 +225,22 @@ class Reproduction:
             findings.append(self._finding("bundle", name, sha256_bytes(with_published(text, unsigned, signed).encode()), "its list, bundle.json"))
         self.say(f"{sum(finding.verdict == 'identical' for finding in findings)} of {len(findings)} packages, images and bundles identical")
         return findings
+
+    def _not_made(self, findings: Iterable[Finding], roles: Collection[str]) -> list[Finding]:
+        """What was published and did not come out: of everything, or of the components that were made again."""
+        components = {self.catalog.choose(self.release, role, self.profile).source.component for role in roles}
+        made = {(item.kind, f"{item.component.partition(' ')[0]}/{item.name}" if item.kind == "binary" else item.name) for item in findings}
+        missing = []
+        for kind, name in sorted(self.expected.hashes.keys() - made):
+            component, _, program = name.partition("/") if kind == "binary" else (self.release.stamp, "", name)
+            if roles and component not in components:
+                continue
+            no_keyring = kind == "package" and name.startswith("ckp-agent.") and self.keyring is None
+            note = "it brings the published keyring: name that with --keyring" if no_keyring else "nothing of the release gives it"
+            missing.append(Finding(kind, component, program, self.expected.hashes[kind, name], "", note))
+        if missing:
+            self.say(f"{len(missing)} that were published were not made again")
+        return missing
 
     def _finding(self, kind: str, name: str, found: str, note: str = "") -> Finding:
         return Finding(kind, self.release.stamp, name, self.expected.hashes.get((kind, name), ""), found, note)
