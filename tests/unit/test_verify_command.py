@@ -134,6 +134,76 @@ def bundle(key: SigningKey, *, release: str = "v1.35.1", os_version: str = "12")
     return {"bundle.json": text, "bundle.json.asc": key.sign(text, armor=True), "kubelet.deb": deb}
 
 
+def bundle_of(key: SigningKey, release: str, versions: dict[str, str], *stand_ins: str) -> dict[str, bytes]:
+    """A bundle of small packages, well signed, whatever their versions are."""
+    files = bundle(key, release=release)
+    manifest = json.loads(files["bundle.json"])
+    for name, version in versions.items():
+        files[f"{name}.deb"] = Deb(name=name, version=version).build(key.sign)
+        digest = hashlib.sha256(files[f"{name}.deb"]).hexdigest()
+        manifest["packages"].append({"file": f"{name}.deb", "name": name, "version": version, "sha256": digest})
+    files["bundle.json"] = json.dumps({**manifest, "stand_ins": stand_ins}).encode()
+    return {**files, "bundle.json.asc": key.sign(files["bundle.json"], armor=True)}
+
+
+PINNED = {"cri-tools": "1.27.0-ckp", "containerd": "1.7.28-ckp", "helm": "3.19.2-ckp", "kubernetes-cni": "1.3.0-ckp"}
+STAND_IN = "cri-tools v1.30.0 stands in for cri-tools v1.27.0"
+
+
+def verified(images: Images, packages: Path, how: str, files: dict[str, bytes], release: str) -> str:
+    """What is said of a bundle, as a folder by the command or as an image."""
+    if how == "image":
+        images.push(BUNDLES, f"{release}-ckp", layer_of(files))
+        return "\n".join(images.verify(f"{BUNDLES}:{release}-ckp"))
+    folder = packages.parent / "bundle"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    result = run(folder)
+    if result.exception:
+        raise VerificationFailed(result.output)
+    return result.output
+
+
+@pytest.mark.parametrize("how", ["folder", "image"])
+@pytest.mark.parametrize(
+    ("versions", "stand_ins"), [(PINNED, ()), ({**PINNED, "cri-tools": "1.30.0-ckp"}, (STAND_IN, "cert-manager v1.11.5 stands in for cert-manager v1.15.3"))]
+)
+def test_a_bundles_packages_are_held_against_the_catalogs_release(
+    images: Images, packages: Path, key: SigningKey, how: str, versions: dict[str, str], stand_ins: tuple[str, ...]
+) -> None:
+    said = verified(images, packages, how, bundle_of(key, "v1.35.1", versions, *stand_ins), "v1.35.1")
+    assert "the packages have the versions that the catalog's release v1.35.1 names" in said
+
+
+@pytest.mark.parametrize("how", ["folder", "image"])
+@pytest.mark.parametrize(
+    ("versions", "stand_ins", "words"),
+    [
+        ({**PINNED, "containerd": "1.7.27-ckp"}, (), "names containerd 1.7.27-ckp, and the catalog has 1.7.28-ckp"),
+        ({**PINNED, "helm": "3.99.0-ckp"}, (), "names helm 3.99.0-ckp, and the catalog has 3.19.2-ckp"),
+        ({**PINNED, "cri-tools": "1.30.0-ckp"}, (), "names cri-tools 1.30.0-ckp, and the catalog has 1.27.0-ckp"),
+        ({**PINNED, "cri-tools": "1.27.0-ckp"}, (STAND_IN,), "names cri-tools 1.27.0-ckp, and the catalog has 1.30.0-ckp"),
+        # A stand-in that the release file does not know is none.
+        ({**PINNED, "helm": "3.0.0-ckp"}, ("helm v3.0.0 stands in for helm v3.19.2",), "names helm 3.0.0-ckp, and the catalog has 3.19.2-ckp"),
+        ({**PINNED, "cri-tools": "1.31.0-ckp"}, ("cri-tools v1.31.0 stands in for cri-tools v1.27.0",), "names cri-tools 1.31.0-ckp, and the catalog"),
+    ],
+)
+def test_a_well_signed_bundle_with_other_packages_than_its_release_is_refused(
+    images: Images, packages: Path, key: SigningKey, how: str, versions: dict[str, str], stand_ins: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises((VerificationFailed, module.Refused)) as caught:
+        verified(images, packages, how, bundle_of(key, "v1.35.1", versions, *stand_ins), "v1.35.1")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["folder", "image"])
+def test_a_release_that_the_catalog_does_not_have_is_verified_without_and_it_is_said(images: Images, packages: Path, key: SigningKey, how: str) -> None:
+    said = verified(images, packages, how, bundle_of(key, "v1.30.9", {"containerd": "1.6.0-ckp"}), "v1.30.9")
+    assert "bundle v1.30.9" in said
+    assert "the catalog here does not have release v1.30.9: the versions of its packages were not compared" in said
+
+
 def layer_of(files: dict[str, bytes]) -> bytes:
     return gzip.compress(tar_of(*files.items()), mtime=0)
 

@@ -21,7 +21,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 from ckp.agent.debfile import verify_deb
 from ckp.agent.kit import InvalidInput, VerificationFailed, log
@@ -35,6 +35,7 @@ MAX_MANIFEST = 1 << 20
 MAX_FILES = 256
 VERSIONED_BY_RELEASE = ("kubeadm", "kubelet", "kubectl")
 """Packages whose version is the release's own; the others have their component's."""
+OWN_BUNDLE = "ask for the release's own bundle (ckp release show)"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,199}\Z")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+\Z")
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
@@ -159,18 +160,31 @@ def _check_release(manifest: BundleManifest, release: str | None, packages: Mapp
     """The bundle is of the wanted release, and so are the packages in it: an older one under a newer name is refused."""
 
     def wrong(why: str, check: str) -> VerificationFailed:
-        return VerificationFailed(why, check=check, key=manifest.key, resolution="ask for the release's own bundle (ckp release show)")
+        return VerificationFailed(why, check=check, key=manifest.key, resolution=OWN_BUNDLE)
 
     if release is not None and manifest.release != release:
         raise wrong(f"{MANIFEST} is of release {manifest.release}, wanted is {release}", "release")
     if manifest.version != f"{manifest.release[1:]}-ckp":
         raise wrong(f"{MANIFEST} is of release {manifest.release} and says the version {manifest.version}", "release version")
-    expected = dict.fromkeys(VERSIONED_BY_RELEASE, manifest.version)
-    for source, versions in ((f"release {manifest.release}", expected), ("the catalog", packages or {})):
-        for name, version in sorted(versions.items()):
-            package = manifest.package(name)
-            if package is not None and package.version != version:
-                raise wrong(f"{MANIFEST} names {name} {package.version}, and {source} has {version}", "release packages")
+    check_versions(manifest, dict.fromkeys(VERSIONED_BY_RELEASE, manifest.version), f"release {manifest.release}")
+    check_versions(manifest, packages or {}, "the catalog")
+
+
+def check_versions(manifest: BundleManifest, versions: Mapping[str, str], source: str) -> None:
+    """The packages that a signed list names have these versions, as far as it has them. VerificationFailed otherwise.
+
+    Args:
+        source: who says so.
+    """
+    for name, version in sorted(versions.items()):
+        package = manifest.package(name)
+        if package is not None and package.version != version:
+            raise VerificationFailed(
+                f"{MANIFEST} names {name} {package.version}, and {source} has {version}",
+                check="release packages",
+                key=manifest.key,
+                resolution=OWN_BUNDLE,
+            )
 
 
 def parse_manifest(raw: bytes, folder: str, key: str) -> BundleManifest:
@@ -258,11 +272,12 @@ def _check_digest(name: str, found: str, wanted: str) -> None:
 # -- commands ------------------------------------------------------------------------------------------------------------
 
 
-def verify_path(target: str, keyring: str, release: str | None = None) -> list[str]:
+def verify_path(target: str, keyring: str, release: str | None = None, further: Callable[[BundleManifest], list[str]] | None = None) -> list[str]:
     """Check whatever `target` is: a package, a bundle's folder, a repository, or a folder of packages.
 
     Args:
         release: the release that a bundle must be of.
+        further: a further check of a bundle that is good so far; returns lines as well.
 
     Returns:
         What was checked, in lines for people.
@@ -274,7 +289,8 @@ def verify_path(target: str, keyring: str, release: str | None = None) -> list[s
     from ckp.agent.repofile import is_repository, verify_repository
 
     if os.path.isdir(target) and os.path.lexists(os.path.join(target, MANIFEST)):
-        return describe_bundle(verify_bundle(target, keyring, release))
+        manifest = verify_bundle(target, keyring, release)
+        return [*describe_bundle(manifest), *(further(manifest) if further else [])]
     if release is not None:
         raise InvalidInput(f"{target} is no bundle, so it can't be said to be of release {release}", resolution="leave out --release")
     if not os.path.isdir(target):

@@ -10,7 +10,7 @@ from ckp.agent import verify as checks
 from ckp.agent.kit import VerificationFailed as Refused
 from ckp.cli.trust import trusted_image_key, trusted_keys
 from ckp.clients.oci import Registry
-from ckp.dist.verification import Reference, verify_reference
+from ckp.dist.verification import Reference, against_catalog, verify_reference
 from ckp.kits.errors import VerificationFailed
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -29,7 +29,8 @@ def verify(
     """Verify packages (.deb, .rpm), folders and images.
 
     A folder may be a bundle, an apt or dnf repository, the root of both, or a plain folder of packages. An image is host:port/repository:tag,
-    with or without @digest; of a bundle the content is verified too. All targets are looked at; if anything is wrong with one, the command
+    with or without @digest; of a bundle the content is verified too. The packages of a bundle must have the versions that its release's file in
+    the catalog names, if the catalog has it. All targets are looked at; if anything is wrong with one, the command
     ends with code 3.
     """
     ring = trusted_keys(keyring)
@@ -37,7 +38,7 @@ def verify(
     for target in targets:
         try:
             if Path(target).exists():
-                lines = checks.verify_path(target, str(ring), release)
+                lines = checks.verify_path(target, str(ring), release, against_catalog)
             else:
                 reference = Reference.parse(target)
                 pem = trusted_image_key(image_key)

@@ -18,6 +18,7 @@ from ckp.dist.images import Image
 from ckp.dist.layers import EPOCH
 from ckp.dist.packages import Package, copy_packages
 from ckp.dist.verification import pulled_bundle
+from ckp.dist.versions import stand_in_line
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, VerificationFailed
 from ckp.kits.files import atomic_write, building_directory, exclusive, sha256_bytes, sha256_file
@@ -53,7 +54,7 @@ def make_bundle(
     `bundle.json` lists each file with its SHA-256 and is signed; what it does not list does not belong to the bundle.
     """
     stand_ins = sorted(
-        f"{item.chosen.source.component} {item.chosen.source.version} stands in for {item.chosen.stands_in_for}"
+        stand_in_line(item.chosen.source.component, item.chosen.source.version, item.chosen.stands_in_for)
         for item in built.values()
         if item.chosen.stands_in_for
     )

@@ -27,6 +27,7 @@ from ckp.dist.provenance import bundle_statement, image_statement
 from ckp.dist.sbom import bundle_sbom, image_sbom
 from ckp.dist.schedule import build_all
 from ckp.dist.tags import check_tags
+from ckp.dist.versions import PACKAGES, component_version
 from ckp.dist.workshop import Workshop
 from ckp.kits import paths
 from ckp.kits.stopping import go_on, pool
@@ -36,17 +37,6 @@ PUSHES = 4
 """How many images are signed and described at the same time."""
 
 FORMATS: tuple[Format, ...] = ("deb", "rpm")
-
-PACKAGES: tuple[tuple[str, str], ...] = (
-    ("kubeadm", "kubernetes"),
-    ("kubelet", "kubernetes"),
-    ("kubectl", "kubernetes"),
-    ("kubernetes-cni", "cni-plugins"),
-    ("cri-tools", "cri-tools"),
-    ("containerd", "containerd"),
-    ("helm", "helm"),
-)
-"""Packages of a bundle, each with the component that its version comes from."""
 
 
 class Deliverable(Protocol):
@@ -170,7 +160,7 @@ class Distribution:
 
     def package_version(self, role: str) -> str:
         """The version of the package that a component becomes."""
-        return self.release.package_version if role == "kubernetes" else f"{self.built[role].chosen.source.version.removeprefix('v')}-ckp"
+        return self.release.package_version if role == "kubernetes" else component_version(self.built[role].chosen.source.version)
 
     def agent(self, format: Format) -> Package:
         """See Deliverable."""

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from ckp.agent import verify
 from ckp.agent.packagefile import MAX_FILE
+from ckp.catalog.load import Catalog
 from ckp.catalog.models import BundleTarget
 from ckp.clients.oci import Registry
 from ckp.kits.disks import naming_full_disk
 from ckp.clients.oci_store import BlobStore, Manifest
+from ckp.dist.versions import package_versions
 from ckp.kits.errors import InvalidInput, VerificationFailed
 from ckp.kits.files import CHUNK
 
@@ -81,7 +83,20 @@ def verify_reference(reference: Reference, registry: Registry, image_key: bytes,
     with pulled_bundle(registry, reference.repository, manifest, name) as folder:
         found = verify.verify_bundle(str(folder), str(keyring), release)
     _check_place(reference, found, name)
-    return [*lines, *verify.describe_bundle(found)]
+    return [*lines, *verify.describe_bundle(found), *against_catalog(found)]
+
+
+def against_catalog(found: verify.BundleManifest, catalog: Catalog | None = None) -> list[str]:
+    """Check the packages of a bundle, which is signed and whole, against the release's file in the catalog; returns a line that says what was done.
+
+    Raises:
+        ckp.agent.kit.VerificationFailed: one has another version.
+    """
+    known = catalog or Catalog()
+    if found.release not in known.names():
+        return [f"  the catalog here does not have release {found.release}: the versions of its packages were not compared"]
+    verify.check_versions(found, package_versions(known.release(found.release), found.stand_ins), "the catalog")
+    return [f"  the packages have the versions that the catalog's release {found.release} names"]
 
 
 def _check_place(reference: Reference, found: verify.BundleManifest, name: str) -> None:
