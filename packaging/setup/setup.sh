@@ -59,9 +59,9 @@ if [ ! -e "$environment/complete" ]; then
     mkdir -p "$cache/venv"
     "$python" -m venv "$environment"
     if [ -n "${CKP_FROM:-}" ]; then
-        # From the release's file, without a network. Their hashes are those of this checkout's lock, so nobody else need vouch for them.
-        mkdir "$environment/wheels"
-        zstd -dcq -- "$CKP_FROM" | tar -x -C "$environment/wheels" --strip-components=1 --wildcards 'wheels/*'
+        # From the release's file, without a network. Its signature is checked later, by the command that this makes: until then nothing but
+        # plain wheels comes out of it, and pip installs those alone whose hashes are in this checkout's lock.
+        "$python" -I "$here/packaging/setup/wheels.py" "$CKP_FROM" "$environment/wheels"
         set -- --no-index --find-links "$environment/wheels"
     else
         set --

@@ -206,6 +206,7 @@ def _wheels(folder: Path) -> Path:
         "--disable-pip-version-check",
         "--require-hashes",
         "--no-deps",
+        "--only-binary=:all:",  # what packaging/setup/wheels.py takes
         "-r",
         requirements,
         "-d",
