@@ -32,7 +32,22 @@ from support.module_proxy import TIME, Module, ModuleProxy, h1, serving
 
 GO = "1.25.6"
 PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "kubeadm", "kubectl")
-NEW = "v1.35.2"
+BASE = Catalog().names()[-1]
+"""The newest release of the catalog, whichever it is by now: what is added here comes after it."""
+_, MINOR, PATCH = version_key(BASE)
+
+
+def patch(number: int) -> str:
+    """The so-manieth release after BASE, which no catalog has."""
+    return f"v1.{MINOR}.{PATCH + number}"
+
+
+def staging(number: int) -> str:
+    """The version of its staging modules."""
+    return f"v0.{MINOR}.{PATCH + number}"
+
+
+NEW, NEXT_MINOR = patch(1), f"v1.{MINOR + 1}.0"
 
 
 def kubernetes(version: str, *, go: str = GO, without: str = "") -> Module:
@@ -71,7 +86,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def proxy(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleProxy]:
     """A proxy that serves a further patch release, and parts of others."""
-    modules = [kubernetes(NEW), api("v0.35.2"), kubernetes("v1.35.3"), kubernetes("v1.35.4", without="build/pause/linux/pause.c"), api("v0.35.4")]
+    modules = [kubernetes(NEW), api(staging(1)), kubernetes(patch(2)), kubernetes(patch(3), without="build/pause/linux/pause.c"), api(staging(3))]
     with serving(ModuleProxy(modules)) as served:
         monkeypatch.setenv("GOPROXY", served.url)
         yield served
@@ -89,17 +104,17 @@ def quiet(_: str) -> None:
 def test_one_command_adds_the_next_patch_release(catalog: Catalog, proxy: ModuleProxy) -> None:
     before = digests(catalog.root.parent)
     added = add_release(catalog, NEW, quiet)
-    assert added.base == "v1.35.1"
+    assert added.base == BASE
     assert catalog.check(NEW) == []
-    release, base = catalog.release(NEW), catalog.release("v1.35.1")
-    assert (release.stamp, release.status, release.pins["kubernetes"]) == ("v1.35.2-ckp", "Candidate", NEW)
+    release, base = catalog.release(NEW), catalog.release(BASE)
+    assert (release.stamp, release.status, release.pins["kubernetes"]) == (f"{NEW}-ckp", "Candidate", NEW)
     assert {**release.pins, "kubernetes": ""} == {**base.pins, "kubernetes": ""}
     lock = catalog.source("kubernetes", NEW)
-    assert (lock.modules, lock.go, lock.date) == (("k8s.io/kubernetes@v1.35.2",), GO, TIME)
-    assert [flag for flag in lock.ldflags if "gitMinor" in flag] == [flag for flag in catalog.source("kubernetes", "v1.35.1").ldflags if "gitMinor" in flag]
-    assert "\tk8s.io/api v0.0.0 => k8s.io/api v0.35.2\n" in (lock.folder / "go.mod").read_text()
+    assert (lock.modules, lock.go, lock.date) == ((f"k8s.io/kubernetes@{NEW}",), GO, TIME)
+    assert [flag for flag in lock.ldflags if "gitMinor" in flag] == [flag for flag in catalog.source("kubernetes", BASE).ldflags if "gitMinor" in flag]
+    assert f"\tk8s.io/api v0.0.0 => k8s.io/api {staging(1)}\n" in (lock.folder / "go.mod").read_text()
     # The hashes are worked out here a second time, by the simulator's own code.
-    assert (lock.folder / "go.sum").read_text() == api("v0.35.2").sums() + kubernetes(NEW).sums()
+    assert (lock.folder / "go.sum").read_text() == api(staging(1)).sums() + kubernetes(NEW).sums()
     after = digests(catalog.root.parent)
     written = {name for name in after if after[name] != before.get(name)}
     assert written == {f"catalog/sources/kubernetes/{NEW}/{name}" for name in ("go.mod", "go.sum", "source.toml")} | {
@@ -112,14 +127,14 @@ def test_one_command_adds_the_next_patch_release(catalog: Catalog, proxy: Module
 @pytest.mark.parametrize(
     ("version", "kind", "says"),
     [
-        ("1.35.2", InvalidInput, "'1.35.2' is no version of Kubernetes"),
-        ("v1.35.2/../x", InvalidInput, "is no version of Kubernetes"),
-        ("v1.35.02", InvalidInput, "is no version of Kubernetes"),
-        ("v1.35.1", Conflict, "v1.35.1 is in the catalog already"),
-        ("v1.36.0", InvalidInput, r"v1\.36\.0 is outside the compatibility matrix, which has 1\.33, 1\.34, 1\.35"),
-        ("v1.35.99", NotFound, r"Kubernetes v1\.35\.99 can't be had from GOPROXY=http://127\.0\.0\.1:\d+"),
-        ("v1.35.3", NotFound, "v1.35.3 can't be locked: 1 of its modules can't be had"),
-        ("v1.35.4", CkpError, "v1.35.4 has no build/pause/linux/pause.c, which the lock names"),
+        (NEW[1:], InvalidInput, f"'{NEW[1:]}' is no version of Kubernetes"),
+        (f"{NEW}/../x", InvalidInput, "is no version of Kubernetes"),
+        (f"v1.{MINOR}.02", InvalidInput, "is no version of Kubernetes"),
+        (BASE, Conflict, f"{BASE} is in the catalog already"),
+        (NEXT_MINOR, InvalidInput, rf"{NEXT_MINOR} is outside the compatibility matrix, which has 1\.33, .*1\.{MINOR}"),
+        (patch(99), NotFound, rf"Kubernetes {patch(99)} can't be had from GOPROXY=http://127\.0\.0\.1:\d+"),
+        (patch(2), NotFound, f"{patch(2)} can't be locked: 1 of its modules can't be had"),
+        (patch(3), CkpError, f"{patch(3)} has no build/pause/linux/pause.c, which the lock names"),
     ],
 )
 def test_what_cannot_be_added_leaves_the_catalog_as_it_was(catalog: Catalog, proxy: ModuleProxy, version: str, kind: type[CkpError], says: str) -> None:
@@ -134,19 +149,19 @@ def test_a_refused_module_is_named_with_the_answer(catalog: Catalog, proxy: Modu
     proxy.refused.add("k8s.io/api")
     with pytest.raises(NotFound) as caught:
         add_release(catalog, NEW, quiet)
-    assert caught.value.details == "k8s.io/api v0.35.2: 403 Forbidden"
+    assert caught.value.details == f"k8s.io/api {staging(1)}: 403 Forbidden"
     assert "nothing was changed" in caught.value.resolution
 
 
 def test_how_to_take_a_further_minor_is_said_and_works(catalog: Catalog, proxy: ModuleProxy) -> None:
-    proxy.modules += [kubernetes("v1.36.0"), api("v0.36.0")]
+    proxy.modules += [kubernetes(NEXT_MINOR), api(f"v0.{MINOR + 1}.0")]
     with pytest.raises(InvalidInput) as caught:
-        add_release(catalog, "v1.36.0", quiet)
-    assert 'add "1.36" to `minors`' in caught.value.resolution
+        add_release(catalog, NEXT_MINOR, quiet)
+    assert f'add "1.{MINOR + 1}" to `minors`' in caught.value.resolution
     matrix = catalog.root / "matrix.toml"
-    matrix.write_text(matrix.read_text().replace('"1.35"]', '"1.35", "1.36"]'))
-    assert add_release(catalog, "v1.36.0", quiet).base == "v1.35.1"
-    assert "-X k8s.io/component-base/version.gitMinor=36" in catalog.source("kubernetes", "v1.36.0").ldflags
+    matrix.write_text(matrix.read_text().replace(f'"1.{MINOR}"]', f'"1.{MINOR}", "1.{MINOR + 1}"]'))
+    assert add_release(catalog, NEXT_MINOR, quiet).base == BASE
+    assert f"-X k8s.io/component-base/version.gitMinor={MINOR + 1}" in catalog.source("kubernetes", NEXT_MINOR).ldflags
 
 
 def test_a_lock_without_its_release_is_kept_and_the_rest_done_again(catalog: Catalog, proxy: ModuleProxy) -> None:
@@ -164,7 +179,7 @@ def test_a_lock_that_a_build_could_not_use_stops_the_release(catalog: Catalog, p
     added.release.unlink()
     sums = added.lock / "go.sum"
     sums.write_text(kubernetes(NEW).sums())  # without the staging module's
-    with pytest.raises(InvalidInput, match=rf"the lock of kubernetes v1\.35\.2 in {added.lock} is not complete: missing go\.sum entry.*k8s\.io/api"):
+    with pytest.raises(InvalidInput, match=rf"the lock of kubernetes {NEW} in {added.lock} is not complete: missing go\.sum entry.*k8s\.io/api"):
         add_release(catalog, NEW, quiet)
     assert not added.release.exists()
 
@@ -204,7 +219,7 @@ def test_a_toolchain_that_is_new_is_added_with_its_hash(catalog: Catalog, cache:
     """The go command takes a toolchain without the checksum database from a proxy that is a folder, and from no other."""
     real = (cache / "go/mod/golang.org" / f"toolchain@v0.0.1-go{GO}.linux-amd64").resolve()
     made = Module("golang.org/toolchain", "v0.0.1-go1.25.99.linux-amd64", {"bin/go": f'#!/bin/sh\nGOROOT={real} exec {real}/bin/go "$@"\n'})
-    for module in (kubernetes(NEW, go="1.25.99"), api("v0.35.2"), made):
+    for module in (kubernetes(NEW, go="1.25.99"), api(staging(1)), made):
         folder = tmp_path / "proxy" / module.path / "@v"
         folder.mkdir(parents=True)
         (folder / f"{module.version}.zip").write_bytes(module.zip())
@@ -266,7 +281,9 @@ def test_a_real_patch_release_is_added(catalog: Catalog) -> None:
 def test_what_is_made_for_a_release_of_the_catalog_is_its_lock_to_the_byte(catalog: Catalog) -> None:
     """The lock of v1.35.1 has been built and run; made anew from v1.34.3, it must be the same."""
     kept = digests(catalog.source_path("kubernetes", "v1.35.1"))
-    catalog.release_path("v1.35.1").unlink()
-    shutil.rmtree(catalog.source_path("kubernetes", "v1.35.1"))
-    assert add_release(catalog, "v1.35.1", quiet).base == "v1.34.3"
+    for name in [name for name in catalog.names() if version_key(name) >= version_key("v1.35.1")]:
+        catalog.release_path(name).unlink()
+        shutil.rmtree(catalog.source_path("kubernetes", name))
+    newest = catalog.names()[-1]
+    assert add_release(catalog, "v1.35.1", quiet).base == newest
     assert digests(catalog.source_path("kubernetes", "v1.35.1")) == kept
