@@ -219,6 +219,10 @@ class GpgKey:
         """A detached signature, made when the key was."""
         return self.gpg(*self.now, *options, "-u", f"{self.subkey}!", "--detach-sign", stdin=data)
 
+    def sign_cleartext(self, text: bytes) -> bytes:
+        """A text with a signature around it."""
+        return self.gpg(*self.now, "-u", f"{self.subkey}!", "--clear-sign", stdin=text)
+
     def certificate(self) -> bytes:
         """The public half."""
         return self.gpg("--export")

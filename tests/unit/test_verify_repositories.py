@@ -6,13 +6,13 @@ import gzip
 import hashlib
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from tests.support.small_packages import small_package
-from tests.support.spoilt_packages import signing_key, snapshot
+from tests.support.spoilt_packages import GpgKey, signing_key, snapshot
 
 from ckp.agent.kit import VerificationFailed
 from ckp.agent.repofile import verify_repository
@@ -33,13 +33,16 @@ class World:
 
     key: SigningKey
     stranger: SigningKey
+    gpg: dict[str, GpgKey]
+    """Keys that were trusted once: the keyring says of them that they have expired or were revoked."""
+    keyring: str
     now: Path
     before: Path
     debs: dict[str, Path]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("repositories")
     key = signing_key(folder / "keys")
     root = folder / "root"
@@ -53,7 +56,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     shutil.copytree(root, folder / "before")
     repositories.publish(list(packages.values()), "v1.35", print)
     debs = {f"{name}-{version}": item.path for (name, version, kind), item in packages.items() if kind == "deb"}
-    return World(key, signing_key(folder / "stranger"), root, folder / "before", debs)
+    gpg = {
+        "expired": GpgKey(folder / "expired", life="1y", subkey_life="1y"),
+        "expired subkey": GpgKey(folder / "expired-subkey", subkey_life="1y"),
+        "revoked": GpgKey(folder / "revoked", born=""),
+        "revoked subkey": GpgKey(folder / "revoked-subkey", born=""),
+    }
+    ring = folder / "trusted.gpg"
+    certificates = [key.keyring.read_bytes(), *(gpg[name].certificate() for name in ("expired", "expired subkey"))]
+    certificates += [gpg["revoked"].revoked_certificate(subkey=False), gpg["revoked subkey"].revoked_certificate(subkey=True)]
+    ring.write_bytes(b"".join(certificates))
+    yield World(key, signing_key(folder / "stranger"), gpg, str(ring), root, folder / "before", debs)
+    for item in gpg.values():
+        item.close()
 
 
 @pytest.fixture
@@ -182,6 +197,28 @@ def link(world: World, root: Path) -> None:
     path.symlink_to("/etc/passwd")
 
 
+def inrelease_by(name: str) -> Callable[[World, Path], None]:
+    """The same InRelease, signed by a key that was trusted once."""
+
+    def do(world: World, root: Path) -> None:
+        text = (root / APT / "Release").read_bytes()
+        unsign(root)
+        (root / APT / "Release").unlink()
+        write(root / APT / "InRelease", world.gpg[name].sign_cleartext(text))
+
+    return do
+
+
+def release_by(name: str) -> Callable[[World, Path], None]:
+    return lambda world, root: write(root / APT / "Release.gpg", world.gpg[name].sign((root / APT / "Release").read_bytes(), "--armor"))
+
+
+def repomd_by(name: str) -> Callable[[World, Path], None]:
+    """The same metadata, with a signature by a key that was trusted once."""
+    data = f"{DNF}/repodata/repomd.xml"
+    return lambda world, root: write(root / f"{data}.asc", world.gpg[name].sign((root / data).read_bytes(), "--armor"))
+
+
 def put(name: str, content: bytes = b"x") -> Callable[[World, Path], None]:
     return lambda world, root: write(root / name, content)
 
@@ -211,6 +248,12 @@ ATTACKS = [
     Attack("text before the signed text", outside, "something stands outside of it", "cleartext frame"),
     Attack("text behind the signature", behind, "something stands outside of it", "cleartext frame"),
     Attack("InRelease by a stranger", lambda world, root: resign_apt(world, root, str, world.stranger), "a key that is not trusted here", "trusted key"),
+    Attack("InRelease by a key that has expired", inrelease_by("expired"), "InRelease is signed by a key that has expired", "expired key"),
+    Attack("InRelease by a subkey that has expired", inrelease_by("expired subkey"), "InRelease is signed by a key that has expired", "expired key"),
+    Attack("InRelease by a revoked key", inrelease_by("revoked"), "InRelease is signed by a key that was revoked", "revoked key"),
+    Attack("InRelease by a revoked subkey", inrelease_by("revoked subkey"), "InRelease is signed by a key that was revoked", "revoked key"),
+    Attack("Release.gpg by a key that has expired", release_by("expired"), "/Release is signed by a key that has expired", "expired key"),
+    Attack("Release.gpg by a revoked key", release_by("revoked"), "/Release is signed by a key that was revoked", "revoked key"),
     Attack("Release without its signature", drop(f"{APT}/Release.gpg"), "has Release without the other", "release pair"),
     Attack(
         "Release of another time",
@@ -272,6 +315,10 @@ ATTACKS = [
     Attack("unsigned repomd", drop(f"{DNF}/repodata/repomd.xml.asc"), "the repository is not signed", "signature present"),
     Attack("flipped byte in repomd", lambda world, root: flip(root / DNF / "repodata/repomd.xml"), "was changed after it was signed", "signature"),
     Attack("repomd by a stranger", lambda world, root: resign_dnf(world, root, str, world.stranger), "a key that is not trusted here", "trusted key"),
+    Attack("repomd by a key that has expired", repomd_by("expired"), "repomd.xml is signed by a key that has expired", "expired key"),
+    Attack("repomd by a subkey that has expired", repomd_by("expired subkey"), "repomd.xml is signed by a key that has expired", "expired key"),
+    Attack("repomd by a revoked key", repomd_by("revoked"), "repomd.xml is signed by a key that was revoked", "revoked key"),
+    Attack("repomd by a revoked subkey", repomd_by("revoked subkey"), "repomd.xml is signed by a key that was revoked", "revoked key"),
     Attack("repomd of another time", dnf_of_other, "is not named by repodata/", "unlisted package"),
     Attack("flipped byte in primary", lambda world, root: flip(metadata(root, "primary")), "metadata of two times are mixed", "mixed metadata"),
     Attack(
@@ -306,7 +353,7 @@ def test_attack_on_a_repository(world: World, root: Path, attack: Attack) -> Non
     attack.do(world, root)
     before = snapshot(root)
     with pytest.raises(VerificationFailed) as caught:
-        verify_repository(str(root), str(world.key.keyring))
+        verify_repository(str(root), world.keyring)
     assert attack.words in caught.value.brief, caught.value.render()
     assert caught.value.check == attack.check
     assert snapshot(root) == before
