@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tests.support.kills import killed
 
 from ckp.cli.keys import keys
 from ckp.clients import openpgp
-from ckp.dist.keys import KeyRing
+from ckp.dist.keys import OWNER, KeyRing
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
 
 
@@ -167,10 +170,17 @@ def test_an_unknown_fingerprint_is_named(ring: KeyRing) -> None:
         ring.revoke("BEEF")
 
 
-def test_gpg_leaves_no_agent_behind(ring: KeyRing) -> None:
-    ring.all()
+def agents(below: Path) -> list[str]:
+    """Agents of gpg that have their home below a folder; others may run beside us."""
     alive = subprocess.run(["pgrep", "-af", "gpg-agent --homedir"], capture_output=True, text=True, check=False).stdout
-    assert "ckp-gpg-" not in alive
+    return [line for line in alive.splitlines() if str(below) in line]
+
+
+def test_gpg_leaves_no_agent_behind(ring: KeyRing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    openpgp.inspect.cache_clear()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ring.all()
+    assert not agents(tmp_path)
 
 
 def test_the_command_says_which_key_signs_and_shows_no_secret(tmp_path: Path) -> None:
@@ -184,3 +194,99 @@ def test_the_command_says_which_key_signs_and_shows_no_secret(tmp_path: Path) ->
     pem = runner.invoke(keys, ["export", "--images"], catch_exceptions=False).output
     assert pem.startswith("-----BEGIN PUBLIC KEY-----")
     assert (tmp_path / "k").stat().st_mode & 0o077 == 0
+
+
+# -- lost files, and kills ---------------------------------------------------------------------------------------------
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All files of a keys folder but its lock."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+@pytest.mark.parametrize("kept", [{openpgp.PRIMARY}, {openpgp.CERTIFICATES}, {openpgp.KEYRING}, {openpgp.IMAGE_KEY}, {openpgp.IMAGE_PUBLIC}, None])
+def test_without_the_signing_key_no_new_keys_are_made_where_any_file_is_left(ring: KeyRing, kept: set[str] | None) -> None:
+    folder = ring.key.folder
+    for path in list(folder.iterdir()):
+        if path.name == openpgp.SIGNING or (kept and path.name not in kept and path.name != ".lock"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = content(folder)
+    for make in (lambda: openpgp.SigningKey.ensure(folder, user_id=OWNER), lambda: KeyRing.make(folder)):
+        with pytest.raises(CkpError, match=r"there is no signing\.pgp in .*, and there is") as caught:
+            make()
+        assert str(folder) in caught.value.brief and "backup" in caught.value.resolution and "ckp keys rotate" in caught.value.resolution
+        assert ("--primary" in caught.value.resolution) == (openpgp.PRIMARY not in before)
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_lost_signing_key_is_replaced_by_a_rotation_and_the_old_one_can_be_revoked(ring: KeyRing, tmp_path: Path, offline: bool) -> None:
+    primary, signed, old, owner = None, ring.key.sign(b"x"), ring.key.subkey, ring.key.fingerprint
+    if offline:
+        primary = tmp_path / "away.pgp"
+        ring.detach(primary)
+    (ring.key.folder / openpgp.SIGNING).unlink()
+    ring = KeyRing.at(ring.key.folder)
+    assert ring.rotate(primary=primary) != old
+    assert ring.key.fingerprint == owner
+    openpgp.SigningKey.ensure(ring.key.folder, user_id=OWNER)
+    assert "GOODSIG" in gpgv(ring.key.keyring, signed, b"x", tmp_path)
+    assert "GOODSIG" in gpgv(ring.key.keyring, ring.key.sign(b"y"), b"y", tmp_path)
+    ring.revoke(old, primary=primary)
+    assert "REVKEYSIG" in gpgv(ring.key.keyring, signed, b"x", tmp_path)
+
+
+def test_a_stranger_does_not_become_the_signer_where_the_signing_key_is_lost(ring: KeyRing, tmp_path: Path) -> None:
+    stranger = KeyRing.make(tmp_path / "others")
+    (ring.key.folder / openpgp.SIGNING).unlink()
+    before = content(ring.key.folder)
+    with pytest.raises(InvalidInput, match="belong to"):
+        ring.rotate(primary=stranger.key.folder / openpgp.PRIMARY)
+    assert content(ring.key.folder) == before
+
+
+def test_a_primary_key_is_never_written_over(ring: KeyRing) -> None:
+    before = content(ring.key.folder)
+    with pytest.raises(Conflict, match="still lies in"), ring.key.locked():
+        openpgp.make_primary(ring.key, OWNER)
+    assert content(ring.key.folder) == before
+
+
+def test_a_lost_keyring_is_written_anew_from_the_certificates(ring: KeyRing) -> None:
+    before = ring.key.keyring.read_bytes()
+    ring.key.keyring.unlink()
+    assert KeyRing.at(ring.key.folder).export(armor=False) == before
+
+
+@pytest.mark.parametrize("at", [3, 7, 8, 10, 13])
+def test_killed_while_the_first_keys_are_made_the_next_call_finishes(tmp_path: Path, at: int) -> None:
+    folder = tmp_path / "keys"
+    assert killed(lambda: KeyRing.make(folder), at)
+    ring = KeyRing(openpgp.SigningKey.ensure(folder, user_id=OWNER))
+    assert "GOODSIG" in gpgv(ring.key.keyring, ring.key.sign(b"x"), b"x", tmp_path)
+    assert [item.role for item in ring.all()] == ["primary", "signing"], "and there is one certificate, not two"
+    assert ring.rotate() == ring.key.subkey, "its primary key is the one that is here"
+
+
+def test_killed_while_rotating_or_revoking_the_next_call_finishes(ring: KeyRing, made: Path, tmp_path: Path) -> None:
+    first = ring.key.subkey
+    for at in itertools.count(1):
+        folder = tmp_path / f"at-{at}"
+        shutil.copytree(made, folder)
+        if not killed(lambda folder=folder: KeyRing.at(folder).rotate(), at):  # type: ignore[misc]
+            break
+        again = KeyRing.at(folder)
+        assert "GOODSIG" in gpgv(again.key.keyring, again.key.sign(b"x"), b"x", tmp_path), at
+        assert again.rotate() != first
+        assert len([item for item in again.all() if item.role == "signing"]) == 2, at
+    assert at > 4
+    signed = ring.key.sign(b"x")
+    for at in itertools.count(1):
+        folder = tmp_path / f"revoked-{at}"
+        shutil.copytree(made, folder)
+        if not killed(lambda folder=folder: KeyRing.at(folder).revoke(first), at):  # type: ignore[misc]
+            break
+        again = KeyRing.at(folder)
+        assert again.revoke(first).state == "revoked"
+        assert "REVKEYSIG" in gpgv(again.key.keyring, signed, b"x", tmp_path), at
+    assert at > 2

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from tests.support.kills import killed
 
 from ckp.kits.clock import human_duration
 from ckp.kits.errors import CkpError, TimedOut
-from ckp.kits.files import atomic_write, building_directory, exclusive
+from ckp.kits.files import atomic_write, building_directory, exclusive, finish_together, write_together
 from ckp.kits.processes import Daemon, ProcessFailed, run
 from ckp.kits.retry import wait_until
 from ckp.kits.steps import Steps
@@ -28,6 +31,23 @@ def test_a_failed_build_leaves_no_final_name_and_no_scratch(tmp_path: Path) -> N
 def test_an_atomic_write_keeps_the_mode_that_was_asked_for(tmp_path: Path) -> None:
     atomic_write(tmp_path / "secret", "x", mode=0o600)
     assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_files_that_are_written_together_are_all_new_or_all_old_whenever_we_are_killed(tmp_path: Path) -> None:
+    old, new = {"public/a": (b"1", 0o644), "secret": (b"1", 0o600)}, {"public/a": (b"2", 0o644), "public/b": (b"2", 0o644), "secret": (b"2", 0o600)}
+    seen = []
+    for at in itertools.count(1):
+        folder = tmp_path / str(at)
+        write_together(folder, "first", old)
+        ended = not killed(partial(write_together, folder, "second", new), at)
+        decided = finish_together(folder) == {"second"}
+        wanted = new if ended or decided else old
+        seen.append(decided)
+        assert {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mode & 0o777) for path in folder.rglob("*") if path.is_file()} == wanted
+        assert {path.name for path in folder.iterdir()} == {"public", "secret"}
+        if ended:
+            break
+    assert seen == [False] * 4 + [True] * 3 + [False]
 
 
 def test_a_lock_that_is_held_ends_in_an_error_that_names_it(tmp_path: Path) -> None:

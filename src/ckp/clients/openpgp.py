@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,8 +19,8 @@ import pysequoia
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ckp.kits.errors import CkpError, InvalidInput
-from ckp.kits.files import atomic_write, exclusive
+from ckp.kits.errors import CkpError, Conflict, InvalidInput
+from ckp.kits.files import atomic_write, exclusive, finish_together, write_together
 from ckp.kits.processes import Finished, run
 
 PRIMARY = "primary.pgp"
@@ -52,22 +52,43 @@ class SigningKey:
 
     @classmethod
     def ensure(cls, folder: Path, *, user_id: str) -> SigningKey:
-        """The keys in `folder`, made on first use. The signing key is written last: its presence says that all is there."""
+        """The keys in `folder`, made if it is empty.
+
+        Raises:
+            CkpError: some keys are there and others are lost. Nothing is made then: an old certificate would stay trusted that nobody can revoke.
+        """
         key = cls(folder)
         with key.locked():
+            if files := key.files():
+                key._check_whole(files)
             folder.chmod(0o700)
-            if not (folder / SIGNING).exists():
-                make_primary(key, user_id)
-            if not (folder / IMAGE_PUBLIC).exists():
-                make_image_key(key)
+            if not files:
+                make_primary(key, user_id, image_key=True)
         return key
 
+    def files(self) -> list[str]:
+        """What is in the folder: paths in it, without locks and what is in the making."""
+        found = (path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file())
+        return sorted(str(path) for path in found if not path.parts[0].startswith("."))
+
+    def _check_whole(self, files: list[str]) -> None:
+        lost = next((name for name in (SIGNING, IMAGE_KEY, IMAGE_PUBLIC) if name not in files), None)
+        if lost is None:
+            return
+        what = {SIGNING: "signing key is", IMAGE_KEY: "key for images is", IMAGE_PUBLIC: "public keys for images are"}[lost]
+        primary = "" if lost != SIGNING or PRIMARY in files else " (with --primary FILE: that key is not here)"
+        command = "`ckp keys rotate`" if lost == SIGNING else "`ckp keys rotate --images`"
+        raise CkpError(
+            f"the {what} lost: there is no {lost} in {self.folder}, and there is {', '.join(files)}",
+            resolution=f"restore it from your backup; if you have none, {command}{primary} makes a new one",
+        )
+
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Nobody else changes the folder in the block."""
+    def locked(self) -> Iterator[set[str]]:
+        """Nobody else changes the folder in the block. What a killed process had begun is finished first; yields the names of that."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with exclusive(self.folder / ".lock", what="another change of the signing keys", timeout=300):
-            yield
+            yield finish_together(self.folder)
 
     @property
     def keyring(self) -> Path:
@@ -77,7 +98,11 @@ class SigningKey:
     @property
     def certificate(self) -> bytes:
         """The present certificate, binary."""
-        return self.certificate_path(self.fingerprint).read_bytes()
+        path = self.certificate_path(self.fingerprint)
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            raise CkpError(f"the certificate of the signing key is lost: there is no {path}", resolution="restore it from your backup") from None
 
     def certificate_path(self, fingerprint: str) -> Path:
         """Where the certificate with this primary fingerprint lies."""
@@ -90,8 +115,9 @@ class SigningKey:
 
     @property
     def subkey(self) -> str:
-        """Fingerprint of the key that signs now: the newest signing subkey that is in use."""
-        candidates = [item for item in inspect(self.certificate) if item.role == "signing" and item.state == "valid"]
+        """Fingerprint of the key that signs now: the newest signing subkey that is in use, and whose secret is here."""
+        secret = {str(packet.fingerprint).upper() for packet in _packets(self.secret()) if packet.tag == pysequoia.packet.Tag.SecretSubkey}
+        candidates = [item for item in inspect(self.certificate) if item.role == "signing" and item.state == "valid" and item.fingerprint in secret]
         if not candidates:
             raise CkpError(f"no signing key of {self.fingerprint} is in use: all are expired or revoked", resolution="`ckp keys rotate` makes a new one")
         # Stable: of two that were made within the same second, the certificate names the later one last.
@@ -118,7 +144,7 @@ class SigningKey:
     def _signer(self) -> pysequoia.PySigner:
         """Of the key that `subkey` names. Sequoia would take the first of several, so it is handed a certificate with only that one."""
         wanted, keep, packets = self.subkey, True, []
-        for packet in pysequoia.packet.PacketPile.from_bytes(bytes(self.secret())):
+        for packet in _packets(self.secret()):
             if packet.tag in (pysequoia.packet.Tag.SecretSubkey, pysequoia.packet.Tag.PublicSubkey):
                 keep = str(packet.fingerprint).upper() == wanted
             if keep:
@@ -214,57 +240,86 @@ def inspect(certificates: bytes) -> tuple[KeyInfo, ...]:
     return tuple(found)
 
 
-def make_primary(key: SigningKey, user_id: str, *, signing_life: str = SIGNING_LIFE) -> str:
-    """A new primary key with a signing subkey; what was there before stays trusted. Returns its fingerprint. The caller holds the lock."""
+def make_primary(key: SigningKey, user_id: str, *, signing_life: str = SIGNING_LIFE, image_key: bool = False) -> str:
+    """A new primary key with a signing subkey; what was there before stays trusted. Returns its fingerprint. The caller holds the lock.
+
+    Args:
+        image_key: a new key for images as well.
+
+    Raises:
+        Conflict: a primary key is here, and is never written over.
+    """
     if not re.fullmatch(r"[^<>\n]{1,80} <[^<>@\s]+@[^<>@\s]+>", user_id):
         raise InvalidInput(f"{user_id!r} is no user id", resolution="write it as: Name <mail@example.org>")
+    if (key.folder / PRIMARY).exists():
+        raise Conflict(
+            f"the present primary key still lies in {key.folder}: without it nobody could revoke what it certified",
+            resolution="take it away first: ckp keys detach FILE",
+        )
     with gpg_home() as home:
         gpg(home, "--quick-generate-key", user_id, ALGORITHM, "cert", PRIMARY_LIFE, what="making the primary key")
         fingerprint = _fingerprint(home)
         gpg(home, "--quick-add-key", fingerprint, ALGORITHM, "sign", signing_life, what="making the signing key")
-        store(key, home, fingerprint)
+        store(key, home, fingerprint, PRIMARY, also=new_image_key() if image_key else {})
     return fingerprint
 
 
 def add_signing_subkey(key: SigningKey, primary: bytes, *, life: str = SIGNING_LIFE) -> None:
     """A new signing subkey; those before it stay valid until they expire or are revoked. The caller holds the lock."""
-    with gpg_home(key.certificate, primary, key.secret()) as home:
+    with gpg_home(primary) as home:
         fingerprint = _same_primary(home, key)
+        gpg(home, "--import", stdin=key.certificate_path(fingerprint).read_bytes(), what="reading keys")
+        if (key.folder / SIGNING).exists():
+            gpg(home, "--import", stdin=key.secret(), what="reading keys")
         gpg(home, "--quick-add-key", fingerprint, ALGORITHM, "sign", life, what="making the signing key")
-        store(key, home, fingerprint, primary=(key.folder / PRIMARY).exists())
+        store(key, home, fingerprint, SIGNING)
 
 
-def store(key: SigningKey, home: Path, fingerprint: str, *, primary: bool = True) -> None:
-    """Write what a gpg home has of `fingerprint` into the folder: public parts first, the signing key last."""
-    key.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    put_certificate(key, fingerprint, export(home, "--export", fingerprint))
-    if primary:
-        atomic_write(key.folder / PRIMARY, export(home, "--export-secret-keys", fingerprint), mode=0o600)
-    secret = export(home, "--export-secret-subkeys", fingerprint)
-    if secret:
-        atomic_write(key.folder / SIGNING, secret, mode=0o600)
+Files = Mapping[str, tuple[bytes, int]]
+"""Paths in the folder, with content and mode."""
+
+
+def store(key: SigningKey, home: Path, fingerprint: str, what: str, *, also: Files | None = None) -> None:
+    """Write what a gpg home has of `fingerprint` into the folder, all or nothing: public parts first, the signing key last.
+
+    Args:
+        what: PRIMARY if it is a new one, SIGNING if only that is new; then the primary key is written where there is one.
+    """
+    files = {**_public(key, fingerprint, export(home, "--export", fingerprint)), **(also or {})}
+    if what == PRIMARY or (key.folder / PRIMARY).exists():
+        files[PRIMARY] = export(home, "--export-secret-keys", fingerprint), 0o600
+    files[SIGNING] = export(home, "--export-secret-subkeys", fingerprint), 0o600
+    write_together(key.folder, what, files)
 
 
 def put_certificate(key: SigningKey, fingerprint: str, certificate: bytes) -> None:
     """Keep a certificate and write the keyring anew."""
-    (key.folder / CERTIFICATES).mkdir(parents=True, exist_ok=True)
-    atomic_write(key.certificate_path(fingerprint), certificate, mode=0o644)
-    write_keyring(key)
+    write_together(key.folder, CERTIFICATES, _public(key, fingerprint, certificate))
+
+
+def _public(key: SigningKey, fingerprint: str, certificate: bytes) -> dict[str, tuple[bytes, int]]:
+    """A certificate's file, and the keyring with it."""
+    path = key.certificate_path(fingerprint)
+    return {str(path.relative_to(key.folder)): (certificate, 0o644), KEYRING: (_keyring(key, {path: certificate}), 0o644)}
+
+
+def _keyring(key: SigningKey, changed: Mapping[Path, bytes]) -> bytes:
+    """The certificates in the order of their names, so that the same keys give the same bytes."""
+    paths = {*(key.folder / CERTIFICATES).glob("*.pgp"), *changed}
+    return b"".join(changed[path] if path in changed else path.read_bytes() for path in sorted(paths))
 
 
 def write_keyring(key: SigningKey) -> None:
-    """`trusted.gpg` from the certificates, in the order of their names, so that the same keys give the same bytes."""
-    parts = [path.read_bytes() for path in sorted((key.folder / CERTIFICATES).glob("*.pgp"))]
-    atomic_write(key.keyring, b"".join(parts), mode=0o644)
+    """`trusted.gpg` from the certificates. The caller holds the lock."""
+    atomic_write(key.keyring, _keyring(key, {}), mode=0o644)
 
 
-def make_image_key(key: SigningKey) -> None:
-    """A new key pair for images; the public half is written last."""
+def new_image_key() -> Files:
+    """A new key pair for images; the public half is written first."""
     private = ec.generate_private_key(ec.SECP256R1())
     secret = private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     public = private.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    atomic_write(key.image_key, secret, mode=0o600)
-    atomic_write(key.image_public, public, mode=0o644)
+    return {IMAGE_PUBLIC: (public, 0o644), IMAGE_KEY: (secret, 0o600)}
 
 
 def _fingerprint(home: Path) -> str:
@@ -273,16 +328,23 @@ def _fingerprint(home: Path) -> str:
 
 
 def _same_primary(home: Path, key: SigningKey) -> str:
-    found, wanted = _fingerprint(home), key.fingerprint
-    if found != wanted:
-        raise InvalidInput(f"the primary key is {found}, and the keys in {key.folder} belong to {wanted}", resolution="name the file with that primary key")
+    """The fingerprint of the only key in a gpg home, which is the signing key's primary; if that is lost, one that was a signer here before."""
+    found = _fingerprint(home)
+    known = [key.fingerprint] if (key.folder / SIGNING).exists() else sorted(path.stem for path in (key.folder / CERTIFICATES).glob("*.pgp"))
+    if found not in known:
+        belong = f"the keys in {key.folder} belong to {' or '.join(known) or 'no certificate'}"
+        raise InvalidInput(f"the primary key is {found}, and {belong}", resolution="name the file with that primary key (--primary)")
     listed = gpg(home, "--with-colons", "--list-secret-keys", what="listing keys").stdout.splitlines()
-    if next(line.split(":")[14] for line in listed if line.startswith("sec:")) == "#":
-        raise InvalidInput(f"this holds the certificate {wanted}, and not its secret primary key", resolution="name the file that `ckp keys detach` wrote")
-    return wanted
+    if next((line.split(":")[14] for line in listed if line.startswith("sec:")), "#") == "#":
+        raise InvalidInput(f"this holds the certificate {found}, and not its secret primary key", resolution="name the file that `ckp keys detach` wrote")
+    return found
+
+
+def _packets(material: bytes) -> pysequoia.packet.PacketPile:
+    return pysequoia.packet.PacketPile.from_bytes(bytes(material))
 
 
 def holds_secrets(material: bytes) -> bool:
     """Whether there is a secret key among these packets."""
     secret = (pysequoia.packet.Tag.SecretKey, pysequoia.packet.Tag.SecretSubkey)
-    return any(packet.tag in secret for packet in pysequoia.packet.PacketPile.from_bytes(material))
+    return any(packet.tag in secret for packet in _packets(material))

@@ -34,20 +34,33 @@ DEBSIG_POLICY = """<?xml version="1.0"?>
 
 @dataclass(frozen=True)
 class KeyRing:
-    """The keys in one folder, and what may be done with them. Every change holds the folder's lock and writes the keyring whole."""
+    """The keys in one folder, and what may be done with them.
+
+    Every change holds the folder's lock and is made whole or not at all. What was killed half-way is finished by the next change; the same
+    change again is then done, not done twice.
+    """
 
     key: SigningKey
 
     @classmethod
     def at(cls, folder: Path) -> KeyRing:
-        """The keys in `folder`; NotFound if there are none."""
-        if not (folder / openpgp.KEYRING).exists():
+        """The keys in `folder`; NotFound if there are none. A lost keyring is written anew from the certificates."""
+        key = SigningKey(folder)
+        if not key.files():
             raise NotFound(f"there are no signing keys in {folder}", resolution="`ckp keys make` makes them, and so does the first `ckp dist build`")
-        return cls(SigningKey(folder))
+        if not key.keyring.exists():
+            with key.locked():
+                if not list((folder / openpgp.CERTIFICATES).glob("*.pgp")):
+                    raise CkpError(
+                        f"the public keys are lost: there is no {openpgp.KEYRING} in {folder}, nor anything in {openpgp.CERTIFICATES}/",
+                        resolution="restore them from your backup",
+                    )
+                openpgp.write_keyring(key)
+        return cls(key)
 
     @classmethod
     def make(cls, folder: Path, user_id: str = OWNER) -> KeyRing:
-        """New keys in an empty folder; Conflict if there are some."""
+        """New keys in an empty folder; Conflict if there are some, CkpError if there are some and others are lost."""
         if (folder / openpgp.SIGNING).exists():
             raise Conflict(f"{folder} holds signing keys already", resolution="`ckp keys list` shows them, `ckp keys rotate` makes a new signing key")
         return cls(SigningKey.ensure(folder, user_id=user_id))
@@ -74,19 +87,15 @@ class KeyRing:
             InvalidInput: no primary key at hand, or another one.
         """
         _check_life(life)
-        with self.key.locked():
-            openpgp.add_signing_subkey(self.key, self._primary(primary), life=life)
+        with self.key.locked() as finished:
+            if openpgp.SIGNING not in finished:
+                openpgp.add_signing_subkey(self.key, self._primary(primary), life=life)
         return self.key.subkey
 
     def rotate_primary(self, user_id: str = OWNER) -> str:
         """A new primary key with a new signing key. The certificate before it stays trusted, its secret signing keys go away from here."""
-        with self.key.locked():
-            if (self.key.folder / openpgp.PRIMARY).exists():
-                raise Conflict(
-                    f"the present primary key still lies in {self.key.folder}: without it nobody could revoke what it certified",
-                    resolution="take it away first: ckp keys detach FILE",
-                )
-            return openpgp.make_primary(self.key, user_id)
+        with self.key.locked() as finished:
+            return self.key.fingerprint if openpgp.PRIMARY in finished else openpgp.make_primary(self.key, user_id)
 
     def revoke(self, fingerprint: str, *, reason: str = "retired", primary: Path | None = None) -> KeyInfo:
         """Revoke a signing key, or with the primary's fingerprint the whole certificate. Nothing that it signed is accepted any more.

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from ckp.kits.errors import CkpError, TimedOut
 from ckp.kits.stopping import pause
 
 CHUNK = 1 << 20
+_TOGETHER = ".together-"
 
 
 def atomic_write(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
@@ -58,6 +59,34 @@ def building_directory(final: Path) -> Iterator[Path]:
         os.replace(scratch, final)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_together(folder: Path, name: str, files: Mapping[str, tuple[bytes, int]]) -> None:
+    """Write files of one folder (paths in it to content and mode), in this order, so that after a kill all of them are new or none is.
+
+    The caller holds a lock on `folder`.
+    """
+    finish_together(folder)
+    with building_directory(folder / f"{_TOGETHER}{name}") as scratch:
+        for number, (path, (content, mode)) in enumerate(files.items()):
+            atomic_write(scratch / f"{number:04}" / path, content, mode=mode)
+    finish_together(folder)
+
+
+def finish_together(folder: Path) -> set[str]:
+    """Finish what a killed `write_together` had decided, and clear away what it had not; returns the names of what was finished."""
+    for undecided in folder.glob(f".{_TOGETHER}*"):
+        shutil.rmtree(undecided)
+    finished = set()
+    for decided in folder.glob(f"{_TOGETHER}*"):
+        for step in sorted(decided.iterdir()):
+            for file in [path for path in step.rglob("*") if path.is_file()]:
+                target = folder / file.relative_to(step)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, target)
+        shutil.rmtree(decided)
+        finished.add(decided.name.removeprefix(_TOGETHER))
+    return finished
 
 
 def sha256_file(path: Path) -> str:

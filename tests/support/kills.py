@@ -1,0 +1,28 @@
+"""Processes that are killed at a certain moment."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+
+def killed(work: Callable[[], object], at: int) -> bool:
+    """Run `work` in a process that is killed before its `at`th rename of a file; False if it ended before."""
+    pid = os.fork()
+    if pid == 0:
+        count, rename = itertools.count(1), os.replace
+
+        def replace(*names: Any) -> None:
+            if next(count) == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(*names)
+
+        os.replace = replace  # type: ignore[assignment]
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
