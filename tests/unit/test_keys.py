@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -180,6 +182,7 @@ def test_gpg_leaves_no_agent_behind(ring: KeyRing, tmp_path: Path, monkeypatch: 
     openpgp.inspect.cache_clear()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     ring.all()
+    ring.revoke(ring.key.subkey)
     assert not agents(tmp_path)
 
 
@@ -290,3 +293,36 @@ def test_killed_while_rotating_or_revoking_the_next_call_finishes(ring: KeyRing,
         assert again.revoke(first).state == "revoked"
         assert "REVKEYSIG" in gpgv(again.key.keyring, signed, b"x", tmp_path), at
     assert at > 2
+
+
+def test_a_kill_while_gpg_has_the_secrets_leaves_none_outside_of_the_folder_and_the_next_use_clears_them_away(
+    ring: KeyRing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "tmp"
+    elsewhere.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    monkeypatch.setenv("TMPDIR", str(elsewhere))
+
+    def die(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def rotate() -> None:
+        openpgp.export = die  # type: ignore[assignment]
+        ring.rotate()
+
+    assert killed(rotate, 0)
+    left = list(tmp_path.rglob("private-keys-v1.d/*.key"))
+    assert left and all(path.is_relative_to(ring.key.folder) for path in left)
+    assert not list(elsewhere.rglob("*.key"))
+    with ring.key.locked():
+        assert not list(tmp_path.rglob("private-keys-v1.d"))
+    assert not agents(tmp_path)
+    assert set(content(ring.key.folder)) == set(ring.key.files())
+
+
+def test_the_folder_may_have_a_long_name(made: Path, tmp_path: Path) -> None:
+    """A socket's path has 107 bytes at most, and gpg's agent listens in its home."""
+    folder = tmp_path / ("long-" * 30) / "keys"
+    shutil.copytree(made, folder)
+    ring = KeyRing.at(folder)
+    assert ring.rotate() == ring.key.subkey

@@ -1,12 +1,14 @@
 """OpenPGP: making keys with gpg, signing with Sequoia. Hosts verify with gpgv (ckp.agent.signatures).
 
 A release is signed by a signing subkey; the primary key only certifies, and may be taken away from the machine. Keys are RSA-3072, because
-that is what the rpm of every RHEL 9 checks. gpg runs in a home of its own that lives as long as one operation.
+that is what the rpm of every RHEL 9 checks. gpg runs in a home of its own that lives as long as one operation; with secrets, inside the keys' folder.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +31,8 @@ KEYRING = "trusted.gpg"
 CERTIFICATES = "certificates"
 IMAGE_KEY = "cosign.key"
 IMAGE_PUBLIC = "cosign.pub"
+HOME = "ckp-gpg-"
+"""How the names of gpg's homes begin."""
 ALGORITHM = "rsa3072"
 PRIMARY_LIFE = "10y"
 SIGNING_LIFE = "3y"
@@ -88,6 +92,7 @@ class SigningKey:
         """Nobody else changes the folder in the block. What a killed process had begun is finished first; yields the names of that."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with exclusive(self.folder / ".lock", what="another change of the signing keys", timeout=300):
+            _clear_homes(self.folder)
             yield finish_together(self.folder)
 
     @property
@@ -183,17 +188,46 @@ class KeyInfo:
 
 
 @contextmanager
-def gpg_home(*imports: bytes) -> Iterator[Path]:
-    """A gpg home with these keys in it; its agent ends with it."""
-    with tempfile.TemporaryDirectory(prefix="ckp-gpg-") as name:
-        home = Path(name)
+def gpg_home(*imports: bytes, within: Path | None = None) -> Iterator[Path]:
+    """A gpg home with these keys in it; its agent ends with it.
+
+    Args:
+        within: where secrets are to be in it, the folder of keys whose lock the caller holds. The home is made there: if this process is killed,
+            no secret is anywhere else, and the next holder of the lock clears it away.
+    """
+    with tempfile.TemporaryDirectory(prefix=HOME if within is None else f".{HOME}", dir=within) as name, _short(Path(name)) as home:
         home.chmod(0o700)
         try:
             for material in imports:
                 gpg(home, "--import", stdin=material, what="reading keys")
             yield home
         finally:
-            run(["gpgconf", "--homedir", home, "--kill", "all"], timeout=30, check=False)
+            _end_agent(home)
+
+
+@contextmanager
+def _short(home: Path) -> Iterator[Path]:
+    """A name for a gpg home that is short enough for the sockets in it (unix(7): 107 bytes)."""
+    if len(os.fsencode(home / "S.gpg-agent.browser")) <= 107:
+        yield home
+        return
+    handle = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield Path(f"/proc/{os.getpid()}/fd/{handle}")
+    finally:
+        os.close(handle)
+
+
+def _end_agent(home: Path) -> None:
+    run(["gpgconf", "--homedir", home, "--kill", "all"], timeout=30, check=False)
+
+
+def _clear_homes(folder: Path) -> None:
+    """Remove what killed processes left of gpg. The caller holds the lock, so nobody works with it."""
+    for home in folder.glob(f".{HOME}*"):
+        with _short(home) as short:
+            _end_agent(short)
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def gpg(home: Path, *arguments: str | Path, stdin: bytes | None = None, what: str) -> Finished:
@@ -256,7 +290,7 @@ def make_primary(key: SigningKey, user_id: str, *, signing_life: str = SIGNING_L
             f"the present primary key still lies in {key.folder}: without it nobody could revoke what it certified",
             resolution="take it away first: ckp keys detach FILE",
         )
-    with gpg_home() as home:
+    with gpg_home(within=key.folder) as home:
         gpg(home, "--quick-generate-key", user_id, ALGORITHM, "cert", PRIMARY_LIFE, what="making the primary key")
         fingerprint = _fingerprint(home)
         gpg(home, "--quick-add-key", fingerprint, ALGORITHM, "sign", signing_life, what="making the signing key")
@@ -266,7 +300,7 @@ def make_primary(key: SigningKey, user_id: str, *, signing_life: str = SIGNING_L
 
 def add_signing_subkey(key: SigningKey, primary: bytes, *, life: str = SIGNING_LIFE) -> None:
     """A new signing subkey; those before it stay valid until they expire or are revoked. The caller holds the lock."""
-    with gpg_home(primary) as home:
+    with gpg_home(primary, within=key.folder) as home:
         fingerprint = _same_primary(home, key)
         gpg(home, "--import", stdin=key.certificate_path(fingerprint).read_bytes(), what="reading keys")
         if (key.folder / SIGNING).exists():

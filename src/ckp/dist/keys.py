@@ -203,7 +203,7 @@ class KeyRing:
 
     def _revoke(self, owner: str, fingerprint: str, reason: str, elsewhere: Path | None) -> None:
         certificate = self.key.certificate_path(owner).read_bytes()
-        with openpgp.gpg_home(certificate, self._primary(elsewhere)) as home:
+        with openpgp.gpg_home(certificate, self._primary(elsewhere), within=self.key.folder) as home:
             listed = openpgp.gpg(home, "--with-colons", "--list-secret-keys", what="listing keys").stdout.splitlines()
             if not any(line.startswith("fpr:") and line.split(":")[9] == owner for line in listed):
                 raise InvalidInput(f"this is not the primary key {owner}", resolution="name the file with that primary key (--primary)")
