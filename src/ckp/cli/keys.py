@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from ckp.cli.output import Column, table
 from ckp.clients.openpgp import SIGNING_LIFE, KeyInfo
+from ckp.dist.imagekeys import ImageKeyInfo, ImageKeys
 from ckp.dist.keys import OWNER, REASONS, KeyRing
 from ckp.kits import paths
-from ckp.kits.errors import Conflict
+from ckp.kits.errors import Conflict, InvalidInput
 from ckp.kits.files import atomic_write
 
+F = TypeVar("F", bound=Callable[..., Any])
 PRIMARY_OPTION = click.option(
     "--primary", type=click.Path(path_type=Path), default=None, help="The file with the secret primary key, if it is kept elsewhere (ckp keys detach)."
 )
+
+
+def _images(help: str) -> Callable[[F], F]:
+    return click.option("--images", is_flag=True, help=help)
 
 
 @click.group()
@@ -30,17 +38,35 @@ def make(user_id: str) -> None:
     ring = KeyRing.make(paths.keys(), user_id)
     click.echo(f"made {ring.key.fingerprint} in {ring.key.folder}\n")
     show(ring)
+    click.echo()
+    show_images(ImageKeys(ring.key))
     click.echo("\nTake the primary key away from this machine: ckp keys detach /media/…/primary.pgp")
 
 
 @keys.command("list")
-def list_keys() -> None:
+@_images("Only the keys for images.")
+def list_keys(images: bool) -> None:
     """List all keys that are trusted here, and which one signs."""
-    show(KeyRing.at(paths.keys()))
+    ring = KeyRing.at(paths.keys())
+    if not images:
+        show(ring)
+        click.echo()
+    show_images(ImageKeys(ring.key))
+
+
+def show_images(images: ImageKeys) -> None:
+    """A table of the keys for images."""
+    signing = images.current()
+
+    def state(info: ImageKeyInfo) -> str:
+        return f"{info.state} ({info.reason})" if info.reason else f"{info.state}, signs now" if info.fingerprint == signing else info.state
+
+    columns = [Column("ROLE", lambda info: "image"), Column("FINGERPRINT", lambda info: info.fingerprint), Column("STATE", state)]
+    click.echo(table(columns, images.all()))
 
 
 def show(ring: KeyRing) -> None:
-    """A table of the keys."""
+    """A table of the keys, but for those of images."""
     signing = ring.current()
 
     def state(info: KeyInfo) -> str:
@@ -58,31 +84,53 @@ def show(ring: KeyRing) -> None:
 
 
 @keys.command("rotate")
-@click.option("--life", default=SIGNING_LIFE, show_default=True, help="How long the new key is valid (90d, 12m, 3y).")
+@click.option("--life", default=None, help=f"How long the new key is valid (90d, 12m, 3y); {SIGNING_LIFE} if it is not said.")
 @click.option("--new-primary", is_flag=True, help="A new primary key too; the present one must be detached first.")
+@_images("A new key for images instead.")
 @PRIMARY_OPTION
-def rotate(life: str, new_primary: bool, primary: Path | None) -> None:
+def rotate(life: str | None, new_primary: bool, images: bool, primary: Path | None) -> None:
     """Make a new signing key. What the old one signed stays installable until that is revoked."""
     ring = KeyRing.at(paths.keys())
+    if images:
+        _only_openpgp({"--life": life, "--new-primary": new_primary, "--primary": primary})
+        click.echo(f"{ImageKeys(ring.key).rotate()} signs now\n")
+        show_images(ImageKeys(ring.key))
+        click.echo("\nGive those who verify the public keys (ckp keys export --images) before the next `ckp dist publish`, which signs with it.")
+        return
     if new_primary:
         ring.rotate_primary()
     else:
-        ring.rotate(primary=primary, life=life)
+        ring.rotate(primary=primary, life=life or SIGNING_LIFE)
     click.echo(f"{ring.key.subkey} signs now\n")
     show(ring)
     click.echo("\nThe next `ckp dist build` signs with it, and its ckp-agent package brings hosts the new keyring.")
+
+
+def _only_openpgp(options: Mapping[str, object]) -> None:
+    for name, value in options.items():
+        if value:
+            raise InvalidInput(f"{name} means nothing for keys of images", resolution="leave it out, or leave out --images")
 
 
 @keys.command("revoke")
 @click.argument("fingerprint")
 @click.option("--reason", type=click.Choice(list(REASONS)), default="retired", show_default=True)
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@_images("It is a key for images.")
 @PRIMARY_OPTION
-def revoke(fingerprint: str, reason: str, yes: bool, primary: Path | None) -> None:
-    """Revoke a key for good: nothing that it signed is accepted any more, once hosts have the new keyring."""
+def revoke(fingerprint: str, reason: str, yes: bool, images: bool, primary: Path | None) -> None:
+    """Revoke a key for good: nothing that it signed is accepted any more, once those who verify have the new keys."""
     ring = KeyRing.at(paths.keys())
+    if images:
+        _only_openpgp({"--primary": primary})
     if not yes:
         click.confirm(f"revoke {fingerprint}? This can't be undone", abort=True)
+    if images:
+        done = ImageKeys(ring.key).revoke(fingerprint, reason=reason)
+        click.echo(f"{done.fingerprint} is {done.state}\n")
+        show_images(ImageKeys(ring.key))
+        click.echo("\nWhat only it has signed is refused until it is published again; those who verify need the new public keys (ckp keys export --images).")
+        return
     info = ring.revoke(fingerprint, reason=reason, primary=primary)
     click.echo(f"{info.fingerprint} is {info.state}\n")
     show(ring)
@@ -99,7 +147,7 @@ def detach(file: Path) -> None:
 @keys.command("export")
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True), default="-")
 @click.option("--armor/--binary", default=True, show_default=True, help="ASCII armour, or the binary keyring that gpgv and apt read.")
-@click.option("--images", is_flag=True, help="The public key of images (PEM, for cosign) instead.")
+@_images("The public keys of images that are trusted (PEM, the newest first) instead.")
 @click.option("--debsig", is_flag=True, help="Into the folder FILE: policy and keyring for debsig-verify, as they lie below /.")
 def export(file: Path, armor: bool, images: bool, debsig: bool) -> None:
     """Write the public keys, for those who verify."""

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ckp.catalog.load import Catalog
+from ckp.cli.trust import trusted_image_key
 from ckp.clients.cosign import TAG, sign_image
 from ckp.clients.oci import Registry
 from ckp.clients.openpgp import SigningKey
@@ -97,7 +98,7 @@ def mirror(
 
     Every image must be signed by the key, or nothing is copied. What is there is not sent again; after a break, run it again.
     """
-    key = None if insecure_skip_signatures else trusted_image_keys(image_key)
+    key = None if insecure_skip_signatures else trusted_image_key(image_key)
     catalog = Catalog()
     chosen = [catalog.release(name) for name in releases]
     with _open(source, source_ca, credentials) as origin, _open(target, target_ca, credentials) as destination:
@@ -110,14 +111,6 @@ def mirror(
             wanted = everything(origin, prefix)
         done = copy_releases(origin, destination, wanted, click.echo, image_key=key, replace=replace, threads=threads)
     click.echo(str(done) + ("" if key else "; their signatures were not looked at"))
-
-
-def trusted_image_keys(file: Path | None) -> bytes:
-    """The public keys in `file`, or this machine's own; NotFound says how to name one."""
-    path = file or SigningKey(paths.keys()).image_public
-    if not path.exists():
-        raise NotFound(f"there is no public key for images at {path}", resolution="name one with --image-key")
-    return path.read_bytes()
 
 
 def _named(registry: Registry, name: str) -> list[tuple[str, str]]:

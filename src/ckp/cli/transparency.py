@@ -38,7 +38,7 @@ _format = click.option("--format", "output", type=click.Choice(["table", "json"]
 
 def _registry_options(command: F) -> F:
     for option in (
-        click.option("--image-key", type=_FILE, default=None, help="Public key that provenance is signed by (PEM); default: this machine's own."),
+        click.option("--image-key", type=_FILE, default=None, help="Public keys of which one must have signed provenance (PEM); default: this machine's own."),
         click.option("--registry-ca", type=_FILE, default=None, help="The CA of the registry's certificate; default: those that this system trusts."),
         click.option("--credentials", type=_FILE, default=None, help="Users and passwords, in the format of docker's config.json, readable by its owner only."),
     ):

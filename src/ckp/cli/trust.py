@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckp.clients.openpgp import IMAGE_PUBLIC, KEYRING
+from ckp.clients.openpgp import IMAGE_PUBLIC, IMAGE_REVOKED, KEYRING
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
 
@@ -15,8 +15,9 @@ def trusted_keys(given: Path | None) -> Path:
 
 
 def trusted_image_key(given: Path | None) -> bytes:
-    """The public keys of images to verify with (PEM); InvalidInput if there are none."""
-    return _need(given or paths.keys() / IMAGE_PUBLIC, "public key for images", "--image-key").read_bytes()
+    """The public keys of images to verify with (PEM), with those that this machine has revoked; InvalidInput if there are none."""
+    pem, revoked = _need(given or paths.keys() / IMAGE_PUBLIC, "public key for images", "--image-key").read_bytes(), paths.keys() / IMAGE_REVOKED
+    return pem + b"\n" + revoked.read_bytes() if revoked.exists() else pem
 
 
 def _need(path: Path, what: str, option: str) -> Path:

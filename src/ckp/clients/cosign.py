@@ -193,7 +193,7 @@ def verify_image(
     registry: Registry,
     repository: str,
     digest: str,
-    public_pem: bytes,
+    trusted: bytes,
     *,
     annotations: Mapping[str, str] | None = None,
     tag: str = "",
@@ -204,17 +204,17 @@ def verify_image(
     Its manifest's bytes are checked, and not those of its layers: who pulls them does that.
 
     Args:
-        public_pem: the trusted keys, ECDSA P-256; one or several PEM blocks.
+        trusted: the trusted keys, ECDSA P-256; one or several PEM blocks. Revoked ones may be among them (`revoked_keys`).
         annotations: what a signature must say (`cosign verify -a`).
         tag: the tag by which the image was asked for, if it was: an older image that somebody gave a newer one's tag is refused.
         signed_as: the repository that must be named, if the mirror has renamed it.
 
     Raises:
-        VerificationFailed: with a sentence of its own for: no signature; one by another key; a damaged one; a payload that names another image,
-            another repository, another tag, or lacks an annotation; bytes that are not what their digest says.
+        VerificationFailed: with a sentence of its own for: no signature; one by another key, or a revoked one; a damaged one; a payload that
+            names another image, another repository, another tag, or lacks an annotation; bytes that are not what their digest says.
         NotFound: there is no such image.
     """
-    keys = public_keys(public_pem)
+    keys, revoked = public_keys(trusted), revoked_keys(trusted)
     name = f"{registry.address}/{repository}@{digest}"
     registry.get_manifest(repository, digest)
     manifest = registry.find_manifest(repository, signature_tag(digest))
@@ -226,7 +226,9 @@ def verify_image(
     tags: set[str] = set()
     good = False
     for signed in _signatures(registry, repository, manifest):
-        if not signed.by(keys):
+        if by := next((item for item in revoked if signed.by([item.key])), None):
+            findings.append(f"is by {by}")
+        elif not signed.by(keys):
             findings.append("is damaged: it is no ECDSA signature" if signed.malformed else "is not by a trusted key, or what it signs was altered")
         elif problem := signed.wrong(repository, digest, annotations or {}, signed_as):
             findings.append(problem)
@@ -248,7 +250,11 @@ def _refuse(name: str, findings: list[str]) -> None:
         raise VerificationFailed(f"{name} has no signature: what is under its signatures' tag is of another kind")
     # A good key's signature that says something else tells more than one of a key that we don't know.
     telling = sorted(set(findings), key=lambda text: (text.startswith("is not by"), text.startswith("is damaged"), text))
-    raise VerificationFailed(f"{name}: its signature {telling[0]}", details="\n".join(f"a signature {text}" for text in telling) if len(telling) > 1 else "")
+    raise VerificationFailed(
+        f"{name}: its signature {telling[0]}",
+        details="\n".join(f"a signature {text}" for text in telling) if len(telling) > 1 else "",
+        resolution="if it is as it was made, publish it again: that signs it by the present key" if telling[0].startswith("is by the key") else "",
+    )
 
 
 def _signatures(registry: Registry, repository: str, manifest: Manifest) -> Iterator[Signed]:
@@ -307,17 +313,52 @@ def private_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
 
 
 def public_keys(pem: bytes) -> list[ec.EllipticCurvePublicKey]:
-    """The ECDSA P-256 keys of a PEM file; InvalidInput if there is none, or something else."""
-    blocks = re.findall(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", pem, re.DOTALL)
-    keys = []
-    for block in blocks:
-        try:
-            key: Any = serialization.load_pem_public_key(block)
-        except ValueError:
-            key = None
-        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-            raise InvalidInput("a key that images are to be verified by is not an ECDSA P-256 public key")
-        keys.append(key)
+    """The ECDSA P-256 keys of a PEM file, but for those that it also has as revoked; InvalidInput if it has none, or something else."""
+    keys = [_public_key(block) for block in re.findall(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", pem, re.DOTALL)]
     if not keys:
-        raise InvalidInput("there is no public key (PEM) to verify images by")
-    return keys
+        raise InvalidInput(
+            "there is no public key for images here (PEM)", resolution="name the file that `ckp keys export --images` wrote where they are signed"
+        )
+    revoked = {key_id(item.key) for item in revoked_keys(pem)}
+    return [key for key in keys if key_id(key) not in revoked]
+
+
+def public_pem(key: ec.EllipticCurvePublicKey) -> bytes:
+    """A public key as it is handed out."""
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def key_id(key: ec.EllipticCurvePublicKey) -> str:
+    """A key's fingerprint: the SHA-256 of its SubjectPublicKeyInfo (DER), in hex."""
+    return sha256(key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)).removeprefix("sha256:")
+
+
+@dataclass(frozen=True)
+class RevokedKey:
+    """A key whose signatures count no more. It is written under a label of its own, so that nobody takes it for one to trust."""
+
+    key: ec.EllipticCurvePublicKey
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the key {key_id(self.key)}, which is revoked ({self.reason})"
+
+    def pem(self) -> bytes:
+        """As `revoked_keys` reads it."""
+        return f"Reason: {self.reason}\n".encode() + public_pem(self.key).replace(b" PUBLIC KEY", b" REVOKED PUBLIC KEY")
+
+
+def revoked_keys(pem: bytes) -> list[RevokedKey]:
+    """The revoked keys of a PEM file; InvalidInput if one is something else."""
+    pattern = rb"Reason: ([a-z]+)\n(-----BEGIN REVOKED PUBLIC KEY-----.*?-----END REVOKED PUBLIC KEY-----)"
+    return [RevokedKey(_public_key(block.replace(b" REVOKED", b"")), reason.decode()) for reason, block in re.findall(pattern, pem, re.DOTALL)]
+
+
+def _public_key(block: bytes) -> ec.EllipticCurvePublicKey:
+    try:
+        key: Any = serialization.load_pem_public_key(block)
+    except ValueError:
+        key = None
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise InvalidInput("a public key for images is not an ECDSA P-256 public key")
+    return key

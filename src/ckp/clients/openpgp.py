@@ -31,6 +31,7 @@ KEYRING = "trusted.gpg"
 CERTIFICATES = "certificates"
 IMAGE_KEY = "cosign.key"
 IMAGE_PUBLIC = "cosign.pub"
+IMAGE_REVOKED = "cosign-revoked.pub"
 HOME = "ckp-gpg-"
 """How the names of gpg's homes begin."""
 ALGORITHM = "rsa3072"
@@ -49,7 +50,9 @@ class SigningKey:
     | `signing.pgp` (0600) | the secret signing subkeys, without the primary |
     | `certificates/<fingerprint>.pgp` | public certificates: the present one and those before it, with their revocations |
     | `trusted.gpg` | all of them, as a keyring for gpgv |
-    | `cosign.key` (0600), `cosign.pub` | the key pair that images are signed by (ECDSA P-256, as cosign takes it) |
+    | `cosign.key` (0600) | the private key that images are signed by (ECDSA P-256, as cosign takes it) |
+    | `cosign.pub` | the public keys that images may be signed by, the present one first |
+    | `cosign-revoked.pub` | those that were among them |
     """
 
     folder: Path
@@ -135,8 +138,13 @@ class SigningKey:
 
     @property
     def image_public(self) -> Path:
-        """The public key for images, PEM."""
+        """The public keys for images that are trusted, PEM, the newest first."""
         return self.folder / IMAGE_PUBLIC
+
+    @property
+    def image_revoked(self) -> Path:
+        """The public keys for images that are revoked, if there are any; under a PEM label of their own (ckp.clients.cosign)."""
+        return self.folder / IMAGE_REVOKED
 
     def sign(self, data: bytes, *, armor: bool = False) -> bytes:
         """A detached signature over `data` by the newest signing key (SHA-512)."""
@@ -348,7 +356,7 @@ def write_keyring(key: SigningKey) -> None:
     atomic_write(key.keyring, _keyring(key, {}), mode=0o644)
 
 
-def new_image_key() -> Files:
+def new_image_key() -> dict[str, tuple[bytes, int]]:
     """A new key pair for images; the public half is written first."""
     private = ec.generate_private_key(ec.SECP256R1())
     secret = private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())

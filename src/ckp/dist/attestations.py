@@ -57,7 +57,7 @@ def attached_sbom(registry: Registry, repository: str, digest: str, public_pem: 
     """The SBOM that is attached to a manifest and named by its signed provenance.
 
     Args:
-        public_pem: the key that the provenance must be signed by; None to read the SBOM unverified.
+        public_pem: the keys of which one must have signed the provenance; None to read the SBOM unverified.
 
     Raises:
         VerificationFailed: there is none that the provenance names.
@@ -78,7 +78,7 @@ def attached_statement(registry: Registry, repository: str, digest: str, public_
     """The provenance that is attached to a manifest.
 
     Args:
-        public_pem: the key that it must be signed by; None to read it unverified.
+        public_pem: the keys of which one must have signed it; None to read it unverified.
 
     Raises:
         VerificationFailed: none has a good signature and names this digest as its subject; the first one's reason.

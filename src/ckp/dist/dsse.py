@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from ckp.clients.cosign import key_id, public_keys, revoked_keys
 from ckp.kits.errors import InvalidInput, VerificationFailed
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -45,20 +45,30 @@ def envelope(statement: Mapping[str, Any], key_pem: bytes) -> bytes:
     return json.dumps({"payload": _base64(payload), "payloadType": PAYLOAD_TYPE, "signatures": [signed]}, sort_keys=True).encode() + b"\n"
 
 
-def open_envelope(data: bytes, public_pem: bytes) -> dict[str, Any]:
-    """The statement of an envelope that this key has signed.
+def open_envelope(data: bytes, trusted: bytes) -> dict[str, Any]:
+    """The statement of an envelope that a trusted key has signed.
+
+    Args:
+        trusted: public keys, PEM; revoked ones may be among them (ckp.clients.cosign).
 
     Raises:
         VerificationFailed: with a sentence of its own for each thing that can be wrong. Nothing is returned then.
-        InvalidInput: `public_pem` is no P-256 public key.
+        InvalidInput: `trusted` has no P-256 public key, or another one.
     """
-    key = _public(public_pem)
+    keys, revoked = public_keys(trusted), revoked_keys(trusted)
     payload, signatures = _taken_apart(data)
     encoded = _encoded(payload)
-    if not any(_fits(key, encoded, signature) for _, signature in signatures):
-        if key_id(key) not in {name for name, _ in signatures if name} and any(name for name, _ in signatures):
-            names = ", ".join(sorted(name[:16] for name, _ in signatures))
-            raise VerificationFailed(f"the envelope is signed by another key ({names}), not by {key_id(key)[:16]}", resolution=ADVICE)
+
+    def signed_by(key: ec.EllipticCurvePublicKey) -> bool:
+        return any(_fits(key, encoded, signature) for _, signature in signatures)
+
+    if not any(signed_by(key) for key in keys):
+        if by := next((item for item in revoked if signed_by(item.key)), None):
+            raise VerificationFailed(f"the envelope is signed by {by}", resolution=ADVICE)
+        named, known = {name for name, _ in signatures if name}, [key_id(key) for key in keys]
+        if named and named.isdisjoint(known):
+            names, ours = ", ".join(sorted(name[:16] for name in named)), " or ".join(name[:16] for name in known)
+            raise VerificationFailed(f"the envelope is signed by another key ({names}), not by {ours or 'one that is trusted'}", resolution=ADVICE)
         raise VerificationFailed("the envelope's signature does not fit its payload: one of them was changed", resolution=ADVICE)
     return _statement(payload)
 
@@ -69,11 +79,6 @@ def read_unverified(data: bytes) -> dict[str, Any]:
     if isinstance(document, dict) and document.get("_type") == STATEMENT_TYPE:
         return _statement(data)
     return _statement(_taken_apart(data)[0])
-
-
-def key_id(key: ec.EllipticCurvePublicKey) -> str:
-    """How envelopes name a key: the SHA-256 of its SubjectPublicKeyInfo (DER), in hex."""
-    return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
 def _encoded(payload: bytes) -> bytes:
@@ -145,14 +150,4 @@ def _private(pem: bytes) -> ec.EllipticCurvePrivateKey:
         raise InvalidInput("the key for images is no private key in PEM (PKCS#8)", resolution="`ckp keys make` makes one") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise InvalidInput("the key for images is not of the kind ECDSA P-256", resolution="`ckp keys make` makes one")
-    return key
-
-
-def _public(pem: bytes) -> ec.EllipticCurvePublicKey:
-    try:
-        key = serialization.load_pem_public_key(pem)
-    except (ValueError, TypeError) as error:
-        raise InvalidInput("the public key for images is not PEM", resolution="name cosign.pub of who published the image") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise InvalidInput("the public key for images is not of the kind ECDSA P-256", resolution="name cosign.pub of who published the image")
     return key

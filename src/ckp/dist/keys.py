@@ -105,10 +105,9 @@ class KeyRing:
             InvalidInput: the reason is none of REASONS, or the primary key is not at hand.
         """
         wanted = fingerprint.replace(" ", "").upper().removeprefix("0X")
-        if reason not in REASONS:
-            raise InvalidInput(f"{reason!r} is no reason", resolution=f"take one of: {', '.join(REASONS)}")
+        check_reason(reason)
         if not re.fullmatch(r"[0-9A-F]{40}", wanted):
-            raise InvalidInput(f"{fingerprint!r} is no fingerprint", resolution="give all 40 digits, as `ckp keys list` shows them")
+            raise InvalidInput(f"{fingerprint!r} is no fingerprint", resolution="give all 40 digits, as `ckp keys list` shows them; 64 are a key for images (--images)")
         with self.key.locked():
             owner, info = self._find(wanted)
             if info.state == "revoked":
@@ -213,6 +212,12 @@ class KeyRing:
             answers = [*select, "revkey", "y", REASONS[reason], "", "y", "save"]
             openpgp.gpg(home, "--command-fd", "0", "--no-batch", "--edit-key", owner, stdin=("\n".join(answers) + "\n").encode(), what="revoking the key")
             openpgp.put_certificate(self.key, owner, openpgp.export(home, "--export", owner))
+
+
+def check_reason(reason: str) -> None:
+    """InvalidInput if it is none of REASONS."""
+    if reason not in REASONS:
+        raise InvalidInput(f"{reason!r} is no reason", resolution=f"take one of: {', '.join(REASONS)}")
 
 
 def _check_life(life: str) -> None:
