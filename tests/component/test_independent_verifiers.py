@@ -22,6 +22,7 @@ from ckp.agent import rpmfile
 from ckp.agent.debfile import read_ar
 from ckp.agent.kit import VerificationFailed
 from ckp.agent.verify import verify_package
+from ckp.cli.keys import keys as keys_command
 from ckp.cli.verify import verify as verify_command
 from ckp.clients.cosign import sign_image
 from ckp.clients.openpgp import PRIMARY, SigningKey, add_signing_subkey
@@ -121,6 +122,37 @@ def test_debsig_verify_takes_our_debs(world: World, tmp_path: Path) -> None:
     assert world.debsig(stranger.path).returncode == 11  # an origin that it knows nothing of
     unsigned = small_package(tmp_path / "u", None, "kubelet", "1.35.1-ckp", "deb")
     assert world.debsig(unsigned.path).returncode == 10  # no signature
+
+
+@needs("debsig-verify")
+def test_debsig_verify_takes_what_each_key_signed_until_that_is_revoked(tmp_path: Path) -> None:
+    """After a rotation, after a new primary key, and after a revocation; exported into the same folder each time."""
+    home, away = tmp_path / "home", tmp_path / "away.pgp"
+    home.mkdir(mode=0o700)
+    key = signing_key(tmp_path / "keys")
+    ring, packages, signers = KeyRing.at(key.folder), [], []
+
+    def sign() -> None:
+        packages.append(small_package(tmp_path / str(len(packages)), key, "kubelet", f"1.35.{len(packages)}-ckp", "deb").path)
+        signers.append(key.subkey)
+
+    def judged() -> list[int]:
+        done = CliRunner(env={"CKP_KEYS": str(key.folder)}).invoke(keys_command, ["export", "--debsig", str(tmp_path / "root")], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return [said("debsig-verify", "--root", tmp_path / "root", package, home=home).returncode for package in packages]
+
+    sign()
+    ring.rotate()
+    sign()
+    assert judged() == [0, 0]
+    ring.detach(away)
+    ring.rotate_primary()
+    sign()
+    assert judged() == [0, 0, 0]
+    ring.revoke(signers[0], primary=away)
+    assert judged() == [11, 0, 0], "an origin that it knows nothing of"
+    assert not list((tmp_path / "root").rglob(f"*{signers[0]}*/*"))
+    said("gpgconf", "--kill", "all", home=home)
 
 
 @needs("dpkg-deb")

@@ -138,6 +138,23 @@ def test_an_expired_signing_key_does_not_sign(ring: KeyRing, tmp_path: Path) -> 
         openpgp.SigningKey(short).sign(b"x")
 
 
+def test_debsig_gets_every_live_key_and_a_key_without_its_secret_is_named(ring: KeyRing, tmp_path: Path) -> None:
+    first = ring.key.subkey
+    second = ring.rotate()
+    stranger = KeyRing.make(tmp_path / "others")
+    ring.trust(stranger.export(armor=False))
+    revoked = ring.rotate()
+    ring.revoke(revoked)
+    assert {Path(path).parts[-2] for path in ring.debsig()} == {first, second}
+    result = CliRunner(env={"CKP_KEYS": str(ring.key.folder)}).invoke(keys, ["export", "--debsig", str(tmp_path / "root")], catch_exceptions=False)
+    assert f"not {stranger.key.subkey}" in result.output
+    keyrings = sorted((tmp_path / "root").rglob("*.gpg"))
+    assert [path.parent.name for path in keyrings] == sorted([first, second])
+    for path in keyrings:
+        [only] = openpgp.inspect(path.read_bytes())
+        assert (only.role, only.fingerprint, only.state) == ("primary", path.parent.name, "valid")
+
+
 def test_a_readable_secret_is_refused(ring: KeyRing) -> None:
     (ring.key.folder / openpgp.SIGNING).chmod(0o644)
     with pytest.raises(CkpError, match="readable by others"):
@@ -269,6 +286,19 @@ def test_killed_while_the_first_keys_are_made_the_next_call_finishes(tmp_path: P
     assert "GOODSIG" in gpgv(ring.key.keyring, ring.key.sign(b"x"), b"x", tmp_path)
     assert [item.role for item in ring.all()] == ["primary", "signing"], "and there is one certificate, not two"
     assert ring.rotate() == ring.key.subkey, "its primary key is the one that is here"
+
+
+@pytest.mark.parametrize("at", [6, 7, 9])
+def test_killed_while_a_new_primary_key_is_made_the_next_call_finishes(ring: KeyRing, tmp_path: Path, at: int) -> None:
+    old, signed = ring.key.fingerprint, ring.key.sign(b"x")
+    ring.detach(tmp_path / "away.pgp")
+    assert killed(ring.rotate_primary, at)
+    assert "GOODSIG" in gpgv(ring.key.keyring, ring.key.sign(b"y"), b"y", tmp_path), "whoever signs meanwhile signs with a trusted key"
+    new = ring.rotate_primary()
+    assert new == ring.key.fingerprint != old
+    assert {item.fingerprint for item in ring.all() if item.role == "primary"} == {old, new}, "there is one new one, not two"
+    assert "GOODSIG" in gpgv(ring.key.keyring, signed, b"x", tmp_path)
+    assert "GOODSIG" in gpgv(ring.key.keyring, ring.key.sign(b"z"), b"z", tmp_path)
 
 
 def test_killed_while_rotating_or_revoking_the_next_call_finishes(ring: KeyRing, made: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ import click
 from ckp.cli.output import Column, table
 from ckp.clients.openpgp import SIGNING_LIFE, KeyInfo
 from ckp.dist.imagekeys import ImageKeyInfo, ImageKeys
-from ckp.dist.keys import OWNER, REASONS, KeyRing
+from ckp.dist.keys import OWNER, REASONS, KeyRing, debsig_paths
 from ckp.kits import paths
 from ckp.kits.errors import Conflict, InvalidInput
 from ckp.kits.files import atomic_write
@@ -148,14 +149,12 @@ def detach(file: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True), default="-")
 @click.option("--armor/--binary", default=True, show_default=True, help="ASCII armour, or the binary keyring that gpgv and apt read.")
 @_images("The public keys of images that are trusted (PEM, the newest first) instead.")
-@click.option("--debsig", is_flag=True, help="Into the folder FILE: policy and keyring for debsig-verify, as they lie below /.")
+@click.option("--debsig", is_flag=True, help="Into the folder FILE: policies and keyrings for debsig-verify, as they lie below /.")
 def export(file: Path, armor: bool, images: bool, debsig: bool) -> None:
     """Write the public keys, for those who verify."""
     ring = KeyRing.at(paths.keys())
     if debsig:
-        for path, content in ring.debsig().items():
-            atomic_write(file / path, content, mode=0o644)
-        click.echo(f"{file}: debsig-verify's policy and keyring; copy them to /, or use debsig-verify --root {file}")
+        _export_debsig(ring, file)
         return
     data = ring.key.image_public.read_bytes() if images else ring.export(armor=armor)
     if str(file) == "-":
@@ -165,6 +164,23 @@ def export(file: Path, armor: bool, images: bool, debsig: bool) -> None:
             raise Conflict(f"{file} exists and holds something else", resolution="name another file, or remove it")
         atomic_write(file, data, mode=0o644)
         click.echo(f"{file}: the public keys of {ring.key.fingerprint}")
+
+
+def _export_debsig(ring: KeyRing, folder: Path) -> None:
+    """Write what debsig-verify needs, and remove what an earlier export had of keys that count no more."""
+    files, live = ring.debsig(), ring.live()
+    for info in ring.all():
+        if info.fingerprint not in live:
+            for path in debsig_paths(info.fingerprint):
+                (folder / path).unlink(missing_ok=True)
+                with suppress(OSError):  # there is none, or somebody else has put something there
+                    (folder / path).parent.rmdir()
+    for path, content in files.items():
+        atomic_write(folder / path, content, mode=0o644)
+    for fingerprint in live:
+        written = debsig_paths(fingerprint)[0] in files
+        click.echo(f"{fingerprint}: policy and keyring" if written else f"not {fingerprint}: its secret key is not here, and debsig-verify knows no subkeys")
+    click.echo(f"{folder}: for debsig-verify; copy it to /, or use debsig-verify --root {folder}")
 
 
 @keys.command("trust")

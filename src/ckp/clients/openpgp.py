@@ -29,6 +29,7 @@ PRIMARY = "primary.pgp"
 SIGNING = "signing.pgp"
 KEYRING = "trusted.gpg"
 CERTIFICATES = "certificates"
+DEBSIG = "debsig"
 IMAGE_KEY = "cosign.key"
 IMAGE_PUBLIC = "cosign.pub"
 IMAGE_REVOKED = "cosign-revoked.pub"
@@ -38,6 +39,9 @@ ALGORITHM = "rsa3072"
 PRIMARY_LIFE = "10y"
 SIGNING_LIFE = "3y"
 GPG_SECONDS = 120.0
+
+Files = Mapping[str, tuple[bytes, int]]
+"""Paths in the folder of keys, with content and mode."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class SigningKey:
     | `signing.pgp` (0600) | the secret signing subkeys, without the primary |
     | `certificates/<fingerprint>.pgp` | public certificates: the present one and those before it, with their revocations |
     | `trusted.gpg` | all of them, as a keyring for gpgv |
+    | `debsig/<fingerprint>.gpg` | signing keys below earlier primary keys, as debsig-verify needs them |
     | `cosign.key` (0600) | the private key that images are signed by (ECDSA P-256, as cosign takes it) |
     | `cosign.pub` | the public keys that images may be signed by, the present one first |
     | `cosign-revoked.pub` | those that were among them |
@@ -70,7 +75,7 @@ class SigningKey:
                 key._check_whole(files)
             folder.chmod(0o700)
             if not files:
-                make_primary(key, user_id, image_key=True)
+                make_primary(key, user_id, also=new_image_key())
         return key
 
     def files(self) -> list[str]:
@@ -282,11 +287,11 @@ def inspect(certificates: bytes) -> tuple[KeyInfo, ...]:
     return tuple(found)
 
 
-def make_primary(key: SigningKey, user_id: str, *, signing_life: str = SIGNING_LIFE, image_key: bool = False) -> str:
+def make_primary(key: SigningKey, user_id: str, *, signing_life: str = SIGNING_LIFE, also: Files | None = None) -> str:
     """A new primary key with a signing subkey; what was there before stays trusted. Returns its fingerprint. The caller holds the lock.
 
     Args:
-        image_key: a new key for images as well.
+        also: other files of the folder that are to change with it.
 
     Raises:
         Conflict: a primary key is here, and is never written over.
@@ -302,7 +307,7 @@ def make_primary(key: SigningKey, user_id: str, *, signing_life: str = SIGNING_L
         gpg(home, "--quick-generate-key", user_id, ALGORITHM, "cert", PRIMARY_LIFE, what="making the primary key")
         fingerprint = _fingerprint(home)
         gpg(home, "--quick-add-key", fingerprint, ALGORITHM, "sign", signing_life, what="making the signing key")
-        store(key, home, fingerprint, PRIMARY, also=new_image_key() if image_key else {})
+        store(key, home, fingerprint, PRIMARY, also=also)
     return fingerprint
 
 
@@ -315,10 +320,6 @@ def add_signing_subkey(key: SigningKey, primary: bytes, *, life: str = SIGNING_L
             gpg(home, "--import", stdin=key.secret(), what="reading keys")
         gpg(home, "--quick-add-key", fingerprint, ALGORITHM, "sign", life, what="making the signing key")
         store(key, home, fingerprint, SIGNING)
-
-
-Files = Mapping[str, tuple[bytes, int]]
-"""Paths in the folder, with content and mode."""
 
 
 def store(key: SigningKey, home: Path, fingerprint: str, what: str, *, also: Files | None = None) -> None:

@@ -95,7 +95,10 @@ class KeyRing:
     def rotate_primary(self, user_id: str = OWNER) -> str:
         """A new primary key with a new signing key. The certificate before it stays trusted, its secret signing keys go away from here."""
         with self.key.locked() as finished:
-            return self.key.fingerprint if openpgp.PRIMARY in finished else openpgp.make_primary(self.key, user_id)
+            if openpgp.PRIMARY in finished:
+                return self.key.fingerprint
+            kept = {f"{openpgp.DEBSIG}/{name}.gpg": (content, 0o644) for name, content in self._alone().items()}
+            return openpgp.make_primary(self.key, user_id, also=kept)
 
     def revoke(self, fingerprint: str, *, reason: str = "retired", primary: Path | None = None) -> KeyInfo:
         """Revoke a signing key, or with the primary's fingerprint the whole certificate. Nothing that it signed is accepted any more.
@@ -139,27 +142,24 @@ class KeyRing:
         with openpgp.gpg_home(binary) as home:
             return openpgp.export(home, "--armor", "--export")
 
-    def debsig(self) -> dict[str, bytes]:
-        """What debsig-verify needs to check packages of the key that signs now: a policy and a keyring, by their paths below the root.
+    def live(self) -> list[str]:
+        """Fingerprints of the signing keys that are trusted, and neither revoked nor expired."""
+        return [item.fingerprint for item in self.all() if item.role == "signing" and item.state == "valid"]
 
-        debsig-verify (0.28) compares a signature's key with primary keys only, so the keyring has the signing subkey as a certificate of its
-        own: the same key, made at the same time, and so of the same fingerprint.
+    def debsig(self) -> dict[str, bytes]:
+        """What debsig-verify needs to check packages of every live key: policies and keyrings, by their paths below the root.
+
+        debsig-verify (0.28) compares a signature's key with primary keys only, so each signing subkey becomes a certificate of its own: the same
+        key, made at the same time, and so of the same fingerprint. That takes its secret, so keys that others sign with are not among them.
         """
-        identity = self.key.subkey
-        info = next(item for item in self.all() if item.fingerprint == identity)
-        with openpgp.gpg_home(self.key.certificate, self.key.secret()) as home:
-            listed = openpgp.gpg(home, "--with-colons", "--with-keygrip", "--list-secret-keys", what="listing keys").stdout.splitlines()
-            rows = [line.split(":") for line in listed]
-            at = next(number for number, row in enumerate(rows) if row[0] == "fpr" and row[9] == identity)
-            grip = next(row[9] for row in rows[at:] if row[0] == "grp")
-            wanted = ["Key-Type: RSA", f"Key-Grip: {grip}", "Key-Usage: sign", "Name-Real: debsig", f"Creation-Date: {info.created:%Y%m%dT%H%M%S}"]
-            script = "\n".join([*wanted, "Expire-Date: 0", "%no-protection", "%commit", ""])
-            openpgp.gpg(home, "--gen-key", stdin=script.encode(), what="writing the signing key as a certificate of its own")
-            certificate = openpgp.export(home, "--export", "=debsig")
-        return {
-            f"etc/debsig/policies/{identity}/ckp.pol": DEBSIG_POLICY.format(id=identity).encode(),
-            f"usr/share/debsig/keyrings/{identity}/ckp.gpg": certificate,
-        }
+        with self.key.locked():
+            known = {path.stem: path.read_bytes() for path in (self.key.folder / openpgp.DEBSIG).glob("*.gpg")} | self._alone()
+        files: dict[str, bytes] = {}
+        for identity in self.live():
+            if identity in known:
+                policy, keyring = debsig_paths(identity)
+                files |= {policy: DEBSIG_POLICY.format(id=identity).encode(), keyring: known[identity]}
+        return files
 
     def trust(self, certificate: bytes) -> list[str]:
         """Add somebody's public keys to those that are trusted here, or merge what is new in them (such as a revocation)."""
@@ -180,6 +180,26 @@ class KeyRing:
         return added
 
     # -- how
+
+    def _alone(self) -> dict[str, bytes]:
+        """The live signing subkeys whose secret is here, each as a certificate of its own. The caller holds the lock."""
+        if not (self.key.folder / openpgp.SIGNING).exists():
+            return {}
+        found, live = {}, {item.fingerprint: item for item in openpgp.inspect(self.key.certificate) if item.role == "signing" and item.state == "valid"}
+        with openpgp.gpg_home(self.key.certificate, self.key.secret(), within=self.key.folder) as home:
+            listed = openpgp.gpg(home, "--with-colons", "--with-keygrip", "--list-secret-keys", what="listing keys").stdout.splitlines()
+            rows = [line.split(":") for line in listed]
+            # A subkey without its secret has a # in the row before its fingerprint; the row after that is its keygrip.
+            secret = [(one[9], two[9]) for zero, one, two in zip(rows, rows[1:], rows[2:], strict=False) if zero[0] == "ssb" and zero[14] != "#"]
+            for fingerprint, grip in secret:
+                if fingerprint not in live:
+                    continue
+                made, name = f"{live[fingerprint].created:%Y%m%dT%H%M%S}", f"debsig {fingerprint}"
+                wanted = ["Key-Type: RSA", f"Key-Grip: {grip}", "Key-Usage: sign", f"Name-Real: {name}", f"Creation-Date: {made}"]
+                script = "\n".join([*wanted, "Expire-Date: 0", "%no-protection", "%commit", ""])
+                openpgp.gpg(home, "--gen-key", stdin=script.encode(), what="writing the signing key as a certificate of its own")
+                found[fingerprint] = openpgp.export(home, "--export", f"={name}")
+        return found
 
     def _certificates(self) -> Sequence[Path]:
         return sorted((self.key.folder / openpgp.CERTIFICATES).glob("*.pgp"))
@@ -212,6 +232,11 @@ class KeyRing:
             answers = [*select, "revkey", "y", REASONS[reason], "", "y", "save"]
             openpgp.gpg(home, "--command-fd", "0", "--no-batch", "--edit-key", owner, stdin=("\n".join(answers) + "\n").encode(), what="revoking the key")
             openpgp.put_certificate(self.key, owner, openpgp.export(home, "--export", owner))
+
+
+def debsig_paths(fingerprint: str) -> tuple[str, str]:
+    """Where debsig-verify looks for a key's policy and keyring, below the root."""
+    return f"etc/debsig/policies/{fingerprint}/ckp.pol", f"usr/share/debsig/keyrings/{fingerprint}/ckp.gpg"
 
 
 def check_reason(reason: str) -> None:
