@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from ckp.clients.oci import Registry
 from ckp.clients.oci_store import Manifest, fallback_tag
-from ckp.dist.bundle import PREFIX
+from ckp.dist.bundle import PREFIX, tag_of
 from ckp.dist.mirror import DEPTH, SUFFIXES, Selection, belongs_to, bundle_list
 from ckp.dist.verification import BUNDLE
 from ckp.kits.errors import CkpError, NotFound, VerificationFailed
@@ -86,7 +86,7 @@ def _read(registry: Registry, repository: str, tag: str) -> tuple[str, dict[str,
         raise VerificationFailed(
             f"{where} is the bundle of {release}: nothing was removed", resolution="push the right bundle again (ckp dist publish), and look who can write there"
         )
-    return release, {str(image): str(version) for image, version in listed["images"].items()}
+    return release, {str(image): tag_of(str(pinned)) for image, pinned in listed["images"].items()}
 
 
 def plan_prune(registry: Registry, selection: Selection, *, keep: Selection = ()) -> list[Removal]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ckp.catalog.load import Catalog, Profile
 from ckp.dist.build import build_component
+from ckp.dist.bundle import AGENT_IMAGE
 from ckp.dist.gobuildinfo import build_record
 from ckp.dist.images import Image
 from ckp.dist.layercontents import contents
@@ -46,7 +47,7 @@ def everything(catalog: Catalog, release: str, profile: Profile, registry: str, 
     packages = [*made.packages, *(made.agents if keyring else [])]
     return {
         "packages": {f"{item.name}.{item.format}": {"unsigned": unsigned_sha256(item.path), "path": str(item.path)} for item in packages},
-        "images": {item.repository: {"digest": item.manifest().digest, "debian": _debian(item)} for item in made.images},
+        "images": {item.repository: {"digest": item.manifest().digest, "debian": _debian(item)} for item in made.images if item.repository != AGENT_IMAGE},
         "bundles": {item.target.repository: (item.folder / "bundle.json").read_text() for item in made.bundles},
     }
 
