@@ -86,6 +86,7 @@ BYO_HOST_SPEC = _object(
         "machineRef": {**REFERENCE, "description": "The ByoMachine that holds this host; absent: it is free."},
         "cordoned": _boolean("Not to be claimed."),
         "agentVersion": _string("The version of the package ckp-agent that is to run on it; empty: whichever it has."),
+        "agentConfirmSeconds": _integer("How long that version has to report before the host returns to the old one; 0: three minutes.", minimum=0),
         "revokedSerial": _string("The certificate with this serial may not be used any more, even while it is the host's newest."),
         "bootstrapSecret": REFERENCE,
         "installationSecret": REFERENCE,

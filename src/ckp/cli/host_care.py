@@ -82,9 +82,10 @@ def remove(session: Session, names: tuple[str, ...], shrink: bool, force: bool) 
 @click.option("--group", "-g", default="", help="All hosts of this group.")
 @click.option("--all", "everyone", is_flag=True, help="All hosts of the project.")
 @click.option("--at-once", type=click.IntRange(1), default=1, show_default=True, help="How many hosts may change at the same time.")
-@click.option("--timeout", type=Duration(), default=600.0, show_default=True, help="For each stage.")
+@click.option("--confirm", type=Duration(), default=180.0, show_default=True, help="What does not report within this time is taken back by the host.")
+@click.option("--timeout", type=Duration(), default=900.0, show_default=True, help="For each stage.")
 @with_session
-def upgrade_agent(session: Session, names: tuple[str, ...], version: str, group: str, everyone: bool, at_once: int, timeout: float) -> None:
+def upgrade_agent(session: Session, names: tuple[str, ...], version: str, group: str, everyone: bool, at_once: int, confirm: float, timeout: float) -> None:
     """Give hosts another version of the agent: some at once, the next when those report, and stop at the first that returns to its old one.
 
     A host whose new agent does not report brings the old one back by itself. Run again, it goes on with the hosts that are left.
@@ -100,7 +101,7 @@ def upgrade_agent(session: Session, names: tuple[str, ...], version: str, group:
     for first in range(0, len(todo), at_once):
         stage = todo[first : first + at_once]
         for name in stage:
-            session.call("PUT", f"/hosts/{name}/agent", body={"version": version})
+            session.call("PUT", f"/hosts/{name}/agent", body={"version": version, "confirmSeconds": int(confirm)})
         for name in stage:
             _wait_for_agent(session, name, version, timeout)
             click.echo(f"host/{name} runs ckp-agent {version}")

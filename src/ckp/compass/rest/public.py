@@ -193,7 +193,7 @@ def _hosts(cases: UseCases) -> APIRouter:
 
     @router.put("/{name}/agent")
     async def upgrade_agent(project: Project, actor: Actor, name: str, body: AgentBody) -> HostAnswer:
-        return HostAnswer.model_validate(await cases.care.upgrade_agent(actor, project, name, body.version))
+        return HostAnswer.model_validate(await cases.care.upgrade_agent(actor, project, name, body.version, body.confirm_seconds))
 
     @router.post("/{name}/leave", status_code=202)
     async def leave_cluster(project: Project, actor: Actor, name: str, body: LeaveBody | None = None) -> HostAnswer:

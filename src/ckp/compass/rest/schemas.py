@@ -144,6 +144,7 @@ class AgentBody(Body):
     """Which version of the agent is to run; empty: whichever does."""
 
     version: str = Field(max_length=128)
+    confirm_seconds: int = Field(default=0, ge=0, le=3600)
 
 
 class LeaveBody(Body):

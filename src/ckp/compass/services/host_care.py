@@ -56,8 +56,11 @@ class HostCare:
             await self._note(actor, project, "host.cordon" if cordoned else "host.uncordon", name)
         return await self._hosts.get(project, name)
 
-    async def upgrade_agent(self, actor: str, project: ProjectRef, name: str, version: str) -> HostView:
+    async def upgrade_agent(self, actor: str, project: ProjectRef, name: str, version: str, confirm_seconds: int = 0) -> HostView:
         """Ask for another version of the agent on a host; an empty one takes the question back. What does not report is returned by the host itself.
+
+        Args:
+            confirm_seconds: how long the new one has for its report; 0: the agent's own default.
 
         Raises:
             InvalidInput: no registry holds this version.
@@ -67,7 +70,9 @@ class HostCare:
             raise InvalidInput(f"version: there is no agent {version!r}", resolution=f"take one of: {', '.join(known) or 'none is known'}")
         host = await self._hosts.require(project, name)
         if str((host.get("spec") or {}).get("agentVersion") or "") != version:
-            await self._kube.merge(kinds.BYO_HOST, name, project.namespace, {"spec": {"agentVersion": version or None}})
+            await self._kube.merge(
+                kinds.BYO_HOST, name, project.namespace, {"spec": {"agentVersion": version or None, "agentConfirmSeconds": confirm_seconds or None}}
+            )
             await self._note(actor, project, "host.upgrade-agent", name, {"version": version})
         return await self._hosts.get(project, name)
 

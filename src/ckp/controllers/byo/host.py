@@ -59,7 +59,13 @@ class ByoHostReconciler:
         target = None
         if wanted and wanted != running and wanted in self.releases.agents:
             images = self.releases.agents
-            target = AgentTarget(version=wanted, image=images[wanted], fallback_image=images.get(running, ""), registry_ca=self.releases.registry_ca)
+            target = AgentTarget(
+                version=wanted,
+                image=images[wanted],
+                fallback_image=images.get(running, ""),
+                registry_ca=self.releases.registry_ca,
+                confirm_seconds=float(scope.obj["spec"].get("agentConfirmSeconds") or 0),
+            )
         key = (scope.namespace, scope.name)
         if key not in self._agents or self._agents[key] != target:
             await DesiredStore(self.kube).set_agent(scope.namespace, scope.name, target)

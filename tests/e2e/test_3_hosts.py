@@ -1,0 +1,152 @@
+"""What operators do with hosts of a running cluster: another agent, good and bad; a void certificate; out of the cluster and back."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.e2e.conftest import World, ckp
+
+from ckp.cli.enrolment import Enrolment
+from ckp.cli.session import Session, read_config
+from ckp.cli.site import AGENT_CONFIG, REGISTRY_ADDRESS
+from ckp.dist.agent import build_zipapp, tag_of_version
+from ckp.dist.bundle import AGENT_IMAGE
+from ckp.dist.images import Image
+from ckp.dist.layers import Entry, file_layer, store
+from ckp.dist.packages import Package, Recipe, make_package
+from ckp.kits.errors import CkpError
+from ckp.lab.lab import LabHost
+
+pytestmark = pytest.mark.e2e
+
+GOOD, BROKEN = "0.1.1+1-ckp", "0.1.2+1-ckp"
+
+
+def agent_package(world: World, version: str, tool: Path) -> Package:
+    """The agent as a package of another version, signed as ours is."""
+    dist = world.dist
+    extra = {"ckp-agent": tool, "trusted.gpg": dist.key.keyring}
+    return make_package(Recipe.read("ckp-agent"), version, dist.built, dist.built["nfpm"].binary("nfpm"), dist.key, extra=extra, format="deb")
+
+
+def push(world: World, package: Package) -> str:
+    """Into the registry, as `ckp dist publish` does; the reference by digest."""
+    image = Image(AGENT_IMAGE, tag_of_version(package.version), (file_layer([Entry("/ckp-agent.deb", package.path)]),))
+    manifest = image.manifest()
+    world.site.registry.client().push(store(), manifest, f"ckp/{AGENT_IMAGE}", image.tag)
+    return f"{REGISTRY_ADDRESS}/ckp/{AGENT_IMAGE}@{manifest.digest}"
+
+
+@pytest.fixture(scope="module")
+def versions(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Two more versions of the agent in the registry, and known to the management layer: a good one, and one that ends at once."""
+    broken = tmp_path_factory.mktemp("agent") / "ckp-agent"
+    with broken.open("wb") as stream:
+        stream.write(b"#!/usr/bin/python3 -I\n")
+        with zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr("__main__.py", "raise SystemExit('this agent is broken')\n")
+    broken.chmod(0o755)
+    images = {version: push(world, agent_package(world, version, tool)) for version, tool in ((GOOD, build_zipapp()), (BROKEN, broken))}
+    config = json.loads(world.management("get", "configmap", "ckp-releases", "-n", "ckp-system", "-o", "json").stdout)
+    releases = json.loads(config["data"]["releases.json"])
+    releases["agents"] |= images
+    patch = json.dumps({"data": {"releases.json": json.dumps(releases)}})
+    world.management("patch", "configmap", "ckp-releases", "-n", "ckp-system", "--type=merge", "-p", patch)
+    for name in ("ckp-controllers", "ckp-compass"):
+        world.management("rollout", "restart", f"deployment/{name}", "-n", "ckp-system")
+    for name in ("ckp-controllers", "ckp-compass"):
+        world.site.kubectl("rollout", "status", f"deployment/{name}", "-n", "ckp-system", "--timeout=180s", timeout=200)
+    world.wait(lambda: BROKEN in answered(lambda: Session(read_config()).get("/api/v1/agents")["versions"]), "Compass knows the new agents")
+    return world
+
+
+def answered(ask: Any) -> Any:
+    """What Compass says; nothing while it comes up."""
+    try:
+        return ask()
+    except CkpError:
+        return []
+
+
+def host_of(world: World) -> tuple[str, LabHost]:
+    """A worker as Compass calls it, and the machine."""
+    machine = world.site.worker_hosts[0]
+    found = next(item for item in Session(read_config()).get("/hosts")["items"] if item["address"] == machine.address)
+    return str(found["name"]), machine
+
+
+def installed(machine: LabHost) -> str:
+    return machine.run(["dpkg-query", "-W", "-f", "${Version}", "ckp-agent"], timeout=30).stdout
+
+
+def nodes_ready(world: World) -> int:
+    nodes = json.loads(world.kubectl("get", "nodes", "-o", "json", check=False).stdout or '{"items": []}')["items"]
+    return sum(any(item["type"] == "Ready" and item["status"] == "True" for item in node["status"]["conditions"]) for node in nodes)
+
+
+def test_an_agent_is_upgraded_in_place_and_its_node_goes_on(versions: World) -> None:
+    name, machine = host_of(versions)
+    before = machine.run(["systemctl", "show", "-p", "ActiveEnterTimestampMonotonic", "kubelet"], timeout=30).stdout
+    done = ckp("host", "upgrade-agent", name, "--version", GOOD, "--timeout", "300", timeout=330)
+    assert f"host/{name} runs ckp-agent {GOOD}" in done.stdout
+    assert installed(machine) == GOOD
+    assert machine.run(["systemctl", "show", "-p", "ActiveEnterTimestampMonotonic", "kubelet"], timeout=30).stdout == before, "the kubelet was not touched"
+    versions.wait(
+        lambda: machine.run(["systemctl", "is-active", "ckp-agent-upgrade"], timeout=30, check=False).stdout.strip() == "inactive", "the guard has ended"
+    )
+    assert machine.run(["ls", "/var/lib/ckp-agent/agent"], timeout=30).stdout.split().count("upgrade.json") == 0
+    assert nodes_ready(versions) == 2
+    again = ckp("host", "upgrade-agent", name, "--version", GOOD, timeout=60)
+    assert "1 of 1 hosts run" in again.stderr, "and asking again changes nothing"
+
+
+def test_an_agent_that_does_not_report_is_taken_back_by_the_host(versions: World) -> None:
+    name, machine = host_of(versions)
+    was = installed(machine)
+    done = ckp("host", "upgrade-agent", name, "--version", BROKEN, "--confirm", "30", "--timeout", "300", timeout=330, check=False)
+    assert done.code != 0
+    assert "stays with" in done.stderr and "did not report to the hub within 30 s" in done.stderr, done.stderr
+    assert installed(machine) == was
+    row = Session(read_config()).get(f"/hosts/{name}")
+    assert row["connected"] and row["agentVersion"] == was and row["agentWanted"] == ""
+    assert nodes_ready(versions) == 2
+
+
+def test_a_revoked_host_is_cut_off_at_once_and_comes_back_by_a_decision(world: World) -> None:
+    name, machine = host_of(world)
+    session = Session(read_config())
+    ckp("host", "revoke", name)
+    world.wait(lambda: not session.get(f"/hosts/{name}")["connected"], "the host is cut off", timeout=30)
+    assert ckp("host", "approve", "--all").code == 0, "nothing waits yet"
+    machine.push(Enrolment(world.site, session)._key().encode(), f"{AGENT_CONFIG}/psk", mode=0o600)
+    machine.run(["systemctl", "stop", "ckp-agent"], timeout=60)
+    for file in ("key.pem", "cert.pem", "identity.json"):
+        machine.run(["rm", f"/var/lib/ckp-agent/{file}"], timeout=10)
+    machine.run(["systemctl", "start", "ckp-agent"], timeout=60)
+
+    def waiting() -> list[dict[str, Any]]:
+        return [item for item in session.get("/host-requests", state="pending")["items"] if item["duplicateOf"] == name]
+
+    world.wait(waiting, "its request waits, beside the host that it looks like", timeout=60)
+    ckp("host", "approve", waiting()[0]["id"], "--replace")
+    world.wait(lambda: session.get(f"/hosts/{name}")["connected"], "it is the same host again", timeout=60)
+    assert session.get(f"/hosts/{name}")["cluster"] == "demo"
+    assert nodes_ready(world) == 2, "and its node was never away"
+
+
+def test_a_chosen_host_leaves_its_cluster_and_may_come_back(world: World) -> None:
+    name, machine = host_of(world)
+    session = Session(read_config())
+    ckp("host", "remove", name)
+    world.wait(lambda: (row := session.get(f"/hosts/{name}"))["phase"] == "Free" and not row["machine"], "the host is clean and free", timeout=240)
+    assert machine.run(["ls", "/etc/kubernetes"], timeout=10, check=False).code != 0
+    assert session.get(f"/hosts/{name}")["cordoned"] is True
+    cluster = session.get("/clusters/demo")
+    assert cluster["workers"] == 2, "the cluster stays at its size, and looks for another host"
+    world.wait(lambda: any("free" in item["message"] for item in session.get("/clusters/demo")["machines"]), "it says that none is free", timeout=90)
+    ckp("host", "uncordon", name)
+    world.wait(lambda: nodes_ready(world) == 2, "the host is a node again", timeout=240)
