@@ -116,6 +116,20 @@ def test_an_agent_that_does_not_report_is_taken_back_by_the_host(versions: World
     assert nodes_ready(versions) == 2
 
 
+def test_a_host_is_drained_for_maintenance_and_takes_pods_again(world: World) -> None:
+    name, _ = host_of(world)
+    try:
+        ckp("host", "drain", name, "--timeout", "240", timeout=260)
+        node = world.get("node", name)
+        assert node["spec"]["unschedulable"] is True
+        pods = world.get("pods", "-A", "--field-selector", f"spec.nodeName={name}")["items"]
+        left = [pod["metadata"]["name"] for pod in pods if not any(owner["kind"] == "DaemonSet" for owner in pod["metadata"].get("ownerReferences", []))]
+        assert left == []
+    finally:
+        ckp("host", "uncordon", name)
+    world.wait(lambda: not world.get("node", name)["spec"].get("unschedulable"), "the node takes pods again", timeout=90)
+
+
 def test_a_revoked_host_is_cut_off_at_once_and_comes_back_by_a_decision(world: World) -> None:
     name, machine = host_of(world)
     session = Session(read_config())

@@ -9,7 +9,7 @@ import pytest
 
 from ckp.api import names
 from ckp.api.host_protocol import AgentTarget
-from ckp.api.platform import Releases
+from ckp.api.platform import InstalledRelease, Releases
 from ckp.clients import kinds
 from ckp.clients.kube_simulator import KubeSimulator
 from ckp.controllers.byo.desired import DesiredStore
@@ -118,3 +118,49 @@ async def test_a_wanted_version_of_the_agent_is_said_with_its_way_back_until_it_
     assert await said() is None
     await kube.merge(kinds.BYO_HOST, "one", TENANT, {"spec": {"agentVersion": "9.9.9-ckp"}})
     assert await said() is None, "what no registry holds is not asked for"
+
+
+async def claimed(kube: KubeSimulator) -> None:
+    """The host in a cluster, with its machines."""
+    labels = {"cluster.x-k8s.io/cluster-name": "demo"}
+    machine = {"apiVersion": kinds.MACHINE.api_version, "kind": "Machine", "metadata": {"name": "demo-1", "namespace": TENANT}, "spec": {"version": "v1.35.1"}}
+    core = await kube.create(machine)
+    reference = {"apiVersion": core["apiVersion"], "kind": "Machine", "name": "demo-1", "uid": core["metadata"]["uid"]}
+    meta = {"name": "byo-1", "namespace": TENANT, "labels": labels, "ownerReferences": [reference]}
+    byo = await kube.create({"apiVersion": kinds.BYO_MACHINE.api_version, "kind": "ByoMachine", "metadata": meta, "spec": {}})
+    await kube.merge(kinds.BYO_HOST, "one", TENANT, {"spec": {"machineRef": {"name": "byo-1", "uid": byo["metadata"]["uid"]}}})
+
+
+async def test_a_host_is_drained_by_kubectl_and_uncordoned_when_that_is_taken_back(kube: KubeSimulator) -> None:
+    release = InstalledRelease(name="v1.35.1", stamp="v1.35.1-ckp", registry="r:5000/ckp", images={"kubeadm": "v1.35.1-ckp@sha256:0"}, bundles={})
+    reconciler = ByoHostReconciler(kube, ManualClock(datetime(2026, 4, 1, tzinfo=UTC)), Releases(releases={"v1.35.1": release}))
+
+    async def step() -> tuple[str, str]:
+        """The Drained condition after a pass, and the command of the newest Job."""
+        await reconciler.reconcile(TENANT, "one")
+        host = await kube.get(kinds.BYO_HOST, "one", TENANT)
+        assert host is not None
+        jobs = sorted(await kube.list(kinds.JOB, TENANT), key=lambda job: int(job["metadata"]["resourceVersion"]))
+        command = jobs[-1]["spec"]["template"]["spec"]["containers"][0]["command"] if jobs else []
+        found = get_condition(host, "Drained") or {}
+        return f"{found.get('status', '')} {found.get('reason', '')}".strip(), " ".join(command[:3])
+
+    async def finish(**status: object) -> None:
+        jobs = sorted(await kube.list(kinds.JOB, TENANT), key=lambda job: int(job["metadata"]["resourceVersion"]))
+        await kube.merge(kinds.JOB, jobs[-1]["metadata"]["name"], TENANT, {"status": status}, subresource="status")
+
+    await claimed(kube)
+    assert await step() == ("", ""), "nobody asked"
+    await kube.merge(kinds.BYO_HOST, "one", TENANT, {"spec": {"drain": "2026-04-01T00:00:00Z"}})
+    assert await step() == ("False Draining", "/usr/local/bin/kubectl drain one")
+    await finish(conditions=[{"type": "Failed", "status": "True"}])
+    assert (await step())[0] == "False DrainFailed"
+    assert (await step())[0] == "False Draining", "it is tried again"
+    await finish(succeeded=1)
+    assert (await step())[0] == "True"
+    await kube.merge(kinds.BYO_HOST, "one", TENANT, {"spec": {"drain": None}})
+    assert await step() == ("False Uncordoning", "/usr/local/bin/kubectl uncordon one")
+    await finish(succeeded=1)
+    assert (await step())[0] == ""
+    host = await kube.get(kinds.BYO_HOST, "one", TENANT)
+    assert host is not None and "drainedFor" not in host["status"]

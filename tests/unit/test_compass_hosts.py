@@ -348,6 +348,18 @@ async def test_an_unreachable_host_is_forced_away(world: World) -> None:
     assert byo is not None and byo["metadata"]["annotations"][names.FORCE_RELEASE_ANNOTATION] == "true"
 
 
+async def test_a_member_is_drained_and_a_free_host_is_not(world: World) -> None:
+    await member(world)
+    await world.call("PATCH", "/hosts/one", json={"drained": True}, expect=200)
+    host = await world.kube.get(kinds.BYO_HOST, "one", NAMESPACE)
+    assert host is not None and host["spec"]["drain"] == "2026-04-01T12:00:00Z"
+    await world.call("PATCH", "/hosts/one", json={"drained": False}, expect=200)
+    host = await world.kube.get(kinds.BYO_HOST, "one", NAMESPACE)
+    assert host is not None and "drain" not in host["spec"]
+    await world.add_host("two")
+    await world.call("PATCH", "/hosts/two", json={"drained": True}, expect=409)
+
+
 async def test_a_free_host_has_no_cluster_to_leave(world: World) -> None:
     await world.add_host("one")
     assert "in no cluster" in (await world.call("POST", "/hosts/one/leave", expect=409))["error"]["message"]

@@ -85,6 +85,7 @@ BYO_HOST_SPEC = _object(
     {
         "machineRef": {**REFERENCE, "description": "The ByoMachine that holds this host; absent: it is free."},
         "cordoned": _boolean("Not to be claimed."),
+        "drain": _string("When a person asked for its node to be drained; empty: it is to take pods."),
         "agentVersion": _string("The version of the package ckp-agent that is to run on it; empty: whichever it has."),
         "agentConfirmSeconds": _integer("How long that version has to report before the host returns to the old one; 0: three minutes.", minimum=0),
         "revokedSerial": _string("The certificate with this serial may not be used any more, even while it is the host's newest."),
@@ -122,6 +123,7 @@ BYO_HOST_STATUS = _object(
             )
         ),
         "machineRef": REFERENCE,
+        "drainedFor": _string("The request (spec.drain) that its node was, or is being, drained for."),
         "flaps": _object({"count": _integer(), "last": _string(format="date-time")}, description="How often the connection was lost lately, and when last."),
         "observed": _object({}, description="What the agent reports: generation, phase, reason, message.", loose=True),
         "journal": _list(_object({}, loose=True)),

@@ -33,7 +33,7 @@ def label(session: Session, name: str, labels: tuple[str, ...]) -> None:
 
 def _cordon(session: Session, names: tuple[str, ...], *, cordoned: bool) -> None:
     for name in names:
-        session.call("PATCH", f"/hosts/{name}", body={"cordoned": cordoned})
+        session.call("PATCH", f"/hosts/{name}", body={"cordoned": True} if cordoned else {"cordoned": False, "drained": False})
         click.echo(f"host/{name} {'cordoned' if cordoned else 'uncordoned'}")
 
 
@@ -49,8 +49,29 @@ def cordon(session: Session, names: tuple[str, ...]) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @with_session
 def uncordon(session: Session, names: tuple[str, ...]) -> None:
-    """Let clusters claim hosts again."""
+    """Let clusters claim hosts again, and let pods come to their nodes if they were drained."""
     _cordon(session, names, cordoned=False)
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--timeout", type=Duration(), default=900.0, show_default=True, help="For each host.")
+@with_session
+def drain(session: Session, names: tuple[str, ...], timeout: float) -> None:
+    """Evict the pods of hosts' nodes, one host after the other, for maintenance. They stay in their cluster; `ckp host uncordon` ends it."""
+    for name in names:
+        session.call("PATCH", f"/hosts/{name}", body={"drained": True})
+        row: dict[str, Any] = {}
+
+        def drained(name: str = name, row: dict[str, Any] = row) -> bool:
+            row.update(session.get(f"/hosts/{name}"))
+            return any(item["type"] == "Drained" and item["status"] == "True" for item in row["conditions"])
+
+        def seen(row: dict[str, Any] = row) -> str:
+            return next((item.get("message", "") for item in row.get("conditions", []) if item["type"] == "Drained"), "nothing was done yet")
+
+        wait_until(drained, what=f"host {name} is drained", timeout=timeout, every=1.0, reason=seen)
+        click.echo(f"host/{name} drained")
 
 
 @click.command()
@@ -192,4 +213,4 @@ def delete(session: Session, name: str) -> None:
     click.echo(f"rule/{name} deleted")
 
 
-COMMANDS = (label, cordon, uncordon, revoke, remove, upgrade_agent, rule)
+COMMANDS = (label, cordon, uncordon, drain, revoke, remove, upgrade_agent, rule)

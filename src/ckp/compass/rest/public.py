@@ -185,6 +185,8 @@ def _hosts(cases: UseCases) -> APIRouter:
             await cases.care.label(actor, project, name, body.labels)
         if body.cordoned is not None:
             await cases.care.cordon(actor, project, name, cordoned=body.cordoned)
+        if body.drained is not None:
+            await cases.care.drain(actor, project, name, drained=body.drained)
         return HostAnswer.model_validate(await cases.hosts.get(project, name))
 
     @router.post("/{name}/revoke")

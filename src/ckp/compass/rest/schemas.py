@@ -137,6 +137,7 @@ class HostChange(Body):
     """What can change of a host; what is left out stays."""
 
     cordoned: bool | None = None
+    drained: bool | None = None
     labels: dict[str, str | None] | None = Field(default=None, max_length=100)
 
 

@@ -12,7 +12,7 @@ from ckp.compass.services.hosts import GROUP_PREFIX, Hosts, HostView, is_claimed
 from ckp.compass.services.projects import Namespaces, ProjectRef
 from ckp.compass.services.releases import Releases
 from ckp.compass.store.database import Database
-from ckp.kits.clock import Clock
+from ckp.kits.clock import Clock, rfc3339
 from ckp.kits.errors import Conflict, InvalidInput
 
 DELETE_FIRST = "cluster.x-k8s.io/delete-machine"
@@ -54,6 +54,20 @@ class HostCare:
         if bool((host.get("spec") or {}).get("cordoned")) != cordoned:
             await self._kube.merge(kinds.BYO_HOST, name, project.namespace, {"spec": {"cordoned": cordoned}})
             await self._note(actor, project, "host.cordon" if cordoned else "host.uncordon", name)
+        return await self._hosts.get(project, name)
+
+    async def drain(self, actor: str, project: ProjectRef, name: str, *, drained: bool) -> HostView:
+        """Evict the pods of the host's node and keep others away, or let pods come again. It stays in its cluster.
+
+        Raises:
+            Conflict: it is in no cluster.
+        """
+        host = await self._hosts.require(project, name)
+        if drained and not is_claimed(host):
+            raise Conflict(f"host {name} is in no cluster, so there is nothing to drain", resolution=f"ckp host cordon {name} keeps it from being claimed")
+        if bool((host.get("spec") or {}).get("drain")) != drained:
+            await self._kube.merge(kinds.BYO_HOST, name, project.namespace, {"spec": {"drain": rfc3339(self._clock.now()) if drained else None}})
+            await self._note(actor, project, "host.drain" if drained else "host.undrain", name)
         return await self._hosts.get(project, name)
 
     async def upgrade_agent(self, actor: str, project: ProjectRef, name: str, version: str, confirm_seconds: int = 0) -> HostView:

@@ -10,6 +10,7 @@ from ckp.api.platform import Releases
 from ckp.clients.kinds import BYO_HOST, BYO_MACHINE
 from ckp.clients.kube import Kube
 from ckp.controllers.byo.desired import DesiredStore
+from ckp.controllers.byo.drain import look_after
 from ckp.controllers.scope import Scope, deleting
 from ckp.kits.clock import Clock, parse_rfc3339, rfc3339
 from ckp.rules.conditions import Condition, get_condition, make_condition, merge_conditions
@@ -49,9 +50,10 @@ class ByoHostReconciler:
         claimed = bool((scope.obj.get("spec") or {}).get("machineRef"))
         state = make_condition("Available", not claimed, self.clock.now(), reason="Claimed", message=f"held by {reference['name']}" if reference else "")
         flaps, stable, wait = self._stability(scope)
-        scope.conditions = [state, stable]
-        await self._write(scope, flaps)
-        return Result(after=wait)
+        drained = await look_after(self.kube, self.clock, self.releases, scope.obj)
+        scope.conditions = [state, stable, *([drained.condition] if drained.condition else [])]
+        await self._write(scope, flaps, drained.done_for)
+        return Result(after=min((after for after in (wait, drained.after) if after is not None), default=None))
 
     async def _announce_agent(self, scope: Scope) -> None:
         """The version of the agent that is asked for, with the one that runs as its way back. Once it runs, nothing more is said."""
@@ -93,12 +95,13 @@ class ByoHostReconciler:
             await DesiredStore(self.kube).announce(scope.namespace, scope.name, text)
             self._announced[key] = text
 
-    async def _write(self, scope: Scope, flaps: Flaps) -> None:
+    async def _write(self, scope: Scope, flaps: Flaps, drained_for: str) -> None:
         """Only our own part: the hub owns the rest (server-side apply, conditions are a map by type)."""
         status = scope.obj.get("status") or {}
         before = {item["type"]: (item["status"], item.get("message", "")) for item in status.get("conditions") or []}
         same = all(before.get(item["type"]) == (item["status"], item.get("message", "")) for item in scope.conditions)
-        if same and Flaps.of(status) == flaps:
+        gone = "Drained" in before and "Drained" not in [item["type"] for item in scope.conditions]
+        if same and not gone and Flaps.of(status) == flaps and str(status.get("drainedFor") or "") == drained_for:
             return
         ours = {item["type"] for item in scope.conditions}
         conditions = merge_conditions([item for item in status.get("conditions") or [] if item["type"] in ours], scope.conditions)
@@ -106,7 +109,7 @@ class ByoHostReconciler:
             "apiVersion": BYO_HOST.api_version,
             "kind": BYO_HOST.kind,
             "metadata": {"name": scope.name, "namespace": scope.namespace},
-            "status": {"conditions": conditions, "flaps": flaps.to_json()},
+            "status": {"conditions": conditions, "flaps": flaps.to_json(), **({"drainedFor": drained_for} if drained_for else {})},
         }
         await self.kube.apply(body, subresource="status")
 

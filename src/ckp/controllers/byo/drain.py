@@ -1,0 +1,113 @@
+"""Draining a host for maintenance while it stays in its cluster: kubectl does it, in a Job against the hosted API server."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from ckp.api.names import CKP, CLUSTER_NAME_LABEL
+from ckp.api.platform import Releases
+from ckp.clients.kinds import BYO_MACHINE, JOB, MACHINE
+from ckp.clients.kube import Kube, Obj
+from ckp.controllers.controlplane.plan import hardened, pod_security
+from ckp.controllers.scope import cluster_name, owner, owner_reference
+from ckp.kits.clock import Clock
+from ckp.rules.conditions import Condition, make_condition
+
+POLL = 5.0
+DRAIN_SECONDS = 600
+"""How long evictions may be held up by disruption budgets before the drain counts as failed; it is tried again."""
+
+
+@dataclass(frozen=True)
+class Drained:
+    """What is to be written of a host's drain: its condition, which request the node was drained for, and when to look again."""
+
+    condition: Condition | None = None
+    done_for: str = ""
+    after: float | None = None
+
+
+async def look_after(kube: Kube, clock: Clock, releases: Releases, host: Obj) -> Drained:
+    """The next step towards `spec.drain`: empty, or the time at which a person asked. Its node is cordoned by it, and uncordoned when it is taken back."""
+    spec, status = host.get("spec") or {}, host.get("status") or {}
+    wanted, done_for = str(spec.get("drain") or ""), str(status.get("drainedFor") or "")
+    reference = spec.get("machineRef")
+    if not reference or not (wanted or done_for):
+        return Drained()
+    machine = await kube.get(BYO_MACHINE, reference["name"], host["metadata"]["namespace"])
+    if machine is None:
+        return Drained()
+    now = clock.now()
+    verb = "drain" if wanted else "uncordon"
+    state, message = await _job(kube, releases, host, machine, verb, wanted or done_for)
+    if not wanted:
+        if state == "done":
+            return Drained()
+        return Drained(make_condition("Drained", False, now, reason="Uncordoning", message=message), done_for, POLL)
+    if state == "done":
+        return Drained(make_condition("Drained", True, now), wanted)
+    failed = state == "failed"
+    condition = make_condition("Drained", False, now, reason="DrainFailed" if failed else "Draining", message=message, severity="Warning" if failed else "Info")
+    # Also while it is under way: the node may be cordoned already, and must be uncordoned when the request is taken back.
+    return Drained(condition, wanted, POLL)
+
+
+async def _job(kube: Kube, releases: Releases, host: Obj, machine: Obj, verb: str, request: str) -> tuple[str, str]:
+    """Start the Job, or see how it goes: running, done or failed, and a sentence."""
+    name, namespace = host["metadata"]["name"], host["metadata"]["namespace"]
+    digest = hashlib.sha256(f"{request} {machine['metadata']['uid']}".encode()).hexdigest()[:8]
+    job_name = f"{verb}-{name}-{digest}"
+    found = await kube.get(JOB, job_name, namespace)
+    if found is None:
+        core = await kube.get(MACHINE, str((owner(machine, "Machine") or {}).get("name", "")), namespace)
+        if core is None:
+            return "running", "the machine that holds it is not there"
+        await kube.apply(_manifest(releases, job_name, namespace, name, machine, verb, str(core["spec"]["version"])))
+        return "running", f"kubectl {verb} is started"
+    status = found.get("status") or {}
+    if status.get("succeeded"):
+        return "done", ""
+    if any(item["type"] == "Failed" and item["status"] == "True" for item in status.get("conditions") or []):
+        await kube.delete(JOB, job_name, namespace)
+        return "failed", f"kubectl {verb} did not succeed within {DRAIN_SECONDS} s (a disruption budget may hold it up); it is tried again"
+    return "running", f"kubectl {verb} is at it"
+
+
+def _manifest(releases: Releases, job_name: str, namespace: str, node: str, machine: Obj, verb: str, version: str) -> Obj:
+    cluster = cluster_name(machine)
+    more = ["--ignore-daemonsets", "--delete-emptydir-data", "--force", f"--timeout={DRAIN_SECONDS}s"] if verb == "drain" else []
+    container = {
+        "name": "kubectl",
+        "image": releases.get(version).image("kubeadm"),
+        "command": ["/usr/local/bin/kubectl", verb, node, *more],
+        "env": [{"name": "KUBECONFIG", "value": "/kube/value"}, {"name": "HOME", "value": "/tmp"}],
+        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "256Mi"}},
+        "securityContext": hardened(),
+        "volumeMounts": [{"name": "kube", "mountPath": "/kube", "readOnly": True}, {"name": "tmp", "mountPath": "/tmp"}],
+    }
+    pod = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "restartPolicy": "OnFailure",
+        "securityContext": pod_security(),
+        "containers": [container],
+        "volumes": [{"name": "kube", "secret": {"secretName": f"{cluster}-kubeconfig", "defaultMode": 0o440}}, {"name": "tmp", "emptyDir": {}}],
+    }
+    labels = {CLUSTER_NAME_LABEL: cluster, "app.kubernetes.io/component": "drain", f"{CKP}/host": node}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": job_name,
+            "namespace": namespace,
+            "labels": labels,
+            "ownerReferences": [owner_reference(machine, controller=False)],
+        },
+        "spec": {
+            "backoffLimit": 3,
+            "activeDeadlineSeconds": DRAIN_SECONDS + 60,
+            "ttlSecondsAfterFinished": 86400,
+            "template": {"metadata": {"labels": labels}, "spec": pod},
+        },
+    }
