@@ -122,6 +122,8 @@ def test_one_that_does_not_report_or_cannot_be_installed_is_taken_back_and_not_t
         host.begin()
     assert refused.value.permanent and refused.value.reason == "AgentUpgradeReturned"
     assert ("did not report" if installable else "dpkg said no") in str(refused.value)
+    host.upgrades.forget_failure()
+    assert "is being replaced" in host.begin(), "once the request was taken back it may be asked for anew"
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -178,6 +180,7 @@ class Actions:
     def __init__(self) -> None:
         self.asked: list[AgentTarget] = []
         self.problem: AgentError | None = None
+        self.taken_back = 0
 
     def step(self, name: str, member: Any, cancelled: Any) -> str:
         return ""
@@ -188,7 +191,10 @@ class Actions:
     def unhealthy(self) -> str:
         return ""
 
-    def upgrade_agent(self, target: AgentTarget) -> str:
+    def upgrade_agent(self, target: AgentTarget | None) -> str:
+        if target is None:
+            self.taken_back += 1
+            return ""
         self.asked.append(target)
         if self.problem:
             raise self.problem
@@ -215,4 +221,8 @@ def test_the_engine_hands_over_once_and_shows_what_goes_wrong_without_stopping_i
     engine.work_once()
     assert actions.asked == [TARGET, other, other]
     assert engine.report()[0].reason == ""
+    engine.submit(Desired(2, "h", None))
+    engine.work_once()
+    engine.work_once()
+    assert actions.taken_back == 1
     shutil.rmtree(tmp_path / "saved", ignore_errors=True)

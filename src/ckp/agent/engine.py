@@ -53,8 +53,11 @@ class Actions(Protocol):
         """Why a joined host is not well; "" if it is."""
         ...
 
-    def upgrade_agent(self, target: AgentTarget) -> str:
-        """Hand over to the guard that replaces this agent; "" if it is the wanted one already. Raises AgentError."""
+    def upgrade_agent(self, target: AgentTarget | None) -> str:
+        """Hand over to the guard that replaces this agent; "" if it is the wanted one already. Raises AgentError.
+
+        None: the request was taken back, so that a version that had to be returned may be asked for anew.
+        """
         ...
 
 
@@ -171,6 +174,9 @@ class Engine:
         """
         if target != self._agent_seen:
             self._agent_seen, self._agent_problem, self._agent_retry_at, self._agent_attempts = target, None, 0.0, 0
+            if target is None:
+                self.actions.upgrade_agent(None)
+                self._publish()
         if target is None or self._agent_retry_at == float("inf"):
             return None
         left = self._agent_retry_at - self.clock()

@@ -188,8 +188,11 @@ class HostActions:
         drop_other_bundles(self.config.state_dir, "")
         return note
 
-    def upgrade_agent(self, target: AgentTarget) -> str:
+    def upgrade_agent(self, target: AgentTarget | None) -> str:
         """See engine.Actions."""
+        if target is None:
+            self.upgrades.forget_failure()
+            return ""
         if target.version == self.version:
             return ""
 

@@ -74,7 +74,7 @@ class Upgrades:
         if failed.get("version") == target.version:
             raise AgentError(
                 f"the agent {target.version} was tried and taken back: {failed.get('reason', '')}",
-                resolution="roll out another version, or ask for this one again after `ckp-agent status` says why",
+                resolution="roll out another version, or mend what it says and ask for this one again (ckp host upgrade-agent)",
                 reason="AgentUpgradeReturned",
                 permanent=True,
             )
@@ -98,6 +98,10 @@ class Upgrades:
         atomic_write(self.record_path, json.dumps(asdict(record), indent=1), mode=0o600)
         run(["systemctl", "--no-block", "restart", UNIT], timeout=60, what="starting the guard of the upgrade")
         return f"{own} is being replaced by {target.version}; the guard brings it back if the new one does not report within {record.seconds:.0f} s"
+
+    def forget_failure(self) -> None:
+        """Nobody asks any more for what was taken back: when somebody does, it is tried again."""
+        remove(self.failed_path)
 
     def confirm(self, own: str) -> None:
         """This version is connected and knows what is wanted of it: the guard may go."""
