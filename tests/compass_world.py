@@ -34,6 +34,7 @@ HUB = "token-of-the-hub"
 NAMESPACE = "ckp-default-default"
 BASE = "/api/v1/domains/default/projects/default"
 RELEASES = {"v1.35.1": {"cni": {"cilium": "v1.19.5"}}, "v1.33.7": {"cni": {"cilium": "v1.19.5"}}}
+AGENTS = ("0.1.0+1-ckp", "0.2.0+2-ckp")
 MACHINE_A = "a" * 32
 MACHINE_B = "b" * 32
 
@@ -155,7 +156,7 @@ async def make_world(directory: Path, kube: KubeSimulator | None = None) -> Asyn
         admin_token_file=directory / "token",
         reserved=parse_reserved("hosts=10.88.0.0/24, management pods=10.244.0.0/16, management services=10.96.0.0/16"),
     )
-    cases = UseCases.wire(settings, database, kube, ReleaseTable(RELEASES), ADMIN, clock)
+    cases = UseCases.wire(settings, database, kube, ReleaseTable(RELEASES, AGENTS), ADMIN, clock)
     public, internal = make_public_app(cases), make_internal_app(cases)
     try:
         async with (

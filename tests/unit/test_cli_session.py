@@ -30,7 +30,7 @@ from ckp.cli.output import Column, Duration, age, short_duration, table
 from ckp.cli.session import Config, Session, Unauthorized, Unreachable, read_config, write_config
 from ckp.clients import kinds
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound, TimedOut
-from compass_world import ADMIN, MACHINE_B, NAMESPACE, World, make_world
+from compass_world import ADMIN, AGENTS, MACHINE_B, NAMESPACE, World, make_world
 
 
 @click.group()
@@ -190,6 +190,41 @@ def test_hosts_are_labelled_cordoned_and_taken_out_of_their_cluster(desk: Desk) 
     desk.good("host", "uncordon", "one")
     assert "in no cluster" in desk.bad("host", "remove", "one", kind=Conflict).brief
     assert "no certificate" in desk.bad("host", "revoke", "one", kind=Conflict).brief
+
+
+def agent_of(desk: Desk, name: str, version: str, reason: str = "") -> None:
+    """As the hub writes it when the host reports."""
+    status = {"agent": {"version": version}, "observed": {"phase": "Free", "generation": 0, "reason": reason, "message": "it did not report"}}
+    desk.run_async(desk.world.kube.merge(kinds.BYO_HOST, name, NAMESPACE, {"status": status}, subresource="status"))
+
+
+def wanted_of(desk: Desk, name: str) -> str:
+    host = desk.run_async(desk.world.kube.get(kinds.BYO_HOST, name, NAMESPACE))
+    return str(host["spec"].get("agentVersion", ""))
+
+
+def test_agents_are_upgraded_in_stages_which_stop_at_the_first_that_goes_back(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = AGENTS
+    for name in ("one", "two", "three"):
+        desk.run_async(desk.world.add_host(name))
+        agent_of(desk, name, old)
+    agent_of(desk, "one", new)
+    asked: list[set[str]] = []
+
+    def wait(probe: Callable[[], bool], **_: Any) -> None:
+        """The host that is asked upgrades itself, but the one called two goes back."""
+        asked.append({name for name in ("one", "two", "three") if wanted_of(desk, name) == new})
+        for name in asked[-1]:
+            agent_of(desk, name, old if name == "two" else new, "AgentUpgradeReturned" if name == "two" else "")
+        assert probe()
+
+    monkeypatch.setattr("ckp.cli.host_care.wait_until", wait)
+    error = desk.bad("host", "upgrade-agent", "--all")
+    assert "host two stays with 0.1.0+1-ckp" in error.brief
+    assert asked == [{"three"}, {"three", "two"}], "one at a time, and the newest version by itself"
+    assert wanted_of(desk, "two") == "", "nobody goes on asking it"
+    assert "no agent '9.9'" in desk.bad("host", "upgrade-agent", "two", "--version", "9.9", kind=InvalidInput).brief
+    assert desk.ckp("host", "upgrade-agent").exit_code == 2
 
 
 def test_rules_are_made_shown_and_deleted(desk: Desk) -> None:
