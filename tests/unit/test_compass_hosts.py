@@ -526,6 +526,21 @@ async def test_hosts_are_shown_with_what_the_agent_reported(world: World) -> Non
 # Groups.
 
 
+@pytest.mark.parametrize(
+    ("claimed", "phase", "expected"),
+    [
+        ("", "Free", ""),
+        ("m", "Free", "Create Pending"),
+        ("m", "Installing", "Create Pending"),
+        ("m", "Joined", "Create Completed"),
+        ("m", "Failed", "Create Failed"),
+    ],
+)
+async def test_a_hosts_creation_is_told_in_three_words(world: World, claimed: str, phase: str, expected: str) -> None:
+    await world.add_host("one", claimed=claimed, phase=phase)
+    assert (await world.call("GET", "/hosts/one", expect=200))["creation"] == expected
+
+
 async def test_membership_is_a_label_of_the_host(world: World) -> None:
     await world.call("POST", "/host-groups", json={"name": "workers"}, expect=201)
     await world.add_host("one")

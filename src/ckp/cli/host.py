@@ -189,6 +189,7 @@ def describe_host(session: Session, name: str, output: str) -> None:
             ("Machine", row["machine"]),
             ("Release", row["release"]),
             ("Phase", row["phase"]),
+            ("Creation", row["creation"]),
             ("Reason", row["reason"]),
             ("Message", row["message"]),
             ("Address", row["address"]),

@@ -175,6 +175,7 @@ class HostAnswer(Answer):
     clock_offset_seconds: float | None
     created_at: datetime
     phase: str
+    creation: str
     release: str
     reason: str
     message: str

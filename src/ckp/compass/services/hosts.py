@@ -40,6 +40,7 @@ class HostView:
     clock_offset_seconds: float | None
     created_at: datetime
     phase: str
+    creation: str
     release: str
     reason: str
     message: str
@@ -93,6 +94,14 @@ def why_not_free(host: Obj) -> str:
     return words.get(seen.unavailable(), "")
 
 
+def creation(host: Obj) -> str:
+    """How far a claimed host is on its way to a node, in the three words of the product's API; '' for one that is on no such way."""
+    phase = ((host.get("status") or {}).get("observed") or {}).get("phase")
+    if not is_claimed(host) or phase == "Resetting":
+        return ""
+    return {"Joined": "Create Completed", "Failed": "Create Failed"}.get(str(phase), "Create Pending")
+
+
 def addresses_of(host: Obj) -> list[str]:
     """All addresses that a host reported."""
     return [address for network in (host.get("status") or {}).get("network") or [] for address in network.get("ipAddrs") or []]
@@ -131,6 +140,7 @@ def view(host: Obj) -> HostView:
         clock_offset_seconds=agent.get("clockOffsetSeconds"),
         created_at=parse_rfc3339(meta["creationTimestamp"]),
         phase=str(observed.get("phase") or ""),
+        creation=creation(host),
         release=str(observed.get("release") or ""),
         reason=str(observed.get("reason") or ""),
         message=str(observed.get("message") or ""),
