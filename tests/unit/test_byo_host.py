@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -91,7 +91,19 @@ async def test_a_host_that_comes_and_goes_is_not_stable_until_its_time_is_over(k
         body = {"apiVersion": kinds.BYO_HOST.api_version, "kind": "ByoHost", "metadata": {"name": "one", "namespace": TENANT}, "status": {"conditions": lost}}
         await hub.apply(body, subresource="status")
         result = await reconciler.reconcile(TENANT, "one")
+    said = [
+        {
+            "type": "AgentConnected",
+            "status": "False",
+            "reason": "Disconnected",
+            "message": "",
+            "lastTransitionTime": rfc3339(clock.now() + timedelta(seconds=1)),
+        }
+    ]
+    await hub.apply(body | {"status": {"conditions": said}}, subresource="status")
+    result = await reconciler.reconcile(TENANT, "one")
     assert (await condition())["reason"] == "Flapping"
+    assert "2 times" in (await condition())["message"], "a goodbye is no loss"
     assert result.after is not None and 30 <= result.after <= 32, "it is looked at again when its time is over"
     clock.advance(result.after)
     await reconciler.reconcile(TENANT, "one")

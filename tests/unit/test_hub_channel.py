@@ -539,10 +539,12 @@ async def test_a_revoked_certificate_is_cut_off_at_once_and_stays_out(door: Door
     async with door.connect(context) as websocket:
         await hello(websocket)
         await desired_of(websocket)
+        await eventually(lambda: _with_condition(door, "True"))
         serial = (await door.host())["status"]["agent"]["certificateSerial"]
         await door.kube.merge(kinds.BYO_HOST, "one", TENANT, {"spec": {"revokedSerial": serial}})
         await door.announce("one", f"revoked={serial}")
         assert await close_code(websocket) == 1008, "without a report of the host, and without waiting for one"
+    assert (await eventually(lambda: _with_condition(door, "False")))["status"]["agent"]["connected"] is False, "and everybody sees it at once"
     with pytest.raises(InvalidStatus) as refused:
         async with door.connect(context):
             pass

@@ -40,10 +40,11 @@ _MESSAGES: TypeAdapter[Hello | Report | Renewal] = TypeAdapter(AgentMessage)
 
 
 class Rejected(Exception):
-    """The peer broke the protocol: close with `code` and say why."""
+    """The peer broke the protocol, or may not be here any more (`final`): close with `code` and say why."""
 
-    def __init__(self, code: int, reason: str) -> None:
+    def __init__(self, code: int, reason: str, *, final: bool = False) -> None:
         super().__init__(reason)
+        self.final = final
         self.code = code
         self.reason = reason[:120]  # a close frame has room for 123 bytes
 
@@ -81,9 +82,9 @@ class Connection:
             why = "the agent fell silent"
             await self._close(1008, "silent for too long")
         except Rejected as error:
-            why = error.reason
-            self._channel.metrics.refused.labels("Protocol").inc()
-            log.warning("connection closed for a bad frame", host=str(self.host), code=error.code, reason=error.reason)
+            clean, why = error.final, error.reason
+            self._channel.metrics.refused.labels("Revoked" if error.final else "Protocol").inc()
+            log.warning("connection closed", host=str(self.host), code=error.code, reason=error.reason)
             await self._close(error.code, error.reason)
         await self._farewell(clean=clean, why=why)
 
@@ -186,7 +187,7 @@ class Connection:
         if host is None or host["metadata"].get("deletionTimestamp"):
             raise Rejected(1008, "this host was removed")
         if not shape.may_connect(host, self._serial):
-            raise Rejected(1008, "this certificate is no longer valid")
+            raise Rejected(1008, "this certificate is no longer valid", final=True)
 
     async def _ask_for_renewal(self) -> None:
         if self._channel.issue is None or self._renewal_asked or not self._credential.renewal_due(self._channel.clock.now()):
@@ -248,7 +249,7 @@ class Connection:
             self._status = self._status | {"conditions": fresh["conditions"]}
             # Every write is also the question whether this host still is who it says: a removed or re-enrolled one is cut off here.
             if not shape.may_connect(answer, self._serial):
-                raise Rejected(1008, "this certificate is no longer valid")
+                raise Rejected(1008, "this certificate is no longer valid", final=True)
             await asyncio.sleep(WRITE_GAP_SECONDS)
 
     def _connected(self) -> shape.Status:
@@ -285,7 +286,7 @@ class Connection:
             )
             try:
                 answer = await channel.kube.get(kinds.BYO_HOST, self.host.name, self.host.namespace)
-                if answer is not None and shape.may_connect(answer, self._serial):
+                if answer is not None and self._serial in (shape.certificate_serial(answer), shape.next_serial(answer)):  # else another one speaks for it
                     await channel.kube.apply(shape.apply_body(self.host, final), subresource="status")
             except KubeError as error:
                 log.warning("a host's leaving cannot be written; the sweep will notice it", host=str(self.host), error=error.brief)

@@ -77,7 +77,8 @@ class ByoHostReconciler:
         """Whether the host comes and goes, and the seconds after which that must be judged again."""
         flaps, now = Flaps.of(scope.obj.get("status") or {}), self.clock.now()
         connection = get_condition(scope.obj, "AgentConnected") or {}
-        if connection.get("status") == "False" and connection.get("lastTransitionTime"):
+        # A goodbye (the agent was stopped, upgraded, or its host restarted) is no loss.
+        if connection.get("status") == "False" and connection.get("reason") == "Silent" and connection.get("lastTransitionTime"):
             flaps = flaps.lost(parse_rfc3339(connection["lastTransitionTime"]))
         held = flaps.held_until
         if held is None or now >= held:
