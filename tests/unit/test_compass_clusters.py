@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ckp.api import names
 from ckp.clients import kinds
 from ckp.clients.kube import KubeError
+from ckp.compass.services.cluster_views import _machine
 from ckp.compass.services.manifests import ClusterSpec, cluster_objects
 from ckp.compass.services.networks import check_networks, parse_cidr
 from ckp.compass.settings import Settings, parse_reserved, read_admin_token
@@ -405,3 +406,12 @@ def test_a_guessable_or_missing_admin_token_stops_the_start(tmp_path: Path) -> N
         read_admin_token(tmp_path / "token")
     with pytest.raises(CkpError, match="could not be read"):
         read_admin_token(tmp_path / "none")
+
+
+def test_a_machine_that_waits_says_what_for_and_not_how_many_conditions_are_missing() -> None:
+    conditions = [
+        {"type": "Ready", "status": "False", "message": "1 of 2 completed"},
+        {"type": "InfrastructureReady", "status": "False", "message": "none of 2 matching hosts is free: 1 in use, 1 cordoned"},
+    ]
+    machine = {"metadata": {"name": "m"}, "spec": {}, "status": {"conditions": conditions}}
+    assert _machine(machine, []).message == "none of 2 matching hosts is free: 1 in use, 1 cordoned"

@@ -120,7 +120,8 @@ def _machine(machine: Obj, hosts: Sequence[Obj]) -> MachineView:
     infrastructure = (machine["spec"].get("infrastructureRef") or {}).get("name", name)
     holder = next((host for host in hosts if ((host.get("spec") or {}).get("machineRef") or {}).get("name") in (name, infrastructure)), None)
     ready = is_true(machine, "NodeHealthy") or (is_true(machine, "Ready") and bool(status.get("nodeRef")))
-    bad = next((entry for entry in status.get("conditions") or () if entry.get("status") == "False" and entry.get("message")), None)
+    said = [entry for entry in status.get("conditions") or () if entry.get("status") == "False" and entry.get("message")]
+    bad = next(iter(sorted(said, key=lambda entry: entry.get("type") == "Ready")), None)  # Ready only counts the others: "1 of 2 completed"
     seen = ((holder or {}).get("status") or {}).get("observed") or {}
     message = str(status.get("failureMessage") or (seen.get("message") if seen.get("phase") == "Failed" else "") or (bad or {}).get("message", ""))
     return MachineView(
