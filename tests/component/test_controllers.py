@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from ckp.api.host_protocol import BundleRef, Desired
-from ckp.api.names import DELETE_REQUESTED_ANNOTATION, HOSTS_NAMESPACE, group_label
+from ckp.api.names import DELETE_REQUESTED_ANNOTATION, FORCE_RELEASE_ANNOTATION, HOSTS_NAMESPACE, group_label
 from ckp.api.platform import InstalledRelease, Releases
 from ckp.clients.kinds import (
     BYO_HOST,
@@ -28,7 +28,7 @@ from ckp.clients.kinds import (
 )
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.apply import Applier
-from ckp.controllers.byo.machine import FORCE_RELEASE, ByoMachineReconciler
+from ckp.controllers.byo.machine import ByoMachineReconciler
 from ckp.controllers.controlplane.certificates import leaves
 from ckp.controllers.controlplane.plan import Plan
 from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler
@@ -286,7 +286,7 @@ async def test_an_unreachable_host_can_be_forced_away(machines: Machines, kube: 
     await machines.reconcile("m1")
     await kube.delete(BYO_MACHINE, "m1", namespace)
     assert await machines.reconcile("m1")
-    await kube.merge(BYO_MACHINE, "m1", namespace, {"metadata": {"annotations": {FORCE_RELEASE: "yes"}}})
+    await kube.merge(BYO_MACHINE, "m1", namespace, {"metadata": {"annotations": {FORCE_RELEASE_ANNOTATION: "yes"}}})
     assert await machines.reconcile("m1") == {}
     assert (await machines.desired("one")).membership is None, "it cleans itself when it comes back"
 
