@@ -122,6 +122,8 @@ class SimulatedActions:
         tick = self.host.power.tick
         self.running.append("reset")
         tick()
+        if self.host.broken:
+            raise self.host.broken.pop(0)
         self.host.node = ""
         tick()
         for package in list(self.journal.packages):
@@ -214,6 +216,22 @@ def test_leaving_resets_and_ends_free(bench: Bench) -> None:
     assert bench.phase == "Free"
     assert bench.host == Host(bench.power, joins=["m1"])
     assert bench.journal.packages == [] and bench.journal.member is None
+
+
+def test_a_failed_reset_is_tried_again(bench: Bench) -> None:
+    """And until it succeeds the host is not called free: a machine's finalizer waits for that word."""
+    bench.engine.submit(Desired(1, "h", member()))
+    bench.settle()
+    bench.host.broken = [AgentError("a mount is busy", reason="ResetIncomplete"), AgentError("a mount is still busy", reason="ResetIncomplete")]
+    bench.engine.submit(Desired(2, "h", None))
+    for attempt, message in enumerate(("a mount is busy", "a mount is still busy"), start=1):
+        delay = bench.engine.work_once()
+        report = bench.engine.report()[0]
+        assert (report.phase, report.reason, report.attempts, report.message) == ("Resetting", "ResetIncomplete", attempt, message)
+        assert delay
+        bench.now += delay
+    bench.settle()
+    assert bench.phase == "Free" and bench.journal.member is None
 
 
 def test_another_membership_resets_first(bench: Bench) -> None:
