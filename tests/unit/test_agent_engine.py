@@ -42,6 +42,7 @@ def no_disk() -> Iterator[None]:
     """The thousands of writes of these tests need not reach the disk."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _handle: None)
+        patch.setattr(os, "sync", lambda: None)
         yield
 
 
@@ -232,6 +233,25 @@ def test_a_failed_reset_is_tried_again(bench: Bench) -> None:
         bench.now += delay
     bench.settle()
     assert bench.phase == "Free" and bench.journal.member is None
+
+
+def test_what_a_step_did_is_on_the_disk_before_the_journal_says_that_it_is_done(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by chaos, seed 11: after a power cut the journal said joined, and the node's files, which nobody had synced, were gone for good."""
+    happened: list[str] = []
+    record = bench.journal.record
+
+    def recorded(step: str, outcome: str, seconds: float = 0.0, message: str = "") -> None:
+        record(step, outcome, seconds, message)
+        happened.append(f"{step} {outcome}")
+
+    monkeypatch.setattr(bench.journal, "record", recorded)
+    monkeypatch.setattr(os, "sync", lambda: happened.append("sync"))
+    for generation, wanted in enumerate((member(), None)):
+        bench.engine.submit(Desired(generation, "h", wanted))
+        bench.settle()
+    for step in ("pull", "prepare", "install", "join", "reset"):
+        done = happened.index(f"{step} done")
+        assert happened[done - 2 : done] == [f"{step} started", "sync"]
 
 
 def test_another_membership_resets_first(bench: Bench) -> None:

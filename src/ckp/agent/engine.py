@@ -14,6 +14,7 @@ something else is wanted. The engine never acts on an old desired state: after a
 from __future__ import annotations
 
 import functools
+import os
 import random
 import threading
 import time
@@ -34,8 +35,11 @@ PHASE_OF = {
     "join": "Joining",
     "check": "Checking",
 }
+LASTING = ("pull", "prepare", "install", "join", "reset")
+"""Steps that change the host. What they did is on the disk before the journal says so: a power cut would take it away again, and nobody would notice."""
 FIRST_DELAY, LONGEST_DELAY, PERMANENT_DELAY = 2.0, 300.0, 900.0
 HEALTH_SECONDS = 60.0
+JOURNAL_SECONDS = 10.0
 
 
 class Actions(Protocol):
@@ -149,7 +153,7 @@ class Engine:
                 with self._changed:
                     self._reason, self._message = "JournalNotWritable", f"the agent's journal can't be written: {error.strerror}"
                 self._publish()
-                wait = 10.0
+                wait = JOURNAL_SECONDS
             with self._changed:
                 if wait != 0.0:
                     self._changed.wait_for(functools.partial(self._news, before), wait)
@@ -238,6 +242,8 @@ class Engine:
         started = self.clock()
         try:
             note = action()
+            if step in LASTING:
+                os.sync()  # programs such as kubeadm and the package managers' scripts do not see to it themselves
         except Cancelled as error:
             self.journal.record(step, "failed", self.clock() - started, error.brief)
             return 0.0
