@@ -195,9 +195,7 @@ def _history(history: list[dict[str, Any]]) -> Iterator[str]:
             if not clean:
                 yield f"it joined as {entry['machine']} without a whole reset before"
             node, clean = entry["provider_id"], False
-        elif what == "was reset":
-            node, clean = "", True
-        elif what == "power cut" and "node.json" in entry["lost"]:
+        elif what == "was reset" or (what == "power cut" and "node.json" in entry["lost"]):
             node, clean = "", True
 
 

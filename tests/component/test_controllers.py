@@ -191,11 +191,11 @@ async def test_a_machine_becomes_ready_when_its_host_has_joined(machines: Machin
     assert desired.membership.post_commands == ("echo after",)
     join = next(file for file in desired.membership.files if file.path == desired.membership.join_config)
     assert yaml.safe_load(join.content)["patches"] == {"directory": "/etc/kubernetes/ckp-patches"}
-    await machines.report("one", generation=1, phase="Installing", cluster=desired.membership.cluster)
+    await machines.report("one", generation=1, phase="Installing", cluster=desired.membership.cluster, machine="m1")
     waiting = await machines.reconcile("m1")
     assert waiting["status"]["ready"] is False
     assert (get_condition(waiting, "BYOHostReady") or {})["reason"] == "Installing"
-    await machines.report("one", generation=1, phase="Joined", cluster=desired.membership.cluster)
+    await machines.report("one", generation=1, phase="Joined", cluster=desired.membership.cluster, machine="m1")
     ready = await machines.reconcile("m1")
     assert ready["spec"]["providerID"] == desired.membership.provider_id
     assert ready["status"]["ready"] is True
@@ -212,7 +212,7 @@ async def test_a_host_is_claimed_and_prepared_before_there_is_join_data(machines
     await machines.reconcile("m1")
     early = await machines.desired("one")
     assert early.membership and early.membership.files == ()
-    await machines.report("one", generation=1, phase="Prepared", cluster=early.membership.cluster)
+    await machines.report("one", generation=1, phase="Prepared", cluster=early.membership.cluster, machine="m1")
     waiting = await machines.reconcile("m1")
     assert waiting["status"]["ready"] is False
     assert "waits for the control plane" in (get_condition(waiting, "BYOHostReady") or {})["message"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from ckp.api.host_protocol import AgentTarget, Desired, Membership
@@ -41,6 +42,21 @@ class DesiredStore:
         desired = Desired(generation=now.generation + 1, host=host, membership=membership)
         await self.kube.apply(self._secret(namespace, host, desired))
         return desired
+
+    async def withdraw(self, namespace: str, host: str, is_claimed: Callable[[], Awaitable[bool]]) -> None:
+        """Tell a host that nobody holds to be free, if a membership was left to it: by a machine that wrote it when the host had just been removed.
+
+        A claim always comes before its membership. So a membership that was there before the question, and is still the same when it is replaced
+        (the resourceVersion says so), is nobody's if the answer was no.
+        """
+        secret = await self.kube.get(SECRET, self.secret_name(namespace, host), HOSTS_NAMESPACE)
+        if secret is None:
+            return
+        left = Desired.model_validate_json(base64.b64decode(secret["data"][KEY]))
+        if left.membership is None or await is_claimed():
+            return
+        free = self._secret(namespace, host, Desired(generation=left.generation + 1, host=host))
+        await self.kube.replace({**secret, "apiVersion": "v1", "kind": "Secret", "data": free["data"]})
 
     async def announce(self, namespace: str, host: str, certificates: str) -> None:
         """Say beside the desired state which certificates the host may use; a host of which nothing is stored is told to be free."""

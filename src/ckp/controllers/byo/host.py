@@ -35,6 +35,8 @@ class ByoHostReconciler:
             self._announced.pop((namespace, name), None)
             self._agents.pop((namespace, name), None)
         if obj is None:
+            # once more: a machine that still held the host may have written to it after its last reconcile
+            await DesiredStore(self.kube).remove(namespace, name)
             return Result()
         scope = Scope(self.kube, self.clock, BYO_HOST, obj)
         if deleting(obj):
@@ -93,8 +95,13 @@ class ByoHostReconciler:
         text = f"current={agent.get('certificateSerial', '')} next={agent.get('nextCertificateSerial', '')} revoked={revoked}"
         key = (scope.namespace, scope.name)
         if self._announced.get(key) != text:
+            await DesiredStore(self.kube).withdraw(scope.namespace, scope.name, lambda: self._is_claimed(scope))
             await DesiredStore(self.kube).announce(scope.namespace, scope.name, text)
             self._announced[key] = text
+
+    async def _is_claimed(self, scope: Scope) -> bool:
+        host = await self.kube.get(BYO_HOST, scope.name, scope.namespace)
+        return host is None or bool((host.get("spec") or {}).get("machineRef"))
 
     async def _write(self, scope: Scope, flaps: Flaps, drained_for: str) -> None:
         """Only our own part: the hub owns the rest (server-side apply, conditions are a map by type)."""

@@ -70,8 +70,23 @@ class ByoMachineReconciler:
         secret_name = (machine["spec"].get("bootstrap") or {}).get("dataSecretName")
         membership = await self._membership(scope, cluster, machine, host, str(secret_name or ""))
         desired = await DesiredStore(self.kube).write(scope.namespace, host["metadata"]["name"], membership)
+        if not await self._is_there(scope, host, desired):
+            return self._wait(scope, "HostGone", f"host {host['metadata']['name']} was removed")
         await self._observe(scope, host, desired, membership)
         return Result(after=POLL) if secret_name else await self._wait_for_bootstrap(scope, cluster, machine)
+
+    async def _is_there(self, scope: Scope, host: Obj, desired: Desired) -> bool:
+        """Whether the host is still the one that we wrote to. What was written to one that was removed meanwhile is taken back."""
+        told = (host.get("status") or {}).get("observed") or {}
+        if told.get("generation") == desired.generation:
+            return True  # nothing new was written
+        name = host["metadata"]["name"]
+        now = await self.kube.get(BYO_HOST, name, scope.namespace)
+        if now is not None and now["metadata"]["uid"] == host["metadata"]["uid"] and not deleting(now):
+            return True
+        if now is None or deleting(now):
+            await DesiredStore(self.kube).remove(scope.namespace, name)
+        return False
 
     def _wait(self, scope: Scope, reason: str, message: str) -> Result:
         scope.conditions = [make_condition("BYOHostReady", False, self.clock.now(), reason=reason, message=message)]
@@ -95,28 +110,44 @@ class ByoMachineReconciler:
     async def _claim(self, scope: Scope) -> Obj | None:
         """The host that is ours, claimed with optimistic locking: of two machines that want it, one gets a conflict and chooses again."""
         uid = scope.obj["metadata"]["uid"]
-        hosts = self.hosts.all(scope.namespace)
         # What it holds it keeps, whatever became of the labels: a second host would be one too many.
-        name = next((item["metadata"]["name"] for item in hosts if candidate(item).claimed_by == uid), "")
-        if not name:
-            choice = choose_host(map(candidate, hosts), Wanted.of(scope.obj["spec"]), uid)
-            if not choice.host:
-                self._wait(scope, "NoFreeHost", choice.reason)
-                return None
-            name = choice.host
-        host = await self.kube.get(BYO_HOST, name, scope.namespace)
-        if host is None:
-            self._wait(scope, "HostGone", f"host {name} is no more")
-            return None
-        held_by = candidate(host).claimed_by
-        if held_by == uid:
+        if (host := await self._held(scope)) is not None:
             return host
-        if held_by:
-            self._wait(scope, "NoFreeHost", f"host {name} was taken by another machine meanwhile")
+        wanted = Wanted.of(scope.obj["spec"])
+        choice = choose_host(map(candidate, self.hosts.all(scope.namespace)), wanted, uid)
+        if choice.host:
+            # Our copy may be older than our own last claim. Before a host is taken, the API server itself is asked.
+            choice = choose_host(map(candidate, await self.kube.list(BYO_HOST, scope.namespace)), wanted, uid)
+        if not choice.host:
+            self._wait(scope, "NoFreeHost", choice.reason)
+            return None
+        host = await self.kube.get(BYO_HOST, choice.host, scope.namespace)
+        if host is None:
+            self._wait(scope, "HostGone", f"host {choice.host} is no more")
+            return None
+        now = candidate(host)
+        if now.claimed_by == uid:
+            return host
+        if why := now.unavailable():
+            self._wait(scope, "NoFreeHost", f"host {choice.host} is no longer free: {why}")
             return None
         reference = {"apiVersion": BYO_MACHINE.api_version, "kind": BYO_MACHINE.kind, "namespace": scope.namespace, "name": scope.name, "uid": uid}
         host["spec"] = {**(host.get("spec") or {}), "machineRef": reference}
         return await self.kube.replace(host)
+
+    async def _held(self, scope: Scope, *, certain: bool = False) -> Obj | None:
+        """The host that this machine holds, as it is now. With `certain` the API server is asked where our copy knows of none."""
+        uid = scope.obj["metadata"]["uid"]
+        names = [item["metadata"]["name"] for item in self.hosts.all(scope.namespace) if candidate(item).claimed_by == uid]
+        for name in names:
+            host = await self.kube.get(BYO_HOST, name, scope.namespace)
+            if host is not None and candidate(host).claimed_by == uid:  # our copy may be old: it may be another machine's by now
+                return host
+        if certain:
+            found = (item["metadata"]["name"] for item in await self.kube.list(BYO_HOST, scope.namespace) if candidate(item).claimed_by == uid)
+            if name := next(found, ""):
+                return await self.kube.get(BYO_HOST, name, scope.namespace)
+        return None
 
     async def _membership(self, scope: Scope, cluster: Obj, machine: Obj, host: Obj, secret_name: str) -> Membership:
         data = await self._bootstrap_data(scope.namespace, secret_name) if secret_name else None
@@ -152,7 +183,8 @@ class ByoMachineReconciler:
     async def _observe(self, scope: Scope, host: Obj, desired: Desired, membership: Membership) -> None:
         """What the host says about this very desired state, as the machine's status."""
         observed = (host.get("status") or {}).get("observed") or {}
-        current = observed.get("generation") == desired.generation and observed.get("cluster") == membership.cluster
+        about = (observed.get("generation"), observed.get("cluster"), observed.get("machine"))
+        current = about == (desired.generation, membership.cluster, membership.machine)
         phase = observed.get("phase", "") if current else ""
         name = host["metadata"]["name"]
         scope.status["hostRef"] = {"name": name}
@@ -187,11 +219,9 @@ class ByoMachineReconciler:
 
     async def _release(self, scope: Scope) -> Result:
         """Tell the host to be free, wait until it says that it is, then let it and the machine go."""
-        uid = scope.obj["metadata"]["uid"]
         if BYOMACHINE_FINALIZER not in (scope.obj["metadata"].get("finalizers") or []):
             return Result()
-        host = next((item for item in self.hosts.all(scope.namespace) if candidate(item).claimed_by == uid), None)
-        host = await self.kube.get(BYO_HOST, host["metadata"]["name"], scope.namespace) if host else None
+        host = await self._held(scope, certain=True)
         if host is None:
             await scope.remove_finalizer(BYOMACHINE_FINALIZER)
             return Result()

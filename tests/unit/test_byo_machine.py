@@ -1,0 +1,191 @@
+"""ByoMachine: claims when what the controller knows is older than what is, against a simulated API server (see docs/how-to/chaos.md)."""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from chaos.parts import RELEASES, VERSION
+from chaos.world import CLOUD_CONFIG
+from ckp.api import names
+from ckp.clients import kinds
+from ckp.clients.kinds import Kind
+from ckp.clients.kube import Obj
+from ckp.clients.kube_simulator import KubeSimulator
+from ckp.controllers.byo.desired import DesiredStore
+from ckp.controllers.byo.host import ByoHostReconciler
+from ckp.controllers.byo.machine import ByoMachineReconciler
+from ckp.kits.clock import ManualClock
+from ckp.runtime.informer import Informer
+
+TENANT = "ckp-default-default"
+CLOCK = ManualClock(datetime(2026, 4, 1, tzinfo=UTC))
+
+
+class Bench:
+    """A cluster, its machines, and a reconciler whose copy of the hosts is as old as the test wants it."""
+
+    def __init__(self) -> None:
+        self.kube = KubeSimulator(manager="ckp-controllers", namespaces=(TENANT, names.HOSTS_NAMESPACE))
+        self.hosts = Informer(self.kube, kinds.BYO_HOST, TENANT)
+        self.machines = ByoMachineReconciler(self.kube, CLOCK, self.hosts, RELEASES)
+        self.host_reconciler = ByoHostReconciler(self.kube, CLOCK)
+        self.store = DesiredStore(self.kube)
+
+    async def see(self) -> None:
+        """The controller's copy becomes what is now."""
+        await self.hosts._list()
+
+    async def create(self, kind: Kind, name: str, spec: dict[str, Any], status: dict[str, Any] | None = None, **metadata: Any) -> Obj:
+        body = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": {"name": name, "namespace": TENANT, **metadata}, "spec": spec}
+        made = await self.kube.create(body)
+        return await self.kube.merge(kind, name, TENANT, {"status": status}, subresource="status") if status else made
+
+    async def host(self, name: str) -> None:
+        facts = {"os_id": "debian", "os_version": "12", "default_address": "10.0.0.9"}
+        await self.create(kinds.BYO_HOST, name, {}, {"agent": {"connected": True}, "observed": {"phase": "Free", "generation": 0}, "facts": facts})
+
+    async def machine(self, name: str) -> None:
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": f"{name}-data", "namespace": TENANT}}
+        await self.kube.create({**secret, "data": {"value": base64.b64encode(CLOUD_CONFIG.encode()).decode()}})
+        labels = {names.CLUSTER_NAME_LABEL: "demo"}
+        spec = {"clusterName": "demo", "version": VERSION, "bootstrap": {"dataSecretName": f"{name}-data"}}
+        machine = await self.create(kinds.MACHINE, name, spec, labels=labels)
+        owners = [{"apiVersion": machine["apiVersion"], "kind": "Machine", "name": name, "uid": machine["metadata"]["uid"]}]
+        await self.create(kinds.BYO_MACHINE, name, {}, labels=labels, ownerReferences=owners)
+
+    async def report(self, host: str, **observed: Any) -> None:
+        await self.kube.merge(kinds.BYO_HOST, host, TENANT, {"status": {"observed": observed}}, subresource="status")
+
+    async def holder(self, host: str) -> str:
+        found = await self.kube.get(kinds.BYO_HOST, host, TENANT)
+        assert found is not None
+        return str(((found.get("spec") or {}).get("machineRef") or {}).get("name", ""))
+
+    async def get(self, name: str) -> Obj | None:
+        return await self.kube.get(kinds.BYO_MACHINE, name, TENANT)
+
+
+@pytest.fixture
+async def bench() -> Bench:
+    made = Bench()
+    await made.create(kinds.CLUSTER, "demo", {}, {"infrastructureReady": True})
+    return made
+
+
+async def test_a_machine_that_does_not_see_its_own_claim_yet_takes_no_second_host(bench: Bench) -> None:
+    await bench.host("b")
+    await bench.machine("m1")
+    await bench.see()
+    await bench.machines.reconcile(TENANT, "m1")
+    claimed = await bench.kube.get(kinds.BYO_HOST, "b", TENANT)
+    await bench.host("a")
+    await bench.see()
+    assert claimed is not None
+    bench.hosts._cache[(TENANT, "b")] = {**claimed, "spec": {}}  # news of `a` came, that of the claim has not
+    await bench.machines.reconcile(TENANT, "m1")
+    assert (await bench.holder("a"), await bench.holder("b")) == ("", "m1")
+
+
+async def test_a_machine_that_does_not_see_its_own_claim_yet_waits_for_its_host_when_it_goes(bench: Bench) -> None:
+    await bench.host("a")
+    await bench.machine("m1")
+    await bench.see()
+    await bench.machines.reconcile(TENANT, "m1")
+    await bench.report("a", generation=1, phase="Joining", cluster=f"{TENANT}/demo", machine="m1")
+    await bench.kube.delete(kinds.BYO_MACHINE, "m1", TENANT)
+    await bench.machines.reconcile(TENANT, "m1")
+    assert await bench.get("m1") is not None, "its host is not clean"
+    assert (await bench.store.read(TENANT, "a")).membership is None
+    await bench.report("a", generation=2, phase="Free")
+    await bench.machines.reconcile(TENANT, "m1")
+    assert await bench.get("m1") is None and await bench.holder("a") == ""
+
+
+@pytest.mark.parametrize("forced", [False, True])
+async def test_a_machine_that_goes_leaves_alone_the_host_that_another_one_has_claimed_since(bench: Bench, forced: bool) -> None:
+    await bench.host("a")
+    await bench.machine("m1")
+    await bench.see()
+    await bench.machines.reconcile(TENANT, "m1")
+    await bench.see()  # the copy from here on: m1 holds it
+    host = await bench.kube.get(kinds.BYO_HOST, "a", TENANT)
+    assert host is not None
+    await bench.kube.replace({**host, "spec": {}})  # m1 gave it up, and what it wanted to write after that failed
+    await bench.machine("m2")
+    stale = dict(bench.hosts._cache)
+    await bench.see()
+    await bench.machines.reconcile(TENANT, "m2")
+    bench.hosts._cache = stale
+    if forced:
+        await bench.kube.merge(kinds.BYO_MACHINE, "m1", TENANT, {"metadata": {"annotations": {names.FORCE_RELEASE_ANNOTATION: "true"}}})
+    await bench.kube.delete(kinds.BYO_MACHINE, "m1", TENANT)
+    await bench.machines.reconcile(TENANT, "m1")
+    assert await bench.holder("a") == "m2"
+    membership = (await bench.store.read(TENANT, "a")).membership
+    assert membership is not None and membership.machine == "m2"
+    assert await bench.get("m1") is None
+
+
+async def test_a_host_that_is_no_longer_free_is_not_claimed_whatever_was_seen_before(bench: Bench) -> None:
+    await bench.host("a")
+    await bench.machine("m1")
+    await bench.see()
+    await bench.report("a", generation=0, phase="Resetting")
+    await bench.machines.reconcile(TENANT, "m1")
+    assert await bench.holder("a") == ""
+
+
+async def test_a_host_that_is_still_another_machines_node_does_not_make_this_one_ready(bench: Bench) -> None:
+    """After a forced release the host comes back, is told to be the next machine, and says so before it has begun: of the same cluster, Joined."""
+    await bench.host("a")
+    await bench.machine("m1")
+    await bench.see()
+    await bench.machines.reconcile(TENANT, "m1")
+    for machine, ready in (("m0", False), ("m1", True)):
+        await bench.report("a", generation=1, phase="Joined", cluster=f"{TENANT}/demo", machine=machine)
+        await bench.machines.reconcile(TENANT, "m1")
+        found = await bench.get("m1")
+        assert found is not None and found["status"]["ready"] is ready
+
+
+async def test_what_is_written_to_a_host_that_is_removed_meanwhile_is_taken_back(bench: Bench) -> None:
+    await bench.host("a")
+    await bench.machine("m1")
+    await bench.see()
+    removed = False
+    write = bench.kube.apply
+
+    async def late(obj: Obj, **more: Any) -> Obj:
+        nonlocal removed
+        if obj["kind"] == "Secret" and not removed:
+            removed = True
+            await bench.kube.delete(kinds.BYO_HOST, "a", TENANT)
+            await bench.host_reconciler.reconcile(TENANT, "a")
+        return await write(obj, **more)
+
+    bench.kube.apply = late  # type: ignore[method-assign]
+    await bench.machines.reconcile(TENANT, "m1")
+    assert removed
+    assert await bench.kube.get(kinds.SECRET, f"{TENANT}.a", names.HOSTS_NAMESPACE) is None
+
+
+async def test_a_host_that_nobody_holds_is_not_told_to_be_what_was_left_behind(bench: Bench) -> None:
+    """A removed host is enrolled again under its name, and the desired state of before is still there."""
+    await bench.host("a")
+    await bench.machine("m1")
+    await bench.see()
+    await bench.machines.reconcile(TENANT, "m1")
+    before = await bench.store.read(TENANT, "a")
+    assert before.membership is not None
+    await bench.host_reconciler.reconcile(TENANT, "a")
+    assert await bench.store.read(TENANT, "a") == before, "what is held is left alone"
+    await bench.kube.delete(kinds.BYO_HOST, "a", TENANT)
+    await bench.kube.merge(kinds.BYO_HOST, "a", TENANT, {"metadata": {"finalizers": []}})
+    await bench.host("a")
+    await ByoHostReconciler(bench.kube, CLOCK).reconcile(TENANT, "a")
+    after = await bench.store.read(TENANT, "a")
+    assert (after.membership, after.generation) == (None, before.generation + 1)
