@@ -60,7 +60,7 @@ class ChaosKube(KubeSimulator):
         if self.weather.slow:
             await asyncio.sleep(self.weather.slow * self.weather.choose.random())
         if self.dead:
-            await asyncio.Event().wait()  # until its task is cancelled
+            raise asyncio.CancelledError  # also where a task, being cancelled, wanted to write a last word
         if self.weather.away:
             await asyncio.sleep(0.02)
             raise KubeError(f"{verb} {kind.kind} {name}: no connection", code=0)

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from ckp.clients import kinds
+from ckp.clients.kube_simulator import KubeSimulator
+from ckp.runtime.controller import Controller, Result
+from ckp.runtime.informer import Informer
 from ckp.runtime.queue import WorkQueue
 
 KEY = ("ns", "a")
@@ -41,3 +47,26 @@ async def test_failures_in_a_row_wait_longer_and_success_forgets_them() -> None:
     assert [queue.retry(KEY) for _ in range(3)] == [0.2, 0.4, 0.8]
     queue.forget(KEY)
     assert queue.retry(KEY) == 0.2
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_a_controller_that_is_told_to_stop_stops_even_if_a_reconcile_ends_at_that_very_moment(steps: int) -> None:
+    """Else a process that has lost its lease would go on working beside the next leader."""
+    begun, ending = asyncio.Event(), asyncio.Event()
+
+    class Reconciler:
+        async def reconcile(self, namespace: str, name: str) -> Result:
+            begun.set()
+            await ending.wait()
+            return Result()
+
+    controller = Controller("test", Reconciler(), Informer(KubeSimulator(), kinds.BYO_HOST), workers=1)
+    controller.queue.add(KEY)
+    running = asyncio.ensure_future(controller.run())
+    await begun.wait()
+    ending.set()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    running.cancel()
+    done, _ = await asyncio.wait([running], timeout=2)
+    assert done, "it still runs"

@@ -84,7 +84,8 @@ class Controller:
             key = await self.queue.get()
             started = time.monotonic()
             try:
-                result = await asyncio.wait_for(self.reconciler.reconcile(*key), RECONCILE_TIMEOUT)
+                async with asyncio.timeout(RECONCILE_TIMEOUT):  # not wait_for: in Python 3.11 it may swallow a cancellation
+                    result = await self.reconciler.reconcile(*key)
             except KubeError as error:
                 # A conflict means somebody else wrote first: our copy is old, and the next pass sees the new one.
                 outcome = "conflict" if error.reason == "Conflict" else "error"

@@ -80,7 +80,8 @@ class Informer:
         while True:
             try:
                 # A connection that died without a word would be silent for ever: after a while, list again.
-                event, obj = await asyncio.wait_for(anext(stream), SILENCE)
+                async with asyncio.timeout(SILENCE):
+                    event, obj = await anext(stream)
             except (StopAsyncIteration, TimeoutError):
                 return
             if event == "BOOKMARK":

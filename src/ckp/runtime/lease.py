@@ -57,7 +57,9 @@ class LeaderLease:
         while True:
             await asyncio.sleep(self.renew)
             try:
-                if not await asyncio.wait_for(self._try(), self.renew):
+                async with asyncio.timeout(self.renew):
+                    held = await self._try()
+                if not held:
                     raise LeaseLost(f"{self.name} is held by another")
                 renewed = loop.time()
             except (KubeError, TimeoutError) as error:

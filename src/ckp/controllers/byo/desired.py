@@ -56,7 +56,8 @@ class DesiredStore:
         if left.membership is None or await is_claimed():
             return
         free = self._secret(namespace, host, Desired(generation=left.generation + 1, host=host))
-        await self.kube.replace({**secret, "apiVersion": "v1", "kind": "Secret", "data": free["data"]})
+        patch = {"metadata": {"resourceVersion": secret["metadata"]["resourceVersion"]}, "data": free["data"]}
+        await self.kube.merge(SECRET, self.secret_name(namespace, host), HOSTS_NAMESPACE, patch)
 
     async def announce(self, namespace: str, host: str, certificates: str) -> None:
         """Say beside the desired state which certificates the host may use; a host of which nothing is stored is told to be free."""
