@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import json
+import os
 import queue
 import ssl
 import threading
@@ -82,6 +83,7 @@ class Hub:
     connections: list[ServerConnection] = field(default_factory=list)
     connected: threading.Event = field(default_factory=threading.Event)
     refuse: bool = False
+    unknown: set[int] = field(default_factory=set)  # serials of certificates that get 403
     newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
     port: int = 0
     desired: messages.Desired = field(default_factory=lambda: messages.Desired(1, "worker-1", None, None, 20.0))
@@ -103,7 +105,8 @@ class Hub:
         self.server.shutdown()
 
     def _admit(self, connection: ServerConnection, request: Any) -> Any:
-        return connection.respond(403, "revoked\n") if self.refuse else None
+        serial = int(connection.socket.getpeercert()["serialNumber"], 16)  # type: ignore[attr-defined]
+        return connection.respond(403, "revoked\n") if self.refuse or serial in self.unknown else None
 
     def _serve(self, connection: ServerConnection) -> None:
         self.connections.append(connection)
@@ -370,10 +373,7 @@ def test_facts_that_change_are_told_again_and_only_then(hub: Hub, tmp_path: Path
 def renewal(hub: Hub, agent: Agent) -> tuple[str, Any]:
     """Ask the agent for a renewal; the certificate that it gets, and the public key that it is for."""
     hub.next("hello")
-    hub.connections[-1].send(messages.to_json(messages.RenewalDue()))
-    request = x509.load_pem_x509_csr(hub.next("renewal")["csr"].encode())
-    certificate = hub.authority._build(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "worker-1")]), request.public_key(), False, [])
-    return certificate.public_bytes(serialization.Encoding.PEM).decode(), request.public_key()
+    return renewal_now(hub)
 
 
 def test_a_renewed_certificate_is_used_at_once_with_a_new_key(hub: Hub, agent: Agent) -> None:
@@ -415,3 +415,93 @@ def test_a_renewal_that_was_cut_off_is_finished_at_the_next_start(hub: Hub, tmp_
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_cert_chain(identity.certificate, identity.key)
     assert (Path(identity.certificate).read_text() == cert.read_text()) == (killed_after != "nothing")
+
+
+def test_a_renewed_certificate_that_the_hub_does_not_know_gives_way_to_the_one_before(hub: Hub, agent: Agent) -> None:
+    """Two renewals that crossed each other: the hub kept another one's serial, and the certificate of before is still good."""
+    before = Path(agent.identity.certificate).read_text(), Path(agent.identity.key).read_text()
+    certificate, _ = renewal(hub, agent)
+    hub.unknown.add(x509.load_pem_x509_certificate(certificate.encode()).serial_number)
+    hub.connections[-1].send(messages.to_json(messages.IssuedCertificate(certificate, hub.authority.pem())))
+    hub.next("hello", timeout=20)  # it came back
+    assert (Path(agent.identity.certificate).read_text(), Path(agent.identity.key).read_text()) == before
+    certificate, _ = renewal_now(hub)
+    hub.connections[-1].send(messages.to_json(messages.IssuedCertificate(certificate, hub.authority.pem())))
+    hub.next("hello", timeout=20)
+    while list(Path(agent.identity.state_dir).glob("*-last.pem")):  # they go when the hub has spoken
+        time.sleep(0.01)
+    assert Path(agent.identity.certificate).read_text() == certificate
+
+
+def test_when_both_certificates_are_refused_for_a_while_neither_is_lost(tmp_path: Path) -> None:
+    authority = Authority("hub")
+    folder = tmp_path / "host"
+    authority.issue(folder, "worker-1")
+    before = (folder / "cert.pem").read_text()
+    _begin_renewal(authority, folder, tmp_path)
+    identity = Identity(str(folder))
+    after = (folder / "cert.pem").read_text()
+    assert after != before
+    for expected in (before, after, before):
+        assert identity.fall_back()
+        assert (folder / "cert.pem").read_text() == expected
+        _loads(identity)
+    identity.confirm()
+    assert not identity.fall_back() and (folder / "cert.pem").read_text() == before
+
+
+@pytest.mark.parametrize("doing", ["renewing", "falling back"])
+@pytest.mark.parametrize("cut", range(10))
+def test_a_power_cut_while_certificates_change_places_leaves_a_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doing: str, cut: int) -> None:
+    authority = Authority("hub")
+    folder = tmp_path / "host"
+    authority.issue(folder, "worker-1")
+    known = {(folder / "cert.pem").read_text()}
+    _begin_renewal(authority, folder, tmp_path)
+    known.add((folder / "cert-next.pem").read_text())
+    identity = None if doing == "renewing" else Identity(str(folder))
+    left = [cut]
+
+    def breaking(name: str) -> Any:
+        real = getattr(os, name)
+
+        def call(*arguments: Any) -> Any:
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return real(*arguments)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("replace", "link", "unlink"):
+            patch.setattr(os, name, breaking(name))
+        try:
+            identity = identity or Identity(str(folder))
+            if doing == "falling back":
+                identity.fall_back()
+        except KeyboardInterrupt:
+            pass
+    again = Identity(str(folder))
+    _loads(again)
+    assert (folder / "cert.pem").read_text() in known
+    assert again.fall_back() or doing == "renewing"
+    _loads(again)
+
+
+def renewal_now(hub: Hub) -> tuple[str, Any]:
+    """As renewal, with a hello that was read already."""
+    hub.connections[-1].send(messages.to_json(messages.RenewalDue()))
+    request = x509.load_pem_x509_csr(hub.next("renewal")["csr"].encode())
+    certificate = hub.authority._build(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "worker-1")]), request.public_key(), False, [])
+    return certificate.public_bytes(serialization.Encoding.PEM).decode(), request.public_key()
+
+
+def _begin_renewal(authority: Authority, folder: Path, scratch: Path) -> None:
+    cert, key = authority.issue(scratch / "new", "worker-1")
+    (folder / "key-next.pem").write_bytes(key.read_bytes())
+    (folder / "cert-next.pem").write_bytes(cert.read_bytes())
+
+
+def _loads(identity: Identity) -> None:
+    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(identity.certificate, identity.key)

@@ -603,6 +603,35 @@ async def test_a_certificate_near_its_end_is_renewed_and_the_old_one_holds_until
             pass
 
 
+async def test_with_a_certificate_its_unused_renewal_is_revoked_too(door: Door) -> None:
+    async with door.connect(await door.enrolled(days=0.1)) as websocket:
+        issued, key = await renewed(door, websocket)
+    current = (await door.host())["status"]["agent"]["certificateSerial"]
+    await door.kube.merge(kinds.BYO_HOST, "one", TENANT, {"spec": {"revokedSerial": current}})
+    new = client_context(door.root.pem, write_pair(door.directory, "renewed", issued["certificate"], key))
+    with pytest.raises(InvalidStatus) as refused:
+        async with door.connect(new):
+            pass
+    assert refused.value.response.status_code == 403
+    assert (await door.host())["status"]["agent"]["certificateSerial"] == current
+
+
+@pytest.mark.parametrize("meanwhile", ["revoked", "enrolled again", "reported"])
+async def test_certificates_are_changed_only_on_top_of_what_was_read(door: Door, meanwhile: str) -> None:
+    """A slow write of an old connection must not bring back a certificate of the machine before."""
+    await door.add_host("one", serial="a1")
+    read = await door.host()
+    if meanwhile == "revoked":
+        await door.kube.merge(kinds.BYO_HOST, "one", TENANT, {"spec": {"revokedSerial": "a1"}})
+    elif meanwhile == "enrolled again":
+        await door.set_serial("one", "b2")
+    else:
+        await door.kube.merge(kinds.BYO_HOST, "one", TENANT, {"status": {"observed": {"phase": "Free"}}}, subresource="status")
+    now = await door.channel.change_serials(HostId(TENANT, "one"), read, {"nextCertificateSerial": "a2"}, "a1")
+    assert now == await door.host()
+    assert shape.next_serial(now) == ("a2" if meanwhile == "reported" else "")
+
+
 async def test_a_fresh_certificate_is_not_renewed_and_an_unasked_renewal_is_refused(door: Door) -> None:
     async with door.connect(await door.enrolled()) as websocket:
         await hello(websocket)

@@ -116,6 +116,8 @@ class Channel:
         except InvalidStatus as error:
             code = error.response.status_code
             if code in (401, 403):
+                if self._fall_back():
+                    return "Refused", f"the hub refuses this host's renewed certificate (status {code}); trying with the one before it"
                 return "Refused", f"the hub refuses this host's certificate (status {code}): it was revoked or replaced; enrol again (ckp-agent enrol --again)"
             return "Disconnected", f"the hub answers with status {code}; trying again"
         except ssl.SSLCertVerificationError as error:
@@ -126,6 +128,13 @@ class Channel:
             return "Disconnected", f"the hub {self.url} can't be reached: {error or type(error).__name__}; trying again"
         finally:
             self._socket = None
+
+    def _fall_back(self) -> bool:
+        try:
+            return self.identity.fall_back()
+        except OSError as error:
+            log(f"channel: the certificate of before can't be used: {error}")
+            return False
 
     def _talk(self, socket: Any) -> None:
         hello = self.hello()
@@ -157,6 +166,7 @@ class Channel:
             return
         self.report_seconds = min(300.0, max(0.1, desired.report_seconds))
         self._backoff.reset()
+        self.identity.confirm()
         if self.status.set("channel", "Connected", f"connected to {self.url}"):
             log(f"channel: connected to {self.url}")
         self.engine.submit(desired)

@@ -62,6 +62,8 @@ class Identity:
         self.ticket = os.path.join(state_dir, "enrolment.json")
         self.next_key = os.path.join(state_dir, "key-next.pem")
         self.next_certificate = os.path.join(state_dir, "cert-next.pem")
+        self.last_key = os.path.join(state_dir, "key-last.pem")
+        self.last_certificate = os.path.join(state_dir, "cert-last.pem")
         self._settle()
 
     @property
@@ -86,6 +88,7 @@ class Identity:
 
     def make_next_csr(self) -> str:
         """A CSR for the key that comes after the present one: a renewed certificate is never for an old key."""
+        self._settle()  # an earlier renewal that could not be finished must not get this one's key
         _make_key(self.next_key)
         return _csr(self.next_key)
 
@@ -113,12 +116,35 @@ class Identity:
         self._settle()
 
     def _settle(self) -> None:
-        """Finish a renewal: with cert-next.pem, which was checked against key-next.pem before it got its name, the new pair is whole."""
+        """Finish a renewal: with cert-next.pem, which was checked against key-next.pem before it got its name, the new pair is whole.
+
+        The pair of before is kept until the hub has taken the new one (see confirm).
+        """
         if os.path.exists(self.next_certificate):
             if os.path.exists(self.next_key):
+                _link(self.key, self.last_key)
+                _link(self.certificate, self.last_certificate)
                 os.replace(self.next_key, self.key)
             os.replace(self.next_certificate, self.certificate)
             sync_folder(self.state_dir)
+
+    def confirm(self) -> None:
+        """The hub has taken the present certificate: the one before it is void."""
+        for path in (self.last_certificate, self.last_key):
+            remove(path)
+
+    def fall_back(self) -> bool:
+        """The hub refuses the present certificate: change places with the one before it, if that is still kept. Whether it was.
+
+        Of two renewals that crossed each other (on a connection that was thought dead, say) the hub may have kept the one and we the other.
+        Neither is lost: each is tried in turn until one is taken.
+        """
+        if not (os.path.exists(self.last_certificate) and os.path.exists(self.last_key)):
+            return False
+        _link(self.last_key, self.next_key)
+        _link(self.last_certificate, self.next_certificate)
+        self._settle()
+        return True
 
     def _check_pair(self, certificate: str, key: str, ca: str) -> None:
         import ssl
@@ -141,8 +167,16 @@ class Identity:
 
     def forget(self) -> None:
         """Drop certificate, ticket and key: the next enrolment is that of a new host."""
-        for path in (self.next_certificate, self.next_key, self.certificate, self.ticket, self.about, self.ca, self.key):
+        for path in (self.next_certificate, self.next_key, self.last_certificate, self.last_key, self.certificate, self.ticket, self.about, self.ca, self.key):
             remove(path)
+
+
+def _link(path: str, name: str) -> None:
+    """A second name for a file, which replaces what had that name. It needs no room on a full disk."""
+    temporary = name + ".new"
+    remove(temporary)
+    os.link(path, temporary)
+    os.replace(temporary, name)
 
 
 def _make_key(path: str) -> None:

@@ -214,21 +214,44 @@ class Channel:
             return self._refuse(connection, 503, "Unavailable", error.brief)
         if host is None:
             return self._refuse(connection, 403, "UnknownHost", f"there is no host {identity} any more: enrol again")
-        if not shape.may_connect(host, connection.credential.serial):
-            return self._refuse(connection, 403, "WrongCertificate", f"host {identity} has another certificate: this one is revoked")
+        serial = connection.credential.serial
         try:
-            if shape.next_serial(host) == connection.credential.serial:
-                host = await self._promote(identity, connection.credential.serial)
+            if shape.may_connect(host, serial) and shape.next_serial(host) == serial:
+                host = await self._promote(identity, serial, host)
         except KubeError as error:
             return self._refuse(connection, 503, "Unavailable", error.brief)
+        if not shape.may_connect(host, serial):
+            return self._refuse(connection, 403, "WrongCertificate", f"host {identity} has another certificate: this one is revoked")
         connection.admitted = host
         return None
 
-    async def _promote(self, identity: HostId, serial: str) -> Obj:
+    async def _promote(self, identity: HostId, serial: str, host: Obj) -> Obj:
         """A renewed certificate is used for the first time: from here on it is the only one."""
-        patch = {"status": {"agent": {"certificateSerial": serial, "nextCertificateSerial": None}}}
         log.info("a renewed certificate is in use", host=str(identity))
-        return await self.kube.merge(kinds.BYO_HOST, identity.name, identity.namespace, patch, subresource="status")
+        return await self.change_serials(identity, host, {"certificateSerial": serial, "nextCertificateSerial": None}, serial)
+
+    async def change_serials(self, identity: HostId, host: Obj, serials: dict[str, str | None], serial: str) -> Obj:
+        """Change which certificates hold, as long as `serial` does; the host as it is then.
+
+        Only on top of what was read: between the two the certificate may have been revoked, or the machine been given another one.
+
+        Raises:
+            KubeError: the API server does not answer, the host is gone, or it changes all the time (Conflict).
+        """
+        for attempt in range(8):
+            if not shape.may_connect(host, serial):
+                return host
+            patch = {"metadata": {"resourceVersion": host["metadata"]["resourceVersion"]}, "status": {"agent": serials}}
+            try:
+                return await self.kube.merge(kinds.BYO_HOST, identity.name, identity.namespace, patch, subresource="status")
+            except KubeError as error:
+                if error.reason != "Conflict" or attempt == 7:
+                    raise
+            found = await self.kube.get(kinds.BYO_HOST, identity.name, identity.namespace)
+            if found is None:
+                raise KubeError(f"host {identity} is gone", code=404, reason="NotFound")
+            host = found
+        raise AssertionError("the last attempt returns or raises")
 
     def _refuse(self, connection: HostConnection, status: int, code: str, message: str) -> Response:
         peer = connection.remote_address

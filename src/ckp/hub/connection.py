@@ -209,12 +209,16 @@ class Connection:
             log.error("a certificate could not be renewed", host=str(self.host), error=error.brief)
             return
         serial = serial_text(x509.load_pem_x509_certificate(certificate.encode()).serial_number)
-        patch = {"status": {"agent": {"nextCertificateSerial": serial}}}
         try:
-            await self._channel.kube.merge(kinds.BYO_HOST, self.host.name, self.host.namespace, patch, subresource="status")
+            found = await self._channel.kube.get(kinds.BYO_HOST, self.host.name, self.host.namespace)
+            if found is None or not self._channel.is_current(self):
+                raise Rejected(1008, "this host was removed, or has a newer connection")
+            now = await self._channel.change_serials(self.host, found, {"nextCertificateSerial": serial}, self._serial)
         except KubeError as error:
             log.warning("a renewal could not be written; it is asked for again", host=str(self.host), error=error.brief)
             return
+        if shape.next_serial(now) != serial:
+            raise Rejected(1008, "this certificate is no longer valid")
         async with asyncio.timeout(SEND_SECONDS):
             await self.connection.send(IssuedCertificate(certificate=certificate, ca=ca).model_dump_json())
         self._channel.metrics.renewals.inc()

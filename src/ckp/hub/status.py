@@ -48,8 +48,11 @@ def revoked_serial(host: Obj) -> str:
 
 
 def may_connect(host: Obj, serial: str) -> bool:
-    """Whether this very certificate opens the channel for this host now."""
-    return bool(serial) and serial in (certificate_serial(host), next_serial(host)) and serial != revoked_serial(host)
+    """Whether this very certificate opens the channel for this host now. With a certificate its renewal is revoked too, used or not."""
+    current, revoked = certificate_serial(host), revoked_serial(host)
+    if not serial or serial == revoked or (current and current == revoked):
+        return False
+    return serial in (current, next_serial(host))
 
 
 def condition_of(host: Obj, kind: str = CONDITION) -> Mapping[str, Any]:
