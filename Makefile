@@ -6,9 +6,10 @@ RELEASE ?= v1.35.1
 FROM ?=
 KEYRING ?=
 WORKERS ?= 2
+SEEDS ?= 50
 PYTEST ?= .venv/bin/python -m pytest
 
-.PHONY: help setup setup-test up down status lint unit component contract e2e test bench bench-dist build clean-cache
+.PHONY: help setup setup-test up down status lint unit chaos component contract e2e test bench bench-dist build clean-cache
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*?## /\t/' | expand -t 14
@@ -37,6 +38,9 @@ lint: setup-test ## ruff, mypy --strict, import-linter, shell and forbidden word
 unit: setup-test ## Rules and small parts
 	@$(PYTEST) -q tests/unit
 
+chaos: setup-test ## Hosts under a random schedule of faults, by seed (SEEDS=50, SEEDS=51-80, SEEDS=7,)
+	@CKP_CHAOS_SEEDS='$(SEEDS)' $(PYTEST) -q tests/chaos
+
 component: setup-test ## Against a real kube-apiserver and etcd from the build
 	@$(PYTEST) -q tests/component
 
@@ -47,7 +51,7 @@ e2e: setup-test ## The main job and what can go wrong in it, on lab hosts
 	@$(PYTEST) -v tests/e2e
 
 test: setup-test lint build ## All tests
-	@$(PYTEST) -v --durations=15 tests/unit tests/contract tests/fuzz tests/component tests/e2e
+	@$(PYTEST) -v --durations=15 tests/unit tests/contract tests/fuzz tests/chaos tests/component tests/e2e
 
 bench: bench-dist ## Measure all; writes docs/benchmarks.md and docs/benchmarks-distribution.md
 	@PYTHONPATH=src .venv/bin/python -m tests.bench

@@ -223,6 +223,11 @@ class World:
         if host is not None and (serial := shape.certificate_serial(host)):
             await self.calm.merge(kinds.BYO_HOST, event.target, TENANT, {"spec": {"revokedSerial": serial}})
 
+    async def _spoil(self, event: Event) -> None:
+        """No fault that may be: the host gets a certificate that only the API server knows of. For tests of the checker."""
+        patch = {"status": {"agent": {"certificateSerial": "abc", "nextCertificateSerial": None}}}
+        await self.calm.merge(kinds.BYO_HOST, event.target, TENANT, patch, subresource="status")
+
     async def _enrol(self, event: Event) -> None:
         await self.enrol(event.target)
 
