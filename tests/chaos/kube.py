@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ckp.clients.kinds import Kind
 from ckp.clients.kube import EventType, KubeError, Obj
 from ckp.clients.kube_simulator import KubeSimulator
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -39,6 +41,7 @@ class ChaosKube(KubeSimulator):
     def __init__(self, manager: str, weather: Weather, *, namespaces: tuple[str, ...] = (), like: ChaosKube | None = None) -> None:
         self.weather = weather
         self.dead = False
+        self._under_way: set[asyncio.Task[Any]] = set()
         super().__init__(manager=manager, namespaces=namespaces)
         if like is not None:
             self._store = like._store
@@ -57,9 +60,10 @@ class ChaosKube(KubeSimulator):
 
     async def _enter(self, verb: str, kind: Kind, name: str) -> None:
         await super()._enter(verb, kind, name)
+        begun = not self.dead
         if self.weather.slow:
             await asyncio.sleep(self.weather.slow * self.weather.choose.random())
-        if self.dead:
+        if self.dead and not (begun and self.weather.choose.random() < 0.5):
             raise asyncio.CancelledError  # also where a task, being cancelled, wanted to write a last word
         if self.weather.away:
             await asyncio.sleep(0.02)
@@ -71,34 +75,38 @@ class ChaosKube(KubeSimulator):
             observer(event, kind, done)
         return done
 
-    def _maybe_lost(self, verb: str, kind: str, name: str) -> None:
+    async def _sent(self, call: Coroutine[Any, Any, T], verb: str, kind: str, name: str) -> T:
+        """What is under way to a slow API server is done there even if who asked dies meanwhile: half of the time, as nobody can know."""
+        if self.weather.slow:
+            task = asyncio.ensure_future(call)
+            self._under_way.add(task)
+            task.add_done_callback(self._arrived)
+            done = await asyncio.shield(task)
+        else:
+            done = await call
         if self.weather.lossy and self.weather.choose.random() < self.weather.lossy:
             raise KubeError(f"{verb} {kind} {name}: the connection broke before the answer", code=0)
+        return done
+
+    def _arrived(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # if nobody waits for it any more, nobody needs to know
 
     async def create(self, obj: Obj) -> Obj:
-        done = await super().create(obj)
-        self._maybe_lost("create", obj["kind"], done["metadata"]["name"])
-        return done
+        return await self._sent(super().create(obj), "create", obj["kind"], obj["metadata"].get("name", ""))
 
     async def apply(self, obj: Obj, *, subresource: Literal["", "status"] = "") -> Obj:
-        done = await super().apply(obj, subresource=subresource)
-        self._maybe_lost("apply", obj["kind"], obj["metadata"]["name"])
-        return done
+        return await self._sent(super().apply(obj, subresource=subresource), "apply", obj["kind"], obj["metadata"]["name"])
 
     async def merge(self, kind: Kind, name: str, namespace: str | None, patch: Mapping[str, Any], *, subresource: Literal["", "status"] = "") -> Obj:
-        done = await super().merge(kind, name, namespace, patch, subresource=subresource)
-        self._maybe_lost("merge", kind.kind, name)
-        return done
+        return await self._sent(super().merge(kind, name, namespace, patch, subresource=subresource), "merge", kind.kind, name)
 
     async def replace(self, obj: Obj) -> Obj:
-        done = await super().replace(obj)
-        self._maybe_lost("replace", obj["kind"], obj["metadata"]["name"])
-        return done
+        return await self._sent(super().replace(obj), "replace", obj["kind"], obj["metadata"]["name"])
 
     async def delete(self, kind: Kind, name: str, namespace: str | None = None, *, foreground: bool = False) -> bool:
-        done = await super().delete(kind, name, namespace, foreground=foreground)
-        self._maybe_lost("delete", kind.kind, name)
-        return done
+        return await self._sent(super().delete(kind, name, namespace, foreground=foreground), "delete", kind.kind, name)
 
     async def watch(
         self, kind: Kind, namespace: str | None, version: str, *, labels: Mapping[str, str | None] | None = None, seconds: int = 240

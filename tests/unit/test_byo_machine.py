@@ -13,7 +13,7 @@ from chaos.world import CLOUD_CONFIG
 from ckp.api import names
 from ckp.clients import kinds
 from ckp.clients.kinds import Kind
-from ckp.clients.kube import Obj
+from ckp.clients.kube import KubeError, Obj
 from ckp.clients.kube_simulator import KubeSimulator
 from ckp.controllers.byo.desired import DesiredStore
 from ckp.controllers.byo.host import ByoHostReconciler
@@ -157,17 +157,17 @@ async def test_what_is_written_to_a_host_that_is_removed_meanwhile_is_taken_back
     await bench.machine("m1")
     await bench.see()
     removed = False
-    write = bench.kube.apply
+    write = bench.kube.create
 
-    async def late(obj: Obj, **more: Any) -> Obj:
+    async def late(obj: Obj) -> Obj:
         nonlocal removed
         if obj["kind"] == "Secret" and not removed:
             removed = True
             await bench.kube.delete(kinds.BYO_HOST, "a", TENANT)
             await bench.host_reconciler.reconcile(TENANT, "a")
-        return await write(obj, **more)
+        return await write(obj)
 
-    bench.kube.apply = late  # type: ignore[method-assign]
+    bench.kube.create = late  # type: ignore[method-assign]
     await bench.machines.reconcile(TENANT, "m1")
     assert removed
     assert await bench.kube.get(kinds.SECRET, f"{TENANT}.a", names.HOSTS_NAMESPACE) is None
@@ -189,3 +189,32 @@ async def test_a_host_that_nobody_holds_is_not_told_to_be_what_was_left_behind(b
     await ByoHostReconciler(bench.kube, CLOCK).reconcile(TENANT, "a")
     after = await bench.store.read(TENANT, "a")
     assert (after.membership, after.generation) == (None, before.generation + 1)
+
+
+async def test_a_host_that_nobody_holds_and_that_works_for_a_machine_all_the_same_is_told_to_be_free(bench: Bench) -> None:
+    """A controller that was killed had its last write still under way: it arrives when the machine has gone."""
+    await bench.host("a")
+    await bench.machine("m1")
+    await bench.see()
+    await bench.host_reconciler.reconcile(TENANT, "a")
+    await bench.machines.reconcile(TENANT, "m1")
+    host = await bench.kube.get(kinds.BYO_HOST, "a", TENANT)
+    assert host is not None and (await bench.store.read(TENANT, "a")).membership is not None
+    await bench.kube.replace({**host, "spec": {}})
+    await bench.report("a", generation=2, phase="Installing", cluster=f"{TENANT}/demo", machine="m1")
+    await bench.host_reconciler.reconcile(TENANT, "a")
+    assert (await bench.store.read(TENANT, "a")).membership is None
+
+
+async def test_of_two_that_tell_a_host_something_the_later_one_does_not_overwrite_what_it_has_not_read(bench: Bench) -> None:
+    await bench.store.write(TENANT, "a", None)
+    await bench.host("a")
+    await bench.machine("m1")
+    await bench.see()
+    put = bench.store._put
+    old, version = await bench.store._read(TENANT, "a")
+    await bench.machines.reconcile(TENANT, "m1")
+    with pytest.raises(KubeError) as refused:
+        await put(TENANT, "a", old.model_copy(update={"generation": old.generation + 1}), version)
+    assert refused.value.reason == "Conflict"
+    assert (await bench.store.read(TENANT, "a")).membership is not None

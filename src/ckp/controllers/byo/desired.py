@@ -29,19 +29,32 @@ class DesiredStore:
 
     async def read(self, namespace: str, host: str) -> Desired:
         """What the host is told now; an absent Secret says: be free."""
+        return (await self._read(namespace, host))[0]
+
+    async def _read(self, namespace: str, host: str) -> tuple[Desired, str]:
+        """And the resourceVersion of what says so; "" if nothing does."""
         secret = await self.kube.get(SECRET, self.secret_name(namespace, host), HOSTS_NAMESPACE)
         if secret is None:
-            return Desired(generation=0, host=host)
-        return Desired.model_validate_json(base64.b64decode(secret["data"][KEY]))
+            return Desired(generation=0, host=host), ""
+        return Desired.model_validate_json(base64.b64decode(secret["data"][KEY])), str(secret["metadata"]["resourceVersion"])
 
     async def write(self, namespace: str, host: str, membership: Membership | None) -> Desired:
-        """Tell the host something; the generation only grows when the content is new."""
-        now = await self.read(namespace, host)
+        """Tell the host something; the generation only grows when the content is new. A conflict if somebody else told it something meanwhile."""
+        now, version = await self._read(namespace, host)
         if now.membership == membership and now.generation > 0:
             return now
         desired = Desired(generation=now.generation + 1, host=host, membership=membership)
-        await self.kube.apply(self._secret(namespace, host, desired))
+        await self._put(namespace, host, desired, version)
         return desired
+
+    async def _put(self, namespace: str, host: str, desired: Desired, version: str) -> None:
+        """In the place of what was read, and of nothing newer: a process that was thought dead must not have the last word."""
+        secret = self._secret(namespace, host, desired)
+        if not version:
+            await self.kube.create(secret)
+            return
+        patch = {"metadata": {"resourceVersion": version, "labels": secret["metadata"]["labels"]}, "data": secret["data"]}
+        await self.kube.merge(SECRET, secret["metadata"]["name"], HOSTS_NAMESPACE, patch)
 
     async def withdraw(self, namespace: str, host: str, is_claimed: Callable[[], Awaitable[bool]]) -> None:
         """Tell a host that nobody holds to be free, if a membership was left to it: by a machine that wrote it when the host had just been removed.
@@ -49,15 +62,9 @@ class DesiredStore:
         A claim always comes before its membership. So a membership that was there before the question, and is still the same when it is replaced
         (the resourceVersion says so), is nobody's if the answer was no.
         """
-        secret = await self.kube.get(SECRET, self.secret_name(namespace, host), HOSTS_NAMESPACE)
-        if secret is None:
-            return
-        left = Desired.model_validate_json(base64.b64decode(secret["data"][KEY]))
-        if left.membership is None or await is_claimed():
-            return
-        free = self._secret(namespace, host, Desired(generation=left.generation + 1, host=host))
-        patch = {"metadata": {"resourceVersion": secret["metadata"]["resourceVersion"]}, "data": free["data"]}
-        await self.kube.merge(SECRET, self.secret_name(namespace, host), HOSTS_NAMESPACE, patch)
+        left, version = await self._read(namespace, host)
+        if left.membership is not None and not await is_claimed():
+            await self._put(namespace, host, Desired(generation=left.generation + 1, host=host), version)
 
     async def announce(self, namespace: str, host: str, certificates: str) -> None:
         """Say beside the desired state which certificates the host may use; a host of which nothing is stored is told to be free."""

@@ -49,6 +49,8 @@ class ByoHostReconciler:
         reference = (scope.obj.get("spec") or {}).get("machineRef")
         if reference:
             await self._check_claim(scope, reference)
+        elif ((scope.obj.get("status") or {}).get("observed") or {}).get("phase", "Free") != "Free":
+            await DesiredStore(self.kube).withdraw(namespace, name, lambda: self._is_claimed(scope))
         claimed = bool((scope.obj.get("spec") or {}).get("machineRef"))
         state = make_condition("Available", not claimed, self.clock.now(), reason="Claimed", message=f"held by {reference['name']}" if reference else "")
         flaps, stable, wait = self._stability(scope)
