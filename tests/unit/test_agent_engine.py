@@ -254,6 +254,36 @@ def test_what_a_step_did_is_on_the_disk_before_the_journal_says_that_it_is_done(
         assert happened[done - 2 : done] == [f"{step} started", "sync"]
 
 
+def test_a_host_does_not_say_that_it_is_free_before_its_journal_is_written(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.engine.submit(Desired(1, "h", member()))
+    bench.settle()
+    bench.engine.submit(Desired(2, "h", None))
+    full = False
+
+    def written(path: str, content: bytes | str, *, mode: int = 0o644) -> None:
+        if full:
+            raise OSError(28, "No space left on device")
+        atomic_write(path, content, mode=mode)
+
+    monkeypatch.setattr(journal_module, "atomic_write", written)
+    reset = bench.actions.reset
+
+    def then_full(cancelled: Callable[[], bool]) -> str:
+        nonlocal full
+        note = reset(cancelled)
+        full = True
+        return note
+
+    bench.actions.reset = then_full  # type: ignore[method-assign]
+    for _ in range(4):
+        with pytest.raises(OSError, match="No space"):
+            bench.engine.work_once()
+        assert bench.phase != "Free"
+    full = False
+    bench.settle()
+    assert bench.phase == "Free" and Journal(bench.journal.path, bench.journal.saved_dir).member is None
+
+
 def test_another_membership_resets_first(bench: Bench) -> None:
     bench.engine.submit(Desired(1, "h", member("m1")))
     bench.settle()

@@ -39,6 +39,7 @@ class Journal:
         self.files: list[str] = []
         self.notes: dict[str, Any] = {}
         self.entries: list[JournalEntry] = []
+        self._unsaved = False  # the last write failed: the disk knows less than we do
         self._load()
 
     def _load(self) -> None:
@@ -70,6 +71,7 @@ class Journal:
     def save(self) -> None:
         """Write everything down; returns when it is on disk."""
         with self._lock:
+            self._unsaved = True
             data = {
                 "schema": SCHEMA,
                 "member": self.member,
@@ -81,6 +83,7 @@ class Journal:
                 "entries": [vars(entry) for entry in self.entries[-KEPT_ENTRIES:]],
             }
             atomic_write(self.path, json.dumps(data, indent=1), mode=0o600)
+            self._unsaved = False
 
     # -- what happened -----------------------------------------------------------------------------------------------
 
@@ -132,7 +135,7 @@ class Journal:
     def note(self, key: str, value: Any) -> None:
         """Remember a decision or a finding."""
         with self._lock:
-            if self.notes.get(key) != value:
+            if self.notes.get(key) != value or self._unsaved:
                 self.notes[key] = value
                 self.save()
 
@@ -159,6 +162,8 @@ class Journal:
         """Keep a file's content (or its absence) before it is changed for the first time."""
         with self._lock:
             if path in self.saved:
+                if self._unsaved:
+                    self.save()
                 return
             try:
                 with open(path, "rb") as stream:
@@ -194,8 +199,8 @@ class Journal:
     def add_file(self, path: str) -> None:
         """A file that we are about to create and that is ours alone: deleted at reset."""
         with self._lock:
-            if path not in self.files:
-                self.files.append(path)
+            if path not in self.files or self._unsaved:
+                self.files = [*(file for file in self.files if file != path), path]
                 self.save()
 
     def remove_files(self) -> None:
