@@ -51,7 +51,6 @@ def watch_writes(disk: Disk) -> None:
 
     for module in (journal_module, identity_module, status_module):
         module.atomic_write = written  # type: ignore[attr-defined]
-    os.sync = disk.sync
 
 
 def skew_clock(disk: Disk) -> None:
@@ -92,7 +91,7 @@ def main() -> None:
     state = str(folder / "state")
     identity, status = Identity(state), Status(state)
     journal = Journal(f"{state}/journal.json", f"{state}/saved")
-    engine = Engine(journal, SimulatedActions(disk, journal, PACE))
+    engine = Engine(journal, SimulatedActions(disk, journal, PACE), sync=disk.sync)
 
     def hello() -> messages.Hello:
         facts = messages.HostFacts(

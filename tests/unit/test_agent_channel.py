@@ -25,6 +25,7 @@ from websockets.sync.server import ServerConnection, serve
 
 from ckp.agent import channel as channel_module
 from ckp.agent import messages
+from ckp.agent import status as status_module
 from ckp.agent.channel import Channel
 from ckp.agent.engine import Engine
 from ckp.agent.identity import Identity
@@ -363,6 +364,32 @@ def test_facts_that_change_are_told_again_and_only_then(hub: Hub, tmp_path: Path
             hub.next("hello", timeout=0.6)
         facts[0] = messages.HostFacts(**{**vars(FACTS), "swap": True})
         assert hub.next("hello")["facts"]["swap"] is True
+    finally:
+        found.stop()
+
+
+def test_what_the_status_says_is_written_when_the_disk_has_room_again(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by chaos, seed 66: connected for long, the agent's status still said that the hub could not be reached."""
+    hub.start()
+    hub.desired = messages.Desired(1, "worker-1", None, 0.1)
+    found = make_agent(hub, tmp_path / "agent")
+    write, full = status_module.atomic_write, [True]
+
+    def written(path: str, content: bytes | str, *, mode: int = 0o644) -> None:
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        write(path, content, mode=mode)
+
+    monkeypatch.setattr(status_module, "atomic_write", written)
+    found.start()
+    try:
+        found.until("Connected")
+        assert Status(str(found.folder)).topics == {}
+        full[0] = False
+        deadline = time.monotonic() + 5
+        while Status(str(found.folder)).topics.get("channel", {}).get("state") != "Connected":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
     finally:
         found.stop()
 

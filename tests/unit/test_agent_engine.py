@@ -42,7 +42,6 @@ def no_disk() -> Iterator[None]:
     """The thousands of writes of these tests need not reach the disk."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _handle: None)
-        patch.setattr(os, "sync", lambda: None)
         yield
 
 
@@ -152,7 +151,7 @@ class Bench:
     def start(self) -> None:
         self.journal = Journal(f"{self.folder}/journal.json", f"{self.folder}/saved")
         self.actions = SimulatedActions(self.host, self.journal)
-        self.engine = Engine(self.journal, self.actions, clock=lambda: self.now)
+        self.engine = Engine(self.journal, self.actions, clock=lambda: self.now, sync=lambda: None)
 
     def settle(self, rounds: int = 200) -> None:
         """Work until there is nothing to do but wait for a person or a check; waits take no time."""
@@ -245,7 +244,7 @@ def test_what_a_step_did_is_on_the_disk_before_the_journal_says_that_it_is_done(
         happened.append(f"{step} {outcome}")
 
     monkeypatch.setattr(bench.journal, "record", recorded)
-    monkeypatch.setattr(os, "sync", lambda: happened.append("sync"))
+    bench.engine.sync = lambda: happened.append("sync")
     for generation, wanted in enumerate((member(), None)):
         bench.engine.submit(Desired(generation, "h", wanted))
         bench.settle()

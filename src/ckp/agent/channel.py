@@ -197,6 +197,7 @@ class Channel:
         try:
             while not over.is_set():
                 report, version = self.engine.report()
+                self.status.flush()
                 socket.send(messages.to_json(report))
                 if time.monotonic() >= look:
                     look = time.monotonic() + self.facts_seconds

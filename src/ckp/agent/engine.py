@@ -14,12 +14,12 @@ something else is wanted. The engine never acts on an old desired state: after a
 from __future__ import annotations
 
 import functools
-import os
 import random
 import threading
 import time
 from typing import Callable, Protocol
 
+from ckp.agent import kit
 from ckp.agent.journal import Journal
 from ckp.agent.kit import AgentError, Cancelled, log
 from ckp.agent.messages import JOURNAL_SENT, AgentTarget, Desired, Membership, Report
@@ -68,10 +68,11 @@ class Actions(Protocol):
 class Engine:
     """See the module's text. `run` is the worker's loop; everything else may be called from other threads."""
 
-    def __init__(self, journal: Journal, actions: Actions, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, journal: Journal, actions: Actions, *, clock: Callable[[], float] = time.monotonic, sync: Callable[[], None] = kit.sync_host) -> None:
         self.journal = journal
         self.actions = actions
         self.clock = clock
+        self.sync = sync
         self._changed = threading.Condition()
         self._version = 0
         self._stopped = False
@@ -243,7 +244,7 @@ class Engine:
         try:
             note = action()
             if step in LASTING:
-                os.sync()  # programs such as kubeadm and the package managers' scripts do not see to it themselves
+                self.sync()  # programs such as kubeadm and the package managers' scripts do not see to it themselves
         except Cancelled as error:
             self.journal.record(step, "failed", self.clock() - started, error.brief)
             return 0.0

@@ -17,6 +17,7 @@ class Status:
     def __init__(self, state_dir: str) -> None:
         self.path = os.path.join(state_dir, "status.json")
         self._lock = threading.Lock()
+        self._unwritten = False
         try:
             loaded = json.loads(read_text(self.path, "{}"))
         except ValueError:
@@ -31,11 +32,22 @@ class Status:
                 return False
             since = old["since"] if old.get("state") == state else now()
             self.topics[topic] = {"state": state, "message": message, "since": since}
-            try:
-                atomic_write(self.path, json.dumps(self.topics, indent=1), mode=0o644)
-            except OSError:
-                pass
+            self._write()
             return True
+
+    def flush(self) -> None:
+        """Write what could not be written before, when the disk was full. Costs nothing where there is nothing to write."""
+        with self._lock:
+            if self._unwritten:
+                self._write()
+
+    def _write(self) -> None:
+        self._unwritten = True
+        try:
+            atomic_write(self.path, json.dumps(self.topics, indent=1), mode=0o644)
+        except OSError:
+            return
+        self._unwritten = False
 
     def render(self) -> str:
         """As text for a terminal."""
