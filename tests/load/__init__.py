@@ -1,0 +1,1 @@
+"""Two thousand agents on one hub: `python -m tests.load`, a part of `make bench`."""
