@@ -23,7 +23,7 @@ from tests.load import world
 from tests.load.kubeapi import KubeApi
 from tests.load.page import Figures, spread, write
 
-AGENTS_A_PROCESS = 250
+PROCESSES = 2
 
 
 class Crowd:
@@ -35,11 +35,17 @@ class Crowd:
         self._children: list[asyncio.subprocess.Process] = []
         self._readers: list[asyncio.Task[None]] = []
 
-    async def start(self, module: str, *arguments: str) -> None:
-        """One process."""
+    async def start_all(self, url: str, top: Path, count: int, begin: float, seconds: float) -> None:
+        """Agents 0..count from the monotonic time `begin` on, over so many seconds."""
+        parts = PROCESSES if count >= 100 else 1
+        for part in range(parts):
+            first, last = count * part // parts, count * (part + 1) // parts
+            await self._start(url, str(top / "hosts"), str(first), str(last), str(begin), str(seconds))
+
+    async def _start(self, *arguments: str) -> None:
         env = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{paths.REPO / 'src'}:{paths.REPO}"}
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", module, *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, cwd=paths.REPO, limit=1 << 20
+            sys.executable, "-m", "tests.load.agents", *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, cwd=paths.REPO, limit=1 << 20
         )
         self._children.append(child)
         self._readers.append(asyncio.ensure_future(self._read(child)))
@@ -137,9 +143,7 @@ async def run(options: argparse.Namespace) -> Figures:
         crowd = Crowd()
         stack.push_async_callback(crowd.end)
         ramp = max(5.0, count / options.rate)
-        for first in range(0, count, AGENTS_A_PROCESS):
-            last = min(count, first + AGENTS_A_PROCESS)
-            await crowd.start("tests.load.agents", hub.url, str(top / "hosts"), str(first), str(last), str(ramp))
+        await crowd.start_all(hub.url, top, count, time.monotonic() + 3 + count / 500, ramp)
         await all_of(count, lambda: crowd.since(0), ramp * 3 + 60, "agents connected")
         await asyncio.sleep(options.settle)
 
@@ -218,10 +222,7 @@ async def storm(stack: AsyncExitStack, figures: Figures, site: world.Site, hub: 
     crowd = Crowd()
     stack.push_async_callback(crowd.end)
     begin = time.monotonic() + 20 + count / 500
-    processes = 2 if count > 500 else 1
-    for part in range(processes):
-        first, last = count * part // processes, count * (part + 1) // processes
-        await crowd.start("tests.load.storm", hub.url, str(site.top / "hosts"), str(first), str(last), str(begin))
+    await crowd.start_all(hub.url, site.top, count, begin, 0.0)
     await asyncio.sleep(begin - time.monotonic())
     say(f"{count} hosts connect at once")
     back = await all_of(count, lambda: crowd.since(begin), 400, "hosts are connected")

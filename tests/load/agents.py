@@ -1,14 +1,17 @@
-"""A process full of agents: the agent's own Channel (threads and websockets.sync as on a host), Engine, Journal and Identity.
+"""A process full of agents: the agent's own Engine, Journal, Identity, Backoff and messages, on asyncio in place of threads.
 
-What is not the real thing: the steps change nothing (they only take a while), and the facts are made up, one machine-id a host.
+A thousand Channels as they are (five threads each) do not fit two cores beside the hub: their threads' waiting for the interpreter would be what is
+measured. So the part of ckp.agent.channel that waits on sockets is written anew here, with the same limits and the same order of messages.
+Steps change nothing, each only takes a while; facts are made up, one machine-id a host.
 Prints what happens as JSON lines [event, host, monotonic time, number]; ends when its standard input does.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
-import os
+import logging
 import random
 import sys
 import threading
@@ -18,54 +21,44 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ckp.agent import channel as agent_channel
-from ckp.agent import kit, messages
-from ckp.agent.channel import Channel
-from ckp.agent.engine import Engine
-from ckp.agent.identity import Identity
-from ckp.agent.journal import Journal
-from ckp.agent.kit import Cancelled
-from ckp.agent.status import Status
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-STACK_BYTES = 512 << 10  # as ckp.agent.main has it
-STEP_SECONDS = (1.0, 8.0)
+from ckp.agent import engine as agent_engine
+from ckp.agent import messages
+from ckp.agent.channel import LONGEST_DELAY, OPEN_SECONDS, PING_SECONDS, tls_context
+from ckp.agent.engine import Engine
+from ckp.agent.identity import Backoff, Identity
+from ckp.agent.journal import Journal
+from ckp.hub.channel import shrink_tls_buffers
+
+STEP_SECONDS = (5.0, 15.0)
 Event = tuple[str, str, float, int]
 
 
 class Steps:
-    """Steps that take their time and do nothing."""
+    """Steps that do nothing; Agent.work takes the time that they would."""
 
     def step(self, name: str, member: messages.Membership, cancelled: Callable[[], bool]) -> str:
-        deadline = time.monotonic() + random.uniform(*STEP_SECONDS)
-        while time.monotonic() < deadline:
-            if cancelled():
-                raise Cancelled(f"{name} was stopped")
-            time.sleep(0.5)
         return "simulated"
 
     def reset(self, cancelled: Callable[[], bool]) -> str:
-        time.sleep(random.uniform(*STEP_SECONDS))
         return "simulated"
 
     def unhealthy(self) -> str:
         return ""
 
 
-class ToldChannel(Channel):
-    """The agent's channel, which also notes when it tries, when it hears, and why it lost the hub."""
+class TellingEngine(Engine):
+    """The engine, which also wakes the task that sends reports."""
 
-    events: deque[Event]
+    def __init__(self, journal: Journal) -> None:
+        self.told = asyncio.Event()
+        super().__init__(journal, Steps())
 
-    def _once(self) -> tuple[str, str]:
-        host = self.identity.host
-        self.events.append(("try", host, time.monotonic(), 0))
-        ended = super()._once()
-        self.events.append(("lost", host, time.monotonic(), 0))
-        return ended
-
-    def _take(self, desired: messages.Desired) -> None:
-        self.events.append(("desired", desired.host, time.monotonic(), desired.generation))
-        super()._take(desired)
+    def _publish(self) -> None:
+        super()._publish()
+        self.told.set()
 
 
 def made_up(number: int, host: str) -> messages.HostFacts:
@@ -89,53 +82,118 @@ def made_up(number: int, host: str) -> messages.HostFacts:
     )
 
 
-def launch(folder: Path, number: int, url: str, events: deque[Event]) -> ToldChannel:
-    """Start one agent over its state folder, as ckp.agent.main does."""
-    identity, status = Identity(str(folder)), Status(str(folder))
-    journal = Journal(str(folder / "journal.json"), str(folder / "saved"))
-    engine = Engine(journal, Steps())
-    boot = f"boot-{number}"
+class Agent:
+    """One agent over its state folder."""
 
-    def hello() -> messages.Hello:
-        return messages.Hello(boot_id=boot, facts=made_up(number, identity.host))
+    def __init__(self, folder: Path, number: int, url: str, events: deque[Event]) -> None:
+        self.identity = Identity(str(folder))
+        self.engine = TellingEngine(Journal(str(folder / "journal.json"), str(folder / "saved")))
+        self.number, self.url, self.events, self.host = number, url, events, self.identity.host
+        self.wanted = asyncio.Event()
+        self.report_seconds = messages.REPORT_SECONDS
+        self.backoff = Backoff(1.0, LONGEST_DELAY)
 
-    channel = ToldChannel(url, identity, identity.ca, engine, status, hello)
-    channel.events = events
-    threading.Thread(target=engine.run, daemon=True).start()
-    threading.Thread(target=channel.run, daemon=True).start()
-    return channel
+    def note(self, event: str, number: int = 0) -> None:
+        """Tell the coordinator."""
+        self.events.append((event, self.host, time.monotonic(), number))
+
+    async def run(self, at: float) -> None:
+        """From the monotonic time `at`: connect, talk, and connect again after a delay, as Channel.run does."""
+        await asyncio.sleep(at - time.monotonic())
+        working = asyncio.ensure_future(self.work())
+        try:
+            while True:
+                self.note("try")
+                try:
+                    await self.once()
+                except (ConnectionClosed, InvalidHandshake, OSError, EOFError, TimeoutError):
+                    self.note("lost")
+                await asyncio.sleep(self.backoff.delay())
+        finally:
+            working.cancel()
+
+    async def once(self) -> None:
+        """One connection, as Channel._once has it."""
+        async with connect(
+            self.url,
+            ssl=tls_context(self.identity, self.identity.ca),
+            proxy=None,
+            compression=None,
+            open_timeout=OPEN_SECONDS,
+            ping_interval=PING_SECONDS,
+            ping_timeout=PING_SECONDS,
+            close_timeout=5,
+            max_size=messages.MAX_FRAME_BYTES,
+            write_limit=16_384,
+        ) as socket:
+            await socket.send(messages.to_json(messages.Hello(boot_id=f"boot-{self.number}", facts=made_up(self.number, self.host))))
+            reports = asyncio.ensure_future(self.send_reports(socket))
+            try:
+                async for frame in socket:
+                    message = messages.from_hub(frame)
+                    if isinstance(message, messages.Desired):
+                        self.note("desired", message.generation)
+                        self.report_seconds = min(300.0, max(0.1, message.report_seconds))
+                        self.backoff.reset()
+                        self.engine.submit(message)
+                        self.wanted.set()
+            finally:
+                reports.cancel()
+
+    async def send_reports(self, socket: ClientConnection) -> None:
+        """After every change and every report_seconds, as Channel._send_reports does."""
+        with contextlib.suppress(ConnectionClosed, OSError):
+            while True:
+                self.engine.told.clear()
+                report, _ = self.engine.report()
+                await socket.send(messages.to_json(report))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self.report_seconds):
+                        await self.engine.told.wait()
+
+    async def work(self) -> None:
+        """Engine.run, with the time of a step after it."""
+        while True:
+            self.wanted.clear()
+            wait = self.engine.work_once()
+            if wait == 0.0:
+                await asyncio.sleep(random.uniform(*STEP_SECONDS))
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self.wanted.wait()
 
 
-def main(url: str, top: str, first: int, last: int, seconds: float) -> None:
-    """Start agents first..last over `seconds`, tell what happens until the input ends."""
-    threading.stack_size(STACK_BYTES)
-    silent = lambda *_: None  # noqa: E731
-    agent_channel.log = kit.log = silent
-    sys.modules["ckp.agent.engine"].log = silent  # type: ignore[attr-defined]
+async def main(url: str, top: str, first: int, last: int, begin: float, seconds: float) -> None:
+    """Agents first..last, from the monotonic time `begin` on, spread over `seconds`; until the input ends."""
+    shrink_tls_buffers()
+    logging.getLogger("websockets").setLevel(logging.CRITICAL)
+    agent_engine.log = lambda *_: None
     events: deque[Event] = deque()
-    over = threading.Event()
+    agents = [Agent(Path(top) / str(number), number, url, events) for number in range(first, last)]
+    running = [asyncio.ensure_future(agent.run(begin + seconds * index / len(agents))) for index, agent in enumerate(agents)]
+    over, loop = asyncio.Event(), asyncio.get_running_loop()
 
-    def tell() -> None:
-        while not over.wait(0.1):
-            lines = []
-            while events:
-                lines.append(json.dumps(events.popleft()))
-            if lines:
-                print("\n".join(lines), flush=True)
-
-    threading.Thread(target=tell, daemon=True).start()
-    for number in range(first, last):
-        launch(Path(top) / str(number), number, url, events)
-        time.sleep(seconds / (last - first))
-    with contextlib.suppress(OSError):
+    def wait_for_end() -> None:
         sys.stdin.read()
-    os._exit(0)  # an abrupt end: two hundred orderly ones would be another benchmark
+        loop.call_soon_threadsafe(over.set)
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
+    while not over.is_set():
+        lines = []
+        while events:
+            lines.append(json.dumps(events.popleft()))
+        if lines:
+            print("\n".join(lines), flush=True)
+        await asyncio.sleep(0.1)
+    for task in running:
+        task.cancel()
 
 
 def _arguments() -> Any:
-    url, top, first, last, seconds = sys.argv[1:]
-    return url, top, int(first), int(last), float(seconds)
+    url, top, first, last, begin, seconds = sys.argv[1:]
+    return url, top, int(first), int(last), float(begin), float(seconds)
 
 
 if __name__ == "__main__":
-    main(*_arguments())
+    asyncio.run(main(*_arguments()))

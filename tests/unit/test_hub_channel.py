@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,9 +15,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import InvalidStatus
 
 from ckp.api import names
 from ckp.api.host_protocol import MAX_FRAME_BYTES, Desired, Hello, JournalEntry, Renewal, Report
@@ -29,133 +25,28 @@ from ckp.clients.kinds import Kind
 from ckp.clients.kube import KubeError
 from ckp.clients.kube_simulator import KubeSimulator
 from ckp.hub import status as shape
-from ckp.hub.channel import PATH, Channel
-from ckp.hub.desired import KubeDesired
-from ckp.hub.identity import HostCa, HostId, channel_context, credential_of
+from ckp.hub.identity import HostId, credential_of
 from ckp.kits.clock import SystemClock, rfc3339
 from ckp.kits.errors import VerificationFailed
 from compass_world import facts, make_csr
-from tls_world import Authority, client_context, make_authority, make_leaf, serial_of, write_pair
-
-TENANT = "ckp-default-default"
-CUT_OFF_BY_TLS = (ssl.SSLError, ConnectionError, InvalidMessage)
-"""What a client sees whose certificate is refused; under TLS 1.3 it learns that only when it reads."""
-
-
-@dataclass
-class Door:
-    """A hub's channel that listens, and what belongs to it."""
-
-    kube: KubeSimulator
-    channel: Channel
-    desired: KubeDesired
-    port: int
-    root: Authority
-    host_ca: Authority
-    directory: Path
-
-    async def add_host(self, name: str = "one", *, serial: str = "") -> None:
-        await self.kube.create({"apiVersion": kinds.BYO_HOST.api_version, "kind": "ByoHost", "metadata": {"name": name, "namespace": TENANT}, "spec": {}})
-        if serial:
-            await self.set_serial(name, serial)
-
-    async def set_serial(self, name: str, serial: str) -> None:
-        await self.kube.merge(kinds.BYO_HOST, name, TENANT, {"status": {"agent": {"certificateSerial": serial}}}, subresource="status")
-
-    def credentials(self, uri: str, *, authority: Authority | None = None, label: str = "c", **more: Any) -> tuple[tuple[Path, Path], str]:
-        pem, key = make_leaf(authority or self.host_ca, uris=(uri,) if uri else (), **more)
-        return write_pair(self.directory, label, pem, key), f"{serial_of(pem):x}"
-
-    async def enrolled(self, name: str = "one", **more: Any) -> ssl.SSLContext:
-        """A host with its certificate; the TLS context of its agent."""
-        pair, serial = self.credentials(HostId(TENANT, name).uri, label=name, **more)
-        await self.add_host(name, serial=serial)
-        return client_context(self.root.pem, pair)
-
-    def connect(self, context: ssl.SSLContext, path: str = PATH) -> connect:
-        return connect(f"wss://localhost:{self.port}{path}", ssl=context, compression=None, max_size=None, proxy=None)
-
-    async def host(self, name: str = "one") -> dict[str, Any]:
-        found = await self.kube.get(kinds.BYO_HOST, name, TENANT)
-        assert found is not None
-        return found
-
-    async def desire(self, name: str, desired: Desired | str) -> None:
-        text = desired if isinstance(desired, str) else desired.model_dump_json()
-        await self.kube.apply(
-            {
-                "apiVersion": "v1",
-                "kind": "Secret",
-                "metadata": {"name": f"{TENANT}.{name}", "namespace": names.HOSTS_NAMESPACE, "labels": {"ckp.coredge.io/host": name}},
-                "data": {"desired.json": base64.b64encode(text.encode()).decode()},
-            }
-        )
-
-    async def announce(self, name: str, certificates: str) -> None:
-        """As the byo controller does when a host's certificates change."""
-        patch = {"metadata": {"annotations": {names.CERTIFICATES_ANNOTATION: certificates}}}
-        await self.kube.merge(kinds.SECRET, f"{TENANT}.{name}", names.HOSTS_NAMESPACE, patch)
-
-
-@asynccontextmanager
-async def make_door(directory: Path, kube: KubeSimulator | None = None, *, offline: float = 60.0, seen_every: float = 20.0) -> AsyncIterator[Door]:
-    root = make_authority("root")
-    host_ca = make_authority("host-ca", root)
-    ca_files = host_ca.write(directory, "host-ca")
-    server = write_pair(directory, "server", *make_leaf(root, server=True))
-    kube = kube or KubeSimulator(manager="ckp-hub", namespaces=("default", TENANT, names.HOSTS_NAMESPACE))
-    clock = SystemClock()
-    desired = KubeDesired(kube)
-    ca = HostCa(*ca_files, clock)
-
-    def issue(csr: str, host: HostId) -> tuple[str, str]:
-        return ca.sign(csr, host), root.pem
-
-    channel = Channel(kube, desired, clock, CollectorRegistry(), issue=issue, offline=offline, seen_every=seen_every, sweep_every=0.1)
-    context = channel_context(*server, ca)
-    following = asyncio.ensure_future(desired.run())
-    sweeping = asyncio.ensure_future(channel.sweep())
-    try:
-        async with channel.listen("127.0.0.1", 0, context) as listening:
-            yield Door(kube, channel, desired, listening.sockets[0].getsockname()[1], root, host_ca, directory)
-    finally:
-        for task in (following, sweeping):
-            task.cancel()
-        await asyncio.gather(following, sweeping, return_exceptions=True)
+from hub_world import (
+    CUT_OFF_BY_TLS,
+    TENANT,
+    Door,
+    close_code,
+    desired_of,
+    eventually,
+    hello,
+    make_door,
+    report,
+)
+from tls_world import client_context, make_authority, make_leaf, serial_of, write_pair
 
 
 @pytest.fixture
 async def door(tmp_path: Path) -> AsyncIterator[Door]:
     async with make_door(tmp_path) as made:
         yield made
-
-
-async def eventually(probe: Callable[[], Awaitable[Any]], *, within: float = 5.0) -> Any:
-    """The first truthy answer, or a failure that shows the last."""
-    deadline = asyncio.get_running_loop().time() + within
-    while not (answer := await probe()):
-        assert asyncio.get_running_loop().time() < deadline, f"not within {within} s: {answer!r}"
-        await asyncio.sleep(0.02)
-    return answer
-
-
-async def hello(websocket: ClientConnection, **more: Any) -> None:
-    await websocket.send(Hello(boot_id="boot", facts=facts(agent_version="0.1.0"), **more).model_dump_json())
-
-
-async def desired_of(websocket: ClientConnection) -> Desired:
-    return Desired.model_validate_json(await asyncio.wait_for(websocket.recv(), 5))
-
-
-def report(**more: Any) -> str:
-    return Report(**({"generation": 1, "phase": "Free"} | more)).model_dump_json()
-
-
-async def close_code(websocket: ClientConnection) -> int:
-    with pytest.raises(ConnectionClosed) as closed:
-        while True:
-            await asyncio.wait_for(websocket.recv(), 5)
-    return closed.value.rcvd.code if closed.value.rcvd else 0
 
 
 # Who gets in.

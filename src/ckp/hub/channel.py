@@ -37,7 +37,12 @@ from ckp.kits.errors import CkpError
 log = structlog.get_logger("hub.channel")
 
 SWEEP_SECONDS = 15.0
-LOOKUPS_AT_ONCE = 64
+LOOKUPS_AT_ONCE, WRITES_AT_ONCE = 10, 8
+"""Requests to the API server at once. With watch and list they fit the twenty connections that the client keeps; all others wait here, in their order,
+since in the client's own queue each would cost the more the longer it is, and be given up after some seconds."""
+HANDSHAKE_SECONDS = 15.0
+OPEN_SECONDS = 20.0
+"""A connection that has not finished TLS, and then the upgrade, within these times is closed."""
 PATH = "/v1/agent"
 Issue = Callable[[str, HostId], tuple[str, str]]
 """Signs a host's request (PEM): the certificate, and the CAs that the host is to trust."""
@@ -103,6 +108,7 @@ class Channel:
         self._live: dict[HostId, Connection] = {}
         self._locks: dict[HostId, tuple[asyncio.Lock, list[int]]] = {}
         self._lookups = asyncio.Semaphore(LOOKUPS_AT_ONCE)
+        self._writes = asyncio.Semaphore(WRITES_AT_ONCE)
         self._closing: set[asyncio.Task[None]] = set()
         self.stopping = False
 
@@ -119,14 +125,14 @@ class Channel:
             host,
             port,
             ssl=context,
-            ssl_handshake_timeout=15.0,
+            ssl_handshake_timeout=HANDSHAKE_SECONDS,
             process_request=self._admit,
             create_connection=HostConnection,
             compression=None,
             max_size=MAX_FRAME_BYTES,
             max_queue=2,
             write_limit=16_384,
-            open_timeout=20.0,
+            open_timeout=OPEN_SECONDS,
             close_timeout=5.0,
             ping_interval=20.0,
             ping_timeout=20.0,
@@ -176,7 +182,7 @@ class Channel:
         lock, users = self._locks.setdefault(host, (asyncio.Lock(), [0]))
         users[0] += 1
         try:
-            async with lock:
+            async with lock, self._writes:
                 yield
         finally:
             users[0] -= 1
@@ -271,7 +277,7 @@ class Channel:
         connection.admitted = None
         if older := self._live.get(live.host):
             log.info("a newer connection takes over", host=str(live.host))
-            self._later(older.connection.close(1008, "replaced by a newer connection"))
+            self._later(older.close(1008, "replaced by a newer connection"))
         self._live[live.host] = live
         self.metrics.connected.set(len(self._live))
         try:

@@ -29,6 +29,9 @@ log = structlog.get_logger("hub.channel")
 HELLO_SECONDS = 15.0
 SEND_SECONDS = 30.0
 """A host that does not take a frame within this time is cut off."""
+CLOSE_SECONDS = 6.0
+"""A little more than the closing handshake gets; one that can't even be told why it is closed, since it reads nothing, is cut off."""
+MAX_REASON_BYTES = 120
 WRITE_GAP_SECONDS = 0.25
 """Shortest time between two writes of one host's status."""
 FRAME_BURST, FRAMES_PER_SECOND = 20.0, 5.0
@@ -46,7 +49,7 @@ class Rejected(Exception):
         super().__init__(reason)
         self.final = final
         self.code = code
-        self.reason = reason[:120]  # a close frame has room for 123 bytes
+        self.reason = reason.encode(errors="replace")[:MAX_REASON_BYTES].decode(errors="ignore")  # a close frame has room for 123 bytes
 
 
 class Connection:
@@ -80,12 +83,12 @@ class Connection:
             why = str(error)
         except TimeoutError:
             why = "the agent fell silent"
-            await self._close(1008, "silent for too long")
+            await self.close(1008, "silent for too long")
         except Rejected as error:
             clean, why = error.final, error.reason
             self._channel.metrics.refused.labels("Revoked" if error.final else "Protocol").inc()
             log.warning("connection closed", host=str(self.host), code=error.code, reason=error.reason)
-            await self._close(error.code, error.reason)
+            await self.close(error.code, error.reason)
         await self._farewell(clean=clean, why=why)
 
     async def _hello(self) -> Hello:
@@ -166,8 +169,7 @@ class Connection:
                     certificates = now
                 frame = source.frame(self.host)
                 if frame is not None and frame != sent:
-                    async with asyncio.timeout(SEND_SECONDS):
-                        await self.connection.send(frame)
+                    await self._tell(frame)
                     sent = frame
                     self._channel.metrics.sent.inc()
                 await self._ask_for_renewal()
@@ -176,6 +178,14 @@ class Connection:
                         await changed.wait()
         finally:
             source.unsubscribe(self.host, changed)
+
+    async def _tell(self, frame: str) -> None:
+        try:
+            async with asyncio.timeout(SEND_SECONDS):
+                await self.connection.send(frame)
+        except TimeoutError:
+            self.connection.transport.abort()  # what it did not take stands before every word of farewell
+            raise Rejected(1008, "the agent does not read what it is sent") from None
 
     async def _check_identity(self) -> None:
         """The host's certificates changed, or it was removed: is this connection still its own? Rejected if not."""
@@ -193,8 +203,7 @@ class Connection:
         if self._channel.issue is None or self._renewal_asked or not self._credential.renewal_due(self._channel.clock.now()):
             return
         self._renewal_asked = True
-        async with asyncio.timeout(SEND_SECONDS):
-            await self.connection.send(RenewalDue().model_dump_json())
+        await self._tell(RenewalDue().model_dump_json())
 
     async def _renew(self, message: Renewal) -> None:
         """Sign a new key of this same host. Until it is used for the first time the old certificate stays good, so a lost answer locks nobody out."""
@@ -218,9 +227,8 @@ class Connection:
             log.warning("a renewal could not be written; it is asked for again", host=str(self.host), error=error.brief)
             return
         if shape.next_serial(now) != serial:
-            raise Rejected(1008, "this certificate is no longer valid")
-        async with asyncio.timeout(SEND_SECONDS):
-            await self.connection.send(IssuedCertificate(certificate=certificate, ca=ca).model_dump_json())
+            raise Rejected(1008, "this certificate is no longer valid", final=True)
+        await self._tell(IssuedCertificate(certificate=certificate, ca=ca).model_dump_json())
         self._channel.metrics.renewals.inc()
         log.info("a certificate was renewed", host=str(self.host))
 
@@ -237,6 +245,8 @@ class Connection:
                 async with self._channel.writing(self.host):
                     if not self._channel.is_current(self):
                         return
+                    self._dirty.clear()
+                    fresh = self._connected()  # the turn may have come late: what was said meanwhile goes along
                     answer = await self._channel.kube.apply(shape.apply_body(self.host, fresh), subresource="status")
             except KubeError as error:
                 self._channel.metrics.writes.labels("failed").inc()
@@ -295,6 +305,9 @@ class Connection:
             except KubeError as error:
                 log.warning("a host's leaving cannot be written; the sweep will notice it", host=str(self.host), error=error.brief)
 
-    async def _close(self, code: int, reason: str) -> None:
+    async def close(self, code: int, reason: str) -> None:
+        """End it, with a reason for a peer that reads; websockets alone would wait for ever for one that does not."""
         with contextlib.suppress(ConnectionClosed, OSError):
-            await self.connection.close(code, reason)
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self.connection.close(code, reason)
+        self.connection.transport.abort()
