@@ -32,7 +32,7 @@ from ckp.agent.identity import Backoff, Identity
 from ckp.agent.journal import Journal
 from ckp.hub.channel import shrink_tls_buffers
 
-STEP_SECONDS = (5.0, 15.0)
+STEP_SECONDS = (3.0, 9.0)
 Event = tuple[str, str, float, int]
 
 

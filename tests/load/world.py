@@ -153,6 +153,7 @@ class Hub:
             "HUB_LOG_LEVEL": "WARNING",
         }
         self._log = site.top / "hub.log"
+        self.prefix: list[str] = []  # another interpreter, such as one that profiles
         self._child: subprocess.Popen[bytes] | None = None
         self.url = f"wss://localhost:{self.port}/v1/agent"
 
@@ -164,10 +165,8 @@ class Hub:
 
     def start(self) -> None:
         """Start the process; it is not ready yet when this returns."""
-        profile = os.environ.get("LOAD_PROFILE")
-        program = ["-m", "cProfile", "-o", profile, "-m", "ckp.hub"] if profile else ["-m", "ckp.hub"]
         with self._log.open("ab") as log:
-            self._child = subprocess.Popen([sys.executable, *program], env=self._env, stdout=log, stderr=log, cwd=paths.REPO)
+            self._child = subprocess.Popen([*(self.prefix or [sys.executable]), "-m", "ckp.hub"], env=self._env, stdout=log, stderr=log, cwd=paths.REPO)
 
     def kill(self) -> None:
         """As a power cut ends it."""

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
@@ -251,8 +251,11 @@ _BYTES = st.one_of(
 )
 
 
-def test_whatever_a_host_sends_it_is_closed_cleanly_and_others_are_served(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_whatever_a_host_sends_it_is_closed_cleanly_and_others_are_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Frames of all kinds before and after hello; bytes that are no frames; bytes that are no request."""
+    monkeypatch.setattr(hub_connection, "CLOSE_SECONDS", 0.1)
     caplog.set_level(logging.ERROR, logger="websockets")
     with asyncio.Runner() as runner:
         loop, wrong = runner.get_loop(), []
@@ -260,15 +263,15 @@ def test_whatever_a_host_sends_it_is_closed_cleanly_and_others_are_served(tmp_pa
         world = make_door(tmp_path)
         door = runner.run(_enter(world))
         good, bad = runner.run(door.enrolled("good")), runner.run(door.enrolled("bad"))
-        limits = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+        limits = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 
-        @settings(limits, max_examples=80)
+        @settings(limits, max_examples=50)
         @given(_FRAMES, st.booleans())
         def frames(sent: list[str | bytes], after_hello: bool) -> None:
             code = runner.run(_send_frames(door, bad, sent, after_hello))
             assert code in CLEAN, (code, sent)
 
-        @settings(limits, max_examples=40)
+        @settings(limits, max_examples=25)
         @given(_BYTES, st.booleans())
         def octets(sent: bytes, upgrade: bool) -> None:
             runner.run(_send_octets(door, bad, sent, upgrade))

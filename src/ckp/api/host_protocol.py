@@ -34,14 +34,20 @@ OFFLINE_SECONDS = 60.0
 class Message(BaseModel):
     """Unknown fields are ignored (a newer peer may send them), missing ones are an error."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+MAX_INT = (1 << 63) - 1
+Int = Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)]
+"""What a Kubernetes object can hold: one number beyond it and no status of that host could be written."""
+Count = Annotated[int, Field(ge=0, le=MAX_INT)]
 
 
 class DiskFacts(Message):
     """A whole disk, not a partition."""
 
     name: str = Field(max_length=64)
-    size_bytes: int = Field(ge=0)
+    size_bytes: Count
     rotational: bool = False
 
 
@@ -50,8 +56,8 @@ class LinkFacts(Message):
 
     name: str = Field(max_length=64)
     mac: str = Field(default="", max_length=32)
-    mtu: int = 0
-    speed_mbps: int = 0  # 0: not known
+    mtu: Int = 0
+    speed_mbps: Int = 0  # 0: not known
     up: bool = False
 
 
@@ -72,10 +78,10 @@ class HostFacts(Message):
     os_version: str  # VERSION_ID: 22.04, 24.04, 12, 9.4
     kernel: str
     architecture: str  # amd64
-    cpus: int = Field(ge=1)
-    memory_bytes: int = Field(ge=0)
-    disk_bytes: int = Field(ge=0)
-    disk_free_bytes: int = Field(ge=0)
+    cpus: int = Field(ge=1, le=1 << 20)
+    memory_bytes: Count
+    disk_bytes: Count
+    disk_free_bytes: Count
     addresses: tuple[str, ...] = ()
     default_address: str = ""  # the address that the route to the hub leaves from
     cgroup: Literal["v1", "v2"] = "v2"
@@ -85,7 +91,7 @@ class HostFacts(Message):
     links: tuple[LinkFacts, ...] = ()
     installed: tuple[str, ...] = ()  # "containerd 1.7.28-ckp": what of a node's packages is here already
     findings: tuple[Finding, ...] = ()
-    clock: float = 0.0  # the host's time when it said this, seconds since 1970; 0: not said
+    clock: float = Field(default=0.0, ge=0, le=1e11)  # the host's time when it said this, seconds since 1970; 0: not said
 
 
 class EnrolmentRequest(Message):
@@ -231,14 +237,14 @@ class Report(Message):
     """The observed state of one host: what it is, what it did, and why it is stuck if it is."""
 
     type: Literal["report"] = "report"
-    generation: int  # the desired generation that this speaks of
+    generation: Int  # the desired generation that this speaks of
     phase: Phase
     cluster: str = ""
     machine: str = ""
     release: str = ""
     reason: str = ""  # CamelCase, for machines
     message: str = ""  # a sentence, for people
-    attempts: int = 0
+    attempts: Int = 0
     journal: tuple[JournalEntry, ...] = ()  # the last ones, oldest first
 
 

@@ -29,8 +29,8 @@ log = structlog.get_logger("hub.channel")
 HELLO_SECONDS = 15.0
 SEND_SECONDS = 30.0
 """A host that does not take a frame within this time is cut off."""
-CLOSE_SECONDS = 6.0
-"""A little more than the closing handshake gets; one that can't even be told why it is closed, since it reads nothing, is cut off."""
+CLOSE_SECONDS = 2.0
+"""How long a peer gets to answer our closing. One that reads nothing never does, and one that has sent more than we took is not heard any more."""
 MAX_REASON_BYTES = 120
 WRITE_GAP_SECONDS = 0.25
 """Shortest time between two writes of one host's status."""
