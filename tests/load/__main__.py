@@ -111,16 +111,17 @@ def peak_rate(tries: list[float]) -> int:
     return max(Counter(int(at) for at in tries).values(), default=0)
 
 
-async def change(site: world.Site, crowd: Crowd, count: int, generation: int, **kind: bool) -> dict[str, float]:
+async def change(site: world.Site, hub: world.Hub, crowd: Crowd, count: int, generation: int, **kind: bool) -> dict[str, float]:
     """Want something else of all hosts, written one after the other as fast as the API server takes it; how each was reached."""
-    written, began = {}, time.monotonic()
+    written, began, used = {}, time.monotonic(), world.cpu(hub.pid)
     for number in range(count):
         written[world.name_of(number)] = await site.desire(number, world.desired(number, generation, **kind))
     took = time.monotonic() - began
     reached = await all_of(count, lambda: crowd.reached(generation), 90, f"generation {generation}")
+    used = (world.cpu(hub.pid) - used) / count * 1e3
     own = [at - written[host] for host, at in reached.items() if host in written]
     from_begin = [at - began for at in reached.values()]
-    return {"reached": len(reached), "writing": took, **spread(own, ""), "last": max(from_begin, default=0.0)}
+    return {"reached": len(reached), "writing": took, "cpu": used, **spread(own, ""), "last": max(from_begin, default=0.0)}
 
 
 async def run(options: argparse.Namespace) -> Figures:
@@ -140,11 +141,12 @@ async def run(options: argparse.Namespace) -> Figures:
         await asyncio.sleep(3)
         figures.rss_empty = world.resident(hub.pid)
 
-        crowd = Crowd()
+        used, crowd = world.cpu(hub.pid), Crowd()
         stack.push_async_callback(crowd.end)
         ramp = max(5.0, count / options.rate)
         await crowd.start_all(hub.url, top, count, time.monotonic() + 3 + count / 500, ramp)
         await all_of(count, lambda: crowd.since(0), ramp * 3 + 60, "agents connected")
+        figures.cpu_connect = (world.cpu(hub.pid) - used) / count * 1e3
         await asyncio.sleep(options.settle)
 
         agent = await one_agent(stack, figures, site, hub, count)
@@ -160,11 +162,11 @@ async def run(options: argparse.Namespace) -> Figures:
             agent.terminate()
             await asyncio.to_thread(agent.wait)
 
-        figures.changes["membership, no join data yet (2 KB)"] = await change(site, crowd, count, 2, member=True)
+        figures.changes["membership, no join data yet (2 KB)"] = await change(site, hub, crowd, count, 2, member=True)
         await asyncio.sleep(options.pause)
-        figures.changes["the join data follows (6 KB)"] = await change(site, crowd, count, 3, member=True, files=True)
+        figures.changes["the join data follows (6 KB)"] = await change(site, hub, crowd, count, 3, member=True, files=True)
         await asyncio.sleep(options.pause)
-        figures.changes["be free again"] = await change(site, crowd, count, 4, member=False)
+        figures.changes["be free again"] = await change(site, hub, crowd, count, 4, member=False)
         await asyncio.sleep(options.pause)
         figures.load_change = os.getloadavg()[0]
         figures.rss_after = world.resident(hub.pid)
@@ -177,6 +179,7 @@ async def run(options: argparse.Namespace) -> Figures:
         figures.back, figures.recovery = len(back), spread([at - killed for at in back.values()], "")
         tries = [at for at in crowd.tries if at >= killed]
         figures.tries, figures.peak_tries = len(tries), peak_rate(tries)
+        figures.cpu_recovery = world.cpu(hub.pid)
         figures.load_recovery = os.getloadavg()[0]
         await asyncio.sleep(options.settle)
         figures.offline = site.offline(count)
@@ -225,6 +228,7 @@ async def storm(stack: AsyncExitStack, figures: Figures, site: world.Site, hub: 
     await asyncio.sleep(begin - time.monotonic())
     say(f"{count} hosts connect at once")
     back = await all_of(count, lambda: crowd.since(begin), options.within, "hosts are connected")
+    figures.storm_cpu = world.cpu(hub.pid)
     figures.storm, figures.storm_back = count, len(back)
     figures.storm_times = spread([at - begin for at in back.values()], "")
     figures.storm_tries, figures.storm_peak_tries = len(crowd.tries), peak_rate(crowd.tries)
