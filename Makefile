@@ -9,7 +9,7 @@ WORKERS ?= 2
 SEEDS ?= 50
 PYTEST ?= .venv/bin/python -m pytest
 
-.PHONY: help setup setup-test up down status lint unit chaos component contract e2e test bench bench-dist build clean-cache
+.PHONY: help setup setup-test up down status lint unit chaos component contract e2e test bench bench-dist bench-hub build clean-cache
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*?## /\t/' | expand -t 14
@@ -53,11 +53,14 @@ e2e: setup-test ## The main job and what can go wrong in it, on lab hosts
 test: setup-test lint build ## All tests
 	@$(PYTEST) -v --durations=15 tests/unit tests/contract tests/fuzz tests/chaos tests/component tests/e2e
 
-bench: bench-dist ## Measure all; writes docs/benchmarks.md and docs/benchmarks-distribution.md
+bench: bench-dist bench-hub ## Measure all; writes docs/benchmarks.md, -distribution.md and -hub.md
 	@PYTHONPATH=src .venv/bin/python -m tests.bench
 
 bench-dist: setup-test ## Measure the making of a release; writes docs/benchmarks-distribution.md (COMPONENTS=all for each cold)
 	@PYTHONPATH=src .venv/bin/python -m tests.bench_dist $(COMPONENTS)
+
+bench-hub: setup-test ## Two thousand agents on one hub; writes docs/benchmarks-hub.md (AGENTS=2000 STORM=10000)
+	@PYTHONPATH=src .venv/bin/python -m tests.load $(if $(AGENTS),--agents $(AGENTS)) $(if $(STORM),--storm $(STORM))
 
 clean-cache: ## Drop the build cache
 	rm -rf "$${CKP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/ckp}"

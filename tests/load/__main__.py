@@ -223,7 +223,7 @@ async def storm(stack: AsyncExitStack, figures: Figures, site: world.Site, hub: 
     await hub.ready()
     crowd = Crowd()
     stack.push_async_callback(crowd.end)
-    begin = time.monotonic() + 20 + count / 500
+    begin = time.monotonic() + 10 + count / 500
     await crowd.start_all(hub.url, site.top, count, begin, 0.0)
     await asyncio.sleep(begin - time.monotonic())
     say(f"{count} hosts connect at once")

@@ -19,6 +19,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
 
 from ckp.api.host_protocol import (
     MAX_FRAME_BYTES,
@@ -27,6 +28,7 @@ from ckp.api.host_protocol import (
 )
 from ckp.clients import kinds
 from ckp.clients.kube import Kube, KubeError, Obj
+from ckp.hub import gate
 from ckp.hub import status as shape
 from ckp.hub.connection import Connection
 from ckp.hub.desired import DesiredSource
@@ -75,6 +77,15 @@ class HostConnection(ServerConnection):
     credential: Credential | None = None
     admitted: Obj | None = None
 
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.opened = asyncio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Also if it never opened: nobody waits for it any more."""
+        super().connection_lost(exc)
+        self.opened.set()
+
 
 class Channel:
     """All live connections of this hub.
@@ -120,27 +131,25 @@ class Channel:
     @contextlib.asynccontextmanager
     async def listen(self, host: str, port: int, context: ssl.SSLContext) -> AsyncIterator[Server]:
         """Accept connections for the block; at its end all are closed with 1001, and hosts are not marked offline: another hub takes over."""
+        limits: dict[str, Any] = {"ping_interval": 20.0, "ping_timeout": 20.0, "close_timeout": 5.0, "max_queue": 2, "write_limit": 16_384}
+        door = gate.listening(host, port)
         async with serve(
             self._handle,
-            host,
-            port,
+            sock=door,
             ssl=context,
-            ssl_handshake_timeout=HANDSHAKE_SECONDS,
             process_request=self._admit,
-            create_connection=HostConnection,
             compression=None,
-            max_size=MAX_FRAME_BYTES,
-            max_queue=2,
-            write_limit=16_384,
             open_timeout=OPEN_SECONDS,
-            close_timeout=5.0,
-            ping_interval=20.0,
-            ping_timeout=20.0,
             server_header=None,
-            backlog=2048,
+            backlog=gate.QUEUE,
         ) as server:
+
+            def connection() -> HostConnection:
+                return HostConnection(ServerProtocol(max_size=MAX_FRAME_BYTES, logger=server.logger), server, **limits)
+
             try:
-                yield server
+                async with gate.taking_turns(door, context, connection, lambda made: made.opened, HANDSHAKE_SECONDS):
+                    yield server
             finally:
                 self.stopping = True
 
@@ -273,6 +282,7 @@ class Channel:
         assert isinstance(connection, HostConnection)
         assert connection.credential is not None
         assert connection.admitted is not None
+        connection.opened.set()
         live = Connection(self, connection, connection.credential, connection.admitted)
         connection.admitted = None
         if older := self._live.get(live.host):
