@@ -246,7 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.load", description=__doc__)
     parser.add_argument("--agents", type=int, default=2000)
     parser.add_argument("--storm", type=int, default=10_000, help="hosts that connect at once after a restart; 0: none")
-    parser.add_argument("--rate", type=float, default=50.0, help="agents that are started a second")
+    parser.add_argument("--rate", type=float, default=25.0, help="agents that are started a second")
     parser.add_argument("--rest", type=float, default=60.0, help="seconds over which CPU at rest is measured")
     parser.add_argument("--settle", type=float, default=25.0)
     parser.add_argument("--pause", type=float, default=60.0, help="seconds between two changes, while the agents work on the last one")
