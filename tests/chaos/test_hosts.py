@@ -17,7 +17,7 @@ from chaos.schedule import FAULTS, Event, Schedule, draw
 FIXED = {
     "a machine whose controller had not seen its claim took a second host": 52,
     "after a power cut the journal knew of no package that was on the host": 54,
-    "after a power cut the journal knew of packages that were no longer there": 65,
+    "a killed controller's last write left a host working for nobody": 101,
     "a machine was let go while its host was still its node": 55,
     "the agent's status was never written again after the disk had been full": 66,
 }

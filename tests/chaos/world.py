@@ -202,12 +202,14 @@ class World:
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": f"{event.target}-data", "namespace": TENANT}}
         with suppress(KubeError):  # it is there already
             await self.calm.create({**secret, "data": {"value": base64.b64encode(CLOUD_CONFIG.encode()).decode()}})
-        await self.calm.merge(kinds.MACHINE, event.target, TENANT, {"spec": {"bootstrap": {"dataSecretName": f"{event.target}-data"}}})
+        with suppress(KubeError):  # it was deleted at this very moment
+            await self.calm.merge(kinds.MACHINE, event.target, TENANT, {"spec": {"bootstrap": {"dataSecretName": f"{event.target}-data"}}})
 
     async def _leave(self, event: Event) -> None:
         if event.args["force"]:
             patch = {"metadata": {"annotations": {names.FORCE_RELEASE_ANNOTATION: "true"}}}
-            await self.calm.merge(kinds.BYO_MACHINE, event.target, TENANT, patch)
+            with suppress(KubeError):  # it has gone already
+                await self.calm.merge(kinds.BYO_MACHINE, event.target, TENANT, patch)
         await self.calm.delete(kinds.MACHINE, event.target, TENANT)
 
     async def _remove_host(self, event: Event) -> None:
