@@ -53,4 +53,4 @@ def test_a_host_that_does_not_come_back_is_said(tmp_path: Path) -> None:
     schedule = Schedule(0, ("host-1",), frozenset(), 1, events, 1.2)
     outcome = asyncio.run(play(schedule, tmp_path, within=2.0))
     assert any("host host-1 is locked out" in sentence for sentence in outcome.sentences), outcome
-    assert any("machine m1 on host-1 is not ready" in sentence for sentence in outcome.sentences), outcome
+    assert any("its agent says Refused" in sentence for sentence in outcome.sentences), outcome
