@@ -371,7 +371,7 @@ def test_facts_that_change_are_told_again_and_only_then(hub: Hub, tmp_path: Path
 def test_what_the_status_says_is_written_when_the_disk_has_room_again(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found by chaos, seed 66: connected for long, the agent's status still said that the hub could not be reached."""
     hub.start()
-    hub.desired = messages.Desired(1, "worker-1", None, 0.1)
+    hub.desired = messages.Desired(1, "worker-1", None, None, 0.1)
     found = make_agent(hub, tmp_path / "agent")
     write, full = status_module.atomic_write, [True]
 

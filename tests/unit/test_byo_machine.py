@@ -32,7 +32,7 @@ class Bench:
         self.kube = KubeSimulator(manager="ckp-controllers", namespaces=(TENANT, names.HOSTS_NAMESPACE))
         self.hosts = Informer(self.kube, kinds.BYO_HOST, TENANT)
         self.machines = ByoMachineReconciler(self.kube, CLOCK, self.hosts, RELEASES)
-        self.host_reconciler = ByoHostReconciler(self.kube, CLOCK)
+        self.host_reconciler = ByoHostReconciler(self.kube, CLOCK, Releases(releases={}))
         self.store = DesiredStore(self.kube)
 
     async def see(self) -> None:
@@ -186,7 +186,7 @@ async def test_a_host_that_nobody_holds_is_not_told_to_be_what_was_left_behind(b
     await bench.kube.delete(kinds.BYO_HOST, "a", TENANT)
     await bench.kube.merge(kinds.BYO_HOST, "a", TENANT, {"metadata": {"finalizers": []}})
     await bench.host("a")
-    await ByoHostReconciler(bench.kube, CLOCK).reconcile(TENANT, "a")
+    await ByoHostReconciler(bench.kube, CLOCK, Releases(releases={})).reconcile(TENANT, "a")
     after = await bench.store.read(TENANT, "a")
     assert (after.membership, after.generation) == (None, before.generation + 1)
 

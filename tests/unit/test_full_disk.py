@@ -132,7 +132,7 @@ def test_publishing_what_somebody_else_signed(small: Path, tmp_path: Path) -> No
     (tmp_path / "release/repositories").mkdir(parents=True)
     (tmp_path / "release/repositories/big").write_bytes(DATA)
     with pytest.raises(DiskFull) as caught:
-        cli.take_repositories(ImportedRelease(tmp_path / "release", {}, quiet), small / "root")
+        cli.take_repositories(ImportedRelease(tmp_path / "release", {"release": Catalog().release("v1.35.1").model_dump(mode="json")}, quiet), small / "root")
     told(small, caught.value)
     assert left(small) == []
 

@@ -30,7 +30,7 @@ touch "${TMPDIR:-/tmp}/of-the-linker"
 echo "$$ $!" > "$BEGUN/$$.part" && mv "$BEGUN/$$.part" "$BEGUN/$$"
 wait
 """
-SOON = 20.0
+SOON = 60.0
 """Seconds; the machine may be busy."""
 
 
