@@ -24,7 +24,7 @@ C = TypeVar("C", bound=ServerConnection)
 
 def listening(host: str, port: int) -> socket.socket:
     """A socket that listens, with as long a queue as the system allows. OSError if the port is taken."""
-    return socket.create_server((host, port), backlog=QUEUE)
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=QUEUE)
 
 
 @contextlib.asynccontextmanager
