@@ -11,6 +11,7 @@ import pytest
 from chaos.parts import RELEASES, VERSION
 from chaos.world import CLOUD_CONFIG
 from ckp.api import names
+from ckp.api.platform import Releases
 from ckp.clients import kinds
 from ckp.clients.kinds import Kind
 from ckp.clients.kube import KubeError, Obj

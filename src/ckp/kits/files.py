@@ -138,7 +138,7 @@ def require_free_space(path: Path, gib: float, *, what: str) -> None:
     free = shutil.disk_usage(probe).free / (1 << 30)
     if free < gib:
         raise CkpError(
-            f"{what} needs {gib:.0f} GiB free below {path}, and there are {free:.1f} GiB",
+            f"there is too little room for {what}: {gib:.1f} GiB are needed below {path}, and {free:.1f} GiB are free",
             resolution="free some space (`make clean-cache` drops the build cache) or point CKP_CACHE elsewhere",
         )
 
