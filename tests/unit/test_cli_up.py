@@ -31,7 +31,7 @@ def test_too_little_disk_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setenv("CKP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(up, "MIN_DISK_GIB", 1 << 20)
-    with pytest.raises(CkpError, match="GiB free below"):
+    with pytest.raises(CkpError, match="are needed below"):
         up.check_machine()
 
 
