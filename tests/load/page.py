@@ -83,7 +83,7 @@ def write(figures: Figures, target: Path) -> None:
         "",
         f"Written by `make bench-hub` at commit {commit}, on {os.cpu_count()} cores ({cpu}), {ram:.0f} GiB, Linux {platform.release()}.",
         "Hub, simulated API server and all agents share these cores and talk over loopback.",
-        f"The load average counts them and whatever else ran on this machine: {loads}. Times depend on it, CPU hardly does.",
+        f"The load average counts them and whatever else ran on this machine: {loads}. Times depend on it more than CPU does.",
         "",
         "The hub is `python -m ckp.hub` in a process of its own, with mutual TLS 1.3; the API server is our simulator in another process, over HTTP.",
         f"The {figures.agents} agents are the agent's own Engine, Journal, Identity, Backoff and messages over state folders in memory, in two processes.",
