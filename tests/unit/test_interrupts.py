@@ -63,7 +63,8 @@ class Build:
             (self.cache / "go" / f"toolchain-{version}.verified").write_text(data["sum"])
         own = {"CKP_CACHE": self.cache, "CKP_KEYS": root / "keys", "BEGUN": self.begun, "TMPDIR": self.temporary, "PYTHONPATH": paths.REPO / "src"}
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "ckp.cli.main", "dist", "build", "v1.35.1", "--profile", "lab"],
+            # A shell starts its background jobs with SIGINT ignored, and a command that is started so rightly does not listen to it.
+            ["env", "--default-signal=INT", sys.executable, "-m", "ckp.cli.main", "dist", "build", "v1.35.1", "--profile", "lab"],
             env={**os.environ, **{name: str(value) for name, value in own.items()}},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
