@@ -97,6 +97,8 @@ class Platform:
     channel: Channel
     root_pem: str
     directory: Path
+    machine_id: str = ""
+    """Of the machine that was enrolled last."""
 
     @property
     def namespace(self) -> str:
@@ -111,7 +113,8 @@ class Platform:
         """The whole way of a machine: key, request, approval, certificate."""
         key = ec.generate_private_key(ec.SECP256R1())
         psk = (await self.call("POST", "/host-psk/reset", 200))["key"]
-        request = EnrolmentRequest(project=self.project, psk=psk, facts=facts(hostname, secrets.token_hex(16), agent_version="0.1.0"), csr=make_csr(key))
+        self.machine_id = secrets.token_hex(16)
+        request = EnrolmentRequest(project=self.project, psk=psk, facts=facts(hostname, self.machine_id, agent_version="0.1.0"), csr=make_csr(key))
         answer = await self.agent.post("/v1/enrolments", content=request.model_dump_json())
         assert answer.status_code == 202, answer.text
         ticket = answer.json()
@@ -207,12 +210,16 @@ async def test_a_machine_becomes_a_host_and_its_reports_stand_beside_the_control
     available = {"type": "Available", "status": "True", "reason": "Test", "lastTransitionTime": now}
     await controller.apply(shape.apply_body(HostId(platform.namespace, "worker-1"), {"conditions": [available]}), subresource="status")
     async with platform.connect(status, key) as websocket:
-        await websocket.send(Hello(boot_id="b", facts=facts(agent_version="0.1.0")).model_dump_json())
+        await websocket.send(Hello(boot_id="b", facts=facts(machine_id=platform.machine_id, agent_version="0.1.0")).model_dump_json())
         assert Desired.model_validate_json(await asyncio.wait_for(websocket.recv(), 10)).membership is None
         entry = JournalEntry(at=now, step="preflight", outcome="done", seconds=0.5)
         await websocket.send(Report(generation=0, phase="Free", journal=(entry,)).model_dump_json())
         host = await platform.phase_is("worker-1", "Free")
-        assert {item["type"]: item["status"] for item in host["status"]["conditions"]} == {"Available": "True", "AgentConnected": "True"}
+        assert {item["type"]: item["status"] for item in host["status"]["conditions"]} == {
+            "Available": "True",
+            "AgentConnected": "True",
+            "IdentityUnique": "True",
+        }
         assert host["status"]["agent"]["certificateSerial"]
         assert host["status"]["facts"]["os_id"] == "debian"
         assert host["status"]["journal"][0]["step"] == "preflight"
@@ -225,13 +232,13 @@ async def test_a_machine_becomes_a_host_and_its_reports_stand_beside_the_control
     await wait_until_async(offline, what="the host that said goodbye is offline", timeout=20, every=0.1)
     host = await platform.host("worker-1")
     assert host["status"]["agent"]["certificateSerial"], "our apply does not take away what it does not name"
-    assert len(host["status"]["conditions"]) == 2
+    assert len(host["status"]["conditions"]) == 3
 
 
 async def test_a_secret_that_changes_reaches_its_host(platform: Platform) -> None:
     status, key = await platform.enrol("worker-1")
     async with platform.connect(status, key) as websocket:
-        await websocket.send(Hello(boot_id="b", facts=facts()).model_dump_json())
+        await websocket.send(Hello(boot_id="b", facts=facts(machine_id=platform.machine_id)).model_dump_json())
         await asyncio.wait_for(websocket.recv(), 10)
         secret = {
             "apiVersion": "v1",
@@ -248,7 +255,7 @@ async def test_a_secret_that_changes_reaches_its_host(platform: Platform) -> Non
 async def test_a_cluster_becomes_objects_that_the_api_server_takes_and_goes_again(platform: Platform) -> None:
     status, key = await platform.enrol("worker-1")
     async with platform.connect(status, key) as websocket:
-        await websocket.send(Hello(boot_id="b", facts=facts()).model_dump_json())
+        await websocket.send(Hello(boot_id="b", facts=facts(machine_id=platform.machine_id)).model_dump_json())
         await websocket.send(Report(generation=0, phase="Free").model_dump_json())
         await platform.phase_is("worker-1", "Free")
         await platform.call("POST", "/host-groups", 201, {"name": "workers"})
@@ -289,7 +296,7 @@ async def test_a_cluster_becomes_objects_that_the_api_server_takes_and_goes_agai
 async def test_a_removed_host_is_cut_off_and_not_made_again(platform: Platform) -> None:
     status, key = await platform.enrol("worker-1")
     async with platform.connect(status, key) as websocket:
-        await websocket.send(Hello(boot_id="b", facts=facts()).model_dump_json())
+        await websocket.send(Hello(boot_id="b", facts=facts(machine_id=platform.machine_id)).model_dump_json())
         await websocket.send(Report(generation=0, phase="Free").model_dump_json())
         await platform.phase_is("worker-1", "Free")
         await platform.call("DELETE", "/hosts/worker-1", 204)

@@ -97,6 +97,14 @@ def test_a_provider_id_cannot_break_out_of_the_kubelets_environment(journal: Jou
     assert not etc.exists()
 
 
+def test_labels_and_taints_are_arguments_of_the_kubelet_and_nothing_else() -> None:
+    text = osprep.kubelet_arguments("byoh://x", "10.0.0.1", ["example.org/disk=ssd", "rack=r7"], ["dedicated=db:NoSchedule", "gpu:NoExecute"])
+    assert text.endswith("--node-labels=example.org/disk=ssd,rack=r7 --register-with-taints=dedicated=db:NoSchedule,gpu:NoExecute")
+    for bad in ("rack=r7 --anonymous-auth=true", 'a="b', "a=b,c=d", "a=b\n"):
+        with pytest.raises(InvalidInput):
+            osprep.kubelet_arguments("", "", [bad])
+
+
 def test_swap_lines_are_commented_and_nothing_else() -> None:
     fstab = "# swap none swap\nUUID=1 / ext4 defaults 0 1\nUUID=2 none swap sw 0 0\n/swapfile\tnone\tswap\tsw\t0 0\n"
     done = osprep.comment_swap(fstab)

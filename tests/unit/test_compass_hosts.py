@@ -295,6 +295,17 @@ async def test_a_host_is_labelled_and_not_with_others_labels(world: World) -> No
         await world.call("PATCH", "/hosts/one", json={"labels": {label: "x"}}, expect=422)
 
 
+async def test_taints_are_set_as_a_whole_and_checked(world: World) -> None:
+    await world.add_host("one")
+    assert (await world.call("PATCH", "/hosts/one", json={"taints": ["dedicated=db:NoSchedule", "gpu:NoExecute"]}, expect=200))["taints"] == [
+        "dedicated=db:NoSchedule",
+        "gpu:NoExecute",
+    ]
+    for bad in ("dedicated=db", "dedicated=db:Sometimes", "a=b:c:NoSchedule", "=x:NoSchedule", "a=b c:NoSchedule"):
+        await world.call("PATCH", "/hosts/one", json={"taints": [bad]}, expect=422)
+    assert (await world.call("PATCH", "/hosts/one", json={"taints": []}, expect=200))["taints"] == []
+
+
 async def test_a_cordoned_host_is_not_free_and_an_uncordoned_one_is(world: World) -> None:
     await world.add_host("one")
     assert (await world.call("PATCH", "/hosts/one", json={"cordoned": True}, expect=200))["free"] is False

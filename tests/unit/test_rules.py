@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckp.rules.claims import Candidate, Wanted, candidate, choose_host
+from ckp.rules.claims import Candidate, Wanted, candidate, choose_host, user_labels
 from ckp.rules.conditions import make_condition, merge_conditions, summarize
 from ckp.rules.flapping import Flaps
 from ckp.rules.lifecycle import STEPS, Seen, advance, complete
@@ -49,6 +49,15 @@ def test_a_host_of_another_size_or_with_other_labels_is_not_asked_for() -> None:
         wanted = Wanted.of({"selector": {"matchExpressions": [{"key": "rack", "operator": operator, "values": values}]}})
         assert choose_host(hosts, wanted, "m").host == expected, operator
     assert choose_host(hosts, Wanted.of({"selector": {"matchExpressions": [{"key": "rack", "operator": "Near"}]}}), "m").host == ""
+
+
+def test_only_users_labels_reach_a_node() -> None:
+    labels = {"rack": "r7", "example.org/disk": "ssd", "hostgroup.ckp.coredge.io/lab": "", "ckp.coredge.io/domain": "d", "kubernetes.io/hostname": "h"}
+    assert user_labels(labels | {"node.kubernetes.io/x": "", "cluster.x-k8s.io/y": "", "mykubernetes.io/z": "1"}) == {
+        "rack": "r7",
+        "example.org/disk": "ssd",
+        "mykubernetes.io/z": "1",
+    }
 
 
 def test_a_host_that_its_own_preflight_speaks_against_is_not_claimed_and_the_mend_is_told() -> None:

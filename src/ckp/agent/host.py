@@ -149,7 +149,7 @@ class HostActions:
             sandbox_image=member.sandbox_image,
             registry=member.registry,
             registry_ca=member.registry_ca,
-            kubelet_args=osprep.kubelet_arguments(member.provider_id, facts.default_address(hub)),
+            kubelet_args=osprep.kubelet_arguments(member.provider_id, facts.default_address(hub), member.node_labels, member.node_taints),
         )
         return "; ".join(part for part in (added, note) if part)
 

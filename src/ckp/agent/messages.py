@@ -161,6 +161,8 @@ class Membership:
     pre_commands: Tuple[str, ...] = ()
     post_commands: Tuple[str, ...] = ()
     registry_ca: str = ""
+    node_labels: Tuple[str, ...] = ()
+    node_taints: Tuple[str, ...] = ()
     allow_downgrade: bool = False
 
     def key(self) -> str:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Sequence
 
 from ckp.agent import facts
 from ckp.agent.journal import Journal
@@ -315,13 +315,20 @@ def kubelet(journal: Journal, decisions: HostDecisions, arguments: str) -> None:
     journal.replace_file(target, f'KUBELET_EXTRA_ARGS="{arguments}"\n')
 
 
-def kubelet_arguments(provider_id: str, node_ip: str) -> str:
-    """Extra arguments of the kubelet as a text."""
+def kubelet_arguments(provider_id: str, node_ip: str, labels: Sequence[str] = (), taints: Sequence[str] = ()) -> str:
+    """Extra arguments of the kubelet as a text. InvalidInput for labels or taints that would be read as something else."""
+    for text in (*labels, *taints):
+        if not re.fullmatch(r"[A-Za-z0-9._/=:-]+", text):
+            raise InvalidInput(f"{text!r} is no label or taint of a node", permanent=True)
     parts = []
     if provider_id:
         parts.append(f"--provider-id={provider_id}")
     if node_ip:
         parts.append(f"--node-ip={node_ip}")
+    if labels:
+        parts.append(f"--node-labels={','.join(labels)}")
+    if taints:
+        parts.append(f"--register-with-taints={','.join(taints)}")
     return " ".join(parts)
 
 

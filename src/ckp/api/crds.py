@@ -85,6 +85,7 @@ BYO_HOST_SPEC = _object(
     {
         "machineRef": {**REFERENCE, "description": "The ByoMachine that holds this host; absent: it is free."},
         "cordoned": _boolean("Not to be claimed."),
+        "taints": _list(_string(), description="key=value:effect, for a node of this host as it registers."),
         "drain": _string("When a person asked for its node to be drained; empty: it is to take pods."),
         "agentVersion": _string("The version of the package ckp-agent that is to run on it; empty: whichever it has."),
         "agentConfirmSeconds": _integer("How long that version has to report before the host returns to the old one; 0: three minutes.", minimum=0),

@@ -159,6 +159,8 @@ class Membership(Message):
     registry: str  # host:port that images come from
     images: tuple[str, ...] = ()  # what a node of this cluster will run at once: fetched before it joins
     registry_ca: str = ""
+    node_labels: tuple[str, ...] = ()  # key=value, for the node as it registers
+    node_taints: tuple[str, ...] = ()  # key=value:effect
     allow_downgrade: bool = False  # whether packages may become older than those that the host has
 
 

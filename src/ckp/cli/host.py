@@ -185,6 +185,7 @@ def describe_host(session: Session, name: str, output: str) -> None:
             ("Last seen", f"{age(row['lastSeen'])} ago" if row["lastSeen"] else "never"),
             ("Groups", row["groups"]),
             ("Labels", [f"{key}={value}" for key, value in sorted(row["labels"].items())]),
+            ("Taints", row["taints"]),
             ("Cluster", row["cluster"]),
             ("Machine", row["machine"]),
             ("Release", row["release"]),

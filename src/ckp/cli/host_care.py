@@ -20,7 +20,7 @@ GIVEN_UP = ("AgentUpgradeReturned", "NoWayBack", "AgentPackageMissing")
 @click.argument("labels", nargs=-1, required=True, metavar="KEY=VALUE|KEY-...")
 @with_session
 def label(session: Session, name: str, labels: tuple[str, ...]) -> None:
-    """Set labels of a host; `KEY-` removes one. Clusters may ask for them."""
+    """Set labels of a host; `KEY-` removes one. Clusters may ask for them, and a node of the host gets them when it joins."""
     changes: dict[str, str | None] = {}
     for text in labels:
         key, equals, value = text.partition("=")
@@ -29,6 +29,16 @@ def label(session: Session, name: str, labels: tuple[str, ...]) -> None:
         changes[key if equals else text.removesuffix("-")] = value if equals else None
     session.call("PATCH", f"/hosts/{name}", body={"labels": changes})
     click.echo(f"host/{name} labeled")
+
+
+@click.command()
+@click.argument("name")
+@click.argument("taints", nargs=-1, metavar="[KEY=VALUE:EFFECT...]")
+@with_session
+def taint(session: Session, name: str, taints: tuple[str, ...]) -> None:
+    """Set the taints that a node of this host registers with; none named: none. A node that is there keeps its own."""
+    session.call("PATCH", f"/hosts/{name}", body={"taints": taints})
+    click.echo(f"host/{name} tainted")
 
 
 def _cordon(session: Session, names: tuple[str, ...], *, cordoned: bool) -> None:
@@ -213,4 +223,4 @@ def delete(session: Session, name: str) -> None:
     click.echo(f"rule/{name} deleted")
 
 
-COMMANDS = (label, cordon, uncordon, drain, revoke, remove, upgrade_agent, rule)
+COMMANDS = (label, taint, cordon, uncordon, drain, revoke, remove, upgrade_agent, rule)

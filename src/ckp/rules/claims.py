@@ -71,6 +71,21 @@ def _is_false(host: Mapping[str, Any], condition: str) -> bool:
     return (get_condition(dict(host), condition) or {}).get("status") == "False"
 
 
+OTHERS = ("ckp.coredge.io", "cluster.x-k8s.io", "kubernetes.io", "k8s.io")
+"""Domains of labels that are not the users' to set, with all below them."""
+
+
+def of_users(key: str) -> bool:
+    """Whether a label's key is one that users may set on a host; the host's nodes carry these too."""
+    prefix = key.rpartition("/")[0]
+    return not any(prefix == domain or prefix.endswith(f".{domain}") for domain in OTHERS)
+
+
+def user_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Of a host's labels those that users have set."""
+    return {key: value for key, value in labels.items() if of_users(key)}
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What a machine asks of a host: labels as a Kubernetes label selector has them, and a least size."""

@@ -183,6 +183,8 @@ def _hosts(cases: UseCases) -> APIRouter:
     async def change_host(project: Project, actor: Actor, name: str, body: HostChange) -> HostAnswer:
         if body.labels is not None:
             await cases.care.label(actor, project, name, body.labels)
+        if body.taints is not None:
+            await cases.care.taint(actor, project, name, body.taints)
         if body.cordoned is not None:
             await cases.care.cordon(actor, project, name, cordoned=body.cordoned)
         if body.drained is not None:

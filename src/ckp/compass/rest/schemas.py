@@ -139,6 +139,7 @@ class HostChange(Body):
     cordoned: bool | None = None
     drained: bool | None = None
     labels: dict[str, str | None] | None = Field(default=None, max_length=100)
+    taints: list[Annotated[str, Field(max_length=400)]] | None = Field(default=None, max_length=50)
 
 
 class AgentBody(Body):
@@ -165,6 +166,7 @@ class HostAnswer(Answer):
     free: bool
     groups: list[str]
     labels: dict[str, str]
+    taints: list[str]
     cluster: str
     machine: str
     address: str

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ckp.api import names
 from ckp.clients import kinds
 from ckp.clients.kube import Kube, KubeError, Obj
-from ckp.compass.services.hosts import GROUP_PREFIX, Hosts, HostView, is_claimed
+from ckp.compass.services.hosts import Hosts, HostView, is_claimed
 from ckp.compass.services.projects import Namespaces, ProjectRef
 from ckp.compass.services.releases import Releases
 from ckp.compass.store.database import Database
 from ckp.kits.clock import Clock, rfc3339
 from ckp.kits.errors import Conflict, InvalidInput
+from ckp.rules.claims import of_users
 
 DELETE_FIRST = "cluster.x-k8s.io/delete-machine"
 """Annotation of a Machine: when its MachineDeployment shrinks, this one goes first (Cluster API: MachineSet delete policy)."""
@@ -36,16 +37,26 @@ class HostCare:
         self._clock = clock
 
     async def label(self, actor: str, project: ProjectRef, name: str, changes: Mapping[str, str | None]) -> HostView:
-        """Set labels (None removes one). Clusters can ask for them; groups and the labels of others are not to be had this way."""
+        """Set labels (None removes one). Clusters can ask for them, and nodes of the host get them when it joins. Groups are not to be had this way."""
         for key, value in changes.items():
             if not _KEY.fullmatch(key) or not _VALUE.fullmatch(value or ""):
                 raise InvalidInput(f"labels: {key}={value} is no label", resolution="use [prefix/]name=value as Kubernetes has it, at most 63 characters each")
-            prefix = key.rpartition("/")[0]
-            if key.startswith(GROUP_PREFIX) or prefix == names.CKP or prefix.endswith((f".{names.CKP}", "cluster.x-k8s.io", "kubernetes.io", "k8s.io")):
+            if not of_users(key):
                 raise InvalidInput(f"labels: {key} is not the users' to set", resolution="host groups have a command of their own: ckp hostgroup add")
         await self._hosts.require(project, name)
         await self._kube.merge(kinds.BYO_HOST, name, project.namespace, {"metadata": {"labels": dict(changes)}})
         await self._note(actor, project, "host.label", name, dict(changes))
+        return await self._hosts.get(project, name)
+
+    async def taint(self, actor: str, project: ProjectRef, name: str, taints: Sequence[str]) -> HostView:
+        """Set the taints (key=value:effect) that a node of the host registers with, in place of those before; a node that is there keeps its own."""
+        for taint in taints:
+            match = re.fullmatch(r"([^=:]+)(?:=([^=:]*))?:(NoSchedule|PreferNoSchedule|NoExecute)", taint)
+            if match is None or not _KEY.fullmatch(match[1]) or not _VALUE.fullmatch(match[2] or ""):
+                raise InvalidInput(f"taints: {taint!r} is no taint", resolution="write KEY=VALUE:EFFECT with NoSchedule, PreferNoSchedule or NoExecute")
+        await self._hosts.require(project, name)
+        await self._kube.merge(kinds.BYO_HOST, name, project.namespace, {"spec": {"taints": list(dict.fromkeys(taints)) or None}})
+        await self._note(actor, project, "host.taint", name, {"taints": list(taints)})
         return await self._hosts.get(project, name)
 
     async def cordon(self, actor: str, project: ProjectRef, name: str, *, cordoned: bool) -> HostView:

@@ -30,6 +30,7 @@ class HostView:
     free: bool
     groups: tuple[str, ...]
     labels: Mapping[str, str]
+    taints: tuple[str, ...]
     cluster: str
     machine: str
     address: str
@@ -130,6 +131,7 @@ def view(host: Obj) -> HostView:
         free=is_free(host),
         groups=groups_of(host),
         labels={key: value for key, value in (meta.get("labels") or {}).items() if not key.startswith(GROUP_PREFIX)},
+        taints=tuple(spec.get("taints") or ()),
         cluster=str(observed.get("cluster") or "").rpartition("/")[2] if claimed or observed.get("cluster") else "",
         machine=str((spec.get("machineRef") or {}).get("name") or ""),
         address=str(agent.get("address") or facts.get("default_address") or ""),

@@ -19,7 +19,7 @@ from ckp.controllers.byo.desired import DesiredStore
 from ckp.controllers.scope import Scope, deleting, owner, paused
 from ckp.kits.clock import Clock, rfc3339
 from ckp.kits.errors import CkpError
-from ckp.rules.claims import Wanted, candidate, choose_host
+from ckp.rules.claims import Wanted, candidate, choose_host, user_labels
 from ckp.rules.conditions import Condition, Severity, get_condition, is_true, make_condition
 from ckp.runtime.controller import Result
 from ckp.runtime.informer import Informer
@@ -172,6 +172,8 @@ class ByoMachineReconciler:
             sandbox_image=release.image("pause"),
             registry=release.registry.partition("/")[0],
             registry_ca=self.releases.registry_ca,
+            node_labels=tuple(f"{key}={value}" for key, value in sorted(user_labels(host["metadata"].get("labels") or {}).items())),
+            node_taints=tuple(str(taint) for taint in host["spec"].get("taints") or ()),
         )
 
     async def _bootstrap_data(self, namespace: str, name: str) -> BootstrapData:
