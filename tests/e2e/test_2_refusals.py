@@ -202,7 +202,8 @@ def test_a_wrong_key_an_unapproved_host_and_a_stolen_identity(world: World, spar
     assert waiting()[0]["duplicateOf"] == world.site.worker_hosts[0].name
     refused = ckp("host", "approve", waiting()[0]["id"], check=False)
     assert refused.code != 0 and "same machine-id" in refused.stderr, "a stolen identity is never let in by a slip"
-    ckp("host", "reject", waiting()[0]["id"], "--reason", "only a test")
+    ckp("host", "reject", waiting()[0]["id"], "--reason", "not that machine")
+    world.wait(lambda: "not that machine" in said(spare), "the agent says that it was rejected, and why", timeout=90)
 
     spare.run(["systemctl", "stop", "ckp-agent"], timeout=60)
     spare.run(["tee", "/etc/machine-id"], timeout=10, stdin=mine)

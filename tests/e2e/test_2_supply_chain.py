@@ -118,7 +118,7 @@ def test_a_tag_that_was_moved_gives_a_host_nothing_else(world: World) -> None:
     try:
         worker.run([*crictl, "pull", f"{name}:3.5.15-0"], timeout=120)
         moved = json.loads(worker.run([*crictl, "inspecti", f"{name}:3.5.15-0"], timeout=60).stdout)["status"]
-        assert moved["repoDigests"] == [f"{name}@{other.digest}"], "by its tag a host would get whatever the registry says"
+        assert f"{name}@{other.digest}" in moved["repoDigests"], "by its tag a host would get whatever the registry says"
         worker.run([*crictl, "pull", f"{name}:3.5.15-0@{good.digest}"], timeout=120, what="pulling as the agent does")
         pinned = json.loads(worker.run([*crictl, "inspecti", f"{name}@{good.digest}"], timeout=60).stdout)["status"]
         assert f"{name}@{good.digest}" in pinned["repoDigests"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.e2e.conftest import World, ckp
 from ckp.cli.enrolment import Enrolment
 from ckp.cli.session import Session, read_config
 from ckp.cli.site import AGENT_CONFIG, REGISTRY_ADDRESS
+from ckp.clients.cosign import TAG, sign_image
 from ckp.dist.agent import build_zipapp, tag_of_version
 from ckp.dist.bundle import AGENT_IMAGE
 from ckp.dist.images import Image
@@ -34,15 +36,17 @@ def agent_package(world: World, version: str, tool: Path) -> Package:
 
 
 def push(world: World, package: Package) -> str:
-    """Into the registry, as `ckp dist publish` does; the reference by digest."""
+    """Into the registry, signed, as `ckp dist publish` does; the reference by digest."""
     image = Image(AGENT_IMAGE, tag_of_version(package.version), (file_layer([Entry("/ckp-agent.deb", package.path)]),))
-    manifest = image.manifest()
-    world.site.registry.client().push(store(), manifest, f"ckp/{AGENT_IMAGE}", image.tag)
+    manifest, registry, repository = image.manifest(), world.site.registry.client(), f"ckp/{AGENT_IMAGE}"
+    registry.push(store(), manifest, repository, image.tag)
+    key = world.dist.key.image_key.read_bytes()
+    sign_image(registry, repository, manifest.digest, key, {TAG: image.tag}, identity=f"{REGISTRY_ADDRESS}/{repository}")
     return f"{REGISTRY_ADDRESS}/ckp/{AGENT_IMAGE}@{manifest.digest}"
 
 
 @pytest.fixture(scope="module")
-def versions(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+def versions(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Two more versions of the agent in the registry, and known to the management layer: a good one, and one that ends at once."""
     broken = tmp_path_factory.mktemp("agent") / "ckp-agent"
     with broken.open("wb") as stream:
@@ -61,7 +65,10 @@ def versions(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
     for name in ("ckp-controllers", "ckp-compass"):
         world.site.kubectl("rollout", "status", f"deployment/{name}", "-n", "ckp-system", "--timeout=180s", timeout=200)
     world.wait(lambda: BROKEN in answered(lambda: Session(read_config()).get("/api/v1/agents")["versions"]), "Compass knows the new agents")
-    return world
+    yield world
+    registry = world.site.registry.client()
+    for version in images:  # the registry's content outlives the lab, and a broken agent is for nobody else
+        registry.delete(f"ckp/{AGENT_IMAGE}", tag_of_version(version))
 
 
 def answered(ask: Any) -> Any:
