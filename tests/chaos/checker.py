@@ -18,10 +18,9 @@ from cryptography import x509
 from chaos.simhost import OWN_CONTENT, OWN_FILE, PACKAGES, Disk
 from ckp.agent.engine import STEPS
 from ckp.api.host_protocol import Desired
-from ckp.api.names import HOSTS_NAMESPACE
+from ckp.api.names import DESIRED_KEY, HOSTS_NAMESPACE
 from ckp.clients import kinds
 from ckp.clients.kube import Kube, Obj
-from ckp.controllers.byo.desired import KEY
 from ckp.hub import status as shape
 from ckp.rules.conditions import get_condition
 
@@ -45,7 +44,7 @@ class Whole:
     def desired(self, host: str) -> Desired | None:
         """What the host is told; None if nothing is."""
         found = next((item for item in self.secrets if item["metadata"]["name"].partition(".")[2] == host), None)
-        return Desired.model_validate_json(base64.b64decode(found["data"][KEY])) if found else None
+        return Desired.model_validate_json(base64.b64decode(found["data"][DESIRED_KEY])) if found else None
 
 
 def check(whole: Whole) -> list[str]:

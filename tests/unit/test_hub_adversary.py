@@ -158,7 +158,7 @@ async def test_a_message_that_never_ends_is_cut_off_at_the_limit_of_a_frame(door
 
 async def test_what_another_host_said_changes_only_the_one_that_repeats_it(door: Door) -> None:
     one, two = await door.enrolled("one"), await door.enrolled("two")
-    await door.kube.merge(kinds.BYO_HOST, "two", TENANT, {"metadata": {"annotations": {hub_connection.MACHINE_ANNOTATION: "f" * 32}}})
+    await door.kube.merge(kinds.BYO_HOST, "two", TENANT, {"metadata": {"annotations": {names.MACHINE_ID_ANNOTATION: "f" * 32}}})
     said = (own_hello(hostname="the-first", machine_id="a" * 32), report(phase="Joined", cluster=f"{TENANT}/prod", machine="m-1", message="of one"))
     async with door.connect(one) as websocket:
         for text in said:

@@ -38,7 +38,6 @@ FRAME_BURST, FRAMES_PER_SECOND = 20.0, 5.0
 """A host that reports faster is not read for a while; TCP then slows it down."""
 RENEWAL_CHECK_SECONDS = 3600.0
 """How often a connection that lasts looks whether its certificate comes to its end."""
-MACHINE_ANNOTATION = f"{names.CKP}/machine-id"
 _MESSAGES: TypeAdapter[Hello | Report | Renewal] = TypeAdapter(AgentMessage)
 
 
@@ -61,7 +60,7 @@ class Connection:
         self._credential = credential
         self._serial = credential.serial
         self._channel = channel
-        self._machine = str((admitted["metadata"].get("annotations") or {}).get(MACHINE_ANNOTATION) or "")
+        self._machine = str((admitted["metadata"].get("annotations") or {}).get(names.MACHINE_ID_ANNOTATION) or "")
         self._renewal_asked = False
         self._status = shape.carried_over(admitted)
         self._seen = channel.clock.now()

@@ -24,9 +24,6 @@ log = structlog.get_logger("hub.desired")
 
 RELIST_SECONDS = 300.0
 """A watch is thrown away and begun anew with a list after this time: one whose connection died without a word is noticed by then."""
-KEY = "desired.json"
-AGENT_KEY = "agent.json"
-"""Which version of the agent the host is to run: a key of its own, so that its writer and the membership's never overwrite each other."""
 
 
 class DesiredSource(Protocol):
@@ -172,7 +169,7 @@ class _Stored:
 
 def _raw(secret: Obj) -> _Stored | None:
     data, annotations = secret.get("data") or {}, secret["metadata"].get("annotations") or {}
-    desired, agent = data.get(KEY), data.get(AGENT_KEY)
+    desired, agent = data.get(names.DESIRED_KEY), data.get(names.AGENT_KEY)
     if not isinstance(desired, str):
         return None
     return _Stored(desired, agent if isinstance(agent, str) else "", annotations.get(names.CERTIFICATES_ANNOTATION))

@@ -33,7 +33,6 @@ from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
 MAX_PENDING = 10_000
 """Requests of one project that may wait; a leaked key must not fill the disk."""
 REQUEST_ANNOTATION = f"{names.CKP}/host-request"
-MACHINE_ANNOTATION = f"{names.CKP}/machine-id"
 Duplicate = Literal["", "replace", "separate"]
 
 
@@ -294,7 +293,7 @@ class HostRequests:
         if (host["metadata"].get("annotations") or {}).get(REQUEST_ANNOTATION) == row.id:
             return
         serial = str(((host.get("status") or {}).get("agent") or {}).get("certificateSerial") or "")
-        annotations = {REQUEST_ANNOTATION: row.id, MACHINE_ANNOTATION: row.machine_id}
+        annotations = {REQUEST_ANNOTATION: row.id, names.MACHINE_ID_ANNOTATION: row.machine_id}
         await self._kube.merge(kinds.BYO_HOST, name, project.namespace, {"metadata": {"annotations": annotations}, "spec": {"revokedSerial": serial}})
 
     async def _make_host(self, project: ProjectRef, name: str, row: HostRequest, groups: Sequence[str]) -> None:
@@ -374,7 +373,7 @@ def _byo_host(project: ProjectRef, name: str, row: HostRequest, groups: Sequence
             "name": name,
             "namespace": project.namespace,
             "labels": {**project.labels, "kubernetes.io/hostname": name, **{names.group_label(group): "" for group in groups}},
-            "annotations": {REQUEST_ANNOTATION: row.id, MACHINE_ANNOTATION: row.machine_id},
+            "annotations": {REQUEST_ANNOTATION: row.id, names.MACHINE_ID_ANNOTATION: row.machine_id},
         },
         "spec": {"cordoned": False},
     }

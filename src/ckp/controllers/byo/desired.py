@@ -8,12 +8,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from ckp.api.host_protocol import AgentTarget, Desired, Membership
-from ckp.api.names import CERTIFICATES_ANNOTATION, CKP, HOSTS_NAMESPACE
+from ckp.api.names import AGENT_KEY, CERTIFICATES_ANNOTATION, CKP, DESIRED_KEY, HOSTS_NAMESPACE
 from ckp.clients.kinds import SECRET
 from ckp.clients.kube import Kube, KubeError, Obj
-
-KEY = "desired.json"
-AGENT_KEY = "agent.json"
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class DesiredStore:
         secret = await self.kube.get(SECRET, self.secret_name(namespace, host), HOSTS_NAMESPACE)
         if secret is None:
             return Desired(generation=0, host=host), ""
-        return Desired.model_validate_json(base64.b64decode(secret["data"][KEY])), str(secret["metadata"]["resourceVersion"])
+        return Desired.model_validate_json(base64.b64decode(secret["data"][DESIRED_KEY])), str(secret["metadata"]["resourceVersion"])
 
     async def write(self, namespace: str, host: str, membership: Membership | None) -> Desired:
         """Tell the host something; the generation only grows when the content is new. A conflict if somebody else told it something meanwhile."""
@@ -98,5 +95,5 @@ class DesiredStore:
                 "labels": {f"{CKP}/host": host, f"{CKP}/tenant-namespace": namespace},
             },
             "type": f"{CKP}/desired-state",
-            "data": {KEY: base64.b64encode(body.encode()).decode()},
+            "data": {DESIRED_KEY: base64.b64encode(body.encode()).decode()},
         }
