@@ -68,7 +68,8 @@ class World:
         """Inconsistencies that were seen at the moment of a change."""
         self._taken_away: set[str] = set()
         self._ready: set[str] = set()
-        self._deleted: set[str] = set()
+        self._failed: set[str] = set()
+        self._replaced: dict[str, str] = {}
         self._faults = True
         self._lasting: set[asyncio.Task[Any]] = set()
         self._hub_locks = [asyncio.Lock() for _ in self.hubs]
@@ -196,6 +197,17 @@ class World:
         if event.args["data"]:
             await self._data(event)
 
+    async def _replace(self, event: Event) -> None:
+        """As a MachineHealthCheck and the MachineSet do with a machine that failed for good."""
+        await self.calm.delete(kinds.MACHINE, event.target, TENANT)
+        self._replaced[event.target] = f"{event.target}-again"
+        await self._machine(Event(event.at, "machine", f"{event.target}-again", {"data": True}))
+
+    def _machine_now(self, name: str) -> str:
+        while name in self._replaced:
+            name = self._replaced[name]
+        return name
+
     async def _data(self, event: Event) -> None:
         if await self.calm.get(kinds.MACHINE, event.target, TENANT) is None:
             return
@@ -206,11 +218,12 @@ class World:
             await self.calm.merge(kinds.MACHINE, event.target, TENANT, {"spec": {"bootstrap": {"dataSecretName": f"{event.target}-data"}}})
 
     async def _leave(self, event: Event) -> None:
+        name = self._machine_now(event.target)
         if event.args["force"]:
             patch = {"metadata": {"annotations": {names.FORCE_RELEASE_ANNOTATION: "true"}}}
             with suppress(KubeError):  # it has gone already
-                await self.calm.merge(kinds.BYO_MACHINE, event.target, TENANT, patch)
-        await self.calm.delete(kinds.MACHINE, event.target, TENANT)
+                await self.calm.merge(kinds.BYO_MACHINE, name, TENANT, patch)
+        await self.calm.delete(kinds.MACHINE, name, TENANT)
 
     async def _remove_host(self, event: Event) -> None:
         """As `ckp host delete --force`."""
@@ -286,6 +299,12 @@ class World:
                 if mine and not forced and uid not in self._taken_away:
                     self.seen.append(f"machine {name} was let go while {', '.join(mine)} is still its node")
                 return
+            if (obj.get("status") or {}).get("failureReason") and uid not in self._failed:
+                self._failed.add(uid)
+                if uid not in self._taken_away:
+                    self.seen.append(f"machine {name} failed for good, and nobody had taken its host away")
+                if event != "DELETED" and "deletionTimestamp" not in obj["metadata"]:
+                    self.apply(Event(0, "replace", name))
             ready = is_true(obj, "BYOHostReady") and "deletionTimestamp" not in obj["metadata"]
             if ready and uid not in self._ready and ((obj.get("status") or {}).get("hostRef") or {}).get("name") not in mine:
                 self.seen.append(f"machine {name} became ready before its host had joined as this machine")

@@ -153,6 +153,63 @@ async def test_a_host_that_is_still_another_machines_node_does_not_make_this_one
         assert found is not None and found["status"]["ready"] is ready
 
 
+async def joined(bench: Bench) -> None:
+    """Machine m1 is the node of host a."""
+    await bench.host("a")
+    await bench.machine("m1")
+    await bench.see()
+    await bench.machines.reconcile(TENANT, "m1")
+    await bench.report("a", generation=1, phase="Joined", cluster=f"{TENANT}/demo", machine="m1")
+    await bench.see()
+    await bench.machines.reconcile(TENANT, "m1")
+
+
+@pytest.mark.parametrize("how", ["removed", "taken away"])
+async def test_a_node_whose_host_is_lost_fails_and_takes_no_second_one(bench: Bench, how: str) -> None:
+    """Contract (InfraMachine): failureReason and failureMessage are terminal; providerID is the node's, and does not change."""
+    await joined(bench)
+    await bench.host("b")
+    host = await bench.kube.get(kinds.BYO_HOST, "a", TENANT)
+    assert host is not None
+    if how == "removed":
+        await bench.kube.delete(kinds.BYO_HOST, "a", TENANT)
+    else:
+        await bench.kube.replace({**host, "spec": {}})
+    before = await bench.get("m1")
+    await bench.see()
+    await bench.machines.reconcile(TENANT, "m1")
+    after = await bench.get("m1")
+    assert before is not None and after is not None
+    assert await bench.holder("b") == "" and after["spec"]["providerID"] == before["spec"]["providerID"]
+    assert after["status"]["ready"] is False and after["status"]["failureReason"] == "UpdateError"
+    assert after["status"]["failureMessage"] == "host a, whose node it was, was removed or taken from it"
+    await bench.kube.delete(kinds.BYO_MACHINE, "m1", TENANT)
+    await bench.machines.reconcile(TENANT, "m1")
+    assert await bench.get("m1") is None, "nothing holds it up"
+
+
+async def test_a_node_keeps_its_host_while_the_controllers_copy_does_not_have_it(bench: Bench) -> None:
+    """After a restart the copy may lag behind: a node fails for what the API server says, never for what the copy lacks."""
+    await joined(bench)
+    bench.hosts._cache.clear()
+    await bench.machines.reconcile(TENANT, "m1")
+    found = await bench.get("m1")
+    assert found is not None and found["status"]["ready"] is True and "failureReason" not in found["status"]
+
+
+async def test_a_machine_whose_host_goes_before_it_joined_takes_another_one(bench: Bench) -> None:
+    await bench.host("a")
+    await bench.machine("m1")
+    await bench.see()
+    await bench.machines.reconcile(TENANT, "m1")
+    await bench.kube.delete(kinds.BYO_HOST, "a", TENANT)
+    await bench.host("b")
+    await bench.see()
+    await bench.machines.reconcile(TENANT, "m1")
+    found = await bench.get("m1")
+    assert await bench.holder("b") == "m1" and found is not None and "failureReason" not in found["status"]
+
+
 async def test_what_is_written_to_a_host_that_is_removed_meanwhile_is_taken_back(bench: Bench) -> None:
     await bench.host("a")
     await bench.machine("m1")

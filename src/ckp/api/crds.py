@@ -231,6 +231,8 @@ def all_crds() -> list[dict[str, Any]]:
             "hostRef": _object({"name": _string()}),
             "hostinfo": _object({"osname": _string(), "osimage": _string(), "architecture": _string()}),
             "addresses": _list(_object({"type": _string(), "address": _string()})),
+            "failureReason": _string("Set when it can't become good again and must be replaced (contract: terminal)."),
+            "failureMessage": _string("What happened, for people."),
             "conditions": CONDITIONS,
         }
     )

@@ -55,6 +55,16 @@ def tenant_namespace(domain: str, project: str) -> str:
     return f"ckp-{domain}-{project}"
 
 
+def provider_id(namespace: str, host: str, machine_uid: str) -> str:
+    """What a node says it is: `byoh://<namespace>/<host>/<start of the machine's uid>`; another machine on the same host is another node."""
+    return f"{PROVIDER_ID_PREFIX}{namespace}/{host}/{machine_uid[:8]}"
+
+
+def host_of(identity: str) -> str:
+    """The host in a providerID."""
+    return identity.removeprefix(PROVIDER_ID_PREFIX).split("/")[1]
+
+
 def group_label(group: str) -> str:
     """The label key that puts a ByoHost into a host group."""
     return f"{HOST_GROUP_LABEL}/{group}"

@@ -10,7 +10,7 @@ import base64
 from dataclasses import dataclass
 
 from ckp.api.host_protocol import Desired, Membership
-from ckp.api.names import BYOMACHINE_FINALIZER, CKP, FORCE_RELEASE_ANNOTATION, PROVIDER_ID_PREFIX
+from ckp.api.names import BYOMACHINE_FINALIZER, CKP, FORCE_RELEASE_ANNOTATION, host_of, provider_id
 from ckp.api.platform import Releases
 from ckp.clients.kinds import BYO_HOST, BYO_MACHINE, KUBEADM_CONFIG, MACHINE, SECRET
 from ckp.clients.kube import Kube, Obj
@@ -29,6 +29,8 @@ NUDGE_SECONDS = 3.0
 NODE_IMAGES = ("pause", "cilium", "konnectivity-agent", "coredns")
 """What a node of a managed cluster runs first; fetched while the control plane comes up."""
 POLL = 15.0
+HOST_LOST = "UpdateError"
+"""Of Cluster API's MachineStatusError (errors/machines.go, v1.7.7): what infrastructure providers say of an instance that is gone."""
 
 
 @dataclass
@@ -63,7 +65,11 @@ class ByoMachineReconciler:
         cluster = await scope.cluster()
         if not cluster or not (cluster.get("status") or {}).get("infrastructureReady"):
             return self._wait(scope, "WaitingForClusterInfrastructure", "the cluster's infrastructure is not ready")
-        host = await self._claim(scope)
+        # What it holds it keeps, whatever became of the labels: a second host would be one too many.
+        host = await self._held(scope, certain=bool(scope.obj["spec"].get("providerID")))
+        if host is None and scope.obj["spec"].get("providerID"):
+            return self._fail(scope)
+        host = host or await self._claim(scope)
         if host is None:
             return Result(after=POLL)
         # Without join data the host prepares itself meanwhile; with it, the same membership goes on to the join.
@@ -88,6 +94,17 @@ class ByoMachineReconciler:
             await DesiredStore(self.kube).remove(scope.namespace, name)
         return False
 
+    def _fail(self, scope: Scope) -> Result:
+        """It was the node of a host that it holds no longer. It takes no second one: that would be another node under this one's name.
+
+        It fails for good instead (contract: failureReason and failureMessage are terminal, and go up to the Machine), and whoever owns the
+        Machine replaces it: a MachineHealthCheck does so at once.
+        """
+        message = f"host {host_of(scope.obj['spec']['providerID'])}, whose node it was, was removed or taken from it"
+        scope.conditions = [make_condition("BYOHostReady", False, self.clock.now(), reason="HostLost", message=message, severity="Error")]
+        scope.status |= {"ready": False, "failureReason": HOST_LOST, "failureMessage": message}
+        return Result()
+
     def _wait(self, scope: Scope, reason: str, message: str) -> Result:
         scope.conditions = [make_condition("BYOHostReady", False, self.clock.now(), reason=reason, message=message)]
         scope.status["ready"] = False
@@ -108,11 +125,8 @@ class ByoMachineReconciler:
         return Result(after=NUDGE_SECONDS)
 
     async def _claim(self, scope: Scope) -> Obj | None:
-        """The host that is ours, claimed with optimistic locking: of two machines that want it, one gets a conflict and chooses again."""
+        """A free host made ours, with optimistic locking: of two machines that want it, one gets a conflict and chooses again."""
         uid = scope.obj["metadata"]["uid"]
-        # What it holds it keeps, whatever became of the labels: a second host would be one too many.
-        if (host := await self._held(scope)) is not None:
-            return host
         wanted = Wanted.of(scope.obj["spec"])
         choice = choose_host(map(candidate, self.hosts.all(scope.namespace)), wanted, uid)
         if choice.host:
@@ -161,7 +175,7 @@ class ByoMachineReconciler:
             cluster=f"{scope.namespace}/{cluster['metadata']['name']}",
             machine=machine["metadata"]["name"],
             node_name=host_name,
-            provider_id=f"{PROVIDER_ID_PREFIX}{scope.namespace}/{host_name}/{scope.obj['metadata']['uid'][:8]}",
+            provider_id=provider_id(scope.namespace, host_name, scope.obj["metadata"]["uid"]),
             release=release.name,
             bundle=release.bundles[target].model_copy(update={"registry_ca": self.releases.registry_ca}),
             files=data.files if data else (),
