@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass, field
 from typing import Iterable
 
-from ckp.agent import facts
+from ckp.agent import facts, firewall
 from ckp.agent.installers.base import FOREIGN_RUNTIMES, Installer
 from ckp.agent.journal import Journal
 from ckp.agent.kit import AgentError, have, read_text
@@ -64,6 +64,8 @@ def worker(journal: Journal, installer: Installer) -> Findings:
         ports(found, (10250,))
     if facts.swap_on():
         found.add("swap is on", "the installer will turn it off, and on again when the host leaves", blocking=False)
+    for problem, mend in firewall.findings():
+        found.add(problem, mend, blocking=False)
     if facts.cgroup_version() == "v1":
         found.add("this host has cgroup v1", "the kubelet will be told to accept it; Kubernetes ends its support: move to cgroup v2", blocking=False)
     return found

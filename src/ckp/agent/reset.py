@@ -14,7 +14,7 @@ import signal
 import time
 from typing import Any
 
-from ckp.agent import osprep
+from ckp.agent import firewall, osprep
 from ckp.agent.installers.base import Installer
 from ckp.agent.journal import Journal
 from ckp.agent.kit import AgentError, have, log, read_text, remove, run
@@ -73,6 +73,7 @@ def reset(journal: Journal, installer: Installer) -> str:
     journal.restore_files()
     osprep.restore_sysctls(journal)
     osprep.restore_swap(journal)
+    firewall.close_ports(journal)
     run(["systemctl", "daemon-reload"], timeout=60, check=False)
     run(["systemctl", "reset-failed", "kubelet", "containerd"], timeout=60, check=False)
     left = leftovers(installer, journal, ours)
@@ -97,6 +98,7 @@ def leftovers(installer: Installer, journal: Journal, runtime_was_ours: bool) ->
     found += [f"the process {pid} ({name})" for pid, name in _runtime_processes() if runtime_was_ours]
     found += [f"BPF objects in {folder}" for folder in BPF_PINS if _content(folder)]
     found += [f"the package {name}" for name in installer.installed(journal.packages)]
+    found += firewall.left(journal)
     for program in _iptables_programs():
         for table, lines in _tables(program).items():
             found += [f"{program} table {table}: {line}" for line in lines if CHAINS.search(line)][:3]

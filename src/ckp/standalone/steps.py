@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Callable
 
-from ckp.agent import facts, osprep
+from ckp.agent import facts, firewall, osprep
 from ckp.agent.host import bundle_folder, check_fits, install_packages, pull_bundle
 from ckp.agent.images import ImagePulls
 from ckp.agent.installers import base
@@ -131,7 +131,8 @@ def runc(context: Context) -> str:
 
 
 def kernel(context: Context) -> str:
-    return "; ".join(osprep.kernel(context.journal))
+    ports = (*firewall.PORTS, firewall.API_SERVER)
+    return "; ".join([*osprep.kernel(context.journal), *firewall.open_ports(context.journal, ports)])
 
 
 def ckp_packages(context: Context) -> str:
