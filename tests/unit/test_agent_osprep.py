@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ckp.agent import facts, join, osprep, preflight
-from ckp.agent.host import bundle_folder
+from ckp.agent.bundles import bundle_folder
 from ckp.agent.journal import Journal
 from ckp.agent.kit import InvalidInput
 from ckp.agent.messages import JoinFile

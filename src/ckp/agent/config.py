@@ -7,10 +7,9 @@ import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from ckp.agent.kit import CONFIG_DIR, STATE_DIR, InvalidInput
+from ckp.agent.kit import CONFIG_DIR, IMGPKG, STATE_DIR, InvalidInput
 
 DEFAULT_KEYRING = "/usr/share/ckp-agent/trusted.gpg"
-IMGPKG = "/usr/lib/ckp-agent/imgpkg"
 
 
 @dataclass(frozen=True)

@@ -3,73 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from typing import Callable
 
 from ckp.agent import facts, osprep, preflight
 from ckp.agent import join as joining
+from ckp.agent.bundles import bundle_folder, drop_other_bundles, pull_bundle
 from ckp.agent.config import Config
 from ckp.agent.installers import base
 from ckp.agent.journal import Journal
-from ckp.agent.kit import AgentError, InvalidInput, run
+from ckp.agent.kit import AgentError, run
 from ckp.agent.messages import AgentTarget, Membership
 from ckp.agent.upgrade import Upgrades, own_version
 from ckp.agent.verify import BundleManifest, verify_bundle
 from ckp.agent.versions import refuse_downgrade
-
-PULL_SECONDS = 1800.0
-
-
-def bundle_folder(state_dir: str, image: str) -> str:
-    """Where a bundle lies: by its digest. InvalidInput if the reference has none (a tag can move, so it is never trusted)."""
-    match = re.fullmatch(r"[A-Za-z0-9._:/\[\]-]+@sha256:([0-9a-f]{64})", image)
-    if match is None:
-        raise InvalidInput(f"the bundle {image!r} is not named by digest (…@sha256:…)", permanent=True)
-    return os.path.join(state_dir, "bundles", match.group(1))
-
-
-def pull_bundle(imgpkg: str, image: str, folder: str, registry_ca: str, cancelled: Callable[[], bool] | None = None) -> bool:
-    """Pull a bundle into `folder`, which gets its name only when it is whole. Returns False if it was there already.
-
-    imgpkg checks that what it gets has the digest in `image`; it is given our CA alone, and no other registry than the one named.
-    """
-    if os.path.isdir(folder):
-        return False
-    os.makedirs(os.path.dirname(folder), mode=0o700, exist_ok=True)
-    scratch = folder + ".partial"
-    shutil.rmtree(scratch, ignore_errors=True)
-    ca_file = folder + ".ca"
-    argv = [imgpkg, "pull", "--tty=false", "--image", image, "--image-is-bundle-check=false", "--output", scratch]
-    try:
-        if registry_ca:
-            with open(ca_file, "w", encoding="ascii") as stream:
-                stream.write(registry_ca)
-            argv += ["--registry-ca-cert-path", ca_file]
-        run(
-            argv,
-            timeout=PULL_SECONDS,
-            what=f"pulling the bundle {image}",
-            resolution="check that the registry is reachable from this host and holds the bundle",
-            reason="PullFailed",
-            cancelled=cancelled,
-        )
-        os.chmod(scratch, 0o700)
-        os.replace(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if os.path.exists(ca_file):
-            os.unlink(ca_file)
-    return True
-
-
-def drop_other_bundles(state_dir: str, keep: str) -> None:
-    """Bundles are a few hundred MiB each: keep only the present one."""
-    parent = os.path.join(state_dir, "bundles")
-    for name in os.listdir(parent) if os.path.isdir(parent) else []:
-        path = os.path.join(parent, name)
-        if path != keep:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def check_fits(manifest: BundleManifest) -> None:
@@ -119,7 +66,7 @@ class HostActions:
         drop_other_bundles(self.config.state_dir, folder)
         ca = member.bundle.registry_ca or member.registry_ca
         pulled = pull_bundle(self.config.imgpkg, member.bundle.image, folder, ca, cancelled)
-        return f"{member.bundle.tag or member.bundle.image}" + ("" if pulled else " was here already")
+        return f"{member.bundle.tag or member.bundle.image}{f': {pulled}' if pulled else ' was here already'}"
 
     def _verify(self, member: Membership, cancelled: Callable[[], bool]) -> str:
         folder = bundle_folder(self.config.state_dir, member.bundle.image)

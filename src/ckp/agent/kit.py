@@ -13,6 +13,7 @@ from typing import Callable, Mapping, Sequence
 
 STATE_DIR = "/var/lib/ckp-agent"
 CONFIG_DIR = "/etc/ckp-agent"
+IMGPKG = "/usr/lib/ckp-agent/imgpkg"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TAIL_LINES = 25
 OUTPUT_LIMIT = 4 << 20
@@ -210,6 +211,17 @@ def _read(stream: object) -> str:
     stream.seek(0)  # type: ignore[attr-defined]
     data: bytes = stream.read(OUTPUT_LIMIT)  # type: ignore[attr-defined]
     return data.decode(errors="replace")
+
+
+def own_command() -> list[str]:
+    """What starts this very tool once more: the one file that it ships as, or the folder that it is run from."""
+    place = os.path.dirname(os.path.abspath(__file__))
+    while not os.path.exists(place):
+        place = os.path.dirname(place)
+    if os.path.isfile(place):
+        return [sys.executable, "-I", place]
+    top = os.path.dirname(os.path.dirname(place))
+    return [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {top!r}); from ckp.agent.__main__ import main; sys.exit(main())"]
 
 
 def have(program: str) -> bool:

@@ -1,4 +1,7 @@
-"""`ckp-agent`: run | enrol | status | verify. (`ckp-agent standalone …` is added by ckp.standalone.tool, the one-file tool's entry.)"""
+"""`ckp-agent`: run | enrol | status | verify | facts, and what it starts itself: pull | upgrade-guard.
+
+(`ckp-agent standalone …` is added by ckp.standalone.tool, the one-file tool's entry.)
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Sequence
 
-from ckp.agent.kit import CONFIG_DIR, STATE_DIR, AgentError, log
+from ckp.agent.kit import CONFIG_DIR, IMGPKG, STATE_DIR, AgentError, log
 
 if TYPE_CHECKING:
     from ckp.agent.config import Config
@@ -43,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
     facts.set_defaults(command="facts")
     guard = commands.add_parser("upgrade-guard", help="bring an upgrade of the agent to its end (what ckp-agent-upgrade.service does)")
     guard.add_argument("--state-dir", default=STATE_DIR, help=argparse.SUPPRESS)
+    fetch = commands.add_parser("pull", help="pull an image by digest into a folder, going on where an earlier attempt ended")
+    fetch.add_argument("image", help="host/repository@sha256:…")
+    fetch.add_argument("--output", required=True, help="the folder to make")
+    fetch.add_argument("--blobs", required=True, help="where what was fetched is kept until then")
+    fetch.add_argument("--ca", default="", help="CA of the registry's certificate (default: those that the system trusts)")
+    fetch.add_argument("--imgpkg", default=IMGPKG, help="(default: %(default)s)")
     commands.add_parser("standalone", help="make this one host a cluster, or undo it (see: ckp-agent standalone --help)")
     return top
 
@@ -74,6 +83,10 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         from ckp.agent.inventory import host_facts
 
         print(json.dumps(asdict(host_facts()), indent=2))
+    elif arguments.command == "pull":
+        from ckp.agent.pull import pull
+
+        print(pull(arguments.imgpkg, arguments.image, arguments.ca, arguments.blobs, arguments.output))
     elif arguments.command == "upgrade-guard":
         from ckp.agent.upgrade import Upgrades, install_file, restart_agent
 

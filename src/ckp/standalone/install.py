@@ -158,7 +158,7 @@ def reset(state_dir: str, *, screen: Screen | None = None, force: bool = False) 
         InvalidInput: this host has none (with `force` it is cleaned all the same).
         AgentError: what could not be removed.
     """
-    from ckp.agent.host import drop_other_bundles
+    from ckp.agent.bundles import drop_other_bundles
     from ckp.agent.reset import reset as clean
 
     screen = screen or Screen(1)

@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass
 from typing import Union
 
-from ckp.agent.config import DEFAULT_KEYRING, IMGPKG
-from ckp.agent.kit import STATE_DIR, InvalidInput
+from ckp.agent.config import DEFAULT_KEYRING
+from ckp.agent.kit import IMGPKG, STATE_DIR, InvalidInput
 from ckp.agent.osprep import HOST_JSON
 
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]

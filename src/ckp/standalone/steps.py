@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Callable
 
 from ckp.agent import facts, firewall, osprep
-from ckp.agent.host import bundle_folder, check_fits, install_packages, pull_bundle
+from ckp.agent.bundles import bundle_folder, pull_bundle
+from ckp.agent.host import check_fits, install_packages
 from ckp.agent.images import ImagePulls
 from ckp.agent.installers import base
 from ckp.agent.join import kubelet_health, kubelet_log_tail

@@ -1,0 +1,82 @@
+"""Bundles on a host: pulled by digest into folders named by it, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from typing import Callable
+
+from ckp.agent import facts, kit
+from ckp.agent.kit import AgentError, Finished, InvalidInput, ProcessFailed, run
+
+PULL_SECONDS = 1800.0
+FULL = 16 << 20
+"""Bytes free: with no more than these a pull that failed has failed for want of space."""
+
+
+def bundle_folder(state_dir: str, image: str) -> str:
+    """Where a bundle lies: by its digest. InvalidInput if the reference has none (a tag can move, so it is never trusted)."""
+    match = re.fullmatch(r"[A-Za-z0-9._:/\[\]-]+@sha256:([0-9a-f]{64})", image)
+    if match is None:
+        raise InvalidInput(f"the bundle {image!r} is not named by digest (…@sha256:…)", permanent=True)
+    return os.path.join(state_dir, "bundles", match.group(1))
+
+
+def pull_bundle(imgpkg: str, image: str, folder: str, registry_ca: str, cancelled: Callable[[], bool] | None = None) -> str:
+    """Pull a bundle into `folder`, which gets its name only when it is whole. Returns how much came; "" if it was there already.
+
+    The work is done by a process of its own (see ckp.agent.pull), so that its memory goes with it. Whatever ends it, what was fetched so far stays.
+
+    Raises:
+        ProcessFailed: it can't be had from the registry; it is resumed when it is tried again.
+        AgentError: the disk is full.
+        Cancelled: `cancelled` said so.
+    """
+    if os.path.isdir(folder):
+        return ""
+    os.makedirs(os.path.dirname(folder), mode=0o700, exist_ok=True)
+    scratch, blobs, ca_file = folder + ".partial", folder + ".blobs", folder + ".ca"
+    shutil.rmtree(scratch, ignore_errors=True)
+    argv = [*kit.own_command(), "pull", image, "--imgpkg", imgpkg, "--blobs", blobs, "--output", scratch]
+    try:
+        if registry_ca:
+            with open(ca_file, "w", encoding="ascii") as stream:
+                stream.write(registry_ca)
+            argv += ["--ca", ca_file]
+        said = _run(argv, image, os.path.dirname(folder), cancelled)
+        os.chmod(scratch, 0o700)
+        os.replace(scratch, folder)
+        shutil.rmtree(blobs, ignore_errors=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if os.path.exists(ca_file):
+            os.unlink(ca_file)
+    return said.stdout.strip()
+
+
+def _run(argv: list[str], image: str, place: str, cancelled: Callable[[], bool] | None) -> Finished:
+    try:
+        return run(
+            argv,
+            timeout=PULL_SECONDS,
+            what=f"pulling the bundle {image}",
+            resolution="check that the registry is reachable from this host and holds the bundle",
+            reason="PullFailed",
+            cancelled=cancelled,
+        )
+    except ProcessFailed as error:
+        free = facts.disk(place)[1]
+        if free > FULL:
+            raise
+        mend = f"free some space below {place}; what was pulled so far is kept"
+        raise AgentError(f"the disk is full: {free >> 20} MiB are left", details=error.details, resolution=mend, reason="DiskFull") from None
+
+
+def drop_other_bundles(state_dir: str, keep: str) -> None:
+    """Bundles are a few hundred MiB each: keep only the present one, or what of it was fetched."""
+    parent = os.path.join(state_dir, "bundles")
+    for name in os.listdir(parent) if os.path.isdir(parent) else []:
+        path = os.path.join(parent, name)
+        if path not in (keep, keep + ".blobs"):
+            shutil.rmtree(path, ignore_errors=True)

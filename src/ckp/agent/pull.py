@@ -1,0 +1,314 @@
+"""An image of a registry as a folder, in a process of its own: `ckp-agent pull`. What was fetched before a break is not fetched again.
+
+    manifest ▶ blobs, each from where an earlier attempt ended ▶ digests ▶ imgpkg, from a registry on this host's loopback that holds just these
+
+imgpkg itself begins anew with every attempt. So it is given the blobs here, and still decides what an image is and how it is unpacked.
+A registry that wants credentials, or sends something else than one image, is left to imgpkg alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Iterator, Optional
+
+from ckp.agent.kit import AgentError, InvalidInput, log, remove, run
+
+MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
+MANIFEST_LIMIT = 4 << 20
+BLOB_LIMIT = 8 << 30
+BLOCK = 256 << 10
+SILENCE_SECONDS = 30.0
+UNPACK_SECONDS = 900.0
+FRUITLESS = 3
+"""Attempts in turn that brought not one byte, after which the caller's own delay is better."""
+PROGRESS_SECONDS = 10.0
+
+
+class NotPlain(Exception):
+    """This registry, or what it holds under that name, is not for us but for imgpkg alone."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An image by digest."""
+
+    registry: str
+    repository: str
+    digest: str
+
+    @classmethod
+    def parse(cls, image: str) -> Reference:
+        """`host[:port]/repository@sha256:…`; InvalidInput for anything else."""
+        match = re.fullmatch(r"((?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::\d+)?)/([a-z0-9._/-]+?)(?::[\w.-]+)?@(sha256:[0-9a-f]{64})", image)
+        if match is None:
+            raise InvalidInput(f"{image!r} is no image with a digest (host/repository@sha256:…)", permanent=True)
+        return cls(*match.groups())
+
+    def url(self, kind: str, digest: str) -> str:
+        """Where the registry has a manifest or a blob (distribution specification 1.1, pulling)."""
+        return f"https://{self.registry}/v2/{self.repository}/{kind}/{digest}"
+
+
+@dataclass(frozen=True)
+class Blob:
+    """What a manifest says of a blob."""
+
+    digest: str
+    size: int
+
+
+class Puller:
+    """Fetches one image into a folder of blobs.
+
+    Args:
+        image: by digest.
+        ca_file: the CA of the registry's certificate; "" for those that the system trusts.
+        folder: where blobs lie, whole ones by their digest and begun ones as `….part`.
+    """
+
+    def __init__(self, image: str, ca_file: str, folder: str) -> None:
+        self.reference = Reference.parse(image)
+        self.folder = folder
+        self.resumed = 0
+        self._opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca_file or None)))
+
+    def fetch(self) -> tuple[bytes, str, list[Blob]]:
+        """The manifest, its media type, and its blobs, which lie in the folder then.
+
+        Raises:
+            NotPlain: see there.
+            AgentError: the registry can't be reached, lacks it, or sends other bytes than the digest says.
+        """
+        manifest, kind = self._manifest()
+        blobs = list(_blobs(manifest))
+        all_of_it = sum(blob.size for blob in blobs)
+        done = 0
+        for blob in blobs:
+            self._blob(blob, done, all_of_it)
+            done += blob.size
+        return manifest, kind, blobs
+
+    def path(self, blob: Blob) -> str:
+        """Where a whole blob lies."""
+        return os.path.join(self.folder, blob.digest.partition(":")[2])
+
+    def _manifest(self) -> tuple[bytes, str]:
+        problem: Exception = OSError("no answer")
+        for attempt in range(FRUITLESS):
+            time.sleep(attempt)
+            try:
+                request = urllib.request.Request(self.reference.url("manifests", self.reference.digest), headers={"Accept": ", ".join(MANIFESTS)})
+                with self._opener.open(request, timeout=SILENCE_SECONDS) as answer:
+                    data, kind = answer.read(MANIFEST_LIMIT + 1), answer.headers.get_content_type()
+                break
+            except urllib.error.HTTPError as error:
+                if error.code in (401, 403):
+                    raise NotPlain from None
+                if error.code == 404:
+                    raise self._failed("it holds no such image") from None
+                problem = error
+            except (OSError, http.client.HTTPException) as error:
+                problem = error
+        else:
+            raise self._failed(_words(problem))
+        if len(data) > MANIFEST_LIMIT or f"sha256:{hashlib.sha256(data).hexdigest()}" != self.reference.digest:
+            raise self._failed("what it sends as the manifest has another digest")
+        if kind not in MANIFESTS:
+            raise NotPlain
+        return data, kind
+
+    def _blob(self, blob: Blob, done: int, all_of_it: int) -> None:
+        final = self.path(blob)
+        if os.path.exists(final):
+            self.resumed += blob.size
+            return
+        part = final + ".part"
+        fruitless, before = 0, _size(part)
+        self.resumed += min(before, blob.size)
+        while _size(part) < blob.size or not os.path.exists(part):
+            start = _size(part)
+            try:
+                self._append(blob, part, start, done, all_of_it)
+                problem = "the connection ended early"
+            except urllib.error.HTTPError as error:
+                if error.code in (401, 403):
+                    raise NotPlain from None
+                if error.code == 416:  # what we have is longer than what it has: one of both is wrong, the digest will tell
+                    remove(part)
+                problem = _words(error)
+            except OSError as error:
+                if error.errno in (28, 122):  # a full disk, a quota: more attempts change nothing
+                    raise
+                problem = _words(error)
+            except http.client.HTTPException as error:
+                problem = _words(error)
+            if _size(part) < blob.size:
+                fruitless = 0 if _size(part) > start else fruitless + 1
+                if fruitless == FRUITLESS:
+                    raise self._failed(f"{problem}; {_size(part) / 1e6:.1f} of {blob.size / 1e6:.1f} MB are kept for the next attempt")
+                time.sleep(1.0 + fruitless)
+        if _digest(part) != blob.digest:
+            remove(part)
+            raise self._failed(f"what it sent as {blob.digest[:19]}… has another digest, and was thrown away")
+        os.replace(part, final)
+
+    def _append(self, blob: Blob, part: str, start: int, done: int, all_of_it: int) -> None:
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        request = urllib.request.Request(self.reference.url("blobs", blob.digest), headers=headers)
+        with self._opener.open(request, timeout=SILENCE_SECONDS) as answer:
+            if start and not (answer.status == 206 and re.match(rf"bytes {start}-", answer.headers.get("Content-Range", f"bytes {start}-"))):
+                start = 0  # a registry that serves no ranges sends all of it
+            with open(part, "r+b" if os.path.exists(part) else "wb") as stream:
+                stream.truncate(start)
+                stream.seek(start)
+                said = time.monotonic()
+                while stream.tell() < blob.size:
+                    data = answer.read(min(BLOCK, blob.size - stream.tell()))
+                    if not data:
+                        return
+                    stream.write(data)
+                    if time.monotonic() - said > PROGRESS_SECONDS:
+                        said = time.monotonic()
+                        log(f"pulling {self.reference.repository}: {(done + stream.tell()) / 1e6:.0f} of {all_of_it / 1e6:.0f} MB")
+
+    def _failed(self, why: str) -> AgentError:
+        return AgentError(f"{self.reference.repository} can't be pulled from {self.reference.registry}: {why}", reason="PullFailed")
+
+
+def _blobs(manifest: bytes) -> Iterator[Blob]:
+    """The blobs that a manifest names, each once. NotPlain if it is none of an image."""
+    try:
+        content: Any = json.loads(manifest)
+        found = {str(item["digest"]): int(item["size"]) for item in [content["config"], *content["layers"]]}
+    except (ValueError, KeyError, TypeError):
+        raise NotPlain from None
+    for digest, size in found.items():
+        if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest) or not 0 <= size <= BLOB_LIMIT:
+            raise NotPlain
+        yield Blob(digest, size)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except FileNotFoundError:
+        return 0
+
+
+def _digest(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for data in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"it answers {error.code} {error.reason}"
+    reason = getattr(error, "reason", None)
+    return str(reason if isinstance(reason, (str, OSError)) else error) or type(error).__name__
+
+
+class _Loopback(ThreadingHTTPServer):
+    """A registry on 127.0.0.1 that holds one image. Whoever may log in to this host may read it: it is no secret."""
+
+    daemon_threads = True
+
+    def __init__(self, puller: Puller, manifest: bytes, kind: str, blobs: list[Blob]) -> None:
+        super().__init__(("127.0.0.1", 0), _Answer)
+        base = f"/v2/{puller.reference.repository}"
+        self.manifest, self.kind = manifest, kind
+        self.manifest_path = f"{base}/manifests/{puller.reference.digest}"
+        self.files = {f"{base}/blobs/{blob.digest}": puller.path(blob) for blob in blobs}
+
+
+class _Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Loopback
+
+    def do_GET(self) -> None:
+        self._serve(body=True)
+
+    def do_HEAD(self) -> None:
+        self._serve(body=False)
+
+    def _serve(self, *, body: bool) -> None:
+        file = self.server.files.get(self.path)
+        if self.path == "/v2/":
+            self._head(200, 2, "application/json")
+            data = b"{}"
+        elif self.path == self.server.manifest_path:
+            self._head(200, len(self.server.manifest), self.server.kind)
+            data = self.server.manifest
+        elif file is not None:
+            self._head(200, _size(file), "application/octet-stream")
+            if body:
+                with open(file, "rb") as stream:
+                    shutil.copyfileobj(stream, self.wfile, BLOCK)
+            return
+        else:
+            self._head(404, 0, "text/plain")
+            return
+        if body:
+            self.wfile.write(data)
+
+    def _head(self, status: int, length: int, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+def pull(imgpkg: str, image: str, ca_file: str, blobs_folder: str, output: str) -> str:
+    """Fetch an image and unpack it into `output`, which is not there yet; returns how much came from where.
+
+    Raises:
+        AgentError: it can't be had, or another pull of it is under way.
+    """
+    os.makedirs(blobs_folder, mode=0o700, exist_ok=True)
+    with open(os.path.join(blobs_folder, "lock"), "w", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AgentError(f"{image} is being pulled by another process", resolution="it ends by itself; this is tried again", reason="PullFailed") from None
+        puller = Puller(image, ca_file, blobs_folder)
+        try:
+            manifest, kind, blobs = puller.fetch()
+        except NotPlain:
+            _unpack(imgpkg, image, ca_file, output)
+            return "by imgpkg alone"
+        server = _Loopback(puller, manifest, kind, blobs)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            here = puller.reference
+            _unpack(imgpkg, f"127.0.0.1:{server.server_address[1]}/{here.repository}@{here.digest}", None, output)
+        finally:
+            server.shutdown()
+            server.server_close()
+    megabytes = sum(blob.size for blob in blobs) / 1e6
+    return f"{megabytes:.1f} MB" + (f", {puller.resumed / 1e6:.1f} of them from an earlier attempt" if puller.resumed else "")
+
+
+def _unpack(imgpkg: str, image: str, ca_file: Optional[str], output: str) -> None:
+    """imgpkg checks that what it gets has the digest in `image`; it is given our CA alone, and no other registry than the one named."""
+    argv = [imgpkg, "pull", "--tty=false", "--image", image, "--image-is-bundle-check=false", "--output", output]
+    if ca_file:
+        argv += ["--registry-ca-cert-path", ca_file]
+    run(argv, timeout=UNPACK_SECONDS, what=f"imgpkg pull of {image}", reason="PullFailed")
