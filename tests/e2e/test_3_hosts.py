@@ -123,6 +123,24 @@ def test_an_agent_that_does_not_report_is_taken_back_by_the_host(versions: World
     assert nodes_ready(versions) == 2
 
 
+def test_labels_and_taints_of_a_host_come_to_its_node_and_go_again(world: World) -> None:
+    name, _ = host_of(world)
+
+    def marks() -> tuple[str | None, list[str]]:
+        node = world.get("node", name)
+        return node["metadata"]["labels"].get("rack"), [item["key"] for item in node["spec"].get("taints") or []]
+
+    before = marks()[1]
+    ckp("host", "label", name, "rack=r7")
+    ckp("host", "taint", name, "dedicated=db:PreferNoSchedule")
+    world.wait(lambda: marks() == ("r7", [*before, "dedicated"]), "the node says what the host says", timeout=60)
+    ckp("host", "label", name, "rack-")
+    ckp("host", "taint", name)
+    world.wait(lambda: marks() == (None, before), "and no longer", timeout=60)
+    machine = next(item for item in Session(read_config()).get("/clusters/demo")["machines"] if item["host"] == name)
+    assert machine["ready"], machine
+
+
 def test_a_host_is_drained_for_maintenance_and_takes_pods_again(world: World) -> None:
     name, _ = host_of(world)
     try:

@@ -85,7 +85,7 @@ BYO_HOST_SPEC = _object(
     {
         "machineRef": {**REFERENCE, "description": "The ByoMachine that holds this host; absent: it is free."},
         "cordoned": _boolean("Not to be claimed."),
-        "taints": _list(_string(), description="key=value:effect, for a node of this host as it registers."),
+        "taints": _list(_string(), description="key=value:effect, for nodes of this host."),
         "drain": _string("When a person asked for its node to be drained; empty: it is to take pods."),
         "agentVersion": _string("The version of the package ckp-agent that is to run on it; empty: whichever it has."),
         "agentConfirmSeconds": _integer("How long that version has to report before the host returns to the old one; 0: three minutes.", minimum=0),
@@ -125,6 +125,10 @@ BYO_HOST_STATUS = _object(
         ),
         "machineRef": REFERENCE,
         "drainedFor": _string("The request (spec.drain) that its node was, or is being, drained for."),
+        "nodeMarks": _object(
+            {"machine": _string(), "labels": _strings(), "taints": _list(_string()), "settled": _boolean()},
+            description="The labels and taints that its node got from it; not settled: may have got.",
+        ),
         "flaps": _object({"count": _integer(), "last": _string(format="date-time")}, description="How often the connection was lost lately, and when last."),
         "observed": _object({}, description="What the agent reports: generation, phase, reason, message.", loose=True),
         "journal": _list(_object({}, loose=True)),

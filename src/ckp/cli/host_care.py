@@ -20,7 +20,7 @@ GIVEN_UP = ("AgentUpgradeReturned", "NoWayBack", "AgentPackageMissing")
 @click.argument("labels", nargs=-1, required=True, metavar="KEY=VALUE|KEY-...")
 @with_session
 def label(session: Session, name: str, labels: tuple[str, ...]) -> None:
-    """Set labels of a host; `KEY-` removes one. Clusters may ask for them, and a node of the host gets them when it joins."""
+    """Set labels of a host; `KEY-` removes one. Clusters may ask for them, and a node of the host carries them too."""
     changes: dict[str, str | None] = {}
     for text in labels:
         key, equals, value = text.partition("=")
@@ -36,7 +36,7 @@ def label(session: Session, name: str, labels: tuple[str, ...]) -> None:
 @click.argument("taints", nargs=-1, metavar="[KEY=VALUE:EFFECT...]")
 @with_session
 def taint(session: Session, name: str, taints: tuple[str, ...]) -> None:
-    """Set the taints that a node of this host registers with; none named: none. A node that is there keeps its own."""
+    """Set the taints of this host's nodes; none named: none. Those that others put on a node stay."""
     session.call("PATCH", f"/hosts/{name}", body={"taints": taints})
     click.echo(f"host/{name} tainted")
 

@@ -37,7 +37,7 @@ class HostCare:
         self._clock = clock
 
     async def label(self, actor: str, project: ProjectRef, name: str, changes: Mapping[str, str | None]) -> HostView:
-        """Set labels (None removes one). Clusters can ask for them, and nodes of the host get them when it joins. Groups are not to be had this way."""
+        """Set labels (None removes one). Clusters can ask for them, and a node of the host carries them too. Groups are not to be had this way."""
         for key, value in changes.items():
             if not _KEY.fullmatch(key) or not _VALUE.fullmatch(value or ""):
                 raise InvalidInput(f"labels: {key}={value} is no label", resolution="use [prefix/]name=value as Kubernetes has it, at most 63 characters each")
@@ -49,7 +49,7 @@ class HostCare:
         return await self._hosts.get(project, name)
 
     async def taint(self, actor: str, project: ProjectRef, name: str, taints: Sequence[str]) -> HostView:
-        """Set the taints (key=value:effect) that a node of the host registers with, in place of those before; a node that is there keeps its own."""
+        """Set the taints (key=value:effect) of the host's nodes, in place of those that were set before; taints that others put on a node stay."""
         for taint in taints:
             match = re.fullmatch(r"([^=:]+)(?:=([^=:]*))?:(NoSchedule|PreferNoSchedule|NoExecute)", taint)
             if match is None or not _KEY.fullmatch(match[1]) or not _VALUE.fullmatch(match[2] or ""):

@@ -11,10 +11,12 @@ from ckp.clients.kinds import BYO_HOST, BYO_MACHINE
 from ckp.clients.kube import Kube
 from ckp.controllers.byo.desired import DesiredStore
 from ckp.controllers.byo.drain import look_after
+from ckp.controllers.byo.node_marks import Connect, connect, mark_node
 from ckp.controllers.scope import Scope, deleting
 from ckp.kits.clock import Clock, parse_rfc3339, rfc3339
 from ckp.rules.conditions import Condition, get_condition, make_condition, merge_conditions
 from ckp.rules.flapping import Flaps
+from ckp.rules.marks import Marks
 from ckp.runtime.controller import Result
 
 
@@ -25,6 +27,7 @@ class ByoHostReconciler:
     kube: Kube
     clock: Clock
     releases: Releases
+    connect: Connect = connect
     _announced: dict[tuple[str, str], str] = field(default_factory=dict)
     _agents: dict[tuple[str, str], AgentTarget | None] = field(default_factory=dict)
 
@@ -55,9 +58,10 @@ class ByoHostReconciler:
         state = make_condition("Available", not claimed, self.clock.now(), reason="Claimed", message=f"held by {reference['name']}" if reference else "")
         flaps, stable, wait = self._stability(scope)
         drained = await look_after(self.kube, self.clock, self.releases, scope.obj)
-        scope.conditions = [state, stable, *([drained.condition] if drained.condition else [])]
-        await self._write(scope, flaps, drained.done_for)
-        return Result(after=min((after for after in (wait, drained.after) if after is not None), default=None))
+        marked = await mark_node(self.kube, self.clock, scope.obj, self.connect)
+        scope.conditions = [state, stable, *(condition for condition in (drained.condition, marked.condition) if condition)]
+        await self._write(scope, flaps, drained.done_for, marked.marks)
+        return Result(after=min((after for after in (wait, drained.after, marked.after) if after is not None), default=None))
 
     async def _announce_agent(self, scope: Scope) -> None:
         """The version of the agent that is asked for, with the one that runs as its way back. Once it runs, nothing more is said."""
@@ -105,13 +109,13 @@ class ByoHostReconciler:
         host = await self.kube.get(BYO_HOST, scope.name, scope.namespace)
         return host is None or bool((host.get("spec") or {}).get("machineRef"))
 
-    async def _write(self, scope: Scope, flaps: Flaps, drained_for: str) -> None:
+    async def _write(self, scope: Scope, flaps: Flaps, drained_for: str, marks: Marks) -> None:
         """Only our own part: the hub owns the rest (server-side apply, conditions are a map by type)."""
         status = scope.obj.get("status") or {}
         before = {item["type"]: (item["status"], item.get("message", "")) for item in status.get("conditions") or []}
         same = all(before.get(item["type"]) == (item["status"], item.get("message", "")) for item in scope.conditions)
-        gone = "Drained" in before and "Drained" not in [item["type"] for item in scope.conditions]
-        if same and not gone and Flaps.of(status) == flaps and str(status.get("drainedFor") or "") == drained_for:
+        gone = [kind for kind in ("Drained", "NodeMarked") if kind in before and kind not in [item["type"] for item in scope.conditions]]
+        if same and not gone and Flaps.of(status) == flaps and str(status.get("drainedFor") or "") == drained_for and Marks.read(scope.obj) == marks:
             return
         ours = {item["type"] for item in scope.conditions}
         conditions = merge_conditions([item for item in status.get("conditions") or [] if item["type"] in ours], scope.conditions)
@@ -119,7 +123,12 @@ class ByoHostReconciler:
             "apiVersion": BYO_HOST.api_version,
             "kind": BYO_HOST.kind,
             "metadata": {"name": scope.name, "namespace": scope.namespace},
-            "status": {"conditions": conditions, "flaps": flaps.to_json(), **({"drainedFor": drained_for} if drained_for else {})},
+            "status": {
+                "conditions": conditions,
+                "flaps": flaps.to_json(),
+                **({"drainedFor": drained_for} if drained_for else {}),
+                **({"nodeMarks": marks.to_json()} if marks else {}),
+            },
         }
         await self.kube.apply(body, subresource="status")
 
