@@ -30,6 +30,7 @@ from ckp.compass.services import UseCases
 from ckp.compass.services.releases import ReleaseTable
 from ckp.compass.settings import Settings, parse_reserved
 from ckp.compass.store.database import Database
+from ckp.controllers.events import EventsReconciler
 from ckp.controllers.lifecycle.deletion import DeletionReconciler
 from ckp.hub import status as shape
 from ckp.hub.channel import PATH, Channel
@@ -39,6 +40,7 @@ from ckp.hub.identity import HostCa, HostId, channel_context
 from ckp.kits.clock import SystemClock, rfc3339
 from ckp.kits.paths import REPO
 from ckp.kits.retry import wait_until_async
+from ckp.runtime.informer import Informer
 from compass_world import RELEASES, cluster_body, facts, make_csr
 from tls_world import client_context, make_authority, make_leaf, write_pair
 
@@ -70,7 +72,7 @@ class Accounts:
 @pytest.fixture(scope="module")
 def rights(plane: TestControlPlane) -> Iterator[TestControlPlane]:
     """ServiceAccounts, roles and bindings out of the manifests that are shipped."""
-    for file in ("50-compass.yaml", "60-hub.yaml"):
+    for file in ("40-controllers.yaml", "50-compass.yaml", "60-hub.yaml"):
         objects = [obj for obj in yaml.safe_load_all((REPO / "deploy" / file).read_text()) if obj and obj["kind"] in RIGHTS]
         assert objects
         plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
@@ -304,6 +306,23 @@ async def test_a_removed_host_is_cut_off_and_not_made_again(platform: Platform) 
         await asyncio.wait_for(websocket.wait_closed(), 10)
         assert websocket.close_code == 1008
     assert await platform.admin.get(kinds.BYO_HOST, "worker-1", platform.namespace) is None
+
+
+async def test_what_becomes_of_a_host_is_written_by_the_controllers_and_shown_by_compass(platform: Platform, accounts: Accounts) -> None:
+    status, key = await platform.enrol("worker-1")
+    async with platform.connect(status, key) as websocket:
+        await websocket.send(Hello(boot_id="b", facts=facts(machine_id=platform.machine_id)).model_dump_json())
+        await websocket.send(Report(generation=0, phase="Free").model_dump_json())
+        await platform.phase_is("worker-1", "Free")
+        controllers = accounts.kube("ckp-controllers", "ckp-controllers")
+        informer = Informer(controllers, kinds.BYO_HOST, platform.namespace)
+        await informer._list()
+        await EventsReconciler(controllers, SystemClock(), informer).reconcile(platform.namespace, "worker-1")
+    found = (await platform.call("GET", "/hosts/worker-1/events", 200))["items"]
+    assert ("Normal", "AgentConnected") in [(item["type"], item["reason"]) for item in found]
+    with pytest.raises(KubeError) as told:
+        await controllers.list(kinds.EVENT, platform.namespace)
+    assert told.value.code == 403, "they write events and read none"
 
 
 async def test_only_the_hubs_token_for_our_audience_may_enrol(platform: Platform, accounts: Accounts) -> None:

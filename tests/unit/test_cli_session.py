@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckp.api import names
 from ckp.cli import cluster as cluster_module
 from ckp.cli.cluster import cluster
 from ckp.cli.host import host
@@ -167,6 +168,11 @@ def test_hosts_are_listed_described_and_deleted(desk: Desk) -> None:
     shown = desk.good("host", "describe", "one")
     assert "AgentConnected" in shown
     assert "10.88.0.21" in shown
+    host = desk.run_async(desk.world.kube.get(kinds.BYO_HOST, "one", NAMESPACE))
+    meta = {"name": "one.1", "namespace": NAMESPACE, "labels": {names.EVENT_LABEL: host["metadata"]["uid"]}}
+    event = {"type": "Warning", "reason": "Silent", "message": "no word for 60 s", "lastTimestamp": "2026-04-01T00:00:00Z"}
+    desk.run_async(desk.world.kube.create({"apiVersion": "v1", "kind": "Event", "metadata": meta, **event}))
+    assert "no word for 60 s" in desk.good("host", "describe", "one")
     assert yaml.safe_load(desk.good("host", "list", "-o", "yaml"))["items"][0]["name"] == "one"
     refused = desk.bad("host", "delete", "two", kind=Conflict)
     assert "force" in refused.resolution

@@ -173,8 +173,9 @@ def list_hosts(session: Session, group: str | None, output: str) -> None:
 def describe_host(session: Session, name: str, output: str) -> None:
     """Show a host: what it is, what it does, and what was done on it."""
     row = session.get(f"/hosts/{name}")
+    events = session.get(f"/hosts/{name}/events")["items"]
     if output in ("json", "yaml"):
-        show_data(row, output)
+        show_data({**row, "events": events}, output)
         return
     facts = row["facts"]
     text = describe(
@@ -211,6 +212,7 @@ def describe_host(session: Session, name: str, output: str) -> None:
     text += section("Disks", table(DISK_COLUMNS, facts["disks"]) if facts.get("disks") else "")
     text += section("Links", table(LINK_COLUMNS, facts["links"]) if facts.get("links") else "")
     text += section("Conditions", table(CONDITION_COLUMNS, row["conditions"]) if row["conditions"] else "")
+    text += section("Events", table(EVENT_COLUMNS, events) if events else "")
     text += section("Journal", table(_JOURNAL_COLUMNS, row["journal"]) if row["journal"] else "")
     click.echo(text)
 
@@ -245,6 +247,12 @@ CONDITION_COLUMNS = (
     Column("REASON", lambda row: row.get("reason")),
     Column("AGE", lambda row: age(row.get("lastTransitionTime"))),
     Column("MESSAGE", lambda row: row.get("message")),
+)
+EVENT_COLUMNS = (
+    Column("AGE", lambda row: age(row.get("at"))),
+    Column("TYPE", lambda row: row.get("type")),
+    Column("REASON", lambda row: row.get("reason")),
+    Column("MESSAGE", lambda row: cell(row.get("message"))[:160]),
 )
 _JOURNAL_COLUMNS = (
     Column("AT", lambda row: row.get("at")),

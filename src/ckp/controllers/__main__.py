@@ -18,6 +18,7 @@ from ckp.controllers.byo.cluster import ByoClusterReconciler
 from ckp.controllers.byo.host import ByoHostReconciler
 from ckp.controllers.byo.machine import ByoMachineReconciler
 from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler
+from ckp.controllers.events import EventsReconciler
 from ckp.controllers.lifecycle.deletion import DeletionReconciler
 from ckp.controllers.lifecycle.reconciler import LifecycleReconciler
 from ckp.controllers.scope import cluster_name, owner
@@ -74,7 +75,9 @@ def build(kube: Kube, releases: Releases, addons_image: str, health: Health) -> 
     ]
     deletion = Controller("deletion", DeletionReconciler(kube), clusters, workers=2)
     deletion.watches(manager.informer(MACHINE), lambda obj: [(obj["metadata"]["namespace"], cluster_name(obj))])
-    manager.controllers.extend([*controllers, deletion])
+    told = {"byohost": hosts, "byomachine": machines, "managedcontrolplane": planes}
+    events = [Controller(f"{name}-events", EventsReconciler(kube, clock, informer), informer, workers=1) for name, informer in told.items()]
+    manager.controllers.extend([*controllers, deletion, *events])
     return manager
 
 

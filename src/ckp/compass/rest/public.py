@@ -17,6 +17,7 @@ from ckp.compass.rest.schemas import (
     BulkBody,
     ClusterAnswer,
     ClusterBody,
+    EventAnswer,
     GroupAnswer,
     GroupBody,
     GroupChange,
@@ -178,6 +179,10 @@ def _hosts(cases: UseCases) -> APIRouter:
     @router.get("/{name}")
     async def get_host(project: Project, name: str) -> HostAnswer:
         return HostAnswer.model_validate(await cases.hosts.get(project, name))
+
+    @router.get("/{name}/events")
+    async def list_events(project: Project, name: str) -> Items[EventAnswer]:
+        return Items(items=[EventAnswer.model_validate(event) for event in await cases.hosts.events(project, name)])
 
     @router.patch("/{name}")
     async def change_host(project: Project, actor: Actor, name: str, body: HostChange) -> HostAnswer:

@@ -29,6 +29,15 @@ class Items(BaseModel, Generic[T]):
     items: list[T]
 
 
+class EventAnswer(Answer):
+    """Something that became of an object."""
+
+    at: datetime
+    type: str
+    reason: str
+    message: str
+
+
 class KeyAnswer(Answer):
     """A pre-shared key; `key` only where it was just made."""
 

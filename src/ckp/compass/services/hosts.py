@@ -50,6 +50,16 @@ class HostView:
     journal: tuple[Mapping[str, Any], ...]
 
 
+@dataclass(frozen=True)
+class EventView:
+    """Something that became so."""
+
+    at: datetime
+    type: str
+    reason: str
+    message: str
+
+
 def condition(obj: Obj, kind: str) -> dict[str, Any] | None:
     """A condition of an object by its type."""
     for entry in (obj.get("status") or {}).get("conditions") or []:
@@ -169,6 +179,17 @@ class Hosts:
     async def get(self, project: ProjectRef, name: str) -> HostView:
         """One host."""
         return view(await self.require(project, name))
+
+    async def events(self, project: ProjectRef, name: str) -> tuple[EventView, ...]:
+        """What became of a host lately, oldest first. Kubernetes keeps Events for an hour."""
+        host = await self.require(project, name)
+        found = await self._namespaces.list(kinds.EVENT, project, labels={names.EVENT_LABEL: host["metadata"]["uid"]})
+        views = [
+            EventView(parse_rfc3339(item["lastTimestamp"]), str(item.get("type")), str(item.get("reason")), str(item.get("message")))
+            for item in found
+            if item.get("lastTimestamp")
+        ]
+        return tuple(sorted(views, key=lambda event: (event.at, event.reason)))
 
     async def require(self, project: ProjectRef, name: str) -> Obj:
         """The host's object; NotFound if there is none."""
