@@ -18,7 +18,7 @@ class Event:
 
     def __str__(self) -> str:
         more = " ".join(f"{name}={value}" for name, value in self.args.items())
-        return f"{self.at:6.2f}  {self.kind:<18}{self.target:<8}{more}".rstrip()
+        return f"{self.at:6.2f}  {self.kind:<22}{self.target:<10}{more}".rstrip()
 
 
 @dataclass(frozen=True)

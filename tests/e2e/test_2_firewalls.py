@@ -6,14 +6,13 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from tests.support.host_snapshot import changes, snapshot
+from tests.support.lab_packages import install
 
 from ckp.dist.agent import build_zipapp
 from ckp.kits import paths
-from ckp.kits.processes import run
 from ckp.kits.retry import wait_until
 from ckp.lab.lab import HostSpec, Lab, LabHost, LabNetwork
 
@@ -42,18 +41,6 @@ else:
 """
 
 
-def packages(*names: str) -> list[Path]:
-    """The debs of these packages, and of all that they need beside what the hosts' base has, by the machine's own apt."""
-    made = Lab(paths.state() / "lab-firewalls", NETWORK)
-    base = made.ensure_base(print)
-    folder = paths.cache() / "test-packages" / f"{base.name}-{'-'.join(names)}"
-    folder.mkdir(parents=True, exist_ok=True)
-    options = [f"Dir::State::status={base}/var/lib/dpkg/status", f"Dir::Cache::archives={folder}/", "Debug::NoLocking=1"]
-    argv = ["apt-get", "-q", *(f"-o{option}" for option in options), "--download-only", "-y", "--no-install-recommends", "install", *names]
-    run(argv, timeout=300, what=f"fetching {', '.join(names)}")
-    return sorted(folder.glob("*.deb"))
-
-
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     made = Lab(paths.state() / "lab-firewalls", NETWORK)
@@ -71,15 +58,6 @@ def host(lab: Lab) -> Iterator[LabHost]:
     made.run(["systemd-run", "--unit=listener", "python3", "-c", LISTENER], timeout=30)
     yield made
     made.remove()
-
-
-def install(host: LabHost, *names: str) -> None:
-    for deb in packages(*names):
-        host.push(deb, f"/tmp/debs/{deb.name}")
-    # no service is started by its package: the tests switch them on
-    held = "printf '#!/bin/sh\\nexit 101\\n' > /usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d"
-    script = f"{held}; dpkg -i --force-depends /tmp/debs/*.deb && rm -r /tmp/debs /usr/sbin/policy-rc.d"
-    host.run(["sh", "-c", script], timeout=300, what=f"installing {', '.join(names)}")
 
 
 def agent(host: LabHost, what: str) -> list[object]:

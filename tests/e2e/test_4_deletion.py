@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 
 import pytest
 from tests.e2e.conftest import STAMP, WORKERS, World, ckp
+from tests.support.host_snapshot import changes, snapshot
+from tests.support.lab_packages import install
 
+from ckp.cli.enrolment import Enrolment
 from ckp.cli.session import Session, read_config
+from ckp.cli.site import Site
 from ckp.cli.up import save_kubeconfig
 from ckp.kits.processes import run
 from ckp.lab.lab import LabHost
@@ -57,17 +62,47 @@ def test_deletion_leaves_nothing_of_the_cluster(world: World) -> None:
     assert [row[1] for row in rows if row[0].startswith("worker-")] == ["Free"] * WORKERS
 
 
-def test_the_same_hosts_make_a_second_cluster(world: World) -> None:
-    arguments = ["--version", "v1.35.1", "--host-group", "lab", "--workers", str(WORKERS), "--pod-cidr", "10.52.0.0/16", "--service-cidr", "10.53.0.0/16"]
-    done = ckp("cluster", "create", "second", *arguments, "--wait", "--timeout", "15m", timeout=1000)
+@pytest.fixture
+def guest(world: World) -> LabHost:
+    """One host more, with a firewall, enrolled and free: nothing was ever installed on it but the agent."""
+    site = Site(world.dist, WORKERS + 1, lambda _line: None)
+    host = site.lab.ensure_host(site.lab.network.hosts(WORKERS + 1)[-1])
+    install(host, "ufw")
+    host.run(["sh", "-c", "ufw --force enable && systemctl enable ufw"], timeout=60)
+    Enrolment(site, Session(read_config())).run()
+    return host
+
+
+def listens(host: LabHost, port: int) -> bool:
+    """Whether packets from outside come to this port."""
+    try:
+        with socket.create_connection((host.address, port), timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def test_the_same_hosts_and_one_more_make_a_second_cluster_and_the_new_one_is_then_as_it_was(world: World, guest: LabHost) -> None:
+    session = Session(read_config())
+    name = next(item["name"] for item in session.get("/hosts")["items"] if item["address"] == guest.address)
+    world.wait(lambda: session.get(f"/hosts/{name}")["free"], "the new host is free", timeout=60)
+    finding = session.get(f"/hosts/{name}")["facts"]["findings"]
+    assert any(item["problem"] == "ufw is on" and not item["blocking"] for item in finding)
+    before = snapshot(guest)
+    arguments = ["--version", "v1.35.1", "--host-group", "lab", "--pod-cidr", "10.52.0.0/16", "--service-cidr", "10.53.0.0/16"]
+    done = ckp("cluster", "create", "second", "--workers", str(WORKERS + 1), *arguments, "--wait", "--timeout", "15m", timeout=1000)
     assert re.search(r"cluster/second is ready", done.stdout + done.stderr)
     world.cluster = "second"
 
-    save_kubeconfig(Session(read_config()), "second")
+    save_kubeconfig(session, "second")
     nodes = world.get("nodes")["items"]
+    assert len(nodes) == WORKERS + 1
     assert {node["status"]["nodeInfo"]["kubeletVersion"] for node in nodes} == {STAMP}
     assert all(node["spec"]["podCIDR"].startswith("10.52.") for node in nodes)
+    assert listens(guest, 10250), "ufw lets the kubelet be reached"
     ckp("cluster", "delete", "second", "--wait", "--timeout", "10m", timeout=700)
+    assert not listens(guest, 10250)
+    assert changes(before, snapshot(guest)) == [], "all that was installed is gone, and only that"
 
 
 def test_down_leaves_no_host_bridge_mount_or_process(world: World) -> None:

@@ -37,7 +37,7 @@ PHASE_OF = {
 }
 LASTING = ("pull", "prepare", "install", "join", "reset")
 """Steps that change the host. What they did is on the disk before the journal says so: a power cut would take it away again, and nobody would notice."""
-FIRST_DELAY, LONGEST_DELAY, PERMANENT_DELAY = 2.0, 300.0, 900.0
+FIRST_DELAY, AGENT_FIRST_DELAY, LONGEST_DELAY, PERMANENT_DELAY = 2.0, 10.0, 300.0, 900.0
 HEALTH_SECONDS = 60.0
 JOURNAL_SECONDS = 10.0
 
@@ -193,7 +193,7 @@ class Engine:
         except AgentError as error:
             self._agent_problem = error
             self._agent_attempts += 1
-            delay = PERMANENT_DELAY if error.permanent else min(LONGEST_DELAY, 5 * FIRST_DELAY * 2.0 ** min(self._agent_attempts - 1, 10))
+            delay = _delay(error, self._agent_attempts, AGENT_FIRST_DELAY)
             self._agent_retry_at = self.clock() + delay
             self.journal.record("upgrade-agent", "failed", self.clock() - started, error.sentence())
             log(f"upgrade-agent: failed, next in {delay:.0f} s\n{error.render()}")
@@ -271,10 +271,7 @@ class Engine:
         self._failed_step = step
         self._failed_for = wanted
         self._permanent = error.permanent
-        if error.permanent:
-            delay = PERMANENT_DELAY
-        else:
-            delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(self._attempts - 1, 10)) * random.uniform(0.75, 1.0)
+        delay = _delay(error, self._attempts, FIRST_DELAY)
         self._retry_at = self.clock() + delay
         self._reason = error.reason
         self._message = error.sentence()
@@ -347,3 +344,10 @@ class Engine:
         with self._changed:
             self._version += 1
             self._changed.notify_all()
+
+
+def _delay(error: AgentError, attempts: int, first: float) -> float:
+    """Seconds until a failed work is tried again: growing, and not the same on all hosts that failed at one moment."""
+    if error.permanent:
+        return PERMANENT_DELAY
+    return min(LONGEST_DELAY, first * 2.0 ** min(attempts - 1, 10)) * random.uniform(0.75, 1.0)

@@ -1,0 +1,39 @@
+"""The main job under a seeded schedule of real faults; afterwards everything fits together and nothing acknowledged is lost (docs/how-to/chaos.md)."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from tests.e2e.conftest import World
+from tests.e2e.test_3_hosts import GOOD, versions
+
+from chaos.lab import Run, draw
+from chaos.run import parse_seeds
+from ckp.cli.session import Session, read_config
+
+pytestmark = pytest.mark.e2e
+__all__ = ["versions"]
+
+SEEDS = parse_seeds(os.environ.get("CKP_LAB_CHAOS_SEEDS", "1,"))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_after_real_faults_everything_fits_together_and_nothing_is_lost(versions: World, seed: int, pytestconfig: pytest.Config) -> None:
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    rows = {item["address"]: str(item["name"]) for item in Session(read_config()).get("/hosts")["items"]}
+    hosts = {rows[machine.address]: machine for machine in versions.site.worker_hosts}
+    with capture.global_and_fixture_disabled():
+        print(f"\nchaos in the lab, seed {seed}")
+        run = Run(versions, hosts, (GOOD, versions.dist.agent("deb").version), lambda line: print(f"  {line}", flush=True))
+        found = run.play(seed, draw(seed, tuple(sorted(hosts))))
+        print(f"  {len(run.acknowledged)} writes were acknowledged meanwhile")
+    assert found == [], f"seed {seed}: again with CKP_LAB_CHAOS_SEEDS={seed},"
+    assert len(run.acknowledged) > 3, "the cluster answered in between"
+
+
+def test_a_seed_says_all_that_will_happen() -> None:
+    assert draw(3, ("a", "b")) == draw(3, ("a", "b")) != draw(4, ("a", "b"))
+    kinds = {event.kind for seed in range(1, 21) for event in draw(seed, ("a", "b"))}
+    assert {"leave", "return", "upgrade-agent", "power-cut", "registry", "cut", "loss", "slow", "kill-etcd", "kill-kubelet", "kill-containerd"} <= kinds
