@@ -189,3 +189,28 @@ def test_a_chosen_host_leaves_its_cluster_and_may_come_back(world: World) -> Non
     world.wait(lambda: any("free" in item["message"] for item in session.get("/clusters/demo")["machines"]), "it says that none is free", timeout=90)
     ckp("host", "uncordon", name)
     world.wait(lambda: nodes_ready(world) == 2, "the host is a node again", timeout=240)
+
+
+def test_a_host_that_is_taken_away_by_force_is_replaced_and_may_come_back_anew(world: World) -> None:
+    """Its machine fails for good, the health check deletes it, and another one waits for a host; the old one cleans itself before it is one again."""
+    name, machine = host_of(world)
+    session = Session(read_config())
+    lost = next(item["name"] for item in session.get("/clusters/demo")["machines"] if item["host"] == name)
+    ckp("host", "delete", name, "--force")
+    world.wait(lambda: lost not in [item["name"] for item in session.get("/clusters/demo")["machines"]], "its machine is deleted", timeout=240)
+    world.wait(lambda: nodes_ready(world) == 1 and len(world.get("nodes")["items"]) == 1, "and its node", timeout=120)
+    world.wait(lambda: any("free" in item["message"] for item in session.get("/clusters/demo")["machines"]), "a new one waits for a host", timeout=120)
+    machine.push(Enrolment(world.site, session)._key().encode(), f"{AGENT_CONFIG}/psk", mode=0o600)
+    machine.run(["systemctl", "stop", "ckp-agent"], timeout=60)
+    machine.run(["rm", *(f"/var/lib/ckp-agent/{file}" for file in ("key.pem", "cert.pem", "identity.json"))], timeout=10)
+    machine.run(["systemctl", "start", "ckp-agent"], timeout=60)
+
+    def waiting() -> list[dict[str, Any]]:
+        return [item for item in session.get("/host-requests", state="pending")["items"] if item["source"] == machine.address]
+
+    world.wait(waiting, "its request waits", timeout=60)
+    ckp("host", "approve", waiting()[0]["id"])
+    back = world.wait(lambda: [item["name"] for item in session.get("/hosts")["items"] if item["address"] == machine.address], "it is a host", timeout=60)
+    ckp("hostgroup", "add", "lab", back[0])
+    world.wait(lambda: nodes_ready(world) == 2, "and a node again", timeout=300)
+    assert lost not in [item["name"] for item in session.get("/clusters/demo")["machines"]]

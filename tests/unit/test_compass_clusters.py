@@ -304,7 +304,36 @@ async def test_scaling_asks_for_free_hosts_beside_those_it_has(world: World) -> 
     assert (await world.call("PATCH", "/clusters/demo", json={"workers": 3}, expect=200))["workers"] == 3
     await world.call("PATCH", "/clusters/demo", json={"workers": 4}, expect=422)
     await world.call("PATCH", "/clusters/demo", json={"workers": 0}, expect=422)
+    assert await most_unhealthy(world) == "50%"
     assert (await world.call("PATCH", "/clusters/demo", json={"workers": 1}, expect=200))["workers"] == 1
+    assert await most_unhealthy(world) == "100%", "of one worker: Cluster API rounds down, and would never replace it"
+
+
+async def most_unhealthy(world: World) -> str:
+    check = await world.kube.get(kinds.MACHINE_HEALTH_CHECK, "demo-workers", NAMESPACE)
+    assert check is not None
+    return str(check["spec"]["maxUnhealthy"])
+
+
+async def test_a_cluster_of_one_worker_has_it_replaced_too(world: World) -> None:
+    await world.group_with_hosts()
+    await world.call("POST", "/clusters", json=cluster_body(workers=1), expect=201)
+    assert await most_unhealthy(world) == "100%"
+
+
+async def test_a_machine_that_failed_for_good_is_not_ready_whatever_its_node_says(world: World) -> None:
+    """Its node goes on until it is removed; the machine is about to be replaced (contract: failureMessage)."""
+    await world.group_with_hosts()
+    await world.call("POST", "/clusters", json=cluster_body(), expect=201)
+    meta = {"name": "demo-workers-abc", "namespace": NAMESPACE, "labels": {names.CLUSTER_NAME_LABEL: "demo"}}
+    machine = {"apiVersion": kinds.MACHINE.api_version, "kind": "Machine", "metadata": meta, "spec": {"version": "v1.35.1"}}
+    await world.kube.create(machine)
+    status = {"conditions": [{"type": "NodeHealthy", "status": "True"}], "nodeRef": {"name": "one"}}
+    await world.kube.merge(kinds.MACHINE, "demo-workers-abc", NAMESPACE, {"status": status}, subresource="status")
+    assert (await world.call("GET", "/clusters/demo"))["machines"][0]["ready"] is True
+    await world.kube.merge(kinds.MACHINE, "demo-workers-abc", NAMESPACE, {"status": {"failureMessage": "host one was removed"}}, subresource="status")
+    [shown] = (await world.call("GET", "/clusters/demo"))["machines"]
+    assert (shown["ready"], shown["message"]) == (False, "host one was removed")
 
 
 async def test_the_kubeconfig_comes_as_yaml_once_the_control_plane_has_one(world: World) -> None:

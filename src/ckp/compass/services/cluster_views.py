@@ -119,7 +119,8 @@ def _machine(machine: Obj, hosts: Sequence[Obj]) -> MachineView:
     name, status = machine["metadata"]["name"], machine.get("status") or {}
     infrastructure = (machine["spec"].get("infrastructureRef") or {}).get("name", name)
     holder = next((host for host in hosts if ((host.get("spec") or {}).get("machineRef") or {}).get("name") in (name, infrastructure)), None)
-    ready = is_true(machine, "NodeHealthy") or (is_true(machine, "Ready") and bool(status.get("nodeRef")))
+    failed = bool(status.get("failureMessage"))  # its node may well go on for a while: it is to be replaced all the same
+    ready = not failed and (is_true(machine, "NodeHealthy") or (is_true(machine, "Ready") and bool(status.get("nodeRef"))))
     said = [entry for entry in status.get("conditions") or () if entry.get("status") == "False" and entry.get("message")]
     bad = next(iter(sorted(said, key=lambda entry: entry.get("type") == "Ready")), None)  # Ready only counts the others: "1 of 2 completed"
     seen = ((holder or {}).get("status") or {}).get("observed") or {}

@@ -15,6 +15,7 @@ from ckp.clients.kinds import Kind
 from ckp.clients.kube import Kube, Obj
 from ckp.compass.services import networks
 from ckp.compass.services.cluster_views import ClusterView, is_deleting, view
+from ckp.compass.services.host_care import set_max_unhealthy
 from ckp.compass.services.host_groups import group_of_template
 from ckp.compass.services.hosts import addresses_of, is_claimed, is_free, why_not_free
 from ckp.compass.services.manifests import REQUEST_ANNOTATION, ClusterSpec, cluster_objects, workers_name
@@ -127,6 +128,7 @@ class Clusters:
             _check_enough(current.host_group, workers, capacity)
             if current.pod_cidr and workers > current.workers:
                 networks.check_networks(current.pod_cidr, current.service_cidr, workers=workers, reserved=(), host_addresses=())
+            await set_max_unhealthy(self._kube, project, workers_name(name), workers)
             await self._kube.merge(kinds.MACHINE_DEPLOYMENT, workers_name(name), project.namespace, {"spec": {"replicas": workers}})
             async with self._database.unit() as unit:
                 detail = {"from": current.workers, "to": workers}

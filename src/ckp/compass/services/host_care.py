@@ -9,6 +9,7 @@ from ckp.api import names
 from ckp.clients import kinds
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.compass.services.hosts import Hosts, HostView, is_claimed
+from ckp.compass.services.manifests import max_unhealthy
 from ckp.compass.services.projects import Namespaces, ProjectRef
 from ckp.compass.services.releases import Releases
 from ckp.compass.store.database import Database
@@ -23,6 +24,15 @@ SHRUNK_FOR = f"{names.CKP}/shrunk-for"
 """Annotation of a MachineDeployment: the last Machine that it was made smaller for, so that asking twice makes it smaller once."""
 _KEY = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+
+
+async def set_max_unhealthy(kube: Kube, project: ProjectRef, deployment: str, workers: int) -> None:
+    """Let the health check of a MachineDeployment fit its size; one that was taken away by hand stays away."""
+    try:
+        await kube.merge(kinds.MACHINE_HEALTH_CHECK, deployment, project.namespace, {"spec": {"maxUnhealthy": max_unhealthy(workers)}})
+    except KubeError as error:
+        if error.code != 404:
+            raise
 
 
 class HostCare:
@@ -157,6 +167,7 @@ class HostCare:
         meta = {"resourceVersion": deployment["metadata"]["resourceVersion"], "annotations": {SHRUNK_FOR: machine_name}}
         patch = {"metadata": meta, "spec": {"replicas": max(0, replicas - 1)}}
         try:
+            await set_max_unhealthy(self._kube, project, name, max(0, replicas - 1))
             await self._kube.merge(kinds.MACHINE_DEPLOYMENT, name, project.namespace, patch)
         except KubeError as error:
             if error.reason == "Conflict":

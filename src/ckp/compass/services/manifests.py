@@ -116,10 +116,9 @@ def cluster_objects(spec: ClusterSpec, *, namespace: str, labels: dict[str, str]
             {
                 "clusterName": spec.name,
                 "selector": {"matchLabels": selector},
-                # A node that says nothing, or that it is not well, for this long is replaced by another host of the group; not if more than
-                # half are so at once: then it is the network or the control plane, and replacing hosts would make it worse.
+                # A node that says nothing, or that it is not well, for this long is replaced by another host of the group.
                 "unhealthyConditions": [{"type": "Ready", "status": status, "timeout": UNHEALTHY_AFTER} for status in ("Unknown", "False")],
-                "maxUnhealthy": "50%",
+                "maxUnhealthy": max_unhealthy(spec.workers),
                 "nodeStartupTimeout": "30m",
             },
         ),
@@ -145,6 +144,13 @@ def cluster_objects(spec: ClusterSpec, *, namespace: str, labels: dict[str, str]
             },
         ),
     ]
+
+
+def max_unhealthy(workers: int) -> str:
+    """How many workers may be unhealthy for them to be replaced. If more than half are so at once it is the network or the control plane,
+    and replacing hosts would make it worse. Cluster API rounds down, and half of one would be none.
+    """
+    return "50%" if workers > 1 else "100%"
 
 
 def _ref(kind: Kind, name: str, namespace: str) -> dict[str, str]:
