@@ -14,7 +14,9 @@ from typing import Any, Literal, cast
 import httpx2
 import yaml
 from lightkube import AsyncClient, KubeConfig
+from lightkube.config.client_adapter import verify_cluster
 from lightkube.config.kubeconfig import SingleConfig
+from lightkube.config.models import User
 from lightkube.core.exceptions import ApiError
 from lightkube.generic_resource import create_global_resource, create_namespaced_resource
 from lightkube.types import CascadeType, PatchType
@@ -61,7 +63,8 @@ class Kube:
     """
 
     def __init__(self, config: SingleConfig | None = None, *, manager: str = "ckp", timeout: float = 15.0) -> None:
-        self._client = AsyncClient(config=config, field_manager=manager, timeout=httpx2.Timeout(timeout), trust_env=config is None)
+        transport = httpx2.AsyncHTTPTransport(verify=_trust(config)) if config else None
+        self._client = AsyncClient(config=config, field_manager=manager, timeout=httpx2.Timeout(timeout), trust_env=config is None, transport=transport)
         self._manager = manager
 
     @classmethod
@@ -179,6 +182,13 @@ class Kube:
     async def close(self) -> None:
         """Close its connections."""
         await self._client.close()
+
+
+def _trust(config: SingleConfig) -> ssl.SSLContext:
+    """What the kubeconfig says, its CA being enough though it is no root (a managed cluster's is signed by the Root CA): as Go has it."""
+    context = verify_cluster(config.cluster, config.user or User(), config.abs_file, trust_env=False)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
 
 
 def _in(kind: Kind, namespace: str | None, *, everywhere: bool = False) -> dict[str, Any]:
