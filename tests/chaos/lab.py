@@ -20,6 +20,7 @@ from chaos.checker import Whole, check
 from chaos.schedule import Event
 from ckp.cli.session import Session, read_config
 from ckp.cli.site import Site
+from ckp.clients import kinds
 from ckp.clients.kube import Kube
 from ckp.kits.errors import CkpError
 from ckp.kits.processes import Finished, run
@@ -92,6 +93,7 @@ class Run:
     seen: list[str] = field(default_factory=list)
     acknowledged: list[str] = field(default_factory=list)
     _locks: dict[str, threading.Lock] = field(default_factory=dict)
+    _left: threading.Event = field(default_factory=threading.Event)
 
     def play(self, seed: int, events: list[Event]) -> list[str]:
         """Let it all happen, end the faults, wait for rest; what is inconsistent then."""
@@ -175,8 +177,10 @@ class Run:
     def _leave(self, event: Event) -> None:
         """As `ckp host remove`, asked until Compass takes it."""
         self._ask("POST", f"/hosts/{event.target}/leave", {"shrink": False, "force": False})
+        self._left.set()
 
     def _return(self, event: Event) -> None:
+        self._left.wait(200)  # Compass may have been away: to leave comes first
         self._ask("PATCH", f"/hosts/{event.target}", {"cordoned": False, "drained": False})
 
     def _upgrade_agent(self, event: Event) -> None:
@@ -241,9 +245,11 @@ class Run:
 
     def judge(self) -> list[str]:
         """What does not fit together now: objects, as for simulated hosts; then the cluster's nodes and what it has acknowledged."""
-        whole = asyncio.run(self._whole())
+        whole, machines = asyncio.run(self._whole())
         nodes = json.loads(self.lab.kubectl("get", "nodes", "-o", "json").stdout)["items"]
         said = [sentence for sentence in check(whole) if ": Stable is False" not in sentence]
+        phases = {item["metadata"]["name"]: (item.get("status") or {}).get("phase") for item in machines}
+        said += [f"machine {name} is {phase}" for name, phase in phases.items() if phase != "Running"]
         wanted = {
             desired.membership.node_name: desired.membership.provider_id for name in self.hosts if (desired := whole.desired(name)) and desired.membership
         }
@@ -272,9 +278,9 @@ class Run:
             if not any(item["type"] == "Ready" and item["status"] == "True" for item in pod["status"].get("conditions", []))
         ]
 
-    async def _whole(self) -> Whole:
+    async def _whole(self) -> tuple[Whole, list[dict[str, Any]]]:
         kube = Kube.from_kubeconfig(self.lab.site.kubeconfig)
         try:
-            return await Whole.of(kube, TENANT, {})
+            return await Whole.of(kube, TENANT, {}), await kube.list(kinds.MACHINE, TENANT)
         finally:
             await kube.close()

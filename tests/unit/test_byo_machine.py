@@ -32,7 +32,8 @@ class Bench:
     def __init__(self) -> None:
         self.kube = KubeSimulator(manager="ckp-controllers", namespaces=(TENANT, names.HOSTS_NAMESPACE))
         self.hosts = Informer(self.kube, kinds.BYO_HOST, TENANT)
-        self.machines = ByoMachineReconciler(self.kube, CLOCK, self.hosts, RELEASES)
+        self.cluster = KubeSimulator(manager="ckp-controllers", namespaces=("default",))
+        self.machines = ByoMachineReconciler(self.kube, CLOCK, self.hosts, RELEASES, lambda _kubeconfig: self.cluster)
         self.host_reconciler = ByoHostReconciler(self.kube, CLOCK, Releases(releases={}))
         self.store = DesiredStore(self.kube)
 
@@ -208,6 +209,62 @@ async def test_a_machine_whose_host_goes_before_it_joined_takes_another_one(benc
     await bench.machines.reconcile(TENANT, "m1")
     found = await bench.get("m1")
     assert await bench.holder("b") == "m1" and found is not None and "failureReason" not in found["status"]
+
+
+async def kubeconfig_there(bench: Bench) -> None:
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "demo-kubeconfig", "namespace": TENANT}}
+    await bench.kube.create({**secret, "data": {"value": base64.b64encode(b"the kubeconfig").decode()}})
+
+
+@pytest.mark.parametrize(
+    ("identity", "stays"),
+    [
+        (f"byoh://{TENANT}/a/0ld0ld00", False),
+        (f"byoh://{TENANT}/b/0ld0ld00", True),  # of another host: not ours to remove
+        ("aws:///eu/i-1", True),
+        ("", True),
+    ],
+)
+async def test_a_node_that_an_earlier_machine_left_goes_before_the_host_joins(bench: Bench, identity: str, stays: bool) -> None:
+    """Chaos on real hosts, seed 6: the API server was away for the ten seconds in which Cluster API deletes a Node; the next kubelet took it over."""
+    await kubeconfig_there(bench)
+    await bench.cluster.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a"}, "spec": {"providerID": identity}})
+    await bench.host("a")
+    await bench.machine("m1")
+    await bench.see()
+    await bench.machines.reconcile(TENANT, "m1")
+    assert (await bench.cluster.get(kinds.NODE, "a") is not None) is stays
+    membership = (await bench.store.read(TENANT, "a")).membership
+    assert membership is not None and membership.files
+
+
+async def test_a_node_of_this_machine_stays(bench: Bench) -> None:
+    await kubeconfig_there(bench)
+    await bench.host("a")
+    await bench.machine("m1")
+    found = await bench.get("m1")
+    assert found is not None
+    identity = names.provider_id(TENANT, "a", found["metadata"]["uid"])
+    await bench.cluster.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a"}, "spec": {"providerID": identity}})
+    await bench.see()
+    for _ in range(2):
+        await bench.machines.reconcile(TENANT, "m1")
+    assert await bench.cluster.get(kinds.NODE, "a") is not None
+
+
+async def test_no_host_joins_a_cluster_whose_nodes_cannot_be_seen(bench: Bench) -> None:
+    await kubeconfig_there(bench)
+    bench.cluster.on_fault(lambda _verb, _kind, _name: KubeError("get Node a: timed out", code=0))
+    await bench.host("a")
+    await bench.machine("m1")
+    await bench.see()
+    result = await bench.machines.reconcile(TENANT, "m1")
+    found = await bench.get("m1")
+    assert result.after is not None and found is not None
+    assert found["status"]["conditions"][0]["reason"] == "ClusterNotReached" and (await bench.store.read(TENANT, "a")).membership is None
+    bench.cluster.on_fault(None)
+    await bench.machines.reconcile(TENANT, "m1")
+    assert (await bench.store.read(TENANT, "a")).membership is not None
 
 
 async def test_what_is_written_to_a_host_that_is_removed_meanwhile_is_taken_back(bench: Bench) -> None:

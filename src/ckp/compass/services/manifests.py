@@ -137,6 +137,8 @@ def cluster_objects(spec: ClusterSpec, *, namespace: str, labels: dict[str, str]
                         "clusterName": spec.name,
                         "version": spec.version,
                         "nodeDrainTimeout": "60s",
+                        # An API server that is away for a moment is no reason to leave a Node behind (Cluster API's own: 10 s).
+                        "nodeDeletionTimeout": "120s",
                         "bootstrap": {"configRef": _ref(kinds.KUBEADM_CONFIG_TEMPLATE, workers, namespace)},
                         "infrastructureRef": _ref(kinds.BYO_MACHINE_TEMPLATE, workers, namespace),
                     },

@@ -11,7 +11,8 @@ from ckp.clients.kinds import BYO_HOST, BYO_MACHINE
 from ckp.clients.kube import Kube
 from ckp.controllers.byo.desired import DesiredStore
 from ckp.controllers.byo.drain import look_after
-from ckp.controllers.byo.node_marks import Connect, connect, mark_node
+from ckp.controllers.byo.guest import Connect, connect
+from ckp.controllers.byo.node_marks import mark_node
 from ckp.controllers.scope import Scope, deleting
 from ckp.kits.clock import Clock, parse_rfc3339, rfc3339
 from ckp.rules.conditions import Condition, get_condition, make_condition, merge_conditions

@@ -13,9 +13,10 @@ from ckp.api.host_protocol import Desired, Membership
 from ckp.api.names import BYOMACHINE_FINALIZER, CKP, FORCE_RELEASE_ANNOTATION, host_of, provider_id
 from ckp.api.platform import Releases
 from ckp.clients.kinds import BYO_HOST, BYO_MACHINE, KUBEADM_CONFIG, MACHINE, SECRET
-from ckp.clients.kube import Kube, Obj
+from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.byo.bootstrap import JOIN_CONFIG, BootstrapData, parse_cloud_config
 from ckp.controllers.byo.desired import DesiredStore
+from ckp.controllers.byo.guest import Connect, connect, guest, remove_stale_node
 from ckp.controllers.scope import Scope, deleting, owner, paused
 from ckp.kits.clock import Clock, rfc3339
 from ckp.kits.errors import CkpError
@@ -41,6 +42,7 @@ class ByoMachineReconciler:
     clock: Clock
     hosts: Informer
     releases: Releases
+    connect: Connect = connect
 
     async def reconcile(self, namespace: str, name: str) -> Result:
         """One pass."""
@@ -75,11 +77,26 @@ class ByoMachineReconciler:
         # Without join data the host prepares itself meanwhile; with it, the same membership goes on to the join.
         secret_name = (machine["spec"].get("bootstrap") or {}).get("dataSecretName")
         membership = await self._membership(scope, cluster, machine, host, str(secret_name or ""))
+        if membership.files and not (scope.obj.get("status") or {}).get("ready") and (problem := await self._clear_node(scope, cluster, membership)):
+            return self._wait(scope, "ClusterNotReached", problem)
         desired = await DesiredStore(self.kube).write(scope.namespace, host["metadata"]["name"], membership)
         if not await self._is_there(scope, host, desired):
             return self._wait(scope, "HostGone", f"host {host['metadata']['name']} was removed")
         await self._observe(scope, host, desired, membership)
         return Result(after=POLL) if secret_name else await self._wait_for_bootstrap(scope, cluster, machine)
+
+    async def _clear_node(self, scope: Scope, cluster: Obj, membership: Membership) -> str:
+        """Before a host is given join data: no Node of an earlier machine may stand under its name. Returns why that can't be seen to now; "" if it was."""
+        told = (await DesiredStore(self.kube).read(scope.namespace, membership.node_name)).membership
+        if told is not None and told.files and told.provider_id == membership.provider_id:
+            return ""  # it is joining already
+        try:
+            async with guest(self.kube, scope.namespace, str(cluster["metadata"]["name"]), self.connect) as client:
+                if client is not None:
+                    await remove_stale_node(client, scope.namespace, membership.node_name, membership.provider_id)
+        except KubeError as error:
+            return error.brief
+        return ""
 
     async def _is_there(self, scope: Scope, host: Obj, desired: Desired) -> bool:
         """Whether the host is still the one that we wrote to. What was written to one that was removed meanwhile is taken back."""

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from ckp.api.names import provider_id
-from ckp.clients.kinds import BYO_MACHINE, NODE, SECRET
+from ckp.clients.kinds import BYO_MACHINE, NODE
 from ckp.clients.kube import Kube, KubeError, Obj
+from ckp.controllers.byo.guest import Connect, guest
 from ckp.controllers.scope import cluster_name
 from ckp.kits.clock import Clock
 from ckp.rules.conditions import Condition, make_condition
 from ckp.rules.marks import Marks, node_patch
 
 POLL = 15.0
-SECONDS = 5.0
-"""For one request to a cluster's API server: one that is away must not hold up the other hosts."""
-
-Connect = Callable[[str], Kube]
-
-
-def connect(kubeconfig: str) -> Kube:
-    """A client of a managed cluster."""
-    return Kube.from_kubeconfig(kubeconfig, manager="ckp-controllers", timeout=SECONDS)
 
 
 @dataclass(frozen=True)
@@ -66,16 +56,13 @@ async def _bring(kube: Kube, host: Obj, told: Marks, wanted: Marks, connect_to: 
     machine = await kube.get(BYO_MACHINE, host["spec"]["machineRef"]["name"], namespace)
     if machine is None or machine["metadata"]["uid"] != wanted.machine:
         return "the machine that holds it is not there"
-    secret = await kube.get(SECRET, f"{cluster_name(machine)}-kubeconfig", namespace)
-    if secret is None:
-        return f"cluster {cluster_name(machine)} has no kubeconfig"
-    cluster = connect_to(base64.b64decode(secret["data"]["value"]).decode())
-    try:
-        node = await cluster.get(NODE, name)
+    cluster = cluster_name(machine)
+    async with guest(kube, namespace, cluster, connect_to) as client:
+        if client is None:
+            return f"cluster {cluster} has no kubeconfig"
+        node = await client.get(NODE, name)
         if node is None or (node.get("spec") or {}).get("providerID") != provider_id(namespace, name, wanted.machine):
-            return f"cluster {cluster_name(machine)} does not have the node yet"
+            return f"cluster {cluster} does not have the node yet"
         if patch := node_patch(node, told, wanted):
-            await cluster.merge(NODE, name, None, patch)
-    finally:
-        await cluster.close()
+            await client.merge(NODE, name, None, patch)
     return ""
