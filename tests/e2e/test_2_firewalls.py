@@ -91,7 +91,8 @@ def life_of_a_node(host: LabHost, name: str) -> None:
     assert agent(host, "close") == []
     assert not reached()
     host.run(["rm", "-r", "/root/journal"], timeout=10)
-    assert changes(before, snapshot(host)) == []
+    left = changes(before, snapshot(host))
+    assert not left, "all that was installed must be gone, and only that:\n" + "\n".join(left)
 
 
 def test_ufw_lets_a_node_work_and_is_then_as_before(host: LabHost) -> None:

@@ -102,7 +102,8 @@ def test_the_same_hosts_and_one_more_make_a_second_cluster_and_the_new_one_is_th
     assert listens(guest, 10250), "ufw lets the kubelet be reached"
     ckp("cluster", "delete", "second", "--wait", "--timeout", "10m", timeout=700)
     assert not listens(guest, 10250)
-    assert changes(before, snapshot(guest)) == [], "all that was installed is gone, and only that"
+    left = changes(before, snapshot(guest))
+    assert not left, "all that was installed must be gone, and only that:\n" + "\n".join(left)
 
 
 def test_down_leaves_no_host_bridge_mount_or_process(world: World) -> None:

@@ -30,7 +30,8 @@ for program in iptables-nft ip6tables-nft iptables-legacy ip6tables-legacy; do
         *-legacy) tables=$(cat /proc/net/$(test ${program%-legacy} = iptables && echo ip_tables_names || echo ip6_tables_names) 2>/dev/null) ;;
         *) tables=all ;;
     esac
-    test -z "$tables" || $program-save 2>/dev/null | grep -v '^#' | sed -E "s/\[[0-9]+:[0-9]+\]//; s/^/$program /"
+    # how a rule refuses by default is shown or not, by who made it
+    test -z "$tables" || $program-save 2>/dev/null | grep -v '^#' | sed -E "s/\[[0-9]+:[0-9]+\]//; s/ --reject-with icmp6?-port-unreachable//; s/^/$program /"
 done
 nft list tables | sed 's/^/nft /'
 ipset list -n | sed 's/^/ipset /'

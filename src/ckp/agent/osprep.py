@@ -37,7 +37,11 @@ SYSCTLS = {
     "net.bridge.bridge-nf-call-ip6tables": "1",
 }
 CHANGED_BY_OTHERS = (
-    "net.ipv4.conf.all.rp_filter",  # Cilium
+    "net.ipv4.conf.all.rp_filter",  # Cilium, and the following
+    "net.ipv4.fib_multipath_use_neigh",
+    "net.core.bpf_jit_enable",
+    "kernel.unprivileged_bpf_disabled",
+    "kernel.timer_migration",
     "vm.overcommit_memory",  # the kubelet, and the following
     "vm.panic_on_oom",
     "kernel.panic",
