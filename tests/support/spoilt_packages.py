@@ -199,29 +199,32 @@ class GpgKey:
 
     def __init__(self, home: Path, *, life: str = "20y", subkey_life: str = "20y", born: str = "20200101T000000") -> None:
         self.home = home
-        self.now = ["--faked-system-time", born] if born else []
+        # gpg's faked clock runs on, and on a busy machine a key is made some seconds after it was "born", and can't be used earlier: hours lie between.
+        made, added, self.later = (["--faked-system-time", born.replace("T00", f"T0{hour}")] if born else [] for hour in range(3))
         home.mkdir(mode=0o700, parents=True)
-        self.gpg(*self.now, "--quick-generate-key", OWNER, "ed25519", "cert", life)
+        self.gpg(*made, "--quick-generate-key", OWNER, "ed25519", "cert", life)
         self.primary = self.fingerprints()[0]
-        self.gpg(*self.now, "--quick-add-key", self.primary, "ed25519", "sign", subkey_life)
+        self.gpg(*added, "--quick-add-key", self.primary, "ed25519", "sign", subkey_life)
         self.subkey = self.fingerprints()[1]
 
     def gpg(self, *arguments: str, stdin: bytes = b"") -> bytes:
         """Run gpg in the key's home."""
         argv = ["gpg", "--homedir", str(self.home), "--batch", "--yes", "--quiet", "--no-tty", "--pinentry-mode", "loopback", "--passphrase", "", *arguments]
-        return subprocess.run(argv, input=stdin, capture_output=True, check=True, timeout=60).stdout
+        done = subprocess.run(argv, input=stdin, capture_output=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr.decode(errors="replace")
+        return done.stdout
 
     def fingerprints(self) -> list[str]:
         """Of the primary key and its subkeys."""
         return [line.split(":")[9] for line in self.gpg("--with-colons", "--list-keys").decode().splitlines() if line.startswith("fpr:")]
 
     def sign(self, data: bytes, *options: str) -> bytes:
-        """A detached signature, made when the key was."""
-        return self.gpg(*self.now, *options, "-u", f"{self.subkey}!", "--detach-sign", stdin=data)
+        """A detached signature, made soon after the key."""
+        return self.gpg(*self.later, *options, "-u", f"{self.subkey}!", "--detach-sign", stdin=data)
 
     def sign_cleartext(self, text: bytes) -> bytes:
         """A text with a signature around it."""
-        return self.gpg(*self.now, "-u", f"{self.subkey}!", "--clear-sign", stdin=text)
+        return self.gpg(*self.later, "-u", f"{self.subkey}!", "--clear-sign", stdin=text)
 
     def certificate(self) -> bytes:
         """The public half."""
