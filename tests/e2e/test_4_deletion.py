@@ -68,7 +68,7 @@ def guest(world: World) -> LabHost:
     site = Site(world.dist, WORKERS + 1, lambda _line: None)
     host = site.lab.ensure_host(site.lab.network.hosts(WORKERS + 1)[-1])
     install(host, "ufw")
-    host.run(["sh", "-c", "ufw --force enable && systemctl enable ufw"], timeout=60)
+    host.run(["sh", "-c", "ufw allow 22/tcp && ufw --force enable && systemctl enable ufw && ufw reload"], timeout=60)
     Enrolment(site, Session(read_config())).run()
     return host
 

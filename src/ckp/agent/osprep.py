@@ -37,6 +37,7 @@ SYSCTLS = {
     "net.bridge.bridge-nf-call-ip6tables": "1",
 }
 CHANGED_BY_OTHERS = (
+    "net.ipv4.conf.all.accept_redirects",  # the kernel itself, each time that ip_forward changes (net/ipv4/devinet.c, inet_forward_change)
     "net.ipv4.conf.all.rp_filter",  # Cilium, and the following
     "net.ipv4.fib_multipath_use_neigh",
     "net.core.bpf_jit_enable",
@@ -49,7 +50,7 @@ CHANGED_BY_OTHERS = (
     "kernel.keys.root_maxkeys",
     "kernel.keys.root_maxbytes",
 )
-"""Settings that the cluster's own programs change on a node; their first values are remembered, to be set back when it leaves."""
+"""Settings that the cluster's own programs change on a node; their first values are remembered, to be set back when it leaves (after SYSCTLS)."""
 OPTIONAL_SYSCTLS = ("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables", "net.ipv6.conf.all.forwarding")
 
 
