@@ -19,18 +19,17 @@ class Port(NamedTuple):
 
     ports: str
     protocol: str
-    what: str
 
 
 PORTS = (
-    Port("10250", "tcp", "the kubelet"),
-    Port("4240", "tcp", "Cilium's health checks"),
-    Port("8472", "udp", "pods' packets between nodes (VXLAN)"),
-    Port("30000-32767", "tcp", "Services of type NodePort"),
-    Port("30000-32767", "udp", "Services of type NodePort"),
+    Port("10250", "tcp"),  # the kubelet
+    Port("4240", "tcp"),  # Cilium's health checks
+    Port("8472", "udp"),  # pods' packets between nodes (VXLAN)
+    Port("30000-32767", "tcp"),  # Services of type NodePort
+    Port("30000-32767", "udp"),
 )
 """Kubernetes: "Ports and Protocols", worker nodes. Cilium v1.16 and newer: "System Requirements", firewall rules."""
-API_SERVER = Port("6443", "tcp", "the API server")
+API_SERVER = Port("6443", "tcp")
 LINKS = ("cilium_host", "cilium_net", "cilium_vxlan", "lxc+")
 """What comes out of these is a pod's: a host lets its own pods in."""
 UFW_CONF = "/etc/ufw/ufw.conf"
@@ -46,12 +45,12 @@ class Firewall(Protocol):
 
     name: str
 
-    def missing(self, ports: Sequence[Port]) -> List[List[str]]:
-        """The rules for these ports and for LINKS that are not there, each in the tool's own words. Raises AgentError."""
+    def rules(self, ports: Sequence[Port]) -> List[List[str]]:
+        """The rules for these ports and for LINKS, each in the tool's own words. Raises AgentError."""
         ...
 
-    def holds(self, rule: Sequence[str]) -> bool:
-        """Whether a rule is there. Raises AgentError."""
+    def held(self, rules: Sequence[List[str]]) -> List[List[str]]:
+        """Those of them that are there. Raises AgentError."""
         ...
 
     def add(self, rule: Sequence[str]) -> None:
@@ -68,25 +67,20 @@ class Ufw:
 
     name = "ufw"
 
-    def missing(self, ports: Sequence[Port]) -> List[List[str]]:
+    def rules(self, ports: Sequence[Port]) -> List[List[str]]:
         rules = [["allow", "proto", port.protocol, "to", "any", "port", port.ports.replace("-", ":")] for port in ports]
-        rules += [["allow", "in", "on", link] for link in LINKS]
-        known = self._known()
-        return [rule for rule in rules if _as_shown(rule) not in known]
+        return rules + [["allow", "in", "on", link] for link in LINKS]
 
-    def holds(self, rule: Sequence[str]) -> bool:
-        return _as_shown(rule) in self._known()
+    def held(self, rules: Sequence[List[str]]) -> List[List[str]]:
+        there = run(["ufw", "show", "added"], timeout=SECONDS, what="asking ufw for its rules", reason="FirewallFailed").stdout
+        known = [line.split(" comment ")[0].split()[1:] for line in there.splitlines()]
+        return [rule for rule in rules if _as_shown(rule) in known]
 
     def add(self, rule: Sequence[str]) -> None:
         run(["ufw", *rule, "comment", COMMENT], timeout=SECONDS, what=f"ufw {' '.join(rule)}", resolution="ufw status verbose", reason="FirewallFailed")
 
     def remove(self, rule: Sequence[str]) -> None:
         run(["ufw", "--force", "delete", *rule], timeout=SECONDS, check=False)
-
-    @staticmethod
-    def _known() -> List[List[str]]:
-        there = run(["ufw", "show", "added"], timeout=SECONDS, what="asking ufw for its rules", reason="FirewallFailed").stdout
-        return [line.split(" comment ")[0].split()[1:] for line in there.splitlines()]
 
 
 def _as_shown(rule: Sequence[str]) -> List[str]:
@@ -99,13 +93,15 @@ class Firewalld:
 
     name = "firewalld"
 
-    def missing(self, ports: Sequence[Port]) -> List[List[str]]:
+    def rules(self, ports: Sequence[Port]) -> List[List[str]]:
         zone = self.zone()
         rules = [[f"--zone={zone}", f"--add-port={port.ports}/{port.protocol}"] for port in ports]
-        rules += [["--zone=trusted", f"--add-interface={link}"] for link in LINKS]
-        return [rule for rule in rules if not self.holds(rule)]
+        return rules + [["--zone=trusted", f"--add-interface={link}"] for link in LINKS]
 
-    def holds(self, rule: Sequence[str]) -> bool:
+    def held(self, rules: Sequence[List[str]]) -> List[List[str]]:
+        return [rule for rule in rules if self._holds(rule)]
+
+    def _holds(self, rule: Sequence[str]) -> bool:
         query = [word.replace("--add-", "--query-") for word in rule]
         return all(run(["firewall-cmd", *when, *query], timeout=SECONDS, check=False).code == 0 for when in ([], ["--permanent"]))
 
@@ -176,7 +172,9 @@ def open_ports(journal: Journal, ports: Sequence[Port] = PORTS) -> List[str]:
     """Open what a node needs; returns notes. Idempotent. Raises AgentError if a firewall does not take a rule."""
     notes = []
     for firewall in active():
-        missing = firewall.missing(ports)
+        rules = firewall.rules(ports)
+        there = firewall.held(rules)
+        missing = [rule for rule in rules if rule not in there]
         if not missing:
             continue
         known = dict(journal.notes.get(NOTE, {}))
@@ -203,13 +201,11 @@ def close_ports(journal: Journal) -> None:
 def left(journal: Journal) -> List[str]:
     """Rules of ours that are still there, in sentences."""
     known, found = journal.notes.get(NOTE, {}), []
-    for firewall in active():
-        for rule in known.get(firewall.name, []):
-            try:
-                if firewall.holds(rule):
-                    found.append(f"the rule {' '.join(rule)} of {firewall.name}")
-            except AgentError as error:
-                found.append(error.brief)
+    for firewall in active() if known else ():
+        try:
+            found += [f"the rule {' '.join(rule)} of {firewall.name}" for rule in firewall.held(known.get(firewall.name, []))]
+        except AgentError as error:
+            found.append(error.brief)
     return found
 
 

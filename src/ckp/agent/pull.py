@@ -25,6 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Iterator, Optional
 
 from ckp.agent.kit import AgentError, InvalidInput, log, remove, run
+from ckp.agent.packagefile import sha256_of
 
 MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
 MANIFEST_LIMIT = 4 << 20
@@ -160,7 +161,7 @@ class Puller:
                 if fruitless == FRUITLESS:
                     raise self._failed(f"{problem}; {_size(part) / 1e6:.1f} of {blob.size / 1e6:.1f} MB are kept for the next attempt")
                 time.sleep(1.0 + fruitless)
-        if _digest(part) != blob.digest:
+        if f"sha256:{sha256_of(part)}" != blob.digest:
             remove(part)
             raise self._failed(f"what it sent as {blob.digest[:19]}… has another digest, and was thrown away")
         os.replace(part, final)
@@ -206,14 +207,6 @@ def _size(path: str) -> int:
         return os.path.getsize(path)
     except FileNotFoundError:
         return 0
-
-
-def _digest(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for data in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(data)
-    return f"sha256:{digest.hexdigest()}"
 
 
 def _words(error: Exception) -> str:

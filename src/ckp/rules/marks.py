@@ -30,7 +30,7 @@ class Marks:
 
     @classmethod
     def read(cls, host: Mapping[str, Any]) -> Marks:
-        """What is written down of them in a ByoHost's status; of another machine's node nothing is known."""
+        """What is written down of them in a ByoHost's status."""
         found = (host.get("status") or {}).get("nodeMarks") or {}
         return cls(str(found.get("machine", "")), found.get("labels") or {}, tuple(found.get("taints") or ()), bool(found.get("settled")))
 
@@ -44,8 +44,7 @@ class Marks:
 
     def told(self, wanted: Marks) -> Marks:
         """Before the join: the node registers with one of all that it was told meanwhile, and nobody knows with which."""
-        before = self if self.machine == wanted.machine else Marks(wanted.machine)
-        return replace(wanted, labels={**before.labels, **wanted.labels}, taints=tuple(dict.fromkeys((*before.taints, *wanted.taints))), settled=False)
+        return replace(wanted, labels={**self.labels, **wanted.labels}, taints=tuple(dict.fromkeys((*self.taints, *wanted.taints))), settled=False)
 
 
 def node_patch(node: Mapping[str, Any], before: Marks, wanted: Marks) -> dict[str, Any]:
