@@ -74,8 +74,9 @@ def proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModulePro
     (cache / "go/mod/golang.org").mkdir(parents=True)
     (cache / "go/mod/golang.org" / goroot.name).symlink_to(goroot)
     (cache / "go" / f"toolchain-{GO}.verified").write_text(Catalog().toolchain_sum(GO))
-    # The standard library compiled once for all of these tests.
+    # The standard library compiled once for all of these tests. Where every build came from the cache of builds, Go has compiled nothing yet.
     shared = paths.cache() / "go" / "build"
+    shared.mkdir(parents=True, exist_ok=True)
     (cache / "go/build").symlink_to(shared)
     monkeypatch.setenv("CKP_CACHE", str(cache))
     monkeypatch.setenv("GONOSUMDB", "*")
