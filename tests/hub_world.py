@@ -23,6 +23,8 @@ from ckp.clients.kube_simulator import KubeSimulator
 from ckp.hub.channel import PATH, Channel
 from ckp.hub.desired import KubeDesired
 from ckp.hub.identity import HostCa, HostId, channel_context
+from ckp.hub.replicas import Replicas
+from ckp.hub.silence import Sweep
 from ckp.kits.clock import SystemClock
 from compass_world import facts
 from tls_world import Authority, client_context, make_authority, make_leaf, serial_of, write_pair
@@ -96,6 +98,7 @@ async def make_door(
     offline: float = 60.0,
     seen_every: float = 20.0,
     sweep_every: float = 0.1,
+    identity: str = "hub-1",
 ) -> AsyncIterator[Door]:
     """A hub for the block. `authorities` (its root, and the host CA) are another hub's, whose hosts come to this one."""
     root, host_ca = authorities or (root := make_authority("root"), make_authority("host-ca", root))
@@ -109,17 +112,19 @@ async def make_door(
     def issue(csr: str, host: HostId) -> tuple[str, str]:
         return ca.sign(csr, host), root.pem
 
-    channel = Channel(kube, desired, clock, CollectorRegistry(), issue=issue, offline=offline, seen_every=seen_every, sweep_every=sweep_every)
+    replicas = Replicas(kube, identity, clock, renew=min(1.0, offline / 8))
+    channel = Channel(kube, desired, clock, CollectorRegistry(), replicas, issue=issue, offline=offline, seen_every=seen_every)
     context = channel_context(*server, ca)
     following = asyncio.ensure_future(desired.run())
-    sweeping = asyncio.ensure_future(channel.sweep())
+    sweeping = asyncio.ensure_future(Sweep(channel, sweep_every).run())
+    renewing = asyncio.ensure_future(replicas.keep())
     try:
         async with channel.listen("127.0.0.1", 0, context) as listening:
             yield Door(kube, channel, desired, listening.sockets[0].getsockname()[1], root, host_ca, directory)
     finally:
-        for task in (following, sweeping):
+        for task in (following, sweeping, renewing):
             task.cancel()
-        await asyncio.gather(following, sweeping, return_exceptions=True)
+        await asyncio.gather(following, sweeping, renewing, return_exceptions=True)
 
 
 async def eventually(probe: Callable[[], Awaitable[Any]], *, within: float = 5.0) -> Any:

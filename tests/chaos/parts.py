@@ -24,10 +24,12 @@ from ckp.controllers.__main__ import build
 from ckp.hub.channel import Channel, Issue
 from ckp.hub.desired import KubeDesired
 from ckp.hub.identity import HostCa, channel_context
+from ckp.hub.replicas import Replicas
+from ckp.hub.silence import Sweep
 from ckp.kits.clock import SystemClock
 from ckp.runtime.health import Health
 
-OFFLINE, SEEN_EVERY, SWEEP, RELIST, RESYNC = 5.0, 2.0, 0.5, 20.0, 15.0
+OFFLINE, SEEN_EVERY, SWEEP, RENEW, RELIST, RESYNC = 5.0, 20.0, 0.5, 0.7, 20.0, 15.0
 REPOSITORY = Path(__file__).resolve().parents[2]
 VERSION = "v1.35.1"
 RELEASES = Releases(
@@ -46,7 +48,8 @@ RELEASES = Releases(
 class Hub:
     """One replica."""
 
-    def __init__(self, kube: ChaosKube, server: tuple[Path, Path], ca: HostCa, issue: Issue) -> None:
+    def __init__(self, kube: ChaosKube, identity: str, server: tuple[Path, Path], ca: HostCa, issue: Issue) -> None:
+        self.identity = identity
         self._root, self._server, self._ca, self._issue = kube, server, ca, issue
         self.port = 0
         self._tasks: list[asyncio.Task[Any]] = []
@@ -55,13 +58,13 @@ class Hub:
         """Come up, on a port of its own."""
         self._kube = self._root.client("ckp-hub")
         desired = KubeDesired(self._kube, relist=RELIST)
-        self._channel = Channel(
-            self._kube, desired, SystemClock(), CollectorRegistry(), issue=self._issue, offline=OFFLINE, seen_every=SEEN_EVERY, sweep_every=SWEEP
-        )
+        clock = SystemClock()
+        replicas = Replicas(self._kube, self.identity, clock, renew=RENEW)
+        self._channel = Channel(self._kube, desired, clock, CollectorRegistry(), replicas, issue=self._issue, offline=OFFLINE, seen_every=SEEN_EVERY)
         self._listening = self._channel.listen("127.0.0.1", 0, channel_context(*self._server, self._ca))
         self._sockets = await self._listening.__aenter__()
         self.port = self._sockets.sockets[0].getsockname()[1]
-        self._tasks = [asyncio.ensure_future(desired.run()), asyncio.ensure_future(self._channel.sweep())]
+        self._tasks = [asyncio.ensure_future(desired.run()), asyncio.ensure_future(replicas.keep()), asyncio.ensure_future(Sweep(self._channel, SWEEP).run())]
 
     async def kill(self) -> None:
         """As SIGKILL: no goodbye to hosts, not a word to the API server."""

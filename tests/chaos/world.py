@@ -61,7 +61,7 @@ class World:
         self._ca, self._short_ca = HostCa(*files, SystemClock()), HostCa(*files, _LongAgo())
         self._root = root.pem
         server = write_pair(folder, "server", *make_leaf(root, server=True))
-        self.hubs = [Hub(self.kube, server, self._ca, self._issue) for _ in range(schedule.replicas)]
+        self.hubs = [Hub(self.kube, f"hub-{number}", server, self._ca, self._issue) for number in range(schedule.replicas)]
         self.controllers = Controllers(self.kube)
         self.hosts = {name: Host(folder / name, self._ports, self._root_file, self.choose) for name in schedule.hosts}
         self.seen: list[str] = []

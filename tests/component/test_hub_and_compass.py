@@ -37,6 +37,7 @@ from ckp.hub.channel import PATH, Channel
 from ckp.hub.desired import KubeDesired
 from ckp.hub.enrolment import CompassClient, Enrolment
 from ckp.hub.identity import HostCa, HostId, channel_context
+from ckp.hub.replicas import Replicas
 from ckp.kits.clock import SystemClock, rfc3339
 from ckp.kits.paths import REPO
 from ckp.kits.retry import wait_until_async
@@ -178,7 +179,7 @@ async def platform(accounts: Accounts, kube: Kube, tmp_path: Path) -> AsyncItera
     compass = CompassClient("https://compass", tmp_path / "hub-token", None, transport=httpx.ASGITransport(make_internal_app(cases)))
     enrolment = Enrolment(compass, hub_kube, ca, tmp_path / "ca.crt", CollectorRegistry())
     desired = KubeDesired(hub_kube)
-    channel = Channel(hub_kube, desired, clock, CollectorRegistry())
+    channel = Channel(hub_kube, desired, clock, CollectorRegistry(), Replicas(hub_kube, "hub-1", clock, renew=10.0))
     following = asyncio.ensure_future(desired.run())
     try:
         async with (

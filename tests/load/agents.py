@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import random
+import socket
 import sys
 import threading
 import time
@@ -20,13 +21,14 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from ckp.agent import engine as agent_engine
 from ckp.agent import messages
-from ckp.agent.channel import LONGEST_DELAY, OPEN_SECONDS, PING_SECONDS, tls_context
+from ckp.agent.channel import CONNECT_SECONDS, LONGEST_DELAY, OPEN_SECONDS, PING_SECONDS, tls_context
 from ckp.agent.engine import Engine
 from ckp.agent.identity import Backoff, Identity
 from ckp.agent.journal import Journal
@@ -54,7 +56,8 @@ class TellingEngine(Engine):
 
     def __init__(self, journal: Journal) -> None:
         self.told = asyncio.Event()
-        super().__init__(journal, Steps())
+        # No `sync`: it writes out all file systems of this machine, for a second at times, and a thousand agents of this process would wait for each other's.
+        super().__init__(journal, Steps(), sync=lambda: None)
 
     def _publish(self) -> None:
         super()._publish()
@@ -83,9 +86,15 @@ def made_up(number: int, host: str) -> messages.HostFacts:
 
 
 class Agent:
-    """One agent over its state folder."""
+    """One agent over its state folder.
 
-    def __init__(self, folder: Path, number: int, url: str, events: deque[Event]) -> None:
+    Args:
+        turn: all agents of this process work in turn, one between two looks at their sockets: each would be alone on its machine, and what it is sent
+            would not wait for the journals of a thousand others.
+    """
+
+    def __init__(self, folder: Path, number: int, url: str, events: deque[Event], turn: asyncio.Lock) -> None:
+        self.turn = turn
         self.identity = Identity(str(folder))
         self.engine = TellingEngine(Journal(str(folder / "journal.json"), str(folder / "saved")))
         self.number, self.url, self.events, self.host = number, url, events, self.identity.host
@@ -114,8 +123,12 @@ class Agent:
 
     async def once(self) -> None:
         """One connection, as Channel._once has it."""
+        parts = urlsplit(self.url)
+        async with asyncio.timeout(CONNECT_SECONDS):
+            tcp = await self._tcp(parts.port or 443)
         async with connect(
             self.url,
+            sock=tcp,
             ssl=tls_context(self.identity, self.identity.ca),
             proxy=None,
             compression=None,
@@ -125,11 +138,11 @@ class Agent:
             close_timeout=5,
             max_size=messages.MAX_FRAME_BYTES,
             write_limit=16_384,
-        ) as socket:
-            await socket.send(messages.to_json(messages.Hello(boot_id=f"boot-{self.number}", facts=made_up(self.number, self.host))))
-            reports = asyncio.ensure_future(self.send_reports(socket))
+        ) as websocket:
+            await websocket.send(messages.to_json(messages.Hello(boot_id=f"boot-{self.number}", facts=made_up(self.number, self.host))))
+            reports = asyncio.ensure_future(self.send_reports(websocket))
             try:
-                async for frame in socket:
+                async for frame in websocket:
                     message = messages.from_hub(frame)
                     if isinstance(message, messages.Desired):
                         self.note("desired", message.generation)
@@ -140,13 +153,24 @@ class Agent:
             finally:
                 reports.cancel()
 
-    async def send_reports(self, socket: ClientConnection) -> None:
+    @staticmethod
+    async def _tcp(port: int) -> socket.socket:
+        tcp = socket.socket()
+        try:
+            tcp.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(tcp, ("127.0.0.1", port))
+        except BaseException:
+            tcp.close()
+            raise
+        return tcp
+
+    async def send_reports(self, websocket: ClientConnection) -> None:
         """After every change and every report_seconds, as Channel._send_reports does."""
         with contextlib.suppress(ConnectionClosed, OSError):
             while True:
                 self.engine.told.clear()
                 report, _ = self.engine.report()
-                await socket.send(messages.to_json(report))
+                await websocket.send(messages.to_json(report))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self.report_seconds):
                         await self.engine.told.wait()
@@ -154,8 +178,10 @@ class Agent:
     async def work(self) -> None:
         """Engine.run, with the time of a step after it."""
         while True:
-            self.wanted.clear()
-            wait = self.engine.work_once()
+            async with self.turn:
+                self.wanted.clear()
+                wait = self.engine.work_once()
+                await asyncio.sleep(0)
             if wait == 0.0:
                 await asyncio.sleep(random.uniform(*STEP_SECONDS))
                 continue
@@ -170,7 +196,8 @@ async def main(url: str, top: str, first: int, last: int, begin: float, seconds:
     logging.getLogger("websockets").setLevel(logging.CRITICAL)
     agent_engine.log = lambda *_: None
     events: deque[Event] = deque()
-    agents = [Agent(Path(top) / str(number), number, url, events) for number in range(first, last)]
+    turn = asyncio.Lock()
+    agents = [Agent(Path(top) / str(number), number, url, events, turn) for number in range(first, last)]
     running = [asyncio.ensure_future(agent.run(begin + seconds * index / len(agents))) for index, agent in enumerate(agents)]
     over, loop = asyncio.Event(), asyncio.get_running_loop()
 

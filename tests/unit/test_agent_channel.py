@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
 import json
 import os
 import queue
+import socket
 import ssl
 import threading
 import time
@@ -226,6 +228,31 @@ def test_the_connection_is_tls_1_3_with_our_certificate(hub: Hub, agent: Agent) 
     name, _ = hub.said.get(timeout=10)
     assert name == "worker-1"
     assert hub.connections[0].socket.version() == "TLSv1.3"  # type: ignore[attr-defined]
+
+
+def test_a_place_in_the_queue_of_a_busy_hub_is_kept(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_module, "CONNECT_SECONDS", 0.5)
+    hub.start()
+    agent = make_agent(hub, tmp_path / "agent")
+    with socket.create_server(("127.0.0.1", 0)) as door:  # the kernel takes connections, and for a while nobody asks it for them
+        agent.channel.url = f"wss://127.0.0.1:{door.getsockname()[1]}/v1/agent"
+        agent.start()
+        time.sleep(1.5)
+        taken, _ = door.accept()
+        with taken, socket.create_connection(("127.0.0.1", hub.port)) as onward:
+            for source, target in ((taken, onward), (onward, taken)):
+                threading.Thread(target=_pass_on, args=(source, target), daemon=True).start()
+            agent.until("Connected")
+            door.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                door.accept()  # it never came a second time
+            agent.stop()
+
+
+def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
 
 
 def test_an_older_tls_is_not_spoken(hub: Hub, tmp_path: Path) -> None:

@@ -354,7 +354,7 @@ async def test_five_hundred_come_back_at_once_after_a_restart_and_nobody_is_mark
         contexts = [await first.enrolled(f"h{number}") for number in range(count)]
     long_enough = datetime.now(UTC)
     for number in range(count):  # as the hub before left them
-        status = shape.with_connection({}, connected=True, condition=True, reason="Connected", message="", seen=long_enough, at=long_enough)
+        status = shape.with_connection({}, hub="hub-0", condition=True, reason="Connected", message="", seen=long_enough, at=long_enough)
         await kube.apply(shape.apply_body(HostId(TENANT, f"h{number}"), status), subresource="status")
     events = len(kube._store.events)
     offline = 12.0

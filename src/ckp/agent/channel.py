@@ -5,10 +5,12 @@ The channel carries states, not commands: what is lost with a broken connection 
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
 import time
 from typing import Any, Callable
+from urllib.parse import urlsplit
 
 from ckp.agent import inventory, messages
 from ckp.agent.engine import Engine
@@ -16,7 +18,9 @@ from ckp.agent.identity import Backoff, Identity
 from ckp.agent.kit import AgentError, log
 from ckp.agent.status import Status
 
-OPEN_SECONDS = 20.0
+CONNECT_SECONDS, OPEN_SECONDS = 20.0, 60.0
+"""For TCP, and then for TLS and the upgrade. A hub to which all hosts come back at once opens their connections in turn: whose TCP connection stands has a
+place in its queue, and would be the last of all again if it gave up and came anew."""
 PING_SECONDS = 20.0
 LONGEST_DELAY = 60.0
 FACTS_SECONDS = 300.0
@@ -31,6 +35,12 @@ def tls_context(identity: Identity, pinned_ca: str) -> ssl.SSLContext:
     context.load_verify_locations(cafile=pinned_ca)
     context.load_cert_chain(identity.certificate, identity.key)
     return context
+
+
+def tcp_connection(url: str) -> socket.socket:
+    """A TCP connection to the server of a wss URL. OSError if there is none within CONNECT_SECONDS."""
+    parts = urlsplit(url)
+    return socket.create_connection((parts.hostname or "", parts.port or 443), timeout=CONNECT_SECONDS)
 
 
 class Channel:
@@ -65,9 +75,9 @@ class Channel:
     def close(self) -> None:
         """Make run() return soon; may be called from any thread."""
         self.stop.set()
-        socket = self._socket
-        if socket is not None:
-            threading.Thread(target=socket.close, daemon=True).start()
+        websocket = self._socket
+        if websocket is not None:
+            threading.Thread(target=websocket.close, daemon=True).start()
 
     def run(self) -> None:
         """Connect, talk, and connect again after a delay that grows and is jittered."""
@@ -90,6 +100,7 @@ class Channel:
             context = tls_context(self.identity, self.pinned_ca)
             with connect(
                 self.url,
+                sock=tcp_connection(self.url),
                 ssl=context,
                 proxy=None,
                 compression=None,
@@ -99,11 +110,11 @@ class Channel:
                 close_timeout=5,
                 max_size=messages.MAX_FRAME_BYTES,
                 user_agent_header="ckp-agent",
-            ) as socket:
-                self._socket = socket
+            ) as websocket:
+                self._socket = websocket
                 if self.stop.is_set():
                     return "Closed", "the agent was stopped"
-                self._talk(socket)
+                self._talk(websocket)
             return "Disconnected", "the hub closed the connection"
         except ConnectionClosed as error:
             if isinstance(error.__cause__, ssl.SSLError):  # with TLS 1.3 a server refuses a certificate after the client's handshake is done
@@ -136,14 +147,14 @@ class Channel:
             log(f"channel: the certificate of before can't be used: {error}")
             return False
 
-    def _talk(self, socket: Any) -> None:
+    def _talk(self, websocket: Any) -> None:
         hello = self.hello()
-        socket.send(messages.to_json(hello))
+        websocket.send(messages.to_json(hello))
         over = threading.Event()
-        sender = threading.Thread(target=self._send_reports, args=(socket, over, hello), name="reports", daemon=True)
+        sender = threading.Thread(target=self._send_reports, args=(websocket, over, hello), name="reports", daemon=True)
         sender.start()
         try:
-            for frame in socket:
+            for frame in websocket:
                 try:
                     message = messages.from_hub(frame)
                 except messages.MalformedMessage as error:
@@ -152,7 +163,7 @@ class Channel:
                 if isinstance(message, messages.Desired):
                     self._take(message)
                 elif isinstance(message, messages.RenewalDue):
-                    self._ask_for_renewal(socket)
+                    self._ask_for_renewal(websocket)
                 elif self._renewed(message):
                     return  # and come back with the new certificate
         finally:
@@ -172,13 +183,13 @@ class Channel:
         self.engine.submit(desired)
         self.confirm()
 
-    def _ask_for_renewal(self, socket: Any) -> None:
+    def _ask_for_renewal(self, websocket: Any) -> None:
         try:
             csr = self.identity.make_next_csr()
         except (AgentError, OSError) as error:
             log(f"channel: the certificate could not be renewed, the hub asks again at the next connection: {error}")
             return
-        socket.send(messages.to_json(messages.Renewal(csr=csr)))
+        websocket.send(messages.to_json(messages.Renewal(csr=csr)))
 
     def _renewed(self, issued: messages.IssuedCertificate) -> bool:
         """Whether a new certificate is in use from now on."""
@@ -190,7 +201,7 @@ class Channel:
         log("channel: this host has a new certificate and key")
         return True
 
-    def _send_reports(self, socket: Any, over: threading.Event, told: messages.Hello) -> None:
+    def _send_reports(self, websocket: Any, over: threading.Event, told: messages.Hello) -> None:
         from websockets.exceptions import ConnectionClosed
 
         look = time.monotonic() + self.facts_seconds
@@ -198,12 +209,12 @@ class Channel:
             while not over.is_set():
                 report, version = self.engine.report()
                 self.status.flush()
-                socket.send(messages.to_json(report))
+                websocket.send(messages.to_json(report))
                 if time.monotonic() >= look:
                     look = time.monotonic() + self.facts_seconds
                     now = self.hello()
                     if not inventory.same(now.facts, told.facts):
-                        socket.send(messages.to_json(now))
+                        websocket.send(messages.to_json(now))
                         told = now
                 self.engine.wait_change(version, self.report_seconds, over)
         except (ConnectionClosed, OSError):

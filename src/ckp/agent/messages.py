@@ -5,10 +5,11 @@ A contract test (tests/contract/test_agent_messages.py) holds the two together, 
 
 from __future__ import annotations
 
+import functools
 import json
 import typing
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Optional, Tuple, Type, TypeVar
+from typing import Any, Dict, Optional, Tuple, Type, TypeVar
 
 PROTOCOL = 1
 MAX_FRAME_BYTES = 1 << 20
@@ -284,12 +285,18 @@ def from_hub(text: str | bytes) -> Any:
     return decode(kind, data)
 
 
+@functools.lru_cache(maxsize=None)
+def _hints(kind: Any) -> Dict[str, Any]:
+    """Worked out once: they are text that must be evaluated, which costs more than all else about a message."""
+    return typing.get_type_hints(kind)
+
+
 def decode(kind: Type[T], data: Any, where: str = "") -> T:
     """A dataclass from parsed JSON; see from_json."""
     name = where or kind.__name__
     if not isinstance(data, dict):
         raise MalformedMessage(f"{name}: an object is expected")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(typing.cast(Any, kind))
     values = {}
     for item in fields(kind):  # type: ignore[arg-type]
         if item.name in data:

@@ -100,7 +100,8 @@ BYO_HOST_STATUS = _object(
         "agent": _object(
             {
                 "connected": _boolean(),
-                "lastSeen": _string(format="date-time"),
+                "hub": _string("The replica of the hub that holds its connection, by its Lease in ckp-hosts; absent: none does."),
+                "lastSeen": _string("When it was last heard of; while it is connected, up to five minutes old.", format="date-time"),
                 "version": _string(),
                 "address": _string(),
                 "certificateSerial": _string("Of the client certificate that is valid now, in hex."),

@@ -9,6 +9,7 @@ defaulting, RBAC. Those are for the tests that run against a real API server.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import copy
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 from ckp.clients import kinds
 from ckp.clients.kinds import Kind, kind_of
-from ckp.clients.kube import EventType, Kube, KubeError, Obj, Objs
+from ckp.clients.kube import PAGE, EventType, Kube, KubeError, Obj, Objs
 from ckp.kits.clock import rfc3339
 
 Key = tuple[Kind, str, str]
@@ -101,7 +102,9 @@ class KubeSimulator(Kube):
         found = self._store.objects.get((kind, namespace or "", name))
         return copy.deepcopy(found)
 
-    async def list_with_version(self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str | None] | None = None) -> tuple[Objs, str]:
+    async def list_with_version(
+        self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str | None] | None = None, page: int = PAGE
+    ) -> tuple[Objs, str]:
         await self._enter("list", kind, "")
         return [copy.deepcopy(obj) for obj in self._matching(kind, namespace, labels)], str(self._store.version)
 
@@ -114,7 +117,8 @@ class KubeSimulator(Kube):
         while True:
             if seen < self._store.expired:
                 raise KubeError(f"watch {kind.kind}: too old resource version: {seen}", code=410, reason="Expired")
-            fresh = [event for event in self._store.events if event.version > seen]
+            events = self._store.events
+            fresh = events[bisect.bisect_right(events, seen, key=lambda event: event.version) :]
             for event in fresh:
                 seen = event.version
                 if event.kind == kind and namespace in (None, "", _meta(event.obj).get("namespace")) and _selected(event.obj, labels):
@@ -153,6 +157,8 @@ class KubeSimulator(Kube):
         await self._enter("apply", kind, name)
         key = self._key(kind, obj)
         old = self._store.objects.get(key)
+        if old is not None:
+            _same_version(obj["metadata"].pop("resourceVersion", None), old, "patch", kind, name)
         part = {"status": obj.get("status", {})} if subresource else {k: v for k, v in obj.items() if k not in ("apiVersion", "kind")}
         if not subresource:
             part["metadata"] = {k: v for k, v in part["metadata"].items() if k not in ("name", "namespace")}

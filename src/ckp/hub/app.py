@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ssl
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from ckp.hub.channel import Channel, shrink_tls_buffers
 from ckp.hub.desired import KubeDesired
 from ckp.hub.enrolment import CompassClient, Enrolment
 from ckp.hub.identity import HostCa, HostId, channel_context, trusted_by_hosts
+from ckp.hub.replicas import RENEW_SECONDS, Replicas
 from ckp.hub.settings import Settings
+from ckp.hub.silence import Sweep
 from ckp.kits.clock import SystemClock
 from ckp.kits.errors import CkpError
 from ckp.runtime.serving import RELOAD_SECONDS, Probes, follow_certificate, make_server, run_all
@@ -32,6 +35,7 @@ async def serve(settings: Settings, kube: Kube, stop: asyncio.Event) -> None:
         CkpError: a file or a port is not as it must be.
     """
     shrink_tls_buffers()
+    collect_garbage_rarely()
     clock, registry = SystemClock(), CollectorRegistry()
     ProcessCollector(registry=registry)
     Gauge("ckp_hub_info", "The running version", ["version"], registry=registry).labels(__version__).set(1)
@@ -43,7 +47,8 @@ async def serve(settings: Settings, kube: Kube, stop: asyncio.Event) -> None:
     def issue(csr: str, host: HostId) -> tuple[str, str]:
         return ca.sign(csr, host), trusted_by_hosts(settings.server_ca, ca)
 
-    channel = Channel(kube, desired, clock, registry, issue=issue)
+    replicas = Replicas(kube, settings.identity, clock, renew=RENEW_SECONDS)
+    channel = Channel(kube, desired, clock, registry, replicas, issue=issue)
 
     async def ready() -> str:
         return "" if desired.healthy else "the desired states could not be read from the API server yet"
@@ -62,13 +67,22 @@ async def serve(settings: Settings, kube: Kube, stop: asyncio.Event) -> None:
         followers = [follow_certificate(one, settings.tls_cert, settings.tls_key) for one in (context, servers[0].config.ssl) if one]
         async with channel.listen(settings.bind, settings.channel_port, context):
             log.info("hub starts", version=__version__, enrolment=settings.enrolment_port, channel=settings.channel_port)
-            await run_all(servers, stop, desired.run(), channel.sweep(), follow_host_ca(context, ca, settings.host_ca_cert), *followers)
+            await run_all(servers, stop, desired.run(), replicas.keep(), Sweep(channel).run(), follow_host_ca(context, ca, settings.host_ca_cert), *followers)
     except OSError as error:
         raise CkpError(f"a port could not be opened, or a certificate did not load: {error}") from error
     finally:
         await compass.close()
         await kube.close()
         log.info("hub has ended")
+
+
+def collect_garbage_rarely() -> None:
+    """Thousands of connections are millions of objects that live long, and Python looks through all of them again and again, a second each time.
+
+    Meanwhile no host is served; what there is to find (connections that have ended) is little and can wait.
+    """
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 async def follow_host_ca(context: ssl.SSLContext, ca: HostCa, file: Path) -> None:

@@ -13,6 +13,7 @@ import json
 import ssl
 from asyncio import sslproto
 from collections.abc import AsyncIterator, Callable
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -21,11 +22,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
-from ckp.api.host_protocol import (
-    MAX_FRAME_BYTES,
-    OFFLINE_SECONDS,
-    REPORT_SECONDS,
-)
+from ckp.api.host_protocol import MAX_FRAME_BYTES, OFFLINE_SECONDS
 from ckp.clients import kinds
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.hub import gate
@@ -33,18 +30,23 @@ from ckp.hub import status as shape
 from ckp.hub.connection import Connection
 from ckp.hub.desired import DesiredSource
 from ckp.hub.identity import Credential, HostId, credential_of
-from ckp.kits.clock import Clock, parse_rfc3339
+from ckp.hub.replicas import Replicas
+from ckp.kits.clock import Clock
 from ckp.kits.errors import CkpError
 
 log = structlog.get_logger("hub.channel")
 
-SWEEP_SECONDS = 15.0
+SEEN_SECONDS = 300.0
+"""How often a host of which there is nothing new is written all the same. That it lives, its replica's Lease says."""
 LOOKUPS_AT_ONCE, WRITES_AT_ONCE = 10, 8
 """Requests to the API server at once. With watch and list they fit the twenty connections that the client keeps; all others wait here, in their order,
 since in the client's own queue each would cost the more the longer it is, and be given up after some seconds."""
 HANDSHAKE_SECONDS = 15.0
 OPEN_SECONDS = 20.0
 """A connection that has not finished TLS, and then the upgrade, within these times is closed."""
+REPORTS_AT_ONCE = 16
+"""Reports that are taken between two looks at what is wanted of hosts: of the API server's watch one piece is read in each round of the event loop,
+and when two thousand hosts report at once a round in which all of them were heard would last a second."""
 PATH = "/v1/agent"
 Issue = Callable[[str, HostId], tuple[str, str]]
 """Signs a host's request (PEM): the certificate, and the CAs that the host is to trust."""
@@ -93,6 +95,7 @@ class Channel:
     Args:
         kube: its field manager owns what is written into statuses.
         issue: signs renewals; None: certificates are not renewed over this channel.
+        replicas: says who we are among the replicas of the hub.
         offline: seconds of silence after which a host counts as offline.
     """
 
@@ -102,24 +105,26 @@ class Channel:
         desired: DesiredSource,
         clock: Clock,
         registry: CollectorRegistry,
+        replicas: Replicas,
         *,
         issue: Issue | None = None,
         offline: float = OFFLINE_SECONDS,
-        seen_every: float = REPORT_SECONDS,
-        sweep_every: float = SWEEP_SECONDS,
+        seen_every: float = SEEN_SECONDS,
     ) -> None:
         self.kube = kube
         self.desired = desired
         self.clock = clock
+        self.replicas = replicas
         self.metrics = Metrics(registry)
         self.issue = issue
         self.offline = offline
         self.seen_every = seen_every
-        self._sweep_every = sweep_every
         self._live: dict[HostId, Connection] = {}
+        self._departed: dict[HostId, datetime] = {}
         self._locks: dict[HostId, tuple[asyncio.Lock, list[int]]] = {}
         self._lookups = asyncio.Semaphore(LOOKUPS_AT_ONCE)
         self._writes = asyncio.Semaphore(WRITES_AT_ONCE)
+        self._reports = asyncio.Semaphore(REPORTS_AT_ONCE)
         self._closing: set[asyncio.Task[None]] = set()
         self.stopping = False
 
@@ -153,38 +158,6 @@ class Channel:
             finally:
                 self.stopping = True
 
-    async def sweep(self) -> None:
-        """Until cancelled: hosts that were connected, to us or to another hub, and have been silent for too long, become offline."""
-        # After a start all hosts get the time to come back, however long no hub was there to hear them.
-        await asyncio.sleep(self.offline)
-        while True:
-            try:
-                for host in await self.kube.list(kinds.BYO_HOST):
-                    await self._mark_if_silent(host)
-            except KubeError as error:
-                log.warning("silent hosts cannot be looked for", error=error.brief)
-            await asyncio.sleep(self._sweep_every)
-
-    async def _mark_if_silent(self, host: Obj) -> None:
-        identity = HostId(host["metadata"]["namespace"], host["metadata"]["name"])
-        last_seen = ((host.get("status") or {}).get("agent") or {}).get("lastSeen")
-        if identity in self._live or shape.condition_of(host).get("status") != "True" or not last_seen:
-            return
-        seen, now = parse_rfc3339(last_seen), self.clock.now()
-        if (now - seen).total_seconds() < self.offline:
-            return
-        async with self.writing(identity):
-            if identity in self._live:
-                return
-            message = f"nothing was heard of the agent since {last_seen}"
-            status = shape.with_connection(shape.carried_over(host), connected=False, condition=False, reason="Silent", message=message, seen=seen, at=now)
-            try:
-                await self.kube.apply(shape.apply_body(identity, status), subresource="status")
-                log.info("host is offline", host=str(identity), last_seen=last_seen)
-            except KubeError as error:
-                if error.code != 404:
-                    raise
-
     @contextlib.asynccontextmanager
     async def writing(self, host: HostId) -> AsyncIterator[None]:
         """One writer of a host's status at a time in this process, so that an old connection's last word never follows a new one's first."""
@@ -192,11 +165,20 @@ class Channel:
         users[0] += 1
         try:
             async with lock, self._writes:
+                await self.desired.calm()
                 yield
         finally:
             users[0] -= 1
             if not users[0]:
                 self._locks.pop(host, None)
+
+    @contextlib.asynccontextmanager
+    async def hearing(self) -> AsyncIterator[None]:
+        """So many reports at once, and none while changes come in: what is wanted of hosts goes before what they say."""
+        async with self._reports:
+            await self.desired.calm()
+            yield
+            await asyncio.sleep(0)
 
     def is_current(self, live: Connection) -> bool:
         """Whether this is (still) the host's connection."""
@@ -206,10 +188,25 @@ class Channel:
         """This connection is over; a newer one of the same host stays."""
         if self.is_current(live):
             del self._live[live.host]
+            self._departed[live.host] = live.seen
 
     def is_absent(self, host: HostId) -> bool:
         """Whether the host has no connection here."""
         return host not in self._live
+
+    def departed(self, host: HostId) -> datetime | None:
+        """When a host was last heard of whose connection here has ended not long ago."""
+        return self._departed.get(host)
+
+    def forget_departed(self) -> None:
+        """Of those that ended longer ago than a host may be silent."""
+        now = self.clock.now()
+        self._departed = {host: seen for host, seen in self._departed.items() if (now - seen).total_seconds() < self.offline}
+
+    def say_again(self, host: HostId) -> None:
+        """Write this host's status anew: what stands there is not so."""
+        if live := self._live.get(host):
+            live.say_again()
 
     async def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Before the upgrade: the path, the certificate's host, and that this very certificate is the one that the host may use."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from typing import TYPE_CHECKING
 
 import structlog
@@ -31,6 +32,8 @@ SEND_SECONDS = 30.0
 """A host that does not take a frame within this time is cut off."""
 CLOSE_SECONDS = 2.0
 """How long a peer gets to answer our closing. One that reads nothing never does, and one that has sent more than we took is not heard any more."""
+LAST_WORDS = 8
+"""Attempts to write that a host has left, while others change the same object."""
 MAX_REASON_BYTES = 120
 WRITE_GAP_SECONDS = 0.25
 """Shortest time between two writes of one host's status."""
@@ -63,9 +66,9 @@ class Connection:
         self._machine = str((admitted["metadata"].get("annotations") or {}).get(names.MACHINE_ID_ANNOTATION) or "")
         self._renewal_asked = False
         self._status = shape.carried_over(admitted)
-        self._seen = channel.clock.now()
+        self.seen = channel.clock.now()
         self._written: shape.Status = {}
-        self._written_at = float("-inf")
+        self._write_again_at = float("-inf")
         self._dirty = asyncio.Event()
         self._allowance, self._allowance_at = FRAME_BURST, channel.clock.monotonic()
 
@@ -114,11 +117,12 @@ class Connection:
         while True:
             async with asyncio.timeout(self._channel.offline):
                 frame = await self.connection.recv()
-            message = self._parse(frame)
+            async with self._channel.hearing():
+                message = self._parse(frame)
+                if not isinstance(message, Renewal):
+                    self._take(message)
             if isinstance(message, Renewal):
                 await self._renew(message)
-            else:
-                self._take(message)
             await self._slow_down()
 
     def _parse(self, frame: str | bytes) -> Hello | Report | Renewal:
@@ -134,17 +138,17 @@ class Connection:
 
     def _take(self, message: Hello | Report) -> None:
         self._channel.metrics.frames.labels(message.type).inc()
-        self._seen = self._channel.clock.now()
+        self.seen = self._channel.clock.now()
         if isinstance(message, Hello):
             if len(message.facts.model_dump_json()) > shape.MAX_FACTS_BYTES:
                 raise Rejected(1008, f"the facts are larger than {shape.MAX_FACTS_BYTES} bytes")
             peer = self.connection.remote_address
-            self._status = shape.with_facts(self._status, message.facts, address=str(peer[0]) if peer else "", at=self._seen)
+            self._status = shape.with_facts(self._status, message.facts, address=str(peer[0]) if peer else "", at=self.seen)
             self._status = shape.with_boot(
-                self._status, message.boot_id[:64], self._serial, machine_id=message.facts.machine_id, enrolled_machine=self._machine, at=self._seen
+                self._status, message.boot_id[:64], self._serial, machine_id=message.facts.machine_id, enrolled_machine=self._machine, at=self.seen
             )
         else:
-            self._status = shape.with_report(self._status, message, at=self._seen)
+            self._status = shape.with_report(self._status, message, at=self.seen)
         self._dirty.set()
 
     async def _slow_down(self) -> None:
@@ -238,7 +242,7 @@ class Connection:
             self._dirty.clear()
             now = self._channel.clock.monotonic()
             fresh = self._connected()
-            if shape.without_time(fresh) == shape.without_time(self._written) and now - self._written_at < self._channel.seen_every - 1:
+            if shape.without_time(fresh) == shape.without_time(self._written) and now < self._write_again_at:
                 continue
             try:
                 async with self._channel.writing(self.host):
@@ -258,21 +262,27 @@ class Connection:
                 continue
             failures = 0
             self._channel.metrics.writes.labels("done").inc()
-            self._written, self._written_at = fresh, now
+            # At times of their own, though all hosts may have come at one moment.
+            self._written, self._write_again_at = fresh, now + self._channel.seen_every * random.uniform(0.5, 1.0)
             self._status = self._status | {"conditions": fresh["conditions"]}
             # Every write is also the question whether this host still is who it says: a removed or re-enrolled one is cut off here.
             if not shape.may_connect(answer, self._serial):
                 raise Rejected(1008, "this certificate is no longer valid", final=True)
             await asyncio.sleep(WRITE_GAP_SECONDS)
 
+    def say_again(self) -> None:
+        """Write the whole status once more, though there is nothing new."""
+        self._write_again_at = float("-inf")
+        self._dirty.set()
+
     def _connected(self) -> shape.Status:
         return shape.with_connection(
             self._status,
-            connected=True,
+            hub=self._channel.replicas.identity,
             condition=True,
             reason="Connected",
             message="the agent is connected to the hub",
-            seen=self._seen,
+            seen=self.seen,
             at=self._channel.clock.now(),
         )
 
@@ -286,23 +296,34 @@ class Connection:
         channel.forget(self)
         log.info("host has left", host=str(self.host), clean=clean, why=why)
         async with channel.writing(self.host):
-            if not channel.is_absent(self.host):
-                return
-            final = shape.with_connection(
-                self._status,
-                connected=False,
-                condition=False if clean else None,
-                reason="Disconnected",
-                message=why,
-                seen=self._seen,
-                at=channel.clock.now(),
-            )
             try:
-                answer = await channel.kube.get(kinds.BYO_HOST, self.host.name, self.host.namespace)
-                if answer is not None and self._serial in (shape.certificate_serial(answer), shape.next_serial(answer)):  # else another one speaks for it
-                    await channel.kube.apply(shape.apply_body(self.host, final), subresource="status")
+                for attempt in range(LAST_WORDS):
+                    if await self._last_word(clean=clean, why=why, attempt=attempt):
+                        return
             except KubeError as error:
                 log.warning("a host's leaving cannot be written; the sweep will notice it", host=str(self.host), error=error.brief)
+
+    async def _last_word(self, *, clean: bool, why: str, attempt: int) -> bool:
+        """Whether it is said, or is not ours to say: the host is back here or at another replica, or another certificate speaks for it."""
+        channel = self._channel
+        if not channel.is_absent(self.host):
+            return True
+        now = await channel.kube.get(kinds.BYO_HOST, self.host.name, self.host.namespace)
+        if now is None or self._serial not in (shape.certificate_serial(now), shape.next_serial(now)):
+            return True
+        if shape.hub_of(now) != channel.replicas.identity:
+            return True
+        final = shape.with_connection(
+            self._status, hub="", condition=False if clean else None, reason="Disconnected", message=why, seen=self.seen, at=channel.clock.now()
+        )
+        try:
+            # Only on top of what was read: between the two the host may have come back to another replica.
+            await channel.kube.apply(shape.apply_body(self.host, final, version=now["metadata"]["resourceVersion"]), subresource="status")
+        except KubeError as error:
+            if error.reason != "Conflict" or attempt == LAST_WORDS - 1:
+                raise
+            return False
+        return True
 
     async def close(self, code: int, reason: str) -> None:
         """End it, with a reason for a peer that reads; websockets alone would wait for ever for one that does not."""

@@ -25,6 +25,9 @@ log = structlog.get_logger("hub.desired")
 RELIST_SECONDS = 300.0
 """A watch is thrown away and begun anew with a list after this time: one whose connection died without a word is noticed by then."""
 
+CALM_SECONDS, BURST_SECONDS = 0.05, 2.0
+"""Changes that follow each other within the first are one burst; for so long it goes before all that can wait."""
+
 
 class DesiredSource(Protocol):
     """Hands out the desired state of one host at a time, and tells when it has changed."""
@@ -49,6 +52,10 @@ class DesiredSource(Protocol):
         """Tell this event nothing more."""
         ...
 
+    async def calm(self) -> None:
+        """Until changes have ceased to come for a moment, or have come for so long that others must have their turn as well."""
+        ...
+
 
 class KubeDesired:
     """Desired states from the Secrets in ckp-hosts: list, then watch; after any error, list again."""
@@ -61,6 +68,7 @@ class KubeDesired:
         self._events: dict[str, set[asyncio.Event]] = {}
         self._synced = asyncio.Event()
         self._healthy = False
+        self._burst_began = self._last_change = float("-inf")
 
     @property
     def healthy(self) -> bool:
@@ -80,6 +88,11 @@ class KubeDesired:
         listeners.discard(event)
         if not listeners:
             self._events.pop(host.secret, None)
+
+    async def calm(self) -> None:
+        now = asyncio.get_running_loop().time
+        while now() - self._last_change < CALM_SECONDS and now() - self._burst_began < BURST_SECONDS:
+            await asyncio.sleep(CALM_SECONDS / 2)
 
     def certificates(self, host: HostId) -> str | None:
         stored = self._raw.get(host.secret)
@@ -151,6 +164,10 @@ class KubeDesired:
         return version
 
     def _tell(self, name: str) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._last_change >= CALM_SECONDS:
+            self._burst_began = now
+        self._last_change = now
         for event in self._events.get(name, ()):
             event.set()
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ckp.kits.errors import InvalidInput
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Settings:
     compass_url: str = "https://ckp-compass.ckp-system.svc:8081"
     compass_ca: Path = Path("/etc/ckp-hub/tls/ca.crt")
     compass_token: Path = Path("/var/run/secrets/ckp-compass/token")
+    identity: str = ""
+    """Among all replicas that live; in a pod its host name is the pod's name."""
     bind: str = "0.0.0.0"
     enrolment_port: int = 8443
     channel_port: int = 9443
@@ -46,7 +52,11 @@ class Settings:
         url = env.get("HUB_COMPASS_URL", default.compass_url).rstrip("/")
         if not url.startswith("https://"):
             raise InvalidInput(f"HUB_COMPASS_URL: {url!r} is not an https address")
+        identity = env.get("HUB_IDENTITY") or socket.gethostname().lower()
+        if not _NAME.fullmatch(identity):
+            raise InvalidInput(f"HUB_IDENTITY: {identity!r} is no name for a Lease: up to 253 of a-z, 0-9, '-' and '.', a letter or digit first and last")
         return cls(
+            identity=identity,
             tls_cert=path("HUB_TLS_CERT", default.tls_cert),
             tls_key=path("HUB_TLS_KEY", default.tls_key),
             server_ca=path("HUB_SERVER_CA", default.server_ca),

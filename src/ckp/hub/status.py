@@ -42,6 +42,11 @@ def next_serial(host: Obj) -> str:
     return str((((host.get("status") or {}).get("agent")) or {}).get("nextCertificateSerial") or "")
 
 
+def hub_of(host: Obj) -> str:
+    """The replica that holds the host's connection; '' if none does."""
+    return str((((host.get("status") or {}).get("agent")) or {}).get("hub") or "")
+
+
 def revoked_serial(host: Obj) -> str:
     """The serial that an operator has revoked; '' if none."""
     return str((host.get("spec") or {}).get("revokedSerial") or "")
@@ -157,9 +162,15 @@ def with_report(status: Status, report: Report, *, at: datetime) -> Status:
     return status | {"observed": observed | {"at": since if observed == before and since else rfc3339(at)}, "journal": journal}
 
 
-def with_connection(status: Status, *, connected: bool, condition: bool | None, reason: str, message: str, seen: datetime, at: datetime) -> Status:
-    """With the connection's state. `condition` None leaves AgentConnected as it is: a broken connection may come back before anyone must know."""
-    fresh = status | {"agent": (status.get("agent") or {}) | {"connected": connected, "lastSeen": rfc3339(seen)}}
+def with_connection(status: Status, *, hub: str, condition: bool | None, reason: str, message: str, seen: datetime, at: datetime) -> Status:
+    """With the connection's state.
+
+    Args:
+        hub: the replica that holds the connection; '' when there is none.
+        condition: None leaves AgentConnected as it is: a broken connection may come back before anyone must know.
+    """
+    agent = {name: value for name, value in (status.get("agent") or {}).items() if name != "hub"}
+    fresh = status | {"agent": agent | ({"hub": hub} if hub else {}) | {"connected": bool(hub), "lastSeen": rfc3339(seen)}}
     if condition is None:
         return fresh
     return _with_condition(fresh, CONDITION, condition, reason, message, at)
@@ -170,12 +181,12 @@ def without_time(status: Status) -> Status:
     return status | {"agent": {name: value for name, value in (status.get("agent") or {}).items() if name != "lastSeen"}}
 
 
-def apply_body(host: HostId, status: Status) -> Obj:
-    """The object to apply on the status subresource."""
+def apply_body(host: HostId, status: Status, *, version: str = "") -> Obj:
+    """The object to apply on the status subresource; with a resourceVersion only on top of that one, else the API server answers Conflict."""
     return {
         "apiVersion": kinds.BYO_HOST.api_version,
         "kind": "ByoHost",
-        "metadata": {"name": host.name, "namespace": host.namespace},
+        "metadata": {"name": host.name, "namespace": host.namespace} | ({"resourceVersion": version} if version else {}),
         "status": status,
     }
 

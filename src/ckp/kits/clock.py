@@ -53,6 +53,11 @@ def rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def rfc3339_micro(moment: datetime) -> str:
+    """A time with microseconds, as a Lease has it (metav1.MicroTime)."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 def parse_rfc3339(text: str) -> datetime:
     """The time that `rfc3339` or an API server wrote. Raises ValueError on anything else."""
     return datetime.fromisoformat(text.replace("Z", "+00:00"))

@@ -1,0 +1,233 @@
+"""Hosts that fall silent, with several replicas of the hub: who judges, by what, and who must not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckp.api import names
+from ckp.clients import kinds
+from ckp.clients.kube import KubeError
+from ckp.clients.kube_simulator import KubeSimulator
+from ckp.hub import status as shape
+from ckp.hub.identity import HostId
+from ckp.hub.replicas import KEPT, LABEL, Replicas
+from ckp.kits.clock import ManualClock, parse_rfc3339, rfc3339, rfc3339_micro
+from hub_world import TENANT, Door, desired_of, eventually, hello, make_door, report
+
+OFFLINE = 1.0
+ONE = HostId(TENANT, "one")
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def kube() -> KubeSimulator:
+    return KubeSimulator(manager="ckp-hub", namespaces=("default", TENANT, names.HOSTS_NAMESPACE))
+
+
+@contextlib.asynccontextmanager
+async def two_replicas(directory: Path, kube: KubeSimulator) -> AsyncIterator[tuple[Door, Door]]:
+    """Two replicas of one hub."""
+    (directory / "1").mkdir()
+    (directory / "2").mkdir()
+    async with make_door(directory / "1", kube, offline=OFFLINE, seen_every=300.0, identity="hub-1") as first:
+        authorities = (first.root, first.host_ca)
+        async with make_door(directory / "2", kube, authorities=authorities, offline=OFFLINE, seen_every=300.0, identity="hub-2") as second:
+            yield first, second
+
+
+async def stale(kube: KubeSimulator, hub: str) -> None:
+    """The host as a replica left it long ago."""
+    status = shape.with_connection({}, hub=hub, condition=True, reason="Connected", message="", seen=LONG_AGO, at=LONG_AGO)
+    await kube.apply(shape.apply_body(ONE, status), subresource="status")
+
+
+def condition(host: dict[str, Any]) -> str:
+    return str(shape.condition_of(host).get("status"))
+
+
+def verdicts(kube: KubeSimulator, since: int = 0) -> list[str]:
+    """What AgentConnected was, change for change."""
+    return [condition(event.obj) for event in kube._store.events[since:] if event.kind == kinds.BYO_HOST and condition(event.obj) != "None"]
+
+
+async def test_a_host_whose_replica_lives_is_judged_by_nobody_else_though_its_own_time_is_old(tmp_path: Path, kube: KubeSimulator) -> None:
+    async with two_replicas(tmp_path, kube) as (first, _):
+        async with first.connect(await first.enrolled()) as websocket:
+            await hello(websocket)
+            await eventually(lambda: _is(first, "True"))
+            old = {"status": {"agent": {"lastSeen": rfc3339(LONG_AGO)}}}
+            await kube.merge(kinds.BYO_HOST, "one", TENANT, old, subresource="status")
+            for _round in range(5):  # well beyond the time after which others would take it for silent
+                await websocket.send(report())
+                await asyncio.sleep(OFFLINE / 2)
+            assert shape.hub_of(await first.host()) == "hub-1"
+            assert set(verdicts(kube)) == {"True"}
+
+
+async def test_when_a_replica_dies_its_hosts_that_do_not_come_back_are_offline_since_then(tmp_path: Path, kube: KubeSimulator) -> None:
+    async with two_replicas(tmp_path, kube) as (_, second):
+        await second.add_host("one", serial="abc")
+        await stale(kube, "hub-0")
+        died = datetime.now(UTC)
+        await kube.apply(lease("hub-0", died))
+        host = await eventually(lambda: _is(second, "False"), within=10)
+        assert (datetime.now(UTC) - died).total_seconds() >= OFFLINE, "it had its time to come back"
+        assert shape.condition_of(host)["reason"] == "Silent"
+        assert abs((parse_rfc3339(host["status"]["agent"]["lastSeen"]) - died).total_seconds()) <= 1, "its replica spoke for it until then"
+        assert shape.hub_of(host) == "" and host["status"]["agent"]["connected"] is False
+
+
+async def test_a_host_of_a_replica_that_nobody_knows_is_judged_by_its_own_time(tmp_path: Path, kube: KubeSimulator) -> None:
+    async with make_door(tmp_path, kube, offline=OFFLINE) as door:
+        await door.add_host("one", serial="abc")
+        await stale(kube, "hub-gone")
+        host = await eventually(lambda: _is(door, "False"), within=10)
+        assert host["status"]["agent"]["lastSeen"] == rfc3339(LONG_AGO)
+
+
+async def test_our_own_host_that_left_before_our_restart_is_judged_by_us(tmp_path: Path, kube: KubeSimulator) -> None:
+    async with make_door(tmp_path, kube, offline=OFFLINE, identity="hub-1") as door:
+        await door.add_host("one", serial="abc")
+        await stale(kube, "hub-1")
+        await asyncio.sleep(OFFLINE / 2)
+        assert condition(await door.host()) == "True", "it gets its time to come back"
+        await eventually(lambda: _is(door, "False"), within=10)
+
+
+async def test_after_an_outage_of_the_api_server_nobody_is_marked_though_all_leases_are_old(tmp_path: Path, kube: KubeSimulator) -> None:
+    async with two_replicas(tmp_path, kube) as (first, second):
+        async with first.connect(await first.enrolled()) as websocket, second.connect(await second.enrolled("two")) as other:
+            for one in (websocket, other):
+                await hello(one)
+            await eventually(lambda: _is(first, "True"))
+            await eventually(lambda: _is(first, "True", "two"))
+            events = len(kube._store.events)
+            kube.on_fault(lambda verb, *_: KubeError("away", code=0))
+            for _round in range(6):
+                for one in (websocket, other):
+                    await one.send(report())
+                await asyncio.sleep(OFFLINE / 2)
+            kube.on_fault(None)
+            for _round in range(6):
+                for one in (websocket, other):
+                    await one.send(report(generation=_round))
+                await asyncio.sleep(OFFLINE / 2)
+            assert set(verdicts(kube, events)) <= {"True"}
+
+
+async def test_the_last_word_of_one_replica_never_follows_the_first_of_another(tmp_path: Path, kube: KubeSimulator) -> None:
+    async with two_replicas(tmp_path, kube) as (first, second):
+        context = await first.enrolled()
+        older = await first.connect(context)
+        await hello(older)
+        await eventually(lambda: _is(first, "True"))
+        async with second.connect(context) as newer:
+            await hello(newer)
+            await desired_of(newer)
+            await eventually(lambda: _holds(first, "hub-2"))
+            events = len(kube._store.events)
+            await older.close()
+            await eventually(lambda: _true(first.channel.hosts == []))
+            await asyncio.sleep(0.5)
+            assert shape.hub_of(await first.host()) == "hub-2"
+            assert set(verdicts(kube, events)) <= {"True"}
+
+
+async def test_between_reading_and_writing_the_last_word_others_may_change_the_host(tmp_path: Path, kube: KubeSimulator) -> None:
+    """A change of something else is no obstacle; a connection to another replica is."""
+    async with two_replicas(tmp_path, kube) as (first, _):
+        websocket = await first.connect(await first.enrolled())
+        await hello(websocket)
+        await eventually(lambda: _is(first, "True"))
+        once: list[str] = []
+
+        def meanwhile(verb: str, kind: kinds.Kind, name: str) -> None:
+            if (verb, kind) == ("apply", kinds.BYO_HOST) and not once:
+                once.append(name)
+                kube._store.objects[kinds.BYO_HOST, TENANT, "one"]["metadata"]["resourceVersion"] += "1"
+
+        kube.on_fault(meanwhile)
+        await websocket.close()
+        host = await eventually(lambda: _is(first, "False"))
+        assert once and shape.condition_of(host)["reason"] == "Disconnected"
+
+
+async def test_a_host_that_was_marked_by_mistake_is_set_right_by_the_replica_that_has_it(tmp_path: Path, kube: KubeSimulator) -> None:
+    """As an older hub does during an update, which knows nothing of Leases."""
+    async with make_door(tmp_path, kube, offline=OFFLINE, seen_every=300.0) as door, door.connect(await door.enrolled()) as websocket:
+        await hello(websocket)
+        host = await eventually(lambda: _is(door, "True"))
+        agent = {name: value for name, value in host["status"]["agent"].items() if name not in ("hub", "certificateSerial")}
+        wrong = shape.with_connection({"agent": agent}, hub="", condition=False, reason="Silent", message="", seen=LONG_AGO, at=LONG_AGO)
+        await kube.apply(shape.apply_body(ONE, wrong), subresource="status")
+
+        async def right() -> bool:
+            await websocket.send(report())
+            await asyncio.sleep(0.2)
+            return condition(await door.host()) == "True" and shape.hub_of(await door.host()) == "hub-1"
+
+        await eventually(right, within=10)
+
+
+async def test_the_leases_of_replicas_that_are_long_gone_are_deleted(kube: KubeSimulator) -> None:
+    clock = ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
+    replicas = Replicas(kube, "hub-1", clock, renew=10.0)
+    await kube.apply(lease("hub-old", clock.now() - KEPT - timedelta(seconds=1)))
+    await kube.apply(lease("hub-young", clock.now() - KEPT + timedelta(seconds=1)))
+    await kube.apply(lease("ckp-controllers", clock.now() - 2 * KEPT) | {"metadata": {"name": "ckp-controllers", "namespace": names.HOSTS_NAMESPACE}})
+    assert set(await replicas.signs_of_life()) == {"hub-young"}
+    assert {one["metadata"]["name"] for one in await kube.list(kinds.LEASE)} == {"hub-young", "ckp-controllers"}, "another's is none of ours"
+
+
+async def test_a_replica_is_steady_while_it_renews_without_a_gap(kube: KubeSimulator) -> None:
+    clock = ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
+    replicas = Replicas(kube, "hub-1", clock, renew=0.01)
+    assert replicas.steady() == 0.0
+    keeping = asyncio.ensure_future(replicas.keep())
+    try:
+        await eventually(lambda: _true(bool(kube._store.objects.get((kinds.LEASE, names.HOSTS_NAMESPACE, "hub-1")))))
+        for _step in range(10):
+            clock.advance(0.02)
+            await asyncio.sleep(0.05)
+        assert replicas.steady() == pytest.approx(0.2)
+        kube.on_fault(lambda *_: KubeError("away", code=0))
+        await asyncio.sleep(0.05)
+        clock.advance(1.0)
+        assert replicas.steady() == 0.0, "the last renewal is too long ago"
+        kube.on_fault(None)
+        await asyncio.sleep(0.1)
+        assert replicas.steady() == 0.0, "and the gap is where it begins again"
+        clock.advance(0.02)
+        assert replicas.steady() == pytest.approx(0.02)
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+
+def lease(identity: str, renewed: datetime) -> dict[str, Any]:
+    return {
+        "apiVersion": kinds.LEASE.api_version,
+        "kind": kinds.LEASE.kind,
+        "metadata": {"name": identity, "namespace": names.HOSTS_NAMESPACE, "labels": LABEL},
+        "spec": {"holderIdentity": identity, "renewTime": rfc3339_micro(renewed)},
+    }
+
+
+async def _is(door: Door, value: str, name: str = "one") -> dict[str, Any] | None:
+    host = await door.host(name)
+    return host if condition(host) == value else None
+
+
+async def _holds(door: Door, hub: str) -> bool:
+    return shape.hub_of(await door.host()) == hub
+
+
+async def _true(value: bool) -> bool:
+    return value
