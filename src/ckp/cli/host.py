@@ -151,7 +151,7 @@ HOST_COLUMNS = (
     Column("CPUS", lambda row: row["facts"].get("cpus"), wide=True),
     Column("MEMORY", lambda row: gibibytes(row["facts"].get("memory_bytes")), wide=True),
     Column("AGENT", lambda row: row["agentVersion"], wide=True),
-    Column("LAST-SEEN", lambda row: age(row["lastSeen"]), wide=True),
+    Column("LAST-SEEN", lambda row: "now" if row["connected"] else age(row["lastSeen"]), wide=True),
     Column("MESSAGE", lambda row: row["message"], wide=True),
 )
 
@@ -183,7 +183,7 @@ def describe_host(session: Session, name: str, output: str) -> None:
             ("Name", row["name"]),
             ("Status", row["state"]),
             ("Connected", row["connected"]),
-            ("Last seen", f"{age(row['lastSeen'])} ago" if row["lastSeen"] else "never"),
+            ("Last seen", "now" if row["connected"] else f"{age(row['lastSeen'])} ago" if row["lastSeen"] else "never"),
             ("Groups", row["groups"]),
             ("Labels", [f"{key}={value}" for key, value in sorted(row["labels"].items())]),
             ("Taints", row["taints"]),

@@ -37,7 +37,7 @@ class HostView:
     os: str
     agent_version: str
     agent_wanted: str
-    last_seen: datetime | None
+    last_seen: datetime | None  # while it is connected up to five minutes old
     clock_offset_seconds: float | None
     created_at: datetime
     phase: str
