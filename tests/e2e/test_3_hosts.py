@@ -123,6 +123,22 @@ def test_an_agent_that_does_not_report_is_taken_back_by_the_host(versions: World
     assert nodes_ready(versions) == 2
 
 
+def test_every_host_names_a_replica_of_the_hub_that_says_that_it_lives(world: World) -> None:
+    def renewed() -> dict[str, str]:
+        items = json.loads(world.management("get", "leases", "-n", "ckp-hosts", "-o", "json").stdout)["items"]
+        return {item["spec"]["holderIdentity"]: item["spec"]["renewTime"] for item in items}
+
+    pods = json.loads(world.management("get", "pods", "-n", "ckp-system", "-l", "app=ckp-hub", "-o", "json").stdout)["items"]
+    replicas = {pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] == "Running"}
+    before = renewed()
+    assert replicas <= set(before), "each by the name of its pod"
+    hosts = json.loads(world.management("get", "byohosts", "-A", "-o", "json").stdout)["items"]
+    connected = [host for host in hosts if host["status"]["agent"]["connected"]]
+    assert connected
+    assert {host["status"]["agent"]["hub"] for host in connected} <= replicas
+    world.wait(lambda: all(renewed()[name] > before[name] for name in replicas), "all of them renew", timeout=60)
+
+
 def test_labels_and_taints_of_a_host_come_to_its_node_and_go_again(world: World) -> None:
     name, _ = host_of(world)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.e2e.conftest import STAMP, WORKERS, World, ckp
@@ -20,6 +23,7 @@ from ckp.lab.lab import LabHost
 
 pytestmark = pytest.mark.e2e
 
+BUNDLES = "/var/lib/ckp-agent/bundles"
 KINDS = (
     "secrets,configmaps,services,deployments,statefulsets,jobs,pods,persistentvolumeclaims,networkpolicies,certificates,issuers,"
     "clusters,machines,machinesets,machinedeployments,kubeadmconfigs,kubeadmconfigtemplates,byoclusters,byomachines,byomachinetemplates,managedcontrolplanes"
@@ -73,6 +77,24 @@ def guest(world: World) -> LabHost:
     return host
 
 
+@contextlib.contextmanager
+def small_disk(host: LabHost) -> Iterator[Callable[[], None]]:
+    """For the block a file system of its own where the agent keeps bundles, too small for one; what is yielded makes it large enough.
+
+    What is in it then lies in memory, and is gone with it.
+    """
+    host.run(["mkdir", "-p", "-m", "700", BUNDLES], timeout=30)
+    host.run(["mount", "-t", "tmpfs", "-o", "size=16m,mode=700", "ckp-small-disk", BUNDLES], timeout=30)
+
+    def enlarge() -> None:
+        host.run(["mount", "-o", "remount,size=2g", BUNDLES], timeout=30)
+
+    try:
+        yield enlarge
+    finally:
+        enlarge()  # also when the test has failed: what waits for the host can end
+
+
 def listens(host: LabHost, port: int) -> bool:
     """Whether packets from outside come to this port."""
     try:
@@ -82,7 +104,7 @@ def listens(host: LabHost, port: int) -> bool:
         return False
 
 
-def test_the_same_hosts_and_one_more_make_a_second_cluster_and_the_new_one_is_then_as_it_was(world: World, guest: LabHost) -> None:
+def test_the_same_hosts_and_one_more_whose_disk_is_full_at_first_make_a_second_cluster_and_the_new_one_is_then_as_it_was(world: World, guest: LabHost) -> None:
     session = Session(read_config())
     name = next(item["name"] for item in session.get("/hosts")["items"] if item["address"] == guest.address)
     world.wait(lambda: session.get(f"/hosts/{name}")["free"], "the new host is free", timeout=60)
@@ -90,8 +112,13 @@ def test_the_same_hosts_and_one_more_make_a_second_cluster_and_the_new_one_is_th
     assert any(item["problem"] == "ufw is on" and not item["blocking"] for item in finding)
     before = snapshot(guest)
     arguments = ["--version", "v1.35.1", "--host-group", "lab", "--pod-cidr", "10.52.0.0/16", "--service-cidr", "10.53.0.0/16"]
-    done = ckp("cluster", "create", "second", "--workers", str(WORKERS + 1), *arguments, "--wait", "--timeout", "15m", timeout=1000)
-    assert re.search(r"cluster/second is ready", done.stdout + done.stderr)
+    with ThreadPoolExecutor(1) as pool, small_disk(guest) as enlarge:
+        making = pool.submit(ckp, "cluster", "create", "second", "--workers", str(WORKERS + 1), *arguments, "--wait", "--timeout", "15m", timeout=1000)
+        world.wait(lambda: session.get(f"/hosts/{name}")["reason"] == "DiskFull", "the host tells that its disk is full", timeout=300)
+        assert re.search(r"the disk is full: \d+ MiB are left", ckp("host", "describe", name).stdout)
+        enlarge()
+        done = making.result()
+    assert re.search(r"cluster/second is ready", done.stdout + done.stderr), "and it goes on by itself when there is room"
     world.cluster = "second"
 
     save_kubeconfig(session, "second")
@@ -101,6 +128,7 @@ def test_the_same_hosts_and_one_more_make_a_second_cluster_and_the_new_one_is_th
     assert all(node["spec"]["podCIDR"].startswith("10.52.") for node in nodes)
     assert listens(guest, 10250), "ufw lets the kubelet be reached"
     ckp("cluster", "delete", "second", "--wait", "--timeout", "10m", timeout=700)
+    guest.run(["umount", BUNDLES], timeout=30)
     assert not listens(guest, 10250)
     left = changes(before, snapshot(guest))
     assert not left, "all that was installed must be gone, and only that:\n" + "\n".join(left)

@@ -88,7 +88,7 @@ def write(figures: Figures, target: Path) -> None:
         "The hub is `python -m ckp.hub` in a process of its own, with mutual TLS 1.3; the API server is our simulator in another process, over HTTP.",
         f"The {figures.agents} agents are the agent's own Engine, Journal, Identity, Backoff and messages over state folders in memory, in two processes.",
         "Their socket is an asyncio one: five threads for each of so many agents do not fit two cores.",
-        "Their steps only take time (3 to 9 s each), and their facts are made up.",
+        "Their steps only take time (3 to 9 s each), and their facts are made up; those of a process work in turn, one between two looks at their sockets.",
         "",
         "## Against the aims",
         "| what | measured | aim |",
