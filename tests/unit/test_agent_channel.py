@@ -249,6 +249,18 @@ def test_a_place_in_the_queue_of_a_busy_hub_is_kept(hub: Hub, tmp_path: Path, mo
             agent.stop()
 
 
+def test_it_ends_at_once_also_while_it_waits_for_a_busy_hub(hub: Hub, tmp_path: Path) -> None:
+    hub.start()
+    agent = make_agent(hub, tmp_path / "agent")
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        agent.channel.url = f"wss://127.0.0.1:{door.getsockname()[1]}/v1/agent"
+        agent.start()
+        taken, _ = door.accept()
+        with taken:
+            assert taken.recv(1), "it waits for an answer to its first words"
+            agent.stop()  # which gives it ten seconds; TLS would have a minute
+
+
 def _pass_on(source: socket.socket, target: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(65536):

@@ -24,7 +24,7 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
 
 
 @contextlib.asynccontextmanager
-async def changes(door: Door) -> AsyncIterator[None]:
+async def changes(door: Door, every: float = source.CALM_SECONDS / 5) -> AsyncIterator[None]:
     """Another host's desired state changes all the time, for the block."""
 
     async def change() -> None:
@@ -32,7 +32,7 @@ async def changes(door: Door) -> AsyncIterator[None]:
         while True:
             number += 1
             await door.desire("other", Desired(generation=number, host="other"))
-            await asyncio.sleep(source.CALM_SECONDS / 5)
+            await asyncio.sleep(every)
 
     changing = asyncio.ensure_future(change())
     await asyncio.sleep(source.CALM_SECONDS)
@@ -62,15 +62,15 @@ async def test_in_a_burst_changes_go_out_and_reports_wait(door: Door) -> None:
         await eventually(lambda: _phase(door, "Joining"), within=source.BURST_SECONDS / 2)
 
 
-async def test_a_burst_without_an_end_keeps_no_report_out(door: Door) -> None:
+@pytest.mark.parametrize("every", [0.2, 0.9, 1.2])
+async def test_changes_without_an_end_keep_no_report_out(door: Door, every: float) -> None:
     async with door.connect(await door.enrolled()) as websocket:
         await hello(websocket)
         await desired_of(websocket)
-        async with changes(door):
-            await websocket.send(report(phase="Joining"))
-            await eventually(lambda: _phase(door, "Joining"), within=3 * source.BURST_SECONDS)
-            await websocket.send(report(phase="Joined"))
-            await eventually(lambda: _phase(door, "Joined"), within=source.BURST_SECONDS / 2)
+        async with changes(door, every * source.CALM_SECONDS):
+            for phase in ("Joining", "Joined", "Free"):
+                await websocket.send(report(phase=phase))
+                await eventually(lambda phase=phase: _phase(door, phase), within=3 * source.BURST_SECONDS)
 
 
 async def _phase(door: Door, phase: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from ckp.api import names
+from ckp.api.host_protocol import Desired
 from ckp.clients import kinds
 from ckp.clients.kube import KubeError
 from ckp.clients.kube_simulator import KubeSimulator
@@ -19,7 +22,7 @@ from ckp.hub import status as shape
 from ckp.hub.identity import HostId
 from ckp.hub.replicas import KEPT, LABEL, Replicas
 from ckp.kits.clock import ManualClock, parse_rfc3339, rfc3339, rfc3339_micro
-from hub_world import TENANT, Door, desired_of, eventually, hello, make_door, report
+from hub_world import TENANT, Door, close_code, desired_of, eventually, hello, make_door, report
 
 OFFLINE = 1.0
 ONE = HostId(TENANT, "one")
@@ -32,29 +35,30 @@ def kube() -> KubeSimulator:
 
 
 @contextlib.asynccontextmanager
-async def two_replicas(directory: Path, kube: KubeSimulator) -> AsyncIterator[tuple[Door, Door]]:
-    """Two replicas of one hub."""
+async def two_replicas(directory: Path, kube: KubeSimulator, first_sweeps: float = 0.1) -> AsyncIterator[tuple[Door, Door]]:
+    """Two replicas of one hub; the first looks for silent hosts so often."""
     (directory / "1").mkdir()
     (directory / "2").mkdir()
-    async with make_door(directory / "1", kube, offline=OFFLINE, seen_every=300.0, identity="hub-1") as first:
+    async with make_door(directory / "1", kube, offline=OFFLINE, seen_every=300.0, sweep_every=first_sweeps, identity="hub-1") as first:
         authorities = (first.root, first.host_ca)
         async with make_door(directory / "2", kube, authorities=authorities, offline=OFFLINE, seen_every=300.0, identity="hub-2") as second:
             yield first, second
 
 
-async def stale(kube: KubeSimulator, hub: str) -> None:
+async def stale(kube: KubeSimulator, hub: str, host: HostId = ONE) -> None:
     """The host as a replica left it long ago."""
     status = shape.with_connection({}, hub=hub, condition=True, reason="Connected", message="", seen=LONG_AGO, at=LONG_AGO)
-    await kube.apply(shape.apply_body(ONE, status), subresource="status")
+    await kube.apply(shape.apply_body(host, status), subresource="status")
 
 
 def condition(host: dict[str, Any]) -> str:
     return str(shape.condition_of(host).get("status"))
 
 
-def verdicts(kube: KubeSimulator, since: int = 0) -> list[str]:
-    """What AgentConnected was, change for change."""
-    return [condition(event.obj) for event in kube._store.events[since:] if event.kind == kinds.BYO_HOST and condition(event.obj) != "None"]
+def verdicts(kube: KubeSimulator, since: int = 0, of: str = "") -> list[str]:
+    """What AgentConnected was, change for change; of all hosts, or of one."""
+    found = [event.obj for event in kube._store.events[since:] if event.kind == kinds.BYO_HOST and of in ("", event.obj["metadata"]["name"])]
+    return [condition(host) for host in found if condition(host) != "None"]
 
 
 async def test_a_host_whose_replica_lives_is_judged_by_nobody_else_though_its_own_time_is_old(tmp_path: Path, kube: KubeSimulator) -> None:
@@ -176,6 +180,89 @@ async def test_a_host_that_was_marked_by_mistake_is_set_right_by_the_replica_tha
         await eventually(right, within=10)
 
 
+async def test_while_a_sweep_takes_long_no_replica_that_lives_grows_silent(tmp_path: Path, kube: KubeSimulator) -> None:
+    async with two_replicas(tmp_path, kube, first_sweeps=600.0) as (first, second):
+        await eventually(lambda: _true(second.channel.replicas.steady() >= OFFLINE), within=10)
+        async with first.connect(await first.enrolled()) as websocket:
+            await hello(websocket)
+            await websocket.send(report())
+            await eventually(lambda: _phase(first, "Free"))  # and of it nothing more is written
+            await second.add_host("a-dark", serial="abc")
+            dark = HostId(TENANT, "a-dark")
+            async with second.channel.writing(dark):  # its turn to be written does not come; "one" is looked at after it
+                await stale(kube, "hub-gone", dark)
+                for _round in range(5):
+                    await websocket.send(report())
+                    await asyncio.sleep(OFFLINE / 2)
+            await asyncio.sleep(0.5)
+            assert set(verdicts(kube, of="one")) == {"True"}
+
+
+async def test_a_write_that_was_given_up_and_is_done_after_the_next_is_set_right(tmp_path: Path, kube: KubeSimulator) -> None:
+    async with make_door(tmp_path, kube, offline=60.0, seen_every=300.0) as door, door.connect(await door.enrolled()) as websocket:
+        kube.on_fault(lambda verb, kind, _: KubeError("forbidden", code=403) if (verb, kind) == ("apply", kinds.LEASE) else None)
+        await hello(websocket)
+        await websocket.send(report(phase="Joined"))
+        host = await eventually(lambda: _phase(door, "Joined"))
+        late = shape.written_of(host)
+        late["observed"] |= {"phase": "Joining"}
+        await kube.apply(shape.apply_body(ONE, late), subresource="status")
+        await eventually(lambda: _phase(door, "Joined"))
+        await asyncio.sleep(0.5)
+        writes = len(kube._store.events)
+        await asyncio.sleep(0.5)
+        assert len(kube._store.events) == writes, "and what is right is left alone"
+
+
+async def test_one_host_that_cannot_be_marked_keeps_no_other_from_it(tmp_path: Path, kube: KubeSimulator) -> None:
+    async with make_door(tmp_path, kube, offline=OFFLINE) as door:
+        for name in ("a-bad", "a-odd", "one"):
+            await door.add_host(name, serial="abc")
+            await stale(kube, "hub-gone", HostId(TENANT, name))
+        kube._store.objects[kinds.BYO_HOST, TENANT, "a-odd"]["status"]["agent"]["lastSeen"] = "yesterday"
+        kube.on_fault(lambda verb, _, name: KubeError("not valid", code=422) if (verb, name) == ("apply", "a-bad") else None)
+        await eventually(lambda: _is(door, "False"), within=10)
+
+
+async def test_when_a_host_cannot_be_looked_up_its_void_certificate_is_noticed_all_the_same(tmp_path: Path, kube: KubeSimulator) -> None:
+    async with make_door(tmp_path, kube, seen_every=300.0) as door:
+        context = await door.enrolled()
+        await door.desire("one", Desired(generation=1, host="one"))
+        async with door.connect(context) as websocket:
+            await hello(websocket)
+            await desired_of(websocket)
+            serial = (await eventually(lambda: _is(door, "True")))["status"]["agent"]["certificateSerial"]
+            await kube.merge(kinds.BYO_HOST, "one", TENANT, {"spec": {"revokedSerial": serial}})
+            kube.on_fault(lambda verb, kind, _: KubeError("away", code=0) if (verb, kind) == ("get", kinds.BYO_HOST) else None)
+            await door.announce("one", f"revoked={serial}")
+            assert await close_code(websocket) == 1008
+
+
+async def test_a_connection_that_has_ended_is_no_garbage_for_the_collector(tmp_path: Path, kube: KubeSimulator) -> None:
+    async with make_door(tmp_path, kube) as door:
+        gc.collect()
+        gc.disable()
+        try:
+            websocket = await door.connect(await door.enrolled())
+            await hello(websocket)
+            await eventually(lambda: _is(door, "True"))
+            (live,) = (weakref.ref(one) for one in door.channel._live.values())
+            websocket.transport.abort()
+            await eventually(lambda: _true(live() is None))
+        finally:
+            gc.enable()
+
+
+async def test_clocks_of_replicas_may_differ(kube: KubeSimulator) -> None:
+    clock = ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
+    replicas, behind = Replicas(kube, "hub-1", clock, renew=10.0), timedelta(minutes=10)
+    for _renewal in range(3):
+        await kube.apply(lease("hub-2", clock.now() - behind))
+        assert (await replicas.signs_of_life())["hub-2"].heard == clock.now()
+        clock.advance(10.0)
+    assert (await replicas.signs_of_life())["hub-2"].heard == clock.now() - timedelta(seconds=10), "by our clock, since it renews no more"
+
+
 async def test_the_leases_of_replicas_that_are_long_gone_are_deleted(kube: KubeSimulator) -> None:
     clock = ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
     replicas = Replicas(kube, "hub-1", clock, renew=10.0)
@@ -223,6 +310,11 @@ def lease(identity: str, renewed: datetime) -> dict[str, Any]:
 async def _is(door: Door, value: str, name: str = "one") -> dict[str, Any] | None:
     host = await door.host(name)
     return host if condition(host) == value else None
+
+
+async def _phase(door: Door, phase: str) -> dict[str, Any] | None:
+    host = await door.host()
+    return host if ((host.get("status") or {}).get("observed") or {}).get("phase") == phase else None
 
 
 async def _holds(door: Door, hub: str) -> bool:

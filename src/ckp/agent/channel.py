@@ -5,11 +5,12 @@ The channel carries states, not commands: what is lost with a broken connection 
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import threading
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 from urllib.parse import urlsplit
 
 from ckp.agent import inventory, messages
@@ -71,11 +72,15 @@ class Channel:
         self.report_seconds = messages.REPORT_SECONDS
         self._backoff = Backoff(first_delay, LONGEST_DELAY)
         self._socket: Any = None
+        self._opening: Optional[socket.socket] = None
 
     def close(self) -> None:
         """Make run() return soon; may be called from any thread."""
         self.stop.set()
-        websocket = self._socket
+        websocket, opening = self._socket, self._opening
+        if opening is not None:
+            with contextlib.suppress(OSError):
+                opening.shutdown(socket.SHUT_RDWR)  # else TLS would be waited for, at a busy hub for a minute
         if websocket is not None:
             threading.Thread(target=websocket.close, daemon=True).start()
 
@@ -98,9 +103,11 @@ class Channel:
 
         try:
             context = tls_context(self.identity, self.pinned_ca)
+            tcp = tcp_connection(self.url)
+            self._opening = tcp.dup()  # TLS takes the socket away from us; another descriptor of it stays ours
             with connect(
                 self.url,
-                sock=tcp_connection(self.url),
+                sock=tcp,
                 ssl=context,
                 proxy=None,
                 compression=None,
@@ -112,6 +119,7 @@ class Channel:
                 user_agent_header="ckp-agent",
             ) as websocket:
                 self._socket = websocket
+                self._opened()
                 if self.stop.is_set():
                     return "Closed", "the agent was stopped"
                 self._talk(websocket)
@@ -139,6 +147,13 @@ class Channel:
             return "Disconnected", f"the hub {self.url} can't be reached: {error or type(error).__name__}; trying again"
         finally:
             self._socket = None
+            self._opened()
+
+    def _opened(self) -> None:
+        """Or given up: the connection is the WebSocket's alone."""
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            opening.close()
 
     def _fall_back(self) -> bool:
         try:

@@ -51,6 +51,8 @@ async def serve(settings: Settings, kube: Kube, stop: asyncio.Event) -> None:
     channel = Channel(kube, desired, clock, registry, replicas, issue=issue)
 
     async def ready() -> str:
+        if not replicas.healthy:
+            return "the Lease of this replica could not be renewed"
         return "" if desired.healthy else "the desired states could not be read from the API server yet"
 
     try:
@@ -82,7 +84,7 @@ def collect_garbage_rarely() -> None:
     Meanwhile no host is served; what there is to find (connections that have ended) is little and can wait.
     """
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(20_000, 10, 10)
 
 
 async def follow_host_ca(context: ssl.SSLContext, ca: HostCa, file: Path) -> None:

@@ -38,8 +38,8 @@ log = structlog.get_logger("hub.channel")
 
 SEEN_SECONDS = 300.0
 """How often a host of which there is nothing new is written all the same. That it lives, its replica's Lease says."""
-LOOKUPS_AT_ONCE, WRITES_AT_ONCE = 10, 8
-"""Requests to the API server at once. With watch and list they fit the twenty connections that the client keeps; all others wait here, in their order,
+LOOKUPS_AT_ONCE, WRITES_AT_ONCE = 9, 8
+"""Requests to the API server at once. With watch, list and Lease they fit the twenty connections that the client keeps; all others wait here, in their order,
 since in the client's own queue each would cost the more the longer it is, and be given up after some seconds."""
 HANDSHAKE_SECONDS = 15.0
 OPEN_SECONDS = 20.0
@@ -203,10 +203,10 @@ class Channel:
         now = self.clock.now()
         self._departed = {host: seen for host, seen in self._departed.items() if (now - seen).total_seconds() < self.offline}
 
-    def say_again(self, host: HostId) -> None:
-        """Write this host's status anew: what stands there is not so."""
-        if live := self._live.get(host):
-            live.say_again()
+    def set_right(self, host: HostId, stands: Obj) -> None:
+        """Write the status of a host that is connected here anew, if what stands there is not so; but not while it names another replica."""
+        if (live := self._live.get(host)) and shape.hub_of(stands) in ("", self.replicas.identity):
+            live.set_right(stands)
 
     async def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Before the upgrade: the path, the certificate's host, and that this very certificate is the one that the host may use."""

@@ -104,14 +104,18 @@ class Connection:
 
     async def _serve(self) -> None:
         tasks = [asyncio.ensure_future(part) for part in (self._receive(), self._send(), self._write())]
+        done: set[asyncio.Future[None]] = set()
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            while done:
+                done.pop().result()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            # The exception that ended one of them knows this frame, and the frame knew the tasks: garbage that only the collector would find.
+            tasks.clear()
+            done = set()
 
     async def _receive(self) -> None:
         while True:
@@ -195,7 +199,8 @@ class Connection:
         try:
             host = await self._channel.kube.get(kinds.BYO_HOST, self.host.name, self.host.namespace)
         except KubeError as error:
-            log.warning("a host cannot be looked up; its next report decides", host=str(self.host), error=error.brief)
+            log.warning("a host cannot be looked up; a write of its status decides", host=str(self.host), error=error.brief)
+            self._say_again()
             return
         if host is None or host["metadata"].get("deletionTimestamp"):
             raise Rejected(1008, "this host was removed")
@@ -270,7 +275,12 @@ class Connection:
                 raise Rejected(1008, "this certificate is no longer valid", final=True)
             await asyncio.sleep(WRITE_GAP_SECONDS)
 
-    def say_again(self) -> None:
+    def set_right(self, stands: Obj) -> None:
+        """If what was written last is not what stands there: a request that was given up may be done later than the one that followed it."""
+        if self._written and shape.without_time(shape.written_of(stands)) != shape.without_time(self._written):
+            self._say_again()
+
+    def _say_again(self) -> None:
         """Write the whole status once more, though there is nothing new."""
         self._write_again_at = float("-inf")
         self._dirty.set()

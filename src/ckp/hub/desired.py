@@ -26,7 +26,7 @@ RELIST_SECONDS = 300.0
 """A watch is thrown away and begun anew with a list after this time: one whose connection died without a word is noticed by then."""
 
 CALM_SECONDS, BURST_SECONDS = 0.05, 2.0
-"""Changes that follow each other within the first are one burst; for so long it goes before all that can wait."""
+"""While the last change is not older than the first, all that can wait waits; but of changes without an end, every second spell of the other only."""
 
 
 class DesiredSource(Protocol):
@@ -91,7 +91,7 @@ class KubeDesired:
 
     async def calm(self) -> None:
         now = asyncio.get_running_loop().time
-        while now() - self._last_change < CALM_SECONDS and now() - self._burst_began < BURST_SECONDS:
+        while now() - self._last_change < CALM_SECONDS and (now() - self._burst_began) % (2 * BURST_SECONDS) < BURST_SECONDS:
             await asyncio.sleep(CALM_SECONDS / 2)
 
     def certificates(self, host: HostId) -> str | None:
@@ -165,7 +165,7 @@ class KubeDesired:
 
     def _tell(self, name: str) -> None:
         now = asyncio.get_running_loop().time()
-        if now - self._last_change >= CALM_SECONDS:
+        if now - self._last_change >= BURST_SECONDS:
             self._burst_began = now
         self._last_change = now
         for event in self._events.get(name, ()):

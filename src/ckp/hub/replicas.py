@@ -7,6 +7,7 @@ of, where each host would cost a write of its own whole status: two thousand hos
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
@@ -22,6 +23,14 @@ LABEL = {f"{names.CKP}/lease-of": "hub"}
 RENEW_SECONDS = 10.0
 KEPT = timedelta(hours=1)
 """The Lease of a replica that is gone is deleted after this time: until when its hosts were heard of, nobody asks any more."""
+
+
+@dataclass(frozen=True)
+class Sign:
+    """Of a replica's life: when it says that it renewed, and when we, by our own clock, first saw that it had. Clocks of machines differ."""
+
+    renewed: datetime
+    heard: datetime
 
 
 class Replicas:
@@ -40,6 +49,12 @@ class Replicas:
         self._namespace = namespace
         self._steady_since = 0.0
         self._renewed = float("-inf")
+        self._signs: dict[str, Sign] = {}
+
+    @property
+    def healthy(self) -> bool:
+        """Whether our Lease holds: if not, the others take our hosts for silent."""
+        return self._clock.monotonic() - self._renewed < 3 * self._renew
 
     def steady(self) -> float:
         """For how many seconds we have renewed without a gap; 0 when the last renewal is too long ago.
@@ -47,8 +62,7 @@ class Replicas:
         After an outage of the API server all Leases are old, and none of it says that a replica is dead. Whoever has renewed for a while knows that
         the others could as well.
         """
-        now = self._clock.monotonic()
-        return now - self._steady_since if now - self._renewed < 3 * self._renew else 0.0
+        return self._clock.monotonic() - self._steady_since if self.healthy else 0.0
 
     async def keep(self) -> None:
         """Renew until cancelled."""
@@ -56,25 +70,28 @@ class Replicas:
             try:
                 await self._kube.apply(self._lease())
                 now = self._clock.monotonic()
-                if now - self._renewed >= 3 * self._renew:
+                if not self.healthy:
                     self._steady_since = now
                 self._renewed = now
             except KubeError as error:
                 log.warning("the lease of this replica cannot be renewed", identity=self.identity, error=error.brief)
             await asyncio.sleep(self._renew)
 
-    async def signs_of_life(self) -> dict[str, datetime]:
-        """When each replica last renewed, by its identity. KubeError if the API server does not answer."""
-        found: dict[str, datetime] = {}
-        for lease in await self._kube.list(kinds.LEASE, self._namespace, labels=LABEL):
+    async def signs_of_life(self) -> dict[str, Sign]:
+        """The last sign of each replica, by its identity. KubeError if the API server does not answer."""
+        leases = await self._kube.list(kinds.LEASE, self._namespace, labels=LABEL)
+        found, now = {}, self._clock.now()
+        for lease in leases:
             spec = lease.get("spec") or {}
             if not spec.get("holderIdentity") or not spec.get("renewTime"):
                 continue
-            renewed = parse_rfc3339(spec["renewTime"])
-            if self._clock.now() - renewed > KEPT:
+            identity, renewed = str(spec["holderIdentity"]), parse_rfc3339(spec["renewTime"])
+            if now - renewed > KEPT:
                 await self._kube.delete(kinds.LEASE, lease["metadata"]["name"], self._namespace)
                 continue
-            found[str(spec["holderIdentity"])] = renewed
+            before = self._signs.get(identity)
+            found[identity] = before if before and before.renewed == renewed else Sign(renewed, now)
+        self._signs = found
         return found
 
     def _lease(self) -> Obj:

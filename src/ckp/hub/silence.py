@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -13,6 +13,7 @@ from ckp.clients import kinds
 from ckp.clients.kube import KubeError, Obj
 from ckp.hub import status as shape
 from ckp.hub.identity import HostId
+from ckp.hub.replicas import Sign
 from ckp.kits.clock import parse_rfc3339, rfc3339
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ PAGE = 100
 
 
 class Sweep:
-    """Looks at all hosts again and again, and marks those that are silent as offline.
+    """Looks at all hosts again and again: marks those that are silent as offline, and sets right what is not so of those that are connected here.
 
     Of a host whose replica lives, that replica alone judges: it knows when it last heard of it. Of all others each does, by the host's lastSeen or by
     when its replica last said that it lives, whichever is later.
@@ -38,41 +39,43 @@ class Sweep:
 
     async def run(self) -> None:
         """Until cancelled."""
-        channel = self._channel
         while True:
             await asyncio.sleep(self._every)
-            channel.forget_departed()
-            # After a start, ours or the API server's, all hosts and replicas get the time to come back, however long nobody was there to hear them.
-            if channel.replicas.steady() < channel.offline:
-                continue
+            self._channel.forget_departed()
             try:
-                signs = await channel.replicas.signs_of_life()
-                for host in await channel.kube.list(kinds.BYO_HOST, page=PAGE):
-                    await self._look_at(host, signs)
+                await self._all_of_them()
             except KubeError as error:
                 log.warning("silent hosts cannot be looked for", error=error.brief)
 
-    async def _look_at(self, host: Obj, signs: Mapping[str, datetime]) -> None:
+    async def _all_of_them(self) -> None:
         channel = self._channel
-        identity = HostId(host["metadata"]["namespace"], host["metadata"]["name"])
-        agent = (host.get("status") or {}).get("agent") or {}
-        ours = agent.get("hub", channel.replicas.identity) == channel.replicas.identity
-        offline = shape.condition_of(host).get("status") != "True"
-        if not channel.is_absent(identity):
-            if ours and offline:
-                channel.say_again(identity)
-            return
-        if offline or not agent.get("lastSeen"):
-            return
-        seen = max(parse_rfc3339(agent["lastSeen"]), self._heard(identity, agent, signs))
-        if (channel.clock.now() - seen).total_seconds() >= channel.offline:
-            await self._mark(identity, host, seen)
+        # One time for all, from before the signs: while hosts are written one after the other, replicas that live do not grow silent.
+        at = channel.clock.now()
+        signs = await channel.replicas.signs_of_life()
+        for host in await channel.kube.list(kinds.BYO_HOST, page=PAGE):
+            identity = HostId(host["metadata"]["namespace"], host["metadata"]["name"])
+            try:
+                if not channel.is_absent(identity):
+                    channel.set_right(identity, host)
+                # After a start, ours or the API server's, all hosts and replicas get the time to come back, however long nobody was there to hear them.
+                elif channel.replicas.steady() >= channel.offline:
+                    await self._judge(identity, host, signs, at)
+            except (KubeError, ValueError) as error:  # one host that can't be judged keeps no other from it
+                if isinstance(error, KubeError) and error.code == 0:
+                    raise
+                log.warning("a silent host cannot be marked", host=str(identity), error=str(error))
 
-    def _heard(self, identity: HostId, agent: Mapping[str, Any], signs: Mapping[str, datetime]) -> datetime:
-        last_seen = parse_rfc3339(agent["lastSeen"])
-        if agent.get("hub") == self._channel.replicas.identity:
-            return self._channel.departed(identity) or last_seen
-        return signs.get(str(agent.get("hub")), last_seen)
+    async def _judge(self, identity: HostId, host: Obj, signs: Mapping[str, Sign], at: datetime) -> None:
+        agent = (host.get("status") or {}).get("agent") or {}
+        if shape.condition_of(host).get("status") != "True" or not agent.get("lastSeen"):
+            return
+        heard = seen = parse_rfc3339(agent["lastSeen"])
+        if shape.hub_of(host) == self._channel.replicas.identity:
+            heard = seen = max(seen, self._channel.departed(identity) or seen)
+        elif sign := signs.get(shape.hub_of(host)):
+            heard, seen = max(heard, sign.heard), max(seen, sign.renewed)
+        if (at - heard).total_seconds() >= self._channel.offline:
+            await self._mark(identity, host, seen)
 
     async def _mark(self, identity: HostId, host: Obj, seen: datetime) -> None:
         channel, now = self._channel, self._channel.clock.now()

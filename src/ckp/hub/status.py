@@ -80,6 +80,12 @@ def carried_over(host: Obj) -> Status:
     return kept
 
 
+def written_of(host: Obj) -> Status:
+    """All that the hub has written into a status, as it stands."""
+    kept = carried_over(host)
+    return kept | {"agent": kept.get("agent", {}) | ({"hub": hub} if (hub := hub_of(host)) else {})}
+
+
 def with_boot(status: Status, boot_id: str, serial: str, *, machine_id: str, enrolled_machine: str, at: datetime) -> Status:
     """After a Hello: is this still the one machine that the certificate was given to?
 
