@@ -241,6 +241,15 @@ def test_a_failure_stops_what_is_not_begun_and_is_told_first(proxy: ModuleProxy,
     assert finals() == []
 
 
+def test_the_longest_go_first_by_their_typical_times_where_none_are_known(proxy: ModuleProxy, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "parallel_builds", lambda _cores, _memory: 1)
+    monkeypatch.setitem(schedule.TYPICAL_SECONDS, "three", 1000.0)
+    monkeypatch.setitem(schedule.TYPICAL_SECONDS, "one", 10.0)
+    lines: list[str] = []
+    build_all(catalog, [chosen(catalog, name) for name in ("one", "two", "three")], STAMP, lines.append)
+    assert [line.split()[1] for line in lines if line.startswith("building ")] == ["three", "two", "one"]
+
+
 def test_the_last_time_is_remembered(proxy: ModuleProxy, catalog: Catalog) -> None:
     assert schedule.last_seconds("one") is None
     build_component(catalog, chosen(catalog), STAMP, said_nothing)
