@@ -104,7 +104,7 @@ def listens(host: LabHost, port: int) -> bool:
         return False
 
 
-def test_the_same_hosts_and_one_more_whose_disk_is_full_at_first_make_a_second_cluster_and_the_new_one_is_then_as_it_was(world: World, guest: LabHost) -> None:
+def test_the_same_hosts_and_one_more_make_a_second_cluster_and_the_new_one_is_then_as_it_was(world: World, guest: LabHost) -> None:
     session = Session(read_config())
     name = next(item["name"] for item in session.get("/hosts")["items"] if item["address"] == guest.address)
     world.wait(lambda: session.get(f"/hosts/{name}")["free"], "the new host is free", timeout=60)
