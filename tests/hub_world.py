@@ -20,6 +20,7 @@ from ckp.api import names
 from ckp.api.host_protocol import Desired, Hello, Report
 from ckp.clients import kinds
 from ckp.clients.kube_simulator import KubeSimulator
+from ckp.hub import status as shape
 from ckp.hub.channel import PATH, Channel
 from ckp.hub.desired import KubeDesired
 from ckp.hub.identity import HostCa, HostId, channel_context
@@ -134,6 +135,23 @@ async def eventually(probe: Callable[[], Awaitable[Any]], *, within: float = 5.0
         assert asyncio.get_running_loop().time() < deadline, f"not within {within} s: {answer!r}"
         await asyncio.sleep(0.02)
     return answer
+
+
+async def is_so(value: bool) -> bool:
+    """For `eventually`, of what needs no waiting itself."""
+    return value
+
+
+async def with_phase(door: Door, phase: str) -> dict[str, Any] | None:
+    """The host, if it has reported this phase."""
+    host = await door.host()
+    return host if ((host.get("status") or {}).get("observed") or {}).get("phase") == phase else None
+
+
+async def with_condition(door: Door, value: str, name: str = "one") -> dict[str, Any] | None:
+    """The host, if AgentConnected has this value."""
+    host = await door.host(name)
+    return host if shape.condition_of(host).get("status") == value else None
 
 
 async def hello(websocket: ClientConnection, **more: Any) -> None:

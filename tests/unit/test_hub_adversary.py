@@ -34,7 +34,7 @@ from ckp.hub import status as shape
 from ckp.hub.channel import PATH
 from ckp.hub.identity import HostId, credential_of
 from compass_world import facts
-from hub_world import TENANT, Door, close_code, desired_of, eventually, hello, make_door, report
+from hub_world import TENANT, Door, close_code, desired_of, eventually, hello, is_so, make_door, report
 from tls_world import client_context, serial_of, write_pair
 
 CLEAN = {1000, 1002, 1003, 1007, 1008, 1009}
@@ -104,7 +104,7 @@ async def test_a_host_that_never_reads_is_cut_off_and_holds_no_memory_and_nobody
         await hello(websocket)
         await desired_of(websocket)
         writer.write(frame(own_hello()))
-        await eventually(lambda: _is(not door.channel.is_absent(identity)))
+        await eventually(lambda: is_so(not door.channel.is_absent(identity)))
         transport = door.channel._live[identity].connection.transport
         for generation in range(1, 12):
             # As a text that the agent would ignore: only its size matters here.
@@ -112,7 +112,7 @@ async def test_a_host_that_never_reads_is_cut_off_and_holds_no_memory_and_nobody
             await door.desire("good", Desired(generation=generation, host="good"))
             assert (await desired_of(websocket)).generation == generation
             assert transport.get_write_buffer_size() < 2 * MAX_FRAME_BYTES, "one frame at a time, whatever is wanted meanwhile"
-        await eventually(lambda: _is(door.channel.is_absent(identity)), within=10)
+        await eventually(lambda: is_so(door.channel.is_absent(identity)), within=10)
         assert transport.is_closing()
         assert shape.condition_of(await door.host("good"))["status"] == "True"
 
@@ -197,7 +197,7 @@ async def test_a_stolen_key_cannot_be_renewed_into_another_hosts_certificate(doo
     async with door.connect(client_context(door.root.pem, write_pair(door.directory, "forged", issued, key))) as websocket:
         await hello(websocket)
         assert (await desired_of(websocket)).host == "one"
-        await eventually(lambda: _is(door.channel.hosts == [HostId(TENANT, "one")]))
+        await eventually(lambda: is_so(door.channel.hosts == [HostId(TENANT, "one")]))
     assert (await door.host("two"))["status"]["agent"]["certificateSerial"] != f"{serial_of(issued):x}"
 
 
@@ -338,7 +338,7 @@ async def test_numbers_and_texts_that_no_object_can_hold_are_refused(door: Door,
         await desired_of(websocket)
         await websocket.send(text)
         assert await close_code(websocket) in CLEAN
-    await eventually(lambda: _is(door.channel.hosts == []))
+    await eventually(lambda: is_so(door.channel.hosts == []))
     assert "connected" in (await door.host())["status"]["agent"], "and its leaving is written"
 
 
@@ -375,7 +375,7 @@ async def test_five_hundred_come_back_at_once_after_a_restart_and_nobody_is_mark
             websocket.transport.abort()
 
         hosts = [asyncio.ensure_future(come_back(context)) for context in contexts]
-        await eventually(lambda: _is(len(back) == count), within=60)
+        await eventually(lambda: is_so(len(back) == count), within=60)
         assert len(door.channel.hosts) == count
         assert len({one.host for one in back}) == count
         await asyncio.sleep(max(0.0, began + offline + 1.5 - asyncio.get_running_loop().time()))  # and the sweep has looked at all of them
@@ -383,10 +383,6 @@ async def test_five_hundred_come_back_at_once_after_a_restart_and_nobody_is_mark
         assert marked == []
         done.set()
         await asyncio.gather(*hosts)
-
-
-async def _is(value: bool) -> bool:
-    return value
 
 
 async def _observed(door: Door, name: str, phase: str) -> bool:

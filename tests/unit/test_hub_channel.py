@@ -39,6 +39,8 @@ from hub_world import (
     hello,
     make_door,
     report,
+    with_condition,
+    with_phase,
 )
 from tls_world import client_context, make_authority, make_leaf, serial_of, write_pair
 
@@ -244,7 +246,7 @@ async def test_a_report_is_merged_into_the_status_beside_what_others_wrote(door:
         await hello(websocket)
         entry = JournalEntry(at="2026-04-01T00:00:00Z", step="pull", outcome="done", seconds=1.23456)
         await websocket.send(report(phase="Pulling", cluster=f"{TENANT}/demo", machine="m", message="pulling", journal=(entry,) * 60))
-        status = (await eventually(lambda: _with_phase(door, "Pulling")))["status"]
+        status = (await eventually(lambda: with_phase(door, "Pulling")))["status"]
     assert status["observed"] | {"at": ""} == {
         "generation": 1,
         "phase": "Pulling",
@@ -275,7 +277,7 @@ async def test_equal_reports_cost_no_write_but_a_new_last_seen_now_and_then(tmp_
         async with door.connect(await door.enrolled()) as websocket:
             await hello(websocket)
             await websocket.send(report())
-            await eventually(lambda: _with_phase(door, "Free"))
+            await eventually(lambda: with_phase(door, "Free"))
             await asyncio.sleep(0.3)
             before = _writes(door)
             for _ in range(5):
@@ -306,7 +308,7 @@ async def test_a_write_that_fails_is_done_again(door: Door) -> None:
         await websocket.send(report(phase="Joined"))
         await asyncio.sleep(0.2)
         door.kube.on_fault(None)
-        await eventually(lambda: _with_phase(door, "Joined"))
+        await eventually(lambda: with_phase(door, "Joined"))
 
 
 # How it ends.
@@ -315,8 +317,8 @@ async def test_a_write_that_fails_is_done_again(door: Door) -> None:
 async def test_an_agent_that_says_goodbye_is_offline_at_once(door: Door) -> None:
     async with door.connect(await door.enrolled()) as websocket:
         await hello(websocket)
-        await eventually(lambda: _with_condition(door, "True"))
-    host = await eventually(lambda: _with_condition(door, "False"))
+        await eventually(lambda: with_condition(door, "True"))
+    host = await eventually(lambda: with_condition(door, "False"))
     assert shape.condition_of(host)["reason"] == "Disconnected"
     assert host["status"]["agent"]["connected"] is False
     assert host["status"]["facts"]["hostname"] == "worker-1", "what is known stays"
@@ -326,11 +328,11 @@ async def test_a_broken_connection_counts_as_offline_only_after_its_time(tmp_pat
     async with make_door(tmp_path, offline=2.0) as door:
         websocket = await door.connect(await door.enrolled())
         await hello(websocket)
-        await eventually(lambda: _with_condition(door, "True"))
+        await eventually(lambda: with_condition(door, "True"))
         websocket.transport.abort()
         await eventually(lambda: _connected_is(door, False))
         assert shape.condition_of(await door.host())["status"] == "True"
-        host = await eventually(lambda: _with_condition(door, "False"), within=8)
+        host = await eventually(lambda: with_condition(door, "False"), within=8)
         assert shape.condition_of(host)["reason"] == "Silent"
 
 
@@ -349,7 +351,7 @@ async def test_a_host_that_left_while_no_hub_ran_is_noticed_by_the_next(tmp_path
         await kube.apply(shape.apply_body(HostId(TENANT, "one"), status), subresource="status")
         await asyncio.sleep(0.2)
         assert shape.condition_of(await door.host())["status"] == "True", "the hosts get time to come back first"
-        await eventually(lambda: _with_condition(door, "False"))
+        await eventually(lambda: with_condition(door, "False"))
 
 
 async def test_a_hub_that_restarts_loses_nothing_and_marks_nobody_offline(tmp_path: Path) -> None:
@@ -358,7 +360,7 @@ async def test_a_hub_that_restarts_loses_nothing_and_marks_nobody_offline(tmp_pa
         websocket = await door.connect(await door.enrolled())
         await hello(websocket)
         await websocket.send(report(phase="Joined", generation=5))
-        await eventually(lambda: _with_phase(door, "Joined"))
+        await eventually(lambda: with_phase(door, "Joined"))
     assert await close_code(websocket) == 1001
     host = await door.host()
     assert shape.condition_of(host)["status"] == "True"
@@ -385,7 +387,7 @@ async def test_the_last_word_of_an_old_connection_never_follows_the_first_of_a_n
     context, identity = await door.enrolled(), HostId(TENANT, "one")
     async with door.connect(context) as older:
         await hello(older)
-        await eventually(lambda: _with_condition(door, "True"))
+        await eventually(lambda: with_condition(door, "True"))
     # The API server is slow: the old connection's farewell waits for its turn, and meanwhile the agent is back.
     async with door.channel.writing(identity):
         await eventually(lambda: _sync(lambda: door.channel.is_absent(identity)))
@@ -395,7 +397,7 @@ async def test_the_last_word_of_an_old_connection_never_follows_the_first_of_a_n
         events = len(door.kube._store.events)
     async with newer:
         await newer.send(report(phase="Joined"))
-        await eventually(lambda: _with_phase(door, "Joined"))
+        await eventually(lambda: with_phase(door, "Joined"))
         values = [shape.condition_of(event.obj).get("status") for event in door.kube._store.events[events:]]
         assert values
         assert set(values) == {"True"}
@@ -404,7 +406,7 @@ async def test_the_last_word_of_an_old_connection_never_follows_the_first_of_a_n
 async def test_a_removed_host_is_cut_off_at_its_next_report(door: Door) -> None:
     async with door.connect(await door.enrolled()) as websocket:
         await hello(websocket)
-        await eventually(lambda: _with_condition(door, "True"))
+        await eventually(lambda: with_condition(door, "True"))
         await door.kube.delete(kinds.BYO_HOST, "one", TENANT)
         await websocket.send(report(phase="Joined"))
         assert await close_code(websocket) == 1008
@@ -414,7 +416,7 @@ async def test_a_removed_host_is_cut_off_at_its_next_report(door: Door) -> None:
 async def test_a_re_enrolled_hosts_old_connection_is_cut_off_at_its_next_report(door: Door) -> None:
     async with door.connect(await door.enrolled()) as websocket:
         await hello(websocket)
-        await eventually(lambda: _with_condition(door, "True"))
+        await eventually(lambda: with_condition(door, "True"))
         await door.set_serial("one", "newer")
         await websocket.send(report(phase="Joined"))
         assert await close_code(websocket) == 1008
@@ -430,12 +432,12 @@ async def test_a_revoked_certificate_is_cut_off_at_once_and_stays_out(door: Door
     async with door.connect(context) as websocket:
         await hello(websocket)
         await desired_of(websocket)
-        await eventually(lambda: _with_condition(door, "True"))
+        await eventually(lambda: with_condition(door, "True"))
         serial = (await door.host())["status"]["agent"]["certificateSerial"]
         await door.kube.merge(kinds.BYO_HOST, "one", TENANT, {"spec": {"revokedSerial": serial}})
         await door.announce("one", f"revoked={serial}")
         assert await close_code(websocket) == 1008, "without a report of the host, and without waiting for one"
-    assert (await eventually(lambda: _with_condition(door, "False")))["status"]["agent"]["connected"] is False, "and everybody sees it at once"
+    assert (await eventually(lambda: with_condition(door, "False")))["status"]["agent"]["connected"] is False, "and everybody sees it at once"
     with pytest.raises(InvalidStatus) as refused:
         async with door.connect(context):
             pass
@@ -547,7 +549,7 @@ async def test_a_renewal_that_cannot_be_written_is_no_renewal(door: Door) -> Non
         await hello(websocket)
         for _ in range(2):
             await websocket.recv()
-        await eventually(lambda: _with_condition(door, "True"))
+        await eventually(lambda: with_condition(door, "True"))
         door.kube.on_fault(lambda verb, kind, _: KubeError("away", code=0) if (verb, kind) == ("merge", kinds.BYO_HOST) else None)
         await websocket.send(Renewal(csr=make_csr()).model_dump_json())
         with pytest.raises(TimeoutError):
@@ -560,8 +562,8 @@ async def boots(door: Door, context: ssl.SSLContext, *ids: str) -> dict[str, Any
         async with door.connect(context) as websocket:
             await websocket.send(Hello(boot_id=boot, facts=facts(agent_version="0.1.0")).model_dump_json())
             await desired_of(websocket)
-            await eventually(lambda: _with_condition(door, "True"))
-        await eventually(lambda: _with_condition(door, "False"))
+            await eventually(lambda: with_condition(door, "True"))
+        await eventually(lambda: with_condition(door, "False"))
     return dict(shape.condition_of(await door.host(), shape.UNIQUE))
 
 
@@ -634,7 +636,7 @@ async def test_a_hosts_clock_is_compared_with_ours(door: Door) -> None:
     async with door.connect(await door.enrolled()) as websocket:
         late = facts().model_copy(update={"clock": time.time() - 90})
         await websocket.send(Hello(boot_id="boot", facts=late).model_dump_json())
-        await eventually(lambda: _with_condition(door, "True"))
+        await eventually(lambda: with_condition(door, "True"))
     status = (await door.host())["status"]
     assert -92 < status["agent"]["clockOffsetSeconds"] < -88
     assert "clock" not in status["facts"], "it would make every report new"
@@ -677,19 +679,9 @@ async def _sync(probe: Callable[[], Any]) -> Any:
     return probe()
 
 
-async def _with_phase(door: Door, phase: str) -> dict[str, Any] | None:
-    host = await door.host()
-    return host if ((host.get("status") or {}).get("observed") or {}).get("phase") == phase else None
-
-
 async def _with_generation(door: Door, generation: int) -> dict[str, Any] | None:
     host = await door.host()
     return host if ((host.get("status") or {}).get("observed") or {}).get("generation") == generation else None
-
-
-async def _with_condition(door: Door, value: str) -> dict[str, Any] | None:
-    host = await door.host()
-    return host if shape.condition_of(host).get("status") == value else None
 
 
 async def _connected_is(door: Door, value: bool) -> bool:

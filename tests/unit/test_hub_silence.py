@@ -22,7 +22,7 @@ from ckp.hub import status as shape
 from ckp.hub.identity import HostId
 from ckp.hub.replicas import KEPT, LABEL, Replicas
 from ckp.kits.clock import ManualClock, parse_rfc3339, rfc3339, rfc3339_micro
-from hub_world import TENANT, Door, close_code, desired_of, eventually, hello, make_door, report
+from hub_world import TENANT, Door, close_code, desired_of, eventually, hello, is_so, make_door, report, with_condition, with_phase
 
 OFFLINE = 1.0
 ONE = HostId(TENANT, "one")
@@ -65,7 +65,7 @@ async def test_a_host_whose_replica_lives_is_judged_by_nobody_else_though_its_ow
     async with two_replicas(tmp_path, kube) as (first, _):
         async with first.connect(await first.enrolled()) as websocket:
             await hello(websocket)
-            await eventually(lambda: _is(first, "True"))
+            await eventually(lambda: with_condition(first, "True"))
             old = {"status": {"agent": {"lastSeen": rfc3339(LONG_AGO)}}}
             await kube.merge(kinds.BYO_HOST, "one", TENANT, old, subresource="status")
             for _round in range(5):  # well beyond the time after which others would take it for silent
@@ -81,7 +81,7 @@ async def test_when_a_replica_dies_its_hosts_that_do_not_come_back_are_offline_s
         await stale(kube, "hub-0")
         died = datetime.now(UTC)
         await kube.apply(lease("hub-0", died))
-        host = await eventually(lambda: _is(second, "False"), within=10)
+        host = await eventually(lambda: with_condition(second, "False"), within=10)
         assert (datetime.now(UTC) - died).total_seconds() >= OFFLINE, "it had its time to come back"
         assert shape.condition_of(host)["reason"] == "Silent"
         assert abs((parse_rfc3339(host["status"]["agent"]["lastSeen"]) - died).total_seconds()) <= 1, "its replica spoke for it until then"
@@ -92,7 +92,7 @@ async def test_a_host_of_a_replica_that_nobody_knows_is_judged_by_its_own_time(t
     async with make_door(tmp_path, kube, offline=OFFLINE) as door:
         await door.add_host("one", serial="abc")
         await stale(kube, "hub-gone")
-        host = await eventually(lambda: _is(door, "False"), within=10)
+        host = await eventually(lambda: with_condition(door, "False"), within=10)
         assert host["status"]["agent"]["lastSeen"] == rfc3339(LONG_AGO)
 
 
@@ -102,7 +102,7 @@ async def test_our_own_host_that_left_before_our_restart_is_judged_by_us(tmp_pat
         await stale(kube, "hub-1")
         await asyncio.sleep(OFFLINE / 2)
         assert condition(await door.host()) == "True", "it gets its time to come back"
-        await eventually(lambda: _is(door, "False"), within=10)
+        await eventually(lambda: with_condition(door, "False"), within=10)
 
 
 async def test_after_an_outage_of_the_api_server_nobody_is_marked_though_all_leases_are_old(tmp_path: Path, kube: KubeSimulator) -> None:
@@ -110,8 +110,8 @@ async def test_after_an_outage_of_the_api_server_nobody_is_marked_though_all_lea
         async with first.connect(await first.enrolled()) as websocket, second.connect(await second.enrolled("two")) as other:
             for one in (websocket, other):
                 await hello(one)
-            await eventually(lambda: _is(first, "True"))
-            await eventually(lambda: _is(first, "True", "two"))
+            await eventually(lambda: with_condition(first, "True"))
+            await eventually(lambda: with_condition(first, "True", "two"))
             events = len(kube._store.events)
             kube.on_fault(lambda verb, *_: KubeError("away", code=0))
             for _round in range(6):
@@ -131,14 +131,14 @@ async def test_the_last_word_of_one_replica_never_follows_the_first_of_another(t
         context = await first.enrolled()
         older = await first.connect(context)
         await hello(older)
-        await eventually(lambda: _is(first, "True"))
+        await eventually(lambda: with_condition(first, "True"))
         async with second.connect(context) as newer:
             await hello(newer)
             await desired_of(newer)
             await eventually(lambda: _holds(first, "hub-2"))
             events = len(kube._store.events)
             await older.close()
-            await eventually(lambda: _true(first.channel.hosts == []))
+            await eventually(lambda: is_so(first.channel.hosts == []))
             await asyncio.sleep(0.5)
             assert shape.hub_of(await first.host()) == "hub-2"
             assert set(verdicts(kube, events)) <= {"True"}
@@ -149,7 +149,7 @@ async def test_between_reading_and_writing_the_last_word_others_may_change_the_h
     async with two_replicas(tmp_path, kube) as (first, _):
         websocket = await first.connect(await first.enrolled())
         await hello(websocket)
-        await eventually(lambda: _is(first, "True"))
+        await eventually(lambda: with_condition(first, "True"))
         once: list[str] = []
 
         def meanwhile(verb: str, kind: kinds.Kind, name: str) -> None:
@@ -159,7 +159,7 @@ async def test_between_reading_and_writing_the_last_word_others_may_change_the_h
 
         kube.on_fault(meanwhile)
         await websocket.close()
-        host = await eventually(lambda: _is(first, "False"))
+        host = await eventually(lambda: with_condition(first, "False"))
         assert once and shape.condition_of(host)["reason"] == "Disconnected"
 
 
@@ -167,7 +167,7 @@ async def test_a_host_that_was_marked_by_mistake_is_set_right_by_the_replica_tha
     """As an older hub does during an update, which knows nothing of Leases."""
     async with make_door(tmp_path, kube, offline=OFFLINE, seen_every=300.0) as door, door.connect(await door.enrolled()) as websocket:
         await hello(websocket)
-        host = await eventually(lambda: _is(door, "True"))
+        host = await eventually(lambda: with_condition(door, "True"))
         agent = {name: value for name, value in host["status"]["agent"].items() if name not in ("hub", "certificateSerial")}
         wrong = shape.with_connection({"agent": agent}, hub="", condition=False, reason="Silent", message="", seen=LONG_AGO, at=LONG_AGO)
         await kube.apply(shape.apply_body(ONE, wrong), subresource="status")
@@ -182,11 +182,11 @@ async def test_a_host_that_was_marked_by_mistake_is_set_right_by_the_replica_tha
 
 async def test_while_a_sweep_takes_long_no_replica_that_lives_grows_silent(tmp_path: Path, kube: KubeSimulator) -> None:
     async with two_replicas(tmp_path, kube, first_sweeps=600.0) as (first, second):
-        await eventually(lambda: _true(second.channel.replicas.steady() >= OFFLINE), within=10)
+        await eventually(lambda: is_so(second.channel.replicas.steady() >= OFFLINE), within=10)
         async with first.connect(await first.enrolled()) as websocket:
             await hello(websocket)
             await websocket.send(report())
-            await eventually(lambda: _phase(first, "Free"))  # and of it nothing more is written
+            await eventually(lambda: with_phase(first, "Free"))  # and of it nothing more is written
             await second.add_host("a-dark", serial="abc")
             dark = HostId(TENANT, "a-dark")
             async with second.channel.writing(dark):  # its turn to be written does not come; "one" is looked at after it
@@ -203,11 +203,11 @@ async def test_a_write_that_was_given_up_and_is_done_after_the_next_is_set_right
         kube.on_fault(lambda verb, kind, _: KubeError("forbidden", code=403) if (verb, kind) == ("apply", kinds.LEASE) else None)
         await hello(websocket)
         await websocket.send(report(phase="Joined"))
-        host = await eventually(lambda: _phase(door, "Joined"))
+        host = await eventually(lambda: with_phase(door, "Joined"))
         late = shape.written_of(host)
         late["observed"] |= {"phase": "Joining"}
         await kube.apply(shape.apply_body(ONE, late), subresource="status")
-        await eventually(lambda: _phase(door, "Joined"))
+        await eventually(lambda: with_phase(door, "Joined"))
         await asyncio.sleep(0.5)
         writes = len(kube._store.events)
         await asyncio.sleep(0.5)
@@ -221,7 +221,7 @@ async def test_one_host_that_cannot_be_marked_keeps_no_other_from_it(tmp_path: P
             await stale(kube, "hub-gone", HostId(TENANT, name))
         kube._store.objects[kinds.BYO_HOST, TENANT, "a-odd"]["status"]["agent"]["lastSeen"] = "yesterday"
         kube.on_fault(lambda verb, _, name: KubeError("not valid", code=422) if (verb, name) == ("apply", "a-bad") else None)
-        await eventually(lambda: _is(door, "False"), within=10)
+        await eventually(lambda: with_condition(door, "False"), within=10)
 
 
 async def test_when_a_host_cannot_be_looked_up_its_void_certificate_is_noticed_all_the_same(tmp_path: Path, kube: KubeSimulator) -> None:
@@ -231,7 +231,7 @@ async def test_when_a_host_cannot_be_looked_up_its_void_certificate_is_noticed_a
         async with door.connect(context) as websocket:
             await hello(websocket)
             await desired_of(websocket)
-            serial = (await eventually(lambda: _is(door, "True")))["status"]["agent"]["certificateSerial"]
+            serial = (await eventually(lambda: with_condition(door, "True")))["status"]["agent"]["certificateSerial"]
             await kube.merge(kinds.BYO_HOST, "one", TENANT, {"spec": {"revokedSerial": serial}})
             kube.on_fault(lambda verb, kind, _: KubeError("away", code=0) if (verb, kind) == ("get", kinds.BYO_HOST) else None)
             await door.announce("one", f"revoked={serial}")
@@ -245,10 +245,10 @@ async def test_a_connection_that_has_ended_is_no_garbage_for_the_collector(tmp_p
         try:
             websocket = await door.connect(await door.enrolled())
             await hello(websocket)
-            await eventually(lambda: _is(door, "True"))
+            await eventually(lambda: with_condition(door, "True"))
             (live,) = (weakref.ref(one) for one in door.channel._live.values())
             websocket.transport.abort()
-            await eventually(lambda: _true(live() is None))
+            await eventually(lambda: is_so(live() is None))
         finally:
             gc.enable()
 
@@ -279,7 +279,7 @@ async def test_a_replica_is_steady_while_it_renews_without_a_gap(kube: KubeSimul
     assert replicas.steady() == 0.0
     keeping = asyncio.ensure_future(replicas.keep())
     try:
-        await eventually(lambda: _true(bool(kube._store.objects.get((kinds.LEASE, names.HOSTS_NAMESPACE, "hub-1")))))
+        await eventually(lambda: is_so(bool(kube._store.objects.get((kinds.LEASE, names.HOSTS_NAMESPACE, "hub-1")))))
         for _step in range(10):
             clock.advance(0.02)
             await asyncio.sleep(0.05)
@@ -307,19 +307,5 @@ def lease(identity: str, renewed: datetime) -> dict[str, Any]:
     }
 
 
-async def _is(door: Door, value: str, name: str = "one") -> dict[str, Any] | None:
-    host = await door.host(name)
-    return host if condition(host) == value else None
-
-
-async def _phase(door: Door, phase: str) -> dict[str, Any] | None:
-    host = await door.host()
-    return host if ((host.get("status") or {}).get("observed") or {}).get("phase") == phase else None
-
-
 async def _holds(door: Door, hub: str) -> bool:
     return shape.hub_of(await door.host()) == hub
-
-
-async def _true(value: bool) -> bool:
-    return value

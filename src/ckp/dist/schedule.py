@@ -104,8 +104,10 @@ def build_all(catalog: Catalog, components: Sequence[Chosen], stamp: str, say: C
     missing = [chosen for chosen in components if not is_built(catalog, chosen, stamp)]
     if missing:
         known = {chosen.role: last_seconds(chosen.source.component) for chosen in missing}
-        typical = {chosen.role: TYPICAL_SECONDS.get(chosen.source.component, UNKNOWN_SECONDS) for chosen in missing}
-        expected = {role: typical[role] if seconds is None else seconds for role, seconds in known.items()}
+        expected = {
+            chosen.role: TYPICAL_SECONDS.get(chosen.source.component, UNKNOWN_SECONDS) if (seconds := known[chosen.role]) is None else seconds
+            for chosen in missing
+        }
         workers = parallel_builds(os.cpu_count() or 1, available_gib())
         progress = _Progress(expected, workers, say)
         here = "" if any(seconds is not None for seconds in known.values()) else " where there are two cores"

@@ -306,34 +306,30 @@ class Connection:
         channel.forget(self)
         log.info("host has left", host=str(self.host), clean=clean, why=why)
         async with channel.writing(self.host):
-            try:
-                for attempt in range(LAST_WORDS):
-                    if await self._last_word(clean=clean, why=why, attempt=attempt):
+            for attempt in range(LAST_WORDS):
+                try:
+                    await self._last_word(clean=clean, why=why)
+                    return
+                except KubeError as error:
+                    if error.reason != "Conflict" or attempt == LAST_WORDS - 1:
+                        log.warning("a host's leaving cannot be written; the sweep will notice it", host=str(self.host), error=error.brief)
                         return
-            except KubeError as error:
-                log.warning("a host's leaving cannot be written; the sweep will notice it", host=str(self.host), error=error.brief)
 
-    async def _last_word(self, *, clean: bool, why: str, attempt: int) -> bool:
-        """Whether it is said, or is not ours to say: the host is back here or at another replica, or another certificate speaks for it."""
+    async def _last_word(self, *, clean: bool, why: str) -> None:
+        """Unless it is not ours to say: the host is back here or at another replica, or another certificate speaks for it. KubeError if it can't be written."""
         channel = self._channel
         if not channel.is_absent(self.host):
-            return True
+            return
         now = await channel.kube.get(kinds.BYO_HOST, self.host.name, self.host.namespace)
         if now is None or self._serial not in (shape.certificate_serial(now), shape.next_serial(now)):
-            return True
+            return
         if shape.hub_of(now) != channel.replicas.identity:
-            return True
+            return
         final = shape.with_connection(
             self._status, hub="", condition=False if clean else None, reason="Disconnected", message=why, seen=self.seen, at=channel.clock.now()
         )
-        try:
-            # Only on top of what was read: between the two the host may have come back to another replica.
-            await channel.kube.apply(shape.apply_body(self.host, final, version=now["metadata"]["resourceVersion"]), subresource="status")
-        except KubeError as error:
-            if error.reason != "Conflict" or attempt == LAST_WORDS - 1:
-                raise
-            return False
-        return True
+        # Only on top of what was read: between the two the host may have come back to another replica.
+        await channel.kube.apply(shape.apply_body(self.host, final, version=now["metadata"]["resourceVersion"]), subresource="status")
 
     async def close(self, code: int, reason: str) -> None:
         """End it, with a reason for a peer that reads; websockets alone would wait for ever for one that does not."""

@@ -66,7 +66,7 @@ class Sweep:
                 log.warning("a silent host cannot be marked", host=str(identity), error=str(error))
 
     async def _judge(self, identity: HostId, host: Obj, signs: Mapping[str, Sign], at: datetime) -> None:
-        agent = (host.get("status") or {}).get("agent") or {}
+        agent = shape.agent_of(host)
         if shape.condition_of(host).get("status") != "True" or not agent.get("lastSeen"):
             return
         heard = seen = parse_rfc3339(agent["lastSeen"])

@@ -32,19 +32,24 @@ BOOTS_KEPT = 8
 Status = dict[str, Any]
 
 
+def agent_of(host: Obj) -> Mapping[str, Any]:
+    """What is known of the host's agent; nothing if it never connected."""
+    return (host.get("status") or {}).get("agent") or {}
+
+
 def certificate_serial(host: Obj) -> str:
     """The serial of the certificate that this host connects with; '' if none was given out."""
-    return str((((host.get("status") or {}).get("agent")) or {}).get("certificateSerial") or "")
+    return str(agent_of(host).get("certificateSerial") or "")
 
 
 def next_serial(host: Obj) -> str:
     """The serial of a renewed certificate that the host was given and has not used yet; '' if there is none."""
-    return str((((host.get("status") or {}).get("agent")) or {}).get("nextCertificateSerial") or "")
+    return str(agent_of(host).get("nextCertificateSerial") or "")
 
 
 def hub_of(host: Obj) -> str:
     """The replica that holds the host's connection; '' if none does."""
-    return str((((host.get("status") or {}).get("agent")) or {}).get("hub") or "")
+    return str(agent_of(host).get("hub") or "")
 
 
 def revoked_serial(host: Obj) -> str:
@@ -71,7 +76,7 @@ def condition_of(host: Obj, kind: str = CONDITION) -> Mapping[str, Any]:
 def carried_over(host: Obj) -> Status:
     """The hub's own part of a status, as it stands."""
     status = host.get("status") or {}
-    agent = {name: value for name, value in (status.get("agent") or {}).items() if name in CARRIED}
+    agent = {name: value for name, value in agent_of(host).items() if name in CARRIED}
     kept: Status = {name: status[name] for name in ("facts", "hostinfo", "network", "observed", "journal") if name in status}
     if agent:
         kept["agent"] = agent
@@ -172,11 +177,11 @@ def with_connection(status: Status, *, hub: str, condition: bool | None, reason:
     """With the connection's state.
 
     Args:
+        status: carried over, so without a replica's name.
         hub: the replica that holds the connection; '' when there is none.
         condition: None leaves AgentConnected as it is: a broken connection may come back before anyone must know.
     """
-    agent = {name: value for name, value in (status.get("agent") or {}).items() if name != "hub"}
-    fresh = status | {"agent": agent | ({"hub": hub} if hub else {}) | {"connected": bool(hub), "lastSeen": rfc3339(seen)}}
+    fresh = status | {"agent": (status.get("agent") or {}) | ({"hub": hub} if hub else {}) | {"connected": bool(hub), "lastSeen": rfc3339(seen)}}
     if condition is None:
         return fresh
     return _with_condition(fresh, CONDITION, condition, reason, message, at)

@@ -10,9 +10,9 @@ import structlog
 
 from ckp.clients.kinds import LEASE
 from ckp.clients.kube import Kube, KubeError, Obj
+from ckp.kits.clock import parse_rfc3339, rfc3339_micro
 
 log = structlog.get_logger()
-FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 
 class LeaseLost(Exception):
@@ -100,11 +100,11 @@ class LeaderLease:
         return {
             "holderIdentity": self.identity,
             "leaseDurationSeconds": int(self.duration),
-            "acquireTime": taken.strftime(FORMAT),
-            "renewTime": renewed.strftime(FORMAT),
+            "acquireTime": rfc3339_micro(taken),
+            "renewTime": rfc3339_micro(renewed),
             "leaseTransitions": transitions,
         }
 
 
 def _parse(text: str | None) -> datetime:
-    return datetime.strptime(text, FORMAT).replace(tzinfo=UTC) if text else datetime.fromtimestamp(0, UTC)
+    return parse_rfc3339(text) if text else datetime.fromtimestamp(0, UTC)
