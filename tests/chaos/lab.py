@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -96,11 +97,16 @@ class Run:
     _left: threading.Event = field(default_factory=threading.Event)
 
     def play(self, seed: int, events: list[Event]) -> list[str]:
-        """Let it all happen, end the faults, wait for rest; what is inconsistent then."""
+        """Let it all happen, end the faults, wait for rest; what is inconsistent then.
+
+        The cluster must take a write before the first fault and after the last one; how many in between is the schedule's matter.
+        """
         self._locks = {name: threading.Lock() for name in (*self.hosts, "")}
         over = threading.Event()
+        if not self._takes_writes():
+            return ["the cluster took no write before the first fault"]
         with ThreadPoolExecutor(len(events) + 1) as pool:
-            writer = pool.submit(self._write, seed, over)
+            writer = pool.submit(self._write_on, over)
             started = time.monotonic()
             tasks: list[tuple[Event, Future[None]]] = []
             for event in events:
@@ -115,7 +121,8 @@ class Run:
         self.say(f"{time.monotonic() - started:6.1f}s faults have ended")
         for host in self.hosts.values():
             host.start()
-        return self._converge()
+        found = self._converge()
+        return found if self._takes_writes() else [*found, "the cluster takes no write after the last fault"]
 
     # -- what happens
 
@@ -218,14 +225,30 @@ class Run:
 
     # -- what must be kept
 
-    def _write(self, seed: int, over: threading.Event) -> None:
-        """Writes to the cluster all the time; what it has acknowledged must be there in the end."""
-        number = 0
-        while not over.wait(2.0):
-            number += 1
-            name = f"chaos-{seed}-{number}"
-            if self.lab.kubectl("create", "configmap", name, "-n", "default", "--request-timeout=10s", timeout=60, check=False).code == 0:
-                self.acknowledged.append(name)
+    def _write(self) -> bool:
+        """One write to the cluster; what it has acknowledged must be there in the end."""
+        name = f"chaos-{secrets.token_hex(4)}"
+        took = self.lab.kubectl("create", "configmap", name, "-n", "default", "--request-timeout=10s", timeout=60, check=False).code == 0
+        if took:
+            self.acknowledged.append(name)
+        return took
+
+    def _takes_writes(self) -> bool:
+        deadline = time.monotonic() + 120
+        while not self._write():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(2)
+        return True
+
+    def _write_on(self, over: threading.Event) -> None:
+        before, tried, last, longest = len(self.acknowledged), 0, time.monotonic(), 0.0
+        while not over.wait(1.0):
+            tried += 1
+            if self._write():
+                last = time.monotonic()
+            longest = max(longest, time.monotonic() - last)
+        self.say(f"        {len(self.acknowledged) - before} of {tried} writes were acknowledged meanwhile, none for {longest:.0f} s at the longest")
 
     # -- what is judged
 

@@ -28,9 +28,7 @@ def test_after_real_faults_everything_fits_together_and_nothing_is_lost(versions
         print(f"\nchaos in the lab, seed {seed}")
         run = Run(versions, hosts, (GOOD, versions.dist.agent("deb").version), lambda line: print(f"  {line}", flush=True))
         found = run.play(seed, draw(seed, tuple(sorted(hosts))))
-        print(f"  {len(run.acknowledged)} writes were acknowledged meanwhile")
     assert found == [], f"seed {seed}: again with CKP_LAB_CHAOS_SEEDS={seed},"
-    assert len(run.acknowledged) > 3, "the cluster answered in between"
 
 
 def test_a_seed_says_all_that_will_happen() -> None:

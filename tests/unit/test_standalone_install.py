@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import json
 from collections.abc import Callable
@@ -142,6 +143,13 @@ def test_the_hosts_decisions_reach_kubelet_and_cilium(options: Options) -> None:
     assert (kubelet["cgroupDriver"], kubelet["failCgroupV1"], kubelet["imageGCHighThresholdPercent"]) == ("cgroupfs", False, 100)
     assert config.cilium_values(plan(options, LAB))["securityContext"] == {"privileged": True}
     assert "securityContext" not in config.cilium_values(plan(options))
+
+
+@pytest.mark.parametrize(("release", "longest"), [("v1.33.7", None), ("v1.34.3", None), ("v1.35.1", {"maxContainerRestartPeriod": "30s"})])
+def test_a_control_plane_that_was_hit_often_is_back_within_half_a_minute(options: Options, release: str, longest: dict[str, str] | None) -> None:
+    """KEP-5593: the field is behind a feature gate that is off before v1.35, and a kubelet with it would not start."""
+    older = dataclasses.replace(plan(options), manifest=dataclasses.replace(MANIFEST, release=release))
+    assert documents(config.kubeadm_config(older))["KubeletConfiguration"].get("crashLoopBackOff") == longest
 
 
 def test_every_image_comes_from_the_registry(options: Options) -> None:

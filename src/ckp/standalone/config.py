@@ -11,6 +11,7 @@ from ckp.agent.verify import BundleManifest
 from ckp.standalone.options import Options
 
 TEN_YEARS = "87600h0m0s"
+LONGEST_RESTART_PAUSE = "30s"
 STORAGE_CLASS = "ckp-hostpath"
 STORAGE_NAMESPACE = "ckp-storage"
 CONTROL_PLANE_IMAGES = ("pause", "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
@@ -81,9 +82,19 @@ def kubeadm_config(plan: Plan) -> str:
         "kind": "KubeletConfiguration",
         "serverTLSBootstrap": False,
         "rotateCertificates": True,
+        **restart_pauses(plan.manifest),
         **plan.decisions.kubelet(),
     }
     return "\n---\n".join(json.dumps(document, indent=1) for document in (init, cluster, kubelet)) + "\n"
+
+
+def restart_pauses(manifest: BundleManifest) -> dict[str, Any]:
+    """How long a kubelet of this host may wait before it starts a container again that ended (field crashLoopBackOff, from v1.35 on; KEP-5593).
+
+    The kubelet's own five minutes would be an outage: this host's only etcd and API server are such containers, and so are those of managed clusters.
+    """
+    major, minor = manifest.release.lstrip("v").split(".")[:2]
+    return {"crashLoopBackOff": {"maxContainerRestartPeriod": LONGEST_RESTART_PAUSE}} if (int(major), int(minor)) >= (1, 35) else {}
 
 
 def static_pod_patches(plan: Plan) -> dict[str, str]:
