@@ -21,7 +21,7 @@ from ckp.api.host_protocol import Desired
 from ckp.api.names import DESIRED_KEY, HOSTS_NAMESPACE
 from ckp.clients import kinds
 from ckp.clients.kube import Kube, Obj
-from ckp.hub import status as shape
+from ckp.rules import certificates
 from ckp.rules.conditions import get_condition
 
 
@@ -132,7 +132,7 @@ def _host(whole: Whole, host: Obj) -> Iterator[str]:
         phase = "Joined" if desired.membership else "Free"
         if observed.get("phase") != phase or observed.get("reason"):
             yield f"host {name} is {observed.get('phase')}, it should be {phase} ({observed.get('reason', '')}: {observed.get('message', '')})"
-    if shape.certificate_serial(host) and shape.certificate_serial(host) == shape.revoked_serial(host):
+    if certificates.certificate_serial(host) and certificates.certificate_serial(host) == certificates.revoked_serial(host):
         yield f"host {name}: its only certificate is revoked"
     if folder := whole.folders.get(name):
         yield from _certificate(host, folder / "state")
@@ -145,8 +145,8 @@ def _certificate(host: Obj, state: Path) -> Iterator[str]:
     except (OSError, ValueError) as error:
         yield f"host {name} has no certificate: {error}"
         return
-    current, following = shape.certificate_serial(host), shape.next_serial(host)
-    if not shape.may_connect(host, serial):
+    current, following = certificates.certificate_serial(host), certificates.next_serial(host)
+    if not certificates.may_connect(host, serial):
         yield f"host {name} is locked out: it has the certificate {serial[:8]}, known are {current[:8]} and as the next {following[:8] or 'none'}"
     elif serial != current:
         yield f"host {name} has a renewed certificate that it does not use"

@@ -24,10 +24,10 @@ from ckp.api import names
 from ckp.clients import kinds
 from ckp.clients.kinds import Kind
 from ckp.clients.kube import EventType, KubeError, Obj
-from ckp.hub import status as shape
 from ckp.hub.enrolment import CompassClient, Enrolment
 from ckp.hub.identity import VALID_FOR, HostCa, HostId
 from ckp.kits.clock import SystemClock
+from ckp.rules import certificates
 from ckp.rules.conditions import is_true
 from tls_world import make_authority, make_leaf, write_pair
 
@@ -235,7 +235,7 @@ class World:
     async def _revoke(self, event: Event) -> None:
         """As `ckp host revoke`."""
         host = await self.calm.get(kinds.BYO_HOST, event.target, TENANT)
-        if host is not None and (serial := shape.certificate_serial(host)):
+        if host is not None and (serial := certificates.certificate_serial(host)):
             await self.calm.merge(kinds.BYO_HOST, event.target, TENANT, {"spec": {"revokedSerial": serial}})
 
     async def _spoil(self, event: Event) -> None:
@@ -260,7 +260,7 @@ class World:
             if found is None:
                 annotations = {f"{names.CKP}/machine-id": host.disk.flag("machine-id")}
                 await self.calm.create(_obj(kinds.BYO_HOST, name, {}, labels=GROUP, annotations=annotations))
-            elif serial := shape.certificate_serial(found):
+            elif serial := certificates.certificate_serial(found):
                 await self.calm.merge(kinds.BYO_HOST, name, TENANT, {"spec": {"revokedSerial": serial}})
             enrolment = Enrolment(cast(CompassClient, None), self.calm, self._ca, self._root_file, CollectorRegistry())
             await enrolment._write_serial(HostId(TENANT, name), certificate)
@@ -283,7 +283,7 @@ class World:
             await self._data(Event(0, "data", machine["metadata"]["name"]))
         for name in self.hosts:
             found = await self.calm.get(kinds.BYO_HOST, name, TENANT)
-            if found is None or "deletionTimestamp" in found["metadata"] or shape.certificate_serial(found) == shape.revoked_serial(found):
+            if found is None or "deletionTimestamp" in found["metadata"] or certificates.certificate_serial(found) == certificates.revoked_serial(found):
                 await self.enrol(name)
             self.hosts[name].allow()
 

@@ -33,6 +33,7 @@ from ckp.hub import connection as hub_connection
 from ckp.hub import status as shape
 from ckp.hub.channel import PATH
 from ckp.hub.identity import HostId, credential_of
+from ckp.rules import certificates
 from compass_world import facts
 from hub_world import TENANT, Door, close_code, desired_of, eventually, hello, is_so, make_door, report
 from tls_world import client_context, serial_of, write_pair
@@ -390,4 +391,4 @@ async def _observed(door: Door, name: str, phase: str) -> bool:
 
 
 async def _observed_serial(door: Door) -> str:
-    return shape.certificate_serial(await door.host("bad"))
+    return certificates.certificate_serial(await door.host("bad"))

@@ -33,6 +33,7 @@ from ckp.hub.identity import Credential, HostId, credential_of
 from ckp.hub.replicas import Replicas
 from ckp.kits.clock import Clock
 from ckp.kits.errors import CkpError
+from ckp.rules import certificates
 
 log = structlog.get_logger("hub.channel")
 
@@ -228,11 +229,11 @@ class Channel:
             return self._refuse(connection, 403, "UnknownHost", f"there is no host {identity} any more: enrol again")
         serial = connection.credential.serial
         try:
-            if shape.may_connect(host, serial) and shape.next_serial(host) == serial:
+            if certificates.may_connect(host, serial) and certificates.next_serial(host) == serial:
                 host = await self._promote(identity, serial, host)
         except KubeError as error:
             return self._refuse(connection, 503, "Unavailable", error.brief)
-        if not shape.may_connect(host, serial):
+        if not certificates.may_connect(host, serial):
             return self._refuse(connection, 403, "WrongCertificate", f"host {identity} has another certificate: this one is revoked")
         connection.admitted = host
         return None
@@ -251,7 +252,7 @@ class Channel:
             KubeError: the API server does not answer, the host is gone, or it changes all the time (Conflict).
         """
         for attempt in range(8):
-            if not shape.may_connect(host, serial):
+            if not certificates.may_connect(host, serial):
                 return host
             patch = {"metadata": {"resourceVersion": host["metadata"]["resourceVersion"]}, "status": {"agent": serials}}
             try:

@@ -21,6 +21,7 @@ from ckp.hub import status as shape
 from ckp.hub.identity import Credential, serial_text
 from ckp.kits.errors import CkpError, InvalidInput
 from ckp.kits.retry import backoff
+from ckp.rules import certificates
 
 if TYPE_CHECKING:
     from ckp.hub.channel import Channel
@@ -168,12 +169,12 @@ class Connection:
         sent: str | None = None
         try:
             await source.wait_synced()
-            certificates = source.certificates(self.host)
+            known = source.certificates(self.host)
             while True:
                 changed.clear()
-                if (now := source.certificates(self.host)) != certificates:
+                if (now := source.certificates(self.host)) != known:
                     await self._check_identity()
-                    certificates = now
+                    known = now
                 frame = source.frame(self.host)
                 if frame is not None and frame != sent:
                     await self._tell(frame)
@@ -204,7 +205,7 @@ class Connection:
             return
         if host is None or host["metadata"].get("deletionTimestamp"):
             raise Rejected(1008, "this host was removed")
-        if not shape.may_connect(host, self._serial):
+        if not certificates.may_connect(host, self._serial):
             raise Rejected(1008, "this certificate is no longer valid", final=True)
 
     async def _ask_for_renewal(self) -> None:
@@ -234,7 +235,7 @@ class Connection:
         except KubeError as error:
             log.warning("a renewal could not be written; it is asked for again", host=str(self.host), error=error.brief)
             return
-        if shape.next_serial(now) != serial:
+        if certificates.next_serial(now) != serial:
             raise Rejected(1008, "this certificate is no longer valid", final=True)
         await self._tell(IssuedCertificate(certificate=certificate, ca=ca).model_dump_json())
         self._channel.metrics.renewals.inc()
@@ -271,7 +272,7 @@ class Connection:
             self._written, self._write_again_at = fresh, now + self._channel.seen_every * random.uniform(0.5, 1.0)
             self._status = self._status | {"conditions": fresh["conditions"]}
             # Every write is also the question whether this host still is who it says: a removed or re-enrolled one is cut off here.
-            if not shape.may_connect(answer, self._serial):
+            if not certificates.may_connect(answer, self._serial):
                 raise Rejected(1008, "this certificate is no longer valid", final=True)
             await asyncio.sleep(WRITE_GAP_SECONDS)
 
@@ -321,7 +322,7 @@ class Connection:
         if not channel.is_absent(self.host):
             return
         now = await channel.kube.get(kinds.BYO_HOST, self.host.name, self.host.namespace)
-        if now is None or self._serial not in (shape.certificate_serial(now), shape.next_serial(now)):
+        if now is None or self._serial not in (certificates.certificate_serial(now), certificates.next_serial(now)):
             return
         if shape.hub_of(now) != channel.replicas.identity:
             return

@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ckp.api.host_protocol import EnrolmentRequest, EnrolmentStatus, EnrolmentTicket
 from ckp.clients import kinds
 from ckp.clients.kube import Kube, KubeError
-from ckp.hub import status as shape
 from ckp.hub.identity import HostCa, HostId, serial_text, trusted_by_hosts
 from ckp.kits.errors import CkpError
+from ckp.rules import certificates
 
 log = structlog.get_logger("hub.enrolment")
 
@@ -198,10 +198,10 @@ class Enrolment:
         serial = serial_text(x509.load_pem_x509_certificate(certificate.encode()).serial_number)
         try:
             found = await self._kube.get(kinds.BYO_HOST, host.name, host.namespace)
-            current = shape.certificate_serial(found) if found is not None else ""
+            current = certificates.certificate_serial(found) if found is not None else ""
             if current == serial:
                 return
-            if current and current != shape.revoked_serial(found or {}):
+            if current and current != certificates.revoked_serial(found or {}):
                 # The host has had a newer one since (a renewal), so a ticket that somebody kept must not bring the first one back.
                 raise Refused(404, "NotFound", f"host {host} has another certificate by now", resolution="send the enrolment again")
             patch = {"status": {"agent": {"certificateSerial": serial, "nextCertificateSerial": None}}}

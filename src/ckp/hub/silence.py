@@ -15,6 +15,7 @@ from ckp.hub import status as shape
 from ckp.hub.identity import HostId
 from ckp.hub.replicas import Sign
 from ckp.kits.clock import parse_rfc3339, rfc3339
+from ckp.rules import certificates
 
 if TYPE_CHECKING:
     from ckp.hub.channel import Channel
@@ -66,7 +67,7 @@ class Sweep:
                 log.warning("a silent host cannot be marked", host=str(identity), error=str(error))
 
     async def _judge(self, identity: HostId, host: Obj, signs: Mapping[str, Sign], at: datetime) -> None:
-        agent = shape.agent_of(host)
+        agent = certificates.agent_of(host)
         if shape.condition_of(host).get("status") != "True" or not agent.get("lastSeen"):
             return
         heard = seen = parse_rfc3339(agent["lastSeen"])

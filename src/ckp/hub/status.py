@@ -16,6 +16,7 @@ from ckp.clients import kinds
 from ckp.clients.kube import Obj
 from ckp.hub.identity import HostId
 from ckp.kits.clock import rfc3339
+from ckp.rules.certificates import agent_of
 
 JOURNAL_ENTRIES = 50
 MAX_MESSAGE = 1000
@@ -32,37 +33,9 @@ BOOTS_KEPT = 8
 Status = dict[str, Any]
 
 
-def agent_of(host: Obj) -> Mapping[str, Any]:
-    """What is known of the host's agent; nothing if it never connected."""
-    return (host.get("status") or {}).get("agent") or {}
-
-
-def certificate_serial(host: Obj) -> str:
-    """The serial of the certificate that this host connects with; '' if none was given out."""
-    return str(agent_of(host).get("certificateSerial") or "")
-
-
-def next_serial(host: Obj) -> str:
-    """The serial of a renewed certificate that the host was given and has not used yet; '' if there is none."""
-    return str(agent_of(host).get("nextCertificateSerial") or "")
-
-
 def hub_of(host: Obj) -> str:
     """The replica that holds the host's connection; '' if none does."""
     return str(agent_of(host).get("hub") or "")
-
-
-def revoked_serial(host: Obj) -> str:
-    """The serial that an operator has revoked; '' if none."""
-    return str((host.get("spec") or {}).get("revokedSerial") or "")
-
-
-def may_connect(host: Obj, serial: str) -> bool:
-    """Whether this very certificate opens the channel for this host now. With a certificate its renewal is revoked too, used or not."""
-    current, revoked = certificate_serial(host), revoked_serial(host)
-    if not serial or serial == revoked or (current and current == revoked):
-        return False
-    return serial in (current, next_serial(host))
 
 
 def condition_of(host: Obj, kind: str = CONDITION) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ckp.rules.certificates import agent_of
 from ckp.rules.conditions import get_condition
 
 UNAVAILABLE = ("in use", "offline", "cordoned", "not yet clean", "cloned", "flapping", "unfit", "going away")
@@ -55,7 +56,7 @@ def candidate(host: Mapping[str, Any]) -> Candidate:
         name=host["metadata"]["name"],
         labels=host["metadata"].get("labels") or {},
         claimed_by=(spec.get("machineRef") or {}).get("uid", ""),
-        connected=bool((status.get("agent") or {}).get("connected")),
+        connected=bool(agent_of(host).get("connected")),
         cordoned=bool(spec.get("cordoned")),
         deleting="deletionTimestamp" in host["metadata"],
         idle=(status.get("observed") or {}).get("phase") == "Free",

@@ -15,6 +15,7 @@ from ckp.compass.services.releases import Releases
 from ckp.compass.store.database import Database
 from ckp.kits.clock import Clock, rfc3339
 from ckp.kits.errors import Conflict, InvalidInput
+from ckp.rules.certificates import certificate_serial, revoked_serial
 from ckp.rules.claims import of_users
 
 DELETE_FIRST = "cluster.x-k8s.io/delete-machine"
@@ -114,10 +115,10 @@ class HostCare:
     async def revoke(self, actor: str, project: ProjectRef, name: str) -> HostView:
         """Void the host's certificate at once. It stays a host, and of its cluster; its machine is let in again by enrolling anew."""
         host = await self._hosts.require(project, name)
-        serial = str(((host.get("status") or {}).get("agent") or {}).get("certificateSerial") or "")
+        serial = certificate_serial(host)
         if not serial:
             raise Conflict(f"host {name} has no certificate")
-        if (host.get("spec") or {}).get("revokedSerial") != serial:
+        if revoked_serial(host) != serial:
             patch = {"spec": {"revokedSerial": serial}}
             await self._kube.merge(kinds.BYO_HOST, name, project.namespace, patch)
             await self._note(actor, project, "host.revoke", name, {"serial": serial})

@@ -29,6 +29,7 @@ from ckp.compass.store.models import HostRequest
 from ckp.compass.store.repositories import Unit
 from ckp.kits.clock import Clock
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
+from ckp.rules.certificates import certificate_serial
 
 MAX_PENDING = 10_000
 """Requests of one project that may wait; a leaked key must not fill the disk."""
@@ -292,7 +293,7 @@ class HostRequests:
             return
         if (host["metadata"].get("annotations") or {}).get(REQUEST_ANNOTATION) == row.id:
             return
-        serial = str(((host.get("status") or {}).get("agent") or {}).get("certificateSerial") or "")
+        serial = certificate_serial(host)
         annotations = {REQUEST_ANNOTATION: row.id, names.MACHINE_ID_ANNOTATION: row.machine_id}
         await self._kube.merge(kinds.BYO_HOST, name, project.namespace, {"metadata": {"annotations": annotations}, "spec": {"revokedSerial": serial}})
 

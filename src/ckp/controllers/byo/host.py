@@ -15,6 +15,7 @@ from ckp.controllers.byo.guest import Connect, connect
 from ckp.controllers.byo.node_marks import mark_node
 from ckp.controllers.scope import Scope, deleting
 from ckp.kits.clock import Clock, parse_rfc3339, rfc3339
+from ckp.rules.certificates import agent_of, certificate_serial, next_serial, revoked_serial
 from ckp.rules.conditions import Condition, get_condition, make_condition, merge_conditions
 from ckp.rules.flapping import Flaps
 from ckp.rules.marks import Marks
@@ -66,7 +67,7 @@ class ByoHostReconciler:
 
     async def _announce_agent(self, scope: Scope) -> None:
         """The version of the agent that is asked for, with the one that runs as its way back. Once it runs, nothing more is said."""
-        wanted, running = str(scope.obj["spec"].get("agentVersion") or ""), str(((scope.obj.get("status") or {}).get("agent") or {}).get("version") or "")
+        wanted, running = str(scope.obj["spec"].get("agentVersion") or ""), str(agent_of(scope.obj).get("version") or "")
         target = None
         if wanted and wanted != running and wanted in self.releases.agents:
             images = self.releases.agents
@@ -97,9 +98,7 @@ class ByoHostReconciler:
 
     async def _announce_certificates(self, scope: Scope) -> None:
         """The hub follows the desired states, not the hosts (which change with every report): it learns there that a certificate is void."""
-        agent = (scope.obj.get("status") or {}).get("agent") or {}
-        revoked = (scope.obj.get("spec") or {}).get("revokedSerial", "")
-        text = f"current={agent.get('certificateSerial', '')} next={agent.get('nextCertificateSerial', '')} revoked={revoked}"
+        text = f"current={certificate_serial(scope.obj)} next={next_serial(scope.obj)} revoked={revoked_serial(scope.obj)}"
         key = (scope.namespace, scope.name)
         if self._announced.get(key) != text:
             await DesiredStore(self.kube).withdraw(scope.namespace, scope.name, lambda: self._is_claimed(scope))

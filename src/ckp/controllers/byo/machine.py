@@ -20,6 +20,7 @@ from ckp.controllers.byo.guest import Connect, connect, guest, remove_stale_node
 from ckp.controllers.scope import Scope, deleting, owner, paused
 from ckp.kits.clock import Clock, rfc3339
 from ckp.kits.errors import CkpError
+from ckp.rules.certificates import agent_of
 from ckp.rules.claims import Wanted, candidate, choose_host, user_labels
 from ckp.rules.conditions import Condition, Severity, get_condition, is_true, make_condition
 from ckp.runtime.controller import Result
@@ -232,7 +233,7 @@ class ByoMachineReconciler:
             return
         if scope.obj["spec"].get("providerID") != membership.provider_id:
             scope.obj = await self.kube.merge(BYO_MACHINE, scope.name, scope.namespace, {"spec": {"providerID": membership.provider_id}})
-        address = ((host["status"].get("facts") or {}).get("default_address")) or (host["status"].get("agent") or {}).get("address", "")
+        address = ((host["status"].get("facts") or {}).get("default_address")) or agent_of(host).get("address", "")
         scope.status |= {"ready": True, "addresses": [{"type": "InternalIP", "address": address}, {"type": "Hostname", "address": name}]}
         scope.conditions = [self._joined(host, observed)]
 
