@@ -105,13 +105,6 @@ def test_labels_and_taints_are_arguments_of_the_kubelet_and_nothing_else() -> No
             osprep.kubelet_arguments("", "", [bad])
 
 
-def test_swap_lines_are_commented_and_nothing_else() -> None:
-    fstab = "# swap none swap\nUUID=1 / ext4 defaults 0 1\nUUID=2 none swap sw 0 0\n/swapfile\tnone\tswap\tsw\t0 0\n"
-    done = osprep.comment_swap(fstab)
-    assert [line.startswith("#") for line in done.splitlines()] == [True, False, True, True]
-    assert osprep.comment_swap(done) == done
-
-
 def test_overrides_that_can_not_be_read_stop_and_change_nothing(tmp_path: Path) -> None:
     path = tmp_path / "host.json"
     for text in ("{", "[]", '{"kubelet": []}'):

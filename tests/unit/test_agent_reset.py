@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from ckp.agent import reset
@@ -57,30 +55,6 @@ def test_links_of_a_clusters_network_are_known(name: str) -> None:
 @pytest.mark.parametrize("name", ["eth0", "lxcbr0", "docker0", "br0", "lo", "host0", "virbr0", "cni0x", "my_cilium_host", "wg0", "calico", "vxlan0"])
 def test_links_of_others_are_not(name: str) -> None:
     assert not reset.LINKS.match(name)
-
-
-def test_a_folder_is_emptied_and_mounts_in_it_are_not_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "kubelet"
-    (folder / "pods/a/volume").mkdir(parents=True)
-    (folder / "pods/a/volume/precious").write_text("x")
-    (folder / "plugins").mkdir()
-    (folder / "config.yaml").write_text("x")
-    (folder / "link").symlink_to(tmp_path)
-    monkeypatch.setattr(reset, "_mounts", lambda: [str(folder / "pods/a/volume")])
-    reset._empty(str(folder))
-    assert sorted(path.name for path in folder.iterdir()) == ["pods"]
-    assert (folder / "pods/a/volume/precious").read_text() == "x"
-    monkeypatch.setattr(reset, "_mounts", lambda: [str(folder)])
-    reset._empty(str(folder))
-    assert tmp_path.exists() and list(tmp_path.iterdir()) == []
-
-
-def test_a_link_in_place_of_a_folder_is_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "real/file").write_text("x")
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    reset._empty(str(tmp_path / "link"))
-    assert (tmp_path / "real/file").exists()
 
 
 def test_ciliums_programs_are_found_in_bpftools_words() -> None:

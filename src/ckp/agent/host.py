@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import Callable
+from typing import Callable, Sequence
 
-from ckp.agent import facts, osprep, preflight
+from ckp.agent import facts, folders, osprep, preflight, swap
 from ckp.agent import join as joining
 from ckp.agent.bundles import bundle_folder, drop_other_bundles, pull_bundle
 from ckp.agent.config import Config
 from ckp.agent.installers import base
 from ckp.agent.journal import Journal
-from ckp.agent.kit import AgentError, run
+from ckp.agent.kit import AgentError, log, run
 from ckp.agent.messages import AgentTarget, Membership
 from ckp.agent.upgrade import Upgrades, own_version
 from ckp.agent.verify import BundleManifest, verify_bundle
@@ -84,10 +84,8 @@ class HostActions:
 
     def _prepare(self, member: Membership, cancelled: Callable[[], bool]) -> str:
         installer = base.of_host()
-        missing = base.missing_tools()
-        added = ""
-        if missing:
-            added = f"system packages added: {', '.join(installer.add_tools(missing))}"
+        folders.remember_present(self.journal)
+        added = add_tools(self.journal, installer)
         decisions = osprep.decide()
         hub = self.config.hub_host
         note = osprep.prepare(
@@ -129,11 +127,27 @@ class HostActions:
         return joining.join(self.journal, member, osprep.decide(), cancelled)
 
     def reset(self, cancelled: Callable[[], bool]) -> str:
-        from ckp.agent.reset import reset
+        from ckp.agent.reset import NOTHING, reset
 
-        note = reset(self.journal, base.of_host())
+        note = NOTHING
+        if self.journal.touched:
+            installer = base.of_host()
+            self._finish_packages(installer)
+            note = reset(self.journal, installer)
         drop_other_bundles(self.config.state_dir, "")
         return note
+
+    def _finish_packages(self, installer: base.Installer) -> None:
+        """What was cut off while it was unpacked is unpacked anew, from the bundle that it came of: only then does its removal take everything along."""
+        broken = installer.broken(self.journal.packages)
+        if not broken or self.journal.member is None:
+            return
+        folder = bundle_folder(self.config.state_dir, self.journal.member["bundle"])
+        try:
+            manifest = verify_bundle(folder, self.config.keyring, self.journal.member["release"])
+            installer.unpack(manifest, [package for package in map(manifest.package, broken) if package is not None])
+        except AgentError as error:
+            log(f"{', '.join(broken)}: half installed, and not to be unpacked anew: {error.sentence()}")
 
     def upgrade_agent(self, target: AgentTarget | None) -> str:
         """See engine.Actions."""
@@ -149,7 +163,19 @@ class HostActions:
         return self.upgrades.begin(target, self.version, self.config.keyring, pull)
 
     def unhealthy(self) -> str:
-        return joining.kubelet_health()
+        return swap.keep_off(self.journal) or joining.kubelet_health()
+
+
+def add_tools(journal: Journal, installer: base.Installer) -> str:
+    """Install what this host lacks of the system's own tools; a note of which, "" if none. They go again with the rest."""
+    missing = base.missing_tools()
+    if not missing:
+        return ""
+
+    def remember(names: Sequence[str]) -> None:
+        journal.note("tools", sorted({*journal.notes.get("tools", []), *names}))
+
+    return f"system packages added: {', '.join(installer.add_tools(missing, remember))}"
 
 
 def install_packages(journal: Journal, installer: base.Installer, manifest: BundleManifest, names: list[str], *, allow_downgrade: bool = False) -> None:

@@ -15,6 +15,7 @@ from ckp.agent.osprep import PATCHES_DIR, HostDecisions
 KUBELET_CONF = "/etc/kubernetes/kubelet.conf"
 BOOTSTRAP_CONF = "/etc/kubernetes/bootstrap-kubelet.conf"
 NODE_CERTIFICATE = "/var/lib/kubelet/pki/kubelet-client-current.pem"
+COMMAND_FILE = "/run/ckp-agent-command"
 SUCCESS = "/run/cluster-api/bootstrap-success.complete"
 JOIN_SECONDS = 300.0
 CHECK_SECONDS = 120.0
@@ -74,6 +75,7 @@ def join(journal: Journal, member: Membership, decisions: HostDecisions, cancell
     """Make this host a node. A join that was cut off is recognised: a finished one is not done again, a half one is cleared first."""
     if is_node() and node_of_certificate() == member.node_name:
         remove(BOOTSTRAP_CONF)
+        _after_join(journal, member)
         _finish(journal, member)
         return "kubeadm join had succeeded before"
     check_files(member.files)
@@ -88,7 +90,7 @@ def join(journal: Journal, member: Membership, decisions: HostDecisions, cancell
         "" if PATCHES_DIR in config.content else f"the join configuration has no patches.directory {PATCHES_DIR}: this host's kubelet settings are not applied"
     )
     for command in member.pre_commands:
-        _command(command, "preKubeadmCommands")
+        _command(journal, command, "preKubeadmCommands")
     argv = ["kubeadm", "join", "--config", member.join_config]
     ignored = decisions.ignored_preflight()
     if ignored:
@@ -101,15 +103,27 @@ def join(journal: Journal, member: Membership, decisions: HostDecisions, cancell
         reason="JoinFailed",
         cancelled=cancelled,
     )
-    for command in member.post_commands:
-        _command(command, "postKubeadmCommands")
+    _after_join(journal, member)
     _finish(journal, member)
     return note
 
 
-def _command(command: str, source: str) -> None:
-    """A command of the KubeadmConfig: text for a shell, by Cluster API's contract."""
-    run(["/bin/sh", "-c", command], timeout=COMMAND_SECONDS, what=f"a command of {source}", reason="BootstrapCommandFailed")
+def _after_join(journal: Journal, member: Membership) -> None:
+    """The commands after the join, each until it has succeeded once: a join that was cut off goes on with the one that failed."""
+    for number, command in enumerate(member.post_commands):
+        if number >= int(journal.notes.get("post_commands", 0)):
+            _command(journal, command, "postKubeadmCommands")
+            journal.note("post_commands", number + 1)
+
+
+def _command(journal: Journal, command: str, source: str) -> None:
+    """A command of the KubeadmConfig: text for a shell, by Cluster API's contract. In a file: what stands in an argument everybody can read."""
+    journal.add_file(COMMAND_FILE)
+    atomic_write(COMMAND_FILE, command + "\n", mode=0o600)
+    try:
+        run(["/bin/sh", COMMAND_FILE], timeout=COMMAND_SECONDS, what=f"a command of {source}", reason="BootstrapCommandFailed")
+    finally:
+        remove(COMMAND_FILE)
 
 
 def _finish(journal: Journal, member: Membership) -> None:

@@ -130,6 +130,11 @@ class Journal:
             self.notes = {}
             self.save()
 
+    @property
+    def touched(self) -> bool:
+        """Whether the host was, or may have been, changed since it was free: each change is written down here before it is made."""
+        return bool(self.packages or self.saved or self.files or set(self.notes) - {"generation"})
+
     # -- what must be undone -----------------------------------------------------------------------------------------
 
     def note(self, key: str, value: Any) -> None:
@@ -195,6 +200,14 @@ class Journal:
             self.save()
             for blob in blobs:
                 remove(os.path.join(self.saved_dir, blob))
+
+    def drop_original(self, path: str) -> None:
+        """Forget the first content of a file that is brought back in another way."""
+        with self._lock:
+            if entry := self.saved.pop(path, None):
+                self.save()
+                if not entry["absent"]:
+                    remove(os.path.join(self.saved_dir, entry["blob"]))
 
     def add_file(self, path: str) -> None:
         """A file that we are about to create and that is ours alone: deleted at reset."""

@@ -17,6 +17,7 @@ IMGPKG = "/usr/lib/ckp-agent/imgpkg"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TAIL_LINES = 25
 OUTPUT_LIMIT = 4 << 20
+KILL_SECONDS = 10.0
 
 
 class AgentError(Exception):
@@ -204,7 +205,10 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
         os.killpg(child.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
-    child.wait()
+    try:
+        child.wait(timeout=KILL_SECONDS)
+    except subprocess.TimeoutExpired:
+        log(f"the process {child.pid} does not end: it waits for a disk or a server")
 
 
 def _read(stream: object) -> str:
@@ -246,6 +250,16 @@ def atomic_write(path: str, content: bytes | str, *, mode: int = 0o644) -> None:
         remove(temporary)
         raise
     sync_folder(folder)
+
+
+def sync_file(path: str) -> None:
+    """Make a file that another program (or a plain copy) has written survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    sync_folder(os.path.dirname(path) or ".")
 
 
 def sync_folder(folder: str) -> None:

@@ -15,9 +15,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Sequence
 
-from ckp.agent import facts, firewall
+from ckp.agent import facts, firewall, folders, swap
 from ckp.agent.journal import Journal
-from ckp.agent.kit import CONFIG_DIR, AgentError, InvalidInput, ProcessFailed, have, read_text, run
+from ckp.agent.kit import CONFIG_DIR, AgentError, InvalidInput, have, read_text, run
 
 HOST_JSON = CONFIG_DIR + "/host.json"
 SYSCTL_FILE = "/etc/sysctl.d/99-ckp.conf"
@@ -117,7 +117,8 @@ def prepare(
     kubelet_args: str,
 ) -> str:
     """All of the preparation; returns what is remarkable, as a text for the journal. Idempotent."""
-    notes = [*kernel(journal), *swap_off(journal), *firewall.open_ports(journal)]
+    folders.remember_present(journal)
+    notes = [*kernel(journal), *swap.swap_off(journal), *firewall.open_ports(journal)]
     containerd(journal, decisions, sandbox_image, registry, registry_ca)
     kubelet(journal, decisions, kubelet_args)
     return "; ".join(notes + decisions.notes)
@@ -206,42 +207,6 @@ def restore_sysctls(journal: Journal) -> None:
                 _write_proc(path, value)
         except OSError:
             pass
-
-
-# -- swap ----------------------------------------------------------------------------------------------------------------
-
-
-def comment_swap(fstab: str) -> str:
-    """fstab with its swap lines commented out."""
-    return re.sub(r"^(?!\s*#)(\s*\S+\s+\S+\s+swap\s.*)$", r"# off for Kubernetes (ckp-agent): \1", fstab, flags=re.M)
-
-
-def swap_off(journal: Journal) -> list[str]:
-    """No swap, now and after a restart."""
-    notes = []
-    fstab = read_text("/etc/fstab")
-    if comment_swap(fstab) != fstab:
-        journal.replace_file("/etc/fstab", comment_swap(fstab), mode=0o644)
-        notes.append("swap lines in /etc/fstab are commented out")
-    if facts.swap_on():
-        devices = [line.split()[0] for line in read_text("/proc/swaps").splitlines()[1:]]
-        journal.note("swap", devices)
-        try:
-            run(["swapoff", "-a"], timeout=300, what="turning swap off")
-        except ProcessFailed as error:
-            raise AgentError(
-                error.brief, details=error.details, resolution="turn swap off by hand; the kubelet does not start with it", reason="SwapOn"
-            ) from None
-        if facts.swap_on():
-            raise AgentError("swap is still on after swapoff -a", resolution="turn it off by hand (swapon --show lists it)", reason="SwapOn")
-        notes.append("swap was on and is off now")
-    return notes
-
-
-def restore_swap(journal: Journal) -> None:
-    """Turn on the swap that was on before us (fstab is restored with the files)."""
-    for device in journal.notes.get("swap", []):
-        run(["swapon", device], timeout=60, check=False)
 
 
 # -- containerd ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass, field
 from typing import Iterable
 
-from ckp.agent import facts, firewall
+from ckp.agent import facts, firewall, folders
 from ckp.agent.installers.base import FOREIGN_RUNTIMES, Installer
 from ckp.agent.journal import Journal
 from ckp.agent.kit import AgentError, have, read_text
@@ -87,6 +87,9 @@ def common(found: Findings, journal: Journal, installer: Installer) -> None:
         if foreign:
             names = ", ".join(f"{name} {version}" for name, version in sorted(foreign.items()))
             found.add(f"a container runtime or Kubernetes is installed already ({names})", "remove it, or use another host")
+    if not journal.touched:
+        for folder in folders.taken():
+            found.add(f"{folder} is not empty: something that no package tells of uses it", "move away what is in it if nobody needs it, or use another host")
 
 
 def memory(found: Findings, mib: int) -> None:

@@ -14,7 +14,7 @@ import signal
 import time
 from typing import Any
 
-from ckp.agent import firewall, osprep
+from ckp.agent import firewall, folders, osprep, swap
 from ckp.agent.installers.base import Installer
 from ckp.agent.journal import Journal
 from ckp.agent.kit import AgentError, have, log, read_text, remove, run
@@ -23,23 +23,10 @@ LINKS = re.compile(r"(cilium_\w+|lxc[0-9a-f]{10,13}|lxc_health|cni0|cali[0-9a-f]
 """Links that a cluster's network makes. lxcbr0 and docker0 are somebody else's and don't match."""
 CHAINS = re.compile(r"(KUBE-|CILIUM_|OLD_CILIUM_|cali-)")
 IPSETS = re.compile(r"(KUBE-|cilium_|cali)")
-KUBERNETES_FOLDERS = (
-    "/etc/kubernetes",
-    "/var/lib/kubelet",
-    "/var/lib/etcd",
-    "/etc/cni/net.d",
-    "/var/lib/cni",
-    "/run/cluster-api",
-    "/run/kubeadm",
-    "/run/ckp-standalone",
-    "/var/log/pods",
-    "/var/log/containers",
-    "/var/lib/ckp/volumes",
-)
-CILIUM_FOLDERS = ("/run/cilium", "/var/run/cilium", "/var/lib/cilium", "/run/calico", "/var/lib/calico")
-CONTAINERD_FOLDERS = ("/var/lib/containerd", "/run/containerd", "/opt/containerd")
 FILES = ("/etc/sysctl.d/99-zzz-override_cilium.conf", "/opt/cni/bin/cilium-cni", "/opt/cni/bin/loopback", "/opt/cni/bin/calico", "/opt/cni/bin/calico-ipam")
 """What a network's pods put on the host outside of their own folders (the loopback plugin, where our package did not bring it)."""
+NOTHING = "nothing had been changed"
+"""Said of a host that was claimed and given back before anything was done to it: whatever is on it now is its owner's."""
 SHIM = "containerd-shim"
 GRACE_SECONDS = 5.0
 BPF_PINS = ("/sys/fs/bpf/cilium", "/sys/fs/bpf/tc", "/sys/fs/bpf/calico")
@@ -48,33 +35,35 @@ BPF_PINS = ("/sys/fs/bpf/cilium", "/sys/fs/bpf/tc", "/sys/fs/bpf/calico")
 def reset(journal: Journal, installer: Installer) -> str:
     """Undo a membership (or a standalone installation). Raises AgentError with the list of what could not be removed."""
     ours = "containerd" in journal.packages or not installer.installed(["containerd"])
-    folders = (*KUBERNETES_FOLDERS, *CILIUM_FOLDERS, *(CONTAINERD_FOLDERS if ours else ()))
+    places = (*folders.of_kubernetes(journal), *folders.CILIUM_FOLDERS, *(folders.CONTAINERD_FOLDERS if ours else ()))
     run(["systemctl", "disable", "--now", "kubelet"], timeout=120, check=False)
     if ours:
         run(["systemctl", "disable", "--now", "containerd"], timeout=120, check=False)
         _end_containers()
     else:
         _remove_pods()
-    for folder in folders:
-        _unmount_below(folder)
+    for folder in places:
+        folders.unmount_below(journal, folder)
     _network()
     installer.remove(list(reversed(journal.packages)))
-    for folder in folders:
-        _empty(folder)
+    folders.give_back_configuration(journal)
+    for folder in places:
+        folders.empty(journal, folder)
     for path in FILES:
         remove(path)
     for folder in ("/opt/cni/bin", "/opt/cni", "/etc/cni", "/etc/containerd", "/opt/containerd", "/usr/lib/modules"):
-        _remove_if_empty(folder)
-    _remove_empty_tree("/usr/libexec/kubernetes")
+        folders.remove_if_empty(folder)
+    folders.remove_empty_tree("/usr/libexec/kubernetes")
     _cgroups()
     journal.remove_files()
     if journal.saved.get("/root/.kube/config", {}).get("absent"):
         shutil.rmtree("/root/.kube/cache", ignore_errors=True)  # kubectl's, beside the configuration that we made
+    swap.restore_fstab(journal)
     journal.restore_files()
     osprep.restore_sysctls(journal)
-    osprep.restore_swap(journal)
     firewall.close_ports(journal)
     run(["systemctl", "daemon-reload"], timeout=60, check=False)
+    swap.restore_swap(journal)
     run(["systemctl", "reset-failed", "kubelet", "containerd"], timeout=60, check=False)
     left = leftovers(installer, journal, ours)
     if left:
@@ -84,19 +73,19 @@ def reset(journal: Journal, installer: Installer) -> str:
             resolution="it is tried again; a restart of the host frees what is still in use",
             reason="ResetIncomplete",
         )
-    return "everything that was installed is removed"
+    needed = installer.remove_tools(journal.notes.get("tools", []))
+    return "everything that was installed is removed" + (f", but for {', '.join(needed)}: other packages need them" if needed else "")
 
 
 def leftovers(installer: Installer, journal: Journal, runtime_was_ours: bool) -> list[str]:
     """What of a node is still here, in sentences; empty on a free host."""
-    found = [f"the folder {folder} is not empty" for folder in KUBERNETES_FOLDERS if _content(folder)]
-    if runtime_was_ours:
-        found += [f"the folder {folder} is not empty" for folder in CONTAINERD_FOLDERS if _content(folder)]
+    filled = (*folders.of_kubernetes(journal), *(folders.CONTAINERD_FOLDERS if runtime_was_ours else ()))
+    found = [f"the folder {folder} is not empty" for folder in filled if folders.left_in(journal, folder)]
     found += [f"the link {name}" for name in _links()]
     places = ("/var/lib/kubelet/", "/run/cilium/", *(("/var/lib/containerd/", "/run/containerd/") if runtime_was_ours else ()))
-    found += [f"the mount {point}" for point in _mounts() if point.startswith(places)]
+    found += [f"the mount {point}" for point in folders.mounts() if point.startswith(places)]
     found += [f"the process {pid} ({name})" for pid, name in _runtime_processes() if runtime_was_ours]
-    found += [f"BPF objects in {folder}" for folder in BPF_PINS if _content(folder)]
+    found += [f"BPF objects in {folder}" for folder in BPF_PINS if folders.names(folder)]
     found += [f"the package {name}" for name in installer.installed(journal.packages)]
     found += firewall.left(journal)
     for program in _iptables_programs():
@@ -184,7 +173,7 @@ def _signal(pid: int, number: int) -> None:
 
 def _cgroups() -> None:
     """Empty cgroups of pods; the kernel refuses those in use."""
-    roots = ["/sys/fs/cgroup", *(os.path.join("/sys/fs/cgroup", name) for name in _names("/sys/fs/cgroup"))]
+    roots = ["/sys/fs/cgroup", *(os.path.join("/sys/fs/cgroup", name) for name in folders.names("/sys/fs/cgroup"))]
     for root in roots:
         for name in ("kubepods", "kubepods.slice", "kubelet.slice", "k8s.io"):
             top = os.path.join(root, name)
@@ -195,73 +184,6 @@ def _cgroups() -> None:
                     os.rmdir(folder)
                 except OSError:
                     pass
-
-
-# -- mounts and folders --------------------------------------------------------------------------------------------------
-
-
-def _mounts() -> list[str]:
-    points = []
-    for line in read_text("/proc/self/mountinfo").splitlines():
-        parts = line.split()
-        if len(parts) > 4:
-            points.append(parts[4].replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\"))
-    return points
-
-
-def _unmount_below(folder: str) -> None:
-    """Unmount everything below `folder` (not `folder` itself, which may be a disk of its own), deepest first."""
-    real = os.path.realpath(folder)
-    for _ in range(3):
-        below = sorted((point for point in _mounts() if point.startswith(real + "/")), key=len, reverse=True)
-        if not below:
-            return
-        for point in below:
-            if run(["umount", point], timeout=60, check=False).code != 0:
-                run(["umount", "-l", point], timeout=60, check=False)
-
-
-def _names(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []
-
-
-def _content(folder: str) -> bool:
-    return bool(_names(folder))
-
-
-def _empty(folder: str) -> None:
-    """Remove what is in `folder`, and it too unless it is a mount. Never crosses into a mount that could not be taken away."""
-    if os.path.islink(folder) or not os.path.isdir(folder):
-        return
-    mounted = {os.path.realpath(point) for point in _mounts()}
-    for name in _names(folder):
-        path = os.path.join(folder, name)
-        if any(point == path or point.startswith(path + "/") for point in mounted):
-            continue
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            try:
-                remove(path)
-            except OSError as error:
-                log(f"{path} can't be removed: {error.strerror}")
-    _remove_if_empty(folder)
-
-
-def _remove_if_empty(folder: str) -> None:
-    try:
-        os.rmdir(folder)
-    except OSError:
-        pass
-
-
-def _remove_empty_tree(top: str) -> None:
-    """Remove folders that hold nothing but folders."""
-    for folder, _, _ in os.walk(top, topdown=False):
-        _remove_if_empty(folder)
 
 
 # -- network -------------------------------------------------------------------------------------------------------------
@@ -298,14 +220,14 @@ def _bpf() -> None:
     for folder in BPF_PINS:
         shutil.rmtree(folder, ignore_errors=True)
     if have("tc"):
-        for name in _names("/sys/class/net"):
+        for name in folders.names("/sys/class/net"):
             for direction in ("ingress", "egress"):
                 said = run(["tc", "filter", "show", "dev", name, direction], timeout=20, check=False)
                 if "cil_" in said.stdout or "bpf_" in said.stdout and "cilium" in said.stdout:
                     run(["tc", "qdisc", "del", "dev", name, "clsact"], timeout=20, check=False)
                     break
     for point in ("/run/cilium/cgroupv2", "/var/run/cilium/cgroupv2"):
-        if os.path.realpath(point) in _mounts():
+        if os.path.realpath(point) in folders.mounts():
             run(["umount", "-l", point], timeout=20, check=False)
 
 
@@ -325,8 +247,10 @@ def _cilium_attachments(text: str) -> list[tuple[str, str, str]]:
 
 def _name_spaces() -> None:
     """Network name spaces that CNI made for pods (cni-<uuid>)."""
-    for name in _names("/run/netns"):
-        if re.fullmatch(r"cni-[0-9a-f-]{36}", name):
+    for name in folders.names("/run/netns"):
+        if not re.fullmatch(r"cni-[0-9a-f-]{36}", name):
+            continue
+        if not run(["ip", "netns", "pids", name], timeout=20, check=False).stdout.strip():  # one with processes is of another runtime's containers
             run(["ip", "netns", "delete", name], timeout=20, check=False)
 
 

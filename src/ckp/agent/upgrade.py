@@ -20,7 +20,7 @@ from typing import Any, Callable, Optional
 
 from ckp.agent.installers import base
 from ckp.agent.installers.base import Installer
-from ckp.agent.kit import AgentError, VerificationFailed, atomic_write, log, read_text, remove, run
+from ckp.agent.kit import AgentError, VerificationFailed, atomic_write, log, read_text, remove, run, sync_file
 from ckp.agent.messages import AgentTarget
 from ckp.agent.packagefile import sha256_of
 from ckp.agent.verify import verify_package
@@ -95,6 +95,8 @@ class Upgrades:
         shutil.copyfile(TOOL, self.guard + ".new")
         os.chmod(self.guard + ".new", 0o700)
         os.replace(self.guard + ".new", self.guard)
+        for path in (self.guard, package, fallback):
+            sync_file(path)  # the record is on the disk at once; what it names must not be missing after a power cut
         atomic_write(self.record_path, json.dumps(asdict(record), indent=1), mode=0o600)
         run(["systemctl", "--no-block", "restart", UNIT], timeout=60, what="starting the guard of the upgrade")
         return f"{own} is being replaced by {target.version}; the guard brings it back if the new one does not report within {record.seconds:.0f} s"
@@ -218,11 +220,7 @@ def own_version(default: str) -> str:
 
 def install_file(path: str) -> None:
     """Put this verified package in place of whichever version is there, older or newer. The host's own configuration files stay."""
-    if path.endswith(".deb"):
-        argv = ["dpkg", "--force-confdef", "--force-confold", "-i", path]
-    else:
-        argv = ["rpm", "-U", "--oldpackage", "--replacepkgs", "--nosignature", path]
-    run(argv, timeout=600, env={"DEBIAN_FRONTEND": "noninteractive"}, what=f"installing {os.path.basename(path)}", reason="InstallFailed")
+    base.of_host().put(path)
 
 
 def restart_agent() -> None:

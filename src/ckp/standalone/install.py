@@ -159,6 +159,7 @@ def reset(state_dir: str, *, screen: Screen | None = None, force: bool = False) 
         AgentError: what could not be removed.
     """
     from ckp.agent.bundles import drop_other_bundles
+    from ckp.agent.reset import NOTHING
     from ckp.agent.reset import reset as clean
 
     screen = screen or Screen(1)
@@ -169,7 +170,7 @@ def reset(state_dir: str, *, screen: Screen | None = None, force: bool = False) 
     begun = time.monotonic()
     screen.begin(1, "Reset")
     try:
-        note = clean(journal, base.of_host())
+        note = clean(journal, base.of_host()) if force or journal.touched else NOTHING
     except AgentError:
         screen.end("FAILED", time.monotonic() - begun)
         raise

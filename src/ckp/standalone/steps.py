@@ -11,9 +11,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Callable
 
-from ckp.agent import facts, firewall, osprep
+from ckp.agent import facts, firewall, folders, osprep
+from ckp.agent import swap as swapping
 from ckp.agent.bundles import bundle_folder, pull_bundle
-from ckp.agent.host import check_fits, install_packages
+from ckp.agent.host import add_tools, check_fits, install_packages
 from ckp.agent.images import ImagePulls
 from ckp.agent.installers import base
 from ckp.agent.join import kubelet_health, kubelet_log_tail
@@ -110,10 +111,8 @@ def verify_packages(context: Context) -> str:
 
 
 def system_packages(context: Context) -> str:
-    missing = base.missing_tools()
-    if not missing:
-        return "all there"
-    return "added " + ", ".join(context.installer.add_tools(missing))
+    folders.remember_present(context.journal)
+    return add_tools(context.journal, context.installer) or "all there"
 
 
 def containerd(context: Context) -> str:
@@ -149,7 +148,7 @@ def ckp_packages(context: Context) -> str:
 
 
 def swap(context: Context) -> str:
-    return "; ".join(osprep.swap_off(context.journal)) or "none was on"
+    return "; ".join(swapping.swap_off(context.journal)) or "none was on"
 
 
 # -- 8 to 12: the cluster ------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, Sequence
+from typing import Callable, Protocol, Sequence
 
 from ckp.agent.kit import InvalidInput, have
 from ckp.agent.verify import BundleManifest, Package
@@ -49,8 +49,29 @@ class Installer(Protocol):
         """Remove these packages with their configuration; those that are not there are no error."""
         ...
 
-    def add_tools(self, tools: Sequence[str]) -> list[str]:
-        """Install the distribution's own packages for missing tools; returns the packages."""
+    def broken(self, names: Sequence[str]) -> list[str]:
+        """Those of `names` whose files are half there, so that only an installation anew leads on."""
+        ...
+
+    def unpack(self, manifest: BundleManifest, packages: Sequence[Package]) -> None:
+        """Bring the files of broken packages into a state from which they can be removed."""
+        ...
+
+    def put(self, file: str) -> None:
+        """Install one verified file in place of whichever version is there, older or newer. The host's own configuration files stay."""
+        ...
+
+    def add_tools(self, tools: Sequence[str], remember: Callable[[Sequence[str]], None]) -> list[str]:
+        """Install the distribution's own packages for missing tools; returns the packages.
+
+        Args:
+            remember: is told the names of all packages that this brings to the host, those that others depend on included, before they come
+                (where the package manager can't tell before, the rest of them at once after).
+        """
+        ...
+
+    def remove_tools(self, names: Sequence[str]) -> list[str]:
+        """Remove what `add_tools` brought, as far as nothing else needs it now; returns what stays."""
         ...
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+import os
+import re
+from typing import Callable, Sequence
 
 from ckp.agent.kit import AgentError, run
 from ckp.agent.verify import BundleManifest, Package
@@ -54,10 +56,24 @@ class DpkgInstaller:
         return said.stdout.split() == ["installed", "ok"]
 
     def _repair(self) -> None:
-        """A power cut may have left packages unpacked: dpkg finishes them first, or refuses everything else."""
-        audit = run(["dpkg", "--audit"], timeout=120, check=False)
-        if audit.stdout.strip():
-            self._dpkg(["--configure", "-a"], what="finishing what an interrupted dpkg left", check=False)
+        """A power cut may have left packages unpacked, or only dpkg's own journal: it finishes them first, or apt refuses everything else."""
+        self._dpkg(["--configure", "-a"], what="finishing what an interrupted dpkg left", check=False)
+
+    def broken(self, names: Sequence[str]) -> list[str]:
+        if not names:
+            return []
+        said = run(["dpkg-query", "-W", "-f", "${Package}\t${db:Status-Status}\t${db:Status-Eflag}\n", *names], timeout=60, check=False)
+        rows = [(line.split("\t") + ["", ""])[:3] for line in said.stdout.splitlines()]
+        return [name for name, state, flag in rows if state == "half-installed" or flag == "reinstreq"]
+
+    def unpack(self, manifest: BundleManifest, packages: Sequence[Package]) -> None:
+        if packages:
+            what = f"unpacking {', '.join(package.name for package in packages)} anew"
+            self._dpkg(["--unpack", *[manifest.path(package.file) for package in packages]], what=what)
+
+    def put(self, file: str) -> None:
+        self._repair()
+        self._dpkg(["-i", file], what=f"installing {os.path.basename(file)}")
 
     def remove(self, names: Sequence[str]) -> None:
         if not names:
@@ -65,25 +81,41 @@ class DpkgInstaller:
         present = self._removable(names)
         if present:
             self._repair()
-            self._dpkg(["--purge", *present], what=f"removing {', '.join(present)}")
+            # without this word dpkg keeps for ever what was cut off while it was unpacked
+            self._dpkg(["--force-remove-reinstreq", "--purge", *present], what=f"removing {', '.join(present)}")
 
-    def add_tools(self, tools: Sequence[str]) -> list[str]:
+    def add_tools(self, tools: Sequence[str], remember: Callable[[Sequence[str]], None]) -> list[str]:
         packages = sorted({PACKAGE_OF.get(tool, tool) for tool in tools})
         if not packages:
             return []
-        command = ["apt-get", "-o", f"DPkg::Lock::Timeout={LOCK_SECONDS}", "-q", "-y", "--no-install-recommends", "install", *packages]
-        first = run(command, timeout=900, env=QUIET, check=False)
-        if first.code != 0:
-            run(["apt-get", "-q", "update"], timeout=600, env=QUIET, check=False)
-            run(
-                command,
+        self._repair()
+        install = ["-o", f"DPkg::Lock::Timeout={LOCK_SECONDS}", "-q", "-y", "--no-install-recommends", "install", *packages]
+        for is_last in (False, True):
+            planned = run(["apt-get", "-s", *install], timeout=120, env=QUIET, check=False)
+            remember(re.findall(r"^Inst (\S+) \(", planned.stdout, re.M))  # one with a [version] between is there already
+            said = run(
+                ["apt-get", *install],
                 timeout=900,
                 env=QUIET,
+                check=is_last,
                 what=f"installing the system tools {', '.join(packages)} by apt-get",
                 resolution=f"make a Debian or Ubuntu package source reachable, or install {' '.join(packages)} by hand",
                 reason="SystemToolsMissing",
             )
+            if said.code == 0:
+                break
+            run(["apt-get", "-q", "update"], timeout=600, env=QUIET, check=False)
         return packages
+
+    def remove_tools(self, names: Sequence[str]) -> list[str]:
+        left = list(self.installed(names))
+        before: list[str] = []
+        while left and left != before:
+            before = left
+            for name in left:
+                self._dpkg(["--purge", name], what=f"removing {name}", check=False)  # refused if anything depends on it
+            left = list(self.installed(left))
+        return left
 
     def _dpkg(self, arguments: Sequence[str], *, what: str, check: bool = True) -> None:
         """Run dpkg; somebody else's lock (unattended upgrades) is waited for."""

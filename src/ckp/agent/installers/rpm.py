@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Sequence
+from typing import Callable, Sequence
 
 from ckp.agent.kit import AgentError, remove, run
 from ckp.agent.verify import BundleManifest, Package
@@ -93,9 +93,27 @@ class RpmInstaller:
                 for ending in LEFT_BY_RPM:
                     remove(os.path.join(self.root, path.lstrip("/")) + ending)
 
-    def add_tools(self, tools: Sequence[str]) -> list[str]:
+    def broken(self, names: Sequence[str]) -> list[str]:
+        return []  # rpm removes what an interrupted transaction left as it removes anything
+
+    def unpack(self, manifest: BundleManifest, packages: Sequence[Package]) -> None:
+        for package in packages:
+            self._mend(package, manifest.path(package.file))
+
+    def put(self, file: str) -> None:
+        argv = [*self._rpm, "-U", "--oldpackage", "--replacepkgs", "--nosignature", file]
+        run(argv, timeout=600, what=f"installing {os.path.basename(file)}", reason="InstallFailed")
+
+    def _all(self) -> dict[str, str]:
+        """Every package with the number of the transaction that brought it."""
+        said = run([*self._rpm, "-qa", "--qf", "%{NAME}\t%{INSTALLTID}\n"], timeout=120, check=False)
+        return {name: number for name, _, number in (line.partition("\t") for line in said.stdout.splitlines())}
+
+    def add_tools(self, tools: Sequence[str], remember: Callable[[Sequence[str]], None]) -> list[str]:
         packages = sorted({PACKAGE_OF.get(tool, tool) for tool in tools})
         if packages:
+            before = self._all()
+            remember([name for name in packages if name not in before])
             run(
                 [*self._dnf, "install", *packages],
                 timeout=900,
@@ -103,4 +121,17 @@ class RpmInstaller:
                 resolution=f"make a package source reachable, or install {' '.join(packages)} by hand",
                 reason="SystemToolsMissing",
             )
+            now = self._all()
+            ours = {now[name] for name in packages if name in now and name not in before}
+            remember([name for name, number in now.items() if name not in before and number in ours])
         return packages
+
+    def remove_tools(self, names: Sequence[str]) -> list[str]:
+        left = list(self.installed(names))
+        before: list[str] = []
+        while left and left != before:
+            before = left
+            for name in left:
+                run([*self._rpm, "-e", name], timeout=300, check=False)  # refused if anything depends on it
+            left = list(self.installed(left))
+        return left
