@@ -154,8 +154,8 @@ async def with_condition(door: Door, value: str, name: str = "one") -> dict[str,
     return host if shape.condition_of(host).get("status") == value else None
 
 
-async def hello(websocket: ClientConnection, **more: Any) -> None:
-    await websocket.send(Hello(boot_id="boot", facts=facts(agent_version="0.1.0"), **more).model_dump_json())
+async def hello(websocket: ClientConnection, boot_id: str = "boot", **more: Any) -> None:
+    await websocket.send(Hello(boot_id=boot_id, facts=facts(agent_version="0.1.0"), **more).model_dump_json())
 
 
 async def desired_of(websocket: ClientConnection) -> Desired:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -176,3 +177,17 @@ async def test_a_host_is_drained_by_kubectl_and_uncordoned_when_that_is_taken_ba
     assert (await step())[0] == ""
     host = await kube.get(kinds.BYO_HOST, "one", TENANT)
     assert host is not None and "drainedFor" not in host["status"]
+
+
+async def test_a_long_name_makes_no_job_that_the_api_server_refuses(kube: KubeSimulator) -> None:
+    """A Job's name becomes a label of its pods, of at most 63 characters (Kubernetes: Job names)."""
+    release = InstalledRelease(name="v1.35.1", stamp="v1.35.1-ckp", registry="r:5000/ckp", images={"kubeadm": "v1.35.1-ckp@sha256:0"}, bundles={})
+    reconciler = ByoHostReconciler(kube, ManualClock(datetime(2026, 4, 1, tzinfo=UTC)), Releases(releases={"v1.35.1": release}))
+    await claimed(kube)
+    found = await kube.get(kinds.BYO_HOST, "one", TENANT)
+    assert found is not None
+    name = "h" * 39 + "-" + "x" * 13
+    await kube.create({**found, "metadata": {"name": name, "namespace": TENANT}, "spec": found["spec"] | {"drain": "2026-04-01T12:00:00Z"}})
+    await reconciler.reconcile(TENANT, name)
+    (job,) = await kube.list(kinds.JOB, TENANT)
+    assert len(job["metadata"]["name"]) <= 63 and re.fullmatch(r"drain-h{39}-[0-9a-f]{8}", job["metadata"]["name"])

@@ -20,6 +20,8 @@ from ckp.controllers.byo.desired import DesiredStore
 from ckp.controllers.byo.host import ByoHostReconciler
 from ckp.controllers.byo.machine import ByoMachineReconciler
 from ckp.kits.clock import ManualClock
+from ckp.kits.errors import CkpError
+from ckp.rules.conditions import get_condition
 from ckp.runtime.informer import Informer
 
 TENANT = "ckp-default-default"
@@ -333,3 +335,37 @@ async def test_of_two_that_tell_a_host_something_the_later_one_does_not_overwrit
         await put(TENANT, "a", old.model_copy(update={"generation": old.generation + 1}), version)
     assert refused.value.reason == "Conflict"
     assert (await bench.store.read(TENANT, "a")).membership is not None
+
+
+async def condition(bench: Bench, name: str) -> tuple[str, str]:
+    machine = await bench.get(name)
+    assert machine is not None
+    found = get_condition(machine, "BYOHostReady") or {}
+    return str(found.get("reason")), str(found.get("message"))
+
+
+async def test_a_host_of_a_system_without_a_bundle_is_passed_over_and_said(bench: Bench) -> None:
+    await bench.host("a")
+    await bench.kube.merge(kinds.BYO_HOST, "a", TENANT, {"status": {"facts": {"os_id": "ubuntu", "os_version": "24.04"}}}, subresource="status")
+    await bench.machine("m1")
+    await bench.see()
+    await bench.machines.reconcile(TENANT, "m1")
+    reason, message = await condition(bench, "m1")
+    assert reason == "NoFreeHost" and f"there is no bundle of {VERSION} for ubuntu-24.04" in message
+    assert await bench.holder("a") == ""
+    await bench.host("b")
+    await bench.see()
+    await bench.machines.reconcile(TENANT, "m1")
+    assert await bench.holder("b") == "m1"
+
+
+async def test_what_no_waiting_mends_stands_in_the_machines_condition(bench: Bench) -> None:
+    await bench.host("a")
+    await bench.machine("m1")
+    await bench.kube.merge(kinds.MACHINE, "m1", TENANT, {"spec": {"version": "v9.9.9"}})
+    await bench.see()
+    with pytest.raises(CkpError):
+        await bench.machines.reconcile(TENANT, "m1")
+    reason, message = await condition(bench, "m1")
+    assert reason == "CannotProvision" and "v9.9.9 is not among the installed releases" in message
+    assert await bench.holder("a") == ""

@@ -658,3 +658,88 @@ async def test_many_writers_at_once_all_get_through(world: World) -> None:
     answers = await asyncio.gather(*(world.enrol(psk, machine_id=f"{number:032x}") for number in range(40)))
     assert {answer.status_code for answer in answers} == {202}
     assert (await world.call("GET", "/host-psk"))["useCount"] == 40
+
+
+# What strangers and slips of the hand can do.
+
+
+async def test_a_machine_that_says_too_much_about_itself_is_refused(world: World) -> None:
+    request = EnrolmentRequest(psk=await world.psk(), facts=facts(links=[{"name": "x" * 10}] * 500), csr=make_csr())
+    answer = await world.internal.post("/internal/v1/enrolments", json={"request": json.loads(request.model_dump_json()), "source": "10.88.0.21"})
+    assert answer.status_code == 422 and "larger than 16384 bytes" in answer.json()["error"]["message"]
+    assert (await world.call("GET", "/host-requests"))["items"] == []
+
+
+async def test_requests_are_listed_in_parts_and_those_that_wait_come_first(world: World) -> None:
+    psk = await world.psk()
+    for number in range(4):
+        answer = await world.enrol(psk, hostname=f"m{number}", machine_id=f"{number}" * 32)
+        if number < 2:
+            await world.call("POST", f"/host-requests/{answer.json()['request_id']}/reject", json={"reason": "no"}, expect=200)
+    first = (await world.call("GET", "/host-requests?limit=3"))["items"]
+    assert [item["state"] for item in first] == ["pending", "pending", "rejected"]
+    assert [item["state"] for item in (await world.call("GET", "/host-requests?limit=3&offset=3"))["items"]] == ["rejected"]
+    await world.call("GET", "/host-requests?limit=501", expect=422)
+
+
+async def test_a_revocation_is_of_the_certificate_that_is_in_use_when_it_is_written(world: World) -> None:
+    await host_with_certificate(world)
+    store, once = world.kube._store, list[str]()
+
+    def renewed(verb: str, kind: kinds.Kind, name: str) -> None:
+        if (verb, kind) == ("merge", kinds.BYO_HOST) and not once:
+            once.append(name)
+            host = store.objects[kinds.BYO_HOST, NAMESPACE, name]
+            host["metadata"]["resourceVersion"] += "1"
+            host["status"]["agent"]["certificateSerial"] = "b2"
+
+    world.kube.on_fault(renewed)
+    await world.call("POST", "/hosts/worker-1/revoke", expect=200)
+    host = await world.kube.get(kinds.BYO_HOST, "worker-1", NAMESPACE)
+    assert once and host is not None and host["spec"]["revokedSerial"] == "b2"
+
+
+async def test_a_group_that_a_rule_puts_hosts_into_is_not_deleted(world: World) -> None:
+    await world.group_with_hosts()
+    await make_rule(world, hostnames=["*"])
+    refused = await world.call("DELETE", "/host-groups/workers", expect=409)
+    assert "rule" in refused["error"]["message"]
+    assert len((await world.call("GET", "/host-groups/workers"))["hosts"]) == 2, "and nothing was changed"
+
+
+@pytest.mark.parametrize("key", ["a..b/x", ".a/x", "a./x", "-a/x", "a/" + "x" * 64, "x" * 254 + "/a"])
+async def test_what_is_no_key_for_kubernetes_is_none_here(world: World, key: str) -> None:
+    await world.add_host("one")
+    await world.call("PATCH", "/hosts/one", json={"labels": {key: "1"}}, expect=422)
+    await world.call("PATCH", "/hosts/one", json={"taints": [f"{key}=:NoSchedule"]}, expect=422)
+
+
+@pytest.mark.parametrize("name", ["%3F", "h%3FdryRun=All", "..", "%2e%2e", "a%2Fb", "A", "x" * 300])
+async def test_a_name_in_the_path_never_becomes_another_path_of_the_api_server(world: World, name: str) -> None:
+    await world.add_host("one")
+    for method in ("GET", "DELETE"):
+        answer = await world.rest.request(method, f"{BASE}/hosts/{name}")
+        assert answer.status_code in (404, 405, 307), answer.text
+    assert len(await world.kube.list(kinds.BYO_HOST, NAMESPACE)) == 1
+
+
+@pytest.mark.parametrize("group", ["a%20b", "-x", "a,b", "A"])
+async def test_a_group_that_can_be_none_is_no_selector(world: World, group: str) -> None:
+    await world.add_host("one")
+    assert (await world.call("GET", f"/hosts?group={group}", expect=422))["error"]["message"].startswith("group:")
+
+
+@pytest.mark.parametrize(("code", "status"), [(404, 404), (422, 422), (400, 422), (409, 409), (0, 503)])
+async def test_what_the_api_server_refuses_is_no_failure_of_ours(world: World, code: int, status: int) -> None:
+    await world.add_host("one")
+    world.kube.on_fault(lambda verb, *_: KubeError("no", code=code) if verb == "merge" else None)
+    await world.call("PATCH", "/hosts/one", json={"labels": {"rack": "r7"}}, expect=status)
+
+
+async def test_a_deletion_that_broke_off_is_finished_by_the_next(world: World) -> None:
+    """Also where somebody has deleted the object by kubectl: the request that is left would keep the machine from enrolling anew."""
+    await approve_one(world)
+    await world.kube.delete(kinds.BYO_HOST, "worker-1", NAMESPACE)
+    await world.call("DELETE", "/hosts/worker-1", expect=204)
+    assert (await world.call("GET", "/host-requests"))["items"] == []
+    await world.call("DELETE", "/hosts/worker-1", expect=404)

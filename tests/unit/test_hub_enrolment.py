@@ -251,3 +251,33 @@ async def test_a_kept_ticket_does_not_bring_an_old_certificate_back(desk: Desk) 
     assert answer.status_code == 404
     host = await desk.world.kube.get(kinds.BYO_HOST, "worker-1", NAMESPACE)
     assert host is not None and host["status"]["agent"]["certificateSerial"] == "renewed"
+
+
+async def test_a_revoked_renewal_does_not_make_the_first_certificate_good_again(desk: Desk) -> None:
+    """A revocation is of the machine that holds the certificate: whoever has kept its ticket gets in by a new enrolment, with people's approval, or not."""
+    ticket = await approved(desk)
+    await desk.outcome(ticket)
+    kube = desk.world.kube
+    await kube.merge(kinds.BYO_HOST, "worker-1", NAMESPACE, {"status": {"agent": {"certificateSerial": "renewed"}}}, subresource="status")
+    await desk.world.call("POST", "/hosts/worker-1/revoke", expect=200)
+    answer = await desk.agent.get(f"/v1/enrolments/{ticket['request_id']}", headers={"Authorization": f"Bearer {ticket['token']}"})
+    assert answer.status_code == 404
+    host = await kube.get(kinds.BYO_HOST, "worker-1", NAMESPACE)
+    assert host is not None and host["status"]["agent"]["certificateSerial"] == "renewed"
+
+
+async def test_a_serial_is_written_on_top_of_what_was_read(desk: Desk) -> None:
+    ticket = await approved(desk)
+    kube, once = desk.world.kube, list[str]()
+
+    def meanwhile(verb: str, kind: kinds.Kind, name: str) -> None:
+        if (verb, kind) == ("merge", kinds.BYO_HOST) and not once:
+            once.append(name)
+            kube._store.objects[kinds.BYO_HOST, NAMESPACE, name]["metadata"]["resourceVersion"] += "1"
+
+    kube.on_fault(meanwhile)
+    outcome = await desk.outcome(ticket)
+    host = await kube.get(kinds.BYO_HOST, "worker-1", NAMESPACE)
+    assert once and host is not None
+    agent = host["status"]["agent"]
+    assert agent["certificateSerial"] == agent["enrolledSerial"] == f"{serial_of(outcome.certificate):x}"

@@ -309,3 +309,37 @@ def lease(identity: str, renewed: datetime) -> dict[str, Any]:
 
 async def _holds(door: Door, hub: str) -> bool:
     return shape.hub_of(await door.host()) == hub
+
+
+async def test_two_clones_at_two_replicas_are_noticed(tmp_path: Path, kube: KubeSimulator) -> None:
+    """The second looks like a restart of the first; but the first is still there, is closed, and comes back with a boot that was over."""
+    async with two_replicas(tmp_path, kube) as (first, second):
+        context = await first.enrolled()
+        one = await first.connect(context)
+        await hello(one, boot_id="a")
+        await eventually(lambda: with_condition(first, "True"))
+        async with second.connect(context) as clone:
+            await hello(clone, boot_id="b")
+            await eventually(lambda: _holds(first, "hub-2"))
+            assert await close_code(one) == 1008
+            async with first.connect(context) as back:
+                await hello(back, boot_id="a")
+                await eventually(lambda: _holds(first, "hub-1"))
+                unique = shape.condition_of(await first.host(), shape.UNIQUE)
+                assert (unique["status"], unique["reason"]) == ("False", "ClonedMachine")
+
+
+async def test_a_host_that_moves_to_another_replica_is_not_closed_there(tmp_path: Path, kube: KubeSimulator) -> None:
+    async with two_replicas(tmp_path, kube) as (first, second):
+        context = await first.enrolled()
+        older = await second.connect(context)
+        await hello(older)
+        await eventually(lambda: _holds(first, "hub-2"))
+        async with first.connect(context) as newer:
+            await hello(newer)
+            await eventually(lambda: _holds(first, "hub-1"))
+            await older.close()
+            for number in range(10):  # sweeps of the first replica
+                await newer.send(report(generation=number))
+                await asyncio.sleep(0.1)
+            assert first.channel.hosts == [ONE] and await _holds(first, "hub-1")

@@ -188,3 +188,23 @@ def test_a_written_finish_is_never_rewritten_while_the_step_stays_done(sights: l
             if old["state"] == new["state"] == "Done":
                 assert old["finishedAt"] == new["finishedAt"]
         steps = fresh
+
+
+def test_only_a_host_whose_system_there_is_a_bundle_for_is_claimed() -> None:
+    ubuntu, debian = host("a", system="ubuntu-24.04", memory_bytes=1), host("b", system="debian-12", memory_bytes=2)
+    wanted = Wanted.of({}, "v1.35.1", ["debian-12", "rhel-9"])
+    assert choose_host([ubuntu, debian], wanted, "m").host == "b", "though the other one is smaller"
+    assert choose_host([ubuntu], wanted, "m").reason.endswith("1 unfit; a: there is no bundle of v1.35.1 for ubuntu-24.04")
+
+
+def test_a_system_is_named_as_its_bundles_are() -> None:
+    for name, number, system in (("debian", "12", "debian-12"), ("rhel", "9.4", "rhel-9"), ("ubuntu", "24.04", "ubuntu-24.04"), ("", "", "")):
+        facts = {"os_id": name, "os_version": number}
+        assert candidate({"metadata": {"name": "a"}, "status": {"facts": facts}}).system == system
+
+
+def test_a_drained_host_is_not_claimed() -> None:
+    """The drain would go on with the next machine's node."""
+    free = {"metadata": {"name": "a"}, "status": {"observed": {"phase": "Free"}, "agent": {"connected": True}}}
+    assert candidate(free).unavailable() == ""
+    assert candidate(free | {"spec": {"drain": "2026-04-01T12:00:00Z"}}).unavailable() == "cordoned"

@@ -105,6 +105,7 @@ BYO_HOST_STATUS = _object(
                 "version": _string(),
                 "address": _string(),
                 "certificateSerial": _string("Of the client certificate that is valid now, in hex."),
+                "enrolledSerial": _string("Of the certificate that its last enrolment brought: an enrolment's ticket makes it valid once."),
                 "nextCertificateSerial": _string("Of a renewed one that the host was given and has not used yet."),
                 "bootIDs": _list(_string(), description="The last boots that connected with the certificate bootIDsOf, oldest first."),
                 "bootIDsOf": _string(),

@@ -6,7 +6,7 @@ Objects are plain dictionaries as the API server sent them. Nothing here caches;
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -28,6 +28,10 @@ Obj = dict[str, Any]
 Objs = list[Obj]
 PAGE = 500
 EventType = Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]
+
+
+CHANGE_TRIES = 8
+"""Attempts to change an object on top of what was read, while others change it too."""
 
 
 class KubeError(CkpError):
@@ -152,6 +156,35 @@ class Kube:
     async def merge(self, kind: Kind, name: str, namespace: str | None, patch: Mapping[str, Any], *, subresource: Literal["", "status"] = "") -> Obj:
         """JSON merge patch (RFC 7386): lists are replaced, None removes."""
         return await self._patch(kind, name, namespace, dict(patch), subresource, {"patch_type": PatchType.MERGE})
+
+    async def change(
+        self, kind: Kind, name: str, namespace: str, patch_of: Callable[[Obj], Obj | None], *, subresource: Literal["", "status"] = ""
+    ) -> Obj | None:
+        """Merge what `patch_of` makes of the object, on top of exactly what it was made of; made anew if somebody was faster.
+
+        Args:
+            patch_of: the patch for the object as it is, or None: it needs none. What it raises ends the change.
+
+        Returns:
+            The object as it is then; None if there is none.
+
+        Raises:
+            KubeError: it can't be changed, or others change it all the time (Conflict).
+        """
+        for attempt in range(CHANGE_TRIES):
+            found = await self.get(kind, name, namespace)
+            patch = patch_of(found) if found is not None else None
+            if found is None or patch is None:
+                return found
+            meta = {**patch.get("metadata", {}), "resourceVersion": found["metadata"]["resourceVersion"]}
+            try:
+                return await self.merge(kind, name, namespace, {**patch, "metadata": meta}, subresource=subresource)
+            except KubeError as error:
+                if error.code == 404:
+                    return None
+                if error.reason != "Conflict" or attempt == CHANGE_TRIES - 1:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
 
     async def _patch(self, kind: Kind, name: str, namespace: str | None, body: Obj, subresource: str, params: Mapping[str, Any]) -> Obj:
         resource = _resource(kind).Status if subresource == "status" else _resource(kind)

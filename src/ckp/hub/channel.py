@@ -48,6 +48,8 @@ OPEN_SECONDS = 20.0
 REPORTS_AT_ONCE = 16
 """Reports that are taken between two looks at what is wanted of hosts: of the API server's watch one piece is read in each round of the event loop,
 and when two thousand hosts report at once a round in which all of them were heard would last a second."""
+LOOKS_ELSEWHERE = 1
+"""So many sweeps running a host's status may name another replica than the one that has its connection."""
 PATH = "/v1/agent"
 Issue = Callable[[str, HostId], tuple[str, str]]
 """Signs a host's request (PEM): the certificate, and the CAs that the host is to trust."""
@@ -205,9 +207,21 @@ class Channel:
         self._departed = {host: seen for host, seen in self._departed.items() if (now - seen).total_seconds() < self.offline}
 
     def set_right(self, host: HostId, stands: Obj) -> None:
-        """Write the status of a host that is connected here anew, if what stands there is not so; but not while it names another replica."""
-        if (live := self._live.get(host)) and shape.hub_of(stands) in ("", self.replicas.identity):
+        """Write the status of a host that is connected here anew, if what stands there is not so; but not while it names another replica.
+
+        Two looks running it may name another one while the host moves. After that its connection here is a half-open rest, or there are two machines
+        with one certificate: it is closed, and a clone that comes back shows itself by its boot (status.with_boot).
+        """
+        if (live := self._live.get(host)) is None:
+            return
+        if shape.hub_of(stands) in ("", self.replicas.identity):
+            live.elsewhere = 0
             live.set_right(stands)
+        elif live.is_written:
+            live.elsewhere += 1
+            if live.elsewhere > LOOKS_ELSEWHERE:
+                log.warning("a host is connected to another replica as well", host=str(host), replica=shape.hub_of(stands))
+                self._later(live.close(1008, "connected to another replica"))
 
     async def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Before the upgrade: the path, the certificate's host, and that this very certificate is the one that the host may use."""

@@ -70,6 +70,8 @@ class Connection:
         self.seen = channel.clock.now()
         self._written: shape.Status = {}
         self._write_again_at = float("-inf")
+        self.elsewhere = 0
+        """Looks running at which the host's status named another replica."""
         self._dirty = asyncio.Event()
         self._allowance, self._allowance_at = FRAME_BURST, channel.clock.monotonic()
 
@@ -275,6 +277,11 @@ class Connection:
             if not certificates.may_connect(answer, self._serial):
                 raise Rejected(1008, "this certificate is no longer valid", final=True)
             await asyncio.sleep(WRITE_GAP_SECONDS)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the host's status has said since this connection began that it is here."""
+        return bool(self._written)
 
     def set_right(self, stands: Obj) -> None:
         """If what was written last is not what stands there: a request that was given up may be done later than the one that followed it."""

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ckp.api.host_protocol import EnrolmentRequest, EnrolmentStatus, EnrolmentTicket
 from ckp.clients import kinds
-from ckp.clients.kube import Kube, KubeError
+from ckp.clients.kube import Kube, Obj
 from ckp.hub.identity import HostCa, HostId, serial_text, trusted_by_hosts
 from ckp.kits.errors import CkpError
 from ckp.rules import certificates
@@ -196,20 +196,18 @@ class Enrolment:
     async def _write_serial(self, host: HostId, certificate: str) -> None:
         """From here on, only this certificate opens the channel for this host. A merge patch: see status.py why not apply."""
         serial = serial_text(x509.load_pem_x509_certificate(certificate.encode()).serial_number)
-        try:
-            found = await self._kube.get(kinds.BYO_HOST, host.name, host.namespace)
-            current = certificates.certificate_serial(found) if found is not None else ""
+
+        def newer(found: Obj) -> Obj | None:
+            current = certificates.certificate_serial(found)
             if current == serial:
-                return
-            if current and current != certificates.revoked_serial(found or {}):
-                # The host has had a newer one since (a renewal), so a ticket that somebody kept must not bring the first one back.
+                return None
+            # The host has had a newer one since (a renewal), revoked or not: a ticket that somebody kept must not bring the first one back.
+            if certificates.enrolled_serial(found) == serial or (current and current != certificates.revoked_serial(found)):
                 raise Refused(404, "NotFound", f"host {host} has another certificate by now", resolution="send the enrolment again")
-            patch = {"status": {"agent": {"certificateSerial": serial, "nextCertificateSerial": None}}}
-            await self._kube.merge(kinds.BYO_HOST, host.name, host.namespace, patch, subresource="status")
-        except KubeError as error:
-            if error.code == 404:
-                raise Refused(404, "NotFound", f"host {host} was removed", resolution="send the enrolment again") from None
-            raise
+            return {"status": {"agent": {"certificateSerial": serial, "enrolledSerial": serial, "nextCertificateSerial": None}}}
+
+        if await self._kube.change(kinds.BYO_HOST, host.name, host.namespace, newer, subresource="status") is None:
+            raise Refused(404, "NotFound", f"host {host} was removed", resolution="send the enrolment again")
 
 
 async def _body(scope: Any, receive: Receive) -> bytes:

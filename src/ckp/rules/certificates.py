@@ -19,6 +19,11 @@ def certificate_serial(host: Host) -> str:
     return str(agent_of(host).get("certificateSerial") or "")
 
 
+def enrolled_serial(host: Host) -> str:
+    """The serial of the certificate that the host's last enrolment brought; '' if it was given out before that was noted."""
+    return str(agent_of(host).get("enrolledSerial") or "")
+
+
 def next_serial(host: Host) -> str:
     """The serial of a renewed certificate that the host was given and has not used yet; '' if there is none."""
     return str(agent_of(host).get("nextCertificateSerial") or "")

@@ -31,6 +31,7 @@ class Candidate:
     unfit: str = ""  # what its own preflight says against it, with the mend
     cpus: int = 0
     memory_bytes: int = 0
+    system: str = ""  # its operating system as bundles are named for it: debian-12, rhel-9
 
     def unavailable(self) -> str:
         """Why no new machine may have it, in a word or two; "" if it is free."""
@@ -57,7 +58,7 @@ def candidate(host: Mapping[str, Any]) -> Candidate:
         labels=host["metadata"].get("labels") or {},
         claimed_by=(spec.get("machineRef") or {}).get("uid", ""),
         connected=bool(agent_of(host).get("connected")),
-        cordoned=bool(spec.get("cordoned")),
+        cordoned=bool(spec.get("cordoned") or spec.get("drain")),  # a drain that was asked for would go on with the next machine's node
         deleting="deletionTimestamp" in host["metadata"],
         idle=(status.get("observed") or {}).get("phase") == "Free",
         unique=not _is_false(host, "IdentityUnique"),
@@ -65,7 +66,14 @@ def candidate(host: Mapping[str, Any]) -> Candidate:
         unfit=f"{blocking[0].get('problem', '')}: {blocking[0].get('mend', '')}" if blocking else "",
         cpus=int(facts.get("cpus") or 0),
         memory_bytes=int(facts.get("memory_bytes") or 0),
+        system=system_of(facts),
     )
+
+
+def system_of(facts: Mapping[str, Any]) -> str:
+    """A host's operating system as bundles are named for it (ckp.agent.facts.host_facts_os): debian-12, and rhel-9 for 9.4; "" if it has not said."""
+    name, number = str(facts.get("os_id") or ""), str(facts.get("os_version") or "")
+    return f"{name}-{number.partition('.')[0] if name == 'rhel' else number}" if name else ""
 
 
 def _is_false(host: Mapping[str, Any], condition: str) -> bool:
@@ -95,17 +103,30 @@ class Wanted:
     expressions: tuple[Mapping[str, Any], ...] = ()
     cpus: int = 0
     memory_bytes: int = 0
+    release: str = ""
+    systems: frozenset[str] = frozenset()
+    """Those that there is a bundle of the release for; none: whichever."""
 
     @classmethod
-    def of(cls, spec: Mapping[str, Any]) -> Wanted:
-        """From the spec of a ByoMachine, or of a template's machine."""
+    def of(cls, spec: Mapping[str, Any], release: str = "", systems: Iterable[str] = ()) -> Wanted:
+        """From the spec of a ByoMachine, or of a template's machine; for a release, if a host is to be chosen for it."""
         selector, least = spec.get("selector") or {}, spec.get("minimum") or {}
         return cls(
             labels=selector.get("matchLabels") or {},
             expressions=tuple(selector.get("matchExpressions") or ()),
             cpus=int(least.get("cpus") or 0),
             memory_bytes=int(least.get("memoryBytes") or 0),
+            release=release,
+            systems=frozenset(systems),
         )
+
+    def has_bundle(self, host: Candidate) -> bool:
+        """Whether the release can be installed on the host's operating system."""
+        return not self.systems or not host.system or host.system in self.systems
+
+    def unavailable(self, host: Candidate) -> str:
+        """Why the machine may not have this host, in a word or two; "" if it may."""
+        return host.unavailable() or ("" if self.has_bundle(host) else "unfit")
 
     def fits(self, host: Candidate) -> bool:
         """Whether a host is one of those asked for, free or not."""
@@ -149,16 +170,21 @@ def choose_host(candidates: Iterable[Candidate], wanted: Wanted, machine: str) -
     if held := [item for item in everyone if item.claimed_by == machine]:
         return Choice(min(item.name for item in held))
     matching = [item for item in everyone if wanted.fits(item)]
-    if free := [item for item in matching if not item.unavailable()]:
+    if free := [item for item in matching if not wanted.unavailable(item)]:
         return Choice(min(free, key=lambda item: (item.memory_bytes, item.cpus, item.name)).name)
     return Choice(reason=_why_none(matching, wanted))
+
+
+def no_bundle(release: str, host: Candidate) -> str:
+    """What is said of a host that no bundle is for."""
+    return f"there is no bundle of {release} for {host.system}"
 
 
 def _why_none(matching: list[Candidate], wanted: Wanted) -> str:
     if not matching:
         size = " and is large enough" if wanted.cpus or wanted.memory_bytes else ""
         return f"no host carries the labels that the machine asks for{size}"
-    counts = Counter(item.unavailable() for item in matching)
+    counts = Counter(wanted.unavailable(item) for item in matching)
     found = ", ".join(f"{counts[what]} {what}" for what in UNAVAILABLE if counts[what])
-    unfit = next((f"; {item.name}: {item.unfit}" for item in matching if item.unavailable() == "unfit"), "")
+    unfit = next((f"; {item.name}: {item.unfit or no_bundle(wanted.release, item)}" for item in matching if wanted.unavailable(item) == "unfit"), "")
     return f"none of {len(matching)} matching hosts is free: {found}{unfit}"

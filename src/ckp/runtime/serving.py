@@ -10,13 +10,58 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import h11
 import structlog
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 log = structlog.get_logger("serving")
 
 RELOAD_SECONDS = 30.0
+
+
+REQUEST_SECONDS = 20.0
+
+
+class PunctualProtocol(H11Protocol):
+    """uvicorn's HTTP, with an end to the wait for a request: its own counts connections, and lets one that says nothing, or half a request, stay for ever.
+
+    Then as many of them as requests are allowed at once would keep everybody out, without any credential.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A peer that keeps a quarter of all places waiting gets no more."""
+        super().connection_made(transport)
+        peer = self.client[0] if self.client else ""
+        waiting = [one for one in self.connections if isinstance(one, PunctualProtocol) and one._deadline is not None and one.client and one.client[0] == peer]
+        if self.limit_concurrency is not None and len(waiting) >= max(1, self.limit_concurrency // 4):
+            transport.abort()
+            return
+        self._expect_request()
+
+    def data_received(self, data: bytes) -> None:
+        """Until the request is here as a whole, its time goes on."""
+        super().data_received(data)
+        self._expect_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is expected any more."""
+        self._cancel_deadline()
+        super().connection_lost(exc)
+
+    def _expect_request(self) -> None:
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY) or self.transport.is_closing():
+            self._cancel_deadline()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
+
+    def _cancel_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
 
 class Server(uvicorn.Server):
@@ -37,10 +82,11 @@ def make_server(app: Any, *, host: str, port: int, cert: Path | None = None, key
     """A server for an ASGI application; plain HTTP without a certificate.
 
     Args:
-        concurrency: requests at once; more are answered with 503, so that memory stays bounded.
+        concurrency: connections and requests at once; more are answered with 503, so that memory stays bounded.
     """
     config = uvicorn.Config(
         app,
+        http=PunctualProtocol,
         host=host,
         port=port,
         log_config=None,

@@ -42,6 +42,10 @@ def status_of(error: CkpError) -> tuple[int, str]:
     if isinstance(error, KubeError):
         if error.code == 409:
             return 409, "Conflict"
+        if error.code == 404:  # it was removed between our look and our change
+            return 404, "NotFound"
+        if error.code in (400, 422):
+            return 422, "InvalidInput"
         if error.code in (0, 429) or error.code >= 500:
             return 503, "Unavailable"
     return 500, "Failed"

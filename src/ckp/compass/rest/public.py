@@ -37,6 +37,7 @@ from ckp.compass.rest.schemas import (
 from ckp.compass.services import UseCases
 from ckp.compass.services.clusters import ClusterRequest
 from ckp.compass.services.projects import ProjectRef
+from ckp.compass.services.requests import MAX_LISTED
 from ckp.kits.errors import CkpError
 from ckp.rules.approval import Criteria
 
@@ -115,8 +116,11 @@ def _requests(cases: UseCases) -> APIRouter:
     router = APIRouter(prefix="/host-requests", tags=["host-requests"])
 
     @router.get("")
-    async def list_requests(project: Project, state: str = "") -> Items[HostRequestAnswer]:
-        return Items(items=[HostRequestAnswer.model_validate(row) for row in await cases.requests.list(project, state=state)])
+    async def list_requests(
+        project: Project, state: str = "", limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = MAX_LISTED, offset: Annotated[int, Query(ge=0)] = 0
+    ) -> Items[HostRequestAnswer]:
+        rows = await cases.requests.list(project, state=state, limit=limit, offset=offset)
+        return Items(items=[HostRequestAnswer.model_validate(row) for row in rows])
 
     @router.post("/bulk")
     async def decide_many(project: Project, actor: Actor, body: BulkBody) -> BulkAnswer:

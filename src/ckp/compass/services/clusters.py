@@ -17,7 +17,7 @@ from ckp.compass.services import networks
 from ckp.compass.services.cluster_views import ClusterView, is_deleting, view
 from ckp.compass.services.host_care import set_max_unhealthy
 from ckp.compass.services.host_groups import group_of_template
-from ckp.compass.services.hosts import addresses_of, is_claimed, is_free, why_not_free
+from ckp.compass.services.hosts import addresses_of, is_claimed, why_not_free
 from ckp.compass.services.manifests import REQUEST_ANNOTATION, ClusterSpec, cluster_objects, workers_name
 from ckp.compass.services.projects import Namespaces, ProjectRef, check_label
 from ckp.compass.services.releases import Releases
@@ -25,6 +25,7 @@ from ckp.compass.settings import Reserved
 from ckp.compass.store.database import Database
 from ckp.kits.clock import Clock, rfc3339
 from ckp.kits.errors import Conflict, InvalidInput, NotFound
+from ckp.rules.claims import Wanted
 
 MAX_NAME = 40
 """Names of Machines, nodes and Secrets are made from a cluster's name with suffixes, and must stay below 63."""
@@ -52,7 +53,8 @@ class _Capacity:
     """A group's hosts, and what is left of them for one cluster."""
 
     hosts: list[Obj]
-    free: list[Obj]
+    taken: dict[str, str]
+    """Those that the cluster can't have, with the reason."""
     promised: dict[str, int]
     """Free hosts that other clusters of the group asked for and have not claimed yet."""
     own: int
@@ -87,7 +89,7 @@ class Clusters:
             existing = await self._namespaces.get(kinds.CLUSTER, spec.name, project)
             if existing:
                 await self._check_unfinished(existing, spec, project)
-            capacity = await self._capacity(project, spec.host_group, spec.name)
+            capacity = await self._capacity(project, spec.host_group, spec.name, spec.version)
             self._check_hosts(spec, capacity, pods, services)
             requested_at = ((existing or {}).get("metadata", {}).get("annotations") or {}).get(names.REQUESTED_AT_ANNOTATION, rfc3339(self._clock.now()))
             await self._namespaces.ensure(project)
@@ -124,7 +126,7 @@ class Clusters:
             if is_deleting(cluster):
                 raise Conflict(f"cluster {name} is being deleted")
             current = await self.get(project, name)
-            capacity = await self._capacity(project, current.host_group, name)
+            capacity = await self._capacity(project, current.host_group, name, current.version)
             _check_enough(current.host_group, workers, capacity)
             if current.pod_cidr and workers > current.workers:
                 networks.check_networks(current.pod_cidr, current.service_cidr, workers=workers, reserved=(), host_addresses=())
@@ -211,7 +213,7 @@ class Clusters:
         if spec.address and (owner := next((host for host, address in addresses if address.partition("/")[0] == spec.address), "")):
             raise InvalidInput(f"address: {spec.address} is the address of host {owner}", resolution="take a free address of the hosts' network")
 
-    async def _capacity(self, project: ProjectRef, group: str, cluster: str) -> _Capacity:
+    async def _capacity(self, project: ProjectRef, group: str, cluster: str, version: str) -> _Capacity:
         async with self._database.unit() as unit:
             if await unit.host_group(project.domain, project.project, group) is None:
                 known = [row.name for row in await unit.host_groups(project.domain, project.project)]
@@ -233,7 +235,13 @@ class Clusters:
             if owner in drawing and owner != cluster and not deployment["metadata"].get("deletionTimestamp"):
                 promised[owner] += deployment["spec"].get("replicas", 1)
         waiting = {name: count - claimed[name] for name, count in promised.items() if count > claimed[name]}
-        return _Capacity(hosts, [host for host in hosts if is_free(host)], waiting, claimed[cluster])
+        wanted = Wanted(release=version, systems=self._systems(version))
+        reasons = {host["metadata"]["name"]: why_not_free(host, wanted) for host in hosts}
+        return _Capacity(hosts, {name: why for name, why in reasons.items() if why}, waiting, claimed[cluster])
+
+    def _systems(self, version: str) -> frozenset[str]:
+        """The operating systems that the release can be installed on; none for one that is no longer known: then its machines say so."""
+        return frozenset(self._releases.get(version).get("os") or ()) if version in self._releases.names() else frozenset()
 
     async def _require(self, project: ProjectRef, name: str) -> Obj:
         found = await self._namespaces.get(kinds.CLUSTER, name, project)
@@ -281,10 +289,10 @@ def _check_workers(workers: int) -> None:
 def _check_enough(group: str, workers: int, capacity: _Capacity) -> None:
     """As many free hosts as are still needed, beside those that other clusters of the group wait for."""
     needed = workers - capacity.own
-    available = len(capacity.free) - sum(capacity.promised.values())
+    available = len(capacity.hosts) - len(capacity.taken) - sum(capacity.promised.values())
     if needed <= available:
         return
-    reasons = [f"{host['metadata']['name']}: {why_not_free(host)}" for host in capacity.hosts if not is_free(host)]
+    reasons = [f"{name}: {why}" for name, why in capacity.taken.items()]
     reasons += [f"{count} of the free hosts are promised to cluster {name}" for name, count in sorted(capacity.promised.items())]
     raise InvalidInput(
         f"workers: host group {group} has {max(available, 0)} free host{'' if available == 1 else 's'}, and {needed} {'is' if needed == 1 else 'are'} needed",

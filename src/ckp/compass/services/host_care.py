@@ -23,7 +23,7 @@ DELETE_FIRST = "cluster.x-k8s.io/delete-machine"
 NO_DRAIN = "machine.cluster.x-k8s.io/exclude-node-draining"
 SHRUNK_FOR = f"{names.CKP}/shrunk-for"
 """Annotation of a MachineDeployment: the last Machine that it was made smaller for, so that asking twice makes it smaller once."""
-_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+_KEY = re.compile(r"((?=[^/]{1,253}/)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 
@@ -114,14 +114,22 @@ class HostCare:
 
     async def revoke(self, actor: str, project: ProjectRef, name: str) -> HostView:
         """Void the host's certificate at once. It stays a host, and of its cluster; its machine is let in again by enrolling anew."""
-        host = await self._hosts.require(project, name)
-        serial = certificate_serial(host)
-        if not serial:
-            raise Conflict(f"host {name} has no certificate")
-        if revoked_serial(host) != serial:
-            patch = {"spec": {"revokedSerial": serial}}
-            await self._kube.merge(kinds.BYO_HOST, name, project.namespace, patch)
-            await self._note(actor, project, "host.revoke", name, {"serial": serial})
+        await self._hosts.require(project, name)
+        serials: list[str] = []
+
+        # Only on top of what was read: in between the host may use a renewed certificate for the first time, which would then stay good.
+        def voided(host: Obj) -> Obj | None:
+            serial = certificate_serial(host)
+            if not serial:
+                raise Conflict(f"host {name} has no certificate")
+            if revoked_serial(host) == serial:
+                return None
+            serials.append(serial)
+            return {"spec": {"revokedSerial": serial}}
+
+        await self._kube.change(kinds.BYO_HOST, name, project.namespace, voided)
+        if serials:
+            await self._note(actor, project, "host.revoke", name, {"serial": serials[-1]})
         return await self._hosts.get(project, name)
 
     async def leave(self, actor: str, project: ProjectRef, name: str, *, shrink: bool = False, force: bool = False) -> HostView:

@@ -82,11 +82,21 @@ class HostGroups:
                 f"host group {name} is in use by cluster{'s' if len(group.clusters) > 1 else ''} {', '.join(group.clusters)}",
                 resolution="delete the cluster first, or keep the group",
             )
+        await self._check_rules(project, name)
         for host in group.hosts:
             await self._label(project, host, name, member=False)
         async with self._database.unit() as unit:
             await unit.session.delete(await _required(unit, project, name))
             unit.audit(self._clock.now(), actor, project.domain, project.project, "host-group.delete", name)
+
+    async def _check_rules(self, project: ProjectRef, name: str) -> None:
+        async with self._database.unit() as unit:
+            using = [rule.name for rule in await unit.approval_rules(project.domain, project.project) if name in rule.groups]
+        if using:
+            raise Conflict(
+                f"host group {name} is what rule{'s' if len(using) > 1 else ''} {', '.join(using)} put hosts into",
+                resolution="delete the rule first (ckp host rule), or keep the group",
+            )
 
     async def add(self, actor: str, project: ProjectRef, name: str, hosts: Sequence[str]) -> GroupView:
         """Put hosts into a group: all or, if one of them does not exist, none."""

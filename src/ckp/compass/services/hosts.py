@@ -10,11 +10,11 @@ from typing import Any
 from ckp.api import names
 from ckp.clients import kinds
 from ckp.clients.kube import Kube, Obj
-from ckp.compass.services.projects import Namespaces, ProjectRef
+from ckp.compass.services.projects import Namespaces, ProjectRef, check_label
 from ckp.compass.store.database import Database
 from ckp.kits.clock import Clock, parse_rfc3339
 from ckp.kits.errors import Conflict, NotFound
-from ckp.rules.claims import candidate
+from ckp.rules.claims import Wanted, candidate, no_bundle
 
 GROUP_PREFIX = f"{names.HOST_GROUP_LABEL}/"
 
@@ -88,21 +88,21 @@ def is_free(host: Obj) -> bool:
     return not is_claimed(host) and not why_not_free(host)
 
 
-def why_not_free(host: Obj) -> str:
-    """What keeps a host from being claimed (rules.claims), in words; '' if nothing does."""
-    seen = candidate(host)
+def why_not_free(host: Obj, wanted: Wanted | None = None) -> str:
+    """What keeps a host from being claimed (rules.claims), by whomever or for what is wanted, in words; '' if nothing does."""
+    wanted, seen = wanted or Wanted(), candidate(host)
     if is_claimed(host) and not seen.deleting:
         return f"is claimed by machine {host['spec']['machineRef'].get('name')}"
     words = {
         "going away": "is being removed",
-        "cordoned": "is cordoned",
+        "cordoned": "is cordoned" if (host.get("spec") or {}).get("cordoned") else "is drained",
         "offline": "its agent is not connected",
         "cloned": "is two machines with one certificate",
         "not yet clean": "is not clean yet",
         "flapping": "has come and gone several times lately",
-        "unfit": f"is not fit: {seen.unfit}",
+        "unfit": f"is not fit: {seen.unfit or no_bundle(wanted.release, seen)}",
     }
-    return words.get(seen.unavailable(), "")
+    return words.get(wanted.unavailable(seen), "")
 
 
 def creation(host: Obj) -> str:
@@ -173,7 +173,7 @@ class Hosts:
 
     async def list(self, project: ProjectRef, *, group: str = "") -> list[HostView]:
         """All hosts of a project, or those of a group, by name."""
-        labels = {names.group_label(group): None} if group else None
+        labels = {names.group_label(check_label("group", group)): None} if group else None
         return sorted((view(obj) for obj in await self._namespaces.list(kinds.BYO_HOST, project, labels=labels)), key=lambda host: host.name)
 
     async def get(self, project: ProjectRef, name: str) -> HostView:
@@ -204,8 +204,10 @@ class Hosts:
         Raises:
             Conflict: a cluster uses it, and `force` is not set.
         """
-        host = await self.require(project, name)
-        if is_claimed(host) and not force:
+        host = await self._namespaces.get(kinds.BYO_HOST, name, project)
+        if host is None and not await self._requests_of(project, name):
+            host = await self.require(project, name)
+        if host is not None and is_claimed(host) and not force:
             raise Conflict(
                 f"host {name} is claimed by machine {host['spec']['machineRef'].get('name')}",
                 resolution="scale the cluster down or delete it first; force takes the host away without cleaning it",
@@ -216,3 +218,8 @@ class Hosts:
             for row in await unit.requests_of_host(project.domain, project.project, name):
                 await unit.session.delete(row)
             unit.audit(self._clock.now(), actor, project.domain, project.project, "host.delete", name, {"force": force})
+
+    async def _requests_of(self, project: ProjectRef, name: str) -> int:
+        """How many requests the host has come from: they are left where a deletion broke off, and would keep the machine from enrolling anew."""
+        async with self._database.unit() as unit:
+            return len(await unit.requests_of_host(project.domain, project.project, name))

@@ -16,6 +16,7 @@ from ckp.kits.retry import wait_until_async
 RIGHTS_TIMEOUT = 10.0
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
 def check_label(field: str, value: str, *, limit: int = 63) -> str:
@@ -78,7 +79,9 @@ class Namespaces:
         return await self._kube.list(kind, project.namespace, labels=labels) if await self._present(project) else []
 
     async def get(self, kind: Kind, name: str, project: ProjectRef) -> Obj | None:
-        """One of a project's objects; None also while it has no namespace."""
+        """One of a project's objects; None also while it has no namespace, and for what can be nobody's name (it would be another path of the API)."""
+        if not _NAME.fullmatch(name):
+            return None
         return await self._kube.get(kind, name, project.namespace) if await self._present(project) else None
 
     async def ensure(self, project: ProjectRef) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import re
 import secrets
 from collections.abc import Sequence
@@ -33,6 +34,9 @@ from ckp.rules.certificates import certificate_serial
 
 MAX_PENDING = 10_000
 """Requests of one project that may wait; a leaked key must not fill the disk."""
+MAX_FACTS_BYTES = 16_384
+"""As the hub takes from a host that is connected: thousands of requests lie here together."""
+MAX_LISTED = 500
 REQUEST_ANNOTATION = f"{names.CKP}/host-request"
 Duplicate = Literal["", "replace", "separate"]
 
@@ -111,6 +115,9 @@ class Enrolments:
                     f"the pre-shared key is not the one of project {request.domain}/{request.project}",
                     resolution="put the current key into /etc/ckp-agent/psk: `ckp host psk` tells when it was made, `ckp host psk --reset` makes a new one",
                 )
+            facts = request.facts.model_dump(mode="json")
+            if len(json.dumps(facts)) > MAX_FACTS_BYTES:
+                raise InvalidInput(f"facts: they are larger than {MAX_FACTS_BYTES} bytes", resolution="mend the agent that sends them")
             digest = key_digest(request.csr)
             row, like = await self._same_or_like(unit, project, request, digest)
             if row is None:
@@ -134,7 +141,7 @@ class Enrolments:
                 unit.session.add(row)
             if row.state == "pending":
                 row.duplicate_of, row.duplicate_why = like
-            row.facts = request.facts.model_dump(mode="json")
+            row.facts = facts
             row.source = source[:64]
             row.token_digest = hashlib.sha256(token.encode()).hexdigest()
             ticket = EnrolmentTicket(request_id=row.id, token=token)
@@ -216,12 +223,12 @@ class HostRequests:
         self._namespaces = namespaces
         self._clock = clock
 
-    async def list(self, project: ProjectRef, *, state: str = "") -> Sequence[HostRequest]:
-        """A project's requests, oldest first; of one state if asked."""
+    async def list(self, project: ProjectRef, *, state: str = "", limit: int = MAX_LISTED, offset: int = 0) -> Sequence[HostRequest]:
+        """A project's requests, those that wait for a decision first, then oldest first; of one state if asked. `limit` at once, from number `offset` on."""
         if state not in ("", "pending", "approved", "rejected", "replaced"):
             raise InvalidInput(f"state: {state!r} is none of pending, approved, rejected, replaced")
         async with self._database.unit() as unit:
-            return await unit.host_requests(project.domain, project.project, state=state)
+            return await unit.host_requests(project.domain, project.project, state=state, limit=limit, offset=offset)
 
     async def get(self, project: ProjectRef, request_id: str) -> HostRequest:
         """One request."""
@@ -287,15 +294,16 @@ class HostRequests:
 
     async def _take_over(self, project: ProjectRef, name: str, row: HostRequest) -> None:
         """The host belongs to this machine now; the certificate of the one before is void at once."""
-        host = await self._kube.get(kinds.BYO_HOST, name, project.namespace)
-        if host is None:
+
+        # Only on top of what was read: in between the host may use a renewed certificate for the first time, and that is the one to be void.
+        def taken_over(host: Obj) -> Obj | None:
+            if (host["metadata"].get("annotations") or {}).get(REQUEST_ANNOTATION) == row.id:
+                return None
+            annotations = {REQUEST_ANNOTATION: row.id, names.MACHINE_ID_ANNOTATION: row.machine_id}
+            return {"metadata": {"annotations": annotations}, "spec": {"revokedSerial": certificate_serial(host)}}
+
+        if await self._kube.change(kinds.BYO_HOST, name, project.namespace, taken_over) is None:
             await self._make_host(project, name, row, ())
-            return
-        if (host["metadata"].get("annotations") or {}).get(REQUEST_ANNOTATION) == row.id:
-            return
-        serial = certificate_serial(host)
-        annotations = {REQUEST_ANNOTATION: row.id, names.MACHINE_ID_ANNOTATION: row.machine_id}
-        await self._kube.merge(kinds.BYO_HOST, name, project.namespace, {"metadata": {"annotations": annotations}, "spec": {"revokedSerial": serial}})
 
     async def _make_host(self, project: ProjectRef, name: str, row: HostRequest, groups: Sequence[str]) -> None:
         try:
@@ -349,7 +357,7 @@ class HostRequests:
                             )
                     if row.host and taken.get(row.host, row.id) == row.id:
                         return row.host
-                    reserved = {other.host for other in await unit.host_requests(project.domain, project.project)}
+                    reserved = await unit.reserved_names(project.domain, project.project)
                     base = host_name_from(str(row.facts.get("hostname", "")))
                     candidates = [base, *(f"{base}-{number}" for number in range(2, len(taken) + len(reserved) + 3))]
                     row.host = next(name for name in candidates if name not in taken and name not in reserved)

@@ -35,12 +35,18 @@ class Unit:
         """A request by its id alone, for the machine that holds its token."""
         return await self.session.get(HostRequest, request_id)
 
-    async def host_requests(self, domain: str, project: str, *, state: str = "") -> Sequence[HostRequest]:
-        """A project's requests, oldest first."""
+    async def host_requests(self, domain: str, project: str, *, limit: int, offset: int = 0, state: str = "") -> Sequence[HostRequest]:
+        """So many of a project's requests: those that wait for a decision first, then oldest first."""
         query = select(HostRequest).where(HostRequest.domain == domain, HostRequest.project == project)
         if state:
             query = query.where(HostRequest.state == state)
-        return (await self.session.scalars(query.order_by(HostRequest.created_at, HostRequest.id))).all()
+        order = (HostRequest.state != "pending", HostRequest.created_at, HostRequest.id)
+        return (await self.session.scalars(query.order_by(*order).limit(limit).offset(offset))).all()
+
+    async def reserved_names(self, domain: str, project: str) -> set[str]:
+        """The names that a project's requests have for their hosts. Names alone: there may be thousands of requests."""
+        query = select(HostRequest.host).where(HostRequest.domain == domain, HostRequest.project == project, HostRequest.host != "")
+        return set(await self.session.scalars(query))
 
     async def pending_count(self, domain: str, project: str) -> int:
         """How many requests wait for a decision."""

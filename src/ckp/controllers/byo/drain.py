@@ -57,7 +57,8 @@ async def _job(kube: Kube, releases: Releases, host: Obj, machine: Obj, verb: st
     """Start the Job, or see how it goes: running, done or failed, and a sentence."""
     name, namespace = host["metadata"]["name"], host["metadata"]["namespace"]
     digest = hashlib.sha256(f"{request} {machine['metadata']['uid']}".encode()).hexdigest()[:8]
-    job_name = f"{verb}-{name}-{digest}"
+    # The name of a Job becomes a label of its pods: at most 63 characters. The machine's uid in the digest tells hosts of one beginning apart.
+    job_name = f"{verb}-{name[:40].rstrip('-.')}-{digest}"
     found = await kube.get(JOB, job_name, namespace)
     if found is None:
         core = await kube.get(MACHINE, str((owner(machine, "Machine") or {}).get("name", "")), namespace)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ckp.api.host_protocol import Desired, Membership
 from ckp.api.names import BYOMACHINE_FINALIZER, CKP, FORCE_RELEASE_ANNOTATION, host_of, provider_id
-from ckp.api.platform import Releases
+from ckp.api.platform import InstalledRelease, Releases
 from ckp.clients.kinds import BYO_HOST, BYO_MACHINE, KUBEADM_CONFIG, MACHINE, SECRET
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.byo.bootstrap import JOIN_CONFIG, BootstrapData, parse_cloud_config
@@ -55,6 +55,12 @@ class ByoMachineReconciler:
             return Result()
         try:
             return await (self._release(scope) if deleting(obj) else self._provision(scope))
+        except CkpError as error:
+            if not isinstance(error, KubeError) and not deleting(obj):  # nothing that passes by itself: people must see it
+                scope.conditions = [
+                    make_condition("BYOHostReady", False, self.clock.now(), reason="CannotProvision", message=error.brief, severity="Error"),
+                ]
+            raise
         finally:
             await scope.close()
 
@@ -72,7 +78,7 @@ class ByoMachineReconciler:
         host = await self._held(scope, certain=bool(scope.obj["spec"].get("providerID")))
         if host is None and scope.obj["spec"].get("providerID"):
             return self._fail(scope)
-        host = host or await self._claim(scope)
+        host = host or await self._claim(scope, self.releases.get(machine["spec"]["version"]))
         if host is None:
             return Result(after=POLL)
         # Without join data the host prepares itself meanwhile; with it, the same membership goes on to the join.
@@ -142,10 +148,10 @@ class ByoMachineReconciler:
             await self.kube.merge(KUBEADM_CONFIG, str(reference["name"]), scope.namespace, patch)
         return Result(after=NUDGE_SECONDS)
 
-    async def _claim(self, scope: Scope) -> Obj | None:
+    async def _claim(self, scope: Scope, release: InstalledRelease) -> Obj | None:
         """A free host made ours, with optimistic locking: of two machines that want it, one gets a conflict and chooses again."""
         uid = scope.obj["metadata"]["uid"]
-        wanted = Wanted.of(scope.obj["spec"])
+        wanted = Wanted.of(scope.obj["spec"], release.name, release.bundles)
         choice = choose_host(map(candidate, self.hosts.all(scope.namespace)), wanted, uid)
         if choice.host:
             # Our copy may be older than our own last claim. Before a host is taken, the API server itself is asked.
@@ -160,7 +166,7 @@ class ByoMachineReconciler:
         now = candidate(host)
         if now.claimed_by == uid:
             return host
-        if why := now.unavailable():
+        if why := wanted.unavailable(now):
             self._wait(scope, "NoFreeHost", f"host {choice.host} is no longer free: {why}")
             return None
         reference = {"apiVersion": BYO_MACHINE.api_version, "kind": BYO_MACHINE.kind, "namespace": scope.namespace, "name": scope.name, "uid": uid}
@@ -184,10 +190,9 @@ class ByoMachineReconciler:
     async def _membership(self, scope: Scope, cluster: Obj, machine: Obj, host: Obj, secret_name: str) -> Membership:
         data = await self._bootstrap_data(scope.namespace, secret_name) if secret_name else None
         release = self.releases.get(machine["spec"]["version"])
-        facts = (host.get("status") or {}).get("facts") or {}
-        target = f"{facts.get('os_id')}-{facts.get('os_version')}"
+        target = candidate(host).system
         if target not in release.bundles:
-            raise CkpError(f"there is no bundle of {release.name} for {target}, which host {host['metadata']['name']} runs")
+            raise CkpError(f"there is no bundle of {release.name} for {target or 'an unknown system'}, which host {host['metadata']['name']} runs")
         host_name = host["metadata"]["name"]
         return Membership(
             cluster=f"{scope.namespace}/{cluster['metadata']['name']}",
