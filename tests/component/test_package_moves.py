@@ -530,3 +530,20 @@ def test_dockers_runtime_is_not_replaced_by_ours_unasked(redhat: RedHat, rpms: C
     assert redhat.installed("containerd", "containerd.io") == {"containerd.io": "1.7.27-3.1"}
     redhat.dnf("--allowerasing", "install", rpms("containerd").path)
     assert redhat.installed("containerd", "containerd.io") == {"containerd": "1.7.28-ckp"}
+
+
+def test_the_systems_own_tools_come_and_go_with_what_they_need(redhat: RedHat, tmp_path: Path) -> None:
+    """Of one transaction all that is new; dnf is a script here, since this root knows no repositories."""
+    library = small_package(tmp_path / "p", None, "libset", "1.0-1", "rpm")
+    tools = [small_package(tmp_path / "p", None, "ipset", "1.0-1", "rpm", depends=["libset"]), small_package(tmp_path / "p", None, "ethtool", "6.0-1", "rpm")]
+    theirs = small_package(tmp_path / "p", None, "theirs", "1.0-1", "rpm", depends=["libset"])
+    script = tmp_path / "dnf"
+    script.write_text(f"#!/bin/sh\nexec rpm --root {redhat.root} -i --nosignature {library.path} {tools[0].path} {tools[1].path}\n")
+    script.chmod(0o755)
+    installer, told = RpmInstaller(str(redhat.root)), list[list[str]]()
+    installer._dnf = [str(script)]
+    installer.add_tools(["ipset", "ethtool", "socat"], lambda names: told.append(sorted(names)))
+    assert told == [["ethtool", "ipset", "socat"], ["ethtool", "ipset", "libset"]]
+    redhat.rpm("-i", "--nosignature", theirs.path)
+    assert installer.remove_tools(["ethtool", "ipset", "libset", "socat"]) == ["libset"], "somebody needs it now"
+    assert sorted(installer.installed(["ethtool", "ipset", "libset", "theirs", "rhel-base"])) == ["libset", "rhel-base", "theirs"]
