@@ -80,6 +80,22 @@ def missing_tools() -> list[str]:
     return [tool for tool, programs in TOOLS.items() if not any(have(program) for program in programs)]
 
 
+def remove_unneeded(installer: Installer, names: Sequence[str], remove: Callable[[str], object]) -> list[str]:
+    """Remove packages one by one, again as long as that makes others free to go; returns those that stay.
+
+    Args:
+        remove: tries to remove one package, and leaves it if anything depends on it.
+    """
+    left = list(installer.installed(names))
+    before: list[str] = []
+    while left and left != before:
+        before = left
+        for name in left:
+            remove(name)
+        left = list(installer.installed(left))
+    return left
+
+
 def of_host() -> Installer:
     """The installer for this host. InvalidInput if it has neither dpkg nor rpm."""
     if have("dpkg") and have("apt-get"):

@@ -6,6 +6,7 @@ import os
 import re
 from typing import Callable, Sequence
 
+from ckp.agent.installers import base
 from ckp.agent.kit import AgentError, run
 from ckp.agent.verify import BundleManifest, Package
 
@@ -108,14 +109,7 @@ class DpkgInstaller:
         return packages
 
     def remove_tools(self, names: Sequence[str]) -> list[str]:
-        left = list(self.installed(names))
-        before: list[str] = []
-        while left and left != before:
-            before = left
-            for name in left:
-                self._dpkg(["--purge", name], what=f"removing {name}", check=False)  # refused if anything depends on it
-            left = list(self.installed(left))
-        return left
+        return base.remove_unneeded(self, names, lambda name: self._dpkg(["--purge", name], what=f"removing {name}", check=False))
 
     def _dpkg(self, arguments: Sequence[str], *, what: str, check: bool = True) -> None:
         """Run dpkg; somebody else's lock (unattended upgrades) is waited for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Callable, Sequence
 
+from ckp.agent.installers import base
 from ckp.agent.kit import AgentError, remove, run
 from ckp.agent.verify import BundleManifest, Package
 
@@ -127,11 +128,4 @@ class RpmInstaller:
         return packages
 
     def remove_tools(self, names: Sequence[str]) -> list[str]:
-        left = list(self.installed(names))
-        before: list[str] = []
-        while left and left != before:
-            before = left
-            for name in left:
-                run([*self._rpm, "-e", name], timeout=300, check=False)  # refused if anything depends on it
-            left = list(self.installed(left))
-        return left
+        return base.remove_unneeded(self, names, lambda name: run([*self._rpm, "-e", name], timeout=300, check=False))
