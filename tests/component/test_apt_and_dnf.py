@@ -453,8 +453,13 @@ class Dnf:
 
 
 @pytest.fixture
-def dnf(tmp_path: Path) -> Dnf:
-    return Dnf(tmp_path / "dnf")
+def dnf(tmp_path: Path) -> Iterator[Dnf]:
+    yield Dnf(tmp_path / "dnf")
+    # dnf starts a gpg-agent for each repository's keys, and leaves it
+    for home in tmp_path.rglob("var/cache/*/pubring"):
+        subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=False, capture_output=True, timeout=30)
+    alive = subprocess.run(["pgrep", "-af", f"gpg-agent --homedir {tmp_path}"], capture_output=True, text=True, check=False).stdout
+    assert alive == "", "nothing is left running"
 
 
 def test_dnf_installs_with_dependencies_from_the_signed_repository(repositories: Repositories, dnf: Dnf) -> None:
