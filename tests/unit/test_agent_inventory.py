@@ -11,7 +11,7 @@ import pytest
 from ckp.agent import inventory, messages
 from ckp.agent.journal import Journal
 from ckp.agent.preflight import Findings
-from ckp.hub.status import MAX_FACTS_BYTES
+from ckp.api.host_protocol import MAX_FACTS_BYTES
 
 FACTS = messages.HostFacts("h", "0" * 32, "debian", "12", "6.1", "amd64", 2, 1, 1, 5 << 30)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import ssl
 import weakref
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.asyncio.client import ClientConnection
 
 from ckp.api import names
 from ckp.api.host_protocol import Desired
@@ -43,6 +45,25 @@ async def two_replicas(directory: Path, kube: KubeSimulator, first_sweeps: float
         authorities = (first.root, first.host_ca)
         async with make_door(directory / "2", kube, authorities=authorities, offline=OFFLINE, seen_every=300.0, identity="hub-2") as second:
             yield first, second
+
+
+async def _holds(door: Door, hub: str) -> bool:
+    return shape.hub_of(await door.host()) == hub
+
+
+@contextlib.asynccontextmanager
+async def at_both(
+    one: Door, other: Door, boots: tuple[str, str] = ("boot", "boot")
+) -> AsyncIterator[tuple[ssl.SSLContext, ClientConnection, ClientConnection]]:
+    """One host's certificate, connected to a replica and then, while that connection stays, to another one."""
+    context = await one.enrolled()
+    older = await one.connect(context)
+    await hello(older, boot_id=boots[0])
+    await eventually(lambda: _holds(one, one.channel.replicas.identity))
+    async with other.connect(context) as newer:
+        await hello(newer, boot_id=boots[1])
+        await eventually(lambda: _holds(one, other.channel.replicas.identity))
+        yield context, older, newer
 
 
 async def stale(kube: KubeSimulator, hub: str, host: HostId = ONE) -> None:
@@ -128,14 +149,8 @@ async def test_after_an_outage_of_the_api_server_nobody_is_marked_though_all_lea
 
 async def test_the_last_word_of_one_replica_never_follows_the_first_of_another(tmp_path: Path, kube: KubeSimulator) -> None:
     async with two_replicas(tmp_path, kube) as (first, second):
-        context = await first.enrolled()
-        older = await first.connect(context)
-        await hello(older)
-        await eventually(lambda: with_condition(first, "True"))
-        async with second.connect(context) as newer:
-            await hello(newer)
+        async with at_both(first, second) as (_, older, newer):
             await desired_of(newer)
-            await eventually(lambda: _holds(first, "hub-2"))
             events = len(kube._store.events)
             await older.close()
             await eventually(lambda: is_so(first.channel.hosts == []))
@@ -307,20 +322,10 @@ def lease(identity: str, renewed: datetime) -> dict[str, Any]:
     }
 
 
-async def _holds(door: Door, hub: str) -> bool:
-    return shape.hub_of(await door.host()) == hub
-
-
 async def test_two_clones_at_two_replicas_are_noticed(tmp_path: Path, kube: KubeSimulator) -> None:
     """The second looks like a restart of the first; but the first is still there, is closed, and comes back with a boot that was over."""
     async with two_replicas(tmp_path, kube) as (first, second):
-        context = await first.enrolled()
-        one = await first.connect(context)
-        await hello(one, boot_id="a")
-        await eventually(lambda: with_condition(first, "True"))
-        async with second.connect(context) as clone:
-            await hello(clone, boot_id="b")
-            await eventually(lambda: _holds(first, "hub-2"))
+        async with at_both(first, second, ("a", "b")) as (context, one, _):
             assert await close_code(one) == 1008
             async with first.connect(context) as back:
                 await hello(back, boot_id="a")
@@ -331,13 +336,7 @@ async def test_two_clones_at_two_replicas_are_noticed(tmp_path: Path, kube: Kube
 
 async def test_a_host_that_moves_to_another_replica_is_not_closed_there(tmp_path: Path, kube: KubeSimulator) -> None:
     async with two_replicas(tmp_path, kube) as (first, second):
-        context = await first.enrolled()
-        older = await second.connect(context)
-        await hello(older)
-        await eventually(lambda: _holds(first, "hub-2"))
-        async with first.connect(context) as newer:
-            await hello(newer)
-            await eventually(lambda: _holds(first, "hub-1"))
+        async with at_both(second, first) as (_, older, newer):
             await older.close()
             for number in range(10):  # sweeps of the first replica
                 await newer.send(report(generation=number))

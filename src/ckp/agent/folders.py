@@ -93,12 +93,16 @@ def unmount_below(journal: Journal, folder: str) -> None:
     real = os.path.realpath(folder)
     kept = tuple(f"{real}/{name}" for name in of_owner(journal, folder))
     for _ in range(3):
-        below = [point for point in mounts() if point.startswith(real + "/") and not any(point == path or point.startswith(path + "/") for path in kept)]
+        below = [point for point in mounts() if point.startswith(real + "/") and not any(_is_in(point, path) for path in kept)]
         if not below:
             return
         for point in sorted(below, key=len, reverse=True):
             if not _umount(point):
                 _umount("-l", point)
+
+
+def _is_in(point: str, path: str) -> bool:
+    return point == path or point.startswith(path + "/")
 
 
 def _umount(*arguments: str) -> bool:
@@ -120,7 +124,7 @@ def empty(journal: Journal, folder: str) -> None:
     mounted, kept = mounts(), of_owner(journal, folder)
     for name in names(real):
         path = os.path.join(real, name)
-        if name in kept or any(point == path or point.startswith(path + "/") for point in mounted):
+        if name in kept or any(_is_in(point, path) for point in mounted):
             continue
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path, ignore_errors=True)

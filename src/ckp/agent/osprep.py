@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Sequence
 
-from ckp.agent import facts, firewall, folders, swap
+from ckp.agent import facts, firewall, swap
 from ckp.agent.journal import Journal
 from ckp.agent.kit import CONFIG_DIR, AgentError, InvalidInput, have, read_text, run
 
@@ -117,7 +117,6 @@ def prepare(
     kubelet_args: str,
 ) -> str:
     """All of the preparation; returns what is remarkable, as a text for the journal. Idempotent."""
-    folders.remember_present(journal)
     notes = [*kernel(journal), *swap.swap_off(journal), *firewall.open_ports(journal)]
     containerd(journal, decisions, sandbox_image, registry, registry_ca)
     kubelet(journal, decisions, kubelet_args)

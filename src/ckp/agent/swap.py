@@ -38,16 +38,15 @@ def fstab_off(text: str) -> str:
 def fstab_on(text: str) -> str:
     """fstab as it was before `fstab_off`; what was written to it since stays. Knows also the lines that earlier agents had only marked."""
     lines: list[str] = []
-    skip = ""
+    ours: str | None = None
     for line in text.split("\n"):
         if line.startswith(MARK):
             lines.append(line[len(MARK) :])
-            skip = _without(lines[-1])
-        elif not skip or line != skip:
+            ours = _without(lines[-1])
+            continue
+        if line != ours:
             lines.append(line)
-            skip = ""
-        else:
-            skip = ""
+        ours = None
     return "\n".join(lines)
 
 
@@ -71,9 +70,9 @@ def swap_off(journal: Journal) -> list[str]:
     """No swap, now and after a restart."""
     notes = []
     fstab = read_text(FSTAB)
-    if fstab_off(fstab) != fstab:
+    if (off := fstab_off(fstab)) != fstab:
         journal.note("fstab", True)
-        _write_fstab(fstab_off(fstab))
+        _write_fstab(off)
         notes.append("swap lines in /etc/fstab are off")
     if facts.swap_on():
         before: list[str] = journal.notes.get("swap", [])
@@ -119,8 +118,8 @@ def restore_fstab(journal: Journal) -> None:
     """Give fstab its swap lines back, and leave everything else in it. An earlier agent had kept the whole file: its copy is not used."""
     if "fstab" in journal.notes or FSTAB in journal.saved:
         fstab = read_text(FSTAB)
-        if fstab_on(fstab) != fstab:
-            _write_fstab(fstab_on(fstab))
+        if (on := fstab_on(fstab)) != fstab:
+            _write_fstab(on)
         journal.drop_original(FSTAB)
 
 

@@ -26,6 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field
 PROTOCOL = 1
 MAX_FRAME_BYTES = 1 << 20
 """Larger frames are refused by both sides; the connection is closed with 1009."""
+MAX_FACTS_BYTES = 16_384
+"""What a host may say about itself, at its enrolment and when it connects."""
 REPORT_SECONDS = 20.0
 OFFLINE_SECONDS = 60.0
 """A host that was silent for this long counts as offline (AgentConnected=False)."""

@@ -158,12 +158,20 @@ class Kube:
         return await self._patch(kind, name, namespace, dict(patch), subresource, {"patch_type": PatchType.MERGE})
 
     async def change(
-        self, kind: Kind, name: str, namespace: str, patch_of: Callable[[Obj], Obj | None], *, subresource: Literal["", "status"] = ""
+        self,
+        kind: Kind,
+        name: str,
+        namespace: str,
+        patch_of: Callable[[Obj], Obj | None],
+        *,
+        subresource: Literal["", "status"] = "",
+        found: Obj | None = None,
     ) -> Obj | None:
         """Merge what `patch_of` makes of the object, on top of exactly what it was made of; made anew if somebody was faster.
 
         Args:
             patch_of: the patch for the object as it is, or None: it needs none. What it raises ends the change.
+            found: the object, if it was read just now.
 
         Returns:
             The object as it is then; None if there is none.
@@ -172,7 +180,7 @@ class Kube:
             KubeError: it can't be changed, or others change it all the time (Conflict).
         """
         for attempt in range(CHANGE_TRIES):
-            found = await self.get(kind, name, namespace)
+            found = found or await self.get(kind, name, namespace)
             patch = patch_of(found) if found is not None else None
             if found is None or patch is None:
                 return found
@@ -184,6 +192,7 @@ class Kube:
                     return None
                 if error.reason != "Conflict" or attempt == CHANGE_TRIES - 1:
                     raise
+            found = None
         raise AssertionError("the last attempt returns or raises")
 
     async def _patch(self, kind: Kind, name: str, namespace: str | None, body: Obj, subresource: str, params: Mapping[str, Any]) -> Obj:

@@ -265,20 +265,14 @@ class Channel:
         Raises:
             KubeError: the API server does not answer, the host is gone, or it changes all the time (Conflict).
         """
-        for attempt in range(8):
-            if not certificates.may_connect(host, serial):
-                return host
-            patch = {"metadata": {"resourceVersion": host["metadata"]["resourceVersion"]}, "status": {"agent": serials}}
-            try:
-                return await self.kube.merge(kinds.BYO_HOST, identity.name, identity.namespace, patch, subresource="status")
-            except KubeError as error:
-                if error.reason != "Conflict" or attempt == 7:
-                    raise
-            found = await self.kube.get(kinds.BYO_HOST, identity.name, identity.namespace)
-            if found is None:
-                raise KubeError(f"host {identity} is gone", code=404, reason="NotFound")
-            host = found
-        raise AssertionError("the last attempt returns or raises")
+
+        def as_long_as_it_holds(now: Obj) -> Obj | None:
+            return {"status": {"agent": serials}} if certificates.may_connect(now, serial) else None
+
+        changed = await self.kube.change(kinds.BYO_HOST, identity.name, identity.namespace, as_long_as_it_holds, subresource="status", found=host)
+        if changed is None:
+            raise KubeError(f"host {identity} is gone", code=404, reason="NotFound")
+        return changed
 
     def _refuse(self, connection: HostConnection, status: int, code: str, message: str) -> Response:
         peer = connection.remote_address

@@ -14,7 +14,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed, ConnectionClosedOK
 
 from ckp.api import names
-from ckp.api.host_protocol import PROTOCOL, AgentMessage, Hello, IssuedCertificate, Renewal, RenewalDue, Report
+from ckp.api.host_protocol import MAX_FACTS_BYTES, PROTOCOL, AgentMessage, Hello, IssuedCertificate, Renewal, RenewalDue, Report
 from ckp.clients import kinds
 from ckp.clients.kube import KubeError, Obj
 from ckp.hub import status as shape
@@ -147,8 +147,8 @@ class Connection:
         self._channel.metrics.frames.labels(message.type).inc()
         self.seen = self._channel.clock.now()
         if isinstance(message, Hello):
-            if len(message.facts.model_dump_json()) > shape.MAX_FACTS_BYTES:
-                raise Rejected(1008, f"the facts are larger than {shape.MAX_FACTS_BYTES} bytes")
+            if len(message.facts.model_dump_json()) > MAX_FACTS_BYTES:
+                raise Rejected(1008, f"the facts are larger than {MAX_FACTS_BYTES} bytes")
             peer = self.connection.remote_address
             self._status = shape.with_facts(self._status, message.facts, address=str(peer[0]) if peer else "", at=self.seen)
             self._status = shape.with_boot(

@@ -21,7 +21,6 @@ from ckp.rules.certificates import agent_of
 JOURNAL_ENTRIES = 50
 MAX_MESSAGE = 1000
 MAX_ENTRY_MESSAGE = 400
-MAX_FACTS_BYTES = 16_384
 MAX_ADDRESSES = 32
 CONDITION = "AgentConnected"
 UNIQUE = "IdentityUnique"

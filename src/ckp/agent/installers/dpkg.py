@@ -21,26 +21,26 @@ class DpkgInstaller:
 
     name = "dpkg"
 
-    def installed(self, names: Sequence[str]) -> dict[str, str]:
+    def _known(self, names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+        """What dpkg knows of these packages: version, state, and the flag of an error."""
         if not names:
             return {}
-        said = run(["dpkg-query", "-W", "-f", "${Package}\t${Version}\t${db:Status-Status}\n", *names], timeout=60, check=False)
-        found = {}
-        for line in said.stdout.splitlines():
-            name, version, state = (line.split("\t") + ["", ""])[:3]
-            if state not in ("", "not-installed", "config-files"):
-                found[name] = version
-        return found
+        said = run(["dpkg-query", "-W", "-f", "${Package}\t${Version}\t${db:Status-Status}\t${db:Status-Eflag}\n", *names], timeout=60, check=False)
+        rows = [(line.split("\t") + ["", "", ""])[:4] for line in said.stdout.splitlines()]
+        return {name: (version, state, flag) for name, version, state, flag in rows}
+
+    def installed(self, names: Sequence[str]) -> dict[str, str]:
+        return {name: version for name, (version, state, _) in self._known(names).items() if state not in ("", "not-installed", "config-files")}
 
     def _removable(self, names: Sequence[str]) -> list[str]:
         """Those that dpkg knows in any state, leftover configuration included."""
-        said = run(["dpkg-query", "-W", "-f", "${Package}\t${db:Status-Status}\n", *names], timeout=60, check=False)
-        return [line.split("\t")[0] for line in said.stdout.splitlines() if not line.endswith("\tnot-installed")]
+        return [name for name, (_, state, _) in self._known(names).items() if state != "not-installed"]
 
     def install(self, manifest: BundleManifest, packages: Sequence[Package]) -> None:
         have = self.installed([package.name for package in packages])
         self._repair()
-        todo = [package for package in packages if have.get(package.name) != package.version or not self._whole(package.name)]
+        states = self._known([package.name for package in packages])
+        todo = [package for package in packages if have.get(package.name) != package.version or states.get(package.name, ())[1:] != ("installed", "ok")]
         if todo:
             self._dpkg(["-i", *[manifest.path(package.file) for package in todo]], what=f"installing {', '.join(package.name for package in todo)}")
         now = self.installed([package.name for package in packages])
@@ -52,20 +52,12 @@ class DpkgInstaller:
         if wrong:
             raise AgentError("dpkg ended well, but not everything is installed", details="\n".join(wrong), reason="InstallFailed")
 
-    def _whole(self, name: str) -> bool:
-        said = run(["dpkg-query", "-W", "-f", "${db:Status-Status} ${db:Status-Eflag}", name], timeout=60, check=False)
-        return said.stdout.split() == ["installed", "ok"]
-
     def _repair(self) -> None:
         """A power cut may have left packages unpacked, or only dpkg's own journal: it finishes them first, or apt refuses everything else."""
         self._dpkg(["--configure", "-a"], what="finishing what an interrupted dpkg left", check=False)
 
     def broken(self, names: Sequence[str]) -> list[str]:
-        if not names:
-            return []
-        said = run(["dpkg-query", "-W", "-f", "${Package}\t${db:Status-Status}\t${db:Status-Eflag}\n", *names], timeout=60, check=False)
-        rows = [(line.split("\t") + ["", ""])[:3] for line in said.stdout.splitlines()]
-        return [name for name, state, flag in rows if state == "half-installed" or flag == "reinstreq"]
+        return [name for name, (_, state, flag) in self._known(names).items() if state == "half-installed" or flag == "reinstreq"]
 
     def unpack(self, manifest: BundleManifest, packages: Sequence[Package]) -> None:
         if packages:

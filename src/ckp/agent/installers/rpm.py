@@ -76,12 +76,12 @@ class RpmInstaller:
 
     def _mend(self, package: Package, file: str) -> None:
         """Make one of a package whose old version a cut-off transaction had not yet erased: dnf takes the newer for installed, whatever is on disk."""
-        run(
-            [*self._rpm, "-U", "--replacepkgs", "--oldpackage", "--nosignature", file],
-            timeout=600,
-            what=f"finishing what an interrupted installation of {package.name} left",
-            reason="InstallFailed",
-        )
+        self._force(file, f"finishing what an interrupted installation of {package.name} left")
+
+    def _force(self, file: str, what: str) -> None:
+        """This version, whichever is there."""
+        argv = [*self._rpm, "-U", "--oldpackage", "--replacepkgs", "--nosignature", file]
+        run(argv, timeout=600, what=what, reason="InstallFailed")
 
     def remove(self, names: Sequence[str]) -> None:
         present = list(self.installed(names))
@@ -102,8 +102,7 @@ class RpmInstaller:
             self._mend(package, manifest.path(package.file))
 
     def put(self, file: str) -> None:
-        argv = [*self._rpm, "-U", "--oldpackage", "--replacepkgs", "--nosignature", file]
-        run(argv, timeout=600, what=f"installing {os.path.basename(file)}", reason="InstallFailed")
+        self._force(file, f"installing {os.path.basename(file)}")
 
     def _all(self) -> dict[str, str]:
         """Every package with the number of the transaction that brought it."""

@@ -85,7 +85,7 @@ def is_claimed(host: Obj) -> bool:
 
 def is_free(host: Obj) -> bool:
     """Whether a cluster could have it now, by the rule that the claim itself goes by."""
-    return not is_claimed(host) and not why_not_free(host)
+    return not why_not_free(host)
 
 
 def why_not_free(host: Obj, wanted: Wanted | None = None) -> str:
@@ -162,6 +162,10 @@ def view(host: Obj) -> HostView:
     )
 
 
+def _not_found(project: ProjectRef, name: str) -> NotFound:
+    return NotFound(f"there is no host {name} in {project.domain}/{project.project}", resolution="list them: ckp host list")
+
+
 class Hosts:
     """Use cases around enrolled hosts."""
 
@@ -195,7 +199,7 @@ class Hosts:
         """The host's object; NotFound if there is none."""
         found = await self._namespaces.get(kinds.BYO_HOST, name, project)
         if found is None:
-            raise NotFound(f"there is no host {name} in {project.domain}/{project.project}", resolution="list them: ckp host list")
+            raise _not_found(project, name)
         return found
 
     async def delete(self, actor: str, project: ProjectRef, name: str, *, force: bool = False) -> None:
@@ -206,7 +210,7 @@ class Hosts:
         """
         host = await self._namespaces.get(kinds.BYO_HOST, name, project)
         if host is None and not await self._requests_of(project, name):
-            host = await self.require(project, name)
+            raise _not_found(project, name)
         if host is not None and is_claimed(host) and not force:
             raise Conflict(
                 f"host {name} is claimed by machine {host['spec']['machineRef'].get('name')}",

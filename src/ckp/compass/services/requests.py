@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy.exc import IntegrityError
 
 from ckp.api import names
-from ckp.api.host_protocol import EnrolmentRequest, EnrolmentTicket
+from ckp.api.host_protocol import MAX_FACTS_BYTES, EnrolmentRequest, EnrolmentTicket
 from ckp.clients import kinds
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.compass.services.errors import TooManyTries, WrongKey
@@ -34,8 +34,6 @@ from ckp.rules.certificates import certificate_serial
 
 MAX_PENDING = 10_000
 """Requests of one project that may wait; a leaked key must not fill the disk."""
-MAX_FACTS_BYTES = 16_384
-"""As the hub takes from a host that is connected: thousands of requests lie here together."""
 MAX_LISTED = 500
 REQUEST_ANNOTATION = f"{names.CKP}/host-request"
 Duplicate = Literal["", "replace", "separate"]

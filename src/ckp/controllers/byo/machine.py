@@ -78,12 +78,13 @@ class ByoMachineReconciler:
         host = await self._held(scope, certain=bool(scope.obj["spec"].get("providerID")))
         if host is None and scope.obj["spec"].get("providerID"):
             return self._fail(scope)
-        host = host or await self._claim(scope, self.releases.get(machine["spec"]["version"]))
+        release = self.releases.get(machine["spec"]["version"])
+        host = host or await self._claim(scope, release)
         if host is None:
             return Result(after=POLL)
         # Without join data the host prepares itself meanwhile; with it, the same membership goes on to the join.
         secret_name = (machine["spec"].get("bootstrap") or {}).get("dataSecretName")
-        membership = await self._membership(scope, cluster, machine, host, str(secret_name or ""))
+        membership = await self._membership(scope, cluster, machine, host, release, str(secret_name or ""))
         if membership.files and not (scope.obj.get("status") or {}).get("ready") and (problem := await self._clear_node(scope, cluster, membership)):
             return self._wait(scope, "ClusterNotReached", problem)
         desired = await DesiredStore(self.kube).write(scope.namespace, host["metadata"]["name"], membership)
@@ -187,9 +188,8 @@ class ByoMachineReconciler:
                 return await self.kube.get(BYO_HOST, name, scope.namespace)
         return None
 
-    async def _membership(self, scope: Scope, cluster: Obj, machine: Obj, host: Obj, secret_name: str) -> Membership:
+    async def _membership(self, scope: Scope, cluster: Obj, machine: Obj, host: Obj, release: InstalledRelease, secret_name: str) -> Membership:
         data = await self._bootstrap_data(scope.namespace, secret_name) if secret_name else None
-        release = self.releases.get(machine["spec"]["version"])
         target = candidate(host).system
         if target not in release.bundles:
             raise CkpError(f"there is no bundle of {release.name} for {target or 'an unknown system'}, which host {host['metadata']['name']} runs")
