@@ -17,7 +17,7 @@ from typing import Any
 
 from ckp.catalog.load import Catalog
 from ckp.cli.site import LAB_OS, REGISTRY_ADDRESS, Site
-from ckp.dist.release import Distribution
+from ckp.distribution.release import Distribution
 from ckp.kits import paths
 from ckp.kits.clock import human_duration, parse_rfc3339
 from ckp.kits.processes import run

@@ -26,9 +26,9 @@ from pathlib import Path
 
 from ckp.catalog.load import Catalog, Chosen
 from ckp.catalog.models import Source
-from ckp.dist.build import build_component, build_into
-from ckp.dist.schedule import build_all
-from ckp.dist.toolchain import ensure_toolchain, go_environment
+from ckp.distribution.builder.component import build_component, build_into
+from ckp.distribution.builder.schedule import build_all
+from ckp.distribution.builder.toolchain import ensure_toolchain, go_environment
 from ckp.kits import paths
 from ckp.kits.clock import human_duration
 from ckp.kits.processes import run

@@ -17,9 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from ckp.api import names
+from ckp.api import kinds, names
 from ckp.api.host_protocol import EnrolmentRequest, HostFacts
-from ckp.clients import kinds
 from ckp.clients.kube_simulator import KubeSimulator
 from ckp.compass.rest.internal import make_internal_app
 from ckp.compass.rest.public import make_public_app

@@ -16,9 +16,8 @@ from prometheus_client import CollectorRegistry
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidMessage
 
-from ckp.api import names
+from ckp.api import kinds, names
 from ckp.api.host_protocol import Desired, Hello, Report
-from ckp.clients import kinds
 from ckp.clients.kube_simulator import KubeSimulator
 from ckp.hub import status as shape
 from ckp.hub.channel import PATH, Channel

@@ -17,9 +17,9 @@ from cryptography import x509
 
 from chaos.simhost import OWN_CONTENT, OWN_FILE, PACKAGES, Disk
 from ckp.agent.engine import STEPS
+from ckp.api import kinds
 from ckp.api.host_protocol import Desired
 from ckp.api.names import DESIRED_KEY, HOSTS_NAMESPACE
-from ckp.clients import kinds
 from ckp.clients.kube import Kube, Obj
 from ckp.rules import certificates
 from ckp.rules.conditions import get_condition

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from ckp.clients.kinds import Kind
+from ckp.api.kinds import Kind
 from ckp.clients.kube import EventType, KubeError, Obj
 from ckp.clients.kube_simulator import KubeSimulator
 

@@ -19,9 +19,9 @@ from typing import Any, Protocol
 
 from chaos.checker import Whole, check
 from chaos.schedule import Event
+from ckp.api import kinds
 from ckp.cli.session import Session, read_config
 from ckp.cli.site import Site
-from ckp.clients import kinds
 from ckp.clients.kube import Kube
 from ckp.kits.errors import CkpError
 from ckp.kits.processes import Finished, run

@@ -20,9 +20,8 @@ from chaos.parts import VERSION, Controllers, Host, Hub
 from chaos.schedule import Event, Schedule
 from ckp.agent.identity import Identity
 from ckp.agent.messages import EnrolmentStatus
-from ckp.api import names
-from ckp.clients import kinds
-from ckp.clients.kinds import Kind
+from ckp.api import kinds, names
+from ckp.api.kinds import Kind
 from ckp.clients.kube import EventType, KubeError, Obj
 from ckp.hub.enrolment import CompassClient, Enrolment
 from ckp.hub.identity import VALID_FOR, HostCa, HostId

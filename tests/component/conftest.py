@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from tests.support.control_plane import TestControlPlane, control_plane
 
-from ckp.clients.kinds import NAMESPACE
+from ckp.api.kinds import NAMESPACE
 from ckp.clients.kube import Kube
 
 

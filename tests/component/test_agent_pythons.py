@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tests.unit.test_agent_channel import Authority, Hub
 
-from ckp.dist.agent import build_zipapp
+from ckp.distribution.packages.agent import build_zipapp
 
 pytestmark = pytest.mark.component
 VERSIONS = ("3.9", "3.10", "3.11", "3.12")

@@ -28,12 +28,12 @@ from ckp import __version__
 from ckp.agent.verify import verify_path
 from ckp.catalog.load import Catalog
 from ckp.cli.dist import dist_publish
-from ckp.clients import openpgp
-from ckp.clients.openpgp import SigningKey
-from ckp.dist.airgap import tree
-from ckp.dist.archive import write_archive
-from ckp.dist.packages import Package
-from ckp.dist.repositories import Repositories
+from ckp.clients.signing import openpgp
+from ckp.clients.signing.openpgp import SigningKey
+from ckp.distribution.carry.airgap import tree
+from ckp.distribution.carry.archive import write_archive
+from ckp.distribution.packages.pack import Package
+from ckp.distribution.repositories.publish import Repositories
 from ckp.kits.clock import ManualClock
 
 pytestmark = [
@@ -538,7 +538,7 @@ def dnf_flipped_primary(repositories: Repositories, dnf: Dnf, stranger: SigningK
 
 
 def dnf_other_key(repositories: Repositories, dnf: Dnf, stranger: SigningKey) -> str:
-    from ckp.dist.repositories import armoured
+    from ckp.distribution.repositories.publish import armoured
 
     other = dnf.root / "other.asc"
     other.write_bytes(armoured(stranger.keyring.read_bytes()))

@@ -15,7 +15,7 @@ from tests.support.served_registry import CuttingRelay
 from ckp.agent import kit
 from ckp.agent.bundles import pull_bundle
 from ckp.agent.kit import ProcessFailed
-from ckp.dist.agent import build_zipapp
+from ckp.distribution.packages.agent import build_zipapp
 from ckp.kits.processes import run
 
 pytestmark = pytest.mark.component

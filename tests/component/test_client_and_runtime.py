@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from tests.support.control_plane import TestControlPlane
 
-from ckp.clients.kinds import CONFIG_MAP, LEASE
+from ckp.api.kinds import CONFIG_MAP, LEASE
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.kits.retry import wait_until_async
 from ckp.runtime.controller import Controller, Result

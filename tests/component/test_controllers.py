@@ -11,9 +11,7 @@ import pytest
 import yaml
 
 from ckp.api.host_protocol import BundleRef, Desired
-from ckp.api.names import DELETE_REQUESTED_ANNOTATION, FORCE_RELEASE_ANNOTATION, HOSTS_NAMESPACE, group_label
-from ckp.api.platform import InstalledRelease, Releases
-from ckp.clients.kinds import (
+from ckp.api.kinds import (
     BYO_HOST,
     BYO_MACHINE,
     CERTIFICATE,
@@ -26,6 +24,8 @@ from ckp.clients.kinds import (
     SERVICE,
     STATEFUL_SET,
 )
+from ckp.api.names import DELETE_REQUESTED_ANNOTATION, FORCE_RELEASE_ANNOTATION, HOSTS_NAMESPACE, group_label
+from ckp.api.platform import InstalledRelease, Releases
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.apply import Applier
 from ckp.controllers.byo.machine import ByoMachineReconciler
@@ -369,7 +369,7 @@ async def test_a_control_plane_comes_up_phase_by_phase(kube: Kube, namespace: st
     assert plane["status"]["ready"] is False, "not before kubeadm's phases"
 
     # The Job ends.
-    from ckp.clients.kinds import JOB
+    from ckp.api.kinds import JOB
 
     job = (await kube.list(JOB, namespace))[0]["metadata"]["name"]
     now = "2026-05-01T12:00:00Z"

@@ -19,10 +19,9 @@ from prometheus_client import CollectorRegistry
 from tests.support.control_plane import TestControlPlane
 from websockets.asyncio.client import connect
 
-from ckp.api import names
+from ckp.api import kinds, names
 from ckp.api.host_protocol import Desired, EnrolmentRequest, EnrolmentStatus, Hello, JournalEntry, Report
-from ckp.clients import kinds
-from ckp.clients.kinds import Kind
+from ckp.api.kinds import Kind
 from ckp.clients.kube import Kube, KubeError
 from ckp.compass.rest.internal import make_internal_app
 from ckp.compass.rest.public import make_public_app

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from ckp.clients import kinds
+from ckp.api import kinds
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.clients.kube_simulator import KubeSimulator
 

@@ -24,12 +24,12 @@ from ckp.agent.kit import VerificationFailed
 from ckp.agent.verify import verify_package
 from ckp.cli.keys import keys as keys_command
 from ckp.cli.verify import verify as verify_command
-from ckp.clients.cosign import sign_image
-from ckp.clients.openpgp import PRIMARY, SigningKey, add_signing_subkey
-from ckp.dist.keys import KeyRing
-from ckp.dist.packages import Package
-from ckp.dist.registry import RegistryServer
-from ckp.dist.rpm import sign_rpm
+from ckp.clients.signing.cosign import sign_image
+from ckp.clients.signing.openpgp import PRIMARY, SigningKey, add_signing_subkey
+from ckp.distribution.keys.signing import KeyRing
+from ckp.distribution.packages.pack import Package
+from ckp.distribution.packages.rpm import sign_rpm
+from ckp.distribution.registries.server import RegistryServer
 from ckp.kits.errors import InvalidInput
 from ckp.kits.errors import VerificationFailed as VerificationRefused
 

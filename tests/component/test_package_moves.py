@@ -24,8 +24,8 @@ from ckp.agent.installers.rpm import RpmInstaller
 from ckp.agent.kit import AgentError
 from ckp.agent.verify import BundleManifest
 from ckp.agent.verify import Package as Listed
-from ckp.dist.build import Built
-from ckp.dist.packages import Format, Package, Recipe, pack_unsigned
+from ckp.distribution.builder.component import Built
+from ckp.distribution.packages.pack import Format, Package, Recipe, pack_unsigned
 from ckp.kits.processes import Finished, run
 from ckp.lab import base
 

@@ -25,12 +25,12 @@ from ckp.catalog.load import Catalog, Chosen
 from ckp.cli.registry import mirror as mirror_command
 from ckp.cli.registry import prune as prune_command
 from ckp.cli.registry import sign as sign_command
-from ckp.clients.cosign import TAG, attest_image, sign_image, signature_tag, verify_image
-from ckp.clients.oci import LAYER_ZSTD, BlobStore, Descriptor, Registry, fallback_tag, image_manifest
-from ckp.dist.build import build_component
-from ckp.dist.mirror import mirror
-from ckp.dist.prune import prune
-from ckp.dist.registry import RegistryServer
+from ckp.clients.oci.registry import LAYER_ZSTD, BlobStore, Descriptor, Registry, fallback_tag, image_manifest
+from ckp.clients.signing.cosign import TAG, attest_image, sign_image, signature_tag, verify_image
+from ckp.distribution.builder.component import build_component
+from ckp.distribution.registries.mirror import mirror
+from ckp.distribution.registries.prune import prune
+from ckp.distribution.registries.server import RegistryServer
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, Conflict, VerificationFailed
 from ckp.kits.processes import Finished, run
@@ -386,7 +386,7 @@ def test_a_mirror_that_is_killed_goes_on_and_shows_no_tag_too_early(source: Serv
     image = pushed(source, tmp_path, "kill/big", "v1", *contents)
     sign_image(source.client, "kill/big", image.digest, key.private, {TAG: "v1"})
     script = (
-        "import sys; from pathlib import Path; from ckp.clients.oci import Registry; from ckp.dist.mirror import mirror\n"
+        "import sys; from pathlib import Path; from ckp.clients.oci.registry import Registry; from ckp.distribution.registries.mirror import mirror\n"
         "a, b = Registry(sys.argv[1], Path(sys.argv[2])), Registry(sys.argv[3], Path(sys.argv[4]))\n"
         "mirror(a, b, [('kill/big', 'v1')], print, image_key=Path(sys.argv[5]).read_bytes())\n"
     )

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from ckp.catalog.load import Catalog
-from ckp.dist.build import build_component, build_into
-from ckp.dist.gobuildinfo import Reader
-from ckp.dist.provenance import binary_statement
-from ckp.dist.reproduce import Expected, Finding, Reproduction, remove_tree, where_differs, with_published
-from ckp.dist.workshop import open_workshop
+from ckp.distribution.attest.provenance import binary_statement
+from ckp.distribution.attest.workshop import open_workshop
+from ckp.distribution.builder.component import build_component, build_into
+from ckp.distribution.builder.gobuildinfo import Reader
+from ckp.distribution.prove.reproduce import Expected, Finding, Reproduction, remove_tree, where_differs, with_published
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput, NotFound, TimedOut
 from ckp.kits.files import exclusive, sha256_bytes, sha256_file

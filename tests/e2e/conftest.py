@@ -16,7 +16,7 @@ import pytest
 from ckp.catalog.load import Catalog
 from ckp.cli.site import LAB_OS, REGISTRY_ADDRESS, Site
 from ckp.cli.up import kubeconfig_path
-from ckp.dist.release import Distribution
+from ckp.distribution.release import Distribution
 from ckp.kits import paths
 from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until

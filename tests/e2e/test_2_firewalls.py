@@ -11,7 +11,7 @@ import pytest
 from tests.support.host_snapshot import changes, snapshot
 from tests.support.lab_packages import install
 
-from ckp.dist.agent import build_zipapp
+from ckp.distribution.packages.agent import build_zipapp
 from ckp.kits import paths
 from ckp.kits.retry import wait_until
 from ckp.lab.lab import HostSpec, Lab, LabHost, LabNetwork

@@ -14,8 +14,8 @@ from tests.e2e.conftest import World, ckp
 from ckp.cli.enrolment import Enrolment
 from ckp.cli.session import Session, read_config
 from ckp.cli.site import AGENT_CONFIG, HUB_ADDRESS, LAB_OS, REGISTRY_CA
-from ckp.clients.openpgp import SigningKey
-from ckp.dist.packages import Recipe, ar_member, ar_members, make_package, sign_deb
+from ckp.clients.signing.openpgp import SigningKey
+from ckp.distribution.packages.pack import Recipe, ar_member, ar_members, make_package, sign_deb
 from ckp.kits import paths
 from ckp.kits.files import sha256_file
 from ckp.kits.processes import Finished, run
@@ -110,7 +110,7 @@ def test_a_package_signed_by_another_key(world: World, spare: LabHost, bundle: P
 
 
 def test_a_package_of_another_maintainer(world: World, spare: LabHost, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ckp.dist import packages
+    from ckp.distribution.packages import pack as packages
 
     monkeypatch.setattr(packages, "MAINTAINER", "Somebody Else")
     monkeypatch.setattr(packages, "RECIPE", "other-maintainer")

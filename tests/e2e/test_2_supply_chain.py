@@ -12,9 +12,9 @@ from tests.e2e.conftest import STAMP, World, ckp
 
 from ckp.cli.dist import publish_packages
 from ckp.cli.site import REGISTRY_ADDRESS
-from ckp.dist.registry import RegistryServer
-from ckp.dist.repositories import Repositories
-from ckp.dist.repository_server import RepositoryServer
+from ckp.distribution.registries.server import RegistryServer
+from ckp.distribution.repositories.publish import Repositories
+from ckp.distribution.repositories.server import RepositoryServer
 from ckp.lab.lab import HostSpec, Lab, LabHost
 
 pytestmark = pytest.mark.e2e
@@ -128,7 +128,7 @@ def test_a_tag_that_was_moved_gives_a_host_nothing_else(world: World) -> None:
 
 
 def test_an_image_by_a_key_that_is_not_ours_does_not_verify(world: World, tmp_path: Path) -> None:
-    from ckp.clients.openpgp import SigningKey
+    from ckp.clients.signing.openpgp import SigningKey
 
     stranger = SigningKey.ensure(tmp_path / "keys", user_id="Coredge.io CKP packages <support@coredge.io>")
     arguments = ["--registry-ca", str(world.site.registry.ca), "--image-key", str(stranger.image_public)]

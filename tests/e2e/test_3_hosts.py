@@ -14,12 +14,12 @@ from tests.e2e.conftest import World, ckp
 from ckp.cli.enrolment import Enrolment
 from ckp.cli.session import Session, read_config
 from ckp.cli.site import AGENT_CONFIG, REGISTRY_ADDRESS
-from ckp.clients.cosign import TAG, sign_image
-from ckp.dist.agent import build_zipapp, tag_of_version
-from ckp.dist.bundle import AGENT_IMAGE
-from ckp.dist.images import Image
-from ckp.dist.layers import Entry, file_layer, store
-from ckp.dist.packages import Package, Recipe, make_package
+from ckp.clients.signing.cosign import TAG, sign_image
+from ckp.distribution.bundles import AGENT_IMAGE
+from ckp.distribution.images.layers import Entry, file_layer, store
+from ckp.distribution.images.make import Image
+from ckp.distribution.packages.agent import build_zipapp, tag_of_version
+from ckp.distribution.packages.pack import Package, Recipe, make_package
 from ckp.kits.errors import CkpError
 from ckp.lab.lab import LabHost
 

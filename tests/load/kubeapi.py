@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from ckp.clients import kinds
-from ckp.clients.kinds import Kind
+from ckp.api import kinds
+from ckp.api.kinds import Kind
 from ckp.clients.kube import KubeError
 from ckp.clients.kube_simulator import KubeSimulator
 

@@ -20,9 +20,8 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ckp.api import names
+from ckp.api import kinds, names
 from ckp.api.host_protocol import BundleRef, Desired, JoinFile, Membership
-from ckp.clients import kinds
 from ckp.clients.kube_simulator import KubeSimulator
 from ckp.hub.identity import HostId
 from ckp.kits import paths
@@ -259,7 +258,7 @@ def scratch() -> Iterator[Path]:
 
 def zipapp() -> tuple[Path | None, str]:
     """The agent as it ships, or why it is not at hand."""
-    from ckp.dist.agent import build_zipapp
+    from ckp.distribution.packages.agent import build_zipapp
     from ckp.kits.errors import CkpError
 
     try:

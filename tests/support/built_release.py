@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 
 from ckp.catalog.load import Catalog
-from ckp.dist.workshop import Workshop, open_workshop
+from ckp.distribution.attest.workshop import Workshop, open_workshop
 
 RELEASE = "v1.35.1"
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from ckp.api.crds import all_crds
 from ckp.catalog.load import Catalog
 from ckp.clients.kube import Kube
-from ckp.dist.build import Built, build_component
+from ckp.distribution.builder.component import Built, build_component
 from ckp.kits.processes import Daemon, run
 from ckp.kits.retry import wait_until
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from ckp.catalog.load import Catalog
-from ckp.dist import packages
-from ckp.dist.agent import agent_version, build_zipapp
-from ckp.dist.build import Built, build_component, is_built
-from ckp.dist.packages import Format, Package, Recipe, pack_unsigned
-from ckp.dist.release import PACKAGES
+from ckp.distribution.builder.component import Built, build_component, is_built
+from ckp.distribution.packages import pack as packages
+from ckp.distribution.packages.agent import agent_version, build_zipapp
+from ckp.distribution.packages.pack import Format, Package, Recipe, pack_unsigned
+from ckp.distribution.release import PACKAGES
 from ckp.kits import paths
 from ckp.kits.files import building_directory, exclusive, sha256_bytes, sha256_file
 
@@ -20,7 +20,7 @@ ROLES = ("kubernetes", "cni-plugins", "cri-tools", "containerd", "runc", "helm",
 NAMES = (*(name for name, _ in PACKAGES), "ckp-agent")
 FORMATS: tuple[Format, ...] = ("deb", "rpm")
 CODE = ("rpm_payload", "packages", "debs", "licences", "completions")
-"""Modules of ckp.dist that decide what is in a package."""
+"""Modules of ckp.distribution that decide what is in a package."""
 
 
 def built_release() -> dict[str, Built]:

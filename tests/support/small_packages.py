@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 
 from ckp.catalog.load import Catalog
-from ckp.clients.openpgp import SigningKey
-from ckp.dist.build import build_component
-from ckp.dist.debs import SOURCE_DATE, sign_deb
-from ckp.dist.packages import Format, Package
-from ckp.dist.rpm import sign_rpm
+from ckp.clients.signing.openpgp import SigningKey
+from ckp.distribution.builder.component import build_component
+from ckp.distribution.packages.debs import SOURCE_DATE, sign_deb
+from ckp.distribution.packages.pack import Format, Package
+from ckp.distribution.packages.rpm import sign_rpm
 from ckp.kits import paths
 from ckp.kits.files import sha256_file
 from ckp.kits.processes import run

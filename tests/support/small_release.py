@@ -1,6 +1,6 @@
 """A release of a few shell scripts: packing, signing, images and bundles are the real ones, only compiling is not.
 
-As a program it takes the place of `python -m ckp.dist.rebuild`.
+As a program it takes the place of `python -m ckp.distribution.prove.rebuild`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from pathlib import Path
 
 from ckp.catalog.load import Catalog
 from ckp.catalog.models import Release, Source
-from ckp.dist import build, packages, rebuild, release
-from ckp.dist.build import Built
-from ckp.dist.images import Image
-from ckp.dist.layers import Entry, file_layer
+from ckp.distribution import release
+from ckp.distribution.builder import component as build
+from ckp.distribution.builder.component import Built
+from ckp.distribution.images.layers import Entry, file_layer
+from ckp.distribution.images.make import Image
+from ckp.distribution.packages import pack as packages
+from ckp.distribution.prove import rebuild
 from ckp.kits import paths
 from ckp.kits.files import sha256_file
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckp.agent import rpmfile
-from ckp.clients.openpgp import SigningKey
+from ckp.clients.signing.openpgp import SigningKey
 
 OWNER = "Coredge.io CKP packages <support@coredge.io>"
 GOOD_MAINTAINER = "Coredge.io <support@coredge.io>"

@@ -21,7 +21,7 @@ from ckp.agent import bundles, kit
 from ckp.agent import pull as pulling
 from ckp.agent.bundles import drop_other_bundles, pull_bundle
 from ckp.agent.kit import AgentError, Cancelled, InvalidInput, ProcessFailed
-from ckp.clients.oci_store import sha256
+from ckp.clients.oci.store import sha256
 from ckp.clients.registry_simulator import Fault, RegistrySimulator, _Repository
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ckp.clients.oci import Registry
-from ckp.clients.oci_store import BlobStore, Descriptor, image_manifest
-from ckp.clients.openpgp import SigningKey
+from ckp.clients.oci.registry import Registry
+from ckp.clients.oci.store import BlobStore, Descriptor, image_manifest
 from ckp.clients.registry_simulator import RegistrySimulator
-from ckp.dist.airgap import ImportedRelease, collect, deliver
-from ckp.dist.archive import Member, write_archive
+from ckp.clients.signing.openpgp import SigningKey
+from ckp.distribution.carry.airgap import ImportedRelease, collect, deliver
+from ckp.distribution.carry.archive import Member, write_archive
 from ckp.kits.errors import InvalidInput
 
 REPOSITORY = "ckp/pause"

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckp.clients.openpgp import SigningKey
-from ckp.dist.archive import INDEX, SIGNATURE, Member, allowed, read_archive, write_archive
+from ckp.clients.signing.openpgp import SigningKey
+from ckp.distribution.carry.archive import INDEX, SIGNATURE, Member, allowed, read_archive, write_archive
 from ckp.kits.errors import CkpError, InvalidInput, VerificationFailed
 
 Rewrite = Callable[[list[tuple[tarfile.TarInfo, bytes]]], list[tuple[tarfile.TarInfo, bytes]]]

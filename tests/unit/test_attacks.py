@@ -20,7 +20,7 @@ from ckp.agent.kit import VerificationFailed
 from ckp.agent.packagefile import MAX_UNPACKED
 from ckp.agent.verify import verify_bundle, verify_package
 from ckp.agent.versions import refuse_downgrade
-from ckp.clients.openpgp import PRIMARY, SigningKey, add_signing_subkey
+from ckp.clients.signing.openpgp import PRIMARY, SigningKey, add_signing_subkey
 
 
 @dataclass(frozen=True)

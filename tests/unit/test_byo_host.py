@@ -8,10 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ckp.api import names
+from ckp.api import kinds, names
 from ckp.api.host_protocol import AgentTarget
 from ckp.api.platform import InstalledRelease, Releases
-from ckp.clients import kinds
 from ckp.clients.kube_simulator import KubeSimulator
 from ckp.controllers.byo.desired import DesiredStore
 from ckp.controllers.byo.host import ByoHostReconciler

@@ -10,10 +10,9 @@ import pytest
 
 from chaos.parts import RELEASES, VERSION
 from chaos.world import CLOUD_CONFIG
-from ckp.api import names
+from ckp.api import kinds, names
+from ckp.api.kinds import Kind
 from ckp.api.platform import Releases
-from ckp.clients import kinds
-from ckp.clients.kinds import Kind
 from ckp.clients.kube import KubeError, Obj
 from ckp.clients.kube_simulator import KubeSimulator
 from ckp.controllers.byo.desired import DesiredStore

@@ -14,11 +14,12 @@ import pytest
 
 from ckp.catalog.load import Catalog, Chosen
 from ckp.catalog.models import Source
-from ckp.dist import pause, provenance, sbom
-from ckp.dist.build import Built, build_key, is_built
-from ckp.dist.debian import installed_here, toolchain_here
-from ckp.dist.gobuildinfo import Reader
-from ckp.dist.workshop import Workshop
+from ckp.distribution.attest import provenance, sbom
+from ckp.distribution.attest.workshop import Workshop
+from ckp.distribution.builder.component import Built, build_key, is_built
+from ckp.distribution.builder.debian import installed_here, toolchain_here
+from ckp.distribution.builder.gobuildinfo import Reader
+from ckp.distribution.images import pause
 from ckp.kits.errors import NotFound
 
 STAMP = "v1.35.1-ckp"

@@ -22,14 +22,13 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckp.api import names
+from ckp.api import kinds, names
 from ckp.cli import cluster as cluster_module
 from ckp.cli.cluster import cluster
 from ckp.cli.host import host
 from ckp.cli.hostgroup import hostgroup
 from ckp.cli.output import Column, Duration, age, short_duration, table
 from ckp.cli.session import Config, Session, Unauthorized, Unreachable, read_config, write_config
-from ckp.clients import kinds
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound, TimedOut
 from compass_world import ADMIN, AGENTS, MACHINE_B, NAMESPACE, World, make_world
 

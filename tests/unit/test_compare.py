@@ -16,7 +16,8 @@ from tests.support.built_release import built_release
 
 from ckp.catalog.models import Source
 from ckp.cli import transparency
-from ckp.dist.compare import (
+from ckp.distribution.builder.gobuildinfo import BuildInfo, Module, parse
+from ckp.distribution.prove.compare import (
     Check,
     Comparison,
     check_flags,
@@ -29,8 +30,7 @@ from ckp.dist.compare import (
     kubernetes_flags,
     table_rows,
 )
-from ckp.dist.gobuildinfo import BuildInfo, Module, parse
-from ckp.dist.upstream import Upstream, read_upstream, run_time_defaults, tree_differences, zip_sum
+from ckp.distribution.prove.upstream import Upstream, read_upstream, run_time_defaults, tree_differences, zip_sum
 from ckp.kits.errors import InvalidInput, VerificationFailed
 
 MAIN = Module("k8s.io/kubernetes", "v1.35.1", "h1:main")

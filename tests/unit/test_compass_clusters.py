@@ -13,8 +13,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ckp.api import names
-from ckp.clients import kinds
+from ckp.api import kinds, names
 from ckp.clients.kube import KubeError
 from ckp.compass.services.cluster_views import _machine
 from ckp.compass.services.manifests import ClusterSpec, cluster_objects

@@ -13,7 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckp.clients.cosign import (
+from ckp.clients.oci.registry import LAYER_ZSTD, BlobStore, Descriptor, Registry, image_manifest
+from ckp.clients.oci.store import canonical, sha256
+from ckp.clients.registry_simulator import RegistrySimulator
+from ckp.clients.signing.cosign import (
     MAX_PAYLOAD,
     MAX_SIGNATURES,
     PAYLOAD_TYPE,
@@ -29,9 +32,6 @@ from ckp.clients.cosign import (
     signature_tag,
     verify_image,
 )
-from ckp.clients.oci import LAYER_ZSTD, BlobStore, Descriptor, Registry, image_manifest
-from ckp.clients.oci_store import canonical, sha256
-from ckp.clients.registry_simulator import RegistrySimulator
 from ckp.kits.errors import InvalidInput, NotFound, VerificationFailed
 
 REPOSITORY = "ckp/etcd"

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from ckp.catalog.load import Catalog, Chosen
-from ckp.dist import schedule, toolchain
-from ckp.dist.build import build_component
-from ckp.dist.schedule import build_all, parallel_builds
+from ckp.distribution.builder import schedule, toolchain
+from ckp.distribution.builder.component import build_component
+from ckp.distribution.builder.schedule import build_all, parallel_builds
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, InvalidInput, VerificationFailed
 from support.module_proxy import Module, ModuleProxy, serving
@@ -164,7 +164,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from ckp.catalog.load import Catalog, Chosen
-from ckp.dist.build import build_component
+from ckp.distribution.builder.component import build_component
 from ckp.kits.errors import CkpError
 catalog = Catalog(Path(sys.argv[1]))
 try:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ckp.dist import layers
-from ckp.dist.layers import Entry, Layer, file_layer
+from ckp.distribution.images import layers
+from ckp.distribution.images.layers import Entry, Layer, file_layer
 
 
 @pytest.fixture(autouse=True)

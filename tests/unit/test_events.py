@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from ckp.api import names
-from ckp.clients import kinds
+from ckp.api import kinds, names
 from ckp.clients.kube import KubeError, Obj
 from ckp.clients.kube_simulator import KubeSimulator
 from ckp.controllers.events import EventsReconciler

@@ -16,14 +16,14 @@ import pytest
 from ckp.catalog.load import Catalog
 from ckp.cli import dist as cli
 from ckp.cli import main
-from ckp.clients.openpgp import SigningKey
-from ckp.dist import archive
-from ckp.dist.airgap import ImportedRelease
-from ckp.dist.archive import Member, read_archive, write_archive
-from ckp.dist.layers import Entry, file_layer
-from ckp.dist.packages import Data, Package, Recipe, make_package
-from ckp.dist.repositories import Repositories
-from ckp.dist.verification import unpack_bundle
+from ckp.clients.signing.openpgp import SigningKey
+from ckp.distribution.bundles import unpack_bundle
+from ckp.distribution.carry import archive
+from ckp.distribution.carry.airgap import ImportedRelease
+from ckp.distribution.carry.archive import Member, read_archive, write_archive
+from ckp.distribution.images.layers import Entry, file_layer
+from ckp.distribution.packages.pack import Data, Package, Recipe, make_package
+from ckp.distribution.repositories.publish import Repositories
 from ckp.kits import paths
 from ckp.kits.disks import DiskFull, is_full, naming_full_disk
 from ckp.kits.errors import CkpError
@@ -85,9 +85,9 @@ def test_packing(small: Path, tmp_path: Path, key: SigningKey, monkeypatch: pyte
     monkeypatch.setenv("CKP_CACHE", str(cache))
     monkeypatch.setattr(tempfile, "tempdir", str(small if where == "temporary files" else tmp_path))
     if where == "temporary files":
-        monkeypatch.setattr("ckp.dist.packages._added", lambda *_: [(Recipe.read("helm").contents("deb")[0], "x" * (3 << 20))])
+        monkeypatch.setattr("ckp.distribution.packages.pack._added", lambda *_: [(Recipe.read("helm").contents("deb")[0], "x" * (3 << 20))])
     else:
-        monkeypatch.setattr("ckp.dist.packages._added", lambda *_: [])
+        monkeypatch.setattr("ckp.distribution.packages.pack._added", lambda *_: [])
     nfpm = tmp_path / "nfpm"
     nfpm.write_text('#!/bin/sh\nfor target; do :; done\nexec head -c 3000000 /dev/zero > "$target"\n')
     nfpm.chmod(0o755)
@@ -100,8 +100,8 @@ def test_packing(small: Path, tmp_path: Path, key: SigningKey, monkeypatch: pyte
 
 def test_signing_a_package(small: Path, tmp_path: Path, key: SigningKey, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CKP_CACHE", str(small))
-    monkeypatch.setattr("ckp.dist.packages._added", lambda *_: [])
-    monkeypatch.setattr("ckp.dist.packages._sign", lambda *_: DATA)
+    monkeypatch.setattr("ckp.distribution.packages.pack._added", lambda *_: [])
+    monkeypatch.setattr("ckp.distribution.packages.pack._sign", lambda *_: DATA)
     nfpm = tmp_path / "nfpm"
     nfpm.write_text('#!/bin/sh\nfor target; do :; done\necho small > "$target"\n')
     nfpm.chmod(0o755)

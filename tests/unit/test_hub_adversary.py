@@ -24,9 +24,8 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 
-from ckp.api import names
+from ckp.api import kinds, names
 from ckp.api.host_protocol import MAX_FRAME_BYTES, Desired, Hello, Renewal
-from ckp.clients import kinds
 from ckp.clients.kube_simulator import KubeSimulator
 from ckp.hub import channel as hub_channel
 from ckp.hub import connection as hub_connection

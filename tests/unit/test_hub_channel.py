@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidStatus
 
-from ckp.api import names
+from ckp.api import kinds, names
 from ckp.api.host_protocol import MAX_FRAME_BYTES, Desired, Hello, JournalEntry, Renewal, Report
-from ckp.clients import kinds
-from ckp.clients.kinds import Kind
+from ckp.api.kinds import Kind
 from ckp.clients.kube import KubeError
 from ckp.clients.kube_simulator import KubeSimulator
 from ckp.hub import status as shape

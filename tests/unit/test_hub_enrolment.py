@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from prometheus_client import CollectorRegistry
 
+from ckp.api import kinds
 from ckp.api.host_protocol import EnrolmentRequest, EnrolmentStatus
-from ckp.clients import kinds
 from ckp.clients.kube import KubeError
 from ckp.compass.rest.internal import make_internal_app
 from ckp.hub.enrolment import CompassClient, Enrolment

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import ClientConnection
 
-from ckp.api import names
+from ckp.api import kinds, names
 from ckp.api.host_protocol import Desired
-from ckp.clients import kinds
 from ckp.clients.kube import KubeError
 from ckp.clients.kube_simulator import KubeSimulator
 from ckp.hub import status as shape

@@ -16,14 +16,14 @@ from tests.support.kills import killed
 from ckp.cli import verify as verify_module
 from ckp.cli.keys import keys as keys_command
 from ckp.cli.trust import trusted_image_key
-from ckp.clients.cosign import key_id, public_keys, sign_image, verify_image
-from ckp.clients.oci import LAYER_ZSTD, BlobStore, Registry, image_manifest
-from ckp.clients.openpgp import IMAGE_KEY, IMAGE_PUBLIC, IMAGE_REVOKED, SIGNING, SigningKey
+from ckp.clients.oci.registry import LAYER_ZSTD, BlobStore, Registry, image_manifest
 from ckp.clients.registry_simulator import RegistrySimulator
-from ckp.dist import dsse
-from ckp.dist.imagekeys import ImageKeys
-from ckp.dist.keys import OWNER, KeyRing
-from ckp.dist.mirror import mirror as copy_releases
+from ckp.clients.signing import dsse
+from ckp.clients.signing.cosign import key_id, public_keys, sign_image, verify_image
+from ckp.clients.signing.openpgp import IMAGE_KEY, IMAGE_PUBLIC, IMAGE_REVOKED, SIGNING, SigningKey
+from ckp.distribution.keys.images import ImageKeys
+from ckp.distribution.keys.signing import OWNER, KeyRing
+from ckp.distribution.registries.mirror import mirror as copy_releases
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound, VerificationFailed
 
 REPOSITORY = "ckp/etcd"

@@ -14,7 +14,7 @@ from ckp.agent.host import install_packages
 from ckp.agent.journal import Journal
 from ckp.agent.kit import VerificationFailed
 from ckp.agent.verify import BundleManifest, Package, verify_bundle
-from ckp.clients.openpgp import SigningKey
+from ckp.clients.signing.openpgp import SigningKey
 
 KINDS = {"dpkg": "deb", "rpm": "rpm"}
 

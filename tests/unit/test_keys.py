@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from tests.support.kills import killed
 
 from ckp.cli.keys import keys
-from ckp.clients import openpgp
-from ckp.dist.keys import OWNER, KeyRing
+from ckp.clients.signing import openpgp
+from ckp.distribution.keys.signing import OWNER, KeyRing
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tests.tls_world import Authority, make_authority, make_leaf, write_pair
 
-from ckp.clients import kinds
+from ckp.api import kinds
 from ckp.clients.kube import Kube, KubeError
 
 

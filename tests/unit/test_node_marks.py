@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckp.api import names
+from ckp.api import kinds, names
 from ckp.api.platform import Releases
-from ckp.clients import kinds
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.clients.kube_simulator import KubeSimulator
 from ckp.controllers.byo.host import ByoHostReconciler

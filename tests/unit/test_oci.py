@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckp.clients.oci import LAYER_ZSTD, MANIFEST, BlobStore, Descriptor, Manifest, Registry, fallback_tag, image_manifest
-from ckp.clients.oci_http import LONGEST_PAUSE, TRIES
-from ckp.clients.oci_store import INDEX, MANIFEST_LIMIT, canonical, sha256
+from ckp.clients.oci.http import LONGEST_PAUSE, TRIES
+from ckp.clients.oci.registry import LAYER_ZSTD, MANIFEST, BlobStore, Descriptor, Manifest, Registry, fallback_tag, image_manifest
+from ckp.clients.oci.store import INDEX, MANIFEST_LIMIT, canonical, sha256
 from ckp.clients.registry_simulator import Fault, RegistrySimulator, as_stream
 from ckp.kits.errors import CkpError, InvalidInput, NotFound, VerificationFailed
 

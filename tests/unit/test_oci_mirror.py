@@ -13,12 +13,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ckp.clients.cosign import TAG, sign_image, signature_tag, verify_image
-from ckp.clients.oci import INDEX, LAYER_ZSTD, BlobStore, Descriptor, Manifest, Registry, fallback_tag, image_manifest
-from ckp.clients.oci_store import canonical
+from ckp.clients.oci.registry import INDEX, LAYER_ZSTD, BlobStore, Descriptor, Manifest, Registry, fallback_tag, image_manifest
+from ckp.clients.oci.store import canonical
 from ckp.clients.registry_simulator import Fault, RegistrySimulator
-from ckp.dist.mirror import belongs_to, everything, mirror
-from ckp.dist.prune import prune
+from ckp.clients.signing.cosign import TAG, sign_image, signature_tag, verify_image
+from ckp.distribution.registries.mirror import belongs_to, everything, mirror
+from ckp.distribution.registries.prune import prune
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound, VerificationFailed
 
 KEY = ec.generate_private_key(ec.SECP256R1())

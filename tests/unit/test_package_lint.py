@@ -15,10 +15,10 @@ import pytest
 from tests.support import release_packages
 from tests.support.release_packages import NAMES, unsigned
 
-from ckp.clients.openpgp import SigningKey
-from ckp.dist.build import Built
-from ckp.dist.packages import sign_deb
-from ckp.dist.rpm import sign_rpm
+from ckp.clients.signing.openpgp import SigningKey
+from ckp.distribution.builder.component import Built
+from ckp.distribution.packages.pack import sign_deb
+from ckp.distribution.packages.rpm import sign_rpm
 from ckp.kits import paths
 from ckp.kits.files import atomic_write, sha256_bytes, sha256_file
 from ckp.kits.processes import run
@@ -80,7 +80,7 @@ def test_rpmlint_looks_at_all(built: dict[str, Built], key: SigningKey, tmp_path
 def rpmlint(files: list[Path], home: Path, key: SigningKey) -> str:
     """What rpmlint says with our configuration and a rpm database that knows our key.
 
-    It unpacks rpms by cpio, which follows whatever paths they hold. Ours are relative (ckp.dist.rpm_payload); should that ever break, it would
+    It unpacks rpms by cpio, which follows whatever paths they hold. Ours are relative (ckp.distribution.packages.rpm_payload); should that ever break, it would
     write into this machine, so root gives it a view of the machine that can only be read, but for a folder in memory.
     """
     (home / "rpm").mkdir()

@@ -21,11 +21,12 @@ from tests.support.release_packages import FORMATS, NAMES, extras, unsigned, ver
 
 from ckp.agent import rpmfile
 from ckp.agent.verify import verify_package
-from ckp.clients.openpgp import SigningKey
-from ckp.dist import debs, licences, packages, rpm_payload
-from ckp.dist.agent import agent_version, build_zipapp
-from ckp.dist.build import Built
-from ckp.dist.packages import Format, Package, Recipe, copy_packages, make_package, pack_unsigned
+from ckp.clients.signing.openpgp import SigningKey
+from ckp.distribution.builder.component import Built
+from ckp.distribution.packages import debs, licences, rpm_payload
+from ckp.distribution.packages import pack as packages
+from ckp.distribution.packages.agent import agent_version, build_zipapp
+from ckp.distribution.packages.pack import Format, Package, Recipe, copy_packages, make_package, pack_unsigned
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, InvalidInput
 from ckp.kits.processes import run

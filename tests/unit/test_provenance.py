@@ -20,19 +20,20 @@ from hypothesis import strategies as st
 from tests.support.built_release import built_release
 
 from ckp.catalog.models import BundleTarget
-from ckp.clients.oci import LAYER_ZSTD, BlobStore, Descriptor, Registry, image_manifest
-from ckp.clients.openpgp import SigningKey
+from ckp.clients.oci.registry import LAYER_ZSTD, BlobStore, Descriptor, Registry, image_manifest
 from ckp.clients.registry_simulator import RegistrySimulator
-from ckp.dist import dsse, provenance
-from ckp.dist.attestations import PROVENANCE_TYPE, attach_all, attached_sbom, attached_statement
-from ckp.dist.bundle import Bundle
-from ckp.dist.cyclonedx import MEDIA_TYPE, render
-from ckp.dist.debs import sign_deb
-from ckp.dist.gobuildinfo import Program, dirhash_hex, read_sums
-from ckp.dist.packages import Package
-from ckp.dist.reproduce import Expected
-from ckp.dist.unsigned import unsigned_sha256
-from ckp.dist.workshop import Workshop
+from ckp.clients.signing import dsse
+from ckp.clients.signing.openpgp import SigningKey
+from ckp.distribution.attest import provenance
+from ckp.distribution.attest.attestations import PROVENANCE_TYPE, attach_all, attached_sbom, attached_statement
+from ckp.distribution.attest.cyclonedx import MEDIA_TYPE, render
+from ckp.distribution.attest.workshop import Workshop
+from ckp.distribution.builder.gobuildinfo import Program, dirhash_hex, read_sums
+from ckp.distribution.bundles import Bundle
+from ckp.distribution.packages.debs import sign_deb
+from ckp.distribution.packages.pack import Package
+from ckp.distribution.packages.unsigned import unsigned_sha256
+from ckp.distribution.prove.reproduce import Expected
 from ckp.kits.errors import CkpError, InvalidInput, NotFound, VerificationFailed
 
 Pair = tuple[bytes, bytes]
@@ -192,7 +193,7 @@ def test_a_programs_provenance_names_all_that_decided_it(name: str) -> None:
 
 
 def test_the_flags_are_those_that_the_go_command_is_called_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ckp.dist import build
+    from ckp.distribution.builder import component as build
 
     shop = built_release()
     source = shop.program("kubelet").source
@@ -264,7 +265,7 @@ def test_a_deb_is_the_same_whoever_signs_it(tmp_path: Path, signers: list[Signin
 
 
 def test_an_rpm_is_the_same_whoever_signs_it(tmp_path: Path, signers: list[SigningKey]) -> None:
-    from ckp.dist.rpm import sign_rpm
+    from ckp.distribution.packages.rpm import sign_rpm
 
     shop = built_release()
     config = {"name": "small", "arch": "amd64", "version": "1", "maintainer": "a <a@b.c>", "contents": [{"src": "/etc/hostname", "dst": "/etc/x"}]}

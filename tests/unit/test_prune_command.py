@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from tests.support.spoilt_packages import tar_of
 
 from ckp.cli import registry as module
-from ckp.clients.oci import LAYER_ZSTD, BlobStore, Registry, image_manifest
+from ckp.clients.oci.registry import LAYER_ZSTD, BlobStore, Registry, image_manifest
 from ckp.clients.registry_simulator import Fault, RegistrySimulator
 from ckp.kits.errors import CkpError, NotFound, VerificationFailed
 

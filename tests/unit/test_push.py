@@ -19,16 +19,16 @@ from ckp.catalog.load import Catalog
 from ckp.catalog.models import BundleTarget
 from ckp.cli import dist as dist_module
 from ckp.cli.site import Site
-from ckp.clients.cosign import TAG, sign_image, signature_tag, verify_image
-from ckp.clients.oci import LAYER_ZSTD, BlobStore, Registry, image_manifest
+from ckp.clients.oci.registry import LAYER_ZSTD, BlobStore, Registry, image_manifest
 from ckp.clients.registry_simulator import RegistrySimulator
-from ckp.dist import bundle as bundle_module
-from ckp.dist.airgap import ImportedRelease, collect
-from ckp.dist.build import Built
-from ckp.dist.bundle import Bundle
-from ckp.dist.images import Image
-from ckp.dist.layers import store
-from ckp.dist.release import Distribution
+from ckp.clients.signing.cosign import TAG, sign_image, signature_tag, verify_image
+from ckp.distribution import bundles as bundle_module
+from ckp.distribution.builder.component import Built
+from ckp.distribution.bundles import Bundle
+from ckp.distribution.carry.airgap import ImportedRelease, collect
+from ckp.distribution.images.layers import store
+from ckp.distribution.images.make import Image
+from ckp.distribution.release import Distribution
 from ckp.kits.errors import Conflict
 
 ADDRESS = "registry.test:5000"

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 
 from ckp.catalog.load import Catalog
 from ckp.catalog.models import version_key
-from ckp.dist import locks, toolchain
-from ckp.dist.locks import add_release, nearest
+from ckp.distribution.builder import locks, toolchain
+from ckp.distribution.builder.locks import add_release, nearest
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
 from ckp.kits.files import sha256_file
@@ -187,7 +187,7 @@ def test_a_lock_that_a_build_could_not_use_stops_the_release(catalog: Catalog, p
 def test_a_kill_in_the_middle_changes_nothing_and_the_next_run_goes_through(catalog: Catalog, proxy: ModuleProxy) -> None:
     before = digests(catalog.root.parent)
     proxy.delay = 0.5
-    code = "import sys; from pathlib import Path; from ckp.catalog.load import Catalog; from ckp.dist.locks import add_release\n"
+    code = "import sys; from pathlib import Path; from ckp.catalog.load import Catalog; from ckp.distribution.builder.locks import add_release\n"
     code += "add_release(Catalog(Path(sys.argv[1])), sys.argv[2], print)"
     environment = {**os.environ, "PYTHONPATH": str(paths.REPO / "src")}
     child = subprocess.Popen([sys.executable, "-c", code, str(catalog.root), NEW], env=environment, stdout=subprocess.PIPE, start_new_session=True)

@@ -22,13 +22,13 @@ from click.testing import CliRunner
 from tests.support.small_packages import OWNER, small_package
 
 from ckp.cli.repository import repository
-from ckp.clients import openpgp
-from ckp.clients.openpgp import SigningKey
-from ckp.dist.keys import KeyRing
-from ckp.dist.packages import Package
-from ckp.dist.repositories import Repositories, armoured
-from ckp.dist.repository_files import GRACE, check_index
-from ckp.dist.repository_server import RepositoryServer
+from ckp.clients.signing import openpgp
+from ckp.clients.signing.openpgp import SigningKey
+from ckp.distribution.keys.signing import KeyRing
+from ckp.distribution.packages.pack import Package
+from ckp.distribution.repositories.files import GRACE, check_index
+from ckp.distribution.repositories.publish import Repositories, armoured
+from ckp.distribution.repositories.server import RepositoryServer
 from ckp.kits.clock import ManualClock
 from ckp.kits.errors import Conflict, InvalidInput, NotFound, VerificationFailed
 from ckp.kits.files import sha256_file

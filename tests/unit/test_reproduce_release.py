@@ -15,12 +15,13 @@ from tests.support.small_release import RELEASE
 
 from ckp.catalog.load import Catalog
 from ckp.cli import transparency
-from ckp.clients.openpgp import SigningKey
-from ckp.dist import provenance, reproduce
-from ckp.dist.gobuildinfo import Reader
-from ckp.dist.release import Distribution
-from ckp.dist.reproduce import Expected, Finding, Reproduction
-from ckp.dist.workshop import Workshop
+from ckp.clients.signing.openpgp import SigningKey
+from ckp.distribution.attest import provenance
+from ckp.distribution.attest.workshop import Workshop
+from ckp.distribution.builder.gobuildinfo import Reader
+from ckp.distribution.prove import reproduce
+from ckp.distribution.prove.reproduce import Expected, Finding, Reproduction
+from ckp.distribution.release import Distribution
 from ckp.kits.errors import VerificationFailed
 
 SCRIPT = Path(small_release.__file__)

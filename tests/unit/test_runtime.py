@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from ckp.clients import kinds
+from ckp.api import kinds
 from ckp.clients.kube_simulator import KubeSimulator
 from ckp.runtime.controller import Controller, Result
 from ckp.runtime.informer import Informer

@@ -18,16 +18,17 @@ from packageurl import PackageURL
 from tests.support.built_release import built_release
 
 from ckp.catalog.models import BundleTarget
-from ckp.clients.oci import LAYER_ZSTD, Descriptor
-from ckp.dist import debian, layercontents, sbom
-from ckp.dist.bundle import Bundle
-from ckp.dist.cyclonedx import Bom, component, purl, render
-from ckp.dist.debian import DebianPackage
-from ckp.dist.gobuildinfo import Module, Program
-from ckp.dist.images import Image
-from ckp.dist.layers import Entry, file_layer, store
-from ckp.dist.packages import Package
-from ckp.dist.workshop import Workshop
+from ckp.clients.oci.registry import LAYER_ZSTD, Descriptor
+from ckp.distribution.attest import layercontents, sbom
+from ckp.distribution.attest.cyclonedx import Bom, component, purl, render
+from ckp.distribution.attest.workshop import Workshop
+from ckp.distribution.builder import debian
+from ckp.distribution.builder.debian import DebianPackage
+from ckp.distribution.builder.gobuildinfo import Module, Program
+from ckp.distribution.bundles import Bundle
+from ckp.distribution.images.layers import Entry, file_layer, store
+from ckp.distribution.images.make import Image
+from ckp.distribution.packages.pack import Package
 from ckp.kits.errors import CkpError, InvalidInput
 
 REAL_CACHE = os.environ.get("CKP_CACHE")

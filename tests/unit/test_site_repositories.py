@@ -13,10 +13,10 @@ from tests.support.spoilt_packages import signing_key, snapshot
 from ckp import __version__
 from ckp.catalog.load import Catalog
 from ckp.cli.dist import dist_publish
-from ckp.clients.openpgp import SigningKey
-from ckp.dist import site_repositories as module
-from ckp.dist.airgap import tree
-from ckp.dist.archive import write_archive
+from ckp.clients.signing.openpgp import SigningKey
+from ckp.distribution.carry.airgap import tree
+from ckp.distribution.carry.archive import write_archive
+from ckp.distribution.repositories import site as module
 from ckp.kits.errors import Conflict, TimedOut, VerificationFailed
 from ckp.kits.files import exclusive
 
@@ -112,7 +112,7 @@ def test_a_strangers_file_is_refused_before_anything_is_there(tmp_path: Path, ke
 
 
 def test_who_comes_second_waits_and_finds_it_done(tmp_path: Path, key: SigningKey, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ckp.dist.airgap import ImportedRelease
+    from ckp.distribution.carry.airgap import ImportedRelease
 
     said: list[str] = []
     release = ImportedRelease.read(export(tmp_path, key, "v1.35.1"), key.keyring, said.append)

@@ -16,11 +16,12 @@ from tests.support.spoilt_packages import Deb, Rpm, signing_key, special, tar_of
 
 from ckp.agent.main import main as agent
 from ckp.cli import verify as module
-from ckp.clients.cosign import TAG, sign_image
-from ckp.clients.oci import BlobStore, Registry, image_manifest
-from ckp.clients.openpgp import SigningKey
+from ckp.clients.oci.registry import BlobStore, Registry, image_manifest
 from ckp.clients.registry_simulator import RegistrySimulator
-from ckp.dist.verification import Reference, unpack_bundle, verify_reference
+from ckp.clients.signing.cosign import TAG, sign_image
+from ckp.clients.signing.openpgp import SigningKey
+from ckp.distribution.bundles import unpack_bundle
+from ckp.distribution.registries.verification import Reference, verify_reference
 from ckp.kits.errors import CkpError, InvalidInput, NotFound, VerificationFailed
 
 LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"

@@ -17,8 +17,8 @@ from tests.support.spoilt_packages import GpgKey, signing_key, snapshot
 from ckp.agent.kit import VerificationFailed
 from ckp.agent.repofile import verify_repository
 from ckp.agent.verify import verify_path
-from ckp.clients.openpgp import SigningKey
-from ckp.dist.repositories import Repositories
+from ckp.clients.signing.openpgp import SigningKey
+from ckp.distribution.repositories.publish import Repositories
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("apt-ftparchive") and shutil.which("createrepo_c")), reason="apt-utils or createrepo-c is not installed (make setup installs them)"

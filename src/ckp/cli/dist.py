@@ -12,12 +12,12 @@ from ckp.cli.release import DEFAULT_RELEASE, PROFILE_OPTION
 from ckp.cli.repository import repository_options
 from ckp.cli.site import REGISTRY_ADDRESS
 from ckp.cli.trust import trusted_keys
-from ckp.clients.oci import Registry
-from ckp.dist.airgap import ImportedRelease, export_release
-from ckp.dist.bundle import PREFIX
-from ckp.dist.release import Deliverable, Distribution
-from ckp.dist.repositories import Repositories
-from ckp.dist.site_repositories import take_repositories
+from ckp.clients.oci.registry import Registry
+from ckp.distribution.bundles import PREFIX
+from ckp.distribution.carry.airgap import ImportedRelease, export_release
+from ckp.distribution.release import Deliverable, Distribution
+from ckp.distribution.repositories.publish import Repositories
+from ckp.distribution.repositories.site import take_repositories
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
 from ckp.kits.steps import Steps

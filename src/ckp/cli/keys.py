@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import click
 
 from ckp.cli.output import Column, table
-from ckp.clients.openpgp import SIGNING_LIFE, KeyInfo
-from ckp.dist.imagekeys import ImageKeyInfo, ImageKeys
-from ckp.dist.keys import OWNER, REASONS, KeyRing, debsig_paths
+from ckp.clients.signing.openpgp import SIGNING_LIFE, KeyInfo
+from ckp.distribution.keys.images import ImageKeyInfo, ImageKeys
+from ckp.distribution.keys.signing import OWNER, REASONS, KeyRing, debsig_paths
 from ckp.kits import paths
 from ckp.kits.errors import Conflict, InvalidInput
 from ckp.kits.files import atomic_write

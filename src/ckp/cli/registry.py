@@ -12,14 +12,14 @@ import click
 
 from ckp.catalog.load import Catalog
 from ckp.cli.trust import trusted_image_key
-from ckp.clients.cosign import TAG, sign_image
-from ckp.clients.oci import Registry
-from ckp.clients.openpgp import SigningKey
-from ckp.dist.bundle import PLATFORM_IMAGES, PREFIX
-from ckp.dist.mirror import THREADS, belongs_to, everything, release_selection
-from ckp.dist.mirror import mirror as copy_releases
-from ckp.dist.prune import prune as remove_release
-from ckp.dist.prune import release_and_others
+from ckp.clients.oci.registry import Registry
+from ckp.clients.signing.cosign import TAG, sign_image
+from ckp.clients.signing.openpgp import SigningKey
+from ckp.distribution.bundles import PLATFORM_IMAGES, PREFIX
+from ckp.distribution.registries.mirror import THREADS, belongs_to, everything, release_selection
+from ckp.distribution.registries.mirror import mirror as copy_releases
+from ckp.distribution.registries.prune import prune as remove_release
+from ckp.distribution.registries.prune import release_and_others
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput, NotFound
 

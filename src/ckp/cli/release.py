@@ -9,7 +9,7 @@ import click
 
 from ckp.catalog import render
 from ckp.catalog.load import Catalog, Profile
-from ckp.dist.locks import add_release
+from ckp.distribution.builder.locks import add_release
 from ckp.kits.errors import InvalidInput, NotFound
 
 DEFAULT_RELEASE = "v1.35.1"

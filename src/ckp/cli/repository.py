@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
-from ckp.dist.keys import KeyRing
-from ckp.dist.repositories import Repositories
-from ckp.dist.repository_server import RepositoryServer
+from ckp.distribution.keys.signing import KeyRing
+from ckp.distribution.repositories.publish import Repositories
+from ckp.distribution.repositories.server import RepositoryServer
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
 

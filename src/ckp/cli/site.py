@@ -19,11 +19,11 @@ from ckp.api.host_protocol import BundleRef
 from ckp.api.platform import InstalledRelease, Releases
 from ckp.catalog.models import BundleTarget
 from ckp.cli.session import Config, write_config
-from ckp.dist.agent import version_of_tag
-from ckp.dist.bundle import AGENT_IMAGE, PLATFORM_IMAGES, PREFIX
-from ckp.dist.management import Management, as_list
-from ckp.dist.registry import RegistryServer
-from ckp.dist.release import Deliverable
+from ckp.distribution.bundles import AGENT_IMAGE, PLATFORM_IMAGES, PREFIX
+from ckp.distribution.management import Management, as_list
+from ckp.distribution.packages.agent import version_of_tag
+from ckp.distribution.registries.server import RegistryServer
+from ckp.distribution.release import Deliverable
 from ckp.kits import paths
 from ckp.kits.errors import CkpError
 from ckp.kits.files import atomic_write, sha256_bytes

@@ -15,17 +15,17 @@ from ckp.catalog.load import Catalog, Profile
 from ckp.cli.output import Column, describe, show_data, table
 from ckp.cli.release import DEFAULT_RELEASE, PROFILE_OPTION
 from ckp.cli.trust import trusted_image_key
-from ckp.clients.oci import Registry
-from ckp.clients.openpgp import IMAGE_PUBLIC, KEYRING
-from ckp.dist import dsse
-from ckp.dist.attestations import attached_sbom, attached_statement
-from ckp.dist.compare import Comparison, compare_programs, compare_tree, table_rows
-from ckp.dist.compare import compare as compare_program
-from ckp.dist.named import Named
-from ckp.dist.reproduce import Expected, Finding, Reproduction
-from ckp.dist.upstream import read_upstream
-from ckp.dist.verification import Reference
-from ckp.dist.workshop import find_roles, open_workshop
+from ckp.clients.oci.registry import Registry
+from ckp.clients.signing import dsse
+from ckp.clients.signing.openpgp import IMAGE_PUBLIC, KEYRING
+from ckp.distribution.artifacts import Named
+from ckp.distribution.attest.attestations import attached_sbom, attached_statement
+from ckp.distribution.attest.workshop import find_roles, open_workshop
+from ckp.distribution.prove.compare import Comparison, compare_programs, compare_tree, table_rows
+from ckp.distribution.prove.compare import compare as compare_program
+from ckp.distribution.prove.reproduce import Expected, Finding, Reproduction
+from ckp.distribution.prove.upstream import read_upstream
+from ckp.distribution.registries.verification import Reference
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput, NotFound, VerificationFailed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckp.clients.openpgp import IMAGE_PUBLIC, IMAGE_REVOKED, KEYRING
+from ckp.clients.signing.openpgp import IMAGE_PUBLIC, IMAGE_REVOKED, KEYRING
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
 

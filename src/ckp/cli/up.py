@@ -17,9 +17,9 @@ from ckp.cli.release import DEFAULT_RELEASE
 from ckp.cli.session import Session, config_path, read_config
 from ckp.cli.site import COMPASS_ADDRESS, GROUP, LAB_OS, REGISTRY_ADDRESS, Site
 from ckp.cli.trust import trusted_keys
-from ckp.dist.airgap import ImportedRelease
-from ckp.dist.registry import RegistryServer
-from ckp.dist.release import Distribution
+from ckp.distribution.carry.airgap import ImportedRelease
+from ckp.distribution.registries.server import RegistryServer
+from ckp.distribution.release import Distribution
 from ckp.kits import paths
 from ckp.kits.clock import human_duration
 from ckp.kits.errors import CkpError, InvalidInput, NotFound

@@ -9,8 +9,8 @@ import click
 from ckp.agent import verify as checks
 from ckp.agent.kit import VerificationFailed as Refused
 from ckp.cli.trust import trusted_image_key, trusted_keys
-from ckp.clients.oci import Registry
-from ckp.dist.verification import Reference, against_catalog, verify_reference
+from ckp.clients.oci.registry import Registry
+from ckp.distribution.registries.verification import Reference, against_catalog, verify_reference
 from ckp.kits.errors import VerificationFailed
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)

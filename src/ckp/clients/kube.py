@@ -21,7 +21,7 @@ from lightkube.core.exceptions import ApiError
 from lightkube.generic_resource import create_global_resource, create_namespaced_resource
 from lightkube.types import CascadeType, PatchType
 
-from ckp.clients.kinds import Kind, kind_of
+from ckp.api.kinds import Kind, kind_of
 from ckp.kits.errors import CkpError
 
 Obj = dict[str, Any]

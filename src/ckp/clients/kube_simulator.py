@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from ckp.clients import kinds
-from ckp.clients.kinds import Kind, kind_of
+from ckp.api import kinds
+from ckp.api.kinds import Kind, kind_of
 from ckp.clients.kube import PAGE, EventType, Kube, KubeError, Obj, Objs
 from ckp.kits.clock import rfc3339
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from ckp.clients.oci_store import INDEX, MANIFESTS, canonical, sha256
+from ckp.clients.oci.store import INDEX, MANIFESTS, canonical, sha256
 
 Handler = Callable[[httpx.Request], None]
 
@@ -67,7 +67,7 @@ def as_stream(answer: httpx.Response, cut_after: int | None = None) -> httpx.Res
 
 
 class RegistrySimulator:
-    """One registry; give its `transport` to ckp.clients.oci.Registry.
+    """One registry; give its `transport` to ckp.clients.oci.registry.Registry.
 
     Args:
         referrers_api: whether it lists referrers itself (specification 1.1) or leaves that to its clients.

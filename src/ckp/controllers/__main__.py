@@ -8,9 +8,9 @@ import os
 
 import structlog
 
+from ckp.api.kinds import BYO_CLUSTER, BYO_HOST, BYO_MACHINE, CLUSTER, DEPLOYMENT, JOB, MACHINE, MANAGED_CONTROL_PLANE, STATEFUL_SET
 from ckp.api.names import SYSTEM_NAMESPACE
 from ckp.api.platform import Releases
-from ckp.clients.kinds import BYO_CLUSTER, BYO_HOST, BYO_MACHINE, CLUSTER, DEPLOYMENT, JOB, MACHINE, MANAGED_CONTROL_PLANE, STATEFUL_SET
 from ckp.clients.kube import Kube, Obj
 from ckp.controllers.addons.reconciler import AddonsReconciler
 from ckp.controllers.apply import Applier

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 
-from ckp.clients.kinds import kind_of
+from ckp.api.kinds import kind_of
 from ckp.clients.kube import Kube, Obj
 from ckp.kits.clock import Clock
 

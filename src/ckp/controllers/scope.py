@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ckp.api.kinds import CLUSTER, Kind
 from ckp.api.names import CLUSTER_NAME_LABEL, PAUSED_ANNOTATION
-from ckp.clients.kinds import CLUSTER, Kind
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.kits.clock import Clock
 from ckp.rules.conditions import Condition, merge_conditions, summarize

@@ -22,8 +22,8 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
+from ckp.api import kinds
 from ckp.api.host_protocol import MAX_FRAME_BYTES, OFFLINE_SECONDS
-from ckp.clients import kinds
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.hub import gate
 from ckp.hub import status as shape

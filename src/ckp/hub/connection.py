@@ -13,9 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed, ConnectionClosedOK
 
-from ckp.api import names
+from ckp.api import kinds, names
 from ckp.api.host_protocol import MAX_FACTS_BYTES, PROTOCOL, AgentMessage, Hello, IssuedCertificate, Renewal, RenewalDue, Report
-from ckp.clients import kinds
 from ckp.clients.kube import KubeError, Obj
 from ckp.hub import status as shape
 from ckp.hub.identity import Credential, serial_text

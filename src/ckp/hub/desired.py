@@ -13,9 +13,8 @@ from typing import Any, Protocol, cast
 import structlog
 from pydantic import ValidationError
 
-from ckp.api import names
+from ckp.api import kinds, names
 from ckp.api.host_protocol import MAX_FRAME_BYTES, Desired
-from ckp.clients import kinds
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.hub.identity import HostId
 from ckp.kits.retry import backoff

@@ -15,8 +15,8 @@ from cryptography import x509
 from prometheus_client import CollectorRegistry, Counter
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ckp.api import kinds
 from ckp.api.host_protocol import EnrolmentRequest, EnrolmentStatus, EnrolmentTicket
-from ckp.clients import kinds
 from ckp.clients.kube import Kube, Obj
 from ckp.hub.identity import HostCa, HostId, serial_text, trusted_by_hosts
 from ckp.kits.errors import CkpError

@@ -12,8 +12,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from ckp.api import names
-from ckp.clients import kinds
+from ckp.api import kinds, names
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.kits.clock import Clock, parse_rfc3339, rfc3339_micro
 

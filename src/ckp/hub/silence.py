@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ckp.clients import kinds
+from ckp.api import kinds
 from ckp.clients.kube import KubeError, Obj
 from ckp.hub import status as shape
 from ckp.hub.identity import HostId

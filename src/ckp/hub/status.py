@@ -11,8 +11,8 @@ from datetime import datetime
 from ipaddress import ip_address
 from typing import Any
 
+from ckp.api import kinds
 from ckp.api.host_protocol import HostFacts, Report
-from ckp.clients import kinds
 from ckp.clients.kube import Obj
 from ckp.hub.identity import HostId
 from ckp.kits.clock import rfc3339

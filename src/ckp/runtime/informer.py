@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from ckp.clients.kinds import Kind
+from ckp.api.kinds import Kind
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.kits.retry import backoff
 

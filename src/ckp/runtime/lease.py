@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from ckp.clients.kinds import LEASE
+from ckp.api.kinds import LEASE
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.kits.clock import parse_rfc3339, rfc3339_micro
 

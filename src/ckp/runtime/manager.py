@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from ckp.clients.kinds import Kind
+from ckp.api.kinds import Kind
 from ckp.clients.kube import Kube
 from ckp.runtime.controller import Controller
 from ckp.runtime.health import Health

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 
-from ckp.api import names
-from ckp.clients import kinds
-from ckp.clients.kinds import Kind
+from ckp.api import kinds, names
+from ckp.api.kinds import Kind
 from ckp.clients.kube import Kube, Obj
 from ckp.compass.services import networks
 from ckp.compass.services.cluster_views import ClusterView, is_deleting, view

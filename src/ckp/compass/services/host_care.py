@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from ckp.api import names
-from ckp.clients import kinds
+from ckp.api import kinds, names
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.compass.services.hosts import Hosts, HostView, is_claimed
 from ckp.compass.services.manifests import max_unhealthy

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from ckp.api import names
-from ckp.clients import kinds
+from ckp.api import kinds, names
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.compass.services.hosts import Hosts, groups_of, is_free
 from ckp.compass.services.projects import Namespaces, ProjectRef, check_label

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from ckp.api import names
-from ckp.clients import kinds
+from ckp.api import kinds, names
 from ckp.clients.kube import Kube, Obj
 from ckp.compass.services.projects import Namespaces, ProjectRef, check_label
 from ckp.compass.store.database import Database

@@ -7,9 +7,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ckp.api import names
-from ckp.clients import kinds
-from ckp.clients.kinds import Kind
+from ckp.api import kinds, names
+from ckp.api.kinds import Kind
 from ckp.clients.kube import Obj
 
 REQUEST_ANNOTATION = f"{names.CKP}/request-digest"

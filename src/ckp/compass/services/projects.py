@@ -6,9 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ckp.api import names
-from ckp.clients import kinds
-from ckp.clients.kinds import Kind
+from ckp.api import kinds, names
+from ckp.api.kinds import Kind
 from ckp.clients.kube import Kube, KubeError, Obj, Objs
 from ckp.kits.errors import Conflict, InvalidInput
 from ckp.kits.retry import wait_until_async

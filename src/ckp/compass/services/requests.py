@@ -17,9 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy.exc import IntegrityError
 
-from ckp.api import names
+from ckp.api import kinds, names
 from ckp.api.host_protocol import MAX_FACTS_BYTES, EnrolmentRequest, EnrolmentTicket
-from ckp.clients import kinds
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.compass.services.errors import TooManyTries, WrongKey
 from ckp.compass.services.host_keys import HostKeys

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ckp.api.kinds import CLUSTER, JOB, MANAGED_CONTROL_PLANE
 from ckp.api.platform import Releases
-from ckp.clients.kinds import CLUSTER, JOB, MANAGED_CONTROL_PLANE
 from ckp.clients.kube import Kube, Obj
 from ckp.controllers.addons import cilium
 from ckp.controllers.apply import Applier

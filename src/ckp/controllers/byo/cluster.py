@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ckp.api.kinds import BYO_CLUSTER
 from ckp.api.names import MANAGED_BY_ANNOTATION
-from ckp.clients.kinds import BYO_CLUSTER
 from ckp.clients.kube import Kube
 from ckp.controllers.scope import Scope, deleting, owner, paused
 from ckp.kits.clock import Clock

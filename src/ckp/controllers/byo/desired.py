@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from ckp.api.host_protocol import AgentTarget, Desired, Membership
+from ckp.api.kinds import SECRET
 from ckp.api.names import AGENT_KEY, CERTIFICATES_ANNOTATION, CKP, DESIRED_KEY, HOSTS_NAMESPACE
-from ckp.clients.kinds import SECRET
 from ckp.clients.kube import Kube, KubeError, Obj
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from ckp.api.kinds import BYO_MACHINE, JOB, MACHINE
 from ckp.api.names import CKP, CLUSTER_NAME_LABEL
 from ckp.api.platform import Releases
-from ckp.clients.kinds import BYO_MACHINE, JOB, MACHINE
 from ckp.clients.kube import Kube, Obj
 from ckp.controllers.controlplane.plan import hardened, pod_security
 from ckp.controllers.scope import cluster_name, owner, owner_reference

@@ -6,8 +6,8 @@ import base64
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from ckp.api.kinds import NODE, SECRET
 from ckp.api.names import PROVIDER_ID_PREFIX
-from ckp.clients.kinds import NODE, SECRET
 from ckp.clients.kube import Kube
 
 SECONDS = 5.0

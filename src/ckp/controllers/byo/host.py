@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ckp.api.host_protocol import AgentTarget
+from ckp.api.kinds import BYO_HOST, BYO_MACHINE
 from ckp.api.names import BYOHOST_FINALIZER
 from ckp.api.platform import Releases
-from ckp.clients.kinds import BYO_HOST, BYO_MACHINE
 from ckp.clients.kube import Kube
 from ckp.controllers.byo.desired import DesiredStore
 from ckp.controllers.byo.drain import look_after

@@ -10,9 +10,9 @@ import base64
 from dataclasses import dataclass
 
 from ckp.api.host_protocol import Desired, Membership
+from ckp.api.kinds import BYO_HOST, BYO_MACHINE, KUBEADM_CONFIG, MACHINE, SECRET
 from ckp.api.names import BYOMACHINE_FINALIZER, CKP, FORCE_RELEASE_ANNOTATION, host_of, provider_id
 from ckp.api.platform import InstalledRelease, Releases
-from ckp.clients.kinds import BYO_HOST, BYO_MACHINE, KUBEADM_CONFIG, MACHINE, SECRET
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.byo.bootstrap import JOIN_CONFIG, BootstrapData, parse_cloud_config
 from ckp.controllers.byo.desired import DesiredStore

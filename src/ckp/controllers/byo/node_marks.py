@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ckp.api.kinds import BYO_MACHINE, NODE
 from ckp.api.names import provider_id
-from ckp.clients.kinds import BYO_MACHINE, NODE
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.byo.guest import Connect, guest
 from ckp.controllers.scope import cluster_name

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from ckp.api.kinds import CERTIFICATE, ISSUER
 from ckp.api.names import CLUSTER_NAME_LABEL, CLUSTER_SECRET_TYPE
-from ckp.clients.kinds import CERTIFICATE, ISSUER
 from ckp.clients.kube import Obj
 from ckp.controllers.controlplane.plan import Plan
 

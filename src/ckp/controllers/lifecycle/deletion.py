@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ckp.api.kinds import CLUSTER, MACHINE, MACHINE_DEPLOYMENT
 from ckp.api.names import CLUSTER_NAME_LABEL, DELETE_REQUESTED_ANNOTATION
-from ckp.clients.kinds import CLUSTER, MACHINE, MACHINE_DEPLOYMENT
 from ckp.clients.kube import Kube
 from ckp.controllers.scope import deleting
 from ckp.runtime.controller import Result

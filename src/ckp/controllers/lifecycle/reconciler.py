@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ckp.api.kinds import BYO_MACHINE, BYO_MACHINE_TEMPLATE, CERTIFICATE, CLUSTER, KUBEADM_CONFIG_TEMPLATE, MACHINE, MACHINE_DEPLOYMENT, MANAGED_CONTROL_PLANE
 from ckp.api.names import CLUSTER_NAME_LABEL, REQUESTED_AT_ANNOTATION
-from ckp.clients.kinds import (
-    BYO_MACHINE,
-    BYO_MACHINE_TEMPLATE,
-    CERTIFICATE,
-    CLUSTER,
-    KUBEADM_CONFIG_TEMPLATE,
-    MACHINE,
-    MACHINE_DEPLOYMENT,
-    MANAGED_CONTROL_PLANE,
-)
 from ckp.clients.kube import Kube, Obj
 from ckp.controllers.scope import Scope, cluster_name, deleting, owner
 from ckp.kits.clock import Clock

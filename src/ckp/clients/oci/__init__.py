@@ -1,0 +1,1 @@
+"""Registries of OCI images: the protocol, manifests and blobs."""

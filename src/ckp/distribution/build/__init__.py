@@ -1,0 +1,1 @@
+"""Sources to programs: locks, toolchains, components, and what a Go program says of itself."""

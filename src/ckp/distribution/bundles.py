@@ -1,0 +1,221 @@
+"""BYOH bundles: all that a host of one operating system needs for one release, in one OCI artifact that imgpkg pushes and pulls."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckp.agent import verify
+from ckp.agent.packagefile import MAX_FILE
+from ckp.catalog.models import BundleTarget, Release
+from ckp.clients.oci.registry import Registry
+from ckp.clients.oci.store import BlobStore, Manifest
+from ckp.clients.signing.openpgp import SigningKey
+from ckp.distribution.builder.component import Built
+from ckp.distribution.images.layers import EPOCH
+from ckp.distribution.images.make import Image
+from ckp.distribution.packages.pack import Package, copy_packages
+from ckp.distribution.packages.versions import stand_in_line
+from ckp.kits import paths
+from ckp.kits.disks import naming_full_disk
+from ckp.kits.errors import CkpError, VerificationFailed
+from ckp.kits.files import CHUNK, atomic_write, building_directory, exclusive, sha256_bytes, sha256_file
+from ckp.kits.processes import run
+
+PREFIX = "ckp"
+SCHEMA = 1
+MAX_BUNDLE = 4 << 30
+AGENT_IMAGE = "ckp-agent"
+"""The agent's packages, deb and rpm, for hosts whose agent is upgraded from the hub."""
+PLATFORM_IMAGES = ("ckp-platform", "ckp-addons", AGENT_IMAGE)
+"""Images of the management layer: they change with CKP's own code, and a bundle holds a Kubernetes release only."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk."""
+
+    target: BundleTarget
+    folder: Path
+
+
+def make_bundle(
+    release: Release,
+    target: BundleTarget,
+    packages: Sequence[Package],
+    images: Sequence[Image],
+    built: Mapping[str, Built],
+    registry: str,
+    key: SigningKey,
+) -> Bundle:
+    """Lay out, list and sign a bundle, or find it done.
+
+    `bundle.json` lists each file with its SHA-256 and is signed; what it does not list does not belong to the bundle.
+    """
+    stand_ins = sorted(
+        stand_in_line(item.chosen.source.component, item.chosen.source.version, item.chosen.stands_in_for)
+        for item in built.values()
+        if item.chosen.stands_in_for
+    )
+    packages = [package for package in packages if package.format == target.format]
+    chart = _chart(built["cilium"])
+    # By digest: the signature over this list is what a host has to go by, and a registry can say of a tag what it likes.
+    pinned = {image.repository: f"{image.tag}@{image.manifest().digest}" for image in images if image.repository not in PLATFORM_IMAGES}
+    storage = _storage_manifest(f"{registry}/{PREFIX}", pinned)
+    manifest = {
+        "schema": SCHEMA,
+        "release": release.name,
+        "version": release.package_version,
+        "os": target.os,
+        "os_version": target.os_version,
+        "architecture": "amd64",
+        "registry": f"{registry}/{PREFIX}",
+        "packages": [{"file": f"{item.name}.{item.format}", "name": item.name, "version": item.version, "sha256": item.sha256} for item in packages],
+        "files": [{"file": "chart-cilium.tgz", "sha256": sha256_file(chart)}, {"file": "local-path.yaml", "sha256": sha256_bytes(storage.encode())}],
+        "images": pinned,
+        "stand_ins": stand_ins,
+    }
+    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+    final = paths.cache() / "bundles" / f"{target.repository}-{release.stamp}-{sha256_bytes((key.subkey + text).encode())[:20]}"
+    with exclusive(final.with_name(final.name + ".lock"), what="making a bundle", timeout=300):
+        if not final.exists():
+            with building_directory(final) as scratch:
+                copy_packages(list(packages), scratch)
+                shutil.copy(chart, scratch / "chart-cilium.tgz")
+                (scratch / "local-path.yaml").write_text(storage)
+                (scratch / "bundle.json").write_text(text)
+                (scratch / "bundle.json.asc").write_bytes(key.sign(text.encode(), armor=True))
+    return Bundle(target, final)
+
+
+def tag_of(pinned: str) -> str:
+    """The tag of an image as a bundle names it, `tag@sha256:…`."""
+    return pinned.partition("@")[0]
+
+
+def _storage_manifest(registry: str, pinned: Mapping[str, str]) -> str:
+    template = (paths.REPO / "packaging" / "bundle" / "local-path.yaml").read_text()
+    # kube-proxy's image has the shell and coreutils that the helper pod's scripts need; it is on the host anyway.
+    helper, provisioner = (f"{registry}/{name}:{pinned[name]}" for name in ("kube-proxy", "local-path-provisioner"))
+    return template.replace("@HELPER@", helper).replace("@PROVISIONER@", provisioner)
+
+
+def _chart(cilium: Built) -> Path:
+    """Cilium's chart as a helm archive; the same chart gives the same bytes."""
+    final = cilium.folder.parent / f"{cilium.folder.name}-chart"
+    with exclusive(final.with_name(final.name + ".lock"), what="packing a chart", timeout=60):
+        if not final.exists():
+            with building_directory(final) as scratch:
+                tar = scratch / "chart.tar"
+                with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as archive:
+                    for path in sorted(cilium.file("chart").rglob("*")):
+                        if path.is_file():
+                            info = tarfile.TarInfo(f"cilium/{path.relative_to(cilium.file('chart'))}")
+                            info.size, info.mtime, info.mode = path.stat().st_size, EPOCH, 0o644
+                            with path.open("rb") as stream:
+                                archive.addfile(info, stream)
+                run(["gzip", "-n", "-9", tar], timeout=60, what="packing a chart")
+                (scratch / "chart.tar.gz").rename(scratch / "chart-cilium.tgz")
+    return final / "chart-cilium.tgz"
+
+
+def is_pushed(bundle: Bundle, release: Release, registry: Registry) -> bool:
+    """Whether the release's tag names this very content: by the record of an earlier push, else by a look at what it names."""
+    repository = f"{PREFIX}/{bundle.target.repository}"
+    manifest = registry.find_manifest(repository, release.stamp)
+    if manifest is None:
+        return False
+    record = _record(bundle)
+    if record.exists() and record.read_text() == manifest.digest:
+        return True
+    try:
+        with pulled_bundle(registry, repository, manifest, f"{registry.address}/{repository}:{release.stamp}") as there:
+            same = _contents(there) == _contents(bundle.folder)
+    except VerificationFailed:
+        return False
+    if same:
+        atomic_write(record, manifest.digest)
+    return same
+
+
+def _record(bundle: Bundle) -> Path:
+    """Keeps the digest that a bundle got in a registry: imgpkg decides it."""
+    return bundle.folder.with_name(bundle.folder.name + ".digest")
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    return {path.name: sha256_file(path) for path in folder.iterdir()}
+
+
+def push_bundle(bundle: Bundle, release: Release, registry: Registry, address: str, ca: Path | None, imgpkg: Path, credentials: Path | None = None) -> str:
+    """Push with imgpkg under the release's tag unless that tag holds this very content; returns the digest.
+
+    Args:
+        address: `host:port` under which this machine reaches the registry.
+        ca: the CA of its certificate; None for those that the system trusts.
+        credentials: a file in the format of docker's config.json.
+    """
+    repository = f"{PREFIX}/{bundle.target.repository}"
+    record = _record(bundle)
+    known = registry.digest(repository, release.stamp)
+    if known and record.exists() and record.read_text() == known:
+        return known
+    argv: list[str | Path] = [imgpkg, "push", "--image", f"{address}/{repository}:{release.stamp}", "--file", bundle.folder, "--tty=false"]
+    if ca:
+        argv += ["--registry-ca-cert-path", ca]
+    with tempfile.TemporaryDirectory(prefix="ckp-imgpkg-") as home:
+        # imgpkg finds credentials by docker's own rule, a folder with a config.json; in a folder of ours it finds no others.
+        if credentials:
+            (Path(home) / "config.json").symlink_to(credentials.absolute())
+        run(argv, timeout=600, env={"DOCKER_CONFIG": home}, what=f"pushing {bundle.target.repository}")
+    digest = registry.digest(repository, release.stamp)
+    if digest is None:
+        raise CkpError(f"{repository}:{release.stamp} was pushed, and the registry does not have it")
+    atomic_write(record, digest)
+    return digest
+
+
+@contextmanager
+def pulled_bundle(registry: Registry, repository: str, manifest: Manifest, name: str) -> Iterator[Path]:
+    """A bundle's content in a folder for the block. VerificationFailed if it is none; nothing of it is verified yet."""
+    with tempfile.TemporaryDirectory(prefix="ckp-verify-") as scratch:
+        folder = Path(scratch) / "bundle"
+        folder.mkdir()
+        store = BlobStore(Path(scratch) / "blobs")
+        for layer in manifest.layers:
+            if layer.size > MAX_FILE:
+                raise VerificationFailed(f"{name} has a layer of {layer.size >> 20} MiB, and {MAX_FILE >> 20} MiB are the most")
+            unpack_bundle(registry.pull_blob(repository, layer, store), folder, name)
+        yield folder
+
+
+def unpack_bundle(layer: Path, folder: Path, name: str) -> None:
+    """Lay out a layer of a bundle, which is flat: regular files only, in bounds. VerificationFailed for anything else."""
+    left = MAX_BUNDLE
+    try:
+        with naming_full_disk(folder), tarfile.open(layer, "r|*") as archive:
+            for number, entry in enumerate(archive, start=1):
+                plain = entry.name.removeprefix("./")
+                if plain in ("", ".") and entry.isdir():
+                    continue
+                left -= entry.size
+                if number > verify.MAX_FILES or left < 0:
+                    raise VerificationFailed(f"{name} unpacks to more than {verify.MAX_FILES} files or {MAX_BUNDLE >> 30} GiB")
+                if not entry.isreg() or entry.sparse is not None or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,199}", plain):
+                    raise VerificationFailed(f"{name} holds {entry.name!r}, and a bundle is a flat folder of regular files")
+                source = archive.extractfile(entry)
+                assert source is not None
+                with (folder / plain).open("xb") as target:
+                    while chunk := source.read(CHUNK):
+                        target.write(chunk)
+    except FileExistsError as error:
+        raise VerificationFailed(f"{name} holds {Path(error.filename).name!r} twice") from error
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise VerificationFailed(f"{name} has a layer that is no tar archive: {error}") from error

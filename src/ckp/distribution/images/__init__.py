@@ -1,0 +1,1 @@
+"""Programs to OCI images, without a base image that is pulled."""

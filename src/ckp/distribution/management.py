@@ -1,0 +1,148 @@
+"""The management layer's manifests, rendered from the sources that were built: cert-manager's chart, Cluster API's kustomizations, our own.
+
+Three groups, to be applied one after the other: each needs what the one before it brings (CRDs, webhooks, certificates).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ckp.api.crds import all_crds
+from ckp.distribution.builder.component import Built
+from ckp.kits import paths
+from ckp.kits.errors import CkpError
+from ckp.kits.processes import run
+
+Obj = dict[str, Any]
+FOUNDATION = "00-foundation.yaml"
+PRIORITY = "ckp-management"
+API_RATES = ("--kube-api-qps=100", "--kube-api-burst=200")
+"""Upstream's defaults (20 a second) make a new cluster wait: it is a good hundred requests to each of these controllers at once."""
+
+
+@dataclass(frozen=True)
+class Management:
+    """Renders the groups.
+
+    Args:
+        registry: `host:port/prefix` of the images.
+        images: repository -> `tag@sha256:…`, so that the registry cannot give another one.
+    """
+
+    built: Mapping[str, Built]
+    registry: str
+    images: Mapping[str, str]
+
+    def image(self, repository: str) -> str:
+        """The full reference of an image."""
+        return f"{self.registry}/{repository}:{self.images[repository]}"
+
+    def foundation(self) -> list[Obj]:
+        """Namespaces and priority classes, which everything else needs."""
+        return _load((paths.REPO / "deploy" / FOUNDATION).read_text())
+
+    def cert_manager(self) -> list[Obj]:
+        """cert-manager by its own chart; a deleted Certificate takes its Secret along."""
+        cert_manager = self.built["cert-manager"]
+        version = cert_manager.chosen.source.version
+        with tempfile.TemporaryDirectory(prefix="ckp-chart-") as work:
+            chart = Path(work) / "cert-manager"
+            shutil.copytree(cert_manager.file("charts/cert-manager"), chart)
+            template = (chart / "Chart.template.yaml").read_text()
+            meta = yaml.safe_load(re.sub(r"\{\{.*?\}\}", "false", template))
+            meta |= {"version": version, "appVersion": version}
+            (chart / "Chart.yaml").write_text(json.dumps(meta))
+            values = Path(work) / "values.json"
+            values.write_text(json.dumps(self._cert_manager_values()))
+            argv: list[str | Path] = [self.built["helm"].binary("helm"), "template", "cert-manager", chart, "--namespace=cert-manager"]
+            rendered = run([*argv, f"--values={values}", "--kube-version=v1.35.1"], timeout=60, what="rendering cert-manager's chart").stdout
+        crds = [crd for path in sorted(cert_manager.file("crds").glob("crd-*.yaml")) for crd in _load(_without_template_lines(path.read_text()))]
+        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "cert-manager"}}
+        return [namespace, *crds, *_load(rendered)]
+
+    def _cert_manager_values(self) -> Obj:
+        def image(name: str) -> Obj:
+            tag, _, digest = self.images[f"cert-manager-{name}"].partition("@")
+            return {"repository": f"{self.registry}/cert-manager-{name}", "tag": tag, "digest": digest}
+
+        resources = {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "512Mi"}}
+        return {
+            "image": image("controller"),
+            "webhook": {"image": image("webhook"), "resources": resources, "timeoutSeconds": 10},
+            "cainjector": {"image": image("cainjector"), "resources": resources},
+            "startupapicheck": {"enabled": False},
+            "resources": resources,
+            "extraArgs": ["--enable-certificate-owner-ref=true", *API_RATES],
+            "prometheus": {"enabled": False},
+            "global": {"leaderElection": {"namespace": "cert-manager"}, "priorityClassName": PRIORITY},
+        }
+
+    def cluster_api(self, kubectl: Path) -> list[Obj]:
+        """Cluster API's core and kubeadm bootstrap provider, by their own kustomizations."""
+        capi = self.built["cluster-api"]
+        objects: list[Obj] = []
+        for folder, repository in (("config", "cluster-api-controller"), ("bootstrap/kubeadm/config", "kubeadm-bootstrap-controller")):
+            rendered = run([kubectl, "kustomize", capi.file(folder) / "default"], timeout=60, what=f"rendering Cluster API's {folder}").stdout
+            for obj in _load(_expand(rendered)):
+                if obj["kind"] == "Deployment":
+                    obj["spec"]["template"]["spec"]["priorityClassName"] = PRIORITY
+                    container = obj["spec"]["template"]["spec"]["containers"][0]
+                    container["image"] = self.image(repository)
+                    container["imagePullPolicy"] = "IfNotPresent"
+                    container["args"] = [*container.get("args", []), *API_RATES]
+                    container.setdefault("resources", {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}})
+                objects.append(obj)
+        return objects
+
+    def ckp(self, settings: Mapping[str, str]) -> list[Obj]:
+        """Our CRDs and what lies in `deploy/`.
+
+        Args:
+            settings: fills the `@NAME@` places of the templates; a place without a setting is an error.
+        """
+        known = {"PLATFORM_IMAGE": self.image("ckp-platform"), "ADDONS_IMAGE": self.image("ckp-addons"), **settings}
+        objects = all_crds()
+        for path in sorted((paths.REPO / "deploy").glob("*.yaml")):
+            if path.name == FOUNDATION:
+                continue
+            objects += _load(fill(path.read_text(), known, path.name))
+        return objects
+
+
+def fill(template: str, settings: Mapping[str, str], name: str) -> str:
+    """`template` with its `@NAME@` places filled; CkpError names one that nobody fills."""
+
+    def value(match: re.Match[str]) -> str:
+        if match.group(1) not in settings:
+            raise CkpError(f"deploy/{name} has the place @{match.group(1)}@, and there is no such setting")
+        return settings[match.group(1)]
+
+    return re.sub(r"@([A-Z][A-Z0-9_]*)@", value, template)
+
+
+def _expand(text: str) -> str:
+    """clusterctl's `${NAME:=default}` with the defaults."""
+    return re.sub(r"\$\{[A-Z_]+:=([^}]*)\}", r"\1", text)
+
+
+def _without_template_lines(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if "{{" not in line)
+
+
+def _load(text: str) -> list[Obj]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return [document for document in yaml.load_all(text, Loader=loader) if document]
+
+
+def as_list(objects: list[Obj]) -> str:
+    """One JSON document that `kubectl apply -f -` takes."""
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})

@@ -1,0 +1,1 @@
+"""Programs to signed deb and rpm packages."""

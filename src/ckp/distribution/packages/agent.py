@@ -1,0 +1,97 @@
+"""The one-file tool for hosts: agent and standalone installer in a zipapp, and the package that brings it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from ckp import __version__
+from ckp.distribution.packages.licences import NAMES
+from ckp.kits import paths
+from ckp.kits.files import building_directory, exclusive, sha256_bytes, sha256_file
+from ckp.kits.processes import run
+
+SHEBANG = b"#!/usr/bin/python3 -I\n"
+MAIN = """import sys
+
+from ckp.agent.__main__ import main
+
+sys.exit(main())
+"""
+EPOCH = (2026, 1, 1, 0, 0, 0)
+RECIPE = "2"
+
+
+def agent_sources() -> list[Path]:
+    """The files of the agent and of the standalone installer."""
+    root = paths.REPO / "src" / "ckp"
+    return [root / "__init__.py", *(path for room in ("agent", "standalone") for path in sorted((root / room).rglob("*.py")))]
+
+
+def agent_version(keyring: Path) -> str:
+    """The version of the agent's package: the project's, with what is in it, so that another code or another trusted keyring is another version.
+
+    The digest is written as a decimal number: dpkg and rpm sort numbers alike, and letters not. Which of two is newer it does not say; the
+    project's version does.
+    """
+    own = sorted(path for path in (paths.REPO / "packaging" / "ckp-agent").iterdir() if path.is_file())
+    parts = [_code_digest(), *(f"{path.name}{sha256_file(path)}" for path in own), sha256_file(keyring)]
+    return f"{__version__}+{int(sha256_bytes(''.join(parts).encode())[:8], 16)}-ckp"
+
+
+def tag_of_version(version: str) -> str:
+    """The tag of the image with this version's packages: tags know no plus sign, and versions no underscore."""
+    return version.replace("+", "_")
+
+
+def version_of_tag(tag: str) -> str:
+    """The version of the package in the image with this tag."""
+    return tag.replace("_", "+")
+
+
+def _requirements() -> Path:
+    return paths.REPO / "requirements" / "agent.txt"
+
+
+def _code_digest() -> str:
+    """Of all that decides the one-file tool's bytes."""
+    sources = "".join(f"{path.name}{sha256_file(path)}" for path in agent_sources())
+    return sha256_bytes("".join([RECIPE, sources, sha256_file(_requirements())]).encode())
+
+
+def build_zipapp() -> Path:
+    """The executable zip: equal sources give equal bytes (fixed times, sorted members, stored order)."""
+    final = paths.cache() / "agent" / _code_digest()[:20]
+    with exclusive(final.with_name(final.name + ".lock"), what="making the host tool", timeout=300):
+        if not final.exists():
+            with building_directory(final) as scratch:
+                _zip(scratch / "ckp-agent", _bundled(_requirements()))
+    return final / "ckp-agent"
+
+
+def _bundled(requirements: Path) -> list[tuple[str, bytes]]:
+    """websockets without its compiled speed-ups, since it must run on every host's own Python; and its licence, as that licence asks."""
+    with tempfile.TemporaryDirectory(prefix="ckp-agent-") as site:
+        argv = [sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--require-hashes", "--no-deps", "--only-binary=:all:"]
+        run([*argv, "--platform=any", "--python-version=3.9", f"--target={site}", "-r", requirements], timeout=300, what="fetching websockets")
+        root = Path(site)
+        shutil.rmtree(root / "bin", ignore_errors=True)
+        wanted = [*root.rglob("*.py"), *(path for path in root.glob("*.dist-info/**/*") if path.is_file() and NAMES.fullmatch(path.name))]
+        return [(str(path.relative_to(root)), path.read_bytes()) for path in sorted(wanted)]
+
+
+def _zip(target: Path, bundled: list[tuple[str, bytes]]) -> None:
+    root = paths.REPO / "src"
+    members = [("__main__.py", MAIN.encode()), *bundled, *((str(path.relative_to(root)), path.read_bytes()) for path in agent_sources())]
+    with target.open("wb") as stream:
+        stream.write(SHEBANG)
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in sorted(members):
+                info = zipfile.ZipInfo(name, EPOCH)
+                info.external_attr = 0o644 << 16
+                info.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(info, content)
+    target.chmod(0o755)

@@ -1,0 +1,1 @@
+"""Package repositories for apt and dnf."""
