@@ -14,13 +14,14 @@ from ckp.agent import channel as channel_module
 from ckp.agent import engine as engine_module
 from ckp.agent import identity as identity_module
 from ckp.agent import journal as journal_module
-from ckp.agent import kit, messages
+from ckp.agent import messages
 from ckp.agent import status as status_module
 from ckp.agent.channel import Channel
 from ckp.agent.engine import Engine
 from ckp.agent.identity import Identity
 from ckp.agent.journal import Journal
 from ckp.agent.status import Status
+from ckp.hostkit.files import atomic_write
 
 REPORT_SECONDS = 1.0
 PACE = 0.02
@@ -46,7 +47,7 @@ def watch_writes(disk: Disk) -> None:
     def written(path: str, content: bytes | str, *, mode: int = 0o644) -> None:
         disk.tick()
         disk.check_space()
-        kit.atomic_write(path, content, mode=mode)
+        atomic_write(path, content, mode=mode)
         disk.tick()
 
     for module in (journal_module, identity_module, status_module):

@@ -20,8 +20,8 @@ from time import time as real_time  # the agent's process skews time.time
 from typing import Any
 
 from ckp.agent.journal import Journal
-from ckp.agent.kit import AgentError, Cancelled, VerificationFailed
 from ckp.agent.messages import Membership
+from ckp.hostkit.errors import AgentError, Cancelled, VerificationFailed
 
 PACKAGES = ("containerd", "kubelet")
 OWN_FILE, OWN_CONTENT = "etc/sysctl.conf", "the host's own\n"

@@ -49,7 +49,8 @@ def tool(python: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_module_of_it_loads(python: str) -> None:
-    script = "import pkgutil, importlib, ckp.agent, ckp.standalone\nfor room in (ckp.agent, ckp.standalone):\n"
+    script = "import pkgutil, importlib, ckp.agent, ckp.hostkit, ckp.hosttool, ckp.standalone, ckp.verify\n"
+    script += "for room in (ckp.agent, ckp.hostkit, ckp.hosttool, ckp.standalone, ckp.verify):\n"
     script += "    for item in pkgutil.walk_packages(room.__path__, room.__name__ + '.'):\n"
     script += "        if not item.name.endswith('__main__'): importlib.import_module(item.name)\n"
     done = subprocess.run(

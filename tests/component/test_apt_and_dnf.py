@@ -25,7 +25,6 @@ from click.testing import CliRunner
 from tests.support.small_packages import OWNER, small_package
 
 from ckp import __version__
-from ckp.agent.verify import verify_path
 from ckp.catalog.load import Catalog
 from ckp.cli.dist import dist_publish
 from ckp.clients.signing import openpgp
@@ -35,6 +34,7 @@ from ckp.distribution.carry.archive import write_archive
 from ckp.distribution.packages.pack import Package
 from ckp.distribution.repositories.publish import Repositories
 from ckp.kits.clock import ManualClock
+from ckp.verify.path import verify_path
 
 pytestmark = [
     pytest.mark.component,

@@ -12,10 +12,11 @@ from tests.component.test_registry import Served, serving
 from tests.support.control_plane import built
 from tests.support.served_registry import CuttingRelay
 
-from ckp.agent import kit
+from ckp.agent import bundles
 from ckp.agent.bundles import pull_bundle
-from ckp.agent.kit import ProcessFailed
 from ckp.distribution.packages.agent import build_zipapp
+from ckp.hostkit import processes as host_processes
+from ckp.hostkit.errors import ProcessFailed
 from ckp.kits.processes import run
 
 pytestmark = pytest.mark.component
@@ -61,7 +62,7 @@ def test_over_a_network_that_breaks_every_five_megabytes_nothing_is_fetched_twic
     registry: Served, imgpkg: Path, bundle: tuple[Path, str], relay: CuttingRelay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool = build_zipapp()
-    monkeypatch.setattr(kit, "own_command", lambda: ["/usr/bin/python3", "-I", str(tool)])
+    monkeypatch.setattr(bundles, "own_command", lambda: ["/usr/bin/python3", "-I", str(tool)])
     relay.limit = 5 * MB
     folder, digest = bundle
     target = tmp_path / "bundles" / digest.partition(":")[2]
@@ -76,7 +77,7 @@ def test_imgpkg_alone_would_begin_anew_and_never_end(registry: Served, imgpkg: P
     reference = f"127.0.0.1:{relay.port}/ckp/bundle@{bundle[1]}"
     argv = [str(imgpkg), "pull", "--tty=false", "--image", reference, "--output", str(tmp_path / "out"), "--registry-ca-cert-path", str(registry.ca)]
     with pytest.raises(ProcessFailed):
-        kit.run(argv, timeout=120)
+        host_processes.run(argv, timeout=120)
 
 
 def test_a_registry_that_went_away_is_told_and_the_next_attempt_goes_on(

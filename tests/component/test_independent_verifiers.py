@@ -18,10 +18,6 @@ from tests.support.control_plane import built, free_port
 from tests.support.small_packages import small_package
 from tests.support.spoilt_packages import signing_key
 
-from ckp.agent import rpmfile
-from ckp.agent.debfile import read_ar
-from ckp.agent.kit import VerificationFailed
-from ckp.agent.verify import verify_package
 from ckp.cli.keys import keys as keys_command
 from ckp.cli.verify import verify as verify_command
 from ckp.clients.signing.cosign import sign_image
@@ -30,8 +26,12 @@ from ckp.distribution.keys.signing import KeyRing
 from ckp.distribution.packages.pack import Package
 from ckp.distribution.packages.rpm import sign_rpm
 from ckp.distribution.registries.server import RegistryServer
+from ckp.hostkit.errors import VerificationFailed
 from ckp.kits.errors import InvalidInput
 from ckp.kits.errors import VerificationFailed as VerificationRefused
+from ckp.verify import rpmfile
+from ckp.verify.debfile import read_ar
+from ckp.verify.packages import verify_package
 
 
 def needs(program: str) -> pytest.MarkDecorator:

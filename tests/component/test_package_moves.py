@@ -21,13 +21,13 @@ from tests.support.release_packages import unsigned
 from tests.support.small_packages import small_package
 
 from ckp.agent.installers.rpm import RpmInstaller
-from ckp.agent.kit import AgentError
-from ckp.agent.verify import BundleManifest
-from ckp.agent.verify import Package as Listed
 from ckp.distribution.builder.component import Built
 from ckp.distribution.packages.pack import Format, Package, Recipe, pack_unsigned
+from ckp.hostkit.errors import AgentError
 from ckp.kits.processes import Finished, run
 from ckp.lab import base
+from ckp.verify.bundle import BundleManifest
+from ckp.verify.bundle import Package as Listed
 
 pytestmark = [pytest.mark.component, pytest.mark.skipif(os.geteuid() != 0, reason="changes of root need root")]
 

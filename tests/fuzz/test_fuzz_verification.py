@@ -21,15 +21,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.support.spoilt_packages import Deb, Rpm, header, special, tar_of, text, texts
 
-from ckp.agent import archives, rpmfile
-from ckp.agent.aptrepo import _listed, _verify_index
-from ckp.agent.debfile import parse_deb822, read_ar, verify_deb
-from ckp.agent.dnfrepo import _repomd, parse_xml
-from ckp.agent.kit import VerificationFailed
-from ckp.agent.packagefile import Contents, Entry
-from ckp.agent.repofile import Packages, Tree, safe_path
-from ckp.agent.signatures import check_cleartext, check_signature
-from ckp.agent.verify import parse_manifest
+from ckp.hostkit.errors import VerificationFailed
+from ckp.verify import archives, rpmfile
+from ckp.verify.bundle import parse_manifest
+from ckp.verify.debfile import parse_deb822, read_ar, verify_deb
+from ckp.verify.packagefile import Contents, Entry
+from ckp.verify.repositories.apt import _listed, _verify_index
+from ckp.verify.repositories.dnf import _repomd, parse_xml
+from ckp.verify.repositories.tree import Packages, Tree, safe_path
+from ckp.verify.signatures import check_cleartext, check_signature
 
 SECONDS = 5.0
 MEGABYTES = 400

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckp.agent import rpmfile
 from ckp.clients.signing.openpgp import SigningKey
+from ckp.verify import rpmfile
 
 OWNER = "Coredge.io CKP packages <support@coredge.io>"
 GOOD_MAINTAINER = "Coredge.io <support@coredge.io>"

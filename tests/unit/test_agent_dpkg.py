@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from ckp.agent import kit
 from ckp.agent.installers import dpkg
 from ckp.agent.installers.dpkg import DpkgInstaller
-from ckp.agent.verify import BundleManifest, Package
+from ckp.hostkit import processes
+from ckp.hostkit.processes import PATH
+from ckp.verify.bundle import BundleManifest, Package
 
 pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="this machine has no dpkg")
 Script = Callable[[str, str], None]
@@ -23,7 +24,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
     """Puts a shell script in front of a program of that name."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    monkeypatch.setattr(kit, "PATH", f"{folder}:{kit.PATH}")
+    monkeypatch.setattr(processes, "PATH", f"{folder}:{PATH}")
 
     def write(name: str, text: str) -> None:
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from ckp.agent import journal as journal_module
 from ckp.agent.engine import FIRST_DELAY, PERMANENT_DELAY, STEPS, Engine
 from ckp.agent.journal import Journal
-from ckp.agent.kit import AgentError, Cancelled, VerificationFailed, atomic_write
 from ckp.agent.messages import BundleRef, Desired, JoinFile, Membership
+from ckp.hostkit.errors import AgentError, Cancelled, VerificationFailed
+from ckp.hostkit.files import atomic_write
 
 
 def member(name: str = "m1", bundle: str = "a", release: str = "v1.35.1") -> Membership:

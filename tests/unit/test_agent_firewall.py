@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ckp.agent import firewall, kit
+from ckp.agent import firewall
 from ckp.agent.firewall import PORTS, Ufw
 from ckp.agent.journal import Journal
-from ckp.agent.kit import AgentError
+from ckp.hostkit import processes
+from ckp.hostkit.errors import AgentError
 
 UFW = """#!/bin/sh
 # ufw's `show added`, `allow` and `delete`, with the rules in a file as it shows them; refuses once there are as many as LIMIT says.
@@ -36,7 +37,7 @@ def ufw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "ufw.conf").write_text("# a comment\nENABLED=yes\nLOGLEVEL=low\n")
     monkeypatch.setattr(firewall, "UFW_CONF", str(tmp_path / "ufw.conf"))
     monkeypatch.setattr(firewall, "FIREWALLD_CGROUPS", ())
-    monkeypatch.setattr(kit, "PATH", f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin")
+    monkeypatch.setattr(processes, "PATH", f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin")
     return tmp_path
 
 

@@ -10,8 +10,9 @@ from ckp.agent import folders, host, preflight
 from ckp.agent.config import Config
 from ckp.agent.host import HostActions
 from ckp.agent.journal import Journal
-from ckp.agent.kit import Finished, ProcessFailed
 from ckp.agent.reset import NOTHING
+from ckp.hostkit.errors import ProcessFailed
+from ckp.hostkit.processes import Finished
 
 Places = dict[str, Path]
 CNI, CONTAINERD, ETCD, KUBELET = "/etc/cni/net.d", "/var/lib/containerd", "/var/lib/etcd", "/var/lib/kubelet"

@@ -21,8 +21,8 @@ from ckp.agent import identity as identity_module
 from ckp.agent import messages
 from ckp.agent.config import Config, load
 from ckp.agent.identity import EnrolmentFailed, Identity, enrol
-from ckp.agent.kit import InvalidInput
 from ckp.agent.status import Status
+from ckp.hostkit.errors import InvalidInput
 from unit.test_agent_channel import FACTS, Authority
 
 PSK = "a-pre-shared-key-of-the-project"

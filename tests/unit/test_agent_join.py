@@ -8,9 +8,9 @@ import pytest
 
 from ckp.agent import join
 from ckp.agent.journal import Journal
-from ckp.agent.kit import ProcessFailed
 from ckp.agent.messages import BundleRef, JoinFile, Membership
 from ckp.agent.osprep import HostDecisions
+from ckp.hostkit.errors import ProcessFailed
 
 ORDINARY = HostDecisions("v2", "systemd", False, "overlayfs")
 

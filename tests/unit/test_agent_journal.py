@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ckp.agent.journal import KEPT_ENTRIES, Journal
-from ckp.agent.kit import AgentError
+from ckp.hostkit.errors import AgentError
 
 
 @pytest.fixture

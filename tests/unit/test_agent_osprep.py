@@ -11,9 +11,9 @@ import pytest
 from ckp.agent import facts, join, osprep, preflight
 from ckp.agent.bundles import bundle_folder
 from ckp.agent.journal import Journal
-from ckp.agent.kit import InvalidInput
 from ckp.agent.messages import JoinFile
 from ckp.agent.osprep import HostDecisions
+from ckp.hostkit.errors import InvalidInput
 
 ORDINARY = HostDecisions("v2", "systemd", False, "overlayfs")
 LAB = HostDecisions("v1", "cgroupfs", True, "overlayfs", {"kubelet": {"evictionHard": {"nodefs.available": "1Gi"}}})

@@ -17,12 +17,13 @@ from pathlib import Path
 import pytest
 from tests.support.served_registry import served
 
-from ckp.agent import bundles, kit
+from ckp.agent import bundles
 from ckp.agent import pull as pulling
 from ckp.agent.bundles import drop_other_bundles, pull_bundle
-from ckp.agent.kit import AgentError, Cancelled, InvalidInput, ProcessFailed
 from ckp.clients.oci.store import sha256
 from ckp.clients.registry_simulator import Fault, RegistrySimulator, _Repository
+from ckp.hostkit.errors import AgentError, Cancelled, InvalidInput, ProcessFailed
+from ckp.hostkit.processes import own_command, run
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 IMGPKG = """#!{python}
@@ -256,5 +257,5 @@ def test_a_manifest_that_is_no_images_is_left_to_imgpkg(manifest: bytes) -> None
 
 
 def test_the_tool_finds_itself() -> None:
-    said = kit.run([*kit.own_command(), "--version"], timeout=30)
+    said = run([*own_command(), "--version"], timeout=30)
     assert said.code == 0 and said.stdout.strip()

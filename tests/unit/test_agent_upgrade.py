@@ -13,9 +13,9 @@ import pytest
 from ckp.agent import upgrade as module
 from ckp.agent.engine import Engine
 from ckp.agent.journal import Journal
-from ckp.agent.kit import AgentError, VerificationFailed
 from ckp.agent.messages import AgentTarget, Desired
 from ckp.agent.upgrade import Upgrades
+from ckp.hostkit.errors import AgentError, VerificationFailed
 
 OLD, NEW = "0.1.0+1-ckp", "0.2.0+2-ckp"
 IMAGES = {NEW: "r/ckp/ckp-agent@sha256:" + "2" * 64, OLD: "r/ckp/ckp-agent@sha256:" + "1" * 64}

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 from pysequoia import SignatureMode, Tsk, sign
 
-from ckp.agent.debfile import read_ar, verify_deb
-from ckp.agent.kit import VerificationFailed
-from ckp.agent.packagefile import maintained_by_coredge
-from ckp.agent.verify import verify_bundle, verify_package
+from ckp.hostkit.errors import VerificationFailed
+from ckp.verify.bundle import verify_bundle
+from ckp.verify.debfile import read_ar, verify_deb
+from ckp.verify.packagefile import maintained_by_coredge
+from ckp.verify.packages import verify_package
 
 GOOD_MAINTAINER = "Coredge.io <support@coredge.io>"
 

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 from tests.support.spoilt_packages import Deb, GpgKey, Rpm, Tag, ar, numbers, signing_key, snapshot, special, tar_of, texts
 
-from ckp.agent import archives, rpmfile
-from ckp.agent.kit import VerificationFailed
-from ckp.agent.packagefile import MAX_UNPACKED
-from ckp.agent.verify import verify_bundle, verify_package
-from ckp.agent.versions import refuse_downgrade
 from ckp.clients.signing.openpgp import PRIMARY, SigningKey, add_signing_subkey
+from ckp.hostkit.errors import VerificationFailed
+from ckp.verify import archives, rpmfile
+from ckp.verify.bundle import verify_bundle
+from ckp.verify.packagefile import MAX_UNPACKED
+from ckp.verify.packages import verify_package
+from ckp.verify.versions import refuse_downgrade
 
 
 @dataclass(frozen=True)

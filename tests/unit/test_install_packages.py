@@ -12,9 +12,9 @@ from tests.support.spoilt_packages import Deb, Rpm, signing_key, snapshot
 
 from ckp.agent.host import install_packages
 from ckp.agent.journal import Journal
-from ckp.agent.kit import VerificationFailed
-from ckp.agent.verify import BundleManifest, Package, verify_bundle
 from ckp.clients.signing.openpgp import SigningKey
+from ckp.hostkit.errors import VerificationFailed
+from ckp.verify.bundle import BundleManifest, Package, verify_bundle
 
 KINDS = {"dpkg": "deb", "rpm": "rpm"}
 

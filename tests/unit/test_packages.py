@@ -19,8 +19,6 @@ from hypothesis import strategies as st
 from tests.support import release_packages
 from tests.support.release_packages import FORMATS, NAMES, extras, unsigned, version_of
 
-from ckp.agent import rpmfile
-from ckp.agent.verify import verify_package
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.builder.component import Built
 from ckp.distribution.packages import debs, licences, rpm_payload
@@ -30,6 +28,8 @@ from ckp.distribution.packages.pack import Format, Package, Recipe, copy_package
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, InvalidInput
 from ckp.kits.processes import run
+from ckp.verify import rpmfile
+from ckp.verify.packages import verify_package
 
 OWNER = "Coredge.io CKP packages <support@coredge.io>"
 PLUGINS = (

@@ -14,14 +14,15 @@ import pytest
 
 from ckp.agent import images, preflight
 from ckp.agent.images import ImagePulls
-from ckp.agent.kit import AgentError, InvalidInput, VerificationFailed
 from ckp.agent.osprep import HostDecisions
 from ckp.agent.preflight import Findings
-from ckp.agent.verify import BundleManifest
-from ckp.standalone import checks, config, install, steps, tool
+from ckp.hostkit.errors import AgentError, InvalidInput, VerificationFailed
+from ckp.hosttool.__main__ import main as tool
+from ckp.standalone import checks, config, install, steps
 from ckp.standalone.install import Screen
 from ckp.standalone.options import Options, check
 from ckp.standalone.steps import STEPS, Step
+from ckp.verify.bundle import BundleManifest
 
 ORDINARY = HostDecisions("v2", "systemd", False, "overlayfs")
 LAB = HostDecisions("v1", "cgroupfs", True, "overlayfs", {"kubelet": {"imageGCHighThresholdPercent": 100}})
@@ -296,9 +297,7 @@ def test_a_pull_that_fails_is_an_error_only_for_who_waits_for_it(monkeypatch: py
 
 
 def test_errors_are_sentences_with_exit_codes(capsys: pytest.CaptureFixture[str], options: Options) -> None:
-    code = tool.main(
-        ["standalone", "install", "--bundle", options.bundle_folder, "--keyring", options.keyring, "--cni", "calico", "--state-dir", options.state_dir]
-    )
+    code = tool(["standalone", "install", "--bundle", options.bundle_folder, "--keyring", options.keyring, "--cni", "calico", "--state-dir", options.state_dir])
     assert code == 2
     assert "error: Calico" in capsys.readouterr().err
-    assert tool.main(["standalone", "status", "--state-dir", options.state_dir]) == 1
+    assert tool(["standalone", "status", "--state-dir", options.state_dir]) == 1

@@ -14,11 +14,11 @@ import pytest
 from tests.support.small_packages import small_package
 from tests.support.spoilt_packages import GpgKey, signing_key, snapshot
 
-from ckp.agent.kit import VerificationFailed
-from ckp.agent.repofile import verify_repository
-from ckp.agent.verify import verify_path
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.repositories.publish import Repositories
+from ckp.hostkit.errors import VerificationFailed
+from ckp.verify.path import verify_path
+from ckp.verify.repositories.check import verify_repository
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("apt-ftparchive") and shutil.which("createrepo_c")), reason="apt-utils or createrepo-c is not installed (make setup installs them)"

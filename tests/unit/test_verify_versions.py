@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ckp.agent.versions import compare_deb, compare_rpm
+from ckp.verify.versions import compare_deb, compare_rpm
 
 SIGNS = {-1: "lt", 0: "eq", 1: "gt"}
 FAST = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -7,8 +7,9 @@ import re
 import shutil
 from typing import Callable
 
-from ckp.agent import facts, kit
-from ckp.agent.kit import AgentError, Finished, InvalidInput, ProcessFailed, run
+from ckp.agent import facts
+from ckp.hostkit.errors import AgentError, InvalidInput, ProcessFailed
+from ckp.hostkit.processes import Finished, own_command, run
 
 PULL_SECONDS = 1800.0
 FULL = 16 << 20
@@ -38,7 +39,7 @@ def pull_bundle(imgpkg: str, image: str, folder: str, registry_ca: str, cancelle
     os.makedirs(os.path.dirname(folder), mode=0o700, exist_ok=True)
     scratch, blobs, ca_file = folder + ".partial", folder + ".blobs", folder + ".ca"
     shutil.rmtree(scratch, ignore_errors=True)
-    argv = [*kit.own_command(), "pull", image, "--imgpkg", imgpkg, "--blobs", blobs, "--output", scratch]
+    argv = [*own_command(), "pull", image, "--imgpkg", imgpkg, "--blobs", blobs, "--output", scratch]
     try:
         if registry_ca:
             with open(ca_file, "w", encoding="ascii") as stream:

@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 from ckp.agent import inventory, messages
 from ckp.agent.engine import Engine
 from ckp.agent.identity import Backoff, Identity
-from ckp.agent.kit import AgentError, log
 from ckp.agent.status import Status
+from ckp.hostkit.errors import AgentError
+from ckp.hostkit.logs import log
 
 CONNECT_SECONDS, OPEN_SECONDS = 20.0, 60.0
 """For TCP, and then for TLS and the upgrade. A hub to which all hosts come back at once opens their connections in turn: whose TCP connection stands has a

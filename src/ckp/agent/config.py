@@ -7,7 +7,8 @@ import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from ckp.agent.kit import CONFIG_DIR, IMGPKG, STATE_DIR, InvalidInput
+from ckp.hostkit.errors import InvalidInput
+from ckp.hostkit.locations import CONFIG_DIR, IMGPKG, STATE_DIR
 
 DEFAULT_KEYRING = "/usr/share/ckp-agent/trusted.gpg"
 

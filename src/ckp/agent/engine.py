@@ -19,10 +19,11 @@ import threading
 import time
 from typing import Callable, Protocol
 
-from ckp.agent import kit
 from ckp.agent.journal import Journal
-from ckp.agent.kit import AgentError, Cancelled, log
 from ckp.agent.messages import JOURNAL_SENT, AgentTarget, Desired, Membership, Report
+from ckp.hostkit.errors import AgentError, Cancelled
+from ckp.hostkit.files import sync_host
+from ckp.hostkit.logs import log
 
 STEPS = ("preflight", "pull", "verify", "prepare", "install", "fetch", "join", "check")
 PHASE_OF = {
@@ -68,7 +69,7 @@ class Actions(Protocol):
 class Engine:
     """See the module's text. `run` is the worker's loop; everything else may be called from other threads."""
 
-    def __init__(self, journal: Journal, actions: Actions, *, clock: Callable[[], float] = time.monotonic, sync: Callable[[], None] = kit.sync_host) -> None:
+    def __init__(self, journal: Journal, actions: Actions, *, clock: Callable[[], float] = time.monotonic, sync: Callable[[], None] = sync_host) -> None:
         self.journal = journal
         self.actions = actions
         self.clock = clock

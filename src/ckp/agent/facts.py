@@ -6,8 +6,8 @@ import os
 import re
 import socket
 
-from ckp.agent.kit import read_text
 from ckp.agent.messages import HostFacts
+from ckp.hostkit.files import read_text
 
 CAP_SYS_RESOURCE = 24
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -74,7 +74,8 @@ def disk(path: str = "/var/lib") -> tuple[int, int]:
 
 def addresses() -> list[str]:
     """Global addresses of this host, without those of links that a cluster's network made."""
-    from ckp.agent.kit import ProcessFailed, run
+    from ckp.hostkit.errors import ProcessFailed
+    from ckp.hostkit.processes import run
 
     try:
         text = run(["ip", "-o", "addr", "show", "scope", "global", "up"], timeout=10).stdout

@@ -11,7 +11,9 @@ import re
 from typing import List, NamedTuple, Protocol, Sequence, Tuple
 
 from ckp.agent.journal import Journal
-from ckp.agent.kit import AgentError, have, read_text, remove, run
+from ckp.hostkit.errors import AgentError
+from ckp.hostkit.files import read_text, remove
+from ckp.hostkit.processes import have, run
 
 
 class Port(NamedTuple):

@@ -6,7 +6,10 @@ import os
 import shutil
 
 from ckp.agent.journal import Journal
-from ckp.agent.kit import ProcessFailed, log, read_text, remove, run
+from ckp.hostkit.errors import ProcessFailed
+from ckp.hostkit.files import read_text, remove
+from ckp.hostkit.logs import log
+from ckp.hostkit.processes import run
 
 CNI_CONFIGURATION = "/etc/cni/net.d"
 KUBERNETES_FOLDERS = (

@@ -12,11 +12,13 @@ from ckp.agent.bundles import bundle_folder, drop_other_bundles, pull_bundle
 from ckp.agent.config import Config
 from ckp.agent.installers import base
 from ckp.agent.journal import Journal
-from ckp.agent.kit import AgentError, log, run
 from ckp.agent.messages import AgentTarget, Membership
 from ckp.agent.upgrade import Upgrades, own_version
-from ckp.agent.verify import BundleManifest, verify_bundle
-from ckp.agent.versions import refuse_downgrade
+from ckp.hostkit.errors import AgentError
+from ckp.hostkit.logs import log
+from ckp.hostkit.processes import run
+from ckp.verify.bundle import BundleManifest, verify_bundle
+from ckp.verify.versions import refuse_downgrade
 
 
 def check_fits(manifest: BundleManifest) -> None:

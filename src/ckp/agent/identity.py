@@ -13,8 +13,11 @@ from urllib.parse import urlsplit
 
 from ckp.agent import messages
 from ckp.agent.config import Config
-from ckp.agent.kit import AgentError, atomic_write, log, read_text, remove, run, sync_folder
 from ckp.agent.status import Status
+from ckp.hostkit.errors import AgentError
+from ckp.hostkit.files import atomic_write, read_text, remove, sync_folder
+from ckp.hostkit.logs import log
+from ckp.hostkit.processes import run
 
 REQUEST_SECONDS = 20.0
 MAX_ANSWER = 1 << 20

@@ -6,7 +6,8 @@ import threading
 import time
 
 from ckp.agent import osprep
-from ckp.agent.kit import AgentError, have, run
+from ckp.hostkit.errors import AgentError
+from ckp.hostkit.processes import have, run
 
 IMAGE_SECONDS = 900.0
 

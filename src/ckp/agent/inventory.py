@@ -10,8 +10,9 @@ from typing import List, Optional, Tuple
 from ckp.agent import facts, preflight
 from ckp.agent.installers import base
 from ckp.agent.journal import Journal
-from ckp.agent.kit import AgentError, read_text
 from ckp.agent.messages import DiskFacts, Finding, HostFacts, LinkFacts
+from ckp.hostkit.errors import AgentError
+from ckp.hostkit.files import read_text
 
 MOST = 16
 """Of disks, links and findings each, and their texts are cut: the hub refuses facts of more than 16 KiB, and with them the host."""

@@ -8,9 +8,13 @@ import socket
 from typing import Callable, Sequence
 
 from ckp.agent.journal import Journal
-from ckp.agent.kit import InvalidInput, atomic_write, log, read_text, remove, run, wait_for
 from ckp.agent.messages import JoinFile, Membership
 from ckp.agent.osprep import PATCHES_DIR, HostDecisions
+from ckp.hostkit.errors import InvalidInput
+from ckp.hostkit.files import atomic_write, read_text, remove
+from ckp.hostkit.logs import log
+from ckp.hostkit.processes import run
+from ckp.hostkit.waits import wait_for
 
 KUBELET_CONF = "/etc/kubernetes/kubelet.conf"
 BOOTSTRAP_CONF = "/etc/kubernetes/bootstrap-kubelet.conf"

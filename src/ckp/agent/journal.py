@@ -13,8 +13,9 @@ import threading
 import time
 from typing import Any, Iterable
 
-from ckp.agent.kit import AgentError, atomic_write, remove
 from ckp.agent.messages import JournalEntry
+from ckp.hostkit.errors import AgentError
+from ckp.hostkit.files import atomic_write, remove
 
 SCHEMA = 1
 KEPT_ENTRIES = 200

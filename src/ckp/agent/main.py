@@ -1,6 +1,6 @@
 """`ckp-agent`: run | enrol | status | verify | facts, and what it starts itself: pull | upgrade-guard.
 
-(`ckp-agent standalone …` is added by ckp.standalone.tool, the one-file tool's entry.)
+(`ckp-agent standalone …` is ckp.standalone's: ckp.hosttool chooses between the two.)
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Sequence
 
-from ckp.agent.kit import CONFIG_DIR, IMGPKG, STATE_DIR, AgentError, log
+from ckp.hostkit.errors import AgentError
+from ckp.hostkit.locations import CONFIG_DIR, IMGPKG, STATE_DIR
+from ckp.hostkit.logs import log
 
 if TYPE_CHECKING:
     from ckp.agent.config import Config
@@ -74,7 +76,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     if arguments.version:
         print(facts.version())
     elif arguments.command == "verify":
-        from ckp.agent.verify import verify_command
+        from ckp.verify.path import verify_command
 
         verify_command(arguments.target, arguments.keyring, arguments.release)
     elif arguments.command == "facts":

@@ -17,7 +17,10 @@ from typing import Any, Sequence
 
 from ckp.agent import facts, firewall, swap
 from ckp.agent.journal import Journal
-from ckp.agent.kit import CONFIG_DIR, AgentError, InvalidInput, have, read_text, run
+from ckp.hostkit.errors import AgentError, InvalidInput
+from ckp.hostkit.files import read_text
+from ckp.hostkit.locations import CONFIG_DIR
+from ckp.hostkit.processes import have, run
 
 HOST_JSON = CONFIG_DIR + "/host.json"
 SYSCTL_FILE = "/etc/sysctl.d/99-ckp.conf"
@@ -303,7 +306,7 @@ def kubelet_arguments(provider_id: str, node_ip: str, labels: Sequence[str] = ()
 
 def start_containerd() -> None:
     """Start containerd with the configuration that is there now, and wait until it answers."""
-    from ckp.agent.kit import wait_for
+    from ckp.hostkit.waits import wait_for
 
     run(["systemctl", "daemon-reload"], timeout=60)
     run(["systemctl", "enable", "containerd"], timeout=60, check=False)

@@ -11,8 +11,10 @@ from typing import Iterable
 from ckp.agent import facts, firewall, folders
 from ckp.agent.installers.base import FOREIGN_RUNTIMES, Installer
 from ckp.agent.journal import Journal
-from ckp.agent.kit import AgentError, have, read_text
 from ckp.agent.messages import Finding
+from ckp.hostkit.errors import AgentError
+from ckp.hostkit.files import read_text
+from ckp.hostkit.processes import have
 
 GIB = 1 << 30
 MIB = 1 << 20

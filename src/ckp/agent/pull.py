@@ -24,8 +24,11 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Iterator, Optional
 
-from ckp.agent.kit import AgentError, InvalidInput, log, remove, run
-from ckp.agent.packagefile import sha256_of
+from ckp.hostkit.errors import AgentError, InvalidInput
+from ckp.hostkit.files import remove
+from ckp.hostkit.logs import log
+from ckp.hostkit.processes import run
+from ckp.verify.packagefile import sha256_of
 
 MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
 MANIFEST_LIMIT = 4 << 20

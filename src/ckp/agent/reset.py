@@ -17,7 +17,10 @@ from typing import Any
 from ckp.agent import firewall, folders, osprep, swap
 from ckp.agent.installers.base import Installer
 from ckp.agent.journal import Journal
-from ckp.agent.kit import AgentError, have, log, read_text, remove, run
+from ckp.hostkit.errors import AgentError
+from ckp.hostkit.files import read_text, remove
+from ckp.hostkit.logs import log
+from ckp.hostkit.processes import have, run
 
 LINKS = re.compile(r"(cilium_\w+|lxc[0-9a-f]{10,13}|lxc_health|cni0|cali[0-9a-f]{11}|vxlan\.calico|kube-ipvs0|nodelocaldns)\Z")
 """Links that a cluster's network makes. lxcbr0 and docker0 are somebody else's and don't match."""

@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 from ckp.agent.journal import now
-from ckp.agent.kit import atomic_write, read_text
+from ckp.hostkit.files import atomic_write, read_text
 
 
 class Status:

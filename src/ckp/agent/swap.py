@@ -7,7 +7,10 @@ import re
 
 from ckp.agent import facts
 from ckp.agent.journal import Journal
-from ckp.agent.kit import AgentError, ProcessFailed, atomic_write, log, read_text, run
+from ckp.hostkit.errors import AgentError, ProcessFailed
+from ckp.hostkit.files import atomic_write, read_text
+from ckp.hostkit.logs import log
+from ckp.hostkit.processes import run
 
 FSTAB = "/etc/fstab"
 UNITS = "/etc/systemd/system"

@@ -20,10 +20,13 @@ from typing import Any, Callable, Optional
 
 from ckp.agent.installers import base
 from ckp.agent.installers.base import Installer
-from ckp.agent.kit import AgentError, VerificationFailed, atomic_write, log, read_text, remove, run, sync_file
 from ckp.agent.messages import AgentTarget
-from ckp.agent.packagefile import sha256_of
-from ckp.agent.verify import verify_package
+from ckp.hostkit.errors import AgentError, VerificationFailed
+from ckp.hostkit.files import atomic_write, read_text, remove, sync_file
+from ckp.hostkit.logs import log
+from ckp.hostkit.processes import run
+from ckp.verify.packagefile import sha256_of
+from ckp.verify.packages import verify_package
 
 NAME = "ckp-agent"
 UNIT = "ckp-agent-upgrade.service"

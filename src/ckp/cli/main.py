@@ -10,7 +10,6 @@ from types import FrameType
 import click
 
 from ckp import __version__
-from ckp.agent.kit import AgentError
 from ckp.cli.cluster import cluster
 from ckp.cli.dist import dist
 from ckp.cli.host import host
@@ -24,6 +23,7 @@ from ckp.cli.standalone import standalone
 from ckp.cli.transparency import COMMANDS as TRANSPARENCY
 from ckp.cli.up import down, up
 from ckp.cli.verify import verify
+from ckp.hostkit.errors import AgentError
 from ckp.kits.disks import disk_full, is_full
 from ckp.kits.errors import CkpError
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import httpx
 
-from ckp.agent import verify
 from ckp.api.host_protocol import BundleRef
 from ckp.api.platform import InstalledRelease, Releases
 from ckp.catalog.models import BundleTarget
@@ -30,6 +29,7 @@ from ckp.kits.files import atomic_write, sha256_bytes
 from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
 from ckp.lab.lab import Lab, LabHost
+from ckp.verify.packages import verify_package
 
 REGISTRY_NAME = "registry.ckp.lab"
 REGISTRY_ADDRESS = f"{REGISTRY_NAME}:{RegistryServer.port}"
@@ -135,7 +135,7 @@ class Site:
     def install_agent(self, host: LabHost) -> None:
         """Bring the agent's package to a host, verified here before it goes there; the same version again changes nothing."""
         package = self.dist.agent("deb")
-        verify.verify_package(str(package.path), str(self.dist.keyring), name="ckp-agent", version=package.version)
+        verify_package(str(package.path), str(self.dist.keyring), name="ckp-agent", version=package.version)
         have = host.run(["dpkg-query", "-W", "-f", "${Version}", "ckp-agent"], timeout=30, check=False).stdout
         host.push(json.dumps(HOST_JSON).encode(), f"{AGENT_CONFIG}/host.json")
         host.push(self.registry.ca, REGISTRY_CA)

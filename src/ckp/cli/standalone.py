@@ -7,7 +7,7 @@ import sys
 import click
 
 from ckp.lab.lab import Lab
-from ckp.standalone import tool
+from ckp.standalone import command
 
 TOOL = "/usr/bin/ckp-agent"
 INSTALL_TIMEOUT = 1800.0
@@ -23,6 +23,6 @@ INSTALL_TIMEOUT = 1800.0
 def standalone(lab_host: str, arguments: tuple[str, ...]) -> None:
     """Make one host a cluster, or undo it: `install`, `reset`, `status` (see `ckp standalone install --help`)."""
     if not lab_host:
-        sys.exit(tool.standalone(list(arguments) or ["--help"]))
+        sys.exit(command.standalone(list(arguments) or ["--help"]))
     code = Lab().host(lab_host).stream([TOOL, "standalone", *arguments], timeout=INSTALL_TIMEOUT, on_line=click.echo)
     sys.exit(code)

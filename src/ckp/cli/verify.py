@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from ckp.agent import verify as checks
-from ckp.agent.kit import VerificationFailed as Refused
 from ckp.cli.trust import trusted_image_key, trusted_keys
 from ckp.clients.oci.registry import Registry
 from ckp.distribution.registries.verification import Reference, against_catalog, verify_reference
+from ckp.hostkit.errors import VerificationFailed as Refused
 from ckp.kits.errors import VerificationFailed
+from ckp.verify.path import verify_path
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -38,7 +38,7 @@ def verify(
     for target in targets:
         try:
             if Path(target).exists():
-                lines = checks.verify_path(target, str(ring), release, against_catalog)
+                lines = verify_path(target, str(ring), release, against_catalog)
             else:
                 reference = Reference.parse(target)
                 pem = trusted_image_key(image_key)

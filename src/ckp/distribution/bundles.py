@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckp.agent import verify
-from ckp.agent.packagefile import MAX_FILE
 from ckp.catalog.models import BundleTarget, Release
 from ckp.clients.oci.registry import Registry
 from ckp.clients.oci.store import BlobStore, Manifest
@@ -28,6 +26,8 @@ from ckp.kits.disks import naming_full_disk
 from ckp.kits.errors import CkpError, VerificationFailed
 from ckp.kits.files import CHUNK, atomic_write, building_directory, exclusive, sha256_bytes, sha256_file
 from ckp.kits.processes import run
+from ckp.verify.bundle import MAX_FILES
+from ckp.verify.packagefile import MAX_FILE
 
 PREFIX = "ckp"
 SCHEMA = 1
@@ -206,8 +206,8 @@ def unpack_bundle(layer: Path, folder: Path, name: str) -> None:
                 if plain in ("", ".") and entry.isdir():
                     continue
                 left -= entry.size
-                if number > verify.MAX_FILES or left < 0:
-                    raise VerificationFailed(f"{name} unpacks to more than {verify.MAX_FILES} files or {MAX_BUNDLE >> 30} GiB")
+                if number > MAX_FILES or left < 0:
+                    raise VerificationFailed(f"{name} unpacks to more than {MAX_FILES} files or {MAX_BUNDLE >> 30} GiB")
                 if not entry.isreg() or entry.sparse is not None or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,199}", plain):
                     raise VerificationFailed(f"{name} holds {entry.name!r}, and a bundle is a flat folder of regular files")
                 source = archive.extractfile(entry)

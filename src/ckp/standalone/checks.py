@@ -9,8 +9,8 @@ from typing import Any
 from ckp.agent import facts, preflight
 from ckp.agent.installers.base import Installer
 from ckp.agent.journal import Journal
-from ckp.agent.kit import run
 from ckp.agent.preflight import Findings
+from ckp.hostkit.processes import run
 from ckp.standalone.options import Network, Options, network
 
 MEMORY_MIB = 1700

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckp.agent.osprep import CONTAINERD_SOCKET, PATCHES_DIR, HostDecisions
-from ckp.agent.verify import BundleManifest
 from ckp.standalone.options import Options
+from ckp.verify.bundle import BundleManifest
 
 TEN_YEARS = "87600h0m0s"
 LONGEST_RESTART_PAUSE = "30s"

@@ -9,7 +9,8 @@ from typing import Callable, Sequence
 
 from ckp.agent.installers import base
 from ckp.agent.journal import Journal
-from ckp.agent.kit import AgentError, InvalidInput, read_text
+from ckp.hostkit.errors import AgentError, InvalidInput
+from ckp.hostkit.files import read_text
 from ckp.standalone import checks, options, steps
 from ckp.standalone.options import Options
 from ckp.standalone.steps import ADMIN, STEPS, Context, Step

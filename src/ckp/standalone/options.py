@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Union
 
 from ckp.agent.config import DEFAULT_KEYRING
-from ckp.agent.kit import IMGPKG, STATE_DIR, InvalidInput
 from ckp.agent.osprep import HOST_JSON
+from ckp.hostkit.errors import InvalidInput
+from ckp.hostkit.locations import IMGPKG, STATE_DIR
 
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 POD_CIDR = "10.244.0.0/16"

@@ -19,10 +19,13 @@ from ckp.agent.images import ImagePulls
 from ckp.agent.installers import base
 from ckp.agent.join import kubelet_health, kubelet_log_tail
 from ckp.agent.journal import Journal
-from ckp.agent.kit import AgentError, atomic_write, have, read_text, remove, run, wait_for
-from ckp.agent.verify import BundleManifest, verify_bundle
+from ckp.hostkit.errors import AgentError
+from ckp.hostkit.files import atomic_write, read_text, remove
+from ckp.hostkit.processes import have, run
+from ckp.hostkit.waits import wait_for
 from ckp.standalone.config import CONTROL_PLANE_IMAGES, NEEDED_IMAGES, STORAGE_CLASS, STORAGE_NAMESPACE, Plan, cilium_values, kubeadm_config, static_pod_patches
 from ckp.standalone.options import Options
+from ckp.verify.bundle import BundleManifest, verify_bundle
 
 ADMIN = "/etc/kubernetes/admin.conf"
 RUN_DIR = "/run/ckp-standalone"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Callable, Protocol, Sequence
 
-from ckp.agent.kit import InvalidInput, have
-from ckp.agent.verify import BundleManifest, Package
+from ckp.hostkit.errors import InvalidInput
+from ckp.hostkit.processes import have
+from ckp.verify.bundle import BundleManifest, Package
 
 NODE_PACKAGES = ("containerd", "kubernetes-cni", "cri-tools", "kubelet", "kubectl", "kubeadm")
 """What a node needs of a bundle, as far as the bundle has it; ckp-agent upgrades itself in another way, helm is for control planes."""

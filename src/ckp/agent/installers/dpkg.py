@@ -7,8 +7,9 @@ import re
 from typing import Callable, Sequence
 
 from ckp.agent.installers import base
-from ckp.agent.kit import AgentError, run
-from ckp.agent.verify import BundleManifest, Package
+from ckp.hostkit.errors import AgentError
+from ckp.hostkit.processes import run
+from ckp.verify.bundle import BundleManifest, Package
 
 QUIET = {"DEBIAN_FRONTEND": "noninteractive", "DEBCONF_NONINTERACTIVE_SEEN": "true", "NEEDRESTART_MODE": "l", "NEEDRESTART_SUSPEND": "1"}
 DPKG = ("dpkg", "--force-confdef", "--force-confold")

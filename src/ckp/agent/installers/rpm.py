@@ -1,4 +1,4 @@
-"""RHEL 9 and its kin: `dnf` installs the files that ckp.agent.rpmfile has verified."""
+"""RHEL 9 and its kin: `dnf` installs the files that ckp.verify.rpmfile has verified."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 from typing import Callable, Sequence
 
 from ckp.agent.installers import base
-from ckp.agent.kit import AgentError, remove, run
-from ckp.agent.verify import BundleManifest, Package
+from ckp.hostkit.errors import AgentError
+from ckp.hostkit.files import remove
+from ckp.hostkit.processes import run
+from ckp.verify.bundle import BundleManifest, Package
 
 PACKAGE_OF = {
     "socat": "socat",

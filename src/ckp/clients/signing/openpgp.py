@@ -1,4 +1,4 @@
-"""OpenPGP: making keys with gpg, signing with Sequoia. Hosts verify with gpgv (ckp.agent.signatures).
+"""OpenPGP: making keys with gpg, signing with Sequoia. Hosts verify with gpgv (ckp.verify.signatures).
 
 A release is signed by a signing subkey; the primary key only certifies, and may be taken away from the machine. Keys are RSA-3072, because
 that is what the rpm of every RHEL 9 checks. gpg runs in a home of its own that lives as long as one operation; with secrets, inside the keys' folder.

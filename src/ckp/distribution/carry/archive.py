@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ckp.agent.kit import AgentError
-from ckp.agent.signatures import check_signature
 from ckp.clients.signing.openpgp import SigningKey
+from ckp.hostkit.errors import AgentError
 from ckp.kits.disks import disk_full, naming_full_disk, says_full
 from ckp.kits.errors import CkpError, InvalidInput, VerificationFailed
 from ckp.kits.files import CHUNK, building_directory, exclusive, require_free_space, sha256_bytes, sha256_file
+from ckp.verify.signatures import check_signature
 
 INDEX = "index.json"
 SIGNATURE = "index.json.asc"

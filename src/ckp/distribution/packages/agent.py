@@ -17,18 +17,20 @@ from ckp.kits.processes import run
 SHEBANG = b"#!/usr/bin/python3 -I\n"
 MAIN = """import sys
 
-from ckp.agent.__main__ import main
+from ckp.hosttool.__main__ import main
 
 sys.exit(main())
 """
 EPOCH = (2026, 1, 1, 0, 0, 0)
-RECIPE = "2"
+RECIPE = "3"
+ROOMS = ("agent", "hostkit", "hosttool", "standalone", "verify")
+"""What the one-file tool is made of: all of it runs on the system's Python."""
 
 
 def agent_sources() -> list[Path]:
-    """The files of the agent and of the standalone installer."""
+    """The files of the one-file tool."""
     root = paths.REPO / "src" / "ckp"
-    return [root / "__init__.py", *(path for room in ("agent", "standalone") for path in sorted((root / room).rglob("*.py")))]
+    return [root / "__init__.py", *(path for room in ROOMS for path in sorted((root / room).rglob("*.py")))]
 
 
 def agent_version(keyring: Path) -> str:
@@ -58,7 +60,7 @@ def _requirements() -> Path:
 
 def _code_digest() -> str:
     """Of all that decides the one-file tool's bytes."""
-    sources = "".join(f"{path.name}{sha256_file(path)}" for path in agent_sources())
+    sources = "".join(f"{path.relative_to(paths.REPO)}{sha256_file(path)}" for path in agent_sources())
     return sha256_bytes("".join([RECIPE, sources, sha256_file(_requirements())]).encode())
 
 

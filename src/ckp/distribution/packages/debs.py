@@ -24,7 +24,7 @@ def sign_deb(unsigned: bytes, key: SigningKey) -> bytes:
 
 
 def ar_members(archive: bytes) -> list[tuple[str, bytes]]:
-    """Names and contents of an ar archive that we made ourselves. Untrusted ones are read by ckp.agent.verify."""
+    """Names and contents of an ar archive that we made ourselves. Untrusted ones are read by ckp.verify."""
     if not archive.startswith(AR_MAGIC):
         raise CkpError("not an ar archive")
     members, position = [], len(AR_MAGIC)

@@ -13,9 +13,9 @@ import re
 import struct
 from dataclasses import replace
 
-from ckp.agent import rpmfile
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.kits.errors import CkpError, InvalidInput
+from ckp.verify import rpmfile
 
 RSA = 1
 SHA512 = 10

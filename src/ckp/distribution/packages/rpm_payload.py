@@ -12,9 +12,9 @@ import struct
 import tempfile
 from pathlib import Path
 
-from ckp.agent import rpmfile
 from ckp.kits.errors import InvalidInput
 from ckp.kits.processes import run
+from ckp.verify import rpmfile
 
 _HEADER = 110
 _MAGIC = b"070701"

@@ -6,13 +6,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckp.agent import verify
 from ckp.catalog.load import Catalog
 from ckp.catalog.models import BundleTarget
 from ckp.clients.oci.registry import Registry
 from ckp.distribution.bundles import pulled_bundle
 from ckp.distribution.packages.versions import package_versions
 from ckp.kits.errors import InvalidInput, VerificationFailed
+from ckp.verify.bundle import BundleManifest, check_versions, describe_bundle, verify_bundle
 
 BUNDLE = "byoh-bundle-"
 _REFERENCE = re.compile(
@@ -54,7 +54,7 @@ def verify_reference(reference: Reference, registry: Registry, image_key: bytes,
         release: the release that a bundle must be of; a tag says it as well.
 
     Raises:
-        VerificationFailed, ckp.agent.kit.VerificationFailed: the first thing that is wrong.
+        VerificationFailed, ckp.hostkit.errors.VerificationFailed: the first thing that is wrong.
         NotFound: there is no such image.
     """
     from ckp.clients.signing.cosign import verify_image
@@ -73,25 +73,25 @@ def verify_reference(reference: Reference, registry: Registry, image_key: bytes,
     if not reference.is_bundle:
         return lines
     with pulled_bundle(registry, reference.repository, manifest, name) as folder:
-        found = verify.verify_bundle(str(folder), str(keyring), release)
+        found = verify_bundle(str(folder), str(keyring), release)
     _check_place(reference, found, name)
-    return [*lines, *verify.describe_bundle(found), *against_catalog(found)]
+    return [*lines, *describe_bundle(found), *against_catalog(found)]
 
 
-def against_catalog(found: verify.BundleManifest, catalog: Catalog | None = None) -> list[str]:
+def against_catalog(found: BundleManifest, catalog: Catalog | None = None) -> list[str]:
     """Check the packages of a bundle, which is signed and whole, against the release's file in the catalog; returns a line that says what was done.
 
     Raises:
-        ckp.agent.kit.VerificationFailed: one has another version.
+        ckp.hostkit.errors.VerificationFailed: one has another version.
     """
     known = catalog or Catalog()
     if found.release not in known.names():
         return [f"  the catalog here does not have release {found.release}: the versions of its packages were not compared"]
-    verify.check_versions(found, package_versions(known.release(found.release), found.stand_ins), "the catalog")
+    check_versions(found, package_versions(known.release(found.release), found.stand_ins), "the catalog")
     return [f"  the packages have the versions that the catalog's release {found.release} names"]
 
 
-def _check_place(reference: Reference, found: verify.BundleManifest, name: str) -> None:
+def _check_place(reference: Reference, found: BundleManifest, name: str) -> None:
     """A bundle lies where its own list says: another release's tag, or another system's repository, is a swap."""
     if reference.tag and reference.tag != f"{found.release}-ckp":
         raise VerificationFailed(

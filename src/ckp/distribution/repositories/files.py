@@ -17,16 +17,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from ckp.agent import signatures
-from ckp.agent.kit import AgentError
-from ckp.agent.packagefile import PackageInfo
-from ckp.agent.verify import verify_package
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.packages.debs import SOURCE_DATE, ar_members
 from ckp.distribution.packages.pack import Package
+from ckp.hostkit.errors import AgentError
 from ckp.kits.disks import naming_full_disk
 from ckp.kits.errors import CkpError, VerificationFailed
 from ckp.kits.files import CHUNK, sha256_file
+from ckp.verify import signatures
+from ckp.verify.packagefile import PackageInfo
+from ckp.verify.packages import verify_package
 
 SCRATCH = ".work-"
 GRACE = 86400.0

@@ -22,17 +22,17 @@ from pathlib import Path
 
 import pysequoia
 
-from ckp.agent.kit import AgentError
-from ckp.agent.repofile import verify_repository
 from ckp.clients.signing.openpgp import SigningKey, inspect
 from ckp.distribution.packages.pack import Format, Package
 from ckp.distribution.repositories.apt import AptRepository, State
 from ckp.distribution.repositories.dnf import DnfRepository
 from ckp.distribution.repositories.files import Entry, bring, check, make_folder, require_exchange, same_but_signature, scratch_folder
+from ckp.hostkit.errors import AgentError
 from ckp.kits.clock import Clock, SystemClock
 from ckp.kits.disks import naming_full_disk
 from ckp.kits.errors import Conflict, InvalidInput, NotFound, VerificationFailed
 from ckp.kits.files import atomic_write, exclusive, sha256_file
+from ckp.verify.repositories.check import verify_repository
 
 AGENT = "agent"
 LOCK_TIMEOUT = 1800.0

@@ -7,11 +7,11 @@ import re
 import time
 from email.utils import parsedate_to_datetime
 
-from ckp.agent.debfile import parse_deb822
-from ckp.agent.kit import VerificationFailed
-from ckp.agent.packagefile import read_bounded, sha256_of
-from ckp.agent.repofile import APT, MAX_INDEX, PACKINGS, Packages, Tree, read_index, safe_path
-from ckp.agent.signatures import AGAIN, MAX_SIGNATURE, check_cleartext, check_signature
+from ckp.hostkit.errors import VerificationFailed
+from ckp.verify.debfile import parse_deb822
+from ckp.verify.packagefile import read_bounded, sha256_of
+from ckp.verify.repositories.tree import APT, MAX_INDEX, PACKINGS, Packages, Tree, read_index, safe_path
+from ckp.verify.signatures import AGAIN, MAX_SIGNATURE, check_cleartext, check_signature
 
 MAX_RELEASE = 4 << 20
 COMPARED = ("Maintainer", "Depends", "Pre-Depends", "Conflicts", "Breaks", "Replaces", "Provides", "Essential", "Multi-Arch")

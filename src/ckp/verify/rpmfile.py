@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import BinaryIO, Iterator, Mapping, Union
 
-from ckp.agent.kit import VerificationFailed
-from ckp.agent.packagefile import ARCHITECTURES, CHUNK, MAX_ENTRIES, MAX_FILE, MAX_UNPACKED, Contents, Entry, PackageInfo, maintained_by_coredge, open_file
-from ckp.agent.signatures import AGAIN, MAX_SIGNATURE, check_signature
+from ckp.hostkit.errors import VerificationFailed
+from ckp.verify.packagefile import ARCHITECTURES, CHUNK, MAX_ENTRIES, MAX_FILE, MAX_UNPACKED, Contents, Entry, PackageInfo, maintained_by_coredge, open_file
+from ckp.verify.signatures import AGAIN, MAX_SIGNATURE, check_signature
 
 LEAD_BYTES = 96
 MAGIC = b"\x8e\xad\xe8\x01\0\0\0\0"

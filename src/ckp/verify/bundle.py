@@ -6,12 +6,12 @@ Order of trust in a bundle, from the outside in; nothing is used before the line
 2. bundle.json.asc is one good signature over bundle.json by a key of the keyring (gpgv decides);
 3. bundle.json is well formed, of the wanted release, and names every file of the folder: nothing missing, nothing unlisted;
 4. each file has the SHA-256 that bundle.json says;
-5. each package is whole and signed, byte for byte (ckp.agent.debfile, ckp.agent.rpmfile);
+5. each package is whole and signed, byte for byte (ckp.verify.debfile, ckp.verify.rpmfile);
 6. it says the expected name, version and architecture, and a maintainer or packager of Coredge.io;
 7. what it lays into the file system stays below the root, and holds no devices and nothing that runs with its owner's rights.
 
 There is no second implementation: the agent, the standalone installer, `ckp-agent verify` and `ckp dist verify` call this one.
-Repositories are checked by ckp.agent.repofile, which ends here too.
+Repositories are checked by ckp.verify.repositories, which verifies packages the same way.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ import os
 import re
 import stat
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping
+from typing import Any, Mapping
 
-from ckp.agent.debfile import verify_deb
-from ckp.agent.kit import InvalidInput, VerificationFailed, log
-from ckp.agent.packagefile import PackageInfo, check_identity, read_bounded, sha256_of
-from ckp.agent.rpmfile import verify_rpm
-from ckp.agent.signatures import AGAIN, MAX_SIGNATURE, check_signature
+from ckp.hostkit.errors import VerificationFailed
+from ckp.verify.packagefile import read_bounded, sha256_of
+from ckp.verify.packages import verify_package
+from ckp.verify.signatures import AGAIN, MAX_SIGNATURE, check_signature
 
 MANIFEST = "bundle.json"
 SIGNATURE = "bundle.json.asc"
@@ -119,26 +118,6 @@ def verify_bundle(folder: str, keyring: str, release: str | None = None, *, pack
         _check_digest(package.file, sha256_of(path), package.sha256)
         verify_package(path, keyring, name=package.name, version=package.version, architecture=manifest.architecture)
     return manifest
-
-
-def verify_package(path: str, keyring: str, *, name: str | None = None, version: str | None = None, architecture: str | None = None) -> PackageInfo:
-    """Check one .deb or .rpm: signature, maintainer and, where given, what it must be.
-
-    Args:
-        architecture: as Debian calls it (amd64), for rpms too; packages for all architectures fit any.
-
-    Raises:
-        VerificationFailed: names the file, the check and the key.
-    """
-    file = os.path.basename(path)
-    if not path.endswith((".deb", ".rpm")):
-        raise VerificationFailed(f"{file} is neither a .deb nor an .rpm", check="package kind")
-    info = verify_rpm(path, keyring) if path.endswith(".rpm") else verify_deb(path, keyring)
-    check_identity(info, file, name=name, version=version, architecture=architecture)
-    return info
-
-
-# -- the folder and its manifest -----------------------------------------------------------------------------------------
 
 
 def _list_folder(folder: str) -> set[str]:
@@ -269,47 +248,6 @@ def _check_digest(name: str, found: str, wanted: str) -> None:
         )
 
 
-# -- commands ------------------------------------------------------------------------------------------------------------
-
-
-def verify_path(target: str, keyring: str, release: str | None = None, further: Callable[[BundleManifest], list[str]] | None = None) -> list[str]:
-    """Check whatever `target` is: a package, a bundle's folder, a repository, or a folder of packages.
-
-    Args:
-        release: the release that a bundle must be of.
-        further: a further check of a bundle that is good so far; returns lines as well.
-
-    Returns:
-        What was checked, in lines for people.
-
-    Raises:
-        VerificationFailed: also for what is none of these.
-        InvalidInput: a release was named for what is no bundle.
-    """
-    from ckp.agent.repofile import is_repository, verify_repository
-
-    if os.path.isdir(target) and os.path.lexists(os.path.join(target, MANIFEST)):
-        manifest = verify_bundle(target, keyring, release)
-        return [*describe_bundle(manifest), *(further(manifest) if further else [])]
-    if release is not None:
-        raise InvalidInput(f"{target} is no bundle, so it can't be said to be of release {release}", resolution="leave out --release")
-    if not os.path.isdir(target):
-        return [_describe(target, verify_package(target, keyring))]
-    if is_repository(target):
-        return verify_repository(target, keyring)
-    names = sorted(os.listdir(target))
-    for name in names:
-        if not name.endswith((".deb", ".rpm")):
-            raise VerificationFailed(f"{name} in {target} is no package, and no signature covers it", check="nothing unlisted")
-    if not names:
-        raise VerificationFailed(f"{target} is empty: there is nothing to verify", check="folder")
-    return [_describe(path, verify_package(path, keyring)) for path in (os.path.join(target, name) for name in names)]
-
-
-def _describe(path: str, info: PackageInfo) -> str:
-    return f"{os.path.basename(path)}: {info.name} {info.version} {info.architecture}, {info.maintainer}: verified, signed by {info.key}"
-
-
 def describe_bundle(manifest: BundleManifest) -> list[str]:
     """What a verified bundle is, in lines for people."""
     return [
@@ -317,9 +255,3 @@ def describe_bundle(manifest: BundleManifest) -> list[str]:
         f"  {len(manifest.packages)} packages, {len(manifest.files)} other files, signed by {manifest.key}",
         *(f"  stand-in: {line}" for line in manifest.stand_ins),
     ]
-
-
-def verify_command(target: str, keyring: str, release: str | None) -> None:
-    """`ckp-agent verify`: says what holds."""
-    for line in verify_path(target, keyring, release):
-        log(line)

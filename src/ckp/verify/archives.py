@@ -12,8 +12,9 @@ import zlib
 from contextlib import contextmanager
 from typing import IO, BinaryIO, Callable, Iterator
 
-from ckp.agent.kit import PATH, VerificationFailed, have
-from ckp.agent.packagefile import CHUNK, MAX_PATH, Entry
+from ckp.hostkit.errors import VerificationFailed
+from ckp.hostkit.processes import PATH, have
+from ckp.verify.packagefile import CHUNK, MAX_PATH, Entry
 
 UNPACK_SECONDS = 300.0
 XZ_MEMORY = 256 << 20

@@ -8,11 +8,11 @@ import xml.etree.ElementTree as ET
 from typing import NoReturn
 from xml.parsers import expat
 
-from ckp.agent.archives import Broken
-from ckp.agent.kit import VerificationFailed
-from ckp.agent.packagefile import ARCHITECTURES, read_bounded, sha256_of
-from ckp.agent.repofile import DNF, Packages, Tree, read_index, safe_path
-from ckp.agent.signatures import AGAIN, MAX_SIGNATURE, check_signature
+from ckp.hostkit.errors import VerificationFailed
+from ckp.verify.archives import Broken
+from ckp.verify.packagefile import ARCHITECTURES, read_bounded, sha256_of
+from ckp.verify.repositories.tree import DNF, Packages, Tree, read_index, safe_path
+from ckp.verify.signatures import AGAIN, MAX_SIGNATURE, check_signature
 
 REPOMD = f"{DNF}/repomd.xml"
 MAX_REPOMD = 1 << 20

@@ -11,10 +11,10 @@ import re
 from dataclasses import dataclass
 from typing import BinaryIO, Iterator
 
-from ckp.agent.archives import Broken, tar_entries, unpacked
-from ckp.agent.kit import VerificationFailed
-from ckp.agent.packagefile import CHUNK, MAX_ENTRIES, MAX_UNPACKED, Contents, PackageInfo, open_file
-from ckp.agent.signatures import AGAIN, MAX_SIGNATURE, check_signature
+from ckp.hostkit.errors import VerificationFailed
+from ckp.verify.archives import Broken, tar_entries, unpacked
+from ckp.verify.packagefile import CHUNK, MAX_ENTRIES, MAX_UNPACKED, Contents, PackageInfo, open_file
+from ckp.verify.signatures import AGAIN, MAX_SIGNATURE, check_signature
 
 MEMBERS = ("debian-binary", "control.tar.*", "data.tar.*", "_gpgorigin")
 MAX_CONTROL = 4 << 20

@@ -1,4 +1,4 @@
-"""Entry of the one-file tool: `ckp-agent standalone install|reset|status`; every other command is the agent's own."""
+"""`ckp-agent standalone install|reset|status`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,9 @@ import sys
 from typing import Sequence
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] != ["standalone"]:
-        from ckp.agent.main import main as agent
-
-        return agent(arguments)
-    return standalone(arguments[1:])
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line of `standalone`."""
-    from ckp.agent.kit import STATE_DIR
+    from ckp.hostkit.locations import STATE_DIR
     from ckp.standalone.options import Options
 
     default = Options()
@@ -49,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 def standalone(argv: Sequence[str]) -> int:
     """`ckp-agent standalone …`."""
-    from ckp.agent.kit import AgentError
+    from ckp.hostkit.errors import AgentError
 
     arguments = parser().parse_args(argv)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Mapping
 
-from ckp.agent.kit import VerificationFailed
+from ckp.hostkit.errors import VerificationFailed
 
 
 def compare_deb(first: str, second: str) -> int:

@@ -11,7 +11,8 @@ import subprocess
 import tempfile
 from typing import Iterator
 
-from ckp.agent.kit import PATH, VerificationFailed
+from ckp.hostkit.errors import VerificationFailed
+from ckp.hostkit.processes import PATH
 
 GPGV_SECONDS = 300
 MAX_SIGNATURE = 64 << 10

@@ -9,8 +9,8 @@ import stat
 from dataclasses import dataclass, field
 from typing import BinaryIO, Mapping, Sequence
 
-from ckp.agent.kit import VerificationFailed
-from ckp.agent.signatures import AGAIN
+from ckp.hostkit.errors import VerificationFailed
+from ckp.verify.signatures import AGAIN
 
 MAINTAINER = "Coredge.io"
 MAX_FILE = 1 << 30

@@ -10,12 +10,13 @@ import io
 import os
 import re
 import stat
-from typing import Callable, Iterable
+from typing import Iterable
 
-from ckp.agent.archives import Broken, unpacked
-from ckp.agent.kit import VerificationFailed
-from ckp.agent.packagefile import PackageInfo, check_identity, read_bounded, sha256_of
-from ckp.agent.signatures import AGAIN
+from ckp.hostkit.errors import VerificationFailed
+from ckp.verify.archives import Broken, unpacked
+from ckp.verify.packagefile import PackageInfo, check_identity, read_bounded, sha256_of
+from ckp.verify.packages import verify_package
+from ckp.verify.signatures import AGAIN
 
 MAX_TREE = 200_000
 MAX_INDEX = 64 << 20
@@ -23,52 +24,6 @@ MAX_INDEX = 64 << 20
 PACKINGS = {"": "", ".gz": "gz", ".xz": "xz", ".zst": "zst"}
 APT, DNF = "dists", "repodata"
 _PART = re.compile(r"[A-Za-z0-9_+~^:][A-Za-z0-9._+~^:-]*\Z")
-
-
-def is_repository(root: str) -> bool:
-    """Whether a folder looks like a repository of apt or dnf, or like CKP's root of both."""
-    return any(os.path.isdir(os.path.join(root, name)) for name in (APT, DNF, "apt", "rpm"))
-
-
-def verify_repository(root: str, keyring: str) -> list[str]:
-    """Check a repository, or CKP's root with `apt/` and `rpm/`, and each package in it.
-
-    Returns:
-        What was checked, and what no signature covers, in lines for people.
-
-    Raises:
-        VerificationFailed: the first thing that is wrong.
-    """
-    from ckp.agent.aptrepo import verify_apt
-    from ckp.agent.dnfrepo import verify_dnf
-
-    root = os.path.abspath(root)
-    if os.path.isdir(os.path.join(root, APT)):
-        return verify_apt(root, keyring)
-    if os.path.isdir(os.path.join(root, DNF)):
-        return verify_dnf(root, keyring)
-    lines: list[str] = []
-    if os.path.isdir(os.path.join(root, "apt")):
-        lines += verify_apt(os.path.join(root, "apt"), keyring)
-    if os.path.isdir(os.path.join(root, "rpm")):
-        lines += _verify_dnf_tree(os.path.join(root, "rpm"), keyring, verify_dnf)
-    others = sorted(name for name in os.listdir(root) if name not in ("apt", "rpm") and not name.startswith("."))
-    if others:
-        lines.append(f"not covered by any signature, and not looked at: {', '.join(others)}")
-    return lines
-
-
-def _verify_dnf_tree(root: str, keyring: str, verify_dnf: Callable[[str, str], list[str]]) -> list[str]:
-    lines: list[str] = []
-    found = [folder for folder, folders, _ in os.walk(root) if DNF in folders]
-    for name in sorted(Tree(root).names):
-        if not any(os.path.join(root, name).startswith(folder + os.sep) for folder in found):
-            raise VerificationFailed(f"{name} in {root} lies in no repository, and no signature covers it", check="unlisted package", resolution=AGAIN)
-    for folder in sorted(found):
-        lines += verify_dnf(folder, keyring)
-    if not found:
-        raise VerificationFailed(f"there is no repository in {root}", check="repository", resolution=AGAIN)
-    return lines
 
 
 class Tree:
@@ -159,8 +114,6 @@ class Packages:
         Raises:
             VerificationFailed: it is missing, another one, not well signed, or says something else.
         """
-        from ckp.agent.verify import verify_package
-
         safe_path(path, index)
         if path not in self.tree.names:
             raise VerificationFailed(f"{path} is named in {index} and missing in the repository", check="missing package", resolution=AGAIN)

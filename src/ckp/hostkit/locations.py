@@ -1,0 +1,7 @@
+"""Where the host tool keeps its things."""
+
+from __future__ import annotations
+
+STATE_DIR = "/var/lib/ckp-agent"
+CONFIG_DIR = "/etc/ckp-agent"
+IMGPKG = "/usr/lib/ckp-agent/imgpkg"

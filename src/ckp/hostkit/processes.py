@@ -1,0 +1,149 @@
+"""Other programs, started with a bound in time and output."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import Callable, Mapping, Sequence
+
+from ckp.hostkit.errors import Cancelled, ProcessFailed
+from ckp.hostkit.logs import log
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+TAIL_LINES = 25
+OUTPUT_LIMIT = 4 << 20
+KILL_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a program ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    def tail(self) -> str:
+        """Its last words."""
+        return "\n".join((self.stdout + "\n" + self.stderr).strip().splitlines()[-TAIL_LINES:])
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes | None = None,
+    check: bool = True,
+    what: str = "",
+    resolution: str = "",
+    reason: str = "",
+    cancelled: Callable[[], bool] | None = None,
+) -> Finished:
+    """Run a program to its end and return what it said (each stream cut to 4 MiB).
+
+    Secrets belong into `stdin` or files, never into `argv` or `env`: both can be read in /proc.
+
+    Args:
+        timeout: seconds after which it is killed with all its children; there is no unbounded run.
+        check: raise when it ends with another code than 0.
+        what: how to name the work in an error, instead of the program's name.
+        cancelled: asked every half second; when true the program is killed.
+
+    Raises:
+        ProcessFailed: it could not be started, failed (with `check`), or ran out of time.
+        Cancelled: `cancelled` said so.
+    """
+    name = what or argv[0]
+    surroundings = {key: value for key, value in os.environ.items() if key in ("HOME", "TMPDIR", "HTTPS_PROXY", "NO_PROXY", "https_proxy", "no_proxy")}
+    surroundings.update({"PATH": PATH, "LC_ALL": "C.UTF-8"})
+    surroundings.setdefault("HOME", "/root")
+    surroundings.update(env or {})
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            child = subprocess.Popen(
+                list(argv),
+                env=surroundings,
+                stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ProcessFailed(
+                f"{name}: {argv[0]} could not be started: {error.strerror}", resolution=resolution, reason=reason or "CommandMissing"
+            ) from error
+        try:
+            if stdin is not None and child.stdin is not None:
+                try:
+                    child.stdin.write(stdin)
+                    child.stdin.close()
+                except BrokenPipeError:
+                    pass
+            verdict = _wait(child, timeout, cancelled)
+        except BaseException:
+            _kill(child)
+            raise
+        finished = Finished(child.returncode, _read(out), _read(err))
+    if verdict == "cancelled":
+        raise Cancelled(f"{name} was stopped, because something newer is wanted")
+    if verdict == "timeout":
+        raise ProcessFailed(f"{name} did not end within {timeout:.0f} s", details=finished.tail(), resolution=resolution, reason=reason or "TimedOut")
+    if check and finished.code != 0:
+        raise ProcessFailed(f"{name} failed with exit code {finished.code}", details=finished.tail(), resolution=resolution, reason=reason)
+    return finished
+
+
+def _wait(child: subprocess.Popen[bytes], timeout: float, cancelled: Callable[[], bool] | None) -> str:
+    deadline = time.monotonic() + timeout
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            child.wait(timeout=max(0.01, min(left, 0.5 if cancelled else left)))
+            return "ended"
+        except subprocess.TimeoutExpired:
+            pass
+        if cancelled is not None and cancelled():
+            _kill(child)
+            return "cancelled"
+        if time.monotonic() >= deadline:
+            _kill(child)
+            return "timeout"
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    try:
+        child.wait(timeout=KILL_SECONDS)
+    except subprocess.TimeoutExpired:
+        log(f"the process {child.pid} does not end: it waits for a disk or a server")
+
+
+def _read(stream: object) -> str:
+    stream.seek(0)  # type: ignore[attr-defined]
+    data: bytes = stream.read(OUTPUT_LIMIT)  # type: ignore[attr-defined]
+    return data.decode(errors="replace")
+
+
+def own_command() -> list[str]:
+    """What starts this very tool once more: the one file that it ships as, or the folder that it is run from."""
+    place = os.path.dirname(os.path.abspath(__file__))
+    while not os.path.exists(place):
+        place = os.path.dirname(place)
+    if os.path.isfile(place):
+        return [sys.executable, "-I", place]
+    top = os.path.dirname(os.path.dirname(place))
+    return [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {top!r}); from ckp.hosttool.__main__ import main; sys.exit(main())"]
+
+
+def have(program: str) -> bool:
+    """Whether a program can be found in the agent's PATH."""
+    return any(os.access(os.path.join(folder, program), os.X_OK) for folder in PATH.split(":"))

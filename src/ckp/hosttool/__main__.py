@@ -1,0 +1,23 @@
+"""`ckp-agent …`: the entry of the one-file tool, and of `python -m ckp.hosttool`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code. What is not `standalone` is the agent's."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # Imported when needed: the agent stays in memory for months, and needs nothing of the installer.
+    if arguments[:1] == ["standalone"]:
+        from ckp.standalone.command import standalone
+
+        return standalone(arguments[1:])
+    from ckp.agent.main import main as agent
+
+    return agent(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

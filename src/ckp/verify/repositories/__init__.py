@@ -1,0 +1,1 @@
+"""Repositories of apt and dnf."""

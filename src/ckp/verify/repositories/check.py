@@ -1,0 +1,54 @@
+"""A repository of apt or dnf, or CKP's root of both: which it is, and that all of it holds."""
+
+from __future__ import annotations
+
+import os
+
+from ckp.hostkit.errors import VerificationFailed
+from ckp.verify.repositories.apt import verify_apt
+from ckp.verify.repositories.dnf import verify_dnf
+from ckp.verify.repositories.tree import APT, DNF, Tree
+from ckp.verify.signatures import AGAIN
+
+
+def is_repository(root: str) -> bool:
+    """Whether a folder looks like a repository of apt or dnf, or like CKP's root of both."""
+    return any(os.path.isdir(os.path.join(root, name)) for name in (APT, DNF, "apt", "rpm"))
+
+
+def verify_repository(root: str, keyring: str) -> list[str]:
+    """Check a repository, or CKP's root with `apt/` and `rpm/`, and each package in it.
+
+    Returns:
+        What was checked, and what no signature covers, in lines for people.
+
+    Raises:
+        VerificationFailed: the first thing that is wrong.
+    """
+    root = os.path.abspath(root)
+    if os.path.isdir(os.path.join(root, APT)):
+        return verify_apt(root, keyring)
+    if os.path.isdir(os.path.join(root, DNF)):
+        return verify_dnf(root, keyring)
+    lines: list[str] = []
+    if os.path.isdir(os.path.join(root, "apt")):
+        lines += verify_apt(os.path.join(root, "apt"), keyring)
+    if os.path.isdir(os.path.join(root, "rpm")):
+        lines += _verify_dnf_tree(os.path.join(root, "rpm"), keyring)
+    others = sorted(name for name in os.listdir(root) if name not in ("apt", "rpm") and not name.startswith("."))
+    if others:
+        lines.append(f"not covered by any signature, and not looked at: {', '.join(others)}")
+    return lines
+
+
+def _verify_dnf_tree(root: str, keyring: str) -> list[str]:
+    lines: list[str] = []
+    found = [folder for folder, folders, _ in os.walk(root) if DNF in folders]
+    for name in sorted(Tree(root).names):
+        if not any(os.path.join(root, name).startswith(folder + os.sep) for folder in found):
+            raise VerificationFailed(f"{name} in {root} lies in no repository, and no signature covers it", check="unlisted package", resolution=AGAIN)
+    for folder in sorted(found):
+        lines += verify_dnf(folder, keyring)
+    if not found:
+        raise VerificationFailed(f"there is no repository in {root}", check="repository", resolution=AGAIN)
+    return lines
