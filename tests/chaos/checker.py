@@ -16,7 +16,7 @@ from typing import Any
 from cryptography import x509
 
 from chaos.simhost import OWN_CONTENT, OWN_FILE, PACKAGES, Disk
-from ckp.agent.engine import STEPS
+from ckp.agent.node.engine import STEPS
 from ckp.api import kinds
 from ckp.api.host_protocol import Desired
 from ckp.api.names import DESIRED_KEY, HOSTS_NAMESPACE

@@ -10,17 +10,18 @@ import time
 from pathlib import Path
 
 from chaos.simhost import Disk, SimulatedActions
-from ckp.agent import channel as channel_module
-from ckp.agent import engine as engine_module
-from ckp.agent import identity as identity_module
 from ckp.agent import journal as journal_module
 from ckp.agent import messages
-from ckp.agent import status as status_module
-from ckp.agent.channel import Channel
-from ckp.agent.engine import Engine
-from ckp.agent.identity import Identity
+from ckp.agent.hub import channel as channel_module
+from ckp.agent.hub import enrol as enrol_module
+from ckp.agent.hub import identity as identity_module
+from ckp.agent.hub import status as status_module
+from ckp.agent.hub.channel import Channel
+from ckp.agent.hub.identity import Identity
+from ckp.agent.hub.status import Status
 from ckp.agent.journal import Journal
-from ckp.agent.status import Status
+from ckp.agent.node import engine as engine_module
+from ckp.agent.node.engine import Engine
 from ckp.hostkit.files import atomic_write
 
 REPORT_SECONDS = 1.0
@@ -50,7 +51,7 @@ def watch_writes(disk: Disk) -> None:
         atomic_write(path, content, mode=mode)
         disk.tick()
 
-    for module in (journal_module, identity_module, status_module):
+    for module in (journal_module, identity_module, enrol_module, status_module):
         module.atomic_write = written  # type: ignore[attr-defined]
 
 

@@ -18,7 +18,7 @@ from chaos.checker import Whole
 from chaos.kube import ChaosKube, Weather
 from chaos.parts import VERSION, Controllers, Host, Hub
 from chaos.schedule import Event, Schedule
-from ckp.agent.identity import Identity
+from ckp.agent.hub.identity import Identity
 from ckp.agent.messages import EnrolmentStatus
 from ckp.api import kinds, names
 from ckp.api.kinds import Kind

@@ -12,8 +12,8 @@ from tests.component.test_registry import Served, serving
 from tests.support.control_plane import built
 from tests.support.served_registry import CuttingRelay
 
-from ckp.agent import bundles
-from ckp.agent.bundles import pull_bundle
+from ckp.agent.fetch import bundles
+from ckp.agent.fetch.bundles import pull_bundle
 from ckp.distribution.packages.agent import build_zipapp
 from ckp.hostkit import processes as host_processes
 from ckp.hostkit.errors import ProcessFailed

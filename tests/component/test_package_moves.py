@@ -20,7 +20,7 @@ from tests.support import release_packages
 from tests.support.release_packages import unsigned
 from tests.support.small_packages import small_package
 
-from ckp.agent.installers.rpm import RpmInstaller
+from ckp.agent.system.installers.rpm import RpmInstaller
 from ckp.distribution.builder.component import Built
 from ckp.distribution.packages.pack import Format, Package, Recipe, pack_unsigned
 from ckp.hostkit.errors import AgentError

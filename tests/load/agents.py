@@ -1,7 +1,7 @@
 """A process full of agents: the agent's own Engine, Journal, Identity, Backoff and messages, on asyncio in place of threads.
 
 A thousand Channels as they are (five threads each) do not fit two cores beside the hub: their threads' waiting for the interpreter would be what is
-measured. So the part of ckp.agent.channel that waits on sockets is written anew here, with the same limits and the same order of messages.
+measured. So the part of ckp.agent.hub.channel that waits on sockets is written anew here, with the same limits and the same order of messages.
 Steps change nothing, each only takes a while; facts are made up, one machine-id a host.
 Prints what happens as JSON lines [event, host, monotonic time, number]; ends when its standard input does.
 """
@@ -26,12 +26,13 @@ from urllib.parse import urlsplit
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from ckp.agent import engine as agent_engine
 from ckp.agent import messages
-from ckp.agent.channel import CONNECT_SECONDS, LONGEST_DELAY, OPEN_SECONDS, PING_SECONDS, tls_context
-from ckp.agent.engine import Engine
-from ckp.agent.identity import Backoff, Identity
+from ckp.agent.hub.backoff import Backoff
+from ckp.agent.hub.channel import CONNECT_SECONDS, LONGEST_DELAY, OPEN_SECONDS, PING_SECONDS, tls_context
+from ckp.agent.hub.identity import Identity
 from ckp.agent.journal import Journal
+from ckp.agent.node import engine as agent_engine
+from ckp.agent.node.engine import Engine
 from ckp.hub.channel import shrink_tls_buffers
 
 STEP_SECONDS = (3.0, 9.0)

@@ -25,14 +25,14 @@ from cryptography.x509.oid import NameOID
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
-from ckp.agent import channel as channel_module
 from ckp.agent import messages
-from ckp.agent import status as status_module
-from ckp.agent.channel import Channel
-from ckp.agent.engine import Engine
-from ckp.agent.identity import Identity
+from ckp.agent.hub import channel as channel_module
+from ckp.agent.hub import status as status_module
+from ckp.agent.hub.channel import Channel
+from ckp.agent.hub.identity import Identity
+from ckp.agent.hub.status import Status
 from ckp.agent.journal import Journal
-from ckp.agent.status import Status
+from ckp.agent.node.engine import Engine
 
 FACTS = messages.HostFacts("h", "0" * 32, "debian", "12", "6.1", "amd64", 2, 1, 1, 1)
 
@@ -381,7 +381,7 @@ def test_a_revoked_certificate_is_said_in_a_sentence(hub: Hub, tmp_path: Path) -
 
 
 def test_delays_grow_are_jittered_and_bounded() -> None:
-    from ckp.agent.identity import Backoff
+    from ckp.agent.hub.backoff import Backoff
 
     backoff = Backoff(1.0, channel_module.LONGEST_DELAY)
     delays = [backoff.delay() for _ in range(12)]

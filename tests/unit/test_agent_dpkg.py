@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ckp.agent.installers import dpkg
-from ckp.agent.installers.dpkg import DpkgInstaller
+from ckp.agent.system.installers import dpkg
+from ckp.agent.system.installers.dpkg import DpkgInstaller
 from ckp.hostkit import processes
 from ckp.hostkit.processes import PATH
 from ckp.verify.bundle import BundleManifest, Package

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ckp.agent import journal as journal_module
-from ckp.agent.engine import FIRST_DELAY, PERMANENT_DELAY, STEPS, Engine
 from ckp.agent.journal import Journal
 from ckp.agent.messages import BundleRef, Desired, JoinFile, Membership
+from ckp.agent.node.engine import FIRST_DELAY, PERMANENT_DELAY, STEPS, Engine
 from ckp.hostkit.errors import AgentError, Cancelled, VerificationFailed
 from ckp.hostkit.files import atomic_write
 

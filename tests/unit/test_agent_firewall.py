@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ckp.agent import firewall
-from ckp.agent.firewall import PORTS, Ufw
 from ckp.agent.journal import Journal
+from ckp.agent.system import firewall
+from ckp.agent.system.firewall import PORTS, Ufw
 from ckp.hostkit import processes
 from ckp.hostkit.errors import AgentError
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from ckp.agent import folders, host, preflight
 from ckp.agent.config import Config
-from ckp.agent.host import HostActions
 from ckp.agent.journal import Journal
-from ckp.agent.reset import NOTHING
+from ckp.agent.node import actions as host
+from ckp.agent.node import preflight
+from ckp.agent.node.actions import HostActions
+from ckp.agent.node.reset import NOTHING
+from ckp.agent.system import folders
 from ckp.hostkit.errors import ProcessFailed
 from ckp.hostkit.processes import Finished
 
@@ -155,7 +157,7 @@ def test_a_host_that_was_given_back_before_anything_was_done_is_left_alone(journ
     def never() -> object:
         raise AssertionError("the host is looked at")
 
-    monkeypatch.setattr(host.base, "of_host", never)
+    monkeypatch.setattr(host, "of_host", never)
     monkeypatch.setattr(host, "own_version", lambda default: default)
     journal.note("generation", 4)
     actions = HostActions(Config("https://hub:8443", "wss://hub:8444", "/ca", state_dir=str(tmp_path / "state")), journal)

@@ -17,11 +17,14 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from ckp.agent import identity as identity_module
 from ckp.agent import messages
 from ckp.agent.config import Config, load
-from ckp.agent.identity import EnrolmentFailed, Identity, enrol
-from ckp.agent.status import Status
+from ckp.agent.hub import enrol as enrol_module
+from ckp.agent.hub.backoff import Backoff
+from ckp.agent.hub.enrol import apply, enrol
+from ckp.agent.hub.errors import EnrolmentFailed
+from ckp.agent.hub.identity import Identity
+from ckp.agent.hub.status import Status
 from ckp.hostkit.errors import InvalidInput
 from unit.test_agent_channel import FACTS, Authority
 
@@ -105,7 +108,7 @@ def config(hub: Hub, tmp_path: Path) -> Config:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identity_module.Backoff, "delay", lambda self: 0.01)
+    monkeypatch.setattr(Backoff, "delay", lambda self: 0.01)
 
 
 def run(config: Config, **options: Any) -> tuple[bool, Identity, Status]:
@@ -139,7 +142,7 @@ def test_the_key_is_made_once(config: Config) -> None:
 
 def test_after_a_restart_the_outcome_is_asked_for_and_not_a_second_enrolment(hub: Hub, config: Config) -> None:
     identity = Identity(config.state_dir)
-    identity_module.apply(config, identity, FACTS)
+    apply(config, identity, FACTS)
     assert stat.S_IMODE(Path(identity.ticket).stat().st_mode) == 0o600
     done, _, _ = run(config)
     assert done and len(hub.asked) == 1
@@ -188,7 +191,7 @@ def test_the_pre_shared_key_is_not_sent_to_a_server_of_another_ca(hub: Hub, conf
     hub.answers = [(202, {"request_id": "r1", "token": "secret"})]
     identity = Identity(config.state_dir)
     with pytest.raises(EnrolmentFailed) as caught:
-        identity_module.apply(config, identity, FACTS)
+        apply(config, identity, FACTS)
     assert caught.value.reason == "HubNotTrusted" and hub.asked == []
 
 
@@ -223,7 +226,7 @@ def test_after_a_refusal_the_service_tries_again_only_when_the_key_file_changes(
     def changed(*_: Any) -> None:
         changes.append(len(hub.asked))
 
-    monkeypatch.setattr(identity_module, "_wait_for_change", changed)
+    monkeypatch.setattr(enrol_module, "_wait_for_change", changed)
     identity, status = Identity(config.state_dir), Status(config.state_dir)
     assert enrol(config, identity, lambda: FACTS, status, threading.Event())
     assert changes == [1]

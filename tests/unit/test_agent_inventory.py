@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from ckp.agent import inventory, messages
+from ckp.agent import messages
 from ckp.agent.journal import Journal
-from ckp.agent.preflight import Findings
+from ckp.agent.node import inventory
+from ckp.agent.node.preflight import Findings
 from ckp.api.host_protocol import MAX_FACTS_BYTES
 
 FACTS = messages.HostFacts("h", "0" * 32, "debian", "12", "6.1", "amd64", 2, 1, 1, 5 << 30)
@@ -51,7 +52,7 @@ def test_findings_are_told_while_the_host_is_free_and_only_then(tmp_path: Path, 
     seen.add("port 10250 is taken by nginx (pid 7)", "stop it")
     seen.add("swap is on", "the installer will turn it off", blocking=False)
     monkeypatch.setattr(inventory.preflight, "worker", lambda journal, installer: seen)
-    monkeypatch.setattr(inventory.base, "of_host", lambda: SimpleNamespace(installed=lambda names: {}))
+    monkeypatch.setattr(inventory, "of_host", lambda: SimpleNamespace(installed=lambda names: {}))
     journal = Journal(str(tmp_path / "journal.json"), str(tmp_path / "saved"))
     assert [(item.problem, item.blocking) for item in inventory.findings(journal)] == [("port 10250 is taken by nginx (pid 7)", True), ("swap is on", False)]
     journal.begin({"key": "k", "cluster": "c", "machine": "m", "release": "r", "bundle": "b"})
@@ -68,7 +69,7 @@ def test_the_largest_inventory_is_one_that_the_hub_takes(monkeypatch: pytest.Mon
         many.add("p" * 1000, "m" * 1000)
     monkeypatch.setattr(inventory.preflight, "worker", lambda journal, installer: many)
     packages = {f"{'n' * 60}{number}": "v" * 100 for number in range(100)}
-    monkeypatch.setattr(inventory.base, "of_host", lambda: SimpleNamespace(installed=lambda names: packages))
+    monkeypatch.setattr(inventory, "of_host", lambda: SimpleNamespace(installed=lambda names: packages))
     journal = Journal(str(tmp_path / "journal.json"), str(tmp_path / "saved"))
     facts = replace(
         FACTS,

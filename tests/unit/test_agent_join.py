@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ckp.agent import join
 from ckp.agent.journal import Journal
 from ckp.agent.messages import BundleRef, JoinFile, Membership
-from ckp.agent.osprep import HostDecisions
+from ckp.agent.node import join
+from ckp.agent.system.prepare import HostDecisions
 from ckp.hostkit.errors import ProcessFailed
 
 ORDINARY = HostDecisions("v2", "systemd", False, "overlayfs")

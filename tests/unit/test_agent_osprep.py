@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from ckp.agent import facts, join, osprep, preflight
-from ckp.agent.bundles import bundle_folder
+from ckp.agent.fetch.bundles import bundle_folder
 from ckp.agent.journal import Journal
 from ckp.agent.messages import JoinFile
-from ckp.agent.osprep import HostDecisions
+from ckp.agent.node import join, preflight
+from ckp.agent.system import facts, prepare
+from ckp.agent.system.prepare import HostDecisions
 from ckp.hostkit.errors import InvalidInput
 
 ORDINARY = HostDecisions("v2", "systemd", False, "overlayfs")
@@ -29,7 +30,7 @@ def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The places below /etc, moved into a folder of the test."""
     root = tmp_path / "root"
     for name in ("SYSCTL_FILE", "MODULES_FILE", "CONTAINERD_CONFIG", "CERTS_D", "CRICTL_CONFIG", "KUBELET_DEFAULTS", "KUBELET_SYSCONFIG", "PATCHES_DIR"):
-        monkeypatch.setattr(osprep, name, f"{root}{getattr(osprep, name)}")
+        monkeypatch.setattr(prepare, name, f"{root}{getattr(prepare, name)}")
     return root / "etc"
 
 
@@ -46,7 +47,7 @@ def test_a_v1_host_without_capabilities_gets_what_it_needs_and_its_overrides() -
 
 @pytest.mark.parametrize(("decisions", "systemd", "restrict"), [(ORDINARY, True, False), (LAB, False, True)])
 def test_containerds_configuration_is_toml_and_follows_the_decisions(decisions: HostDecisions, systemd: bool, restrict: bool) -> None:
-    config = tomllib.loads(osprep.containerd_config(decisions, "r.example:5000/ckp/pause:3.10"))
+    config = tomllib.loads(prepare.containerd_config(decisions, "r.example:5000/ckp/pause:3.10"))
     cri = config["plugins"]["io.containerd.grpc.v1.cri"]
     assert config["version"] == 2
     assert cri["sandbox_image"] == "r.example:5000/ckp/pause:3.10"
@@ -56,7 +57,7 @@ def test_containerds_configuration_is_toml_and_follows_the_decisions(decisions: 
 
 
 def test_the_registry_and_its_ca_are_told_to_containerd(journal: Journal, etc: Path) -> None:
-    osprep.containerd(journal, ORDINARY, "r.example:5000/ckp/pause:3.10", "r.example:5000/ckp", "PEM")
+    prepare.containerd(journal, ORDINARY, "r.example:5000/ckp/pause:3.10", "r.example:5000/ckp", "PEM")
     hosts = tomllib.loads((etc / "containerd/certs.d/r.example:5000/hosts.toml").read_text())
     assert hosts["server"] == "https://r.example:5000"
     assert hosts["host"]["https://r.example:5000"]["ca"].endswith("r.example:5000/ca.crt")
@@ -68,8 +69,8 @@ def test_all_that_was_written_goes_again_and_what_was_there_comes_back(journal: 
     (etc / "containerd").mkdir(parents=True)
     (etc / "containerd/config.toml").write_text("mine")
     (etc / "default").mkdir()
-    osprep.containerd(journal, ORDINARY, "r/p:1", "r", "PEM")
-    osprep.kubelet(journal, LAB, osprep.kubelet_arguments("byoh://x", "10.0.0.1"))
+    prepare.containerd(journal, ORDINARY, "r/p:1", "r", "PEM")
+    prepare.kubelet(journal, LAB, prepare.kubelet_arguments("byoh://x", "10.0.0.1"))
     assert (etc / "default/kubelet").read_text() == 'KUBELET_EXTRA_ARGS="--provider-id=byoh://x --node-ip=10.0.0.1"\n'
     patch = json.loads((etc / "kubernetes/ckp-patches/kubeletconfiguration+merge.json").read_text())
     assert patch == LAB.kubelet()
@@ -81,28 +82,28 @@ def test_all_that_was_written_goes_again_and_what_was_there_comes_back(journal: 
 @pytest.mark.parametrize("bad", ['r.example"\n[evil]', "r example", "", "-r", "r.example:port", 'x"'])
 def test_a_registry_that_is_no_host_is_refused(bad: str) -> None:
     with pytest.raises(InvalidInput):
-        osprep.registry_host(bad)
+        prepare.registry_host(bad)
 
 
 @pytest.mark.parametrize("bad", ['p:1"\nroot = "/x', "p 1", ""])
 def test_an_image_that_is_none_is_refused(bad: str) -> None:
     with pytest.raises(InvalidInput):
-        osprep.check_image(bad)
+        prepare.check_image(bad)
 
 
 @pytest.mark.parametrize("bad", ['byoh://"; rm', "byoh://$(id)", "byoh://`id`", "a\nb", "a\\b"])
 def test_a_provider_id_cannot_break_out_of_the_kubelets_environment(journal: Journal, etc: Path, bad: str) -> None:
     with pytest.raises(InvalidInput):
-        osprep.kubelet(journal, ORDINARY, osprep.kubelet_arguments(bad, ""))
+        prepare.kubelet(journal, ORDINARY, prepare.kubelet_arguments(bad, ""))
     assert not etc.exists()
 
 
 def test_labels_and_taints_are_arguments_of_the_kubelet_and_nothing_else() -> None:
-    text = osprep.kubelet_arguments("byoh://x", "10.0.0.1", ["example.org/disk=ssd", "rack=r7"], ["dedicated=db:NoSchedule", "gpu:NoExecute"])
+    text = prepare.kubelet_arguments("byoh://x", "10.0.0.1", ["example.org/disk=ssd", "rack=r7"], ["dedicated=db:NoSchedule", "gpu:NoExecute"])
     assert text.endswith("--node-labels=example.org/disk=ssd,rack=r7 --register-with-taints=dedicated=db:NoSchedule,gpu:NoExecute")
     for bad in ("rack=r7 --anonymous-auth=true", 'a="b', "a=b,c=d", "a=b\n"):
         with pytest.raises(InvalidInput):
-            osprep.kubelet_arguments("", "", [bad])
+            prepare.kubelet_arguments("", "", [bad])
 
 
 def test_overrides_that_can_not_be_read_stop_and_change_nothing(tmp_path: Path) -> None:
@@ -110,9 +111,9 @@ def test_overrides_that_can_not_be_read_stop_and_change_nothing(tmp_path: Path) 
     for text in ("{", "[]", '{"kubelet": []}'):
         path.write_text(text)
         with pytest.raises(InvalidInput):
-            osprep.decide(str(path))
+            prepare.decide(str(path))
     path.write_text('{"kubelet": {"maxPods": 10}}')
-    assert osprep.decide(str(path)).kubelet()["maxPods"] == 10
+    assert prepare.decide(str(path)).kubelet()["maxPods"] == 10
 
 
 @pytest.mark.parametrize(("controllers", "wanted"), [("cpu memory pids\n", "v2"), ("", "v1"), (None, "v1")])

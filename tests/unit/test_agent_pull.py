@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from tests.support.served_registry import served
 
-from ckp.agent import bundles
-from ckp.agent import pull as pulling
-from ckp.agent.bundles import drop_other_bundles, pull_bundle
+from ckp.agent.fetch import bundles
+from ckp.agent.fetch import pull as pulling
+from ckp.agent.fetch.bundles import drop_other_bundles, pull_bundle
 from ckp.clients.oci.store import sha256
 from ckp.clients.registry_simulator import Fault, RegistrySimulator, _Repository
 from ckp.hostkit.errors import AgentError, Cancelled, InvalidInput, ProcessFailed

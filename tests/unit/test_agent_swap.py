@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckp.agent import facts, swap
 from ckp.agent.journal import Journal
+from ckp.agent.system import facts, swap
 from ckp.hostkit.processes import Finished
 
 FSTAB = "# swap none swap\nUUID=1 / ext4 defaults 0 1\nUUID=2 none swap sw 0 0\n/swapfile\tnone\tswap\n"

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from ckp.agent import upgrade as module
-from ckp.agent.engine import Engine
 from ckp.agent.journal import Journal
 from ckp.agent.messages import AgentTarget, Desired
+from ckp.agent.node.engine import Engine
 from ckp.agent.upgrade import Upgrades
 from ckp.hostkit.errors import AgentError, VerificationFailed
 

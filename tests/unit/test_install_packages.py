@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tests.support.spoilt_packages import Deb, Rpm, signing_key, snapshot
 
-from ckp.agent.host import install_packages
 from ckp.agent.journal import Journal
+from ckp.agent.node.actions import install_packages
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.hostkit.errors import VerificationFailed
 from ckp.verify.bundle import BundleManifest, Package, verify_bundle

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from ckp.agent import images, preflight
-from ckp.agent.images import ImagePulls
-from ckp.agent.osprep import HostDecisions
-from ckp.agent.preflight import Findings
+from ckp.agent.fetch import images
+from ckp.agent.fetch.images import ImagePulls
+from ckp.agent.node import preflight
+from ckp.agent.node.preflight import Findings
+from ckp.agent.system.prepare import HostDecisions
 from ckp.hostkit.errors import AgentError, InvalidInput, VerificationFailed
 from ckp.hosttool.__main__ import main as tool
 from ckp.standalone import checks, config, install, steps

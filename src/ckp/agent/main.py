@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: argparse.Namespace) -> int:
-    from ckp.agent import facts
+    from ckp.agent.system import facts
 
     if arguments.version:
         print(facts.version())
@@ -82,11 +82,11 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     elif arguments.command == "facts":
         from dataclasses import asdict
 
-        from ckp.agent.inventory import host_facts
+        from ckp.agent.node.inventory import host_facts
 
         print(json.dumps(asdict(host_facts()), indent=2))
     elif arguments.command == "pull":
-        from ckp.agent.pull import pull
+        from ckp.agent.fetch.pull import pull
 
         print(pull(arguments.imgpkg, arguments.image, arguments.ca, arguments.blobs, arguments.output))
     elif arguments.command == "upgrade-guard":
@@ -108,8 +108,8 @@ def _dispatch(arguments: argparse.Namespace) -> int:
 
 def _status(arguments: argparse.Namespace) -> int:
     from ckp.agent.config import load
-    from ckp.agent.identity import Identity
-    from ckp.agent.status import Status
+    from ckp.agent.hub.identity import Identity
+    from ckp.agent.hub.status import Status
 
     config = load(arguments.config)
     status, identity = Status(config.state_dir), Identity(config.state_dir)
@@ -122,9 +122,10 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _enrol(config: Config, again: bool) -> int:
-    from ckp.agent import facts
-    from ckp.agent.identity import Identity, enrol
-    from ckp.agent.status import Status
+    from ckp.agent.hub.enrol import enrol
+    from ckp.agent.hub.identity import Identity
+    from ckp.agent.hub.status import Status
+    from ckp.agent.system import facts
 
     identity = Identity(config.state_dir)
     if again:
@@ -142,9 +143,10 @@ def _run(config: Config) -> int:
     os.umask(0o077)
     os.makedirs(config.state_dir, mode=0o700, exist_ok=True)
     threading.stack_size(STACK_BYTES)
-    from ckp.agent import facts
-    from ckp.agent.identity import Identity, enrol
-    from ckp.agent.status import Status
+    from ckp.agent.hub.enrol import enrol
+    from ckp.agent.hub.identity import Identity
+    from ckp.agent.hub.status import Status
+    from ckp.agent.system import facts
 
     identity, status = Identity(config.state_dir), Status(config.state_dir)
     stop = threading.Event()
@@ -157,11 +159,12 @@ def _run(config: Config) -> int:
             # HTTP's libraries are not needed any more: start anew without them, and stay small for months
             os.environ[SHED] = "1"
             os.execv(sys.executable, [sys.executable, "-I", *sys.argv])  # noqa: S606
-    from ckp.agent import inventory, messages
-    from ckp.agent.channel import Channel
-    from ckp.agent.engine import Engine
-    from ckp.agent.host import HostActions
+    from ckp.agent import messages
+    from ckp.agent.hub.channel import Channel
     from ckp.agent.journal import Journal
+    from ckp.agent.node import inventory
+    from ckp.agent.node.actions import HostActions
+    from ckp.agent.node.engine import Engine
 
     journal = Journal(os.path.join(config.state_dir, "journal.json"), os.path.join(config.state_dir, "saved"))
     actions = HostActions(config, journal)
@@ -190,8 +193,8 @@ def _run(config: Config) -> int:
 
 def _watch_work(engine: object, status: object, over: threading.Event) -> None:
     """Keep the `work` line of `ckp-agent status` current."""
-    from ckp.agent.engine import Engine
-    from ckp.agent.status import Status
+    from ckp.agent.hub.status import Status
+    from ckp.agent.node.engine import Engine
 
     assert isinstance(engine, Engine) and isinstance(status, Status)
     while not over.is_set():

@@ -18,9 +18,9 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Callable, Optional
 
-from ckp.agent.installers import base
-from ckp.agent.installers.base import Installer
 from ckp.agent.messages import AgentTarget
+from ckp.agent.system.installers.base import Installer
+from ckp.agent.system.installers.detect import of_host
 from ckp.hostkit.errors import AgentError, VerificationFailed
 from ckp.hostkit.files import atomic_write, read_text, remove, sync_file
 from ckp.hostkit.logs import log
@@ -81,7 +81,7 @@ class Upgrades:
                 reason="AgentUpgradeReturned",
                 permanent=True,
             )
-        ending = ".deb" if (installer or base.of_host()).name == "dpkg" else ".rpm"
+        ending = ".deb" if (installer or of_host()).name == "dpkg" else ".rpm"
         package = self._fetch(target.image, target.version, ending, keyring, pull, target.registry_ca)
         fallback = self._kept(own, ending, keyring)
         if not fallback and target.fallback_image:
@@ -216,14 +216,14 @@ def own_version(default: str) -> str:
     if os.path.realpath(sys.argv[0]) != TOOL:
         return default
     try:
-        return base.of_host().installed([NAME]).get(NAME, default)
+        return of_host().installed([NAME]).get(NAME, default)
     except AgentError:
         return default
 
 
 def install_file(path: str) -> None:
     """Put this verified package in place of whichever version is there, older or newer. The host's own configuration files stay."""
-    base.of_host().put(path)
+    of_host().put(path)
 
 
 def restart_agent() -> None:

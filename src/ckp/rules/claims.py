@@ -71,7 +71,7 @@ def candidate(host: Mapping[str, Any]) -> Candidate:
 
 
 def system_of(facts: Mapping[str, Any]) -> str:
-    """A host's operating system as bundles are named for it (ckp.agent.facts.host_facts_os): debian-12, and rhel-9 for 9.4; "" if it has not said."""
+    """A host's operating system as bundles are named for it (ckp.agent.system.facts.host_facts_os): debian-12, and rhel-9 for 9.4; "" if it has not said."""
     name, number = str(facts.get("os_id") or ""), str(facts.get("os_version") or "")
     return f"{name}-{number.partition('.')[0] if name == 'rhel' else number}" if name else ""
 

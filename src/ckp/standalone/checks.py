@@ -6,10 +6,11 @@ import ipaddress
 import json
 from typing import Any
 
-from ckp.agent import facts, preflight
-from ckp.agent.installers.base import Installer
 from ckp.agent.journal import Journal
-from ckp.agent.preflight import Findings
+from ckp.agent.node import preflight
+from ckp.agent.node.preflight import Findings
+from ckp.agent.system import facts
+from ckp.agent.system.installers.base import Installer
 from ckp.hostkit.processes import run
 from ckp.standalone.options import Network, Options, network
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ckp.agent.osprep import CONTAINERD_SOCKET, PATCHES_DIR, HostDecisions
+from ckp.agent.system.prepare import CONTAINERD_SOCKET, PATCHES_DIR, HostDecisions
 from ckp.standalone.options import Options
 from ckp.verify.bundle import BundleManifest
 

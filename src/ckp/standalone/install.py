@@ -7,8 +7,8 @@ import sys
 import time
 from typing import Callable, Sequence
 
-from ckp.agent.installers import base
 from ckp.agent.journal import Journal
+from ckp.agent.system.installers.detect import of_host
 from ckp.hostkit.errors import AgentError, InvalidInput
 from ckp.hostkit.files import read_text
 from ckp.standalone import checks, options, steps
@@ -79,7 +79,7 @@ def install(chosen: Options, *, screen: Screen | None = None, plan: Sequence[Ste
             screen.line(f"  kubeconfig  {ADMIN}")
             return
         screen.line(f"going on where the last run ended: {len(journal.done)} of {len(plan)} steps are done")
-    installer = base.of_host()
+    installer = of_host()
     context = Context(chosen, journal, installer, screen.say)
     if journal.member is None:
         checks.look(chosen, journal, installer).raise_if_any("this host can't become a cluster")
@@ -159,9 +159,9 @@ def reset(state_dir: str, *, screen: Screen | None = None, force: bool = False) 
         InvalidInput: this host has none (with `force` it is cleaned all the same).
         AgentError: what could not be removed.
     """
-    from ckp.agent.bundles import drop_other_bundles
-    from ckp.agent.reset import NOTHING
-    from ckp.agent.reset import reset as clean
+    from ckp.agent.fetch.bundles import drop_other_bundles
+    from ckp.agent.node.reset import NOTHING
+    from ckp.agent.node.reset import reset as clean
 
     screen = screen or Screen(1)
     refuse_managed(state_dir)
@@ -171,7 +171,7 @@ def reset(state_dir: str, *, screen: Screen | None = None, force: bool = False) 
     begun = time.monotonic()
     screen.begin(1, "Reset")
     try:
-        note = clean(journal, base.of_host()) if force or journal.touched else NOTHING
+        note = clean(journal, of_host()) if force or journal.touched else NOTHING
     except AgentError:
         screen.end("FAILED", time.monotonic() - begun)
         raise

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Union
 
 from ckp.agent.config import DEFAULT_KEYRING
-from ckp.agent.osprep import HOST_JSON
+from ckp.agent.system.prepare import HOST_JSON
 from ckp.hostkit.errors import InvalidInput
 from ckp.hostkit.locations import IMGPKG, STATE_DIR
 

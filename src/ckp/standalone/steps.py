@@ -11,14 +11,15 @@ import time
 from dataclasses import dataclass, field
 from typing import Callable
 
-from ckp.agent import facts, firewall, folders, osprep
-from ckp.agent import swap as swapping
-from ckp.agent.bundles import bundle_folder, pull_bundle
-from ckp.agent.host import add_tools, check_fits, install_packages
-from ckp.agent.images import ImagePulls
-from ckp.agent.installers import base
-from ckp.agent.join import kubelet_health, kubelet_log_tail
+from ckp.agent.fetch.bundles import bundle_folder, pull_bundle
+from ckp.agent.fetch.images import ImagePulls
 from ckp.agent.journal import Journal
+from ckp.agent.node.actions import add_tools, check_fits, install_packages
+from ckp.agent.node.join import kubelet_health, kubelet_log_tail
+from ckp.agent.system import facts, firewall, folders, prepare
+from ckp.agent.system import swap as swapping
+from ckp.agent.system.installers.base import NODE_PACKAGES, Installer
+from ckp.agent.system.installers.detect import select
 from ckp.hostkit.errors import AgentError
 from ckp.hostkit.files import atomic_write, read_text, remove
 from ckp.hostkit.processes import have, run
@@ -39,7 +40,7 @@ class Context:
 
     options: Options
     journal: Journal
-    installer: base.Installer
+    installer: Installer
     say: Callable[[str], None]
     manifest: BundleManifest | None = None
     pulls: ImagePulls | None = None
@@ -57,7 +58,7 @@ class Context:
         return Plan(
             options=options,
             manifest=manifest,
-            decisions=osprep.decide(options.host_json),
+            decisions=prepare.decide(options.host_json),
             registry=(options.registry or manifest.registry).rstrip("/"),
             address=options.advertise_address or facts.default_address(),
             node_name=options.node_name or socket.gethostname().lower(),
@@ -91,7 +92,7 @@ def _verify(context: Context) -> BundleManifest:
             shutil.rmtree(folder, ignore_errors=True)  # ours, and no good: a next run pulls anew
         raise
     check_fits(manifest)
-    base.select(manifest, base.NODE_PACKAGES)
+    select(manifest, NODE_PACKAGES)
     missing = [name for name in ("helm",) if manifest.package(name) is None] + [
         name for name in ("chart-cilium.tgz", "local-path.yaml") if name not in manifest.files
     ]
@@ -120,7 +121,7 @@ def system_packages(context: Context) -> str:
 
 def containerd(context: Context) -> str:
     plan = context.plan()
-    osprep.containerd(context.journal, plan.decisions, plan.image("pause"), plan.registry, context.registry_ca())
+    prepare.containerd(context.journal, plan.decisions, plan.image("pause"), plan.registry, context.registry_ca())
     install_packages(context.journal, context.installer, plan.manifest, ["containerd", *(["cri-tools"] if plan.manifest.package("cri-tools") else [])])
     return run(["containerd", "--version"], timeout=20).stdout.split(" ")[2] if have("containerd") else ""
 
@@ -128,22 +129,22 @@ def containerd(context: Context) -> str:
 def runc(context: Context) -> str:
     """runc comes in containerd's package; here it is asked whether it runs, and the runtime is started."""
     said = run(["runc", "--version"], timeout=20, what="asking runc for its version", resolution="the bundle's containerd package must hold runc")
-    osprep.start_containerd()
+    prepare.start_containerd()
     match = re.search(r"runc version (\S+)", said.stdout)
     return match.group(1) if match else ""
 
 
 def kernel(context: Context) -> str:
     ports = (*firewall.PORTS, firewall.API_SERVER)
-    return "; ".join([*osprep.kernel(context.journal), *firewall.open_ports(context.journal, ports)])
+    return "; ".join([*prepare.kernel(context.journal), *firewall.open_ports(context.journal, ports)])
 
 
 def ckp_packages(context: Context) -> str:
     manifest = context.verified()
-    names = [package.name for package in base.select(manifest, base.NODE_PACKAGES)]
+    names = [package.name for package in select(manifest, NODE_PACKAGES)]
     plan = context.plan()
     # before the package brings its own: what was there before us is what comes back at a reset
-    osprep.kubelet(context.journal, plan.decisions, osprep.kubelet_arguments("", plan.address))
+    prepare.kubelet(context.journal, plan.decisions, prepare.kubelet_arguments("", plan.address))
     install_packages(context.journal, context.installer, manifest, names)
     run(["systemctl", "daemon-reload"], timeout=60)
     run(["systemctl", "enable", "kubelet"], timeout=60, what="enabling the kubelet")
@@ -195,10 +196,10 @@ def kubeadm_init(context: Context) -> str:
         shutil.rmtree("/var/lib/etcd", ignore_errors=True)
     elif os.path.isdir("/etc/kubernetes/manifests") and os.listdir("/etc/kubernetes/manifests"):
         run(["kubeadm", "reset", "-f", "--kubeconfig", "/nonexistent", "--skip-phases", "remove-etcd-member"], timeout=180, check=False)
-    osprep.kubelet(context.journal, plan.decisions, osprep.kubelet_arguments("", plan.address))
+    prepare.kubelet(context.journal, plan.decisions, prepare.kubelet_arguments("", plan.address))
     pulls.wait([plan.image(name) for name in CONTROL_PLANE_IMAGES])
     for name, patch in static_pod_patches(plan).items():
-        context.journal.replace_file(f"{osprep.PATCHES_DIR}/{name}", patch, mode=0o600)
+        context.journal.replace_file(f"{prepare.PATCHES_DIR}/{name}", patch, mode=0o600)
     os.makedirs(RUN_DIR, mode=0o700, exist_ok=True)
     config = os.path.join(RUN_DIR, "kubeadm.json")
     atomic_write(config, kubeadm_config(plan), mode=0o600)

@@ -13,10 +13,12 @@ import time
 from typing import Any, Callable, Optional
 from urllib.parse import urlsplit
 
-from ckp.agent import inventory, messages
-from ckp.agent.engine import Engine
-from ckp.agent.identity import Backoff, Identity
-from ckp.agent.status import Status
+from ckp.agent import messages
+from ckp.agent.hub.backoff import Backoff
+from ckp.agent.hub.identity import Identity
+from ckp.agent.hub.status import Status
+from ckp.agent.node import inventory
+from ckp.agent.node.engine import Engine
 from ckp.hostkit.errors import AgentError
 from ckp.hostkit.logs import log
 

@@ -15,8 +15,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Sequence
 
-from ckp.agent import facts, firewall, swap
 from ckp.agent.journal import Journal
+from ckp.agent.system import facts, firewall, swap
 from ckp.hostkit.errors import AgentError, InvalidInput
 from ckp.hostkit.files import read_text
 from ckp.hostkit.locations import CONFIG_DIR

@@ -6,13 +6,15 @@ import os
 import shutil
 from typing import Callable, Sequence
 
-from ckp.agent import facts, folders, osprep, preflight, swap
-from ckp.agent import join as joining
-from ckp.agent.bundles import bundle_folder, drop_other_bundles, pull_bundle
 from ckp.agent.config import Config
-from ckp.agent.installers import base
+from ckp.agent.fetch.bundles import bundle_folder, drop_other_bundles, pull_bundle
 from ckp.agent.journal import Journal
 from ckp.agent.messages import AgentTarget, Membership
+from ckp.agent.node import join as joining
+from ckp.agent.node import preflight
+from ckp.agent.system import facts, folders, prepare, swap
+from ckp.agent.system.installers.base import NODE_PACKAGES, Installer, missing_tools
+from ckp.agent.system.installers.detect import of_host, select
 from ckp.agent.upgrade import Upgrades, own_version
 from ckp.hostkit.errors import AgentError
 from ckp.hostkit.logs import log
@@ -34,7 +36,7 @@ def check_fits(manifest: BundleManifest) -> None:
 
 
 class HostActions:
-    """See ckp.agent.engine.Actions."""
+    """See ckp.agent.node.engine.Actions."""
 
     def __init__(self, config: Config, journal: Journal) -> None:
         self.config = config
@@ -59,7 +61,7 @@ class HostActions:
     def _preflight(self, member: Membership, cancelled: Callable[[], bool]) -> str:
         bundle_folder(self.config.state_dir, member.bundle.image)
         joining.check_files(member.files)
-        installer = base.of_host()
+        installer = of_host()
         preflight.worker(self.journal, installer).raise_if_any("this host can't become a node")
         return ""
 
@@ -85,18 +87,18 @@ class HostActions:
         return f"{len(manifest.packages)} packages, signed by {manifest.key}"
 
     def _prepare(self, member: Membership, cancelled: Callable[[], bool]) -> str:
-        installer = base.of_host()
+        installer = of_host()
         folders.remember_present(self.journal)
         added = add_tools(self.journal, installer)
-        decisions = osprep.decide()
+        decisions = prepare.decide()
         hub = self.config.hub_host
-        note = osprep.prepare(
+        note = prepare.prepare(
             self.journal,
             decisions,
             sandbox_image=member.sandbox_image,
             registry=member.registry,
             registry_ca=member.registry_ca,
-            kubelet_args=osprep.kubelet_arguments(member.provider_id, facts.default_address(hub), member.node_labels, member.node_taints),
+            kubelet_args=prepare.kubelet_arguments(member.provider_id, facts.default_address(hub), member.node_labels, member.node_taints),
         )
         return "; ".join(part for part in (added, note) if part)
 
@@ -104,11 +106,11 @@ class HostActions:
         manifest = self._manifest
         if manifest is None:
             raise AgentError("nothing was verified, so nothing is installed", reason="NotVerified")
-        installer = base.of_host()
-        packages = base.select(manifest, base.NODE_PACKAGES)
+        installer = of_host()
+        packages = select(manifest, NODE_PACKAGES)
         names = [package.name for package in packages]
         install_packages(self.journal, installer, manifest, names, allow_downgrade=member.allow_downgrade)
-        osprep.start_containerd()
+        prepare.start_containerd()
         run(["systemctl", "enable", "kubelet"], timeout=60, what="enabling the kubelet")
         return ", ".join(f"{package.name} {package.version}" for package in packages)
 
@@ -116,7 +118,7 @@ class HostActions:
         """The images that every node runs at once. What can't be fetched now is no reason not to join: the kubelet tries again."""
         if not member.images:
             return ""
-        from ckp.agent.images import ImagePulls
+        from ckp.agent.fetch.images import ImagePulls
 
         pulls = ImagePulls(list(member.images), parallel=2)
         try:
@@ -126,20 +128,20 @@ class HostActions:
         return f"{len(member.images)} images"
 
     def _join(self, member: Membership, cancelled: Callable[[], bool]) -> str:
-        return joining.join(self.journal, member, osprep.decide(), cancelled)
+        return joining.join(self.journal, member, prepare.decide(), cancelled)
 
     def reset(self, cancelled: Callable[[], bool]) -> str:
-        from ckp.agent.reset import NOTHING, reset
+        from ckp.agent.node.reset import NOTHING, reset
 
         note = NOTHING
         if self.journal.touched:
-            installer = base.of_host()
+            installer = of_host()
             self._finish_packages(installer)
             note = reset(self.journal, installer)
         drop_other_bundles(self.config.state_dir, "")
         return note
 
-    def _finish_packages(self, installer: base.Installer) -> None:
+    def _finish_packages(self, installer: Installer) -> None:
         """What was cut off while it was unpacked is unpacked anew, from the bundle that it came of: only then does its removal take everything along."""
         broken = installer.broken(self.journal.packages)
         if not broken or self.journal.member is None:
@@ -168,9 +170,9 @@ class HostActions:
         return swap.keep_off(self.journal) or joining.kubelet_health()
 
 
-def add_tools(journal: Journal, installer: base.Installer) -> str:
+def add_tools(journal: Journal, installer: Installer) -> str:
     """Install what this host lacks of the system's own tools; a note of which, "" if none. They go again with the rest."""
-    missing = base.missing_tools()
+    missing = missing_tools()
     if not missing:
         return ""
 
@@ -180,7 +182,7 @@ def add_tools(journal: Journal, installer: base.Installer) -> str:
     return f"system packages added: {', '.join(installer.add_tools(missing, remember))}"
 
 
-def install_packages(journal: Journal, installer: base.Installer, manifest: BundleManifest, names: list[str], *, allow_downgrade: bool = False) -> None:
+def install_packages(journal: Journal, installer: Installer, manifest: BundleManifest, names: list[str], *, allow_downgrade: bool = False) -> None:
     """Install verified packages by name, and remember before the package manager runs which of them were not here.
 
     Raises:

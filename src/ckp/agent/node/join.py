@@ -9,7 +9,7 @@ from typing import Callable, Sequence
 
 from ckp.agent.journal import Journal
 from ckp.agent.messages import JoinFile, Membership
-from ckp.agent.osprep import PATCHES_DIR, HostDecisions
+from ckp.agent.system.prepare import PATCHES_DIR, HostDecisions
 from ckp.hostkit.errors import InvalidInput
 from ckp.hostkit.files import atomic_write, read_text, remove
 from ckp.hostkit.logs import log

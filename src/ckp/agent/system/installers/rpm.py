@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Callable, Sequence
 
-from ckp.agent.installers import base
+from ckp.agent.system.installers.base import remove_unneeded
 from ckp.hostkit.errors import AgentError
 from ckp.hostkit.files import remove
 from ckp.hostkit.processes import run
@@ -129,4 +129,4 @@ class RpmInstaller:
         return packages
 
     def remove_tools(self, names: Sequence[str]) -> list[str]:
-        return base.remove_unneeded(self, names, lambda name: run([*self._rpm, "-e", name], timeout=300, check=False))
+        return remove_unneeded(self, names, lambda name: run([*self._rpm, "-e", name], timeout=300, check=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from ckp.agent import osprep
+from ckp.agent.system import prepare
 from ckp.hostkit.errors import AgentError
 from ckp.hostkit.processes import have, run
 
@@ -63,14 +63,14 @@ class ImagePulls:
 
 def pull_image(image: str) -> None:
     """Pull one image into the runtime, unless it is there. Twice, since a registry may be slow to wake."""
-    socket_path = osprep.CONTAINERD_SOCKET[len("unix://") :]
+    socket_path = prepare.CONTAINERD_SOCKET[len("unix://") :]
     if have("crictl"):
-        endpoint = f"--image-endpoint={osprep.CONTAINERD_SOCKET}"
+        endpoint = f"--image-endpoint={prepare.CONTAINERD_SOCKET}"
         if run(["crictl", endpoint, "inspecti", "-q", image], timeout=60, check=False).code == 0:
             return
         argv = ["crictl", endpoint, f"--timeout={IMAGE_SECONDS:.0f}s", "pull", image]
     else:
-        argv = ["ctr", "--address", socket_path, "-n", "k8s.io", "images", "pull", "--hosts-dir", osprep.CERTS_D, image]
+        argv = ["ctr", "--address", socket_path, "-n", "k8s.io", "images", "pull", "--hosts-dir", prepare.CERTS_D, image]
     if run(argv, timeout=IMAGE_SECONDS, check=False).code != 0:
         time.sleep(1)
         run(argv, timeout=IMAGE_SECONDS, what=f"pulling {image}", reason="ImagePullFailed")

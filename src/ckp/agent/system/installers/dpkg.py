@@ -6,7 +6,7 @@ import os
 import re
 from typing import Callable, Sequence
 
-from ckp.agent.installers import base
+from ckp.agent.system.installers.base import remove_unneeded
 from ckp.hostkit.errors import AgentError
 from ckp.hostkit.processes import run
 from ckp.verify.bundle import BundleManifest, Package
@@ -102,7 +102,7 @@ class DpkgInstaller:
         return packages
 
     def remove_tools(self, names: Sequence[str]) -> list[str]:
-        return base.remove_unneeded(self, names, lambda name: self._dpkg(["--purge", name], what=f"removing {name}", check=False))
+        return remove_unneeded(self, names, lambda name: self._dpkg(["--purge", name], what=f"removing {name}", check=False))
 
     def _dpkg(self, arguments: Sequence[str], *, what: str, check: bool = True) -> None:
         """Run dpkg; somebody else's lock (unattended upgrades) is waited for."""

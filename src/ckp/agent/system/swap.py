@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 
-from ckp.agent import facts
 from ckp.agent.journal import Journal
+from ckp.agent.system import facts
 from ckp.hostkit.errors import AgentError, ProcessFailed
 from ckp.hostkit.files import atomic_write, read_text
 from ckp.hostkit.logs import log

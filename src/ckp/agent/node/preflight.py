@@ -8,10 +8,10 @@ import socket
 from dataclasses import dataclass, field
 from typing import Iterable
 
-from ckp.agent import facts, firewall, folders
-from ckp.agent.installers.base import FOREIGN_RUNTIMES, Installer
 from ckp.agent.journal import Journal
 from ckp.agent.messages import Finding
+from ckp.agent.system import facts, firewall, folders
+from ckp.agent.system.installers.base import FOREIGN_RUNTIMES, Installer
 from ckp.hostkit.errors import AgentError
 from ckp.hostkit.files import read_text
 from ckp.hostkit.processes import have

@@ -1,10 +1,9 @@
-"""What an installer can do, and which one this host needs."""
+"""What an installer can do, and what a node needs of one."""
 
 from __future__ import annotations
 
 from typing import Callable, Protocol, Sequence
 
-from ckp.hostkit.errors import InvalidInput
 from ckp.hostkit.processes import have
 from ckp.verify.bundle import BundleManifest, Package
 
@@ -95,25 +94,3 @@ def remove_unneeded(installer: Installer, names: Sequence[str], remove: Callable
             remove(name)
         left = list(installer.installed(left))
     return left
-
-
-def of_host() -> Installer:
-    """The installer for this host. InvalidInput if it has neither dpkg nor rpm."""
-    if have("dpkg") and have("apt-get"):
-        from ckp.agent.installers.dpkg import DpkgInstaller
-
-        return DpkgInstaller()
-    if have("dnf") and have("rpm"):
-        from ckp.agent.installers.rpm import RpmInstaller
-
-        return RpmInstaller()
-    raise InvalidInput("this host has neither dpkg and apt-get nor dnf and rpm", resolution="use Debian 12, Ubuntu 22.04 or 24.04, or RHEL 9")
-
-
-def select(manifest: BundleManifest, wanted: Sequence[str]) -> list[Package]:
-    """The packages of the bundle among `wanted`, in that order. InvalidInput if one that every node needs is missing."""
-    missing = [name for name in REQUIRED_PACKAGES if manifest.package(name) is None]
-    if missing:
-        raise InvalidInput(f"the bundle {manifest.release} lacks {', '.join(missing)}", resolution="build it again (ckp dist build)")
-    found = [manifest.package(name) for name in wanted]
-    return [package for package in found if package is not None]

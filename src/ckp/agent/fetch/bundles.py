@@ -7,7 +7,7 @@ import re
 import shutil
 from typing import Callable
 
-from ckp.agent import facts
+from ckp.agent.system import facts
 from ckp.hostkit.errors import AgentError, InvalidInput, ProcessFailed
 from ckp.hostkit.processes import Finished, own_command, run
 
@@ -27,7 +27,7 @@ def bundle_folder(state_dir: str, image: str) -> str:
 def pull_bundle(imgpkg: str, image: str, folder: str, registry_ca: str, cancelled: Callable[[], bool] | None = None) -> str:
     """Pull a bundle into `folder`, which gets its name only when it is whole. Returns how much came; "" if it was there already.
 
-    The work is done by a process of its own (see ckp.agent.pull), so that its memory goes with it. Whatever ends it, what was fetched so far stays.
+    The work is done by a process of its own (see ckp.agent.fetch.pull), so that its memory goes with it. Whatever ends it, what was fetched so far stays.
 
     Raises:
         ProcessFailed: it can't be had from the registry; it is resumed when it is tried again.

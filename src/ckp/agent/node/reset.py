@@ -14,9 +14,9 @@ import signal
 import time
 from typing import Any
 
-from ckp.agent import firewall, folders, osprep, swap
-from ckp.agent.installers.base import Installer
 from ckp.agent.journal import Journal
+from ckp.agent.system import firewall, folders, prepare, swap
+from ckp.agent.system.installers.base import Installer
 from ckp.hostkit.errors import AgentError
 from ckp.hostkit.files import read_text, remove
 from ckp.hostkit.logs import log
@@ -63,7 +63,7 @@ def reset(journal: Journal, installer: Installer) -> str:
         shutil.rmtree("/root/.kube/cache", ignore_errors=True)  # kubectl's, beside the configuration that we made
     swap.restore_fstab(journal)
     journal.restore_files()
-    osprep.restore_sysctls(journal)
+    prepare.restore_sysctls(journal)
     firewall.close_ports(journal)
     run(["systemctl", "daemon-reload"], timeout=60, check=False)
     swap.restore_swap(journal)
@@ -104,7 +104,7 @@ def _remove_pods() -> None:
     """Remove the pods from a runtime that stays, because it is not ours."""
     if not have("crictl"):
         return
-    endpoint = f"--runtime-endpoint={osprep.CONTAINERD_SOCKET}"
+    endpoint = f"--runtime-endpoint={prepare.CONTAINERD_SOCKET}"
     listed = run(["crictl", endpoint, "--timeout=10s", "pods", "-q"], timeout=30, check=False)
     pods = listed.stdout.split() if listed.code == 0 else []
     if pods:

@@ -7,10 +7,12 @@ import re
 import time
 from typing import List, Optional, Tuple
 
-from ckp.agent import facts, preflight
-from ckp.agent.installers import base
 from ckp.agent.journal import Journal
 from ckp.agent.messages import DiskFacts, Finding, HostFacts, LinkFacts
+from ckp.agent.node import preflight
+from ckp.agent.system import facts
+from ckp.agent.system.installers.base import FOREIGN_RUNTIMES, NODE_PACKAGES
+from ckp.agent.system.installers.detect import of_host
 from ckp.hostkit.errors import AgentError
 from ckp.hostkit.files import read_text
 
@@ -45,7 +47,7 @@ def links(top: str = "/sys/class/net") -> Tuple[LinkFacts, ...]:
 def installed() -> Tuple[str, ...]:
     """What of a node's packages, or of another runtime's, is on the host."""
     try:
-        have = base.of_host().installed([*base.NODE_PACKAGES, *base.FOREIGN_RUNTIMES])
+        have = of_host().installed([*NODE_PACKAGES, *FOREIGN_RUNTIMES])
     except AgentError:
         return ()
     return tuple(f"{name} {version}"[:80] for name, version in sorted(have.items()))[:MOST]
@@ -56,7 +58,7 @@ def findings(journal: Optional[Journal]) -> Tuple[Finding, ...]:
     if journal is None or journal.member is not None:
         return ()
     try:
-        seen: List[Finding] = preflight.worker(journal, base.of_host()).items
+        seen: List[Finding] = preflight.worker(journal, of_host()).items
     except AgentError as error:
         seen = [Finding(error.brief, error.resolution)]
     return tuple(Finding(item.problem[:200], item.mend[:200], item.blocking) for item in seen)[:MOST]
