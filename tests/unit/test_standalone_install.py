@@ -180,7 +180,7 @@ class Bench:
         self.did: list[str] = []
         self.fail: dict[str, AgentError] = {}
         self.shown = ""
-        monkeypatch.setattr(install.base, "of_host", lambda: SimpleNamespace(installed=lambda names: {}))
+        monkeypatch.setattr(install, "of_host", lambda: SimpleNamespace(installed=lambda names: {}))
         monkeypatch.setattr(install.checks, "look", self.look)
         monkeypatch.setattr(install.steps, "start_pulls", lambda context: self.did.append("pulls"))
         monkeypatch.setattr(steps, "verify_bundle", lambda *_: MANIFEST)
