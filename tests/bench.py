@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from ckp.catalog.load import Catalog
-from ckp.cli.site import LAB_OS, REGISTRY_ADDRESS, Site
 from ckp.distribution.release import Distribution
 from ckp.kits import paths
 from ckp.kits.clock import human_duration, parse_rfc3339
 from ckp.kits.processes import run
+from ckp.site.install import LAB_OS, REGISTRY_ADDRESS, Site
 
 NAMESPACE = "ckp-default-default"
 RELEASE = "v1.35.1"

@@ -19,14 +19,14 @@ from cryptography.x509.oid import NameOID
 
 from ckp.api import kinds, names
 from ckp.api.host_protocol import EnrolmentRequest, HostFacts
-from ckp.clients.kube_simulator import KubeSimulator
+from ckp.compass.releases import ReleaseTable
 from ckp.compass.rest.internal import make_internal_app
 from ckp.compass.rest.public import make_public_app
 from ckp.compass.services import UseCases
-from ckp.compass.services.releases import ReleaseTable
 from ckp.compass.settings import Settings, parse_reserved
 from ckp.compass.store.database import Database
-from ckp.kits.clock import ManualClock
+from tests.simulators.clock import ManualClock
+from tests.simulators.kube import KubeSimulator
 
 ADMIN = "admin-token-of-at-least-twenty"
 HUB = "token-of-the-hub"
@@ -138,7 +138,7 @@ def cluster_body(**changes: Any) -> dict[str, Any]:
 
 
 def _default_project() -> Any:
-    from ckp.compass.services.projects import ProjectRef
+    from ckp.compass.access.projects import ProjectRef
 
     return ProjectRef.of("default", "default")
 

@@ -18,15 +18,15 @@ from websockets.exceptions import ConnectionClosed, InvalidMessage
 
 from ckp.api import kinds, names
 from ckp.api.host_protocol import Desired, Hello, Report
-from ckp.clients.kube_simulator import KubeSimulator
 from ckp.hub import status as shape
-from ckp.hub.channel import PATH, Channel
 from ckp.hub.desired import KubeDesired
 from ckp.hub.identity import HostCa, HostId, channel_context
+from ckp.hub.offline import Sweep
 from ckp.hub.replicas import Replicas
-from ckp.hub.silence import Sweep
+from ckp.hub.sessions.server import PATH, Channel
 from ckp.kits.clock import SystemClock
 from compass_world import facts
+from tests.simulators.kube import KubeSimulator
 from tls_world import Authority, client_context, make_authority, make_leaf, serial_of, write_pair
 
 TENANT = "ckp-default-default"

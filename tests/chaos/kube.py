@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from ckp.api.kinds import Kind
 from ckp.clients.kube import EventType, KubeError, Obj
-from ckp.clients.kube_simulator import KubeSimulator
+from tests.simulators.kube import KubeSimulator
 
 T = TypeVar("T")
 

@@ -20,13 +20,13 @@ from typing import Any, Protocol
 from chaos.checker import Whole, check
 from chaos.schedule import Event
 from ckp.api import kinds
-from ckp.cli.session import Session, read_config
-from ckp.cli.site import Site
+from ckp.clients.compass import Session, read_config
 from ckp.clients.kube import Kube
 from ckp.kits.errors import CkpError
 from ckp.kits.processes import Finished, run
 from ckp.lab.hosts import machine_name
 from ckp.lab.lab import LabHost
+from ckp.site.install import Site
 
 TENANT = "ckp-default-default"
 KILLED = {  # process of a pod on the management host: namespace, container

@@ -21,11 +21,11 @@ from chaos.simhost import Disk
 from ckp.api.host_protocol import BundleRef
 from ckp.api.platform import InstalledRelease, Releases
 from ckp.controllers.__main__ import build
-from ckp.hub.channel import Channel, Issue
 from ckp.hub.desired import KubeDesired
 from ckp.hub.identity import HostCa, channel_context
+from ckp.hub.offline import Sweep
 from ckp.hub.replicas import Replicas
-from ckp.hub.silence import Sweep
+from ckp.hub.sessions.server import Channel, Issue
 from ckp.kits.clock import SystemClock
 from ckp.runtime.health import Health
 

@@ -23,8 +23,8 @@ import structlog
 from chaos.checker import check
 from chaos.schedule import Schedule, draw
 from chaos.world import World, make_world
-from ckp.controllers.byo import machine as machine_module
-from ckp.hub import connection as connection_module
+from ckp.controllers.providers.byo import machine as machine_module
+from ckp.hub.sessions import session as connection_module
 from ckp.rules import flapping
 from ckp.runtime import informer as informer_module
 

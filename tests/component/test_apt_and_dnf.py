@@ -22,18 +22,18 @@ from typing import BinaryIO
 
 import pytest
 from click.testing import CliRunner
+from tests.simulators.clock import ManualClock
 from tests.support.small_packages import OWNER, small_package
 
 from ckp import __version__
 from ckp.catalog.load import Catalog
-from ckp.cli.dist import dist_publish
+from ckp.cli.distribution.dist import dist_publish
 from ckp.clients.signing import openpgp
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.carry.airgap import tree
 from ckp.distribution.carry.archive import write_archive
 from ckp.distribution.packages.pack import Package
 from ckp.distribution.repositories.publish import Repositories
-from ckp.kits.clock import ManualClock
 from ckp.verify.path import verify_path
 
 pytestmark = [

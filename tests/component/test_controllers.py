@@ -28,11 +28,11 @@ from ckp.api.names import DELETE_REQUESTED_ANNOTATION, FORCE_RELEASE_ANNOTATION,
 from ckp.api.platform import InstalledRelease, Releases
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.apply import Applier
-from ckp.controllers.byo.machine import ByoMachineReconciler
 from ckp.controllers.controlplane.certificates import leaves
 from ckp.controllers.controlplane.plan import Plan
 from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler
 from ckp.controllers.lifecycle.deletion import DeletionReconciler
+from ckp.controllers.providers.byo.machine import ByoMachineReconciler
 from ckp.kits.clock import SystemClock
 from ckp.kits.paths import REPO
 from ckp.rules.conditions import get_condition

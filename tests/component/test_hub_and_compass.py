@@ -23,20 +23,20 @@ from ckp.api import kinds, names
 from ckp.api.host_protocol import Desired, EnrolmentRequest, EnrolmentStatus, Hello, JournalEntry, Report
 from ckp.api.kinds import Kind
 from ckp.clients.kube import Kube, KubeError
+from ckp.compass.releases import ReleaseTable
 from ckp.compass.rest.internal import make_internal_app
 from ckp.compass.rest.public import make_public_app
 from ckp.compass.services import UseCases
-from ckp.compass.services.releases import ReleaseTable
 from ckp.compass.settings import Settings, parse_reserved
 from ckp.compass.store.database import Database
 from ckp.controllers.events import EventsReconciler
 from ckp.controllers.lifecycle.deletion import DeletionReconciler
 from ckp.hub import status as shape
-from ckp.hub.channel import PATH, Channel
 from ckp.hub.desired import KubeDesired
 from ckp.hub.enrolment import CompassClient, Enrolment
 from ckp.hub.identity import HostCa, HostId, channel_context
 from ckp.hub.replicas import Replicas
+from ckp.hub.sessions.server import PATH, Channel
 from ckp.kits.clock import SystemClock, rfc3339
 from ckp.kits.paths import REPO
 from ckp.kits.retry import wait_until_async

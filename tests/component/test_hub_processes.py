@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from tests.support.control_plane import TestControlPlane, free_port
 
 from ckp.cli.host import host
-from ckp.cli.session import Config, write_config
+from ckp.clients.compass import Config, write_config
 from ckp.kits.retry import wait_until
 from tls_world import Authority, client_context, make_authority, make_leaf, write_pair
 

@@ -18,8 +18,8 @@ from tests.support.control_plane import built, free_port
 from tests.support.small_packages import small_package
 from tests.support.spoilt_packages import signing_key
 
-from ckp.cli.keys import keys as keys_command
-from ckp.cli.verify import verify as verify_command
+from ckp.cli.distribution.keys import keys as keys_command
+from ckp.cli.distribution.verify import verify as verify_command
 from ckp.clients.signing.cosign import sign_image
 from ckp.clients.signing.openpgp import PRIMARY, SigningKey, add_signing_subkey
 from ckp.distribution.keys.signing import KeyRing

@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.support.control_plane import built, free_port
 
 from ckp.catalog.load import Catalog, Chosen
-from ckp.cli.registry import mirror as mirror_command
-from ckp.cli.registry import prune as prune_command
-from ckp.cli.registry import sign as sign_command
+from ckp.cli.distribution.registry import mirror as mirror_command
+from ckp.cli.distribution.registry import prune as prune_command
+from ckp.cli.distribution.registry import sign as sign_command
 from ckp.clients.oci.registry import LAYER_ZSTD, BlobStore, Descriptor, Registry, fallback_tag, image_manifest
 from ckp.clients.signing.cosign import TAG, attest_image, sign_image, signature_tag, verify_image
 from ckp.distribution.builder.component import build_component

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from ckp.catalog.load import Catalog
-from ckp.cli.site import LAB_OS, REGISTRY_ADDRESS, Site
 from ckp.cli.up import kubeconfig_path
 from ckp.distribution.release import Distribution
 from ckp.kits import paths
 from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
 from ckp.lab.lab import Lab
+from ckp.site.install import LAB_OS, REGISTRY_ADDRESS, Site
 
 RELEASE = "v1.35.1"
 STAMP = "v1.35.1-ckp"

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from tests.e2e.conftest import World, ckp
 
-from ckp.cli.enrolment import Enrolment
-from ckp.cli.session import Session, read_config
-from ckp.cli.site import AGENT_CONFIG, HUB_ADDRESS, LAB_OS, REGISTRY_CA
+from ckp.clients.compass import Session, read_config
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.packages.pack import Recipe, ar_member, ar_members, make_package, sign_deb
 from ckp.kits import paths
 from ckp.kits.files import sha256_file
 from ckp.kits.processes import Finished, run
 from ckp.lab.lab import HostSpec, Lab, LabHost
+from ckp.site.enrol import Enrolment
+from ckp.site.install import AGENT_CONFIG, HUB_ADDRESS, LAB_OS, REGISTRY_CA
 
 pytestmark = pytest.mark.e2e
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from tests.e2e.conftest import STAMP, World, ckp
 
-from ckp.cli.dist import publish_packages
-from ckp.cli.site import REGISTRY_ADDRESS
+from ckp.cli.distribution.dist import publish_packages
 from ckp.distribution.registries.server import RegistryServer
 from ckp.distribution.repositories.publish import Repositories
 from ckp.distribution.repositories.server import RepositoryServer
 from ckp.lab.lab import HostSpec, Lab, LabHost
+from ckp.site.install import REGISTRY_ADDRESS
 
 pytestmark = pytest.mark.e2e
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from tests.e2e.conftest import WORKERS, World
 
-from ckp.cli.session import Session, read_config
+from ckp.clients.compass import Session, read_config
 from ckp.kits.errors import CkpError
 
 pytestmark = pytest.mark.e2e

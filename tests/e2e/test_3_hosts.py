@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 from tests.e2e.conftest import World, ckp
 
-from ckp.cli.enrolment import Enrolment
-from ckp.cli.session import Session, read_config
-from ckp.cli.site import AGENT_CONFIG, REGISTRY_ADDRESS
+from ckp.clients.compass import Session, read_config
 from ckp.clients.signing.cosign import TAG, sign_image
 from ckp.distribution.bundles import AGENT_IMAGE
 from ckp.distribution.images.layers import Entry, file_layer, store
@@ -22,6 +20,8 @@ from ckp.distribution.packages.agent import build_zipapp, tag_of_version
 from ckp.distribution.packages.pack import Package, Recipe, make_package
 from ckp.kits.errors import CkpError
 from ckp.lab.lab import LabHost
+from ckp.site.enrol import Enrolment
+from ckp.site.install import AGENT_CONFIG, REGISTRY_ADDRESS
 
 pytestmark = pytest.mark.e2e
 

@@ -10,7 +10,7 @@ from tests.e2e.test_3_hosts import GOOD, versions
 
 from chaos.lab import Run, draw
 from chaos.run import parse_seeds
-from ckp.cli.session import Session, read_config
+from ckp.clients.compass import Session, read_config
 
 pytestmark = pytest.mark.e2e
 __all__ = ["versions"]

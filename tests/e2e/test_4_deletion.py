@@ -14,12 +14,12 @@ from tests.e2e.conftest import STAMP, WORKERS, World, ckp
 from tests.support.host_snapshot import changes, snapshot
 from tests.support.lab_packages import install
 
-from ckp.cli.enrolment import Enrolment
-from ckp.cli.session import Session, read_config
-from ckp.cli.site import Site
 from ckp.cli.up import save_kubeconfig
+from ckp.clients.compass import Session, read_config
 from ckp.kits.processes import run
 from ckp.lab.lab import LabHost
+from ckp.site.enrol import Enrolment
+from ckp.site.install import Site
 
 pytestmark = pytest.mark.e2e
 

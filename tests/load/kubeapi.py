@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from ckp.api import kinds
 from ckp.api.kinds import Kind
 from ckp.clients.kube import KubeError
-from ckp.clients.kube_simulator import KubeSimulator
+from tests.simulators.kube import KubeSimulator
 
 KINDS = {(kind.group, kind.version, kind.plural): kind for kind in vars(kinds).values() if isinstance(kind, Kind)}
 HISTORY = 8000

@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ckp.api import kinds, names
 from ckp.api.host_protocol import BundleRef, Desired, JoinFile, Membership
-from ckp.clients.kube_simulator import KubeSimulator
 from ckp.hub.identity import HostId
 from ckp.kits import paths
+from tests.simulators.kube import KubeSimulator
 from tests.tls_world import Authority, make_authority, make_leaf, serial_of, write_pair
 
 TENANT = "ckp-default-default"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from ckp.clients.registry_simulator import RegistrySimulator
+from tests.simulators.registry import RegistrySimulator
 from tests.tls_world import make_authority, make_leaf, write_pair
 
 

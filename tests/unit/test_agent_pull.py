@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.simulators.registry import Fault, RegistrySimulator, _Repository
 from tests.support.served_registry import served
 
 from ckp.agent.fetch import bundles
 from ckp.agent.fetch import pull as pulling
 from ckp.agent.fetch.bundles import drop_other_bundles, pull_bundle
 from ckp.clients.oci.store import sha256
-from ckp.clients.registry_simulator import Fault, RegistrySimulator, _Repository
 from ckp.hostkit.errors import AgentError, Cancelled, InvalidInput, ProcessFailed
 from ckp.hostkit.processes import own_command, run
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.simulators.registry import RegistrySimulator
 
 from ckp.clients.oci.registry import Registry
 from ckp.clients.oci.store import BlobStore, Descriptor, image_manifest
-from ckp.clients.registry_simulator import RegistrySimulator
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.carry.airgap import ImportedRelease, collect, deliver
 from ckp.distribution.carry.archive import Member, write_archive

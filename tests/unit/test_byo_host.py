@@ -7,14 +7,15 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from tests.simulators.clock import ManualClock
+from tests.simulators.kube import KubeSimulator
 
 from ckp.api import kinds, names
 from ckp.api.host_protocol import AgentTarget
 from ckp.api.platform import InstalledRelease, Releases
-from ckp.clients.kube_simulator import KubeSimulator
-from ckp.controllers.byo.desired import DesiredStore
-from ckp.controllers.byo.host import ByoHostReconciler
-from ckp.kits.clock import ManualClock, rfc3339
+from ckp.controllers.providers.byo.desired import DesiredStore
+from ckp.controllers.providers.byo.host import ByoHostReconciler
+from ckp.kits.clock import rfc3339
 from ckp.rules.conditions import get_condition
 
 TENANT = "ckp-default-default"

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from tests.simulators.clock import ManualClock
+from tests.simulators.kube import KubeSimulator
 
 from chaos.parts import RELEASES, VERSION
 from chaos.world import CLOUD_CONFIG
@@ -14,11 +16,9 @@ from ckp.api import kinds, names
 from ckp.api.kinds import Kind
 from ckp.api.platform import Releases
 from ckp.clients.kube import KubeError, Obj
-from ckp.clients.kube_simulator import KubeSimulator
-from ckp.controllers.byo.desired import DesiredStore
-from ckp.controllers.byo.host import ByoHostReconciler
-from ckp.controllers.byo.machine import ByoMachineReconciler
-from ckp.kits.clock import ManualClock
+from ckp.controllers.providers.byo.desired import DesiredStore
+from ckp.controllers.providers.byo.host import ByoHostReconciler
+from ckp.controllers.providers.byo.machine import ByoMachineReconciler
 from ckp.kits.errors import CkpError
 from ckp.rules.conditions import get_condition
 from ckp.runtime.informer import Informer

@@ -16,7 +16,7 @@ from ckp.catalog.load import Catalog
 from ckp.catalog.matrix import Component
 from ckp.catalog.models import version_key
 from ckp.catalog.render import markdown, matrix_data, page_findings, write_page
-from ckp.cli.release import release
+from ckp.cli.distribution.release import release
 from ckp.kits.errors import InvalidInput, NotFound
 from ckp.kits.processes import run
 

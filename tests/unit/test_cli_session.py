@@ -28,7 +28,7 @@ from ckp.cli.cluster import cluster
 from ckp.cli.host import host
 from ckp.cli.hostgroup import hostgroup
 from ckp.cli.output import Column, Duration, age, short_duration, table
-from ckp.cli.session import Config, Session, Unauthorized, Unreachable, read_config, write_config
+from ckp.clients.compass import Config, Session, Unauthorized, Unreachable, read_config, write_config
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound, TimedOut
 from compass_world import ADMIN, AGENTS, MACHINE_B, NAMESPACE, World, make_world
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from tests.support.built_release import built_release
 
 from ckp.catalog.models import Source
-from ckp.cli import transparency
+from ckp.cli.distribution import evidence as transparency
 from ckp.distribution.builder.gobuildinfo import BuildInfo, Module, parse
 from ckp.distribution.prove.compare import (
     Check,

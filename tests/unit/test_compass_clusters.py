@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from ckp.api import kinds, names
 from ckp.clients.kube import KubeError
-from ckp.compass.services.cluster_views import _machine
-from ckp.compass.services.manifests import ClusterSpec, cluster_objects
-from ckp.compass.services.networks import check_networks, parse_cidr
+from ckp.compass.clusters.manifests import ClusterSpec, cluster_objects
+from ckp.compass.clusters.networks import check_networks, parse_cidr
+from ckp.compass.clusters.views import _machine
 from ckp.compass.settings import Settings, parse_reserved, read_admin_token
 from ckp.kits.errors import CkpError, InvalidInput
 from compass_world import NAMESPACE, World, cluster_body, make_world

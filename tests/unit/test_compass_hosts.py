@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import text
+from tests.simulators.kube import KubeSimulator
 
 from ckp.api import kinds, names
 from ckp.api.host_protocol import EnrolmentRequest
 from ckp.clients.kube import KubeError
-from ckp.clients.kube_simulator import KubeSimulator
 from compass_world import ADMIN, BASE, HUB, MACHINE_A, MACHINE_B, NAMESPACE, World, facts, make_csr, make_world
 
 

@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.simulators.registry import RegistrySimulator
 
 from ckp.clients.oci.registry import LAYER_ZSTD, BlobStore, Descriptor, Registry, image_manifest
 from ckp.clients.oci.store import canonical, sha256
-from ckp.clients.registry_simulator import RegistrySimulator
 from ckp.clients.signing.cosign import (
     MAX_PAYLOAD,
     MAX_SIGNATURES,

@@ -6,12 +6,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from tests.simulators.clock import ManualClock
+from tests.simulators.kube import KubeSimulator
 
 from ckp.api import kinds, names
 from ckp.clients.kube import KubeError, Obj
-from ckp.clients.kube_simulator import KubeSimulator
 from ckp.controllers.events import EventsReconciler
-from ckp.kits.clock import ManualClock, rfc3339
+from ckp.kits.clock import rfc3339
 from ckp.rules.conditions import make_condition
 from ckp.rules.events import happenings
 from ckp.runtime.informer import Informer

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from ckp.catalog.load import Catalog
-from ckp.cli import dist as cli
 from ckp.cli import main
+from ckp.cli.distribution import dist as cli
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.bundles import unpack_bundle
 from ckp.distribution.carry import archive

@@ -21,17 +21,17 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from tests.simulators.kube import KubeSimulator
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 
 from ckp.api import kinds, names
 from ckp.api.host_protocol import MAX_FRAME_BYTES, Desired, Hello, Renewal
-from ckp.clients.kube_simulator import KubeSimulator
-from ckp.hub import channel as hub_channel
-from ckp.hub import connection as hub_connection
 from ckp.hub import status as shape
-from ckp.hub.channel import PATH
 from ckp.hub.identity import HostId, credential_of
+from ckp.hub.sessions import server as hub_channel
+from ckp.hub.sessions import session as hub_connection
+from ckp.hub.sessions.server import PATH
 from ckp.rules import certificates
 from compass_world import facts
 from hub_world import TENANT, Door, close_code, desired_of, eventually, hello, is_so, make_door, report

@@ -15,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.simulators.kube import KubeSimulator
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidStatus
 
@@ -22,7 +23,6 @@ from ckp.api import kinds, names
 from ckp.api.host_protocol import MAX_FRAME_BYTES, Desired, Hello, JournalEntry, Renewal, Report
 from ckp.api.kinds import Kind
 from ckp.clients.kube import KubeError
-from ckp.clients.kube_simulator import KubeSimulator
 from ckp.hub import status as shape
 from ckp.hub.identity import HostId, credential_of
 from ckp.kits.clock import SystemClock, rfc3339

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from prometheus_client import CollectorRegistry
+from tests.simulators.clock import ManualClock
 
 from ckp.api import kinds
 from ckp.api.host_protocol import EnrolmentRequest, EnrolmentStatus
@@ -23,7 +24,7 @@ from ckp.clients.kube import KubeError
 from ckp.compass.rest.internal import make_internal_app
 from ckp.hub.enrolment import CompassClient, Enrolment
 from ckp.hub.identity import HostCa, HostId, credential_of
-from ckp.kits.clock import ManualClock, SystemClock
+from ckp.kits.clock import SystemClock
 from ckp.kits.errors import CkpError, InvalidInput
 from compass_world import MACHINE_B, NAMESPACE, World, facts, make_csr, make_world
 from tls_world import Authority, make_authority, serial_of

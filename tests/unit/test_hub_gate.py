@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.tls_world import make_authority, make_leaf, write_pair
 
-from ckp.hub import gate
+from ckp.hub.transport import handshakes as gate
 
 
 class Door(asyncio.Protocol):

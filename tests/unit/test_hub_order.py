@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.simulators.kube import KubeSimulator
 
 from ckp.api import names
 from ckp.api.host_protocol import Desired
-from ckp.clients.kube_simulator import KubeSimulator
 from ckp.hub import desired as source
 from ckp.hub.desired import KubeDesired
 from hub_world import Door, desired_of, eventually, hello, make_door, report

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ckp.hub.channel import shrink_tls_buffers
+from ckp.hub.sessions.server import shrink_tls_buffers
 from ckp.hub.settings import Settings
 from ckp.kits.errors import InvalidInput
 from ckp.runtime.serving import follow_certificate

@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.simulators.clock import ManualClock
+from tests.simulators.kube import KubeSimulator
 from websockets.asyncio.client import ClientConnection
 
 from ckp.api import kinds, names
 from ckp.api.host_protocol import Desired
 from ckp.clients.kube import KubeError
-from ckp.clients.kube_simulator import KubeSimulator
 from ckp.hub import status as shape
 from ckp.hub.identity import HostId
 from ckp.hub.replicas import KEPT, LABEL, Replicas
-from ckp.kits.clock import ManualClock, parse_rfc3339, rfc3339, rfc3339_micro
+from ckp.kits.clock import parse_rfc3339, rfc3339, rfc3339_micro
 from hub_world import TENANT, Door, close_code, desired_of, eventually, hello, is_so, make_door, report, with_condition, with_phase
 
 OFFLINE = 1.0

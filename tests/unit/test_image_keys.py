@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives import serialization
+from tests.simulators.registry import RegistrySimulator
 from tests.support.kills import killed
 
-from ckp.cli import verify as verify_module
-from ckp.cli.keys import keys as keys_command
+from ckp.cli.distribution import verify as verify_module
+from ckp.cli.distribution.keys import keys as keys_command
 from ckp.cli.trust import trusted_image_key
 from ckp.clients.oci.registry import LAYER_ZSTD, BlobStore, Registry, image_manifest
-from ckp.clients.registry_simulator import RegistrySimulator
 from ckp.clients.signing import dsse
 from ckp.clients.signing.cosign import key_id, public_keys, sign_image, verify_image
 from ckp.clients.signing.openpgp import IMAGE_KEY, IMAGE_PUBLIC, IMAGE_REVOKED, SIGNING, SigningKey

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from tests.support.kills import killed
 
-from ckp.cli.keys import keys
+from ckp.cli.distribution.keys import keys
 from ckp.clients.signing import openpgp
 from ckp.distribution.keys.signing import OWNER, KeyRing
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound

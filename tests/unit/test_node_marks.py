@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.simulators.clock import ManualClock
+from tests.simulators.kube import KubeSimulator
 
 from ckp.api import kinds, names
 from ckp.api.platform import Releases
 from ckp.clients.kube import Kube, KubeError, Obj
-from ckp.clients.kube_simulator import KubeSimulator
-from ckp.controllers.byo.host import ByoHostReconciler
-from ckp.kits.clock import ManualClock
+from ckp.controllers.providers.byo.host import ByoHostReconciler
 from ckp.rules.conditions import get_condition
 from ckp.rules.marks import Marks, node_patch, parse_taint
 

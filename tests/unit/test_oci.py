@@ -12,11 +12,11 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.simulators.registry import Fault, RegistrySimulator, as_stream
 
 from ckp.clients.oci.http import LONGEST_PAUSE, TRIES
 from ckp.clients.oci.registry import LAYER_ZSTD, MANIFEST, BlobStore, Descriptor, Manifest, Registry, fallback_tag, image_manifest
 from ckp.clients.oci.store import INDEX, MANIFEST_LIMIT, canonical, sha256
-from ckp.clients.registry_simulator import Fault, RegistrySimulator, as_stream
 from ckp.kits.errors import CkpError, InvalidInput, NotFound, VerificationFailed
 
 SBOM = "application/vnd.cyclonedx+json"

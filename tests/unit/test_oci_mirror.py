@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.simulators.registry import Fault, RegistrySimulator
 
 from ckp.clients.oci.registry import INDEX, LAYER_ZSTD, BlobStore, Descriptor, Manifest, Registry, fallback_tag, image_manifest
 from ckp.clients.oci.store import canonical
-from ckp.clients.registry_simulator import Fault, RegistrySimulator
 from ckp.clients.signing.cosign import TAG, sign_image, signature_tag, verify_image
 from ckp.distribution.registries.mirror import belongs_to, everything, mirror
 from ckp.distribution.registries.prune import prune

@@ -17,11 +17,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.simulators.registry import RegistrySimulator
 from tests.support.built_release import built_release
 
 from ckp.catalog.models import BundleTarget
 from ckp.clients.oci.registry import LAYER_ZSTD, BlobStore, Descriptor, Registry, image_manifest
-from ckp.clients.registry_simulator import RegistrySimulator
 from ckp.clients.signing import dsse
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.attest import provenance

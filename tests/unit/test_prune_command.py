@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from tests.simulators.registry import Fault, RegistrySimulator
 from tests.support.spoilt_packages import tar_of
 
-from ckp.cli import registry as module
+from ckp.cli.distribution import registry as module
 from ckp.clients.oci.registry import LAYER_ZSTD, BlobStore, Registry, image_manifest
-from ckp.clients.registry_simulator import Fault, RegistrySimulator
 from ckp.kits.errors import CkpError, NotFound, VerificationFailed
 
 DEBIAN, RHEL = "ckp/byoh-bundle-debian_12_x86-64_k8s", "ckp/byoh-bundle-rhel_9_x86-64_k8s"

@@ -13,14 +13,13 @@ import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from tests.simulators.registry import RegistrySimulator
 from tests.support.spoilt_packages import tar_of
 
 from ckp.catalog.load import Catalog
 from ckp.catalog.models import BundleTarget
-from ckp.cli import dist as dist_module
-from ckp.cli.site import Site
+from ckp.cli.distribution import dist as dist_module
 from ckp.clients.oci.registry import LAYER_ZSTD, BlobStore, Registry, image_manifest
-from ckp.clients.registry_simulator import RegistrySimulator
 from ckp.clients.signing.cosign import TAG, sign_image, signature_tag, verify_image
 from ckp.distribution import bundles as bundle_module
 from ckp.distribution.builder.component import Built
@@ -30,6 +29,7 @@ from ckp.distribution.images.layers import store
 from ckp.distribution.images.make import Image
 from ckp.distribution.release import Distribution
 from ckp.kits.errors import Conflict
+from ckp.site.install import Site
 
 ADDRESS = "registry.test:5000"
 TARGET = BundleTarget(os="debian", os_version="12")

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tests.simulators.clock import ManualClock
 from tests.support.small_packages import OWNER, small_package
 
-from ckp.cli.repository import repository
+from ckp.cli.distribution.repository import repository
 from ckp.clients.signing import openpgp
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.keys.signing import KeyRing
@@ -29,7 +30,6 @@ from ckp.distribution.packages.pack import Package
 from ckp.distribution.repositories.files import GRACE, check_index
 from ckp.distribution.repositories.publish import Repositories, armoured
 from ckp.distribution.repositories.server import RepositoryServer
-from ckp.kits.clock import ManualClock
 from ckp.kits.errors import Conflict, InvalidInput, NotFound, VerificationFailed
 from ckp.kits.files import sha256_file
 

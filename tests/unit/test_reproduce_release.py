@@ -14,7 +14,7 @@ from tests.support.small_packages import nfpm
 from tests.support.small_release import RELEASE
 
 from ckp.catalog.load import Catalog
-from ckp.cli import transparency
+from ckp.cli.distribution import evidence as transparency
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.attest import provenance
 from ckp.distribution.attest.workshop import Workshop

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.simulators.kube import KubeSimulator
 
 from ckp.api import kinds
-from ckp.clients.kube_simulator import KubeSimulator
 from ckp.runtime.controller import Controller, Result
 from ckp.runtime.informer import Informer
 from ckp.runtime.queue import WorkQueue

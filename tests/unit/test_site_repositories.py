@@ -12,7 +12,7 @@ from tests.support.spoilt_packages import signing_key, snapshot
 
 from ckp import __version__
 from ckp.catalog.load import Catalog
-from ckp.cli.dist import dist_publish
+from ckp.cli.distribution.dist import dist_publish
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.carry.airgap import tree
 from ckp.distribution.carry.archive import write_archive

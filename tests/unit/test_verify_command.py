@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from tests.simulators.registry import RegistrySimulator
 from tests.support.spoilt_packages import Deb, Rpm, signing_key, special, tar_of
 
 from ckp.agent.main import main as agent
-from ckp.cli import verify as module
+from ckp.cli.distribution import verify as module
 from ckp.clients.oci.registry import BlobStore, Registry, image_manifest
-from ckp.clients.registry_simulator import RegistrySimulator
 from ckp.clients.signing.cosign import TAG, sign_image
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.bundles import unpack_bundle

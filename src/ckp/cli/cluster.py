@@ -11,7 +11,8 @@ import click
 
 from ckp.cli.host import CONDITION_COLUMNS
 from ckp.cli.output import Column, Duration, age, describe, output_option, section, show_data, show_list, show_one, table
-from ckp.cli.session import Session, Unreachable, say, with_session
+from ckp.cli.session import say, with_session
+from ckp.clients.compass import Session, Unreachable
 from ckp.kits.clock import human_duration, parse_rfc3339
 from ckp.kits.errors import CkpError, NotFound, TimedOut
 from ckp.kits.files import atomic_write

@@ -6,7 +6,8 @@ import click
 
 from ckp.cli.host_care import COMMANDS
 from ckp.cli.output import Column, Duration, age, cell, describe, gibibytes, output_option, section, show_data, show_list, table
-from ckp.cli.session import Session, say, with_session
+from ckp.cli.session import say, with_session
+from ckp.clients.compass import Session
 from ckp.kits.errors import CkpError, InvalidInput, NotFound
 
 SHORT_ID = 12

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from ckp.cli.output import Column, Duration, age, gibibytes, output_option, show_list
-from ckp.cli.session import Session, say, with_session
+from ckp.cli.session import say, with_session
+from ckp.clients.compass import Session
 from ckp.kits.errors import CkpError, NotFound
 from ckp.kits.retry import wait_until
 

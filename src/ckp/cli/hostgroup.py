@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from ckp.cli.output import Column, age, output_option, show_list, show_one
-from ckp.cli.session import Session, with_session
+from ckp.cli.session import with_session
+from ckp.clients.compass import Session
 
 COLUMNS = (
     Column("NAME", lambda row: row["name"]),

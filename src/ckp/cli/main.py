@@ -11,18 +11,18 @@ import click
 
 from ckp import __version__
 from ckp.cli.cluster import cluster
-from ckp.cli.dist import dist
+from ckp.cli.distribution.dist import dist
+from ckp.cli.distribution.evidence import COMMANDS as TRANSPARENCY
+from ckp.cli.distribution.keys import keys
+from ckp.cli.distribution.registry import mirror, prune, sign
+from ckp.cli.distribution.release import release
+from ckp.cli.distribution.repository import repository
+from ckp.cli.distribution.verify import verify
 from ckp.cli.host import host
 from ckp.cli.hostgroup import hostgroup
-from ckp.cli.keys import keys
 from ckp.cli.lab import lab
-from ckp.cli.registry import mirror, prune, sign
-from ckp.cli.release import release
-from ckp.cli.repository import repository
 from ckp.cli.standalone import standalone
-from ckp.cli.transparency import COMMANDS as TRANSPARENCY
 from ckp.cli.up import down, up
-from ckp.cli.verify import verify
 from ckp.hostkit.errors import AgentError
 from ckp.kits.disks import disk_full, is_full
 from ckp.kits.errors import CkpError

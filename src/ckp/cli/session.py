@@ -1,186 +1,19 @@
-"""The command's connection to Compass: where it is, who we are, and its errors as ours."""
+"""A session with Compass for a command, and lines for its reader."""
 
 from __future__ import annotations
 
 import functools
-import json
-import os
-import ssl
-import stat
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import click
 import httpx
 
-from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
-from ckp.kits.files import atomic_write
+from ckp.clients.compass import Session, read_config
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-TIMEOUT = 30.0
-
-
-class Unreachable(CkpError):
-    """Compass did not answer; later it may."""
-
-
-class Unauthorized(CkpError):
-    """Compass does not take our token."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """What stands in config.json. `ca` is PEM text, or the path of a PEM file (relative ones: beside config.json); empty trusts the system's CAs."""
-
-    server: str
-    token: str
-    ca: str = ""
-    domain: str = "default"
-    project: str = "default"
-
-
-def config_path() -> Path:
-    """`CKP_CONFIG`, or ~/.config/ckp/config.json."""
-    if given := os.environ.get("CKP_CONFIG"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "ckp" / "config.json"
-
-
-def write_config(config: Config, path: Path | None = None) -> Path:
-    """Write the configuration, readable for its owner only, since it holds the token."""
-    path = path or config_path()
-    atomic_write(path, json.dumps(asdict(config), indent=2) + "\n", mode=0o600)
-    return path
-
-
-def read_config(path: Path | None = None) -> Config:
-    """Read the configuration.
-
-    Raises:
-        NotFound: there is none.
-        InvalidInput: it is not as it must be.
-    """
-    path = path or config_path()
-    try:
-        data = json.loads(path.read_text())
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        raise NotFound(
-            f"ckp does not know where Compass is: there is no {path}",
-            resolution='`make up` writes it; or write {"server": "https://...", "ca": "...", "token": "..."} there (CKP_CONFIG names another file)',
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"{path} cannot be read: {error}") from None
-    if not isinstance(data, dict):
-        raise InvalidInput(f"{path} is not a JSON object")
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        click.echo(f"warning: {path} holds a token and can be read by others: chmod 600 {path}", err=True)
-    known = {field.name for field in fields(Config)}
-    values = {name: value for name, value in data.items() if name in known and isinstance(value, str)}
-    for name in ("server", "token"):
-        if not values.get(name):
-            raise InvalidInput(f"{path}: {name} is missing")
-    if not values["server"].startswith("https://"):
-        raise InvalidInput(f"{path}: server {values['server']!r} is not an https address", resolution="the token must not travel in the clear")
-    if (ca := values.get("ca", "")) and "-----BEGIN" not in ca:
-        values["ca"] = str(path.parent / ca)
-    return Config(**values)
-
-
-class Session:
-    """Calls Compass.
-
-    Args:
-        transport: for tests; None opens real connections.
-    """
-
-    def __init__(self, config: Config, *, transport: httpx.BaseTransport | None = None) -> None:
-        self.config = config
-        self._http = httpx.Client(
-            base_url=config.server,
-            headers={"Authorization": f"Bearer {config.token}", "User-Agent": "ckp"},
-            verify=_trust(config.ca) if transport is None else True,
-            timeout=TIMEOUT,
-            trust_env=False,
-            transport=transport,
-        )
-
-    @property
-    def where(self) -> str:
-        """`domain/project`, for messages."""
-        return f"{self.config.domain}/{self.config.project}"
-
-    def get(self, path: str, **params: str) -> Any:
-        """GET below the project, or from /api/v1 if the path begins so."""
-        return self.call("GET", path, params=params)
-
-    def call(self, method: str, path: str, *, body: Any = None, params: dict[str, str] | None = None) -> Any:
-        """One request; JSON as data, anything else as text.
-
-        Raises:
-            Unreachable: no connection, or Compass cannot answer now.
-            NotFound, Conflict, InvalidInput, Unauthorized, CkpError: as Compass says.
-        """
-        full = path if path.startswith("/api/") else f"/api/v1/domains/{self.config.domain}/projects/{self.config.project}{path}"
-        try:
-            response = self._http.request(method, full, json=body, params=params)
-        except httpx.HTTPError as error:
-            raise self._unreached(error) from None
-        if not response.is_success:
-            raise self._refused(response)
-        if not response.content or "json" not in response.headers.get("content-type", ""):
-            return response.text
-        try:
-            return response.json()
-        except ValueError:
-            raise self._not_compass(response) from None
-
-    def close(self) -> None:
-        """Close its connections."""
-        self._http.close()
-
-    def _unreached(self, error: Exception) -> CkpError:
-        server = self.config.server
-        if isinstance(error, httpx.TimeoutException):
-            return Unreachable(f"Compass at {server} did not answer within {TIMEOUT:.0f} s", resolution="try again; see whether its pod is Ready")
-        if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            return Unreachable(
-                f"the certificate of Compass at {server} is not trusted",
-                details=str(error),
-                resolution=f"put the CA that it chains to into `ca` of {config_path()}",
-            )
-        return Unreachable(f"Compass at {server} cannot be reached: {error}", resolution=f"is it up (ckp lab status)? Is `server` in {config_path()} right?")
-
-    def _refused(self, response: httpx.Response) -> CkpError:
-        try:
-            told = response.json()["error"]
-            brief, details, resolution = str(told["message"]), str(told.get("details", "")), str(told.get("resolution", ""))
-        except (ValueError, KeyError, TypeError):
-            return self._not_compass(response)
-        if response.status_code == 401:
-            return Unauthorized(f"Compass refuses us: {brief}", resolution=f"put a valid token into {config_path()}")
-        kind = {404: NotFound, 409: Conflict, 400: InvalidInput, 422: InvalidInput, 502: Unreachable, 503: Unreachable}.get(response.status_code, CkpError)
-        return kind(brief, details=details, resolution=resolution)
-
-    def _not_compass(self, response: httpx.Response) -> CkpError:
-        return CkpError(
-            f"{self.config.server} answered {response.status_code}, and not as Compass does",
-            details=response.text[:500],
-            resolution=f"is `server` in {config_path()} right?",
-        )
-
-
-def _trust(ca: str) -> ssl.SSLContext:
-    try:
-        if "-----BEGIN" in ca:
-            return ssl.create_default_context(cadata=ca)
-        return ssl.create_default_context(cafile=ca or None)
-    except OSError as error:
-        raise InvalidInput(f"the CA {ca[:80]!r} does not load: {error}", resolution=f"mend `ca` in {config_path()}") from None
 
 
 def with_session(command: F) -> F:

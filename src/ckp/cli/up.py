@@ -12,11 +12,9 @@ import click
 from ckp.catalog.load import Catalog
 from ckp.catalog.models import Release
 from ckp.cli.cluster import took, wait_until_ready
-from ckp.cli.enrolment import Enrolment
-from ckp.cli.release import DEFAULT_RELEASE
-from ckp.cli.session import Session, config_path, read_config
-from ckp.cli.site import COMPASS_ADDRESS, GROUP, LAB_OS, REGISTRY_ADDRESS, Site
+from ckp.cli.distribution.release import DEFAULT_RELEASE
 from ckp.cli.trust import trusted_keys
+from ckp.clients.compass import Session, config_path, read_config
 from ckp.distribution.carry.airgap import ImportedRelease
 from ckp.distribution.registries.server import RegistryServer
 from ckp.distribution.release import Distribution
@@ -27,6 +25,8 @@ from ckp.kits.files import atomic_write, exclusive, require_free_space
 from ckp.kits.steps import Steps
 from ckp.lab import base
 from ckp.lab.lab import Lab
+from ckp.site.enrol import Enrolment
+from ckp.site.install import COMPASS_ADDRESS, GROUP, LAB_OS, REGISTRY_ADDRESS, Site
 
 CLUSTER = "demo"
 GUEST_PODS, GUEST_SERVICES = "10.42.0.0/16", "10.43.0.0/16"

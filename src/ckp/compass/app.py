@@ -9,10 +9,10 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
 from ckp import __version__
 from ckp.clients.kube import Kube
+from ckp.compass.releases import ReleaseFile
 from ckp.compass.rest.internal import make_internal_app
 from ckp.compass.rest.public import make_public_app
 from ckp.compass.services import UseCases
-from ckp.compass.services.releases import ReleaseFile
 from ckp.compass.settings import Settings, read_admin_token
 from ckp.compass.store.database import Database
 from ckp.kits.clock import SystemClock

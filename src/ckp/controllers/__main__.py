@@ -14,13 +14,13 @@ from ckp.api.platform import Releases
 from ckp.clients.kube import Kube, Obj
 from ckp.controllers.addons.reconciler import AddonsReconciler
 from ckp.controllers.apply import Applier
-from ckp.controllers.byo.cluster import ByoClusterReconciler
-from ckp.controllers.byo.host import ByoHostReconciler
-from ckp.controllers.byo.machine import ByoMachineReconciler
 from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler
 from ckp.controllers.events import EventsReconciler
 from ckp.controllers.lifecycle.deletion import DeletionReconciler
 from ckp.controllers.lifecycle.reconciler import LifecycleReconciler
+from ckp.controllers.providers.byo.cluster import ByoClusterReconciler
+from ckp.controllers.providers.byo.host import ByoHostReconciler
+from ckp.controllers.providers.byo.machine import ByoMachineReconciler
 from ckp.controllers.scope import cluster_name, owner
 from ckp.kits.clock import SystemClock
 from ckp.runtime.controller import Controller

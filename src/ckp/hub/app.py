@@ -12,13 +12,13 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
 from ckp import __version__
 from ckp.clients.kube import Kube
-from ckp.hub.channel import Channel, shrink_tls_buffers
 from ckp.hub.desired import KubeDesired
 from ckp.hub.enrolment import CompassClient, Enrolment
 from ckp.hub.identity import HostCa, HostId, channel_context, trusted_by_hosts
+from ckp.hub.offline import Sweep
 from ckp.hub.replicas import RENEW_SECONDS, Replicas
+from ckp.hub.sessions.server import Channel, shrink_tls_buffers
 from ckp.hub.settings import Settings
-from ckp.hub.silence import Sweep
 from ckp.kits.clock import SystemClock
 from ckp.kits.errors import CkpError
 from ckp.runtime.serving import RELOAD_SECONDS, Probes, follow_certificate, make_server, run_all

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Protocol
 
 
@@ -27,25 +27,6 @@ class SystemClock:
 
     def monotonic(self) -> float:
         return time.monotonic()
-
-
-class ManualClock:
-    """A clock that a test moves by hand."""
-
-    def __init__(self, start: datetime) -> None:
-        self._now = start
-        self._elapsed = 0.0
-
-    def now(self) -> datetime:
-        return self._now
-
-    def monotonic(self) -> float:
-        return self._elapsed
-
-    def advance(self, seconds: float) -> None:
-        """Let `seconds` pass."""
-        self._now += timedelta(seconds=seconds)
-        self._elapsed += seconds
 
 
 def rfc3339(moment: datetime) -> str:

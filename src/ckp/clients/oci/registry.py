@@ -70,7 +70,7 @@ class Registry:
         address: `host:port`.
         ca: the CA that its certificate chains to; None for those that the system trusts.
         credentials: a file in the format of docker's config.json, readable by its owner only.
-        transport: takes the place of the network (ckp.clients.registry_simulator).
+        transport: takes the place of the network (tests.simulators.registry).
         sleep: how to pause before a request is made again.
 
     What cannot be had of it within a bounded number of tries is a CkpError with the reason; bytes that are not what their digest says

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ckp.clients.kube import KubeError
-from ckp.compass.services.errors import TooManyTries, Unauthorized, WrongKey
+from ckp.compass.errors import TooManyTries, Unauthorized, WrongKey
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
 
 log = structlog.get_logger("compass")

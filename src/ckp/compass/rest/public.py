@@ -8,6 +8,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Query, Response
 
 from ckp import __version__
+from ckp.compass.access.projects import ProjectRef
+from ckp.compass.clusters.clusters import ClusterRequest
+from ckp.compass.hosts.requests import MAX_LISTED
 from ckp.compass.rest.plumbing import Gate, actor_of, error_body, install_handlers, status_of
 from ckp.compass.rest.schemas import (
     AgentBody,
@@ -35,9 +38,6 @@ from ckp.compass.rest.schemas import (
     ScaleBody,
 )
 from ckp.compass.services import UseCases
-from ckp.compass.services.clusters import ClusterRequest
-from ckp.compass.services.projects import ProjectRef
-from ckp.compass.services.requests import MAX_LISTED
 from ckp.kits.errors import CkpError
 from ckp.rules.approval import Criteria
 

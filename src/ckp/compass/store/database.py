@@ -15,7 +15,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
-from ckp.compass.store.repositories import Unit
+from ckp.compass.store.unit import Unit
 from ckp.kits.errors import CkpError
 
 MIGRATIONS = Path(__file__).with_name("migrations")

@@ -1,0 +1,1 @@
+"""Commands about releases, packages, images and keys."""

@@ -1,0 +1,173 @@
+"""`ckp dist`: making a release, bringing it into registries and package repositories, and carrying it to sites without a network."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+
+from ckp.catalog.load import Catalog, Profile
+from ckp.cli.distribution.release import DEFAULT_RELEASE, PROFILE_OPTION
+from ckp.cli.distribution.repository import repository_options
+from ckp.cli.trust import trusted_keys
+from ckp.clients.oci.registry import Registry
+from ckp.distribution.bundles import PREFIX
+from ckp.distribution.carry.airgap import ImportedRelease, export_release
+from ckp.distribution.release import Deliverable, Distribution
+from ckp.distribution.repositories.publish import Repositories
+from ckp.distribution.repositories.site import take_repositories
+from ckp.kits import paths
+from ckp.kits.errors import InvalidInput
+from ckp.kits.steps import Steps
+from ckp.lab import base
+from ckp.site.install import REGISTRY_ADDRESS
+
+AGENT_COMPONENT = "agent"
+
+KEYRING_OPTION = click.option(
+    "--keyring", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="Whom to trust; default: this machine's own signing keys."
+)
+NAME_OPTION = click.option(
+    "--registry-name", default=REGISTRY_ADDRESS, show_default=True, help="host:port that hosts pull from; it is written into the bundles, which are signed."
+)
+
+
+@click.group()
+def dist() -> None:
+    """Build, sign, publish, carry and verify the distribution."""
+
+
+def made(name: str, profile: Profile, registry_name: str, steps: Steps) -> Distribution:
+    """A release, made or found made: four steps."""
+    catalog = Catalog()
+    release = Distribution(catalog, catalog.release(name), profile, steps.say)
+    with steps.step("Building components from source"):
+        release.build()
+    with steps.step("Packing and signing"):
+        release.pack()
+    with steps.step("Making images"):
+        release.make_images()
+    with steps.step("Making bundles"):
+        release.make_bundles(registry_name)
+        steps.say(f"{len(release.bundles)} bundles for the registry {registry_name}")
+    return release
+
+
+@dist.command("build")
+@click.argument("name", default=DEFAULT_RELEASE)
+@PROFILE_OPTION
+@NAME_OPTION
+def dist_build(name: str, profile: Profile, registry_name: str) -> None:
+    """Build a release: programs, signed packages, images, bundles. What has not changed is not made again."""
+    release = made(name, profile, registry_name, Steps(4))
+    click.echo(f"\n{release.release.stamp}: {len(release.packages)} packages signed by {release.key.fingerprint}, {len(release.images)} images")
+
+
+@dist.command("publish")
+@click.argument("name", default=DEFAULT_RELEASE)
+@PROFILE_OPTION
+@NAME_OPTION
+@click.option("--from", "archive", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="A file of `ckp dist export` instead.")
+@KEYRING_OPTION
+@click.option("--registry", default=None, help="host:port to push images and bundles to.")
+@click.option(
+    "--registry-ca", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="The CA of its certificate; default: the system's."
+)
+@click.option("--credentials", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="A docker config.json that only you can read.")
+@click.option(
+    "--repositories",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="The folder of the apt and dnf repositories to fill; with --from one below it, by the release's name.",
+)
+@click.option(
+    "--replace", is_flag=True, help="Replace what is there under the same name: tags that name other content, and with --from a release's repositories."
+)
+@repository_options
+def dist_publish(
+    name: str,
+    profile: Profile,
+    registry_name: str,
+    archive: Path | None,
+    keyring: Path | None,
+    registry: str | None,
+    registry_ca: Path | None,
+    credentials: Path | None,
+    repositories: Path | None,
+    replace: bool,
+    url: str,
+    valid_days: int | None,
+) -> None:
+    """Bring a release into a registry, into package repositories, or both. What is there is left alone; interrupted, it goes on."""
+    if not registry and not repositories:
+        raise InvalidInput("there is nowhere to publish to", resolution="name --registry, --repositories, or both")
+    steps = Steps((1 if archive else 4) + bool(registry) + bool(repositories))
+    release: Distribution | ImportedRelease
+    if archive:
+        with steps.step(f"Reading and verifying {archive.name}"):
+            release = ImportedRelease.read(archive, trusted_keys(keyring), steps.say)
+    else:
+        release = made(name, profile, registry_name, steps)
+    if repositories:
+        with steps.step(f"Filling the package repositories in {repositories}"):
+            if isinstance(release, Distribution):
+                publish_packages(release, Repositories(repositories, release.key, url=url, valid_days=valid_days))
+            else:
+                take_repositories(release, repositories, replace=replace)
+    if registry:
+        with steps.step(f"Pushing images and bundles to {registry}"):
+            push(release, registry, registry_ca, credentials, replace=replace)
+
+
+def publish_packages(release: Distribution, repositories: Repositories) -> None:
+    """The packages of a release into its minor's component, the agent's into one of its own."""
+    repositories.publish(release.packages, component(release.release.name), release.say)
+    repositories.publish(release.agents, AGENT_COMPONENT, release.say)
+
+
+def component(release: str) -> str:
+    """The component of the package repositories that a release belongs to: its minor, as v1.35."""
+    return release.rpartition(".")[0]
+
+
+def push(release: Deliverable, address: str, ca: Path | None, credentials: Path | None, *, replace: bool = False) -> None:
+    """Push, and say where everything is."""
+    client = Registry(address, ca, credentials=credentials)
+    try:
+        digests = release.push(client, address, ca, credentials, replace=replace)
+    finally:
+        client.close()
+    for target in release.targets:
+        click.echo(f"{address}/{PREFIX}/{target.repository}:{release.release.stamp}@{digests[target.repository]}")
+
+
+@dist.command("export")
+@click.argument("name")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@PROFILE_OPTION
+@NAME_OPTION
+@click.option("--lab/--no-lab", default=True, show_default=True, help="Take the lab hosts' root file system along, for `ckp up --from`.")
+def dist_export(name: str, file: Path, profile: Profile, registry_name: str, lab: bool) -> None:
+    """Write release NAME into FILE, one signed file with all that a site without a network needs."""
+    steps = Steps(6)
+    release = made(name, profile, registry_name, steps)
+    with tempfile.TemporaryDirectory(dir=paths.cache(), prefix=".repositories-") as folder:
+        root = Path(folder) / "repositories"
+        with steps.step("Filling package repositories"):
+            publish_packages(release, Repositories(root, release.key))
+        with steps.step(f"Writing {file}"):
+            export_release(release, root, base.ensure(steps.say) if lab else None, file, registry_name, steps.say)
+    click.echo(f"\n{file}: {release.release.stamp}, {file.stat().st_size >> 20} MiB, signed by {release.key.fingerprint}")
+
+
+@dist.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@KEYRING_OPTION
+def dist_import(file: Path, keyring: Path | None) -> None:
+    """Verify FILE and unpack it into the cache, for `ckp up --from` and `ckp dist publish --from`."""
+    steps = Steps(1)
+    with steps.step(f"Reading and verifying {file.name}"):
+        found = ImportedRelease.read(file, trusted_keys(keyring), steps.say)
+    click.echo(f"\n{found.release.stamp} in {found.folder}\n  package repositories  {found.repositories}")
+    click.echo(f"  next                  ckp up --from {file}, or ckp dist publish --from {file} --registry HOST:PORT")

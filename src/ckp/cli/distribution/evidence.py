@@ -1,0 +1,318 @@
+"""`ckp dist sbom`, `provenance`, `reproduce` and `compare`: what is in a release, where it comes from, and how anyone can prove it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ckp.catalog.load import Catalog, Profile
+from ckp.cli.distribution.release import DEFAULT_RELEASE, PROFILE_OPTION
+from ckp.cli.output import Column, describe, show_data, table
+from ckp.cli.trust import trusted_image_key
+from ckp.clients.oci.registry import Registry
+from ckp.clients.signing import dsse
+from ckp.clients.signing.openpgp import IMAGE_PUBLIC, KEYRING
+from ckp.distribution.artifacts import Named
+from ckp.distribution.attest.attestations import attached_sbom, attached_statement
+from ckp.distribution.attest.workshop import find_roles, open_workshop
+from ckp.distribution.prove.compare import Comparison, compare_programs, compare_tree, table_rows
+from ckp.distribution.prove.compare import compare as compare_program
+from ckp.distribution.prove.reproduce import Expected, Finding, Reproduction
+from ckp.distribution.prove.upstream import read_upstream
+from ckp.distribution.registries.verification import Reference
+from ckp.kits import paths
+from ckp.kits.errors import InvalidInput, NotFound, VerificationFailed
+
+F = TypeVar("F", bound=Callable[..., Any])
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_release = click.option("--release", "release", default=DEFAULT_RELEASE, show_default=True, help="The release that a name is looked for in.")
+_format = click.option("--format", "output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print it.")
+
+
+def _registry_options(command: F) -> F:
+    for option in (
+        click.option("--image-key", type=_FILE, default=None, help="Public keys of which one must have signed provenance (PEM); default: this machine's own."),
+        click.option("--registry-ca", type=_FILE, default=None, help="The CA of the registry's certificate; default: those that this system trusts."),
+        click.option("--credentials", type=_FILE, default=None, help="Users and passwords, in the format of docker's config.json, readable by its owner only."),
+    ):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def _manifest(text: str, ca: Path | None, credentials: Path | None) -> Iterator[tuple[Registry, str, str]]:
+    """The registry, the repository and the digest that a reference names."""
+    reference = Reference.parse(text)
+    registry = Registry(reference.address, ca, credentials=credentials)
+    try:
+        digest = reference.digest or registry.digest(reference.repository, reference.tag)
+        if not digest:
+            raise NotFound(f"{text} is not there")
+        if reference.tag and reference.digest and registry.digest(reference.repository, reference.tag) != reference.digest:
+            raise VerificationFailed(f"the tag of {text} has another digest by now", resolution="name the digest alone, or find out who moved the tag")
+        yield registry, reference.repository, digest
+    finally:
+        registry.close()
+
+
+def _is_reference(target: str) -> bool:
+    first, slash, _ = target.partition("/")
+    return bool(slash) and not Path(target).exists() and (":" in first or "." in first)
+
+
+def _quiet(_: str) -> None:
+    """Looking something up says nothing."""
+
+
+@click.command("sbom")
+@click.argument("target", metavar="NAME|PATH|IMAGE")
+@_release
+@PROFILE_OPTION
+@_format
+@_registry_options
+def sbom(target: str, release: str, profile: Profile, output: str, image_key: Path | None, registry_ca: Path | None, credentials: Path | None) -> None:
+    """Show what something is made of, as CycloneDX.
+
+    NAME is a program (kubelet), a package (kubelet.deb), an image (image/kube-apiserver) or a bundle (ubuntu_22.04) of the release as it is
+    built here; IMAGE is host:port/repository:tag, of which the attached document is read, once its signed provenance vouches for it.
+    """
+    if _is_reference(target):
+        with _manifest(target, registry_ca, credentials) as (registry, repository, digest):
+            document = attached_sbom(registry, repository, digest, trusted_image_key(image_key))
+    else:
+        named = Named(Catalog(), release, profile, _quiet)
+        document = named.sbom(named.find(target))
+    if output == "json":
+        show_data(document, "json")
+    else:
+        _show_sbom(document)
+
+
+def _show_sbom(document: Mapping[str, Any]) -> None:
+    root = document["metadata"]["component"]
+    whole = all(part["aggregate"] == "complete" for part in document["compositions"])
+    digest = next((item["content"] for item in root.get("hashes", [])), "")
+    pairs = [("Name", root["name"]), ("Version", root.get("version", "")), ("SHA-256", digest), ("Complete", whole), ("Parts", len(document["components"]))]
+    click.echo(describe(pairs) + "\n")
+    columns = [
+        Column("TYPE", lambda item: item["type"]),
+        Column("NAME", lambda item: item["name"]),
+        Column("VERSION", lambda item: item.get("version", "")),
+        Column("HASH", _hash),
+        Column("LICENCE", _licence),
+    ]
+    click.echo(table(columns, document["components"]))
+
+
+def _hash(item: Mapping[str, Any]) -> str:
+    named = {entry["name"]: entry["value"] for entry in item.get("properties", [])}
+    plain = next((f"sha256:{entry['content']}" for entry in item.get("hashes", [])), "")
+    return str(plain or named.get("ckp:go.sum") or named.get("ckp:record-sha256") or "")
+
+
+def _licence(item: Mapping[str, Any]) -> str:
+    entries = item.get("licenses", [])
+    return ", ".join(entry.get("expression") or entry["license"].get("id") or entry["license"].get("name", "") for entry in entries)
+
+
+@click.command("provenance")
+@click.argument("target", metavar="NAME|PATH|IMAGE")
+@_release
+@PROFILE_OPTION
+@_format
+@_registry_options
+def provenance(target: str, release: str, profile: Profile, output: str, image_key: Path | None, registry_ca: Path | None, credentials: Path | None) -> None:
+    """Show from which sources, with which toolchain and flags something was made, as in-toto with SLSA's predicate.
+
+    Of an IMAGE, or of the PATH of an envelope, the signature is checked first; a bad one ends with code 3.
+    """
+    signed = ""
+    if _is_reference(target):
+        with _manifest(target, registry_ca, credentials) as (registry, repository, digest):
+            statement = attached_statement(registry, repository, digest, trusted_image_key(image_key))
+        signed = f"good, by {image_key or paths.keys() / IMAGE_PUBLIC}"
+    elif Path(target).is_file() and Path(target).suffix in (".json", ".jsonl", ".intoto"):
+        statement = dsse.open_envelope(Path(target).read_bytes(), trusted_image_key(image_key))
+        signed = f"good, by {image_key or paths.keys() / IMAGE_PUBLIC}"
+    else:
+        named = Named(Catalog(), release, profile, _quiet)
+        statement = named.statement(named.find(target))
+    click.echo(f"signature: {signed or 'none: this is told by what is built here; what is pushed is signed'}", err=True)
+    if output == "json":
+        show_data(statement, "json")
+    else:
+        _show_statement(statement)
+
+
+def _show_statement(statement: Mapping[str, Any]) -> None:
+    definition = statement["predicate"]["buildDefinition"]
+    subjects = [f"{item['name']} sha256:{item['digest'].get('sha256', '')}" for item in statement["subject"]]
+    pairs: list[tuple[str, Any]] = [("Subject", ", ".join(subjects)), ("Builder", statement["predicate"]["runDetails"]["builder"]["id"])]
+    pairs += [(name, value) for name, value in sorted(definition["externalParameters"].items())]
+    click.echo(describe(pairs))
+    for name, how in sorted(definition["internalParameters"]["components"].items()):
+        click.echo(f"\n{name}{' in place of ' + how['standsInFor'] if 'standsInFor' in how else ''}:")
+        click.echo(
+            f"  {'gcc' if name.startswith('pause ') else 'go build'} " + " ".join(f"'{part}'" if " " in part or not part else part for part in how["flags"])
+        )
+        click.echo("  " + " ".join(f"{key}={value}" for key, value in sorted(how["environment"].items())))
+    columns = [
+        Column("KIND", lambda item: item.get("annotations", {}).get("kind", "")),
+        Column("NAME", lambda item: item["name"]),
+        Column("DIGEST", lambda item: ", ".join(f"{kind}:{value}" for kind, value in item.get("digest", {}).items())),
+    ]
+    click.echo("\n" + table(columns, definition["resolvedDependencies"]))
+
+
+@click.command("reproduce")
+@click.argument("name", default=DEFAULT_RELEASE)
+@click.option("--component", "components", multiple=True, help="Make only this one's programs again; may be given several times.")
+@PROFILE_OPTION
+@click.option("--against", multiple=True, metavar="FILE|IMAGE", help="Published provenance to compare with; default: what is built on this machine.")
+@click.option("--keyring", type=_FILE, default=None, help="The published OpenPGP keys, which the agent's package brings; default: this machine's own.")
+@click.option("--fresh-modules", is_flag=True, help="Fetch all sources anew, instead of taking them from this machine's module cache.")
+@click.option("--directory", type=click.Path(file_okay=False, path_type=Path), default=None, help="Where to work; emptied before and after.")
+@_format
+@_registry_options
+def reproduce(
+    name: str,
+    components: tuple[str, ...],
+    profile: Profile,
+    against: tuple[str, ...],
+    keyring: Path | None,
+    fresh_modules: bool,
+    directory: Path | None,
+    output: str,
+    image_key: Path | None,
+    registry_ca: Path | None,
+    credentials: Path | None,
+) -> None:
+    """Make a release again in another place, and compare it bit by bit. Anything that differs, or was published and did not come, ends with code 3.
+
+    Packages are compared without their signatures. Everything takes an hour or more on a small machine; a component takes minutes.
+    """
+    catalog = Catalog()
+    release = catalog.release(name)
+    roles = find_roles(catalog, release, profile, components)
+    if against:
+        expected = Expected.of([_published(item, image_key, registry_ca, credentials) for item in against])
+    else:
+        expected = _expected_here(catalog, name, profile, roles)
+    folder = directory or Path(tempfile.gettempdir()) / f"ckp-reproduce-{release.name}"
+    say = _quiet if output == "json" else click.echo
+    own = paths.keys() / KEYRING
+    ring = keyring or (own if own.exists() else None)
+    findings = Reproduction(catalog, release, profile, expected, folder, say, fresh_modules, ring).run(roles)
+    _show_findings(findings, output)
+    wrong = [finding for finding in findings if finding.verdict in ("differs", "not made again")]
+    if wrong or not any(finding.verdict == "identical" for finding in findings):
+        raise VerificationFailed(
+            f"{len(wrong)} of {len(findings)} are not what was published",
+            details="\n".join(f"{finding.kind} {finding.name} {finding.verdict}" for finding in wrong),
+            resolution="is it the same release file, profile and checkout? the notes say where the difference lies",
+        )
+
+
+def _expected_here(catalog: Catalog, name: str, profile: Profile, roles: Sequence[str]) -> Expected:
+    named = Named(catalog, name, profile, _quiet)
+    if roles:
+        named.shop = open_workshop(catalog, catalog.release(name), profile, roles)
+    expected = Expected.of(named.statements(everything=not roles))
+    for item in named.shop.programs.values():
+        expected.files["binary", f"{item.source.component}/{item.name}"] = item.path
+    return expected
+
+
+def _published(item: str, image_key: Path | None, ca: Path | None, credentials: Path | None) -> dict[str, Any]:
+    if Path(item).is_file():
+        return dsse.open_envelope(Path(item).read_bytes(), trusted_image_key(image_key))
+    with _manifest(item, ca, credentials) as (registry, repository, digest):
+        return attached_statement(registry, repository, digest, trusted_image_key(image_key))
+
+
+def _show_findings(findings: Sequence[Finding], output: str) -> None:
+    if output == "json":
+        show_data({"items": [finding.to_json() for finding in findings]}, "json")
+        return
+    columns = [
+        Column("KIND", lambda item: item.kind),
+        Column("COMPONENT", lambda item: item.component),
+        Column("NAME", lambda item: item.name),
+        Column("PUBLISHED", lambda item: item.expected[:16]),
+        Column("MADE AGAIN", lambda item: item.found[:16]),
+        Column("VERDICT", lambda item: item.verdict),
+        Column("NOTE", lambda item: item.note),
+    ]
+    click.echo(table(columns, findings))
+
+
+@click.command("compare")
+@click.argument("name", default=DEFAULT_RELEASE)
+@click.option("--binary", "binaries", multiple=True, help="Only this program; may be given several times.")
+@PROFILE_OPTION
+@click.option("--upstream", type=_FILE, default=None, help="A program that upstream has built, to lay beside the one named with --binary.")
+@click.option("--upstream-tree", type=_FOLDER, default=None, help="A checkout of upstream's tree: compare staging modules with it, file by file.")
+@_format
+def compare(name: str, binaries: tuple[str, ...], profile: Profile, upstream: Path | None, upstream_tree: Path | None, output: str) -> None:
+    """Show in what each program is the same as upstream's, and in what not: modules by hash, toolchain, flags, version stamps.
+
+    What differs and is not so by intent ends with code 3.
+    """
+    if upstream and len(binaries) != 1:
+        raise InvalidInput("--upstream is laid beside one program", resolution="name it with --binary")
+    catalog = Catalog()
+    shop = open_workshop(catalog, catalog.release(name), profile)
+    go = shop.reader.go()
+    comparisons = []
+    for program in [shop.program(binary) for binary in binaries] or list(shop.programs.values()):
+        info = shop.reader.program(program)
+        theirs = read_upstream(go, info.main)
+        found = compare_program(program.name, info, program.source, shop.stamp, theirs, go)
+        extra = compare_programs(program.name, info, shop.reader.read(upstream), theirs) if upstream else []
+        if upstream_tree and _is_tree_of(upstream_tree, info.main.path):
+            extra += compare_tree(info, theirs, upstream_tree, go)
+        comparisons.append(Comparison(found.program, found.component, found.main, found.go, (*found.checks, *extra)))
+    if upstream_tree and not any(item.about("tree") for item in comparisons):
+        raise InvalidInput(f"{upstream_tree} is not the tree of any of these programs", resolution="name the folder that has the main module's go.mod")
+    _show_comparisons(comparisons, output)
+    if wrong := [item for item in comparisons if not item.identical]:
+        details = "\n".join(
+            f"{item.program}: {check.about} {check.name}: {check.ours}, not {check.upstream}" for item in wrong for check in item.findings("differs")
+        )
+        raise VerificationFailed(f"{len(wrong)} of {len(comparisons)} programs differ from upstream's", details=details, resolution="mend the lock, or say why")
+
+
+def _is_tree_of(folder: Path, module: str) -> bool:
+    mod = folder / "go.mod"
+    return mod.is_file() and f"module {module}" in mod.read_text().splitlines()
+
+
+def _show_comparisons(comparisons: Sequence[Comparison], output: str) -> None:
+    if output == "json":
+        show_data({"items": [item.to_json() for item in comparisons]}, "json")
+        return
+    rows = table_rows(comparisons)
+    heads = ("program", "component", "modules", "go", "flags", "stamps", "verdict")
+    click.echo(table([Column(head.upper(), itemgetter(head)) for head in heads], rows))
+    differing = [(item.program, check) for item in comparisons for check in item.findings("differs", "deliberate", "stamp")]
+    if differing:
+        click.echo("\nAll that is not the same:")
+        columns = [
+            Column("PROGRAM", lambda row: row[0]),
+            Column("WHAT", lambda row: f"{row[1].about} {row[1].name}"),
+            Column("OURS", lambda row: row[1].ours),
+            Column("UPSTREAM", lambda row: row[1].upstream),
+            Column("VERDICT", lambda row: row[1].verdict),
+            Column("WHY", lambda row: row[1].note),
+        ]
+        click.echo(table(columns, differing))
+
+
+COMMANDS = (sbom, provenance, reproduce, compare)

@@ -1,0 +1,72 @@
+"""Who calls: the administrator by a token, the hub by its ServiceAccount token."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections import OrderedDict
+
+from ckp.clients.kube import Kube, KubeError
+from ckp.compass.errors import Unauthorized
+from ckp.kits.clock import Clock
+from ckp.kits.errors import CkpError
+
+CACHE_SECONDS = 60.0
+CACHE_ENTRIES = 256
+
+
+class AdminToken:
+    """The administrator's token; only its hash is kept."""
+
+    def __init__(self, token: str) -> None:
+        self._digest = hashlib.sha256(token.encode()).digest()
+
+    def actor(self, token: str) -> str:
+        """`admin` for the right token, in the same time for any wrong one; else Unauthorized."""
+        if not hmac.compare_digest(hashlib.sha256(token.encode()).digest(), self._digest):
+            raise Unauthorized("the token is not valid", resolution="log in again, or ask your administrator for a token")
+        return "admin"
+
+
+class WorkloadTokens:
+    """Checks ServiceAccount tokens by TokenReview, and takes one account only.
+
+    Args:
+        account: the user name that is taken, `system:serviceaccount:NAMESPACE:NAME`.
+        audience: a token for another audience is refused, so that one stolen elsewhere is no use here.
+    """
+
+    def __init__(self, kube: Kube, clock: Clock, *, account: str, audience: str) -> None:
+        self._kube = kube
+        self._clock = clock
+        self._account = account
+        self._audience = audience
+        self._good: OrderedDict[bytes, float] = OrderedDict()
+
+    async def require(self, token: str) -> None:
+        """Return if the token is the hub's. A good answer holds for a minute; a bad one is never kept.
+
+        Raises:
+            Unauthorized: it is not.
+            CkpError: the API server could not say.
+        """
+        digest = hashlib.sha256(token.encode()).digest()
+        if (until := self._good.get(digest)) is not None and self._clock.monotonic() < until:
+            return
+        self._good.pop(digest, None)
+        review = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenReview",
+            "metadata": {},
+            "spec": {"token": token, "audiences": [self._audience]},
+        }
+        try:
+            status = (await self._kube.create(review)).get("status") or {}
+        except KubeError as error:
+            raise CkpError("the caller's token could not be checked", details=error.brief, resolution="try again in a moment") from error
+        user = str((status.get("user") or {}).get("username", ""))
+        if not status.get("authenticated") or self._audience not in (status.get("audiences") or []) or user != self._account:
+            raise Unauthorized("the caller's token is not one that may enrol hosts", details=user)
+        self._good[digest] = self._clock.monotonic() + CACHE_SECONDS
+        while len(self._good) > CACHE_ENTRIES:
+            self._good.popitem(last=False)

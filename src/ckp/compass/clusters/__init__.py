@@ -1,0 +1,1 @@
+"""Clusters: requests, views and the objects that make one."""

@@ -1,0 +1,300 @@
+"""Clusters: asking for one, looking at one, resizing and deleting it. What they are lives in Kubernetes; nothing of it is kept here."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network
+
+from ckp.api import kinds, names
+from ckp.api.kinds import Kind
+from ckp.clients.kube import Kube, Obj
+from ckp.compass.access.projects import Namespaces, ProjectRef, check_label
+from ckp.compass.clusters import networks
+from ckp.compass.clusters.manifests import REQUEST_ANNOTATION, ClusterSpec, cluster_objects, workers_name
+from ckp.compass.clusters.views import ClusterView, is_deleting, view
+from ckp.compass.hosts.groups import group_of_template
+from ckp.compass.hosts.hosts import addresses_of, is_claimed, why_not_free
+from ckp.compass.hosts.operations import set_max_unhealthy
+from ckp.compass.releases import Releases
+from ckp.compass.settings import Reserved
+from ckp.compass.store.database import Database
+from ckp.kits.clock import Clock, rfc3339
+from ckp.kits.errors import Conflict, InvalidInput, NotFound
+from ckp.rules.claims import Wanted
+
+MAX_NAME = 40
+"""Names of Machines, nodes and Secrets are made from a cluster's name with suffixes, and must stay below 63."""
+MAX_WORKERS = 5000
+"""Upstream's limit of nodes for one cluster."""
+
+
+@dataclass(frozen=True)
+class ClusterRequest:
+    """A cluster as a person asks for it, unchecked."""
+
+    name: str
+    version: str
+    cni: str
+    host_group: str
+    workers: int
+    pod_cidr: str
+    service_cidr: str
+    control_plane_replicas: int = 1
+    address: str = ""
+
+
+@dataclass(frozen=True)
+class _Capacity:
+    """A group's hosts, and what is left of them for one cluster."""
+
+    hosts: list[Obj]
+    taken: dict[str, str]
+    """Those that the cluster can't have, with the reason."""
+    promised: dict[str, int]
+    """Free hosts that other clusters of the group asked for and have not claimed yet."""
+    own: int
+    """Hosts that the cluster itself holds already."""
+
+
+class Clusters:
+    """Use cases around clusters.
+
+    Args:
+        reserved: networks that no cluster may use.
+    """
+
+    def __init__(self, database: Database, kube: Kube, namespaces: Namespaces, releases: Releases, clock: Clock, reserved: Sequence[Reserved] = ()) -> None:
+        self._database = database
+        self._kube = kube
+        self._namespaces = namespaces
+        self._releases = releases
+        self._clock = clock
+        self._reserved = tuple(reserved)
+        # Two requests at once must not be promised the same free hosts. Compass is one process; see also _Capacity.promised.
+        self._one_at_a_time: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def create(self, actor: str, project: ProjectRef, request: ClusterRequest) -> ClusterView:
+        """Check a request and apply its objects. If that breaks off in the middle, the same request again completes it.
+
+        Raises:
+            InvalidInput, NotFound, Conflict: the request cannot be; nothing was changed.
+        """
+        spec, pods, services = self._check(request)
+        async with self._one_at_a_time[project.namespace]:
+            existing = await self._namespaces.get(kinds.CLUSTER, spec.name, project)
+            if existing:
+                await self._check_unfinished(existing, spec, project)
+            capacity = await self._capacity(project, spec.host_group, spec.name, spec.version)
+            self._check_hosts(spec, capacity, pods, services)
+            requested_at = ((existing or {}).get("metadata", {}).get("annotations") or {}).get(names.REQUESTED_AT_ANNOTATION, rfc3339(self._clock.now()))
+            await self._namespaces.ensure(project)
+            make = {"namespace": project.namespace, "labels": project.labels, "requested_at": requested_at}
+            cluster = await self._kube.apply(cluster_objects(spec, **make)[0])
+            made = [await self._kube.apply(obj) for obj in cluster_objects(spec, **make, cluster_uid=cluster["metadata"]["uid"])[1:]]
+            async with self._database.unit() as unit:
+                detail = {"version": spec.version, "workers": spec.workers, "hostGroup": spec.host_group}
+                unit.audit(self._clock.now(), actor, project.domain, project.project, "cluster.create", spec.name, detail)
+        # From what was answered, not read again: a read that fails now would tell of a failure where there is a cluster.
+        return _assemble(cluster, [[obj for obj in made if obj["kind"] == kind.kind] for kind in _PARTS])
+
+    async def list(self, project: ProjectRef) -> list[ClusterView]:
+        """All clusters of a project, by name."""
+        clusters = await self._namespaces.list(kinds.CLUSTER, project)
+        parts = [await self._namespaces.list(kind, project) for kind in _PARTS]
+        return sorted((_assemble(cluster, parts) for cluster in clusters), key=lambda cluster: cluster.name)
+
+    async def get(self, project: ProjectRef, name: str) -> ClusterView:
+        """One cluster with its steps, conditions and machines."""
+        cluster = await self._require(project, name)
+        labels = {names.CLUSTER_NAME_LABEL: name}
+        return _assemble(cluster, [await self._namespaces.list(kind, project, labels=None if kind is kinds.BYO_HOST else labels) for kind in _PARTS])
+
+    async def scale(self, actor: str, project: ProjectRef, name: str, workers: int) -> ClusterView:
+        """Change the number of workers.
+
+        Raises:
+            InvalidInput, Conflict: there are too few free hosts, or no room in the pod network; nothing was changed.
+        """
+        _check_workers(workers)
+        async with self._one_at_a_time[project.namespace]:
+            cluster = await self._require(project, name)
+            if is_deleting(cluster):
+                raise Conflict(f"cluster {name} is being deleted")
+            current = await self.get(project, name)
+            capacity = await self._capacity(project, current.host_group, name, current.version)
+            _check_enough(current.host_group, workers, capacity)
+            if current.pod_cidr and workers > current.workers:
+                networks.check_networks(current.pod_cidr, current.service_cidr, workers=workers, reserved=(), host_addresses=())
+            await set_max_unhealthy(self._kube, project, workers_name(name), workers)
+            await self._kube.merge(kinds.MACHINE_DEPLOYMENT, workers_name(name), project.namespace, {"spec": {"replicas": workers}})
+            async with self._database.unit() as unit:
+                detail = {"from": current.workers, "to": workers}
+                unit.audit(self._clock.now(), actor, project.domain, project.project, "cluster.scale", name, detail)
+        return await self.get(project, name)
+
+    async def delete(self, actor: str, project: ProjectRef, name: str) -> None:
+        """Ask for a cluster's deletion: the controllers drain and clean its workers, then delete it. Asking again changes nothing."""
+        await self._require(project, name)
+        asked = {names.DELETE_REQUESTED_ANNOTATION: rfc3339(self._clock.now())}
+        await self._kube.merge(kinds.CLUSTER, name, project.namespace, {"metadata": {"annotations": asked}})
+        async with self._database.unit() as unit:
+            unit.audit(self._clock.now(), actor, project.domain, project.project, "cluster.delete", name)
+
+    async def kubeconfig(self, actor: str, project: ProjectRef, name: str) -> str:
+        """The administrator's kubeconfig, as the control plane provider keeps it (contract: Secret `<c>-kubeconfig`, key `value`)."""
+        cluster = await self._require(project, name)
+        secret = await self._namespaces.get(kinds.SECRET, f"{name}-kubeconfig", project)
+        value = ((secret or {}).get("data") or {}).get("value")
+        if not value:
+            raise NotFound(
+                f"cluster {name} has no kubeconfig yet",
+                details=str((cluster.get("status") or {}).get("phase", "")),
+                resolution=f"its control plane is not up: see ckp cluster describe {name}",
+            )
+        async with self._database.unit() as unit:
+            unit.audit(self._clock.now(), actor, project.domain, project.project, "cluster.kubeconfig", name)
+        return base64.b64decode(value).decode()
+
+    # Checks.
+
+    def _check(self, request: ClusterRequest) -> tuple[ClusterSpec, IPv4Network, IPv4Network]:
+        """Everything that can be said without looking at the cluster."""
+        check_label("name", request.name, limit=MAX_NAME)
+        if not request.name[0].isalpha():
+            raise InvalidInput(f"name: {request.name!r} begins with a digit", resolution="begin with a letter: services are named after it")
+        check_label("hostGroup", request.host_group)
+        _check_workers(request.workers)
+        if request.control_plane_replicas not in (1, 3, 5):
+            raise InvalidInput(f"controlPlane.replicas: {request.control_plane_replicas} is not 1, 3 or 5")
+        try:
+            release = self._releases.get(request.version)
+        except NotFound as error:
+            # Asked for by a field of the body, an unknown release is a bad request, not a missing page.
+            raise InvalidInput(error.brief, details=error.details, resolution=error.resolution) from None
+        offered: dict[str, str] = {**release["cni"], "none": ""}
+        if request.cni not in offered:
+            raise InvalidInput(f"cni: {request.cni!r} is not offered with {request.version}", resolution=f"take one of: {', '.join(sorted(offered))}")
+        pods, services = networks.check_networks(request.pod_cidr, request.service_cidr, workers=request.workers, reserved=self._reserved, host_addresses=())
+        if request.address:
+            networks.check_address(request.address, [("podCIDR", pods), ("serviceCIDR", services)])
+        spec = ClusterSpec(
+            name=request.name,
+            version=request.version,
+            cni=request.cni,
+            cni_version=offered[request.cni],
+            host_group=request.host_group,
+            workers=request.workers,
+            pod_cidr=request.pod_cidr,
+            service_cidr=request.service_cidr,
+            control_plane_replicas=request.control_plane_replicas,
+            address=request.address,
+        )
+        return spec, pods, services
+
+    async def _check_unfinished(self, existing: Obj, spec: ClusterSpec, project: ProjectRef) -> None:
+        """Pass only if the Cluster is the beginning of this very request, and not all of its objects are there."""
+        if is_deleting(existing):
+            raise Conflict(f"a cluster named {spec.name} is still being deleted", resolution=f"wait for it: ckp cluster delete {spec.name} --wait")
+        if (existing["metadata"].get("annotations") or {}).get(REQUEST_ANNOTATION) == spec.digest():
+            for kind, name in _COMPLETE:
+                if await self._namespaces.get(kind, name(spec.name), project) is None:
+                    return
+        raise Conflict(f"a cluster named {spec.name} exists already", resolution="choose another name, or delete it first")
+
+    def _check_hosts(self, spec: ClusterSpec, capacity: _Capacity, pods: IPv4Network, services: IPv4Network) -> None:
+        _check_enough(spec.host_group, spec.workers, capacity)
+        addresses = [(host["metadata"]["name"], address) for host in capacity.hosts for address in addresses_of(host)]
+        networks.check_networks(spec.pod_cidr, spec.service_cidr, workers=spec.workers, reserved=self._reserved, host_addresses=addresses)
+        if spec.address and (owner := next((host for host, address in addresses if address.partition("/")[0] == spec.address), "")):
+            raise InvalidInput(f"address: {spec.address} is the address of host {owner}", resolution="take a free address of the hosts' network")
+
+    async def _capacity(self, project: ProjectRef, group: str, cluster: str, version: str) -> _Capacity:
+        async with self._database.unit() as unit:
+            if await unit.host_group(project.domain, project.project, group) is None:
+                known = [row.name for row in await unit.host_groups(project.domain, project.project)]
+                raise InvalidInput(
+                    f"hostGroup: there is no host group {group!r}",
+                    resolution=f"take one of: {', '.join(known)}" if known else "make one: ckp hostgroup create",
+                )
+        everyone = await self._namespaces.list(kinds.BYO_HOST, project)
+        hosts = [host for host in everyone if names.group_label(group) in (host["metadata"].get("labels") or {})]
+        claims = {str(host["spec"]["machineRef"].get("name")) for host in everyone if is_claimed(host)}
+        claimed: defaultdict[str, int] = defaultdict(int)
+        for machine in await self._namespaces.list(kinds.BYO_MACHINE, project):
+            if machine["metadata"]["name"] in claims:
+                claimed[_cluster_of(machine)] += 1
+        drawing = {_cluster_of(t) for t in await self._namespaces.list(kinds.BYO_MACHINE_TEMPLATE, project) if group_of_template(t) == group}
+        promised: defaultdict[str, int] = defaultdict(int)
+        for deployment in await self._namespaces.list(kinds.MACHINE_DEPLOYMENT, project):
+            owner = _cluster_of(deployment)
+            if owner in drawing and owner != cluster and not deployment["metadata"].get("deletionTimestamp"):
+                promised[owner] += deployment["spec"].get("replicas", 1)
+        waiting = {name: count - claimed[name] for name, count in promised.items() if count > claimed[name]}
+        wanted = Wanted(release=version, systems=self._systems(version))
+        reasons = {host["metadata"]["name"]: why_not_free(host, wanted) for host in hosts}
+        return _Capacity(hosts, {name: why for name, why in reasons.items() if why}, waiting, claimed[cluster])
+
+    def _systems(self, version: str) -> frozenset[str]:
+        """The operating systems that the release can be installed on; none for one that is no longer known: then its machines say so."""
+        return frozenset(self._releases.get(version).get("os") or ()) if version in self._releases.names() else frozenset()
+
+    async def _require(self, project: ProjectRef, name: str) -> Obj:
+        found = await self._namespaces.get(kinds.CLUSTER, name, project)
+        if found is None:
+            raise NotFound(f"there is no cluster {name} in {project.domain}/{project.project}", resolution="list them: ckp cluster list")
+        return found
+
+
+_PARTS: tuple[Kind, ...] = (
+    kinds.MANAGED_CONTROL_PLANE,
+    kinds.MACHINE_DEPLOYMENT,
+    kinds.MACHINE,
+    kinds.BYO_MACHINE_TEMPLATE,
+    kinds.BYO_HOST,
+)
+_COMPLETE = (
+    (kinds.MANAGED_CONTROL_PLANE, str),
+    (kinds.BYO_CLUSTER, str),
+    (kinds.BYO_MACHINE_TEMPLATE, workers_name),
+    (kinds.KUBEADM_CONFIG_TEMPLATE, workers_name),
+    (kinds.MACHINE_HEALTH_CHECK, workers_name),
+    (kinds.MACHINE_DEPLOYMENT, workers_name),
+)
+
+
+def _assemble(cluster: Obj, parts: list[list[Obj]]) -> ClusterView:
+    name = cluster["metadata"]["name"]
+    of_this = [[obj for obj in objs if _cluster_of(obj) == name] for objs in parts[:4]]
+    template = next(iter(of_this[3]), None)
+    return replace(
+        view(cluster, next(iter(of_this[0]), None), next(iter(of_this[1]), None), of_this[2], parts[4]),
+        host_group=group_of_template(template) if template else "",
+    )
+
+
+def _cluster_of(obj: Obj) -> str:
+    return str((obj["metadata"].get("labels") or {}).get(names.CLUSTER_NAME_LABEL, ""))
+
+
+def _check_workers(workers: int) -> None:
+    if not 1 <= workers <= MAX_WORKERS:
+        raise InvalidInput(f"workers: {workers} is not between 1 and {MAX_WORKERS}")
+
+
+def _check_enough(group: str, workers: int, capacity: _Capacity) -> None:
+    """As many free hosts as are still needed, beside those that other clusters of the group wait for."""
+    needed = workers - capacity.own
+    available = len(capacity.hosts) - len(capacity.taken) - sum(capacity.promised.values())
+    if needed <= available:
+        return
+    reasons = [f"{name}: {why}" for name, why in capacity.taken.items()]
+    reasons += [f"{count} of the free hosts are promised to cluster {name}" for name, count in sorted(capacity.promised.items())]
+    raise InvalidInput(
+        f"workers: host group {group} has {max(available, 0)} free host{'' if available == 1 else 's'}, and {needed} {'is' if needed == 1 else 'are'} needed",
+        details="\n".join(reasons),
+        resolution=f"put more hosts into the group (ckp hostgroup add {group} HOST...), or ask for fewer workers",
+    )

@@ -1,0 +1,1 @@
+"""Hosts: enrolment, approval, groups and operations."""

@@ -1,0 +1,204 @@
+"""Machines that ask to become hosts: their requests, and what becomes of them."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Protocol
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from ckp.api import names
+from ckp.api.host_protocol import MAX_FACTS_BYTES, EnrolmentRequest, EnrolmentTicket
+from ckp.compass.access.projects import ProjectRef
+from ckp.compass.access.rate import FailureLimit
+from ckp.compass.errors import TooManyTries, WrongKey
+from ckp.compass.hosts.keys import HostKeys
+from ckp.compass.store.database import Database
+from ckp.compass.store.models import HostRequest
+from ckp.compass.store.unit import Unit
+from ckp.kits.clock import Clock
+from ckp.kits.errors import Conflict, InvalidInput, NotFound
+
+MAX_PENDING = 10_000
+"""Requests of one project that may wait; a leaked key must not fill the disk."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the hub needs to answer a waiting agent."""
+
+    state: str
+    reason: str
+    namespace: str
+    host: str
+    csr: str
+    certificate: str
+
+
+def key_digest(csr_pem: str) -> str:
+    """SHA-256 over the public key of a signing request, once its own signature shows that the sender holds the private one.
+
+    Raises:
+        InvalidInput: it is not a signing request, is not signed by its own key, or the key is of a kind that is not taken.
+    """
+    try:
+        csr = x509.load_pem_x509_csr(csr_pem.encode())
+        key = csr.public_key()
+        good = csr.is_signature_valid
+    except (ValueError, UnsupportedAlgorithm, InvalidSignature) as error:
+        raise InvalidInput(f"csr: it is not a certificate signing request in PEM: {error}") from None
+    if not good:
+        raise InvalidInput("csr: its signature is not by its own key")
+    strong = (
+        (isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in ("secp256r1", "secp384r1"))
+        or isinstance(key, ed25519.Ed25519PublicKey)
+        or (isinstance(key, rsa.RSAPublicKey) and 2048 <= key.key_size <= 4096)
+    )
+    if not strong:
+        raise InvalidInput("csr: the key must be ECDSA P-256 or P-384, Ed25519, or RSA of 2048 to 4096 bits")
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def host_name_from(hostname: str) -> str:
+    """A valid object name out of whatever a machine calls itself: its first label, made lower-case, with hyphens for the rest."""
+    short = re.sub(r"[^a-z0-9-]+", "-", hostname.split(".", maxsplit=1)[0].lower()).strip("-")[:50].strip("-")
+    return short or "host"
+
+
+class Enrolments:
+    """The machine's side: requests that come in through the hub."""
+
+    def __init__(self, database: Database, keys: HostKeys, approval: Approval, clock: Clock, limit: FailureLimit | None = None) -> None:
+        self._database = database
+        self._keys = keys
+        self._approval = approval
+        self._clock = clock
+        self._limit = limit or FailureLimit(clock)
+
+    async def take(self, request: EnrolmentRequest, source: str) -> EnrolmentTicket:
+        """Take a request in. The same machine with the same key sending again gets its old request with a new token: it lost our answer.
+
+        A machine that looks like a host of this project (same machine-id, or same key) was reinstalled or is a clone: a person decides (HostRequests.approve).
+
+        Raises:
+            WrongKey: the pre-shared key is not the project's (or the project has none), or has ended.
+            TooManyTries: too many wrong keys from `source`, or too many requests wait.
+            InvalidInput: the signing request is no good.
+            Conflict: this machine, or this key, is a host of another project.
+        """
+        self._limit.check(source)
+        token = secrets.token_urlsafe(32)
+        async with self._database.unit() as unit:
+            project = _project_or_wrong_key(request)
+            key = await self._keys.matching(unit, project, request.psk) if project else None
+            if project is None or key is None:
+                self._limit.failed(source)
+                raise WrongKey(
+                    f"the pre-shared key is not the one of project {request.domain}/{request.project}",
+                    resolution="put the current key into /etc/ckp-agent/psk: `ckp host psk` tells when it was made, `ckp host psk --reset` makes a new one",
+                )
+            facts = request.facts.model_dump(mode="json")
+            if len(json.dumps(facts)) > MAX_FACTS_BYTES:
+                raise InvalidInput(f"facts: they are larger than {MAX_FACTS_BYTES} bytes", resolution="mend the agent that sends them")
+            digest = key_digest(request.csr)
+            row, like = await self._same_or_like(unit, project, request, digest)
+            if row is None:
+                self._keys.spend(key)
+                if await unit.pending_count(project.domain, project.project) >= MAX_PENDING:
+                    raise TooManyTries("too many host requests wait for a decision", resolution="approve or reject some: ckp host requests")
+                row = HostRequest(
+                    id=secrets.token_hex(16),
+                    domain=project.domain,
+                    project=project.project,
+                    machine_id=request.facts.machine_id,
+                    key_digest=digest,
+                    csr=request.csr,
+                    state="pending",
+                    reason="",
+                    host="",
+                    certificate="",
+                    decided_by="",
+                    created_at=self._clock.now(),
+                )
+                unit.session.add(row)
+            if row.state == "pending":
+                row.duplicate_of, row.duplicate_why = like
+            row.facts = facts
+            row.source = source[:64]
+            row.token_digest = hashlib.sha256(token.encode()).hexdigest()
+            ticket = EnrolmentTicket(request_id=row.id, token=token)
+        await self._approval.consider(project, ticket.request_id)
+        return ticket
+
+    async def outcome(self, request_id: str, token: str) -> Outcome:
+        """What became of a request, for whoever holds its token; NotFound without saying whether the id or the token was wrong."""
+        async with self._database.unit() as unit:
+            row = await self._held(unit, request_id, token)
+        if row.state == "pending":
+            # Also here, not only when it came: a rule may be newer than the request, or we died before we could follow one.
+            await self._approval.consider(ProjectRef.of(row.domain, row.project), row.id)
+        async with self._database.unit() as unit:
+            row = await self._held(unit, request_id, token)
+            namespace = names.tenant_namespace(row.domain, row.project) if row.state == "approved" else ""
+            return Outcome(row.state, row.reason, namespace, row.host if namespace else "", row.csr if namespace else "", row.certificate)
+
+    async def keep_certificate(self, request_id: str, token: str, certificate: str) -> str:
+        """Keep the certificate that the hub signed; the first one stays, and is the answer, so that asking twice never changes a host's serial."""
+        async with self._database.unit() as unit:
+            row = await self._held(unit, request_id, token)
+            if row.state != "approved":
+                raise Conflict(f"host request {request_id} is {row.state}, so it has no certificate")
+            if not row.certificate:
+                row.certificate = certificate
+                unit.audit(self._clock.now(), "hub", row.domain, row.project, "host.certificate", row.host, {"request": row.id})
+            return row.certificate
+
+    async def _held(self, unit: Unit, request_id: str, token: str) -> HostRequest:
+        row = await unit.host_request_by_id(request_id)
+        given = hashlib.sha256(token.encode()).hexdigest()
+        if not hmac.compare_digest(given, row.token_digest if row else "0" * 64) or row is None:
+            raise NotFound("there is no such host request", resolution="send the enrolment again")
+        return row
+
+    async def _same_or_like(self, unit: Unit, project: ProjectRef, request: EnrolmentRequest, digest: str) -> tuple[HostRequest | None, tuple[str, str]]:
+        """The request that is this very machine's with this very key; and the host that it looks like, with what they have in common."""
+        same: HostRequest | None = None
+        like = ("", "")
+        for row in await unit.requests_like(request.facts.machine_id, digest):
+            ours = (row.domain, row.project) == (project.domain, project.project)
+            if ours and row.machine_id == request.facts.machine_id and row.key_digest == digest:
+                same = row
+            elif row.state == "approved" and not ours:
+                raise Conflict(
+                    "this machine, or its key, belongs to a host that is enrolled already in another project",
+                    details=f"machine-id {request.facts.machine_id}",
+                    resolution="a machine that moves: remove its host there first (ckp host delete); "
+                    "a cloned one: give it its own /etc/machine-id and remove /var/lib/ckp-agent/key.pem",
+                )
+            elif row.state == "approved":
+                like = (row.host, "key" if row.key_digest == digest else "machine-id")
+        return same, like
+
+
+def _project_or_wrong_key(request: EnrolmentRequest) -> ProjectRef | None:
+    """A malformed project has no key, so its answer is the same as for a wrong key."""
+    try:
+        return ProjectRef.of(request.domain, request.project)
+    except InvalidInput:
+        return None
+
+
+class Approval(Protocol):
+    """Decides for people, where they have made rules for it."""
+
+    async def consider(self, project: ProjectRef, request_id: str) -> None:
+        """Approve a waiting request if a rule says so. Never raises for what can be done again later."""
+        ...

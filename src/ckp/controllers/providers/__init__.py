@@ -1,0 +1,1 @@
+"""Infrastructure providers of Cluster API, one folder each."""

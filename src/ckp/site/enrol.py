@@ -1,0 +1,115 @@
+"""The workers' way in: agent package, pre-shared key, request, approval, host group. Part of `ckp up`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from ckp.clients.compass import Session
+from ckp.kits import paths
+from ckp.kits.errors import CkpError, Conflict
+from ckp.kits.retry import wait_until
+from ckp.lab.lab import LabHost
+from ckp.site.install import AGENT_CONFIG, GROUP, HUB_ADDRESS, Site
+
+CONNECT_TIMEOUT = 180.0
+
+
+@dataclass
+class Enrolment:
+    """Brings the site's workers into Compass' project; what is done already is left alone."""
+
+    site: Site
+    session: Session
+
+    def run(self) -> None:
+        """Agents, approvals, group."""
+        waiting = [host for host in self.site.worker_hosts if not self._identified(host)]
+        for host in self.site.worker_hosts:
+            self.site.install_agent(host)
+        if waiting:
+            key = self._key()
+            for host in waiting:
+                self._configure(host, key)
+            self._approve(waiting)
+        names = self._connected()
+        self._group(names)
+
+    def _identified(self, host: LabHost) -> bool:
+        return host.run(["test", "-s", "/var/lib/ckp-agent/cert.pem"], timeout=10, check=False).code == 0
+
+    def _key(self) -> str:
+        """The project's key: shown once by Compass, so a lost one is replaced; hosts that are in need none."""
+        answer: dict[str, Any] = self.session.get("/host-psk")
+        return str(answer.get("key") or self.session.call("POST", "/host-psk/reset")["key"])
+
+    def _configure(self, host: LabHost, key: str) -> None:
+        config = {
+            "hub": f"https://{HUB_ADDRESS}:8443",
+            "channel": f"wss://{HUB_ADDRESS}:9443/v1/agent",
+            "domain": self.session.config.domain,
+            "project": self.session.config.project,
+            "ca": f"{AGENT_CONFIG}/ca.pem",
+        }
+        host.push((paths.state() / "root-ca.pem").read_bytes(), f"{AGENT_CONFIG}/ca.pem")
+        host.push(key.encode(), f"{AGENT_CONFIG}/psk", mode=0o600)
+        host.push(json.dumps(config, indent=1).encode(), f"{AGENT_CONFIG}/config.json")
+        host.run(["systemctl", "restart", "ckp-agent"], timeout=60)
+        self.site.say(f"{host.name}: agent started")
+
+    def _approve(self, hosts: list[LabHost]) -> None:
+        """Only requests of machines that are ours: their machine-id is compared with what the lab itself gave them."""
+        ours = {host.run(["cat", "/etc/machine-id"], timeout=10).stdout.strip(): host.name for host in hosts}
+        approved: set[str] = set()
+
+        def all_in() -> bool:
+            for request in self.session.get("/host-requests", state="pending")["items"]:
+                if request["machineId"] in ours:
+                    self.session.call("POST", f"/host-requests/{request['id']}/approve")
+                    self.site.say(f"{ours[request['machineId']]}: request approved")
+            approved.update(item["machineId"] for item in self.session.get("/host-requests", state="approved")["items"])
+            return set(ours) <= approved
+
+        wait_until(all_in, what="the workers' requests arrive", timeout=CONNECT_TIMEOUT, every=1, reason=lambda: self._journals(hosts))
+
+    def _connected(self) -> list[str]:
+        addresses = {host.address for host in self.site.worker_hosts}
+        found: dict[str, str] = {}
+
+        def all_connected() -> bool:
+            """Connected, and either at work already or reported clean: before its first report a host cannot be claimed."""
+            hosts = [item for item in self.session.get("/hosts")["items"] if item["address"] in addresses]
+            found.clear()
+            found.update({item["name"]: item["address"] for item in hosts if item["connected"] and (item["free"] or item["cluster"])})
+            return set(found.values()) >= addresses
+
+        wait_until(
+            all_connected,
+            what="the workers' agents connect",
+            timeout=CONNECT_TIMEOUT,
+            every=1,
+            reason=lambda: self._journals(self.site.worker_hosts),
+            resolution="look at an agent: ckp lab shell worker-1 ckp-agent status",
+        )
+        for name, address in sorted(found.items()):
+            self.site.say(f"{name} ({address}): connected over mTLS")
+        return sorted(found)
+
+    def _journals(self, hosts: list[LabHost]) -> str:
+        said = []
+        for host in hosts:
+            tail = host.run(["journalctl", "-u", "ckp-agent", "-n", "5", "--no-pager", "-o", "cat"], timeout=20, check=False).stdout
+            said += [f"{host.name}: {line}" for line in tail.splitlines()]
+        return "\n".join(said)
+
+    def _group(self, names: list[str]) -> None:
+        try:
+            self.session.call("POST", "/host-groups", body={"name": GROUP, "description": "The lab's workers"})
+        except Conflict:
+            pass  # made by an earlier run
+        members = set(self.session.get(f"/host-groups/{GROUP}")["hosts"])
+        if missing := [name for name in names if name not in members]:
+            self.session.call("POST", f"/host-groups/{GROUP}/members", body={"hosts": missing})
+        if not names:
+            raise CkpError("there are no workers to put into the host group")
