@@ -15,7 +15,6 @@ from typing import Any
 
 from cryptography import x509
 
-from chaos.simhost import OWN_CONTENT, OWN_FILE, PACKAGES, Disk
 from ckp.agent.node.engine import STEPS
 from ckp.api import kinds
 from ckp.api.host_protocol import Desired
@@ -23,6 +22,7 @@ from ckp.api.names import DESIRED_KEY, HOSTS_NAMESPACE
 from ckp.clients.kube import Kube, Obj
 from ckp.rules import certificates
 from ckp.rules.conditions import get_condition
+from tests.chaos.simhost import OWN_CONTENT, OWN_FILE, PACKAGES, Disk
 
 
 @dataclass(frozen=True)

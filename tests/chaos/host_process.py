@@ -1,4 +1,4 @@
-"""`python -m chaos.host_process FOLDER CHANNEL CA`: the agent of a simulated host, to be killed. Its delays are about fifteen times as short."""
+"""`python -m tests.chaos.host_process FOLDER CHANNEL CA`: the agent of a simulated host, to be killed. Its delays are about fifteen times as short."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import threading
 import time
 from pathlib import Path
 
-from chaos.simhost import Disk, SimulatedActions
 from ckp.agent import journal as journal_module
 from ckp.agent import messages
 from ckp.agent.hub import channel as channel_module
@@ -23,6 +22,7 @@ from ckp.agent.journal import Journal
 from ckp.agent.node import engine as engine_module
 from ckp.agent.node.engine import Engine
 from ckp.hostkit.files import atomic_write
+from tests.chaos.simhost import Disk, SimulatedActions
 
 REPORT_SECONDS = 1.0
 PACE = 0.02

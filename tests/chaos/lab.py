@@ -1,6 +1,6 @@
 """Real hosts under faults: the running main job of the lab, a schedule drawn from a seed, and the same checker as for simulated hosts.
 
-What the simulated world (chaos.world) leaves out is here: kubelet, containerd, real API servers and etcd, real power and real cables. In return
+What the simulated world (tests.chaos.world) leaves out is here: kubelet, containerd, real API servers and etcd, real power and real cables. In return
 the moments are not to the instruction, and a run takes minutes.
 """
 
@@ -17,8 +17,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from chaos.checker import Whole, check
-from chaos.schedule import Event
 from ckp.api import kinds
 from ckp.clients.compass import Session, read_config
 from ckp.clients.kube import Kube
@@ -27,6 +25,8 @@ from ckp.kits.processes import Finished, run
 from ckp.lab.hosts import machine_name
 from ckp.lab.lab import LabHost
 from ckp.site.install import Site
+from tests.chaos.checker import Whole, check
+from tests.chaos.schedule import Event
 
 TENANT = "ckp-default-default"
 KILLED = {  # process of a pod on the management host: namespace, container

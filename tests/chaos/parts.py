@@ -15,9 +15,6 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from chaos.kube import ChaosKube
-from chaos.network import Network
-from chaos.simhost import Disk
 from ckp.api.host_protocol import BundleRef
 from ckp.api.platform import InstalledRelease, Releases
 from ckp.controllers.__main__ import build
@@ -28,6 +25,9 @@ from ckp.hub.replicas import Replicas
 from ckp.hub.sessions.server import Channel, Issue
 from ckp.kits.clock import SystemClock
 from ckp.runtime.health import Health
+from tests.chaos.kube import ChaosKube
+from tests.chaos.network import Network
+from tests.chaos.simhost import Disk
 
 OFFLINE, SEEN_EVERY, SWEEP, RENEW, RELIST, RESYNC = 5.0, 20.0, 0.5, 0.7, 20.0, 15.0
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -193,14 +193,14 @@ class Host:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _supervise(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY / 'tests'}", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY}", "PYTHONDONTWRITEBYTECODE": "1"}
         url = f"wss://127.0.0.1:{self.network.port}/v1/agent"
         while True:
             await self._run.wait()
             self.starts += 1
             with (self.folder / "agent.log").open("a") as log:
                 self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "chaos.host_process", str(self.folder), url, str(self.ca)),
+                    *(sys.executable, "-m", "tests.chaos.host_process", str(self.folder), url, str(self.ca)),
                     env=environment,
                     stdout=log,
                     stderr=log,

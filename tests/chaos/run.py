@@ -1,4 +1,4 @@
-"""`python -m chaos.run [SEEDS]`: runs of the schedule of faults; 1 if any ended inconsistent.
+"""`python -m tests.chaos.run [SEEDS]`: runs of the schedule of faults; 1 if any ended inconsistent.
 
 SEEDS is a count (the seeds from 1), a range `from-to`, or seeds parted by commas.
 """
@@ -20,13 +20,13 @@ from unittest.mock import patch
 
 import structlog
 
-from chaos.checker import check
-from chaos.schedule import Schedule, draw
-from chaos.world import World, make_world
 from ckp.controllers.providers.byo import machine as machine_module
 from ckp.hub.sessions import session as connection_module
 from ckp.rules import flapping
 from ckp.runtime import informer as informer_module
+from tests.chaos.checker import check
+from tests.chaos.schedule import Schedule, draw
+from tests.chaos.world import World, make_world
 
 CONVERGE_SECONDS = 60.0
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from chaos.run import parse_seeds, play, run_seed
-from chaos.schedule import FAULTS, Event, Schedule, draw
+from tests.chaos.run import parse_seeds, play, run_seed
+from tests.chaos.schedule import FAULTS, Event, Schedule, draw
 
 FIXED = {
     "a machine whose controller had not seen its claim took a second host": 52,

@@ -14,10 +14,6 @@ from typing import Any, cast
 import yaml
 from prometheus_client import CollectorRegistry
 
-from chaos.checker import Whole
-from chaos.kube import ChaosKube, Weather
-from chaos.parts import VERSION, Controllers, Host, Hub
-from chaos.schedule import Event, Schedule
 from ckp.agent.hub.identity import Identity
 from ckp.agent.messages import EnrolmentStatus
 from ckp.api import kinds, names
@@ -28,7 +24,11 @@ from ckp.hub.identity import VALID_FOR, HostCa, HostId
 from ckp.kits.clock import SystemClock
 from ckp.rules import certificates
 from ckp.rules.conditions import is_true
-from tls_world import make_authority, make_leaf, write_pair
+from tests.chaos.checker import Whole
+from tests.chaos.kube import ChaosKube, Weather
+from tests.chaos.parts import VERSION, Controllers, Host, Hub
+from tests.chaos.schedule import Event, Schedule
+from tests.worlds.tls import make_authority, make_leaf, write_pair
 
 TENANT = "ckp-default-default"
 GROUP = {names.group_label("chaos"): ""}

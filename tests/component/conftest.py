@@ -6,10 +6,10 @@ import secrets
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from tests.support.control_plane import TestControlPlane, control_plane
 
 from ckp.api.kinds import NAMESPACE
 from ckp.clients.kube import Kube
+from tests.support.control_plane import TestControlPlane, control_plane
 
 
 @pytest.fixture(scope="session")

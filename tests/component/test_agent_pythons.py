@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.unit.test_agent_channel import Authority, Hub
 
 from ckp.distribution.packages.agent import build_zipapp
+from tests.unit.agent.test_agent_channel import Authority, Hub
 
 pytestmark = pytest.mark.component
 VERSIONS = ("3.9", "3.10", "3.11", "3.12")

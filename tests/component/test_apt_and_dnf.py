@@ -22,8 +22,6 @@ from typing import BinaryIO
 
 import pytest
 from click.testing import CliRunner
-from tests.simulators.clock import ManualClock
-from tests.support.small_packages import OWNER, small_package
 
 from ckp import __version__
 from ckp.catalog.load import Catalog
@@ -35,6 +33,8 @@ from ckp.distribution.carry.archive import write_archive
 from ckp.distribution.packages.pack import Package
 from ckp.distribution.repositories.publish import Repositories
 from ckp.verify.path import verify_path
+from tests.simulators.clock import ManualClock
+from tests.support.small_packages import OWNER, small_package
 
 pytestmark = [
     pytest.mark.component,

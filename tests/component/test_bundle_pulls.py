@@ -8,9 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.component.test_registry import Served, serving
-from tests.support.control_plane import built
-from tests.support.served_registry import CuttingRelay
 
 from ckp.agent.fetch import bundles
 from ckp.agent.fetch.bundles import pull_bundle
@@ -18,6 +15,9 @@ from ckp.distribution.packages.agent import build_zipapp
 from ckp.hostkit import processes as host_processes
 from ckp.hostkit.errors import ProcessFailed
 from ckp.kits.processes import run
+from tests.component.test_registry import Served, serving
+from tests.support.control_plane import built
+from tests.support.served_registry import CuttingRelay
 
 pytestmark = pytest.mark.component
 MB = 1 << 20

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.support.control_plane import TestControlPlane
 
 from ckp.api.kinds import CONFIG_MAP, LEASE
 from ckp.clients.kube import Kube, KubeError, Obj
@@ -13,6 +12,7 @@ from ckp.kits.retry import wait_until_async
 from ckp.runtime.controller import Controller, Result
 from ckp.runtime.informer import Informer
 from ckp.runtime.lease import LeaderLease
+from tests.support.control_plane import TestControlPlane
 
 pytestmark = pytest.mark.component
 

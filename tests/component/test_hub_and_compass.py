@@ -16,7 +16,6 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 from prometheus_client import CollectorRegistry
-from tests.support.control_plane import TestControlPlane
 from websockets.asyncio.client import connect
 
 from ckp.api import kinds, names
@@ -41,8 +40,9 @@ from ckp.kits.clock import SystemClock, rfc3339
 from ckp.kits.paths import REPO
 from ckp.kits.retry import wait_until_async
 from ckp.runtime.informer import Informer
-from compass_world import RELEASES, cluster_body, facts, make_csr
-from tls_world import client_context, make_authority, make_leaf, write_pair
+from tests.support.control_plane import TestControlPlane
+from tests.worlds.compass import RELEASES, cluster_body, facts, make_csr
+from tests.worlds.tls import client_context, make_authority, make_leaf, write_pair
 
 pytestmark = pytest.mark.component
 

@@ -18,12 +18,12 @@ from typing import Any
 import httpx
 import pytest
 from click.testing import CliRunner
-from tests.support.control_plane import TestControlPlane, free_port
 
 from ckp.cli.host import host
 from ckp.clients.compass import Config, write_config
 from ckp.kits.retry import wait_until
-from tls_world import Authority, client_context, make_authority, make_leaf, write_pair
+from tests.support.control_plane import TestControlPlane, free_port
+from tests.worlds.tls import Authority, client_context, make_authority, make_leaf, write_pair
 
 pytestmark = pytest.mark.component
 

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 import pytest
-from tests.simulators.kube import KubeSimulator
 
 from ckp.api import kinds
 from ckp.clients.kube import Kube, KubeError, Obj
+from tests.simulators.kube import KubeSimulator
 
 pytestmark = pytest.mark.component
 

@@ -14,9 +14,6 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from tests.support.control_plane import built, free_port
-from tests.support.small_packages import small_package
-from tests.support.spoilt_packages import signing_key
 
 from ckp.cli.distribution.keys import keys as keys_command
 from ckp.cli.distribution.verify import verify as verify_command
@@ -32,6 +29,9 @@ from ckp.kits.errors import VerificationFailed as VerificationRefused
 from ckp.verify import rpmfile
 from ckp.verify.debfile import read_ar
 from ckp.verify.packages import verify_package
+from tests.support.control_plane import built, free_port
+from tests.support.small_packages import small_package
+from tests.support.spoilt_packages import signing_key
 
 
 def needs(program: str) -> pytest.MarkDecorator:

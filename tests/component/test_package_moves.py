@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.support import release_packages
-from tests.support.release_packages import unsigned
-from tests.support.small_packages import small_package
 
 from ckp.agent.system.installers.rpm import RpmInstaller
 from ckp.distribution.builder.component import Built
@@ -28,6 +25,9 @@ from ckp.kits.processes import Finished, run
 from ckp.lab import base
 from ckp.verify.bundle import BundleManifest
 from ckp.verify.bundle import Package as Listed
+from tests.support import release_packages
+from tests.support.release_packages import unsigned
+from tests.support.small_packages import small_package
 
 pytestmark = [pytest.mark.component, pytest.mark.skipif(os.geteuid() != 0, reason="changes of root need root")]
 

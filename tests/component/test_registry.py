@@ -19,7 +19,6 @@ import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from tests.support.control_plane import built, free_port
 
 from ckp.catalog.load import Catalog, Chosen
 from ckp.cli.distribution.registry import mirror as mirror_command
@@ -34,6 +33,7 @@ from ckp.distribution.registries.server import RegistryServer
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, Conflict, VerificationFailed
 from ckp.kits.processes import Finished, run
+from tests.support.control_plane import built, free_port
 
 pytestmark = pytest.mark.component
 

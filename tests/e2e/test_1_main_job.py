@@ -12,12 +12,12 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 from cryptography import x509
-from tests.e2e.conftest import STAMP, WORKERS, World, ckp
-from tests.support.said import BUILDING
 
 from ckp.api.names import MAINTAINER
 from ckp.cli.up import kubeconfig_path
 from ckp.rules.lifecycle import STEPS
+from tests.e2e.conftest import STAMP, WORKERS, World, ckp
+from tests.support.said import BUILDING
 
 pytestmark = pytest.mark.e2e
 

@@ -8,13 +8,13 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from tests.support.host_snapshot import changes, snapshot
-from tests.support.lab_packages import install
 
 from ckp.distribution.packages.agent import build_zipapp
 from ckp.kits import paths
 from ckp.kits.retry import wait_until
 from ckp.lab.lab import HostSpec, Lab, LabHost, LabNetwork
+from tests.support.host_snapshot import changes, snapshot
+from tests.support.lab_packages import install
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(os.geteuid() != 0, reason="boots whole hosts: needs root")]
 

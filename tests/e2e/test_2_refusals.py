@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.conftest import World, ckp
 
 from ckp.clients.compass import Session, read_config
 from ckp.clients.signing.openpgp import SigningKey
@@ -20,6 +19,7 @@ from ckp.kits.processes import Finished, run
 from ckp.lab.lab import HostSpec, Lab, LabHost
 from ckp.site.enrol import Enrolment
 from ckp.site.install import AGENT_CONFIG, HUB_ADDRESS, LAB_OS, REGISTRY_CA
+from tests.e2e.conftest import World, ckp
 
 pytestmark = pytest.mark.e2e
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.conftest import STAMP, World, ckp
 
 from ckp.cli.distribution.dist import publish_packages
 from ckp.distribution.registries.server import RegistryServer
@@ -16,6 +15,7 @@ from ckp.distribution.repositories.publish import Repositories
 from ckp.distribution.repositories.server import RepositoryServer
 from ckp.lab.lab import HostSpec, Lab, LabHost
 from ckp.site.install import REGISTRY_ADDRESS
+from tests.e2e.conftest import STAMP, World, ckp
 
 pytestmark = pytest.mark.e2e
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.e2e.conftest import WORKERS, World
 
 from ckp.clients.compass import Session, read_config
 from ckp.kits.errors import CkpError
+from tests.e2e.conftest import WORKERS, World
 
 pytestmark = pytest.mark.e2e
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.conftest import World, ckp
 
 from ckp.clients.compass import Session, read_config
 from ckp.clients.signing.cosign import TAG, sign_image
@@ -22,6 +21,7 @@ from ckp.kits.errors import CkpError
 from ckp.lab.lab import LabHost
 from ckp.site.enrol import Enrolment
 from ckp.site.install import AGENT_CONFIG, REGISTRY_ADDRESS
+from tests.e2e.conftest import World, ckp
 
 pytestmark = pytest.mark.e2e
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 
 import pytest
+
+from ckp.clients.compass import Session, read_config
+from tests.chaos.lab import Run, draw
+from tests.chaos.run import parse_seeds
 from tests.e2e.conftest import World
 from tests.e2e.test_3_hosts import GOOD, versions
-
-from chaos.lab import Run, draw
-from chaos.run import parse_seeds
-from ckp.clients.compass import Session, read_config
 
 pytestmark = pytest.mark.e2e
 __all__ = ["versions"]

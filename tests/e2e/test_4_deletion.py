@@ -10,9 +10,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tests.e2e.conftest import STAMP, WORKERS, World, ckp
-from tests.support.host_snapshot import changes, snapshot
-from tests.support.lab_packages import install
 
 from ckp.cli.up import save_kubeconfig
 from ckp.clients.compass import Session, read_config
@@ -20,6 +17,9 @@ from ckp.kits.processes import run
 from ckp.lab.lab import LabHost
 from ckp.site.enrol import Enrolment
 from ckp.site.install import Site
+from tests.e2e.conftest import STAMP, WORKERS, World, ckp
+from tests.support.host_snapshot import changes, snapshot
+from tests.support.lab_packages import install
 
 pytestmark = pytest.mark.e2e
 

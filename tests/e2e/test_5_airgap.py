@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.e2e.conftest import STAMP, WORKERS, ckp, stream
 
 from ckp.kits import paths
 from ckp.kits.files import exclusive
 from ckp.kits.processes import run
 from ckp.lab.lab import Lab
+from tests.e2e.conftest import STAMP, WORKERS, ckp, stream
 
 NAMESPACE = "ckp-airgap"
 EXPORT_SECONDS = 900.0

@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tests.support.spoilt_packages import Deb, Rpm, header, special, tar_of, text, texts
 
 from ckp.hostkit.errors import VerificationFailed
 from ckp.verify import archives, rpmfile
@@ -30,6 +29,7 @@ from ckp.verify.repositories.apt import _listed, _verify_index
 from ckp.verify.repositories.dnf import _repomd, parse_xml
 from ckp.verify.repositories.tree import Packages, Tree, safe_path
 from ckp.verify.signatures import check_cleartext, check_signature
+from tests.support.spoilt_packages import Deb, Rpm, header, special, tar_of, text, texts
 
 SECONDS = 5.0
 MEGABYTES = 400

@@ -25,7 +25,7 @@ from ckp.api.host_protocol import BundleRef, Desired, JoinFile, Membership
 from ckp.hub.identity import HostId
 from ckp.kits import paths
 from tests.simulators.kube import KubeSimulator
-from tests.tls_world import Authority, make_authority, make_leaf, serial_of, write_pair
+from tests.worlds.tls import Authority, make_authority, make_leaf, serial_of, write_pair
 
 TENANT = "ckp-default-default"
 TICKS = os.sysconf("SC_CLK_TCK")

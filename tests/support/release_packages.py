@@ -19,8 +19,8 @@ RELEASE = "v1.35.1"
 ROLES = ("kubernetes", "cni-plugins", "cri-tools", "containerd", "runc", "helm", "imgpkg", "nfpm")
 NAMES = (*(name for name, _ in PACKAGES), "ckp-agent")
 FORMATS: tuple[Format, ...] = ("deb", "rpm")
-CODE = ("rpm_payload", "packages", "debs", "licences", "completions")
-"""Modules of ckp.distribution that decide what is in a package."""
+CODE = ("rpm_payload", "pack", "debs", "licences", "completions")
+"""Modules of ckp.distribution.packages that decide what is in a package."""
 
 
 def built_release() -> dict[str, Built]:

@@ -5,4 +5,4 @@ from __future__ import annotations
 import re
 
 BUILDING = re.compile(r"· building (\S+) v\d")
-"""A component whose build is begun. tests/unit/test_interrupts.py holds it against what is printed."""
+"""A component whose build is begun. tests/unit/cli/test_interrupts.py holds it against what is printed."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 
 from tests.simulators.registry import RegistrySimulator
-from tests.tls_world import make_authority, make_leaf, write_pair
+from tests.worlds.tls import make_authority, make_leaf, write_pair
 
 
 @contextmanager

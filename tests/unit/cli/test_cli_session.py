@@ -1,0 +1,511 @@
+"""`ckp host|hostgroup|cluster` through click's runner against a whole Compass in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import stat
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckp.api import kinds, names
+from ckp.cli import cluster as cluster_module
+from ckp.cli.cluster import cluster
+from ckp.cli.host import host
+from ckp.cli.hostgroup import hostgroup
+from ckp.cli.output import Column, Duration, age, short_duration, table
+from ckp.clients.compass import Config, Session, Unauthorized, Unreachable, read_config, write_config
+from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound, TimedOut
+from tests.worlds.compass import ADMIN, AGENTS, MACHINE_B, NAMESPACE, World, make_world
+
+
+@click.group()
+def root() -> None:
+    """As the real root: only a parent."""
+
+
+for command in (host, hostgroup, cluster):
+    root.add_command(command)
+
+
+class Bridge(httpx.BaseTransport):
+    """A synchronous transport to an ASGI application that lives in another thread's event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, app: Any) -> None:
+        self._loop = loop
+        self._inner = httpx.ASGITransport(app, raise_app_exceptions=False)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        async def call() -> httpx.Response:
+            response = await self._inner.handle_async_request(httpx.Request(request.method, request.url, headers=request.headers, content=request.read()))
+            return httpx.Response(response.status_code, headers=response.headers, content=await response.aread())
+
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(20)
+
+
+@dataclass
+class Desk:
+    world: World
+    bridge: httpx.BaseTransport
+    run_async: Callable[[Coroutine[Any, Any, Any]], Any]
+
+    def ckp(self, *arguments: str) -> Result:
+        return CliRunner().invoke(root, list(arguments), obj=self.bridge)
+
+    def good(self, *arguments: str) -> str:
+        result = self.ckp(*arguments)
+        assert result.exit_code == 0, (result.output, result.exception)
+        return result.stdout
+
+    def bad(self, *arguments: str, kind: type[CkpError] = CkpError) -> CkpError:
+        result = self.ckp(*arguments)
+        assert isinstance(result.exception, kind), (result.output, result.exception)
+        return result.exception
+
+    def enrol(self, *machines: str) -> list[str]:
+        """Requests of machines with these ids; the ids of the requests."""
+        psk = self.good("host", "psk", "--reset").strip()
+        return [self.run_async(self.world.enrol(psk, machine_id=machine)).json()["request_id"] for machine in machines]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    monkeypatch.setenv("CKP_CONFIG", str(tmp_path / "config.json"))
+    write_config(Config(server="https://compass", token=ADMIN))
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def run_async(work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(30)
+
+    stack = AsyncExitStack()
+    world = run_async(stack.enter_async_context(make_world(tmp_path)))
+    try:
+        yield Desk(world, Bridge(loop, world.public_app), run_async)
+    finally:
+        run_async(stack.aclose())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+CREATE = ("cluster", "create", "demo", "--version", "v1.35.1", "--host-group", "workers", "--workers", "2")
+
+
+# Hosts.
+
+
+def test_the_key_and_nothing_else_goes_to_standard_output_once(desk: Desk) -> None:
+    first = desk.ckp("host", "psk")
+    assert first.stdout.strip().startswith("ckphk_")
+    assert len(first.stdout.splitlines()) == 1
+    assert "shown only now" in first.stderr
+    again = desk.bad("host", "psk")
+    assert "--reset" in again.resolution
+    assert desk.good("host", "psk", "--reset") != first.stdout
+    assert json.loads(desk.good("host", "psk", "-o", "json"))["key"] is None
+
+
+def test_requests_are_listed_and_approved_by_the_beginning_of_their_id(desk: Desk) -> None:
+    (request_id,) = desk.enrol("c" * 32)
+    head, row = desk.good("host", "requests").splitlines()
+    assert head.split() == ["ID", "HOSTNAME", "STATE", "OS", "CPUS", "MEMORY", "ADDRESS", "LIKE", "AGE"]
+    assert row.split()[:3] == [request_id[:12], "worker-1", "Pending"]
+    assert row.index("worker-1") == head.index("HOSTNAME")
+    assert desk.good("host", "approve", request_id[:6]) == f"hostrequest/{request_id[:12]} approved: host worker-1\n"
+    assert desk.good("host", "requests", "--state", "pending") == ""
+    assert "c" * 32 in desk.good("host", "requests", "-o", "wide")
+
+
+def test_approve_all_takes_every_pending_one_and_needs_to_be_said(desk: Desk) -> None:
+    desk.enrol("c" * 32, "d" * 32)
+    assert desk.ckp("host", "approve").exit_code == 2
+    assert desk.ckp("host", "approve", "x", "--all").exit_code == 2
+    assert len(desk.good("host", "approve", "--all").splitlines()) == 2
+    assert desk.ckp("host", "approve", "--all").stderr.startswith("No pending")
+
+
+def test_a_decision_that_fails_is_told_and_the_others_stand(desk: Desk) -> None:
+    first, second = desk.enrol("c" * 32, "c" * 32)
+    result = desk.ckp("host", "approve", first, second)
+    assert f"{first[:12]} approved" in result.stdout
+    assert isinstance(result.exception, CkpError)
+    assert second[:12] in result.exception.details
+
+
+def test_rejecting_needs_a_reason(desk: Desk) -> None:
+    (request_id,) = desk.enrol("c" * 32)
+    assert desk.ckp("host", "reject", request_id).exit_code == 2
+    desk.good("host", "reject", request_id, "--reason", "not ours")
+    assert "not ours" in desk.good("host", "requests", "-o", "wide")
+    desk.bad("host", "reject", "fff", "--reason", "x", kind=NotFound)
+
+
+def test_hosts_are_listed_described_and_deleted(desk: Desk) -> None:
+    desk.run_async(desk.world.add_host("one", group="workers"))
+    desk.run_async(desk.world.add_host("two", claimed="demo-workers-x"))
+    lines = desk.good("host", "list").splitlines()
+    assert lines[0].split() == ["NAME", "STATUS", "GROUPS", "CLUSTER", "VERSION", "ADDRESS", "AGE"]
+    assert lines[1].split()[:3] == ["one", "Free", "workers"]
+    assert lines[2].split()[:4] == ["two", "Claimed", "<none>", "demo-workers-x"]
+    assert len(desk.good("host", "list", "--group", "workers").splitlines()) == 2
+    shown = desk.good("host", "describe", "one")
+    assert "AgentConnected" in shown
+    assert "10.88.0.21" in shown
+    host = desk.run_async(desk.world.kube.get(kinds.BYO_HOST, "one", NAMESPACE))
+    meta = {"name": "one.1", "namespace": NAMESPACE, "labels": {names.EVENT_LABEL: host["metadata"]["uid"]}}
+    event = {"type": "Warning", "reason": "Silent", "message": "no word for 60 s", "lastTimestamp": "2026-04-01T00:00:00Z"}
+    desk.run_async(desk.world.kube.create({"apiVersion": "v1", "kind": "Event", "metadata": meta, **event}))
+    assert "no word for 60 s" in desk.good("host", "describe", "one")
+    assert yaml.safe_load(desk.good("host", "list", "-o", "yaml"))["items"][0]["name"] == "one"
+    refused = desk.bad("host", "delete", "two", kind=Conflict)
+    assert "force" in refused.resolution
+    assert desk.good("host", "delete", "two", "--force") == "host/two deleted\n"
+    desk.bad("host", "describe", "two", kind=NotFound)
+
+
+def test_a_key_with_an_end_is_made_only_anew(desk: Desk) -> None:
+    assert desk.good("host", "psk", "--reset", "--expires", "12h", "--uses", "3").startswith("ckphk_")
+    assert "expires at" in desk.bad("host", "psk").details
+    assert desk.ckp("host", "psk", "--uses", "3").exit_code == 2
+
+
+def test_hosts_are_labelled_cordoned_and_taken_out_of_their_cluster(desk: Desk) -> None:
+    desk.run_async(desk.world.add_host("one"))
+    assert desk.good("host", "label", "one", "rack=r7", "old-") == "host/one labeled\n"
+    assert "rack=r7" in desk.good("host", "describe", "one")
+    assert desk.ckp("host", "label", "one", "nonsense").exit_code == 2
+    desk.good("host", "cordon", "one")
+    assert "Cordoned" in desk.good("host", "list")
+    desk.good("host", "uncordon", "one")
+    assert "in no cluster" in desk.bad("host", "remove", "one", kind=Conflict).brief
+    assert "no certificate" in desk.bad("host", "revoke", "one", kind=Conflict).brief
+
+
+def agent_of(desk: Desk, name: str, version: str, reason: str = "") -> None:
+    """As the hub writes it when the host reports."""
+    status = {"agent": {"version": version}, "observed": {"phase": "Free", "generation": 0, "reason": reason, "message": "it did not report"}}
+    desk.run_async(desk.world.kube.merge(kinds.BYO_HOST, name, NAMESPACE, {"status": status}, subresource="status"))
+
+
+def wanted_of(desk: Desk, name: str) -> str:
+    host = desk.run_async(desk.world.kube.get(kinds.BYO_HOST, name, NAMESPACE))
+    return str(host["spec"].get("agentVersion", ""))
+
+
+def test_agents_are_upgraded_in_stages_which_stop_at_the_first_that_goes_back(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = AGENTS
+    for name in ("one", "two", "three"):
+        desk.run_async(desk.world.add_host(name))
+        agent_of(desk, name, old)
+    agent_of(desk, "one", new)
+    asked: list[set[str]] = []
+
+    def wait(probe: Callable[[], bool], **_: Any) -> None:
+        """The host that is asked upgrades itself, but the one called two goes back."""
+        asked.append({name for name in ("one", "two", "three") if wanted_of(desk, name) == new})
+        for name in asked[-1]:
+            agent_of(desk, name, old if name == "two" else new, "AgentUpgradeReturned" if name == "two" else "")
+        assert probe()
+
+    monkeypatch.setattr("ckp.cli.host_care.wait_until", wait)
+    error = desk.bad("host", "upgrade-agent", "--all")
+    assert "host two stays with 0.1.0+1-ckp" in error.brief
+    assert asked == [{"three"}, {"three", "two"}], "one at a time, and the newest version by itself"
+    assert wanted_of(desk, "two") == "", "nobody goes on asking it"
+    assert "no agent '9.9'" in desk.bad("host", "upgrade-agent", "two", "--version", "9.9", kind=InvalidInput).brief
+    assert desk.ckp("host", "upgrade-agent").exit_code == 2
+
+
+def test_rules_are_made_shown_and_deleted(desk: Desk) -> None:
+    desk.good("hostgroup", "create", "workers")
+    desk.good("host", "rule", "create", "lab", "--network", "10.88.0.0/24", "--system", "debian-12", "--min-memory-gib", "2", "--group", "workers")
+    shown = desk.good("host", "rule", "list")
+    assert "from 10.88.0.0/24, system debian-12" in shown and "workers" in shown
+    assert "asks for nothing" in desk.bad("host", "rule", "create", "all", kind=InvalidInput).brief
+    desk.good("host", "rule", "delete", "lab")
+    assert "No approval rules" in desk.ckp("host", "rule", "list").stderr
+
+
+def test_a_machine_that_looks_like_a_host_is_decided_by_name(desk: Desk) -> None:
+    world = desk.world
+    psk = desk.run_async(world.psk())
+    first = desk.run_async(world.enrol(psk)).json()["request_id"]
+    desk.good("host", "approve", first)
+    second = desk.run_async(world.enrol(psk)).json()["request_id"]
+    assert "worker-1 (machine-id)" in desk.good("host", "requests")
+    assert "--replace" not in desk.bad("host", "approve", second).brief
+    assert desk.ckp("host", "approve", "--all", "--replace").exit_code == 2
+    assert "host worker-1" in desk.good("host", "approve", second, "--replace")
+
+
+def test_nothing_found_is_said_and_not_printed(desk: Desk) -> None:
+    result = desk.ckp("host", "list")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "No hosts found in default/default.\n")
+    assert json.loads(desk.good("host", "list", "-o", "json")) == {"items": []}
+
+
+def test_another_project_is_asked_when_it_is_named(desk: Desk) -> None:
+    desk.run_async(desk.world.add_host("one"))
+    assert "No hosts found in default/other" in desk.ckp("host", "list", "--project", "other").stderr
+
+
+# Groups.
+
+
+def test_groups_from_making_to_deleting(desk: Desk) -> None:
+    for name in ("one", "two"):
+        desk.run_async(desk.world.add_host(name))
+    assert desk.good("hostgroup", "create", "workers", "one") == "hostgroup/workers created\nhost/one added to workers\n"
+    desk.good("hostgroup", "add", "workers", "two")
+    assert desk.good("hostgroup", "list").splitlines()[1].split()[:4] == ["workers", "2", "2", "<none>"]
+    desk.good("hostgroup", "remove", "workers", "one")
+    assert json.loads(desk.good("hostgroup", "get", "workers", "-o", "json"))["hosts"] == ["two"]
+    desk.good("hostgroup", "delete", "workers")
+    desk.bad("hostgroup", "delete", "workers", kind=NotFound)
+
+
+# Clusters.
+
+
+def test_a_cluster_is_asked_for_with_the_defaults_shown(desk: Desk) -> None:
+    desk.run_async(desk.world.group_with_hosts())
+    assert desk.good(*CREATE) == "cluster/demo created\n"
+    lines = desk.good("cluster", "list").splitlines()
+    assert lines[0].split() == ["NAME", "STATUS", "VERSION", "CONTROL-PLANE", "WORKERS", "AGE"]
+    assert lines[1].split()[:5] == ["demo", "Pending", "v1.35.1", "NotReady", "0/2"]
+    assert json.loads(desk.good("cluster", "describe", "demo", "-o", "json"))["podCIDR"] == "10.42.0.0/16"
+    assert "10.42.0.0/16" in desk.good("cluster", "describe", "demo")
+
+
+def test_a_refusal_keeps_its_sentence_its_findings_and_its_advice(desk: Desk) -> None:
+    desk.run_async(desk.world.group_with_hosts(count=1))
+    told = desk.bad(*CREATE, kind=InvalidInput)
+    assert told.brief == "workers: host group workers has 1 free host, and 2 are needed"
+    assert "ckp hostgroup add" in told.resolution
+    assert told.exit_code == 2
+
+
+def steps(*states: str, begun: str = "2026-04-01T12:00:00Z", over: str = "2026-04-01T12:00:05Z") -> list[dict[str, Any]]:
+    phases = ("Provisioning", "Bootstrap", "Cluster Ready", "Addons")
+    return [
+        {"number": number, "phase": phases[min(3, (number - 1) // 4)], "name": f"s{number}", "title": f"Step {number}", "state": state, "message": "words"}
+        | ({"startedAt": begun, "finishedAt": over} if state == "Done" else {})
+        for number, state in enumerate(states, 1)
+    ]
+
+
+def test_waiting_shows_each_step_once_with_its_phase_and_duration(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.run_async(desk.world.group_with_hosts())
+    done = 0
+
+    def build(_: float) -> None:
+        """Instead of sleeping, the cluster comes up a little."""
+        nonlocal done
+        done = min(14, done + 3)
+        status = {"steps": steps(*["Done"] * done, *["Running"] * (done < 14), *["Pending"] * (13 - done))}
+        desk.run_async(desk.world.kube.merge(kinds.MANAGED_CONTROL_PLANE, "demo", NAMESPACE, {"status": status}, subresource="status"))
+        if done == 14:
+            ready = {"status": {"phase": "Provisioned", "controlPlaneReady": True, "infrastructureReady": True}}
+            desk.run_async(desk.world.kube.merge(kinds.CLUSTER, "demo", NAMESPACE, ready, subresource="status"))
+            workers = {"status": {"readyReplicas": 2}}
+            desk.run_async(desk.world.kube.merge(kinds.MACHINE_DEPLOYMENT, "demo-workers", NAMESPACE, workers, subresource="status"))
+
+    monkeypatch.setattr(cluster_module.time, "sleep", build)
+    monkeypatch.setattr(cluster_module.wait_until_ready, "__kwdefaults__", {"sleep": build})
+    result = desk.ckp(*CREATE, "--wait", "--timeout", "60s")
+    assert result.exit_code == 0, (result.output, result.exception)
+    lines = result.stderr.splitlines()
+    assert [line for line in lines if not line.startswith(" ")][:4] == ["Provisioning", "Bootstrap", "Cluster Ready", "Addons"]
+    assert [line for line in lines if line.startswith("  [")] == [f"  [{number:>2}/14] Step {number}: done, 5.0s" for number in range(1, 15)]
+    assert lines[-1].startswith("cluster/demo is ready")
+
+
+def test_a_wait_that_runs_out_ends_with_the_reason_and_its_own_exit_code(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.run_async(desk.world.group_with_hosts())
+    desk.good(*CREATE)
+    status = {"status": {"steps": steps("Done", "Failed", "Pending")}}
+    desk.run_async(desk.world.kube.merge(kinds.MANAGED_CONTROL_PLANE, "demo", NAMESPACE, status, subresource="status"))
+    session = Session(read_config(), transport=desk.bridge)
+    with pytest.raises(TimedOut) as told:
+        cluster_module.wait_until_ready(session, "demo", 0.05, sleep=lambda _: None)
+    assert told.value.brief.endswith("step 2 (Step 2): words")
+    assert told.value.exit_code == 4
+    assert "step 2 Step 2: Failed, words" in told.value.details
+
+
+def test_waiting_outlives_a_compass_that_is_away_for_a_moment(desk: Desk) -> None:
+    desk.run_async(desk.world.group_with_hosts())
+    desk.good(*CREATE)
+    away = 3
+
+    class Flaky(httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            nonlocal away
+            if away:
+                away -= 1
+                raise httpx.ConnectError("refused")
+            return desk.bridge.handle_request(request)
+
+    for kind, name, status in (
+        (kinds.CLUSTER, "demo", {"controlPlaneReady": True, "infrastructureReady": True}),
+        (kinds.MACHINE_DEPLOYMENT, "demo-workers", {"readyReplicas": 2}),
+    ):
+        desk.run_async(desk.world.kube.merge(kind, name, NAMESPACE, {"status": status}, subresource="status"))
+    assert cluster_module.wait_until_ready(Session(read_config(), transport=Flaky()), "demo", 30, sleep=lambda _: None)["ready"]
+    assert away == 0
+
+
+def test_a_cluster_that_failed_for_good_is_not_waited_for(desk: Desk) -> None:
+    desk.run_async(desk.world.group_with_hosts())
+    desk.good(*CREATE)
+    failure = {"status": {"failureMessage": "beyond repair"}}
+    desk.run_async(desk.world.kube.merge(kinds.CLUSTER, "demo", NAMESPACE, failure, subresource="status"))
+    with pytest.raises(CkpError, match="beyond repair"):
+        cluster_module.wait_until_ready(Session(read_config(), transport=desk.bridge), "demo", 30, sleep=lambda _: None)
+
+
+def test_deleting_waits_until_it_is_gone_or_says_what_is_left(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.run_async(desk.world.group_with_hosts())
+    desk.good(*CREATE)
+    told = desk.bad("cluster", "delete", "demo", "--wait", "--timeout", "0s", kind=TimedOut)
+    assert "not gone" in told.brief
+    assert desk.good("cluster", "list").splitlines()[1].split()[:2] == ["demo", "Deleting"]
+
+    def controllers(_: float) -> None:
+        """Instead of sleeping, the workers are drained and the Cluster goes."""
+        desk.run_async(desk.world.kube.delete(kinds.CLUSTER, "demo", NAMESPACE))
+
+    monkeypatch.setattr(cluster_module.time, "sleep", controllers)
+    assert "cluster/demo deleted" in desk.good("cluster", "delete", "demo", "--wait")
+    desk.bad("cluster", "delete", "demo", kind=NotFound)
+
+
+def test_a_kubeconfig_is_written_for_its_owner_only(desk: Desk, tmp_path: Path) -> None:
+    desk.run_async(desk.world.group_with_hosts())
+    desk.good(*CREATE)
+    desk.bad("cluster", "kubeconfig", "demo", kind=NotFound)
+    data = {"value": base64.b64encode(b"kind: Config\n").decode()}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "demo-kubeconfig", "namespace": NAMESPACE}, "data": data}
+    desk.run_async(desk.world.kube.create(secret))
+    assert desk.good("cluster", "kubeconfig", "demo") == "kind: Config\n"
+    target = tmp_path / "kube" / "config"
+    desk.good("cluster", "kubeconfig", "demo", "-o", str(target))
+    assert target.read_text() == "kind: Config\n"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+
+
+# Configuration and connection.
+
+
+def test_without_a_configuration_it_says_how_to_get_one(desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CKP_CONFIG", str(tmp_path / "none.json"))
+    assert "make up" in desk.bad("host", "list", kind=NotFound).resolution
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("{", "cannot be read"), ("[]", "not a JSON object"), ('{"token": "t"}', "server is missing"), ('{"server": "http://x", "token": "t"}', "https")],
+)
+def test_a_bad_configuration_is_told_by_field(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    with pytest.raises(InvalidInput, match=says):
+        read_config(file)
+
+
+def test_the_configuration_is_written_for_its_owner_only_and_others_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_config(Config(server="https://c", token="secret"), tmp_path / "sub" / "config.json")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert read_config(file) == Config(server="https://c", token="secret")
+    assert capsys.readouterr().err == ""
+    file.chmod(0o644)
+    read_config(file)
+    assert "chmod 600" in capsys.readouterr().err
+
+
+def test_a_compass_that_cannot_be_reached_is_told_with_advice(desk: Desk) -> None:
+    write_config(Config(server="https://127.0.0.1:1", token=ADMIN))
+    result = CliRunner().invoke(root, ["host", "list"])
+    assert isinstance(result.exception, Unreachable)
+    assert "https://127.0.0.1:1" in result.exception.brief
+    assert "config" in result.exception.resolution
+
+
+def test_a_token_that_is_not_taken_is_told_with_the_files_name(desk: Desk, tmp_path: Path) -> None:
+    write_config(Config(server="https://compass", token="another"))
+    told = desk.bad("host", "list", kind=Unauthorized)
+    assert str(tmp_path / "config.json") in told.resolution
+
+
+def test_an_answer_that_is_not_compass_is_told_as_such(desk: Desk) -> None:
+    other = httpx.MockTransport(lambda _: httpx.Response(418, text="<html>teapot</html>"))
+    with pytest.raises(CkpError, match="not as Compass does"):
+        Session(read_config(), transport=other).get("/hosts")
+
+
+def test_a_second_machine_is_shown_beside_the_first(desk: Desk) -> None:
+    desk.enrol("c" * 32, MACHINE_B)
+    assert len(desk.good("host", "requests").splitlines()) == 3
+
+
+# Tables and durations.
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (119, "119s"),
+        (120, "2m"),
+        (432, "7m12s"),
+        (3180, "53m"),
+        (10799, "179m"),
+        (14820, "4h7m"),
+        (68400, "19h"),
+        (277200, "3d5h"),
+        (1036800, "12d"),
+    ],
+)
+def test_ages_are_written_as_kubectl_writes_them(seconds: int, text: str) -> None:
+    assert short_duration(seconds) == text
+
+
+def test_an_age_counts_from_its_moment() -> None:
+    assert age((datetime.now(UTC) - timedelta(seconds=30)).isoformat()) in ("30s", "31s")
+    assert age(None) == "<unknown>"
+
+
+@given(st.lists(st.tuples(st.text(max_size=12), st.text(max_size=12)), min_size=1, max_size=6))
+def test_columns_are_aligned_whatever_is_in_them(rows: list[tuple[str, str]]) -> None:
+    text = table((Column("FIRST", lambda row: row[0]), Column("SECOND", lambda row: row[1])), rows)
+    lines = text.split("\n")
+    assert len(lines) == len(rows) + 1
+    where = lines[0].index("SECOND")
+    assert all(line[where - 3 : where].strip() == "" for line in lines)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90.0), ("90s", 90.0), ("15m", 900.0), ("1h", 3600.0)])
+def test_durations_are_read(text: str, seconds: float) -> None:
+    assert Duration().convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5s", "1d", "1.5h"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        Duration().convert(text, None, None)

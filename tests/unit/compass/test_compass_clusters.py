@@ -1,0 +1,445 @@
+"""Compass: which clusters may be, which objects they become, and how they look."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from ckp.api import kinds, names
+from ckp.clients.kube import KubeError
+from ckp.compass.clusters.manifests import ClusterSpec, cluster_objects
+from ckp.compass.clusters.networks import check_networks, parse_cidr
+from ckp.compass.clusters.views import _machine
+from ckp.compass.settings import Settings, parse_reserved, read_admin_token
+from ckp.kits.errors import CkpError, InvalidInput
+from tests.worlds.compass import NAMESPACE, World, cluster_body, make_world
+
+CLUSTER_KINDS = (
+    kinds.CLUSTER,
+    kinds.MANAGED_CONTROL_PLANE,
+    kinds.BYO_CLUSTER,
+    kinds.BYO_MACHINE_TEMPLATE,
+    kinds.KUBEADM_CONFIG_TEMPLATE,
+    kinds.MACHINE_DEPLOYMENT,
+)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with make_world(tmp_path) as made:
+        yield made
+
+
+async def objects_of(world: World) -> list[str]:
+    return [f"{obj['kind']}/{obj['metadata']['name']}" for kind in CLUSTER_KINDS for obj in await world.kube.list(kind, NAMESPACE)]
+
+
+# What it becomes.
+
+
+async def test_a_cluster_becomes_its_cluster_api_objects(world: World) -> None:
+    await world.group_with_hosts()
+    answer = await world.call("POST", "/clusters", json=cluster_body(), expect=201)
+    assert await objects_of(world) == [
+        "Cluster/demo",
+        "ManagedControlPlane/demo",
+        "ByoCluster/demo",
+        "ByoMachineTemplate/demo-workers",
+        "KubeadmConfigTemplate/demo-workers",
+        "MachineDeployment/demo-workers",
+    ]
+    for kind in CLUSTER_KINDS:
+        for obj in await world.kube.list(kind, NAMESPACE):
+            assert obj["metadata"]["labels"][names.CLUSTER_NAME_LABEL] == "demo"
+    cluster = await world.kube.get(kinds.CLUSTER, "demo", NAMESPACE)
+    assert cluster is not None
+    assert cluster["spec"]["clusterNetwork"] == {
+        "pods": {"cidrBlocks": ["10.42.0.0/16"]},
+        "services": {"cidrBlocks": ["10.43.0.0/16"]},
+        "serviceDomain": "cluster.local",
+    }
+    assert cluster["metadata"]["annotations"][names.REQUESTED_AT_ANNOTATION] == "2026-04-01T12:00:00Z"
+    plane = await world.kube.get(kinds.MANAGED_CONTROL_PLANE, "demo", NAMESPACE)
+    assert plane is not None
+    assert plane["spec"]["addons"] == {"cni": "cilium", "cniVersion": "v1.19.5"}
+    deployment = await world.kube.get(kinds.MACHINE_DEPLOYMENT, "demo-workers", NAMESPACE)
+    assert deployment is not None
+    machine = deployment["spec"]["template"]["spec"]
+    assert (machine["version"], machine["nodeDrainTimeout"], deployment["spec"]["replicas"]) == ("v1.35.1", "60s", 2)
+    # The webhook of Cluster API refuses a selector that its own template does not match.
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    assert (answer["phase"], answer["ready"], answer["workers"], answer["hostGroup"]) == ("Pending", False, 2, "workers")
+    assert answer["podCIDR"] == "10.42.0.0/16"
+
+
+def test_every_reference_points_to_an_object_that_is_made() -> None:
+    spec = ClusterSpec("c", "v1.35.1", "cilium", "v1.19.5", "g", 1, "10.42.0.0/16", "10.43.0.0/16")
+    made = cluster_objects(spec, namespace="ns", labels={}, requested_at="")
+    there = {(obj["apiVersion"], obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"]) for obj in made}
+
+    def references(value: Any) -> list[tuple[str, ...]]:
+        if isinstance(value, dict):
+            found = [reference for inner in value.values() for reference in references(inner)]
+            if set(value) == {"apiVersion", "kind", "name", "namespace"}:
+                found.append((value["apiVersion"], value["kind"], value["namespace"], value["name"]))
+            return found
+        return []
+
+    found = [reference for obj in made for reference in references(obj["spec"])]
+    assert len(found) == 4
+    assert set(found) <= there
+
+
+async def test_templates_belong_to_the_cluster_from_the_start(world: World) -> None:
+    """A cluster deleted before Cluster API reconciled its MachineDeployment leaves no template behind (contract: never a second controller ref)."""
+    await world.group_with_hosts()
+    await world.call("POST", "/clusters", json=cluster_body(), expect=201)
+    cluster = await world.kube.get(kinds.CLUSTER, "demo", NAMESPACE)
+    assert cluster is not None
+    for kind in (kinds.BYO_MACHINE_TEMPLATE, kinds.KUBEADM_CONFIG_TEMPLATE):
+        template = await world.kube.get(kind, "demo-workers", NAMESPACE)
+        assert template is not None
+        assert template["metadata"]["ownerReferences"] == [
+            {"apiVersion": kinds.CLUSTER.api_version, "kind": "Cluster", "name": "demo", "uid": cluster["metadata"]["uid"]}
+        ]
+    for kind in (kinds.MANAGED_CONTROL_PLANE, kinds.BYO_CLUSTER):
+        owned = await world.kube.get(kind, "demo", NAMESPACE)
+        assert owned is not None
+        assert "ownerReferences" not in owned["metadata"]
+
+
+# What is refused, changing nothing.
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"name": "Demo"}, "name"),
+        ({"name": "a" * 41}, "name"),
+        ({"name": "1demo"}, "name"),
+        ({"name": ""}, "name"),
+        ({"version": "v1.99.0"}, "version"),
+        ({"version": "1.35.1"}, "version"),
+        ({"cni": "flannel"}, "cni"),
+        ({"workers": 0}, "workers"),
+        ({"workers": 3}, "workers"),
+        ({"workers": "two"}, "workers"),
+        ({"hostGroup": "nobody"}, "hostGroup"),
+        ({"controlPlane": {"replicas": 2}}, "controlPlane"),
+        ({"podCIDR": "10.42.0.0"}, "podCIDR"),
+        ({"podCIDR": "10.42.0.1/16"}, "podCIDR"),
+        ({"podCIDR": "10.42.0.0/33"}, "podCIDR"),
+        ({"podCIDR": "10.420.0.0/16"}, "podCIDR"),
+        ({"podCIDR": "fd00::/64"}, "podCIDR"),
+        ({"podCIDR": "127.0.0.0/16"}, "podCIDR"),
+        ({"podCIDR": "10.42.0.0/24"}, "podCIDR"),
+        ({"podCIDR": "10.43.128.0/17"}, "podCIDR"),
+        ({"podCIDR": "10.88.0.0/16"}, "podCIDR"),
+        ({"podCIDR": "10.0.0.0/8", "serviceCIDR": "172.30.0.0/16"}, "podCIDR"),
+        ({"podCIDR": "0.0.0.0/0"}, "podCIDR"),
+        ({"serviceCIDR": "10.96.0.0/16"}, "serviceCIDR"),
+        ({"serviceCIDR": "10.43.0.0/29"}, "serviceCIDR"),
+        ({"serviceCIDR": "172.16.0.0/11"}, "serviceCIDR"),
+        ({"address": "10.42.0.7"}, "address"),
+        ({"address": "10.88.0.21"}, "address"),
+        ({"address": "host"}, "address"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+async def test_a_request_that_cannot_be_is_told_by_field_and_changes_nothing(world: World, changes: dict[str, Any], field: str) -> None:
+    await world.group_with_hosts()
+    before = world.kube._store.version
+    answer = await world.call("POST", "/clusters", json=cluster_body(**changes), expect=422)
+    assert field in answer["error"]["message"], answer
+    assert world.kube._store.version == before
+    assert await objects_of(world) == []
+
+
+async def test_an_unknown_version_lists_the_known_ones(world: World) -> None:
+    answer = await world.call("POST", "/clusters", json=cluster_body(version="v1.2.3"), expect=422)
+    assert "v1.33.7, v1.35.1" in answer["error"]["resolution"]
+
+
+async def test_a_network_that_holds_a_hosts_address_is_refused(world: World) -> None:
+    await world.group_with_hosts(count=1)
+    await world.add_host("far", group="workers", address="10.42.7.7")
+    answer = await world.call("POST", "/clusters", json=cluster_body(), expect=422)
+    assert "10.42.7.7" in answer["error"]["message"]
+    assert "far" in answer["error"]["message"]
+
+
+async def test_too_few_free_hosts_are_told_host_by_host(world: World) -> None:
+    await world.call("POST", "/host-groups", json={"name": "workers"})
+    await world.add_host("good", group="workers")
+    await world.add_host("away", group="workers", connected=False)
+    await world.add_host("taken", group="workers", claimed="other-workers-x")
+    await world.add_host("resting", group="workers", cordoned=True)
+    await world.add_host("dirty", group="workers", phase="Resetting")
+    await world.add_host("elsewhere")
+    answer = await world.call("POST", "/clusters", json=cluster_body(), expect=422)
+    assert answer["error"]["message"] == "workers: host group workers has 1 free host, and 2 are needed"
+    assert answer["error"]["details"].splitlines() == [
+        "away: its agent is not connected",
+        "dirty: is not clean yet",
+        "resting: is cordoned",
+        "taken: is claimed by machine other-workers-x",
+    ]
+    assert await objects_of(world) == []
+
+
+async def test_hosts_promised_to_one_cluster_are_not_promised_again(world: World) -> None:
+    await world.group_with_hosts(count=3)
+    bodies = [cluster_body(), cluster_body(name="other", podCIDR="10.52.0.0/16", serviceCIDR="10.53.0.0/16")]
+    answers = await asyncio.gather(*(world.rest.post("/api/v1/domains/default/projects/default/clusters", json=body) for body in bodies))
+    assert sorted(answer.status_code for answer in answers) == [201, 422]
+    refused = next(answer for answer in answers if answer.status_code == 422).json()
+    assert "promised to cluster" in refused["error"]["details"]
+
+
+async def test_a_taken_name_is_refused(world: World) -> None:
+    await world.group_with_hosts(count=4)
+    await world.call("POST", "/clusters", json=cluster_body(), expect=201)
+    for changes in ({}, {"workers": 1}):
+        assert (await world.call("POST", "/clusters", json=cluster_body(**changes), expect=409))["error"]["code"] == "Conflict"
+    deployment = await world.kube.get(kinds.MACHINE_DEPLOYMENT, "demo-workers", NAMESPACE)
+    assert deployment is not None
+    assert deployment["spec"]["replicas"] == 2
+
+
+@pytest.mark.parametrize("broken", [kind.kind for kind in CLUSTER_KINDS])
+async def test_a_creation_that_broke_off_is_completed_by_the_same_request_only(world: World, broken: str) -> None:
+    await world.group_with_hosts(count=4)
+    world.kube.on_fault(lambda verb, kind, _: KubeError("away", code=0) if (verb, kind.kind) == ("apply", broken) else None)
+    await world.call("POST", "/clusters", json=cluster_body(), expect=503)
+    world.kube.on_fault(None)
+    if broken != "Cluster":
+        await world.call("POST", "/clusters", json=cluster_body(workers=1), expect=409)
+        world.clock.advance(30)
+    await world.call("POST", "/clusters", json=cluster_body(), expect=201)
+    assert len(await objects_of(world)) == 6
+    cluster = await world.kube.get(kinds.CLUSTER, "demo", NAMESPACE)
+    assert cluster is not None
+    assert cluster["metadata"]["annotations"][names.REQUESTED_AT_ANNOTATION] == "2026-04-01T12:00:00Z", "it was asked for when it was first asked for"
+
+
+async def test_a_name_is_free_again_only_when_the_cluster_is_gone(world: World) -> None:
+    await world.group_with_hosts()
+    await world.call("POST", "/clusters", json=cluster_body(), expect=201)
+    await world.kube.merge(kinds.CLUSTER, "demo", NAMESPACE, {"metadata": {"finalizers": ["cluster.cluster.x-k8s.io"]}})
+    await world.call("DELETE", "/clusters/demo", expect=202)
+    assert (await world.call("GET", "/clusters/demo"))["phase"] == "Deleting"
+    answer = await world.call("POST", "/clusters", json=cluster_body(), expect=409)
+    assert "still being deleted" in answer["error"]["message"]
+
+
+# Looking, scaling, kubeconfig.
+
+
+async def test_a_cluster_shows_its_steps_machines_and_why_it_is_not_ready(world: World) -> None:
+    await world.group_with_hosts()
+    await world.call("POST", "/clusters", json=cluster_body(), expect=201)
+    steps = [
+        {"number": 2, "phase": "Provisioning", "name": "provider", "title": "Provider resolved", "state": "Running", "message": "waiting for hosts"},
+        {"number": 1, "phase": "Provisioning", "name": "request", "title": "Request", "state": "Done"},
+    ]
+    await world.kube.merge(kinds.MANAGED_CONTROL_PLANE, "demo", NAMESPACE, {"status": {"steps": steps}}, subresource="status")
+    labels = {names.CLUSTER_NAME_LABEL: "demo"}
+    await world.kube.create(
+        {
+            "apiVersion": kinds.MACHINE.api_version,
+            "kind": "Machine",
+            "metadata": {"name": "demo-workers-abc", "namespace": NAMESPACE, "labels": labels},
+            "spec": {"clusterName": "demo", "version": "v1.35.1", "infrastructureRef": {"name": "demo-workers-abc"}},
+        }
+    )
+    await world.kube.merge(kinds.BYO_HOST, "workers-host-1", NAMESPACE, {"spec": {"machineRef": {"name": "demo-workers-abc", "uid": "u"}}})
+    shown = await world.call("GET", "/clusters/demo", expect=200)
+    assert [step["number"] for step in shown["steps"]] == [1, 2]
+    assert shown["message"] == "step 2 (Provider resolved): waiting for hosts"
+    assert [(machine["name"], machine["host"], machine["ready"]) for machine in shown["machines"]] == [("demo-workers-abc", "workers-host-1", False)]
+
+
+async def test_a_cluster_is_ready_only_with_its_workers_and_all_its_steps(world: World) -> None:
+    await world.group_with_hosts()
+    await world.call("POST", "/clusters", json=cluster_body(), expect=201)
+
+    async def set_status(kind: Any, name: str, status: dict[str, Any]) -> bool:
+        await world.kube.merge(kind, name, NAMESPACE, {"status": status}, subresource="status")
+        return bool((await world.call("GET", "/clusters/demo"))["ready"])
+
+    assert not await set_status(kinds.CLUSTER, "demo", {"phase": "Provisioned", "controlPlaneReady": True, "infrastructureReady": True})
+    assert not await set_status(kinds.MACHINE_DEPLOYMENT, "demo-workers", {"readyReplicas": 1})
+    assert not await set_status(kinds.MANAGED_CONTROL_PLANE, "demo", {"steps": [{"number": 1, "state": "Running"}]})
+    assert not await set_status(kinds.MACHINE_DEPLOYMENT, "demo-workers", {"readyReplicas": 2})
+    assert await set_status(kinds.MANAGED_CONTROL_PLANE, "demo", {"steps": [{"number": 1, "state": "Done"}, {"number": 2, "state": "Skipped"}]})
+    assert (await world.call("GET", "/clusters"))["items"][0]["phase"] == "Ready"
+    assert not await set_status(kinds.CLUSTER, "demo", {"failureMessage": "broken for good"})
+    shown = await world.call("GET", "/clusters/demo")
+    assert (shown["phase"], shown["failed"], shown["message"]) == ("Failed", True, "broken for good")
+
+
+async def test_scaling_asks_for_free_hosts_beside_those_it_has(world: World) -> None:
+    await world.group_with_hosts(count=3)
+    await world.call("POST", "/clusters", json=cluster_body(), expect=201)
+    for number in (1, 2):
+        name = f"demo-workers-{number}"
+        await world.kube.create(
+            {
+                "apiVersion": kinds.BYO_MACHINE.api_version,
+                "kind": "ByoMachine",
+                "metadata": {"name": name, "namespace": NAMESPACE, "labels": {names.CLUSTER_NAME_LABEL: "demo"}},
+                "spec": {},
+            }
+        )
+        await world.kube.merge(kinds.BYO_HOST, f"workers-host-{number}", NAMESPACE, {"spec": {"machineRef": {"name": name, "uid": name}}})
+    assert (await world.call("PATCH", "/clusters/demo", json={"workers": 3}, expect=200))["workers"] == 3
+    await world.call("PATCH", "/clusters/demo", json={"workers": 4}, expect=422)
+    await world.call("PATCH", "/clusters/demo", json={"workers": 0}, expect=422)
+    assert await most_unhealthy(world) == "50%"
+    assert (await world.call("PATCH", "/clusters/demo", json={"workers": 1}, expect=200))["workers"] == 1
+    assert await most_unhealthy(world) == "100%", "of one worker: Cluster API rounds down, and would never replace it"
+
+
+async def most_unhealthy(world: World) -> str:
+    check = await world.kube.get(kinds.MACHINE_HEALTH_CHECK, "demo-workers", NAMESPACE)
+    assert check is not None
+    return str(check["spec"]["maxUnhealthy"])
+
+
+async def test_a_cluster_of_one_worker_has_it_replaced_too(world: World) -> None:
+    await world.group_with_hosts()
+    await world.call("POST", "/clusters", json=cluster_body(workers=1), expect=201)
+    assert await most_unhealthy(world) == "100%"
+
+
+async def test_a_machine_that_failed_for_good_is_not_ready_whatever_its_node_says(world: World) -> None:
+    """Its node goes on until it is removed; the machine is about to be replaced (contract: failureMessage)."""
+    await world.group_with_hosts()
+    await world.call("POST", "/clusters", json=cluster_body(), expect=201)
+    meta = {"name": "demo-workers-abc", "namespace": NAMESPACE, "labels": {names.CLUSTER_NAME_LABEL: "demo"}}
+    machine = {"apiVersion": kinds.MACHINE.api_version, "kind": "Machine", "metadata": meta, "spec": {"version": "v1.35.1"}}
+    await world.kube.create(machine)
+    status = {"conditions": [{"type": "NodeHealthy", "status": "True"}], "nodeRef": {"name": "one"}}
+    await world.kube.merge(kinds.MACHINE, "demo-workers-abc", NAMESPACE, {"status": status}, subresource="status")
+    assert (await world.call("GET", "/clusters/demo"))["machines"][0]["ready"] is True
+    await world.kube.merge(kinds.MACHINE, "demo-workers-abc", NAMESPACE, {"status": {"failureMessage": "host one was removed"}}, subresource="status")
+    [shown] = (await world.call("GET", "/clusters/demo"))["machines"]
+    assert (shown["ready"], shown["message"]) == (False, "host one was removed")
+
+
+async def test_the_kubeconfig_comes_as_yaml_once_the_control_plane_has_one(world: World) -> None:
+    await world.group_with_hosts()
+    await world.call("POST", "/clusters", json=cluster_body(), expect=201)
+    early = await world.call("GET", "/clusters/demo/kubeconfig", expect=404)
+    assert "no kubeconfig yet" in early["error"]["message"]
+    # Contract, secrets: `<c>-kubeconfig`, key `value`.
+    value = base64.b64encode(b"apiVersion: v1\nkind: Config\n").decode()
+    await world.kube.create({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "demo-kubeconfig", "namespace": NAMESPACE}, "data": {"value": value}})
+    response = await world.rest.get("/api/v1/domains/default/projects/default/clusters/demo/kubeconfig")
+    assert response.headers["content-type"].startswith("application/yaml")
+    assert response.headers["cache-control"] == "no-store"
+    assert response.text == "apiVersion: v1\nkind: Config\n"
+
+
+async def test_another_projects_cluster_is_not_there(world: World) -> None:
+    await world.group_with_hosts()
+    await world.call("POST", "/clusters", json=cluster_body(), expect=201)
+    other = "/api/v1/domains/default/projects/other/clusters"
+    assert (await world.call("GET", other, expect=200))["items"] == []
+    for method, path in (("GET", "/demo"), ("DELETE", "/demo"), ("GET", "/demo/kubeconfig")):
+        await world.call(method, other + path, expect=404)
+    await world.call("PATCH", f"{other}/demo", json={"workers": 1}, expect=404)
+
+
+async def test_releases_are_listed(world: World) -> None:
+    answer = await world.call("GET", "/api/v1/releases", expect=200)
+    assert [release["name"] for release in answer["items"]] == ["v1.33.7", "v1.35.1"]
+    assert (await world.call("GET", "/api/v1/releases/v9", expect=404))["error"]["code"] == "NotFound"
+
+
+# The rules of networks.
+
+cidrs = st.builds(lambda address, prefix: IPv4Network((address, prefix), strict=False), st.integers(0, 2**32 - 1), st.integers(0, 32))
+
+
+@given(cidrs, cidrs, st.integers(1, 300))
+def test_networks_that_pass_never_overlap_and_have_room(pods: IPv4Network, services: IPv4Network, workers: int) -> None:
+    reserved = parse_reserved("hosts=10.88.0.0/24")
+    try:
+        check_networks(str(pods), str(services), workers=workers, reserved=reserved, host_addresses=[("h", "192.168.7.7")])
+    except InvalidInput as error:
+        assert "CIDR" in error.brief
+        return
+    assert not pods.overlaps(services)
+    assert pods.num_addresses >= 256 * workers
+    assert services.num_addresses >= 16
+    for network in (pods, services):
+        assert not network.overlaps(reserved[0].network)
+        assert not network.overlaps(IPv4Network("192.168.7.7/32"))
+        assert not network.is_multicast
+        assert not network.is_loopback
+
+
+@given(st.integers(0, 255), st.integers(9, 24), st.integers(0, 255))
+def test_a_private_network_with_room_passes(second: int, prefix: int, other: int) -> None:
+    pods = IPv4Network((f"10.{second}.0.0", prefix), strict=False)
+    services = IPv4Network((f"172.{16 + other % 16}.0.0", 16))
+    workers = 2 ** (24 - prefix)
+    check_networks(str(pods), str(services), workers=workers, reserved=(), host_addresses=())
+    with pytest.raises(InvalidInput, match="room for"):
+        check_networks(str(pods), str(services), workers=workers + 1, reserved=(), host_addresses=())
+
+
+@given(st.text(max_size=24))
+def test_any_text_is_a_network_or_a_sentence(text: str) -> None:
+    try:
+        assert str(parse_cidr("podCIDR", text)) == text
+    except InvalidInput as error:
+        assert error.brief.startswith("podCIDR:")
+
+
+@given(cidrs, st.integers(1, 2**31))
+def test_host_bits_are_refused_with_the_right_spelling(network: IPv4Network, extra: int) -> None:
+    assume(network.prefixlen < 32)
+    bits = extra % network.num_addresses
+    assume(bits)
+    text = f"{network.network_address + bits}/{network.prefixlen}"
+    with pytest.raises(InvalidInput) as told:
+        parse_cidr("podCIDR", text)
+    assert str(network) in told.value.resolution
+
+
+# Settings.
+
+
+def test_settings_come_from_the_environment_and_a_wrong_one_is_named() -> None:
+    settings = Settings.from_environment({"COMPASS_PORT": "18080", "COMPASS_RESERVED_CIDRS": "hosts=10.88.0.0/24"})
+    assert (settings.port, settings.reserved[0].name) == (18080, "hosts")
+    for variables in ({"COMPASS_PORT": "high"}, {"COMPASS_RESERVED_CIDRS": "10.88.0.0/24"}, {"COMPASS_RESERVED_CIDRS": "a=10.88.0.1/24"}):
+        with pytest.raises(InvalidInput, match=next(iter(variables))):
+            Settings.from_environment(variables)
+
+
+def test_a_guessable_or_missing_admin_token_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("password\n")
+    with pytest.raises(CkpError, match="characters"):
+        read_admin_token(tmp_path / "token")
+    with pytest.raises(CkpError, match="could not be read"):
+        read_admin_token(tmp_path / "none")
+
+
+def test_a_machine_that_waits_says_what_for_and_not_how_many_conditions_are_missing() -> None:
+    conditions = [
+        {"type": "Ready", "status": "False", "message": "1 of 2 completed"},
+        {"type": "InfrastructureReady", "status": "False", "message": "none of 2 matching hosts is free: 1 in use, 1 cordoned"},
+    ]
+    machine = {"metadata": {"name": "m"}, "spec": {}, "status": {"conditions": conditions}}
+    assert _machine(machine, []).message == "none of 2 matching hosts is free: 1 in use, 1 cordoned"

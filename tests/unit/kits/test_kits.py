@@ -1,0 +1,105 @@
+"""Files, processes, waits: whole or not there, bounded, with reasons."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ckp.kits.clock import human_duration
+from ckp.kits.errors import CkpError, TimedOut
+from ckp.kits.files import atomic_write, building_directory, exclusive, finish_together, write_together
+from ckp.kits.processes import Daemon, ProcessFailed, run
+from ckp.kits.retry import wait_until
+from ckp.kits.steps import Steps
+from tests.support.kills import killed
+
+
+def test_a_failed_build_leaves_no_final_name_and_no_scratch(tmp_path: Path) -> None:
+    final = tmp_path / "thing"
+    with pytest.raises(RuntimeError), building_directory(final) as scratch:
+        (scratch / "half").write_text("x")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_atomic_write_keeps_the_mode_that_was_asked_for(tmp_path: Path) -> None:
+    atomic_write(tmp_path / "secret", "x", mode=0o600)
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_files_that_are_written_together_are_all_new_or_all_old_whenever_we_are_killed(tmp_path: Path) -> None:
+    old, new = {"public/a": (b"1", 0o644), "secret": (b"1", 0o600)}, {"public/a": (b"2", 0o644), "public/b": (b"2", 0o644), "secret": (b"2", 0o600)}
+    seen = []
+    for at in itertools.count(1):
+        folder = tmp_path / str(at)
+        write_together(folder, "first", old)
+        ended = not killed(partial(write_together, folder, "second", new), at)
+        decided = finish_together(folder) == {"second"}
+        wanted = new if ended or decided else old
+        seen.append(decided)
+        assert {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mode & 0o777) for path in folder.rglob("*") if path.is_file()} == wanted
+        assert {path.name for path in folder.iterdir()} == {"public", "secret"}
+        if ended:
+            break
+    assert seen == [False] * 4 + [True] * 3 + [False]
+
+
+def test_a_lock_that_is_held_ends_in_an_error_that_names_it(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with exclusive(lock, what="a", timeout=1), pytest.raises(TimedOut, match="building x is still being done"):
+        with exclusive(lock, what="building x", timeout=0.1):
+            pass
+
+
+def test_a_program_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
+    with pytest.raises(ProcessFailed, match="did not end within"):
+        run(["sh", "-c", f"sleep 300 & echo $! > {tmp_path}/child; wait"], timeout=1)
+    child = int((tmp_path / "child").read_text())
+    time.sleep(0.1)
+    state = Path(f"/proc/{child}/stat")
+    assert not state.exists() or " Z " in state.read_text()
+
+
+def test_a_failure_carries_the_programs_last_words_but_not_its_arguments() -> None:
+    with pytest.raises(ProcessFailed) as caught:
+        run(["sh", "-c", "echo broken >&2; exit 7", "s3cret"], timeout=10, what="trying")
+    assert caught.value.brief == "trying failed with exit code 7"
+    assert caught.value.details == "broken"
+    assert "s3cret" not in caught.value.render()
+
+
+def test_a_reused_pid_is_not_taken_for_the_daemon(tmp_path: Path) -> None:
+    daemon = Daemon("x", tmp_path / "pid", tmp_path / "log")
+    daemon.pidfile.write_text(f"{os.getpid()} 1\n")
+    assert daemon.pid() is None
+    daemon.stop()  # must not signal us
+
+
+def test_a_wait_ends_with_its_reason() -> None:
+    with pytest.raises(TimedOut) as caught:
+        wait_until(lambda: False, what="the moon", timeout=0.05, every=0.01, reason=lambda: "it is day")
+    assert caught.value.details == "it is day"
+
+
+def test_steps_show_number_outcome_and_time() -> None:
+    out = io.StringIO()
+    steps = Steps(2, out)
+    with steps.step("one"):
+        steps.say("inside")
+    with pytest.raises(CkpError), steps.step("two"):
+        raise CkpError("no")
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "[1/2] one"
+    assert lines[2].startswith("[1/2] one: done, ")
+    assert lines[-1].startswith("[2/2] two: FAILED, ")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.44, "0.4s"), (12.4, "12s"), (185, "3m05s"), (7260, "2h01m")])
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert human_duration(seconds) == text

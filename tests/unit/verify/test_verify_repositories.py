@@ -1,0 +1,384 @@
+"""Repositories as CKP publishes them are good; each way of mixing, hiding or adding something is refused with its own sentence."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ckp.clients.signing.openpgp import SigningKey
+from ckp.distribution.repositories.publish import Repositories
+from ckp.hostkit.errors import VerificationFailed
+from ckp.verify.path import verify_path
+from ckp.verify.repositories.check import verify_repository
+from tests.support.small_packages import small_package
+from tests.support.spoilt_packages import GpgKey, signing_key, snapshot
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("apt-ftparchive") and shutil.which("createrepo_c")), reason="apt-utils or createrepo-c is not installed (make setup installs them)"
+)
+APT, DNF = "apt/dists/noble", "rpm/el9/v1.35/x86_64"
+INDEX = f"{APT}/v1.35/binary-amd64/Packages"
+
+
+@dataclass(frozen=True)
+class World:
+    """A root with both repositories, an earlier state of it, and the keys."""
+
+    key: SigningKey
+    stranger: SigningKey
+    gpg: dict[str, GpgKey]
+    """Keys that were trusted once: the keyring says of them that they have expired or were revoked."""
+    keyring: str
+    now: Path
+    before: Path
+    debs: dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("repositories")
+    key = signing_key(folder / "keys")
+    root = folder / "root"
+    repositories = Repositories(root, key)
+    packages = {
+        (name, version, kind): small_package(folder / f"{name}-{version}-{kind}", key, name, version, kind)
+        for name, version in (("kubelet", "1.35.0-ckp"), ("kubelet", "1.35.1-ckp"), ("kubectl", "1.35.1-ckp"))
+        for kind in ("deb", "rpm")
+    }
+    repositories.publish([item for (_, version, _), item in packages.items() if version == "1.35.0-ckp"], "v1.35", print)
+    shutil.copytree(root, folder / "before")
+    repositories.publish(list(packages.values()), "v1.35", print)
+    debs = {f"{name}-{version}": item.path for (name, version, kind), item in packages.items() if kind == "deb"}
+    gpg = {
+        "expired": GpgKey(folder / "expired", life="1y", subkey_life="1y"),
+        "expired subkey": GpgKey(folder / "expired-subkey", subkey_life="1y"),
+        "revoked": GpgKey(folder / "revoked", born=""),
+        "revoked subkey": GpgKey(folder / "revoked-subkey", born=""),
+    }
+    ring = folder / "trusted.gpg"
+    certificates = [key.keyring.read_bytes(), *(gpg[name].certificate() for name in ("expired", "expired subkey"))]
+    certificates += [gpg["revoked"].revoked_certificate(subkey=False), gpg["revoked subkey"].revoked_certificate(subkey=True)]
+    ring.write_bytes(b"".join(certificates))
+    yield World(key, signing_key(folder / "stranger"), gpg, str(ring), root, folder / "before", debs)
+    for item in gpg.values():
+        item.close()
+
+
+@pytest.fixture
+def root(world: World, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(world.now, tmp_path / "root"))
+
+
+def one(root: Path, pattern: str) -> Path:
+    found = sorted(root.glob(pattern))
+    assert found, pattern
+    return found[0]
+
+
+def flip(path: Path, at: float = 0.5) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[int(len(raw) * at)] ^= 1
+    write(path, bytes(raw))
+
+
+def write(path: Path, content: bytes) -> None:
+    """Into a file of its own: published ones share their content by hard links."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+
+
+def resign_apt(world: World, root: Path, change: Callable[[str], str], key: SigningKey | None = None) -> None:
+    """InRelease alone, with other words in it."""
+    text = change((root / APT / "Release").read_text())
+    for name in ("Release", "Release.gpg"):
+        (root / APT / name).unlink(missing_ok=True)
+    write(root / APT / "InRelease", (key or world.key).sign_cleartext(text.encode().removesuffix(b"\n")))
+
+
+def reindex_apt(world: World, root: Path, change: Callable[[str], str]) -> None:
+    """Another Packages, well signed: what an indexer that errs would make."""
+    text = change((root / INDEX).read_text()).encode()
+    for path in (root / APT / "v1.35/binary-amd64").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    write(root / INDEX, text)
+    entry = f" {hashlib.sha256(text).hexdigest()} {len(text)} v1.35/binary-amd64/Packages\n"
+    resign_apt(world, root, lambda release: re.sub(r"SHA256:\n( .*\n)+", "SHA256:\n" + entry, release))
+
+
+def resign_dnf(world: World, root: Path, change: Callable[[str], str], key: SigningKey | None = None) -> None:
+    text = change((root / DNF / "repodata/repomd.xml").read_text()).encode()
+    write(root / DNF / "repodata/repomd.xml", text)
+    write(root / DNF / "repodata/repomd.xml.asc", (key or world.key).sign(text, armor=True))
+
+
+def reindex_dnf(world: World, root: Path, change: Callable[[str], str]) -> None:
+    """Another primary.xml, well signed."""
+    old = metadata(root, "primary")
+    raw = gzip.compress(change(gzip.decompress(old.read_bytes()).decode()).encode(), mtime=0)
+    digest, size = hashlib.sha256(old.read_bytes()).hexdigest(), old.stat().st_size
+    write(old.with_name(f"{hashlib.sha256(raw).hexdigest()}-primary.xml.gz"), raw)
+    old.unlink()
+    resign_dnf(world, root, lambda text: text.replace(digest, hashlib.sha256(raw).hexdigest()).replace(f"<size>{size}</size>", f"<size>{len(raw)}</size>"))
+
+
+def metadata(root: Path, kind: str) -> Path:
+    """The present metadata of a kind: that of an earlier state lies beside it."""
+    name = re.search(rf'href="(repodata/[0-9a-f]+-{kind}\.xml\.gz)"', (root / DNF / "repodata/repomd.xml").read_text())
+    assert name
+    return root / DNF / name[1]
+
+
+def copy_from(source: Path, root: Path, *names: str) -> None:
+    for name in names:
+        write(root / name, (source / name).read_bytes())
+
+
+@dataclass(frozen=True)
+class Attack:
+    name: str
+    do: Callable[[World, Path], object]
+    words: str
+    check: str
+
+
+def unsign(root: Path) -> None:
+    for name in ("InRelease", "Release.gpg"):
+        (root / APT / name).unlink()
+
+
+def dnf_of_other(world: World, root: Path) -> None:
+    copy_from(world.before, root, f"{DNF}/repodata/repomd.xml", f"{DNF}/repodata/repomd.xml.asc")
+
+
+def stranger_package(world: World, root: Path) -> None:
+    """A package by a stranger, in an index that a key of ours signed."""
+    for suite in ("bookworm", "jammy"):
+        shutil.rmtree(root / "apt/dists" / suite)
+    made = small_package(root.parent / "made", world.stranger, "kubelet", "1.35.1-ckp", "deb")
+    path = one(root, "apt/pool/v1.35/kubelet/*1.35.1*")
+    old, new = hashlib.sha256(path.read_bytes()).hexdigest(), made.path.read_bytes()
+    size = path.stat().st_size
+    write(path, new)
+    reindex_apt(world, root, lambda text: text.replace(old, made.sha256).replace(f"Size: {size}\n", f"Size: {len(new)}\n"))
+
+
+def outside(world: World, root: Path) -> None:
+    path = root / APT / "InRelease"
+    write(path, b"Origin: Somebody\n" + path.read_bytes())
+
+
+def behind(world: World, root: Path) -> None:
+    path = root / APT / "InRelease"
+    write(path, path.read_bytes() + b"Origin: Somebody\n")
+
+
+def other_suite(world: World, root: Path) -> None:
+    shutil.rmtree(root / "apt/dists/jammy")
+    shutil.copytree(root / APT, root / "apt/dists/jammy")
+
+
+def drop(pattern: str) -> Callable[[World, Path], None]:
+    return lambda world, root: one(root, pattern).unlink()
+
+
+def link(world: World, root: Path) -> None:
+    path = one(root, "apt/pool/v1.35/kubectl/*.deb")
+    path.unlink()
+    path.symlink_to("/etc/passwd")
+
+
+def inrelease_by(name: str) -> Callable[[World, Path], None]:
+    """The same InRelease, signed by a key that was trusted once."""
+
+    def do(world: World, root: Path) -> None:
+        text = (root / APT / "Release").read_bytes()
+        unsign(root)
+        (root / APT / "Release").unlink()
+        write(root / APT / "InRelease", world.gpg[name].sign_cleartext(text))
+
+    return do
+
+
+def release_by(name: str) -> Callable[[World, Path], None]:
+    return lambda world, root: write(root / APT / "Release.gpg", world.gpg[name].sign((root / APT / "Release").read_bytes(), "--armor"))
+
+
+def repomd_by(name: str) -> Callable[[World, Path], None]:
+    """The same metadata, with a signature by a key that was trusted once."""
+    data = f"{DNF}/repodata/repomd.xml"
+    return lambda world, root: write(root / f"{data}.asc", world.gpg[name].sign((root / data).read_bytes(), "--armor"))
+
+
+def put(name: str, content: bytes = b"x") -> Callable[[World, Path], None]:
+    return lambda world, root: write(root / name, content)
+
+
+def apt(change: Callable[[str], str]) -> Callable[[World, Path], None]:
+    return lambda world, root: resign_apt(world, root, change)
+
+
+def packages(change: Callable[[str], str]) -> Callable[[World, Path], None]:
+    return lambda world, root: reindex_apt(world, root, change)
+
+
+def repomd(change: Callable[[str], str]) -> Callable[[World, Path], None]:
+    return lambda world, root: resign_dnf(world, root, change)
+
+
+def primary(change: Callable[[str], str]) -> Callable[[World, Path], None]:
+    return lambda world, root: reindex_dnf(world, root, change)
+
+
+OLD_DATE = "Valid-Until: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:"
+BOMB = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]>'
+ATTACKS = [
+    Attack("unsigned suite", lambda world, root: unsign(root), "the suite is not signed", "signature present"),
+    Attack("flipped byte in InRelease", lambda world, root: flip(root / APT / "InRelease", 0.1), "was changed after it was signed", "signature"),
+    Attack("flipped byte in Release", lambda world, root: flip(root / APT / "Release", 0.1), "was changed after it was signed", "signature"),
+    Attack("text before the signed text", outside, "something stands outside of it", "cleartext frame"),
+    Attack("text behind the signature", behind, "something stands outside of it", "cleartext frame"),
+    Attack("InRelease by a stranger", lambda world, root: resign_apt(world, root, str, world.stranger), "a key that is not trusted here", "trusted key"),
+    Attack("InRelease by a key that has expired", inrelease_by("expired"), "InRelease is signed by a key that has expired", "expired key"),
+    Attack("InRelease by a subkey that has expired", inrelease_by("expired subkey"), "InRelease is signed by a key that has expired", "expired key"),
+    Attack("InRelease by a revoked key", inrelease_by("revoked"), "InRelease is signed by a key that was revoked", "revoked key"),
+    Attack("InRelease by a revoked subkey", inrelease_by("revoked subkey"), "InRelease is signed by a key that was revoked", "revoked key"),
+    Attack("Release.gpg by a key that has expired", release_by("expired"), "/Release is signed by a key that has expired", "expired key"),
+    Attack("Release.gpg by a revoked key", release_by("revoked"), "/Release is signed by a key that was revoked", "revoked key"),
+    Attack("Release without its signature", drop(f"{APT}/Release.gpg"), "has Release without the other", "release pair"),
+    Attack(
+        "Release of another time",
+        lambda world, root: copy_from(world.before, root, f"{APT}/Release", f"{APT}/Release.gpg"),
+        "do not say the same",
+        "release pair",
+    ),
+    Attack("Packages of another time", lambda world, root: copy_from(world.before, root, INDEX), "metadata of two times are mixed", "mixed metadata"),
+    Attack(
+        "Packages.gz of another time", lambda world, root: copy_from(world.before, root, INDEX + ".gz"), "metadata of two times are mixed", "mixed metadata"
+    ),
+    Attack(
+        "an older state's metadata",
+        lambda world, root: copy_from(world.before, root, *(str(p.relative_to(world.before)) for p in (world.before / "apt/dists").rglob("*") if p.is_file())),
+        "is not named by any index",
+        "unlisted package",
+    ),
+    Attack("another suite's metadata", other_suite, "is of 'noble': another suite's", "suite"),
+    Attack("an index that was valid long ago", apt(lambda text: text.replace("SHA256:", OLD_DATE)), "it is an old one", "valid until"),
+    Attack("an index without SHA-256", apt(lambda text: text.replace("SHA256:", "MD5Sum:")), "names no index", "release file"),
+    Attack(
+        "a missing index",
+        lambda world, root: [(root / INDEX).unlink(), (root / f"{INDEX}.gz").unlink()],
+        "Packages is named in dists/noble/InRelease and missing",
+        "missing metadata",
+    ),
+    Attack("an unlisted index", put(f"{APT}/v1.35/binary-amd64/Packages.xz"), "is not named by dists/noble/InRelease", "unlisted metadata"),
+    Attack("a file beside the suites", put("apt/dists/README"), "is not named by any suite", "unlisted metadata"),
+    Attack("another content by its hash", put(f"{APT}/v1.35/binary-amd64/by-hash/SHA256/{'0' * 64}"), "has not the SHA-256 that is its name", "by hash"),
+    Attack("flipped byte in a package", lambda world, root: flip(one(root, "apt/pool/v1.35/kubelet/*1.35.1*")), "is not the package that", "package digest"),
+    Attack("a missing package", drop("apt/pool/v1.35/kubectl/*.deb"), "missing in the repository", "missing package"),
+    Attack("an additional package", put("apt/pool/v1.35/kubectl/kubectl_9_amd64.deb"), "lies in the repository", "unlisted package"),
+    Attack("a link in the pool", link, "is no regular file", "regular files only"),
+    Attack("a stranger's package in our index", stranger_package, "a key that is not trusted here", "trusted key"),
+    Attack(
+        "an index with another version",
+        packages(lambda text: text.replace("Version: 1.35.1-ckp", "Version: 1.36.0-ckp")),
+        "and the package says",
+        "metadata and package",
+    ),
+    Attack(
+        "an index with another name",
+        packages(lambda text: text.replace("Package: kubectl", "Package: kubeadm")),
+        "and the package says",
+        "metadata and package",
+    ),
+    Attack(
+        "an index with other dependencies",
+        packages(lambda text: text.replace("Filename:", "Depends: evil\nFilename:", 1)),
+        "another Depends",
+        "metadata and package",
+    ),
+    Attack("an index with a path to the top", packages(lambda text: text.replace("Filename: pool", "Filename: ../pool")), "no plain path", "metadata path"),
+    Attack("an index with an absolute path", packages(lambda text: text.replace("Filename: pool", "Filename: /pool")), "no plain path", "metadata path"),
+    Attack("an index without digests", packages(lambda text: text.replace("SHA256:", "SHA255:")), "has no SHA256", "packages index"),
+    Attack(
+        "an index with a field twice", packages(lambda text: text.replace("Filename:", "package: x\nFilename:", 1)), "it has package twice", "packages index"
+    ),
+    Attack("unsigned repomd", drop(f"{DNF}/repodata/repomd.xml.asc"), "the repository is not signed", "signature present"),
+    Attack("flipped byte in repomd", lambda world, root: flip(root / DNF / "repodata/repomd.xml"), "was changed after it was signed", "signature"),
+    Attack("repomd by a stranger", lambda world, root: resign_dnf(world, root, str, world.stranger), "a key that is not trusted here", "trusted key"),
+    Attack("repomd by a key that has expired", repomd_by("expired"), "repomd.xml is signed by a key that has expired", "expired key"),
+    Attack("repomd by a subkey that has expired", repomd_by("expired subkey"), "repomd.xml is signed by a key that has expired", "expired key"),
+    Attack("repomd by a revoked key", repomd_by("revoked"), "repomd.xml is signed by a key that was revoked", "revoked key"),
+    Attack("repomd by a revoked subkey", repomd_by("revoked subkey"), "repomd.xml is signed by a key that was revoked", "revoked key"),
+    Attack("repomd of another time", dnf_of_other, "is not named by repodata/", "unlisted package"),
+    Attack("flipped byte in primary", lambda world, root: flip(metadata(root, "primary")), "metadata of two times are mixed", "mixed metadata"),
+    Attack(
+        "flipped byte in filelists",
+        lambda world, root: flip(metadata(root, "filelists")),
+        "metadata of two times are mixed",
+        "mixed metadata",
+    ),
+    Attack("a document type", repomd(lambda text: text.replace("?>", f"?>{BOMB}", 1)), "it has a document type", "repomd"),
+    Attack(
+        "repomd without filelists", repomd(lambda text: text.replace('type="filelists"', 'type="others"')), "does not name the metadata 'filelists'", "repomd"
+    ),
+    Attack("repomd with SHA-1", repomd(lambda text: text.replace('type="sha256"', 'type="sha"')), "has no SHA-256", "repomd"),
+    Attack("repomd with a path to the top", repomd(lambda text: text.replace('href="repodata', 'href="../repodata')), "no plain path", "metadata path"),
+    Attack("repomd with another server", repomd(lambda text: text.replace("<location ", '<location xml:base="http://evil" ')), "on another server", "repomd"),
+    Attack("an unlisted metadata file", put(f"{DNF}/repodata/comps.xml"), "is not named by repodata/repomd.xml", "unlisted metadata"),
+    Attack("another content by its digest", put(f"{DNF}/repodata/{'0' * 64}-primary.xml.gz"), "has not the SHA-256 that its name begins with", "by hash"),
+    Attack("flipped byte in an rpm", lambda world, root: flip(one(root, f"{DNF}/Packages/kubelet-1.35.1*")), "is not the package that", "package digest"),
+    Attack("a missing rpm", drop(f"{DNF}/Packages/kubectl*"), "missing in the repository", "missing package"),
+    Attack("an additional rpm", put(f"{DNF}/Packages/evil.rpm"), "lies in the repository", "unlisted package"),
+    Attack("an rpm beside the repositories", put("rpm/el9/evil.rpm"), "lies in no repository", "unlisted package"),
+    Attack("primary with another version", primary(lambda text: text.replace('ver="1.35.1"', 'ver="1.36.0"')), "and the package says", "metadata and package"),
+    Attack("primary with another packager", primary(lambda text: text.replace("<packager>", "<packager>x", 1)), "another packager", "metadata and package"),
+    Attack("primary with fewer packages", primary(lambda text: text.replace('packages="3"', 'packages="2"')), "does not hold the packages", "packages index"),
+    Attack("primary with a path to the top", primary(lambda text: text.replace('href="Packages', 'href="../x/Packages')), "no plain path", "metadata path"),
+    Attack("primary that is no XML", primary(lambda text: text[:-20]), "is malformed", "packages index"),
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+def test_attack_on_a_repository(world: World, root: Path, attack: Attack) -> None:
+    attack.do(world, root)
+    before = snapshot(root)
+    with pytest.raises(VerificationFailed) as caught:
+        verify_repository(str(root), world.keyring)
+    assert attack.words in caught.value.brief, caught.value.render()
+    assert caught.value.check == attack.check
+    assert snapshot(root) == before
+
+
+def test_published_repositories_are_good(world: World, root: Path) -> None:
+    for state, count in ((world.now, 3), (world.before, 1)):
+        lines = verify_path(str(state), str(world.key.keyring))
+        assert any(line.startswith(f"apt noble: {count} packages") for line in lines)
+        assert any(f"apt: {count} packages verified" in line for line in lines)
+        assert any(line.startswith(f"dnf v1.35/x86_64: {count} packages verified") for line in lines)
+    assert any("not covered by any signature" in line and "keys" in line for line in lines)
+    (root / "apt/.lock").write_bytes(b"")
+    assert verify_path(str(root / "apt"), str(world.key.keyring))
+    assert verify_path(str(root / DNF), str(world.key.keyring))
+
+
+def test_a_folder_of_packages_holds_nothing_else(world: World, tmp_path: Path) -> None:
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    with pytest.raises(VerificationFailed, match="nothing to verify"):
+        verify_path(str(folder), str(world.key.keyring))
+    for path in world.debs.values():
+        shutil.copy(path, folder)
+    assert len(verify_path(str(folder), str(world.key.keyring))) == 3
+    (folder / "install.sh").write_text("echo")
+    with pytest.raises(VerificationFailed, match=r"install\.sh in .* is no package"):
+        verify_path(str(folder), str(world.key.keyring))
