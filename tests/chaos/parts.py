@@ -20,9 +20,10 @@ from ckp.api.platform import InstalledRelease, Releases
 from ckp.controllers.__main__ import build
 from ckp.hub.desired import KubeDesired
 from ckp.hub.identity import HostCa, channel_context
-from ckp.hub.offline import Sweep
+from ckp.hub.offline import OfflineDetector
 from ckp.hub.replicas import Replicas
-from ckp.hub.sessions.server import Channel, Issue
+from ckp.hub.sessions.server import AgentServer
+from ckp.hub.sessions.session import Issue
 from ckp.kits.clock import SystemClock
 from ckp.runtime.health import Health
 from tests.chaos.kube import ChaosKube
@@ -60,16 +61,17 @@ class Hub:
         desired = KubeDesired(self._kube, relist=RELIST)
         clock = SystemClock()
         replicas = Replicas(self._kube, self.identity, clock, renew=RENEW)
-        self._channel = Channel(self._kube, desired, clock, CollectorRegistry(), replicas, issue=self._issue, offline=OFFLINE, seen_every=SEEN_EVERY)
-        self._listening = self._channel.listen("127.0.0.1", 0, channel_context(*self._server, self._ca))
+        self._sessions = AgentServer(self._kube, desired, clock, CollectorRegistry(), replicas, issue=self._issue, offline=OFFLINE, seen_every=SEEN_EVERY)
+        self._listening = self._sessions.listen("127.0.0.1", 0, channel_context(*self._server, self._ca))
         self._sockets = await self._listening.__aenter__()
         self.port = self._sockets.sockets[0].getsockname()[1]
-        self._tasks = [asyncio.ensure_future(desired.run()), asyncio.ensure_future(replicas.keep()), asyncio.ensure_future(Sweep(self._channel, SWEEP).run())]
+        parts = (desired.run(), replicas.keep(), OfflineDetector(self._sessions, SWEEP).run())
+        self._tasks = [asyncio.ensure_future(part) for part in parts]
 
     async def kill(self) -> None:
         """As SIGKILL: no goodbye to hosts, not a word to the API server."""
         self._kube.die()
-        self._channel.stopping = True
+        self._sessions.stopping = True
         for connection in list(self._sockets.all_connections):
             connection.transport.abort()
         for task in list(self._sockets.handler_tasks):

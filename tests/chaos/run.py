@@ -21,7 +21,7 @@ from unittest.mock import patch
 import structlog
 
 from ckp.controllers.providers.byo import machine as machine_module
-from ckp.hub.sessions import session as connection_module
+from ckp.hub.sessions import session as session_module
 from ckp.rules import flapping
 from ckp.runtime import informer as informer_module
 from tests.chaos.checker import check
@@ -54,9 +54,9 @@ def quickened(log: Path) -> Iterator[None]:
         for module, name, value in (
             (machine_module, "POLL", 1.0),
             (machine_module, "NUDGE_SECONDS", 0.3),
-            (connection_module, "HELLO_SECONDS", 2.0),
-            (connection_module, "SEND_SECONDS", 3.0),
-            (connection_module, "RENEWAL_CHECK_SECONDS", 1.0),
+            (session_module, "HELLO_SECONDS", 2.0),
+            (session_module, "SEND_SECONDS", 3.0),
+            (session_module, "RENEWAL_CHECK_SECONDS", 1.0),
             (flapping, "FIRST", timedelta(seconds=1)),
             (flapping, "LONGEST", timedelta(seconds=3)),
             (informer_module, "SILENCE", 20.0),

@@ -35,7 +35,7 @@ from ckp.hub.desired import KubeDesired
 from ckp.hub.enrolment import CompassClient, Enrolment
 from ckp.hub.identity import HostCa, HostId, channel_context
 from ckp.hub.replicas import Replicas
-from ckp.hub.sessions.server import PATH, Channel
+from ckp.hub.sessions.server import PATH, AgentServer
 from ckp.kits.clock import SystemClock, rfc3339
 from ckp.kits.paths import REPO
 from ckp.kits.retry import wait_until_async
@@ -96,7 +96,7 @@ class Platform:
     agent: httpx.AsyncClient
     admin: Kube
     channel_port: int
-    channel: Channel
+    server: AgentServer
     root_pem: str
     directory: Path
     machine_id: str = ""
@@ -172,24 +172,24 @@ async def platform(accounts: Accounts, kube: Kube, tmp_path: Path) -> AsyncItera
     root = make_authority("root")
     host_ca = make_authority("host-ca", root)
     ca = HostCa(*host_ca.write(tmp_path, "host-ca"), clock)
-    server = write_pair(tmp_path, "server", *make_leaf(root, server=True))
+    pair = write_pair(tmp_path, "server", *make_leaf(root, server=True))
     (tmp_path / "ca.crt").write_text(root.pem)
     (tmp_path / "hub-token").write_text(accounts.token("ckp-hub", "ckp-compass"))
     compass = CompassClient("https://compass", tmp_path / "hub-token", None, transport=httpx.ASGITransport(make_internal_app(cases)))
     enrolment = Enrolment(compass, hub_kube, ca, tmp_path / "ca.crt", CollectorRegistry())
     desired = KubeDesired(hub_kube)
-    channel = Channel(hub_kube, desired, clock, CollectorRegistry(), Replicas(hub_kube, "hub-1", clock, renew=10.0))
+    server = AgentServer(hub_kube, desired, clock, CollectorRegistry(), Replicas(hub_kube, "hub-1", clock, renew=10.0))
     following = asyncio.ensure_future(desired.run())
     try:
         async with (
-            channel.listen("127.0.0.1", 0, channel_context(*server, ca)) as listening,
+            server.listen("127.0.0.1", 0, channel_context(*pair, ca)) as listening,
             httpx.AsyncClient(
                 transport=httpx.ASGITransport(make_public_app(cases)), base_url="https://compass", headers={"Authorization": f"Bearer {ADMIN}"}
             ) as rest,
             httpx.AsyncClient(transport=httpx.ASGITransport(enrolment), base_url="https://hub") as agent,
         ):
             port = listening.sockets[0].getsockname()[1]
-            yield Platform(f"t{secrets.token_hex(3)}", rest, agent, kube, port, channel, root.pem, tmp_path)
+            yield Platform(f"t{secrets.token_hex(3)}", rest, agent, kube, port, server, root.pem, tmp_path)
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
@@ -217,7 +217,7 @@ async def test_a_machine_becomes_a_host_and_its_reports_stand_beside_the_control
         journal = tuple(JournalEntry(at=now, step="preflight", outcome="done", seconds=seconds) for seconds in (0.5, 0.0, 2.0))
         await websocket.send(Report(generation=0, phase="Free", journal=journal).model_dump_json())
         host = await platform.phase_is("worker-1", "Free")
-        (live,) = platform.channel._live.values()
+        (live,) = platform.server._sessions.values()
         await wait_until_async(lambda: _same(live._written, host), what="the hub's own part comes back as it was written: nothing to set right", timeout=10)
         assert {item["type"]: item["status"] for item in host["status"]["conditions"]} == {
             "Available": "True",

@@ -33,7 +33,7 @@ from ckp.agent.hub.identity import Identity
 from ckp.agent.journal import Journal
 from ckp.agent.node import engine as agent_engine
 from ckp.agent.node.engine import Engine
-from ckp.hub.sessions.server import shrink_tls_buffers
+from ckp.hub.transport.tls import shrink_tls_buffers
 
 STEP_SECONDS = (3.0, 9.0)
 Event = tuple[str, str, float, int]

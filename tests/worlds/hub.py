@@ -21,9 +21,9 @@ from ckp.api.host_protocol import Desired, Hello, Report
 from ckp.hub import status as shape
 from ckp.hub.desired import KubeDesired
 from ckp.hub.identity import HostCa, HostId, channel_context
-from ckp.hub.offline import Sweep
+from ckp.hub.offline import OfflineDetector
 from ckp.hub.replicas import Replicas
-from ckp.hub.sessions.server import PATH, Channel
+from ckp.hub.sessions.server import PATH, AgentServer
 from ckp.kits.clock import SystemClock
 from tests.simulators.kube import KubeSimulator
 from tests.worlds.compass import facts
@@ -39,7 +39,7 @@ class Door:
     """A hub's channel that listens, and what belongs to it."""
 
     kube: KubeSimulator
-    channel: Channel
+    server: AgentServer
     desired: KubeDesired
     port: int
     root: Authority
@@ -103,7 +103,7 @@ async def make_door(
     """A hub for the block. `authorities` (its root, and the host CA) are another hub's, whose hosts come to this one."""
     root, host_ca = authorities or (root := make_authority("root"), make_authority("host-ca", root))
     ca_files = host_ca.write(directory, "host-ca")
-    server = write_pair(directory, "server", *make_leaf(root, server=True))
+    pair = write_pair(directory, "server", *make_leaf(root, server=True))
     kube = kube or KubeSimulator(manager="ckp-hub", namespaces=("default", TENANT, names.HOSTS_NAMESPACE))
     clock = SystemClock()
     desired = KubeDesired(kube)
@@ -113,14 +113,14 @@ async def make_door(
         return ca.sign(csr, host), root.pem
 
     replicas = Replicas(kube, identity, clock, renew=min(1.0, offline / 8))
-    channel = Channel(kube, desired, clock, CollectorRegistry(), replicas, issue=issue, offline=offline, seen_every=seen_every)
-    context = channel_context(*server, ca)
+    server = AgentServer(kube, desired, clock, CollectorRegistry(), replicas, issue=issue, offline=offline, seen_every=seen_every)
+    context = channel_context(*pair, ca)
     following = asyncio.ensure_future(desired.run())
-    sweeping = asyncio.ensure_future(Sweep(channel, sweep_every).run())
+    sweeping = asyncio.ensure_future(OfflineDetector(server, sweep_every).run())
     renewing = asyncio.ensure_future(replicas.keep())
     try:
-        async with channel.listen("127.0.0.1", 0, context) as listening:
-            yield Door(kube, channel, desired, listening.sockets[0].getsockname()[1], root, host_ca, directory)
+        async with server.listen("127.0.0.1", 0, context) as listening:
+            yield Door(kube, server, desired, listening.sockets[0].getsockname()[1], root, host_ca, directory)
     finally:
         for task in (following, sweeping, renewing):
             task.cancel()

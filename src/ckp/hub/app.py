@@ -15,10 +15,11 @@ from ckp.clients.kube import Kube
 from ckp.hub.desired import KubeDesired
 from ckp.hub.enrolment import CompassClient, Enrolment
 from ckp.hub.identity import HostCa, HostId, channel_context, trusted_by_hosts
-from ckp.hub.offline import Sweep
+from ckp.hub.offline import OfflineDetector
 from ckp.hub.replicas import RENEW_SECONDS, Replicas
-from ckp.hub.sessions.server import Channel, shrink_tls_buffers
+from ckp.hub.sessions.server import AgentServer
 from ckp.hub.settings import Settings
+from ckp.hub.transport.tls import shrink_tls_buffers
 from ckp.kits.clock import SystemClock
 from ckp.kits.errors import CkpError
 from ckp.runtime.serving import RELOAD_SECONDS, Probes, follow_certificate, make_server, run_all
@@ -48,7 +49,7 @@ async def serve(settings: Settings, kube: Kube, stop: asyncio.Event) -> None:
         return ca.sign(csr, host), trusted_by_hosts(settings.server_ca, ca)
 
     replicas = Replicas(kube, settings.identity, clock, renew=RENEW_SECONDS)
-    channel = Channel(kube, desired, clock, registry, replicas, issue=issue)
+    server = AgentServer(kube, desired, clock, registry, replicas, issue=issue)
 
     async def ready() -> str:
         if not replicas.healthy:
@@ -67,9 +68,10 @@ async def serve(settings: Settings, kube: Kube, stop: asyncio.Event) -> None:
             make_server(Probes(ready, registry), host=settings.bind, port=settings.probe_port),
         ]
         followers = [follow_certificate(one, settings.tls_cert, settings.tls_key) for one in (context, servers[0].config.ssl) if one]
-        async with channel.listen(settings.bind, settings.channel_port, context):
+        async with server.listen(settings.bind, settings.channel_port, context):
             log.info("hub starts", version=__version__, enrolment=settings.enrolment_port, channel=settings.channel_port)
-            await run_all(servers, stop, desired.run(), replicas.keep(), Sweep(channel).run(), follow_host_ca(context, ca, settings.host_ca_cert), *followers)
+            parts = (desired.run(), replicas.keep(), OfflineDetector(server).run(), follow_host_ca(context, ca, settings.host_ca_cert))
+            await run_all(servers, stop, *parts, *followers)
     except OSError as error:
         raise CkpError(f"a port could not be opened, or a certificate did not load: {error}") from error
     finally:

@@ -24,7 +24,7 @@ log = structlog.get_logger("hub.desired")
 RELIST_SECONDS = 300.0
 """A watch is thrown away and begun anew with a list after this time: one whose connection died without a word is noticed by then."""
 
-CALM_SECONDS, BURST_SECONDS = 0.05, 2.0
+QUIET_SECONDS, BURST_SECONDS = 0.05, 2.0
 """While the last change is not older than the first, all that can wait waits; but of changes without an end, every second spell of the other only."""
 
 
@@ -51,7 +51,7 @@ class DesiredSource(Protocol):
         """Tell this event nothing more."""
         ...
 
-    async def calm(self) -> None:
+    async def wait_until_quiet(self) -> None:
         """Until changes have ceased to come for a moment, or have come for so long that others must have their turn as well."""
         ...
 
@@ -88,10 +88,10 @@ class KubeDesired:
         if not listeners:
             self._events.pop(host.secret, None)
 
-    async def calm(self) -> None:
+    async def wait_until_quiet(self) -> None:
         now = asyncio.get_running_loop().time
-        while now() - self._last_change < CALM_SECONDS and (now() - self._burst_began) % (2 * BURST_SECONDS) < BURST_SECONDS:
-            await asyncio.sleep(CALM_SECONDS / 2)
+        while now() - self._last_change < QUIET_SECONDS and (now() - self._burst_began) % (2 * BURST_SECONDS) < BURST_SECONDS:
+            await asyncio.sleep(QUIET_SECONDS / 2)
 
     def certificates(self, host: HostId) -> str | None:
         stored = self._raw.get(host.secret)

@@ -76,7 +76,7 @@ class Replicas:
                 log.warning("the lease of this replica cannot be renewed", identity=self.identity, error=error.brief)
             await asyncio.sleep(self._renew)
 
-    async def signs_of_life(self) -> dict[str, Sign]:
+    async def replica_leases(self) -> dict[str, Sign]:
         """The last sign of each replica, by its identity. KubeError if the API server does not answer."""
         leases = await self._kube.list(kinds.LEASE, self._namespace, labels=LABEL)
         found, now = {}, self._clock.now()

@@ -28,9 +28,9 @@ from ckp.api import kinds, names
 from ckp.api.host_protocol import MAX_FRAME_BYTES, Desired, Hello, Renewal
 from ckp.hub import status as shape
 from ckp.hub.identity import HostId, credential_of
-from ckp.hub.sessions import server as hub_channel
-from ckp.hub.sessions import session as hub_connection
+from ckp.hub.sessions import session as session_module
 from ckp.hub.sessions.server import PATH
+from ckp.hub.transport import websocket as websocket_module
 from ckp.rules import certificates
 from tests.simulators.kube import KubeSimulator
 from tests.worlds.compass import facts
@@ -97,30 +97,30 @@ async def serves(door: Door, context: ssl.SSLContext, generation: int, name: str
 
 
 async def test_a_host_that_never_reads_is_cut_off_and_holds_no_memory_and_nobody_else(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_connection, "SEND_SECONDS", 1.0)
+    monkeypatch.setattr(session_module, "SEND_SECONDS", 1.0)
     good, slow = await door.enrolled("good"), await door.enrolled("slow")
     identity = HostId(TENANT, "slow")
     async with door.connect(good) as websocket, raw(door, slow) as (_, writer):
         await hello(websocket)
         await desired_of(websocket)
         writer.write(frame(own_hello()))
-        await eventually(lambda: is_so(not door.channel.is_absent(identity)))
-        transport = door.channel._live[identity].connection.transport
+        await eventually(lambda: is_so(not door.server.is_absent(identity)))
+        transport = door.server._sessions[identity].connection.transport
         for generation in range(1, 12):
             # As a text that the agent would ignore: only its size matters here.
             await door.desire("slow", Desired(generation=generation, host="slow").model_dump_json()[:-1] + f', "more": "{BIG}"}}')
             await door.desire("good", Desired(generation=generation, host="good"))
             assert (await desired_of(websocket)).generation == generation
             assert transport.get_write_buffer_size() < 2 * MAX_FRAME_BYTES, "one frame at a time, whatever is wanted meanwhile"
-        await eventually(lambda: is_so(door.channel.is_absent(identity)), within=10)
+        await eventually(lambda: is_so(door.server.is_absent(identity)), within=10)
         assert transport.is_closing()
         assert shape.condition_of(await door.host("good"))["status"] == "True"
 
 
 async def test_half_open_connections_are_closed_and_keep_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_channel, "HANDSHAKE_SECONDS", 1.5)
-    monkeypatch.setattr(hub_channel, "OPEN_SECONDS", 2.0)
-    monkeypatch.setattr(hub_connection, "HELLO_SECONDS", 1.0)
+    monkeypatch.setattr(websocket_module, "HANDSHAKE_SECONDS", 1.5)
+    monkeypatch.setattr(websocket_module, "OPEN_SECONDS", 2.0)
+    monkeypatch.setattr(session_module, "HELLO_SECONDS", 1.0)
     async with make_door(tmp_path) as door:
         good, bad = await door.enrolled("good"), await door.enrolled("bad")
         stuck = [await asyncio.open_connection("127.0.0.1", door.port) for _ in range(100)]
@@ -131,7 +131,7 @@ async def test_half_open_connections_are_closed_and_keep_nobody_out(tmp_path: Pa
             await serves(door, good, 1)
             await asyncio.gather(*(ended(reader, 8) for reader in (*(reader for reader, _ in stuck), silent, begun)))
             assert b"silent for too long" in await ended(upgraded, 8)
-        assert door.channel.hosts == [] or door.channel.hosts == [HostId(TENANT, "good")]
+        assert door.server.hosts == [] or door.server.hosts == [HostId(TENANT, "good")]
         await serves(door, good, 2)
         for _, writer in stuck:
             writer.close()
@@ -174,7 +174,7 @@ async def test_what_another_host_said_changes_only_the_one_that_repeats_it(door:
             after = await door.host("one")
             assert after["status"] == before["status"]
             assert after["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
-            assert door.channel.hosts == [HostId(TENANT, "one"), HostId(TENANT, "two")], "nobody took the other's place"
+            assert door.server.hosts == [HostId(TENANT, "one"), HostId(TENANT, "two")], "nobody took the other's place"
             unique = shape.condition_of(await door.host("two"), shape.UNIQUE)
             assert (unique["status"], unique["reason"]) == ("False", "OtherMachine"), "and the operator sees it"
 
@@ -197,7 +197,7 @@ async def test_a_stolen_key_cannot_be_renewed_into_another_hosts_certificate(doo
     async with door.connect(client_context(door.root.pem, write_pair(door.directory, "forged", issued, key))) as websocket:
         await hello(websocket)
         assert (await desired_of(websocket)).host == "one"
-        await eventually(lambda: is_so(door.channel.hosts == [HostId(TENANT, "one")]))
+        await eventually(lambda: is_so(door.server.hosts == [HostId(TENANT, "one")]))
     assert (await door.host("two"))["status"]["agent"]["certificateSerial"] != f"{serial_of(issued):x}"
 
 
@@ -255,7 +255,7 @@ def test_whatever_a_host_sends_it_is_closed_cleanly_and_others_are_served(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Frames of all kinds before and after hello; bytes that are no frames; bytes that are no request."""
-    monkeypatch.setattr(hub_connection, "CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(websocket_module, "CLOSE_SECONDS", 0.1)
     caplog.set_level(logging.ERROR, logger="websockets")
     with asyncio.Runner() as runner:
         loop, wrong = runner.get_loop(), []
@@ -338,7 +338,7 @@ async def test_numbers_and_texts_that_no_object_can_hold_are_refused(door: Door,
         await desired_of(websocket)
         await websocket.send(text)
         assert await close_code(websocket) in CLEAN
-    await eventually(lambda: is_so(door.channel.hosts == []))
+    await eventually(lambda: is_so(door.server.hosts == []))
     assert "connected" in (await door.host())["status"]["agent"], "and its leaving is written"
 
 
@@ -376,7 +376,7 @@ async def test_five_hundred_come_back_at_once_after_a_restart_and_nobody_is_mark
 
         hosts = [asyncio.ensure_future(come_back(context)) for context in contexts]
         await eventually(lambda: is_so(len(back) == count), within=60)
-        assert len(door.channel.hosts) == count
+        assert len(door.server.hosts) == count
         assert len({one.host for one in back}) == count
         await asyncio.sleep(max(0.0, began + offline + 1.5 - asyncio.get_running_loop().time()))  # and the sweep has looked at all of them
         marked = [event.obj["metadata"]["name"] for event in kube._store.events[events:] if shape.condition_of(event.obj).get("status") == "False"]

@@ -378,7 +378,7 @@ async def test_the_newer_connection_wins_and_the_older_ones_end_marks_nothing(do
             assert await close_code(older) == 1008
             await asyncio.sleep(0.3)
             assert shape.condition_of(await door.host())["status"] == "True"
-            assert door.channel.hosts == [HostId(TENANT, "one")]
+            assert door.server.hosts == [HostId(TENANT, "one")]
             await door.desire("one", Desired(generation=9, host="one"))
             assert (await desired_of(newer)).generation == 9
 
@@ -389,11 +389,11 @@ async def test_the_last_word_of_an_old_connection_never_follows_the_first_of_a_n
         await hello(older)
         await eventually(lambda: with_condition(door, "True"))
     # The API server is slow: the old connection's farewell waits for its turn, and meanwhile the agent is back.
-    async with door.channel.writing(identity):
-        await eventually(lambda: _sync(lambda: door.channel.is_absent(identity)))
+    async with door.server.writing(identity):
+        await eventually(lambda: _sync(lambda: door.server.is_absent(identity)))
         newer = await door.connect(context)
         await hello(newer)
-        await eventually(lambda: _sync(lambda: not door.channel.is_absent(identity)))
+        await eventually(lambda: _sync(lambda: not door.server.is_absent(identity)))
         events = len(door.kube._store.events)
     async with newer:
         await newer.send(report(phase="Joined"))
@@ -520,7 +520,7 @@ async def test_certificates_are_changed_only_on_top_of_what_was_read(door: Door,
         await door.set_serial("one", "b2")
     else:
         await door.kube.merge(kinds.BYO_HOST, "one", TENANT, {"status": {"observed": {"phase": "Free"}}}, subresource="status")
-    now = await door.channel.change_serials(HostId(TENANT, "one"), read, {"nextCertificateSerial": "a2"}, "a1")
+    now = await door.server.change_serials(HostId(TENANT, "one"), read, {"nextCertificateSerial": "a2"}, "a1")
     assert now == await door.host()
     assert certificates.next_serial(now) == ("a2" if meanwhile == "reported" else "")
 

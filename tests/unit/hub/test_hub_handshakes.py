@@ -47,7 +47,7 @@ async def test_who_left_while_waiting_costs_nothing_and_who_stayed_gets_in(tmp_p
 
     door.setblocking(False)
     asyncio.get_running_loop().add_reader(door.fileno(), lambda: None)
-    async with gate.taking_turns(door, context, connection, lambda one: one.opened, 5.0):
+    async with gate.limit_handshakes(door, context, connection, lambda one: one.opened, 5.0):
         async with asyncio.timeout(10):
             _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust, server_hostname="localhost")
         assert len(made) == 1, "one protocol, one handshake: for the one who stayed"

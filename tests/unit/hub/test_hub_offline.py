@@ -59,10 +59,10 @@ async def at_both(
     context = await one.enrolled()
     older = await one.connect(context)
     await hello(older, boot_id=boots[0])
-    await eventually(lambda: _holds(one, one.channel.replicas.identity))
+    await eventually(lambda: _holds(one, one.server.replicas.identity))
     async with other.connect(context) as newer:
         await hello(newer, boot_id=boots[1])
-        await eventually(lambda: _holds(one, other.channel.replicas.identity))
+        await eventually(lambda: _holds(one, other.server.replicas.identity))
         yield context, older, newer
 
 
@@ -153,7 +153,7 @@ async def test_the_last_word_of_one_replica_never_follows_the_first_of_another(t
             await desired_of(newer)
             events = len(kube._store.events)
             await older.close()
-            await eventually(lambda: is_so(first.channel.hosts == []))
+            await eventually(lambda: is_so(first.server.hosts == []))
             await asyncio.sleep(0.5)
             assert shape.hub_of(await first.host()) == "hub-2"
             assert set(verdicts(kube, events)) <= {"True"}
@@ -197,14 +197,14 @@ async def test_a_host_that_was_marked_by_mistake_is_set_right_by_the_replica_tha
 
 async def test_while_a_sweep_takes_long_no_replica_that_lives_grows_silent(tmp_path: Path, kube: KubeSimulator) -> None:
     async with two_replicas(tmp_path, kube, first_sweeps=600.0) as (first, second):
-        await eventually(lambda: is_so(second.channel.replicas.steady() >= OFFLINE), within=10)
+        await eventually(lambda: is_so(second.server.replicas.steady() >= OFFLINE), within=10)
         async with first.connect(await first.enrolled()) as websocket:
             await hello(websocket)
             await websocket.send(report())
             await eventually(lambda: with_phase(first, "Free"))  # and of it nothing more is written
             await second.add_host("a-dark", serial="abc")
             dark = HostId(TENANT, "a-dark")
-            async with second.channel.writing(dark):  # its turn to be written does not come; "one" is looked at after it
+            async with second.server.writing(dark):  # its turn to be written does not come; "one" is looked at after it
                 await stale(kube, "hub-gone", dark)
                 for _round in range(5):
                     await websocket.send(report())
@@ -261,7 +261,7 @@ async def test_a_connection_that_has_ended_is_no_garbage_for_the_collector(tmp_p
             websocket = await door.connect(await door.enrolled())
             await hello(websocket)
             await eventually(lambda: with_condition(door, "True"))
-            (live,) = (weakref.ref(one) for one in door.channel._live.values())
+            (live,) = (weakref.ref(one) for one in door.server._sessions.values())
             websocket.transport.abort()
             await eventually(lambda: is_so(live() is None))
         finally:
@@ -273,9 +273,9 @@ async def test_clocks_of_replicas_may_differ(kube: KubeSimulator) -> None:
     replicas, behind = Replicas(kube, "hub-1", clock, renew=10.0), timedelta(minutes=10)
     for _renewal in range(3):
         await kube.apply(lease("hub-2", clock.now() - behind))
-        assert (await replicas.signs_of_life())["hub-2"].heard == clock.now()
+        assert (await replicas.replica_leases())["hub-2"].heard == clock.now()
         clock.advance(10.0)
-    assert (await replicas.signs_of_life())["hub-2"].heard == clock.now() - timedelta(seconds=10), "by our clock, since it renews no more"
+    assert (await replicas.replica_leases())["hub-2"].heard == clock.now() - timedelta(seconds=10), "by our clock, since it renews no more"
 
 
 async def test_the_leases_of_replicas_that_are_long_gone_are_deleted(kube: KubeSimulator) -> None:
@@ -284,7 +284,7 @@ async def test_the_leases_of_replicas_that_are_long_gone_are_deleted(kube: KubeS
     await kube.apply(lease("hub-old", clock.now() - KEPT - timedelta(seconds=1)))
     await kube.apply(lease("hub-young", clock.now() - KEPT + timedelta(seconds=1)))
     await kube.apply(lease("ckp-controllers", clock.now() - 2 * KEPT) | {"metadata": {"name": "ckp-controllers", "namespace": names.HOSTS_NAMESPACE}})
-    assert set(await replicas.signs_of_life()) == {"hub-young"}
+    assert set(await replicas.replica_leases()) == {"hub-young"}
     assert {one["metadata"]["name"] for one in await kube.list(kinds.LEASE)} == {"hub-young", "ckp-controllers"}, "another's is none of ours"
 
 
@@ -341,4 +341,4 @@ async def test_a_host_that_moves_to_another_replica_is_not_closed_there(tmp_path
             for number in range(10):  # sweeps of the first replica
                 await newer.send(report(generation=number))
                 await asyncio.sleep(0.1)
-            assert first.channel.hosts == [ONE] and await _holds(first, "hub-1")
+            assert first.server.hosts == [ONE] and await _holds(first, "hub-1")

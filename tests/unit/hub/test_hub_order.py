@@ -24,7 +24,7 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
 
 
 @contextlib.asynccontextmanager
-async def changes(door: Door, every: float = source.CALM_SECONDS / 5) -> AsyncIterator[None]:
+async def changes(door: Door, every: float = source.QUIET_SECONDS / 5) -> AsyncIterator[None]:
     """Another host's desired state changes all the time, for the block."""
 
     async def change() -> None:
@@ -35,7 +35,7 @@ async def changes(door: Door, every: float = source.CALM_SECONDS / 5) -> AsyncIt
             await asyncio.sleep(every)
 
     changing = asyncio.ensure_future(change())
-    await asyncio.sleep(source.CALM_SECONDS)
+    await asyncio.sleep(source.QUIET_SECONDS)
     try:
         yield
     finally:
@@ -44,8 +44,8 @@ async def changes(door: Door, every: float = source.CALM_SECONDS / 5) -> AsyncIt
 
 
 async def test_without_changes_nobody_waits() -> None:
-    async with asyncio.timeout(source.CALM_SECONDS / 2):
-        await KubeDesired(KubeSimulator(namespaces=(names.HOSTS_NAMESPACE,))).calm()
+    async with asyncio.timeout(source.QUIET_SECONDS / 2):
+        await KubeDesired(KubeSimulator(namespaces=(names.HOSTS_NAMESPACE,))).wait_until_quiet()
 
 
 async def test_in_a_burst_changes_go_out_and_reports_wait(door: Door) -> None:
@@ -67,7 +67,7 @@ async def test_changes_without_an_end_keep_no_report_out(door: Door, every: floa
     async with door.connect(await door.enrolled()) as websocket:
         await hello(websocket)
         await desired_of(websocket)
-        async with changes(door, every * source.CALM_SECONDS):
+        async with changes(door, every * source.QUIET_SECONDS):
             for phase in ("Joining", "Joined", "Free"):
                 await websocket.send(report(phase=phase))
                 await eventually(lambda phase=phase: _phase(door, phase), within=3 * source.BURST_SECONDS)

@@ -1,15 +1,13 @@
-"""The hub's settings, and what it tells asyncio."""
+"""The hub's settings, and the certificate that its servers follow."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from asyncio import sslproto
 from pathlib import Path
 
 import pytest
 
-from ckp.hub.sessions.server import shrink_tls_buffers
 from ckp.hub.settings import Settings
 from ckp.kits.errors import InvalidInput
 from ckp.runtime.serving import follow_certificate
@@ -22,19 +20,6 @@ def test_settings_come_from_the_environment_and_a_wrong_one_is_named() -> None:
     for variables in ({"HUB_CHANNEL_PORT": "high"}, {"HUB_PROBE_PORT": "70000"}, {"HUB_COMPASS_URL": "http://c:1"}):
         with pytest.raises(InvalidInput, match=next(iter(variables))):
             Settings.from_environment(variables)
-
-
-def test_the_tls_buffer_of_a_connection_can_be_made_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this fails on a new Python, the hub works but needs 240 KiB more for each host."""
-    monkeypatch.setattr(sslproto.SSLProtocol, "max_size", sslproto.SSLProtocol.max_size)
-    shrink_tls_buffers(16_384)
-
-    async def buffer_size() -> int:
-        loop = asyncio.get_running_loop()
-        protocol = sslproto.SSLProtocol(loop, asyncio.Protocol(), ssl.create_default_context(), None)
-        return len(protocol._ssl_buffer)
-
-    assert asyncio.run(buffer_size()) == 16_384
 
 
 async def test_a_certificate_whose_files_do_not_fit_yet_is_tried_again(tmp_path: Path) -> None:

@@ -11,16 +11,14 @@ import contextlib
 import http
 import json
 import ssl
-from asyncio import sslproto
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Coroutine
 from datetime import datetime
 from typing import Any
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge
-from websockets.asyncio.server import Server, ServerConnection, serve
+from prometheus_client import CollectorRegistry
+from websockets.asyncio.server import Server, ServerConnection
 from websockets.http11 import Request, Response
-from websockets.server import ServerProtocol
 
 from ckp.api import kinds
 from ckp.api.host_protocol import MAX_FRAME_BYTES, OFFLINE_SECONDS
@@ -29,8 +27,9 @@ from ckp.hub import status as shape
 from ckp.hub.desired import DesiredSource
 from ckp.hub.identity import Credential, HostId, credential_of
 from ckp.hub.replicas import Replicas
-from ckp.hub.sessions.session import Connection
-from ckp.hub.transport import handshakes as gate
+from ckp.hub.sessions.metrics import Metrics
+from ckp.hub.sessions.session import AgentSession, Issue
+from ckp.hub.transport.websocket import TrackedConnection, serve_websockets
 from ckp.kits.clock import Clock
 from ckp.kits.errors import CkpError
 from ckp.rules import certificates
@@ -38,68 +37,34 @@ from ckp.rules import certificates
 log = structlog.get_logger("hub.channel")
 
 SEEN_SECONDS = 300.0
-"""How often a host of which there is nothing new is written all the same. That it lives, its replica's Lease says."""
+"""How often the status of a host is written though nothing in it has changed. That the host is connected follows from its replica's Lease."""
 LOOKUPS_AT_ONCE, WRITES_AT_ONCE = 9, 8
 """Requests to the API server at once. With watch, list and Lease they fit the twenty connections that the client keeps; all others wait here, in their order,
-since in the client's own queue each would cost the more the longer it is, and be given up after some seconds."""
-HANDSHAKE_SECONDS = 15.0
-OPEN_SECONDS = 20.0
-"""A connection that has not finished TLS, and then the upgrade, within these times is closed."""
+since in the client's own queue each would cost the more the longer it is, and time out after some seconds."""
 REPORTS_AT_ONCE = 16
-"""Reports that are taken between two looks at what is wanted of hosts: of the API server's watch one piece is read in each round of the event loop,
-and when two thousand hosts report at once a round in which all of them were heard would last a second."""
-LOOKS_ELSEWHERE = 1
-"""So many sweeps running a host's status may name another replica than the one that has its connection."""
+"""Reports that are taken between two looks at desired states: of the API server's watch one piece is read in each round of the event loop,
+and when two thousand hosts report at once a round in which all of them were processed would last a second."""
+MAX_FOREIGN_SWEEPS = 1
+"""Consecutive sweeps in which a host's status may name another replica than the one that has its session."""
 PATH = "/v1/agent"
-Issue = Callable[[str, HostId], tuple[str, str]]
-"""Signs a host's request (PEM): the certificate, and the CAs that the host is to trust."""
 
 
-def shrink_tls_buffers(size: int = 16_384) -> None:
-    """Let asyncio's TLS keep a read buffer of one record for each connection, instead of 256 KiB: with 2,000 hosts that is half a gigabyte.
-
-    The attribute is asyncio's own (Python 3.11 to 3.14) and no public setting; where it is missing, nothing is done and only memory is lost.
-    """
-    if isinstance(getattr(sslproto.SSLProtocol, "max_size", None), int):
-        sslproto.SSLProtocol.max_size = size
-
-
-class Metrics:
-    """What the hub counts."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.connected = Gauge("ckp_hub_connected_hosts", "Hosts with a live channel", registry=registry)
-        self.refused = Counter("ckp_hub_refused_total", "Connections that were refused", ["reason"], registry=registry)
-        self.frames = Counter("ckp_hub_frames_total", "Frames from hosts", ["type"], registry=registry)
-        self.sent = Counter("ckp_hub_desired_sent_total", "Desired states sent", registry=registry)
-        self.renewals = Counter("ckp_hub_renewals_total", "Certificates that were renewed over the channel", registry=registry)
-        self.writes = Counter("ckp_hub_status_writes_total", "Writes of ByoHost.status", ["outcome"], registry=registry)
-
-
-class HostConnection(ServerConnection):
-    """A connection that carries who it was admitted as."""
+class HostConnection(TrackedConnection):
+    """A connection with the identity that it was admitted as."""
 
     credential: Credential | None = None
     admitted: Obj | None = None
 
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self.opened = asyncio.Event()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Also if it never opened: nobody waits for it any more."""
-        super().connection_lost(exc)
-        self.opened.set()
-
-
-class Channel:
-    """All live connections of this hub.
+class AgentServer:
+    """All sessions of this hub; the `SessionHost` of each.
 
     Args:
         kube: its field manager owns what is written into statuses.
         issue: signs renewals; None: certificates are not renewed over this channel.
-        replicas: says who we are among the replicas of the hub.
-        offline: seconds of silence after which a host counts as offline.
+        replicas: our own name among the replicas of the hub, and the others.
+        offline: seconds without a message after which a host counts as offline.
+        seen_every: seconds after which the status of a host is written though nothing in it has changed.
     """
 
     def __init__(
@@ -122,7 +87,7 @@ class Channel:
         self.issue = issue
         self.offline = offline
         self.seen_every = seen_every
-        self._live: dict[HostId, Connection] = {}
+        self._sessions: dict[HostId, AgentSession] = {}
         self._departed: dict[HostId, datetime] = {}
         self._locks: dict[HostId, tuple[asyncio.Lock, list[int]]] = {}
         self._lookups = asyncio.Semaphore(LOOKUPS_AT_ONCE)
@@ -134,41 +99,31 @@ class Channel:
     @property
     def hosts(self) -> list[HostId]:
         """Hosts that are connected to this hub."""
-        return sorted(self._live)
+        return sorted(self._sessions)
 
     @contextlib.asynccontextmanager
     async def listen(self, host: str, port: int, context: ssl.SSLContext) -> AsyncIterator[Server]:
-        """Accept connections for the block; at its end all are closed with 1001, and hosts are not marked offline: another hub takes over."""
-        limits: dict[str, Any] = {"ping_interval": 20.0, "ping_timeout": 20.0, "close_timeout": 5.0, "max_queue": 2, "write_limit": 16_384}
-        door = gate.listening(host, port)
-        async with serve(
-            self._handle,
-            sock=door,
-            ssl=context,
-            process_request=self._admit,
-            compression=None,
-            open_timeout=OPEN_SECONDS,
-            server_header=None,
-            backlog=gate.QUEUE,
+        """Accept connections for the block; at its end all are closed with 1001, and hosts are not marked offline: another hub takes over.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        async with serve_websockets(
+            host, port, context, connection=HostConnection, handler=self._handle, process_request=self._admit, max_size=MAX_FRAME_BYTES
         ) as server:
-
-            def connection() -> HostConnection:
-                return HostConnection(ServerProtocol(max_size=MAX_FRAME_BYTES, logger=server.logger), server, **limits)
-
             try:
-                async with gate.taking_turns(door, context, connection, lambda made: made.opened, HANDSHAKE_SECONDS):
-                    yield server
+                yield server
             finally:
                 self.stopping = True
 
     @contextlib.asynccontextmanager
     async def writing(self, host: HostId) -> AsyncIterator[None]:
-        """One writer of a host's status at a time in this process, so that an old connection's last word never follows a new one's first."""
+        """One writer of a host's status at a time in this process, so that an old session's last write never follows a new one's first."""
         lock, users = self._locks.setdefault(host, (asyncio.Lock(), [0]))
         users[0] += 1
         try:
             async with lock, self._writes:
-                await self.desired.calm()
+                await self.desired.wait_until_quiet()
                 yield
         finally:
             users[0] -= 1
@@ -176,52 +131,52 @@ class Channel:
                 self._locks.pop(host, None)
 
     @contextlib.asynccontextmanager
-    async def hearing(self) -> AsyncIterator[None]:
-        """So many reports at once, and none while changes come in: what is wanted of hosts goes before what they say."""
+    async def report_slot(self) -> AsyncIterator[None]:
+        """So many reports at once, and none while desired states change: desired states are sent before reports are taken."""
         async with self._reports:
-            await self.desired.calm()
+            await self.desired.wait_until_quiet()
             yield
             await asyncio.sleep(0)
 
-    def is_current(self, live: Connection) -> bool:
-        """Whether this is (still) the host's connection."""
-        return self._live.get(live.host) is live
+    def is_current(self, session: AgentSession) -> bool:
+        """Whether this is (still) the session of its host."""
+        return self._sessions.get(session.host) is session
 
-    def forget(self, live: Connection) -> None:
-        """This connection is over; a newer one of the same host stays."""
-        if self.is_current(live):
-            del self._live[live.host]
-            self._departed[live.host] = live.seen
+    def forget(self, session: AgentSession) -> None:
+        """This session has ended; a newer one of the same host stays."""
+        if self.is_current(session):
+            del self._sessions[session.host]
+            self._departed[session.host] = session.seen
 
     def is_absent(self, host: HostId) -> bool:
-        """Whether the host has no connection here."""
-        return host not in self._live
+        """Whether the host has no session here."""
+        return host not in self._sessions
 
     def departed(self, host: HostId) -> datetime | None:
-        """When a host was last heard of whose connection here has ended not long ago."""
+        """When the last message came from a host whose session here ended a short time ago."""
         return self._departed.get(host)
 
     def forget_departed(self) -> None:
-        """Of those that ended longer ago than a host may be silent."""
+        """Drop the hosts whose last message is older than `offline`."""
         now = self.clock.now()
         self._departed = {host: seen for host, seen in self._departed.items() if (now - seen).total_seconds() < self.offline}
 
-    def set_right(self, host: HostId, stands: Obj) -> None:
-        """Write the status of a host that is connected here anew, if what stands there is not so; but not while it names another replica.
+    def correct_status(self, host: HostId, stored: Obj) -> None:
+        """Write the status of a host that is connected here again, if the stored one is wrong; but not while it names another replica.
 
-        Two looks running it may name another one while the host moves. After that its connection here is a half-open rest, or there are two machines
-        with one certificate: it is closed, and a clone that comes back shows itself by its boot (status.with_boot).
+        For up to MAX_FOREIGN_SWEEPS sweeps it may name another one while the host moves. After that its session here is half open, or two machines
+        use one certificate: it is closed, and a clone that comes back is recognized by its boot (status.with_boot).
         """
-        if (live := self._live.get(host)) is None:
+        if (session := self._sessions.get(host)) is None:
             return
-        if shape.hub_of(stands) in ("", self.replicas.identity):
-            live.elsewhere = 0
-            live.set_right(stands)
-        elif live.is_written:
-            live.elsewhere += 1
-            if live.elsewhere > LOOKS_ELSEWHERE:
-                log.warning("a host is connected to another replica as well", host=str(host), replica=shape.hub_of(stands))
-                self._later(live.close(1008, "connected to another replica"))
+        if shape.hub_of(stored) in ("", self.replicas.identity):
+            session.foreign_sweeps = 0
+            session.correct_status(stored)
+        elif session.is_written:
+            session.foreign_sweeps += 1
+            if session.foreign_sweeps > MAX_FOREIGN_SWEEPS:
+                log.warning("a host is connected to another replica as well", host=str(host), replica=shape.hub_of(stored))
+                self._start(session.close(1008, "connected to another replica"))
 
     async def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Before the upgrade: the path, the certificate's host, and that this very certificate is the one that the host may use."""
@@ -240,7 +195,7 @@ class Channel:
         except KubeError as error:
             return self._refuse(connection, 503, "Unavailable", error.brief)
         if host is None:
-            return self._refuse(connection, 403, "UnknownHost", f"there is no host {identity} any more: enrol again")
+            return self._refuse(connection, 403, "UnknownHost", f"host {identity} no longer exists: enrol again")
         serial = connection.credential.serial
         try:
             if certificates.may_connect(host, serial) and certificates.next_serial(host) == serial:
@@ -258,7 +213,7 @@ class Channel:
         return await self.change_serials(identity, host, {"certificateSerial": serial, "nextCertificateSerial": None}, serial)
 
     async def change_serials(self, identity: HostId, host: Obj, serials: dict[str, str | None], serial: str) -> Obj:
-        """Change which certificates hold, as long as `serial` does; the host as it is then.
+        """Change which certificates are valid, as long as `serial` is; the host as it is then.
 
         Only on top of what was read: between the two the certificate may have been revoked, or the machine been given another one.
 
@@ -266,10 +221,10 @@ class Channel:
             KubeError: the API server does not answer, the host is gone, or it changes all the time (Conflict).
         """
 
-        def as_long_as_it_holds(now: Obj) -> Obj | None:
+        def while_valid(now: Obj) -> Obj | None:
             return {"status": {"agent": serials}} if certificates.may_connect(now, serial) else None
 
-        changed = await self.kube.change(kinds.BYO_HOST, identity.name, identity.namespace, as_long_as_it_holds, subresource="status", found=host)
+        changed = await self.kube.change(kinds.BYO_HOST, identity.name, identity.namespace, while_valid, subresource="status", found=host)
         if changed is None:
             raise KubeError(f"host {identity} is gone", code=404, reason="NotFound")
         return changed
@@ -289,20 +244,20 @@ class Channel:
         assert connection.credential is not None
         assert connection.admitted is not None
         connection.opened.set()
-        live = Connection(self, connection, connection.credential, connection.admitted)
+        session = AgentSession(self, connection, connection.credential, connection.admitted)
         connection.admitted = None
-        if older := self._live.get(live.host):
-            log.info("a newer connection takes over", host=str(live.host))
-            self._later(older.close(1008, "replaced by a newer connection"))
-        self._live[live.host] = live
-        self.metrics.connected.set(len(self._live))
+        if older := self._sessions.get(session.host):
+            log.info("a newer connection takes over", host=str(session.host))
+            self._start(older.close(1008, "replaced by a newer connection"))
+        self._sessions[session.host] = session
+        self.metrics.connected.set(len(self._sessions))
         try:
-            await live.run()
+            await session.run()
         finally:
-            self.forget(live)
-            self.metrics.connected.set(len(self._live))
+            self.forget(session)
+            self.metrics.connected.set(len(self._sessions))
 
-    def _later(self, work: Any) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)

@@ -1,7 +1,7 @@
-"""The way in: so many connections are opened at once, all others wait in the kernel's queue, in their order.
+"""Admission control: a limited number of TLS handshakes at once; all other connections wait in the kernel's queue, in their order.
 
-When all hosts come at one moment, as after a hub's restart, opening all of their connections side by side would finish none of them in time: each
-times out with most of its work done, comes again, and the hub does nothing else any more. Taken in turn, every one that is begun is finished.
+When all hosts connect at one moment, as after a hub's restart, all handshakes side by side would finish none of them in time: each times out with
+most of its work done, the host connects again, and the hub does nothing else. With a limit, every handshake that is begun is finished.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TypeVar
 
 from websockets.asyncio.server import ServerConnection
 
-OPENINGS_AT_ONCE = 64
-TURN_SECONDS = 5.0
-"""One that is not open by then goes on, but others need not wait for it any longer: half-open connections keep nobody out."""
+HANDSHAKES_AT_ONCE = 64
+SLOT_SECONDS = 5.0
+"""A handshake that is not done by then goes on, but no longer holds its slot: half-open connections do not block others."""
 QUEUE = 4096
 C = TypeVar("C", bound=ServerConnection)
 
@@ -29,8 +29,8 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 @contextlib.asynccontextmanager
-async def taking_turns(
-    door: socket.socket,
+async def limit_handshakes(
+    listener: socket.socket,
     context: ssl.SSLContext,
     connection: Callable[[], C],
     opened: Callable[[C], asyncio.Event],
@@ -44,39 +44,39 @@ async def taking_turns(
         handshake: seconds after which TLS must be done.
     """
     loop = asyncio.get_running_loop()
-    turns = asyncio.Semaphore(OPENINGS_AT_ONCE)
+    slots = asyncio.Semaphore(HANDSHAKES_AT_ONCE)
     opening: set[asyncio.Task[None]] = set()
 
     async def open_one(taken: socket.socket) -> None:
         _, made = await loop.connect_accepted_socket(connection, taken, ssl=context, ssl_handshake_timeout=handshake, ssl_shutdown_timeout=5.0)
         await opened(made).wait()
 
-    async def turn(taken: socket.socket) -> None:
+    async def hold_slot(taken: socket.socket) -> None:
         task = asyncio.ensure_future(open_one(taken))
         opening.add(task)
         task.add_done_callback(opening.discard)
-        task.add_done_callback(_look_at)
-        await asyncio.wait([task], timeout=TURN_SECONDS)
-        turns.release()
+        task.add_done_callback(_drop_error)
+        await asyncio.wait([task], timeout=SLOT_SECONDS)
+        slots.release()
 
     async def accept() -> None:
         while True:
-            await turns.acquire()
+            await slots.acquire()
             try:
-                taken, _ = await loop.sock_accept(door)
-            except OSError:  # no file descriptor is left, or the peer is gone already
-                turns.release()
+                taken, _ = await loop.sock_accept(listener)
+            except OSError:  # no file descriptor is left, or the peer has closed already
+                slots.release()
                 await asyncio.sleep(0.1)
                 continue
             if _has_left(taken):
                 taken.close()
-                turns.release()
+                slots.release()
                 continue
-            waiting = asyncio.ensure_future(turn(taken))
+            waiting = asyncio.ensure_future(hold_slot(taken))
             opening.add(waiting)
             waiting.add_done_callback(opening.discard)
 
-    loop.remove_reader(door.fileno())
+    loop.remove_reader(listener.fileno())
     accepting = asyncio.ensure_future(accept())
     try:
         yield
@@ -87,7 +87,7 @@ async def taking_turns(
 
 
 def _has_left(taken: socket.socket) -> bool:
-    """Whether the peer has closed already: it waited in the queue for longer than it wanted to, and is, or will be, back with another connection.
+    """Whether the peer has closed already: it timed out while it waited in the queue, and has connected again or will.
 
     Its ClientHello is still there to be read and would cost a whole TLS handshake; of ten thousand hosts at one moment nearly all came so.
     """
@@ -96,7 +96,7 @@ def _has_left(taken: socket.socket) -> bool:
     return bool(seen.poll(0))
 
 
-def _look_at(task: asyncio.Task[None]) -> None:
-    """A scanner that does not finish TLS is no news."""
+def _drop_error(task: asyncio.Task[None]) -> None:
+    """A scanner that does not finish TLS is not logged."""
     if not task.cancelled():
         task.exception()
