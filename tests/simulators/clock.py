@@ -22,3 +22,7 @@ class ManualClock:
         """Let `seconds` pass."""
         self._now += timedelta(seconds=seconds)
         self._elapsed += seconds
+
+    def step(self, seconds: float) -> None:
+        """Set the time of day, as time synchronization does; nothing has passed."""
+        self._now += timedelta(seconds=seconds)

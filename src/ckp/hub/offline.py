@@ -12,7 +12,7 @@ from ckp.api import kinds
 from ckp.clients.kube import KubeError, Obj
 from ckp.hub import status as shape
 from ckp.hub.identity import HostId
-from ckp.hub.replicas import Sign
+from ckp.hub.replicas import ReplicaLease
 from ckp.hub.sessions.server import AgentServer
 from ckp.kits.clock import parse_rfc3339, rfc3339
 from ckp.rules import certificates
@@ -63,7 +63,7 @@ class OfflineDetector:
                     raise
                 log.warning("a host cannot be marked offline", host=str(identity), error=str(error))
 
-    async def _check(self, identity: HostId, host: Obj, leases: Mapping[str, Sign], at: datetime) -> None:
+    async def _check(self, identity: HostId, host: Obj, leases: Mapping[str, ReplicaLease], at: datetime) -> None:
         agent = certificates.agent_of(host)
         if shape.condition_of(host).get("status") != "True" or not agent.get("lastSeen"):
             return

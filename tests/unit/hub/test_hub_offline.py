@@ -281,11 +281,33 @@ async def test_clocks_of_replicas_may_differ(kube: KubeSimulator) -> None:
 async def test_the_leases_of_replicas_that_are_long_gone_are_deleted(kube: KubeSimulator) -> None:
     clock = ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
     replicas = Replicas(kube, "hub-1", clock, renew=10.0)
-    await kube.apply(lease("hub-old", clock.now() - KEPT - timedelta(seconds=1)))
-    await kube.apply(lease("hub-young", clock.now() - KEPT + timedelta(seconds=1)))
+    await kube.apply(lease("hub-old", clock.now()))
+    assert set(await replicas.replica_leases()) == {"hub-old"}
+    clock.advance(2.0)
+    await kube.apply(lease("hub-young", clock.now()))
+    assert set(await replicas.replica_leases()) == {"hub-old", "hub-young"}
+    clock.advance(KEPT.total_seconds() - 1.0)
     await kube.apply(lease("ckp-controllers", clock.now() - 2 * KEPT) | {"metadata": {"name": "ckp-controllers", "namespace": names.HOSTS_NAMESPACE}})
     assert set(await replicas.replica_leases()) == {"hub-young"}
     assert {one["metadata"]["name"] for one in await kube.list(kinds.LEASE)} == {"hub-young", "ckp-controllers"}, "another's is none of ours"
+
+
+async def test_the_lease_of_a_replica_that_renews_is_kept_though_its_clock_is_hours_behind(kube: KubeSimulator) -> None:
+    clock = ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
+    replicas, behind = Replicas(kube, "hub-1", clock, renew=10.0), 3 * KEPT
+    for _renewal in range(3):
+        await kube.apply(lease("hub-2", clock.now() - behind))
+        assert set(await replicas.replica_leases()) == {"hub-2"}
+        clock.advance(KEPT.total_seconds() / 2)
+
+
+async def test_a_step_of_our_own_clock_makes_no_replica_look_dead(kube: KubeSimulator) -> None:
+    clock = ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
+    replicas = Replicas(kube, "hub-1", clock, renew=10.0)
+    await kube.apply(lease("hub-2", clock.now()))
+    await replicas.replica_leases()
+    clock.step(600.0)
+    assert (await replicas.replica_leases())["hub-2"].heard == clock.now()
 
 
 async def test_a_replica_is_steady_while_it_renews_without_a_gap(kube: KubeSimulator) -> None:
