@@ -25,7 +25,6 @@ from ckp.hub.replicas import Replicas
 from ckp.hub.sessions.server import AgentServer
 from ckp.hub.sessions.session import Issue
 from ckp.kits.clock import SystemClock
-from ckp.runtime.health import Health
 from tests.chaos.kube import ChaosKube
 from tests.chaos.network import Network
 from tests.chaos.simhost import Disk
@@ -100,7 +99,7 @@ class Controllers:
     async def start(self) -> None:
         """A new process: it knows nothing."""
         self._kube = self._root.client("ckp-controllers")
-        manager = build(self._kube, RELEASES, "addons", Health())
+        manager = build(self._kube, RELEASES, "addons")
         controllers = [one for one in manager.controllers if one.name in ("byohost", "byomachine")]
         informers = list(manager._informers.values())
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
+import sys
+from collections.abc import Callable
 
 import structlog
 
@@ -23,22 +24,26 @@ from ckp.controllers.providers.byo.host import ByoHostReconciler
 from ckp.controllers.providers.byo.machine import ByoMachineReconciler
 from ckp.controllers.scope import cluster_name, owner
 from ckp.kits.clock import SystemClock
+from ckp.kits.errors import CkpError, InvalidInput
+from ckp.runtime import logs
 from ckp.runtime.controller import Controller
-from ckp.runtime.health import Health
 from ckp.runtime.informer import Informer, Key, key_of
-from ckp.runtime.lease import LeaderLease
+from ckp.runtime.lease import LeaderLease, LeaseLost
 from ckp.runtime.manager import Manager, identity
 
+log = structlog.get_logger()
 
-def build(kube: Kube, releases: Releases, addons_image: str, health: Health) -> Manager:
+
+def build(kube: Kube, releases: Releases, addons_image: str) -> Manager:
     """The manager with every controller and what wakes it."""
     clock = SystemClock()
-    manager = Manager(kube, LeaderLease(kube, os.environ.get("POD_NAMESPACE", SYSTEM_NAMESPACE), "ckp-controllers", identity()), health)
+    manager = Manager(kube, LeaderLease(kube, os.environ.get("POD_NAMESPACE", SYSTEM_NAMESPACE), "ckp-controllers", identity()))
     hosts, machines = manager.informer(BYO_HOST), manager.informer(BYO_MACHINE)
     clusters, planes = manager.informer(CLUSTER), manager.informer(MANAGED_CONTROL_PLANE)
     jobs = manager.informer(JOB)
 
-    def of_cluster(informer: Informer) -> object:
+    def of_cluster(informer: Informer) -> Callable[[Obj], list[Key]]:
+        """From an object to those of `informer` that are of the same cluster."""
         return lambda obj: [key_of(item) for item in informer.all(obj["metadata"].get("namespace")) if _belongs(item, obj)]
 
     def machines_of_host(obj: Obj) -> list[Key]:
@@ -62,21 +67,21 @@ def build(kube: Kube, releases: Releases, addons_image: str, health: Health) -> 
         Controller("byomachine", ByoMachineReconciler(kube, clock, hosts, releases), machines)
         .watches(hosts, machines_of_host)
         .watches(manager.informer(MACHINE), infra_of_machine)
-        .watches(clusters, of_cluster(machines)),  # type: ignore[arg-type]
+        .watches(clusters, of_cluster(machines)),
         Controller("managedcontrolplane", ManagedControlPlaneReconciler(kube, clock, releases, Applier(kube, clock)), planes)
-        .watches(clusters, planes_of_cluster)  # type: ignore[arg-type]
+        .watches(clusters, planes_of_cluster)
         .watches(manager.informer(DEPLOYMENT), owned)
         .watches(manager.informer(STATEFUL_SET), owned)
         .watches(jobs, owned),
         Controller("addons", AddonsReconciler(kube, clock, releases, Applier(kube, clock), addons_image), planes, workers=2).watches(jobs, owned),
         Controller("lifecycle", LifecycleReconciler(kube, clock, hosts), planes, workers=2)
-        .watches(manager.informer(MACHINE), planes_of_cluster)  # type: ignore[arg-type]
-        .watches(machines, planes_of_cluster),  # type: ignore[arg-type]
+        .watches(manager.informer(MACHINE), planes_of_cluster)
+        .watches(machines, planes_of_cluster),
     ]
     deletion = Controller("deletion", DeletionReconciler(kube), clusters, workers=2)
     deletion.watches(manager.informer(MACHINE), lambda obj: [(obj["metadata"]["namespace"], cluster_name(obj))])
-    told = {"byohost": hosts, "byomachine": machines, "managedcontrolplane": planes}
-    events = [Controller(f"{name}-events", EventsReconciler(kube, clock, informer), informer, workers=1) for name, informer in told.items()]
+    reported = {"byohost": hosts, "byomachine": machines, "managedcontrolplane": planes}
+    events = [Controller(f"{name}-events", EventsReconciler(kube, clock, informer), informer, workers=1) for name, informer in reported.items()]
     manager.controllers.extend([*controllers, deletion, *events])
     return manager
 
@@ -92,13 +97,32 @@ def _host_of(machine: Obj) -> list[Key]:
     return [(machine["metadata"]["namespace"], name)] if name else []
 
 
-async def main() -> None:
-    """Run until SIGTERM."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+async def _run() -> None:
+    if not (addons_image := os.environ.get("CKP_ADDONS_IMAGE", "")):
+        raise InvalidInput("CKP_ADDONS_IMAGE: it is not set", resolution="set it to the image that addons are installed with")
     kube = Kube(manager="ckp-controllers")
-    manager = build(kube, Releases.load(), os.environ["CKP_ADDONS_IMAGE"], Health())
-    await manager.run()
+    manager = build(kube, Releases.load(), addons_image)
+    try:
+        await manager.run(manager.probes(), asyncio.Event())
+    finally:
+        await kube.close()
+
+
+def main() -> int:
+    """Run until SIGTERM; 1 if the lease was lost, or the configuration is not right."""
+    logs.configure("INFO")
+    code = 0
+    try:
+        asyncio.run(_run())
+    except* LeaseLost as lost:
+        log.error("the lease was lost: this process ends, and is started again", reason=str(lost.exceptions[0]))
+        code = 1
+    except* CkpError as failed:
+        for error in failed.exceptions:
+            print(error.render() if isinstance(error, CkpError) else error, file=sys.stderr)
+        code = 1
+    return code
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    sys.exit(main())

@@ -1,23 +1,25 @@
-"""A process of controllers: health and metrics, informers, the lease, then the work."""
+"""A process of controllers: probes and metrics, informers, the lease, then the work."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 from dataclasses import dataclass, field
 
 import structlog
+from prometheus_client import REGISTRY
 
 from ckp.api.kinds import Kind
-from ckp.clients.kube import Kube
+from ckp.clients.kube import Kube, KubeError
 from ckp.runtime.controller import Controller
-from ckp.runtime.health import Health
 from ckp.runtime.informer import Informer
 from ckp.runtime.lease import LeaderLease
+from ckp.runtime.serving import Probes, Server, make_server, run_all
 
 log = structlog.get_logger()
+
+PROBE_PORT = 9090
 
 
 @dataclass
@@ -26,7 +28,6 @@ class Manager:
 
     kube: Kube
     lease: LeaderLease
-    health: Health
     controllers: list[Controller] = field(default_factory=list)
     _informers: dict[tuple[Kind, str | None], Informer] = field(default_factory=dict)
 
@@ -37,26 +38,29 @@ class Manager:
             self._informers[key] = Informer(self.kube, kind, namespace)
         return self._informers[key]
 
-    async def run(self) -> None:
-        """Run until SIGTERM, or until the lease is lost."""
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self.health.serve())]
-            tasks += [group.create_task(informer.run()) for informer in self._informers.values()]
-            work = group.create_task(self._lead())
-            tasks.append(work)
-            await stop.wait()
-            for task in tasks:
-                task.cancel()
-        await self.lease.release()
+    def probes(self, host: str = "0.0.0.0", port: int = PROBE_PORT) -> Server:
+        """The server of /healthz, /readyz and /metrics (all of the process's default registry)."""
+        return make_server(Probes(self._ready, REGISTRY), host=host, port=port)
+
+    async def run(self, probes: Server, stop: asyncio.Event) -> None:
+        """Run until `stop` is set or SIGTERM or SIGINT comes; the lease is released then.
+
+        Raises:
+            LeaseLost: alone or in an exception group; another process may be working now.
+        """
+        await run_all([probes], stop, *(informer.run() for informer in self._informers.values()), self._lead())
+        try:
+            await self.lease.release()
+        except KubeError as error:
+            log.warning("the lease cannot be released; the next leader waits until it expires", lease=self.lease.name, error=error.brief)
+
+    async def _ready(self) -> str:
+        waiting = sorted({informer.kind.kind for informer in self._informers.values() if not informer.synced.is_set()})
+        return f"not listed yet: {', '.join(waiting)}" if waiting else ""
 
     async def _lead(self) -> None:
         for informer in self._informers.values():
             await informer.synced.wait()
-        self.health.ready = True
         await self.lease.acquire()
         async with asyncio.TaskGroup() as group:
             group.create_task(self.lease.keep())

@@ -1,0 +1,119 @@
+"""A process of controllers: its probes, its lease, its end. Real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import httpx
+import pytest
+
+from ckp.api import kinds
+from ckp.api.kinds import LEASE, Kind
+from ckp.clients.kube import KubeError
+from ckp.runtime.controller import Controller, Result
+from ckp.runtime.lease import LeaderLease, LeaseLost
+from ckp.runtime.manager import Manager
+from ckp.runtime.serving import Server
+from tests.simulators.kube import KubeSimulator
+
+
+class Counting:
+    """Counts what it reconciles."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    async def reconcile(self, namespace: str, name: str) -> Result:
+        self.names.append(name)
+        return Result()
+
+
+@dataclass
+class Running:
+    kube: KubeSimulator
+    reconciler: Counting
+    probes: Server
+    stop: asyncio.Event
+    task: asyncio.Future[None]
+
+    async def get(self, path: str) -> httpx.Response:
+        async with httpx.AsyncClient() as client:
+            return await client.get(f"http://127.0.0.1:{self.probes.port}{path}")
+
+    async def eventually(self, path: str, status: int) -> httpx.Response:
+        async with asyncio.timeout(5):
+            while (response := await self.get(path)).status_code != status:
+                await asyncio.sleep(0.02)
+        return response
+
+    async def holder(self) -> str | None:
+        lease = await self.kube.get(LEASE, "test", "default")
+        return lease and lease["spec"]["holderIdentity"]
+
+
+@contextlib.asynccontextmanager
+async def running(kube: KubeSimulator) -> AsyncIterator[Running]:
+    manager = Manager(kube, LeaderLease(kube, "default", "test", "us", duration=1.0, renew=0.1))
+    reconciler = Counting()
+    manager.controllers.append(Controller("test", reconciler, manager.informer(kinds.CONFIG_MAP)))
+    probes, stop = manager.probes("127.0.0.1", 0), asyncio.Event()
+    task = asyncio.ensure_future(manager.run(probes, stop))
+    try:
+        async with asyncio.timeout(5):
+            while not probes.started:
+                await asyncio.sleep(0.01)
+        yield Running(kube, reconciler, probes, stop, task)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+async def kube() -> KubeSimulator:
+    kube = KubeSimulator()
+    await kube.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "one", "namespace": "default"}})
+    return kube
+
+
+async def test_it_is_alive_at_once_and_ready_when_all_objects_were_listed(kube: KubeSimulator) -> None:
+    def away(verb: str, kind: Kind, _name: str) -> KubeError | None:
+        return KubeError("away", code=0) if (verb, kind) == ("list", kinds.CONFIG_MAP) else None
+
+    kube.on_fault(away)
+    async with running(kube) as process:
+        assert (await process.get("/healthz")).status_code == 200
+        response = await process.get("/readyz")
+        assert (response.status_code, response.text) == (503, "not listed yet: ConfigMap")
+        assert process.reconciler.names == []
+        kube.on_fault(None)
+        await process.eventually("/readyz", 200)
+        async with asyncio.timeout(5):
+            while not process.reconciler.names:
+                await asyncio.sleep(0.02)
+        assert 'ckp_reconciles_total{controller="test",outcome="done"}' in (await process.get("/metrics")).text
+        assert (await process.get("/else")).status_code == 404
+
+
+async def test_at_its_end_it_releases_the_lease(kube: KubeSimulator) -> None:
+    async with running(kube) as process:
+        async with asyncio.timeout(5):
+            while await process.holder() != "us":
+                await asyncio.sleep(0.02)
+        process.stop.set()
+        await asyncio.wait_for(process.task, 5)
+        assert await process.holder() == ""
+
+
+async def test_when_the_lease_is_lost_it_ends_and_touches_it_no_more(kube: KubeSimulator) -> None:
+    async with running(kube) as process:
+        async with asyncio.timeout(5):
+            while await process.holder() != "us":
+                await asyncio.sleep(0.02)
+        await kube.merge(LEASE, "test", "default", {"spec": {"holderIdentity": "another"}})
+        with pytest.raises(BaseExceptionGroup) as caught:
+            await asyncio.wait_for(process.task, 5)
+        assert caught.group_contains(LeaseLost)
+        assert await process.holder() == "another"
