@@ -29,7 +29,7 @@ from tests.chaos.kube import ChaosKube
 from tests.chaos.network import Network
 from tests.chaos.simhost import Disk
 
-OFFLINE, SEEN_EVERY, SWEEP, RENEW, RELIST, RESYNC = 5.0, 20.0, 0.5, 0.7, 20.0, 15.0
+OFFLINE, SEEN_EVERY, SWEEP, RENEW, RESYNC = 5.0, 20.0, 0.5, 0.7, 15.0
 REPOSITORY = Path(__file__).resolve().parents[2]
 VERSION = "v1.35.1"
 RELEASES = Releases(
@@ -57,7 +57,7 @@ class Hub:
     async def start(self) -> None:
         """Come up, on a port of its own."""
         self._kube = self._root.client("ckp-hub")
-        desired = KubeDesired(self._kube, relist=RELIST)
+        desired = KubeDesired(self._kube)
         clock = SystemClock()
         replicas = Replicas(self._kube, self.identity, clock, renew=RENEW)
         self._sessions = AgentServer(self._kube, desired, clock, CollectorRegistry(), replicas, issue=self._issue, offline=OFFLINE, seen_every=SEEN_EVERY)

@@ -59,7 +59,7 @@ def quickened(log: Path) -> Iterator[None]:
             (session_module, "RENEWAL_CHECK_SECONDS", 1.0),
             (flapping, "FIRST", timedelta(seconds=1)),
             (flapping, "LONGEST", timedelta(seconds=3)),
-            (informer_module, "SILENCE", 20.0),
+            (informer_module, "RELIST_SECONDS", 20.0),
         ):
             stack.enter_context(patch.object(module, name, value))
         structlog.configure(logger_factory=structlog.PrintLoggerFactory(stream), wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))

@@ -6,30 +6,26 @@ import asyncio
 import base64
 import binascii
 import json
-from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import structlog
 from pydantic import ValidationError
 
 from ckp.api import kinds, names
 from ckp.api.host_protocol import MAX_FRAME_BYTES, Desired
-from ckp.clients.kube import Kube, KubeError, Obj
+from ckp.clients.kube import Kube, Obj
 from ckp.hub.identity import HostId
-from ckp.kits.retry import backoff
+from ckp.runtime.informer import Informer
 
 log = structlog.get_logger("hub.desired")
 
-RELIST_SECONDS = 300.0
-"""A watch is thrown away and begun anew with a list after this time: one whose connection died without a word is noticed by then."""
-
 QUIET_SECONDS, BURST_SECONDS = 0.05, 2.0
-"""While the last change is not older than the first, all that can wait waits; but of changes without an end, every second spell of the other only."""
+"""After a change all that can wait does so until none came for the first; in changes without an end it waits in every second interval of the second only."""
 
 
 class DesiredSource(Protocol):
-    """Hands out the desired state of one host at a time, and tells when it has changed."""
+    """Hands out the desired state of one host at a time, and signals its changes."""
 
     async def wait_synced(self) -> None:
         """Until the first list is in: before it, a missing desired state means nothing."""
@@ -40,7 +36,7 @@ class DesiredSource(Protocol):
         ...
 
     def certificates(self, host: HostId) -> str | None:
-        """A text that changes whenever the host's certificates do; None while nothing is said of the host (it may have been removed)."""
+        """A text that changes whenever the host's certificates do; None while nothing is stored of the host (it may have been removed)."""
         ...
 
     def subscribe(self, host: HostId) -> asyncio.Event:
@@ -48,34 +44,35 @@ class DesiredSource(Protocol):
         ...
 
     def unsubscribe(self, host: HostId, event: asyncio.Event) -> None:
-        """Tell this event nothing more."""
+        """Stop setting this event."""
         ...
 
     async def wait_until_quiet(self) -> None:
-        """Until changes have ceased to come for a moment, or have come for so long that others must have their turn as well."""
+        """Until no change has come for a moment, or changes have come for so long that all else must go on as well."""
         ...
 
 
 class KubeDesired:
-    """Desired states from the Secrets in ckp-hosts: list, then watch; after any error, list again."""
+    """Desired states from the Secrets in ckp-hosts, followed by an informer."""
 
-    def __init__(self, kube: Kube, *, namespace: str = names.HOSTS_NAMESPACE, relist: float = RELIST_SECONDS) -> None:
-        self._kube = kube
+    def __init__(self, kube: Kube, *, namespace: str = names.HOSTS_NAMESPACE) -> None:
         self._namespace = namespace
-        self._relist = relist
-        self._raw: dict[str, _Stored] = {}
+        self._secrets = Informer(kube, kinds.SECRET, namespace, _LABELS, transform=_needed, handlers=[self._on_change])
+        self._stored: dict[str, _Stored] = {}
         self._events: dict[str, set[asyncio.Event]] = {}
-        self._synced = asyncio.Event()
-        self._healthy = False
         self._burst_began = self._last_change = float("-inf")
 
     @property
     def healthy(self) -> bool:
-        """Whether the last list succeeded."""
-        return self._healthy
+        """Whether the API server answered when the Secrets were last read."""
+        return self._secrets.healthy
+
+    async def run(self) -> None:
+        """Follow the namespace until cancelled."""
+        await self._secrets.run()
 
     async def wait_synced(self) -> None:
-        await self._synced.wait()
+        await self._secrets.synced.wait()
 
     def subscribe(self, host: HostId) -> asyncio.Event:
         event = asyncio.Event()
@@ -94,11 +91,11 @@ class KubeDesired:
             await asyncio.sleep(QUIET_SECONDS / 2)
 
     def certificates(self, host: HostId) -> str | None:
-        stored = self._raw.get(host.secret)
+        stored = self._stored.get(host.secret)
         return stored.certificates if stored else None
 
     def frame(self, host: HostId) -> str | None:
-        stored = self._raw.get(host.secret)
+        stored = self._stored.get(host.secret)
         if stored is None:
             return Desired(generation=0, host=host.name).model_dump_json()
         try:
@@ -118,51 +115,16 @@ class KubeDesired:
             return None
         return text  # as it was written: a newer controller's fields reach a newer agent through an older hub
 
-    async def run(self) -> None:
-        """Follow the namespace until cancelled."""
-        failures = 0
-        while True:
-            try:
-                version = await self._list()
-                failures = 0
-                async with asyncio.timeout(self._relist):
-                    while True:
-                        version = await self._watch(version)
-            except TimeoutError:
-                continue
-            except KubeError as error:
-                if error.code == 410:
-                    continue  # our version is too old to watch from: list, at once
-                self._healthy = False
-                log.warning("the desired states cannot be read", error=error.brief, failures=failures)
-                await asyncio.sleep(backoff(failures, limit=15.0))
-                failures += 1
-
-    async def _list(self) -> str:
-        secrets, version = await self._kube.list_with_version(kinds.SECRET, self._namespace, labels=_LABELS)
-        fresh = {str(secret["metadata"]["name"]): raw for secret in secrets if (raw := _raw(secret)) is not None}
-        before, self._raw = self._raw, fresh
-        for name in before.keys() | fresh.keys():
-            if before.get(name) != fresh.get(name):
-                self._tell(name)
-        self._healthy = True
-        self._synced.set()
-        return version
-
-    async def _watch(self, version: str) -> str:
-        async with aclosing(cast(Any, self._kube.watch(kinds.SECRET, self._namespace, version, labels=_LABELS))) as changes:
-            async for event, secret in changes:
-                version = str(secret["metadata"].get("resourceVersion", version))
-                name = str(secret["metadata"].get("name", ""))
-                if event in ("ADDED", "MODIFIED") and (raw := _raw(secret)) is not None:
-                    if self._raw.get(name) != raw:
-                        self._raw[name] = raw
-                        self._tell(name)
-                elif event == "DELETED" and self._raw.pop(name, None) is not None:
-                    self._tell(name)
-        return version
-
-    def _tell(self, name: str) -> None:
+    def _on_change(self, secret: Obj) -> None:
+        name = str(secret["metadata"]["name"])
+        current = self._secrets.get(self._namespace, name)
+        stored = _Stored.of(current) if current else None
+        if stored == self._stored.get(name):
+            return  # something else in it has changed
+        if stored is None:
+            del self._stored[name]
+        else:
+            self._stored[name] = stored
         now = asyncio.get_running_loop().time()
         if now - self._last_change >= BURST_SECONDS:
             self._burst_began = now
@@ -182,10 +144,17 @@ class _Stored:
     agent: str = ""
     certificates: str | None = None
 
+    @classmethod
+    def of(cls, secret: Obj) -> _Stored:
+        data, annotations = secret.get("data") or {}, secret["metadata"].get("annotations") or {}
+        return cls(data.get(names.DESIRED_KEY, ""), data.get(names.AGENT_KEY, ""), annotations.get(names.CERTIFICATES_ANNOTATION))
 
-def _raw(secret: Obj) -> _Stored | None:
-    data, annotations = secret.get("data") or {}, secret["metadata"].get("annotations") or {}
-    desired, agent = data.get(names.DESIRED_KEY), data.get(names.AGENT_KEY)
-    if not isinstance(desired, str):
-        return None
-    return _Stored(desired, agent if isinstance(agent, str) else "", annotations.get(names.CERTIFICATES_ANNOTATION))
+
+def _needed(secret: Obj) -> Obj:
+    """Of a Secret only what is read here: the rest of 2,000 of them, most of it managedFields, is some megabytes."""
+    meta, data = secret["metadata"], secret.get("data") or {}
+    annotations = {key: value for key, value in (meta.get("annotations") or {}).items() if key == names.CERTIFICATES_ANNOTATION}
+    return {
+        "metadata": {key: meta[key] for key in ("name", "namespace", "resourceVersion") if key in meta} | {"annotations": annotations},
+        "data": {key: data[key] for key in (names.DESIRED_KEY, names.AGENT_KEY) if key in data},
+    }

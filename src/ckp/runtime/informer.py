@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import structlog
 
@@ -16,8 +18,8 @@ log = structlog.get_logger()
 Key = tuple[str, str]
 """Namespace ("" for cluster-wide kinds) and name."""
 Handler = Callable[[Obj], None]
-SILENCE = 300.0
-"""Seconds without an event after which a watch is given up for a new list."""
+RELIST_SECONDS = 300.0
+"""A watch is replaced by a new list after this time: one whose connection died without an error is noticed by then."""
 
 
 def key_of(obj: Obj) -> Key:
@@ -25,19 +27,30 @@ def key_of(obj: Obj) -> Key:
     return obj["metadata"].get("namespace", ""), obj["metadata"]["name"]
 
 
+def _whole(obj: Obj) -> Obj:
+    return obj
+
+
 @dataclass
 class Informer:
     """Lists, then watches; on any break it lists again, so a missed event costs time, never truth.
 
-    Handlers are called with an object whenever it was added, changed or deleted; they must only enqueue.
+    Handlers are called with an object whenever it was added, changed or deleted (then `get` gives None); they must only enqueue.
+
+    Args:
+        labels: which objects; a label whose value is None must just exist.
+        transform: what is kept of an object, to save memory; it must keep `metadata.name`, `.namespace` and `.resourceVersion`.
     """
 
     kube: Kube
     kind: Kind
     namespace: str | None = None
     labels: Mapping[str, str | None] | None = None
+    transform: Callable[[Obj], Obj] = _whole
     handlers: list[Handler] = field(default_factory=list)
     synced: asyncio.Event = field(default_factory=asyncio.Event)
+    healthy: bool = False
+    """Whether the API server answered when it was last asked."""
     _cache: dict[Key, Obj] = field(default_factory=dict)
 
     def get(self, namespace: str, name: str) -> Obj | None:
@@ -61,38 +74,41 @@ class Informer:
                 delay = 0.0 if error.code == 410 else backoff(failures, first=0.25, limit=15)
                 failures += 1
                 if error.code != 410:
+                    self.healthy = False
                     log.warning("watch broke", kind=self.kind.kind, error=error.brief, retry_seconds=delay)
                 await asyncio.sleep(delay)
 
     async def _list(self) -> str:
         items, version = await self.kube.list_with_version(self.kind, self.namespace, labels=self.labels)
-        fresh = {key_of(item): item for item in items}
+        fresh = {key_of(item): self.transform(item) for item in items}
         gone = [obj for key, obj in self._cache.items() if key not in fresh]
         changed = [obj for key, obj in fresh.items() if _version(self._cache.get(key)) != _version(obj)]
         self._cache = fresh
         for obj in (*gone, *changed):
-            self._tell(obj)
+            self._notify(obj)
+        self.healthy = True
         self.synced.set()
         return version
 
     async def _watch(self, version: str) -> None:
-        stream = self.kube.watch(self.kind, self.namespace, version, labels=self.labels)
-        while True:
-            try:
-                # A connection that died without a word would be silent for ever: after a while, list again.
-                async with asyncio.timeout(SILENCE):
-                    event, obj = await anext(stream)
-            except (StopAsyncIteration, TimeoutError):
-                return
-            if event == "BOOKMARK":
-                continue
-            if event == "DELETED":
-                self._cache.pop(key_of(obj), None)
-            else:
-                self._cache[key_of(obj)] = obj
-            self._tell(obj)
+        try:
+            async with (
+                asyncio.timeout(RELIST_SECONDS),
+                aclosing(cast(Any, self.kube.watch(self.kind, self.namespace, version, labels=self.labels))) as changes,
+            ):
+                async for event, changed in changes:
+                    if event == "BOOKMARK":
+                        continue
+                    obj = self.transform(changed)
+                    if event == "DELETED":
+                        self._cache.pop(key_of(obj), None)
+                    else:
+                        self._cache[key_of(obj)] = obj
+                    self._notify(obj)
+        except TimeoutError:
+            return
 
-    def _tell(self, obj: Obj) -> None:
+    def _notify(self, obj: Obj) -> None:
         for handler in self.handlers:
             handler(obj)
 

@@ -185,13 +185,28 @@ async def test_a_change_reaches_the_host_and_nobody_else(door: Door) -> None:
 async def test_a_desired_state_that_is_wrong_or_anothers_is_never_sent(door: Door, text: str) -> None:
     context = await door.enrolled()
     await door.desire("one", text)
-    await eventually(lambda: _sync(lambda: door.desired._raw))
+    await eventually(lambda: _sync(lambda: door.desired._stored))
     async with door.connect(context) as websocket:
         await hello(websocket)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(websocket.recv(), 0.3)
         await door.desire("one", Desired(generation=2, host="one"))
         assert (await desired_of(websocket)).generation == 2
+
+
+async def test_a_secret_without_a_desired_state_does_not_free_its_host(door: Door) -> None:
+    """Whether it comes by list or by watch: only a host without a Secret is told to be free."""
+    context = await door.enrolled()
+    await door.desire("one", Desired(generation=1, host="one"))
+    async with door.connect(context) as websocket:
+        await hello(websocket)
+        assert (await desired_of(websocket)).generation == 1
+        without = {"data": {names.DESIRED_KEY: None}}
+        await door.kube.merge(kinds.SECRET, f"{TENANT}.one", names.HOSTS_NAMESPACE, without)
+        for _way in range(2):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(websocket.recv(), 0.3)
+            door.kube.expire_history()  # and now by list
 
 
 async def test_before_the_first_list_nobody_is_told_to_be_free(tmp_path: Path) -> None:

@@ -1,12 +1,17 @@
-"""The work queue and the informer's bookkeeping."""
+"""The work queue, the informer's bookkeeping, and how a controller stops."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import pytest
 
 from ckp.api import kinds
+from ckp.api.kinds import Kind
+from ckp.clients.kube import EventType, KubeError, Obj
+from ckp.runtime import informer as informer_module
 from ckp.runtime.controller import Controller, Result
 from ckp.runtime.informer import Informer
 from ckp.runtime.queue import WorkQueue
@@ -70,3 +75,82 @@ async def test_a_controller_that_is_told_to_stop_stops_even_if_a_reconcile_ends_
     running.cancel()
     done, _ = await asyncio.wait([running], timeout=2)
     assert done, "it still runs"
+
+
+def config_map(name: str, **data: str) -> Obj:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default", "labels": {"a": "b"}}, "data": data}
+
+
+async def until(probe: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not probe():
+            await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def following(informer: Informer) -> AsyncIterator[None]:
+    running = asyncio.ensure_future(informer.run())
+    try:
+        yield
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_an_informer_keeps_only_what_is_needed_of_an_object_by_list_and_by_watch() -> None:
+    kube = KubeSimulator()
+    await kube.create(config_map("listed", kept="1", dropped="2"))
+    seen: list[Obj] = []
+
+    def needed(obj: Obj) -> Obj:
+        meta = obj["metadata"]
+        return {"metadata": {key: meta[key] for key in ("name", "namespace", "resourceVersion")}, "data": {"kept": obj["data"]["kept"]}}
+
+    informer = Informer(kube, kinds.CONFIG_MAP, transform=needed, handlers=[seen.append])
+    async with following(informer):
+        await informer.synced.wait()
+        await kube.create(config_map("watched", kept="3", dropped="4"))
+        await until(lambda: len(seen) == 2)
+        assert [(obj["metadata"]["name"], obj["data"]) for obj in informer.all()] == [("listed", {"kept": "1"}), ("watched", {"kept": "3"})]
+        assert all("labels" not in obj["metadata"] for obj in (*seen, *informer.all()))
+        await kube.delete(kinds.CONFIG_MAP, "watched", "default")
+        await until(lambda: len(seen) == 3)
+        assert informer.get("default", "watched") is None
+
+
+async def test_an_informer_is_healthy_while_the_api_server_answers() -> None:
+    kube = KubeSimulator()
+    informer = Informer(kube, kinds.CONFIG_MAP)
+    assert not informer.healthy
+    async with following(informer):
+        await until(lambda: informer.healthy)
+        kube.on_fault(lambda *_: KubeError("away", code=0))
+        kube.expire_history()  # it must list again
+        await until(lambda: not informer.healthy)
+        kube.on_fault(None)
+        await until(lambda: informer.healthy)
+
+
+async def test_a_watch_that_died_without_an_error_is_replaced_by_a_list_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though events of other objects still come: one that was lost is found."""
+    monkeypatch.setattr(informer_module, "RELIST_SECONDS", 0.3)
+
+    class Lossy(KubeSimulator):
+        """Its watch never reports the object `lost`."""
+
+        async def watch(
+            self, kind: Kind, namespace: str | None, version: str, *, labels: Mapping[str, str | None] | None = None, seconds: int = 240
+        ) -> AsyncIterator[tuple[EventType, Obj]]:
+            async for event, obj in super().watch(kind, namespace, version, labels=labels, seconds=seconds):
+                if obj["metadata"]["name"] != "lost":
+                    yield event, obj
+
+    kube = Lossy()
+    informer = Informer(kube, kinds.CONFIG_MAP)
+    async with following(informer):
+        await informer.synced.wait()
+        await kube.create(config_map("lost"))
+        for number in range(20):
+            await kube.create(config_map(f"other-{number}"))
+            await asyncio.sleep(0.05)
+        assert informer.get("default", "other-19") and informer.get("default", "lost")
