@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
@@ -38,7 +38,7 @@ MACHINE_A = "a" * 32
 MACHINE_B = "b" * 32
 
 
-def make_csr(key: ec.EllipticCurvePrivateKey | None = None, common_name: str = "whatever") -> str:
+def make_csr(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None, common_name: str = "whatever") -> str:
     key = key or ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     return x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()

@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ckp.kits.clock import Clock
-from ckp.kits.errors import CkpError, InvalidInput, VerificationFailed
+from ckp.kits.errors import CkpError, VerificationFailed
+from ckp.rules import keys
 
 ORGANIZATION = "ckp:hosts"
 VALID_FOR = timedelta(days=3652)
@@ -99,17 +100,10 @@ class HostCa:
         """A client certificate over the CSR's public key; everything else in it is decided here.
 
         Raises:
-            InvalidInput: the CSR is unreadable, or not signed by its own key.
+            InvalidInput: the CSR is unreadable, is not signed by its own key, or the key is not acceptable for a host (rules.keys).
             CkpError: the CA's files are not as they must be, or the CA has expired.
         """
-        try:
-            csr = x509.load_pem_x509_csr(csr_pem.encode())
-            public_key = csr.public_key()
-            good = csr.is_signature_valid
-        except ValueError as error:
-            raise InvalidInput(f"the signing request of host {host} cannot be read: {error}") from None
-        if not good or not isinstance(public_key, (ec.EllipticCurvePublicKey, ed25519.Ed25519PublicKey, rsa.RSAPublicKey)):
-            raise InvalidInput(f"the signing request of host {host} is not signed by its own key")
+        public_key = keys.requested_key(csr_pem)
         authority, key = self._load()
         now = self._clock.now()
         if authority.not_valid_after_utc <= now:

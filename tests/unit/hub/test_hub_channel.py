@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from ckp.api import kinds, names
 from ckp.api.host_protocol import MAX_FRAME_BYTES, Desired, Hello, JournalEntry, Renewal, Report
@@ -26,7 +26,7 @@ from ckp.hub import status as shape
 from ckp.hub.identity import HostId, credential_of
 from ckp.kits.clock import SystemClock, rfc3339
 from ckp.kits.errors import VerificationFailed
-from ckp.rules import certificates
+from ckp.rules import certificates, keys
 from tests.simulators.kube import KubeSimulator
 from tests.worlds.compass import facts, make_csr
 from tests.worlds.hub import (
@@ -509,6 +509,23 @@ async def test_a_certificate_near_its_end_is_renewed_and_the_old_one_holds_until
     with pytest.raises(InvalidStatus):
         async with door.connect(old):
             pass
+
+
+@pytest.mark.parametrize(
+    "key",
+    [rsa.generate_private_key(65537, 1024), ec.generate_private_key(ec.SECP521R1()), ec.generate_private_key(ec.SECP256K1())],
+    ids=["RSA 1024", "P-521", "secp256k1"],
+)
+async def test_a_renewal_with_a_key_that_could_not_enrol_is_refused(door: Door, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> None:
+    async with door.connect(await door.enrolled(days=0.1)) as websocket:
+        await hello(websocket)
+        assert [json.loads(await asyncio.wait_for(websocket.recv(), 5))["type"] for _ in range(2)] == ["desired", "renewal-due"]
+        await websocket.send(Renewal(csr=make_csr(key)).model_dump_json())
+        with pytest.raises(ConnectionClosed) as closed:
+            await asyncio.wait_for(websocket.recv(), 5)
+        assert closed.value.rcvd is not None
+        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1008, f"csr: the key must be {keys.ACCEPTED}")
+    assert "nextCertificateSerial" not in (await door.host())["status"]["agent"]
 
 
 async def test_with_a_certificate_its_unused_renewal_is_revoked_too(door: Door) -> None:

@@ -10,11 +10,6 @@ import secrets
 from dataclasses import dataclass
 from typing import Protocol
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from ckp.api import names
 from ckp.api.host_protocol import MAX_FACTS_BYTES, EnrolmentRequest, EnrolmentTicket
 from ckp.compass.access.projects import ProjectRef
@@ -26,6 +21,7 @@ from ckp.compass.store.models import HostRequest
 from ckp.compass.store.unit import Unit
 from ckp.kits.clock import Clock
 from ckp.kits.errors import Conflict, InvalidInput, NotFound
+from ckp.rules import keys
 
 MAX_PENDING = 10_000
 """Requests of one project that may wait; a leaked key must not fill the disk."""
@@ -41,30 +37,6 @@ class Outcome:
     host: str
     csr: str
     certificate: str
-
-
-def key_digest(csr_pem: str) -> str:
-    """SHA-256 over the public key of a signing request, once its own signature shows that the sender holds the private one.
-
-    Raises:
-        InvalidInput: it is not a signing request, is not signed by its own key, or the key is of a kind that is not taken.
-    """
-    try:
-        csr = x509.load_pem_x509_csr(csr_pem.encode())
-        key = csr.public_key()
-        good = csr.is_signature_valid
-    except (ValueError, UnsupportedAlgorithm, InvalidSignature) as error:
-        raise InvalidInput(f"csr: it is not a certificate signing request in PEM: {error}") from None
-    if not good:
-        raise InvalidInput("csr: its signature is not by its own key")
-    strong = (
-        (isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in ("secp256r1", "secp384r1"))
-        or isinstance(key, ed25519.Ed25519PublicKey)
-        or (isinstance(key, rsa.RSAPublicKey) and 2048 <= key.key_size <= 4096)
-    )
-    if not strong:
-        raise InvalidInput("csr: the key must be ECDSA P-256 or P-384, Ed25519, or RSA of 2048 to 4096 bits")
-    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
 def host_name_from(hostname: str) -> str:
@@ -108,7 +80,7 @@ class Enrolments:
             facts = request.facts.model_dump(mode="json")
             if len(json.dumps(facts)) > MAX_FACTS_BYTES:
                 raise InvalidInput(f"facts: they are larger than {MAX_FACTS_BYTES} bytes", resolution="mend the agent that sends them")
-            digest = key_digest(request.csr)
+            digest = keys.digest(keys.requested_key(request.csr))
             row, like = await self._same_or_like(unit, project, request, digest)
             if row is None:
                 self._keys.spend(key)
