@@ -106,7 +106,7 @@ class Site:
     async def desire(self, number: int, wanted: Desired) -> float:
         """As the byo controller writes it; when it was written."""
         host = name_of(number)
-        meta = {"name": f"{TENANT}.{host}", "namespace": names.HOSTS_NAMESPACE, "labels": {names.HOST_NAME_ANNOTATION: host}}
+        meta = {"name": names.desired_secret(TENANT, host), "namespace": names.HOSTS_NAMESPACE, "labels": {names.HOST_LABEL: host}}
         data = {"desired.json": base64.b64encode(wanted.model_dump_json().encode()).decode()}
         await self.controller.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": data})
         return time.monotonic()

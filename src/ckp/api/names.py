@@ -24,7 +24,10 @@ HOST_GROUP_LABEL = f"hostgroup.{CKP}"
 """Label of a ByoHost: `hostgroup.ckp.coredge.io/<group>: ""`; a host may be in several groups."""
 DOMAIN_LABEL = f"{CKP}/domain"
 PROJECT_LABEL = f"{CKP}/project"
-HOST_NAME_ANNOTATION = f"{CKP}/host"
+HOST_LABEL = f"{CKP}/host"
+"""On a host's desired-state Secret, and on the pod that drains its node: the host's name. The hub reads the Secrets that have it."""
+TENANT_NAMESPACE_LABEL = f"{CKP}/tenant-namespace"
+"""On a host's desired-state Secret: the namespace of its ByoHost."""
 MACHINE_ID_ANNOTATION = f"{CKP}/machine-id"
 """On a ByoHost: the machine-id of the machine that was approved as this host."""
 DESIRED_KEY, AGENT_KEY = "desired.json", "agent.json"
@@ -55,6 +58,11 @@ PROVIDER_ID_PREFIX = "byoh://"
 def tenant_namespace(domain: str, project: str) -> str:
     """The namespace that holds a project's hosts and clusters."""
     return f"ckp-{domain}-{project}"
+
+
+def desired_secret(namespace: str, host: str) -> str:
+    """The Secret in HOSTS_NAMESPACE with a host's desired state: `<namespace>.<host>`; a namespace's name has no dot, so two hosts never share one."""
+    return f"{namespace}.{host}"
 
 
 def provider_id(namespace: str, host: str, machine_uid: str) -> str:

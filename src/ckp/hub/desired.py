@@ -133,7 +133,7 @@ class KubeDesired:
             event.set()
 
 
-_LABELS = {names.HOST_NAME_ANNOTATION: None}
+_LABELS = {names.HOST_LABEL: None}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from ckp.api import names
 from ckp.kits.clock import Clock
 from ckp.kits.errors import CkpError, VerificationFailed
 from ckp.rules import keys
@@ -40,8 +41,8 @@ class HostId:
 
     @property
     def secret(self) -> str:
-        """The name of the Secret with its desired state (a namespace has no dot, so the first dot parts the two)."""
-        return f"{self.namespace}.{self.name}"
+        """The name of the Secret with its desired state."""
+        return names.desired_secret(self.namespace, self.name)
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"

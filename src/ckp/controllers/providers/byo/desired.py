@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ckp.api.host_protocol import AgentTarget, Desired, Membership
 from ckp.api.kinds import SECRET
-from ckp.api.names import AGENT_KEY, CERTIFICATES_ANNOTATION, CKP, DESIRED_KEY, HOSTS_NAMESPACE
+from ckp.api.names import AGENT_KEY, CERTIFICATES_ANNOTATION, CKP, DESIRED_KEY, HOST_LABEL, HOSTS_NAMESPACE, TENANT_NAMESPACE_LABEL, desired_secret
 from ckp.clients.kube import Kube, KubeError, Obj
 
 
@@ -19,18 +19,13 @@ class DesiredStore:
 
     kube: Kube
 
-    @staticmethod
-    def secret_name(namespace: str, host: str) -> str:
-        """`<namespace>.<host>`: a dot cannot occur in a namespace's name, so two hosts never share one."""
-        return f"{namespace}.{host}"
-
     async def read(self, namespace: str, host: str) -> Desired:
         """What the host is told now; an absent Secret says: be free."""
         return (await self._read(namespace, host))[0]
 
     async def _read(self, namespace: str, host: str) -> tuple[Desired, str]:
         """And the resourceVersion of what says so; "" if nothing does."""
-        secret = await self.kube.get(SECRET, self.secret_name(namespace, host), HOSTS_NAMESPACE)
+        secret = await self.kube.get(SECRET, desired_secret(namespace, host), HOSTS_NAMESPACE)
         if secret is None:
             return Desired(generation=0, host=host), ""
         return Desired.model_validate_json(base64.b64decode(secret["data"][DESIRED_KEY])), str(secret["metadata"]["resourceVersion"])
@@ -65,7 +60,7 @@ class DesiredStore:
 
     async def announce(self, namespace: str, host: str, certificates: str) -> None:
         """Say beside the desired state which certificates the host may use; a host of which nothing is stored is told to be free."""
-        name = self.secret_name(namespace, host)
+        name = desired_secret(namespace, host)
         if await self.kube.get(SECRET, name, HOSTS_NAMESPACE) is None:
             try:
                 # create, not apply: a membership that is being written at this very moment must not be overwritten
@@ -78,11 +73,11 @@ class DesiredStore:
     async def set_agent(self, namespace: str, host: str, target: AgentTarget | None) -> None:
         """Say which version of the agent the host is to run; None: the one that it has."""
         value = base64.b64encode(target.model_dump_json().encode()).decode() if target else None
-        await self.kube.merge(SECRET, self.secret_name(namespace, host), HOSTS_NAMESPACE, {"data": {AGENT_KEY: value}})
+        await self.kube.merge(SECRET, desired_secret(namespace, host), HOSTS_NAMESPACE, {"data": {AGENT_KEY: value}})
 
     async def remove(self, namespace: str, host: str) -> None:
         """Forget the host."""
-        await self.kube.delete(SECRET, self.secret_name(namespace, host), HOSTS_NAMESPACE)
+        await self.kube.delete(SECRET, desired_secret(namespace, host), HOSTS_NAMESPACE)
 
     def _secret(self, namespace: str, host: str, desired: Desired) -> Obj:
         body = json.dumps(desired.model_dump(mode="json"), sort_keys=True)
@@ -90,9 +85,9 @@ class DesiredStore:
             "apiVersion": "v1",
             "kind": "Secret",
             "metadata": {
-                "name": self.secret_name(namespace, host),
+                "name": desired_secret(namespace, host),
                 "namespace": HOSTS_NAMESPACE,
-                "labels": {f"{CKP}/host": host, f"{CKP}/tenant-namespace": namespace},
+                "labels": {HOST_LABEL: host, TENANT_NAMESPACE_LABEL: namespace},
             },
             "type": f"{CKP}/desired-state",
             "data": {DESIRED_KEY: base64.b64encode(body.encode()).decode()},

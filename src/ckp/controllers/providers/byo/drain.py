@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 from ckp.api.kinds import BYO_MACHINE, JOB, MACHINE
-from ckp.api.names import CKP, CLUSTER_NAME_LABEL
+from ckp.api.names import CLUSTER_NAME_LABEL, HOST_LABEL
 from ckp.api.platform import Releases
 from ckp.clients.kube import Kube, Obj
 from ckp.controllers.controlplane.plan import hardened, pod_security
@@ -95,7 +95,7 @@ def _manifest(releases: Releases, job_name: str, namespace: str, node: str, mach
         "containers": [container],
         "volumes": [{"name": "kube", "secret": {"secretName": f"{cluster}-kubeconfig", "defaultMode": 0o440}}, {"name": "tmp", "emptyDir": {}}],
     }
-    labels = {CLUSTER_NAME_LABEL: cluster, "app.kubernetes.io/component": "drain", f"{CKP}/host": node}
+    labels = {CLUSTER_NAME_LABEL: cluster, "app.kubernetes.io/component": "drain", HOST_LABEL: node}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
