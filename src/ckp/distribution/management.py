@@ -1,6 +1,6 @@
 """The management layer's manifests, rendered from the sources that were built: cert-manager's chart, Cluster API's kustomizations, our own.
 
-Three groups, to be applied one after the other: each needs what the one before it brings (CRDs, webhooks, certificates).
+They form groups, to be applied one after the other: each needs what the one before it brings (CRDs, webhooks, certificates).
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ Obj = dict[str, Any]
 FOUNDATION = "00-foundation.yaml"
 PRIORITY = "ckp-management"
 API_RATES = ("--kube-api-qps=100", "--kube-api-burst=200")
-"""Upstream's defaults (20 a second) make a new cluster wait: it is a good hundred requests to each of these controllers at once."""
+"""Above upstream's default of 20 requests a second: a new cluster causes more than a hundred in each of these controllers at once."""
 
 
 @dataclass(frozen=True)
 class Management:
-    """Renders the groups.
+    """Renders the groups for the release that the management cluster runs.
 
     Args:
+        built: the release's components; of these kubernetes, helm, cert-manager and cluster-api are used.
         registry: `host:port/prefix` of the images.
-        images: repository -> `tag@sha256:…`, so that the registry cannot give another one.
+        images: repository -> `tag@sha256:…`, so that the registry cannot substitute another image.
     """
 
     built: Mapping[str, Built]
@@ -47,11 +48,15 @@ class Management:
         return f"{self.registry}/{repository}:{self.images[repository]}"
 
     def foundation(self) -> list[Obj]:
-        """Namespaces and priority classes, which everything else needs."""
+        """Namespaces and priority classes, which all other groups need."""
         return _load((paths.REPO / "deploy" / FOUNDATION).read_text())
 
     def cert_manager(self) -> list[Obj]:
-        """cert-manager by its own chart; a deleted Certificate takes its Secret along."""
+        """cert-manager from its own chart, set to delete a Certificate's Secret with the Certificate.
+
+        Raises:
+            ProcessFailed: helm cannot render the chart.
+        """
         cert_manager = self.built["cert-manager"]
         version = cert_manager.chosen.source.version
         with tempfile.TemporaryDirectory(prefix="ckp-chart-") as work:
@@ -64,7 +69,8 @@ class Management:
             values = Path(work) / "values.json"
             values.write_text(json.dumps(self._cert_manager_values()))
             argv: list[str | Path] = [self.built["helm"].binary("helm"), "template", "cert-manager", chart, "--namespace=cert-manager"]
-            rendered = run([*argv, f"--values={values}", "--kube-version=v1.35.1"], timeout=60, what="rendering cert-manager's chart").stdout
+            target = f"--kube-version={self.built['kubernetes'].chosen.source.version}"
+            rendered = run([*argv, f"--values={values}", target], timeout=60, what="rendering cert-manager's chart").stdout
         crds = [crd for path in sorted(cert_manager.file("crds").glob("crd-*.yaml")) for crd in _load(_without_template_lines(path.read_text()))]
         namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "cert-manager"}}
         return [namespace, *crds, *_load(rendered)]
@@ -87,7 +93,11 @@ class Management:
         }
 
     def cluster_api(self, kubectl: Path) -> list[Obj]:
-        """Cluster API's core and kubeadm bootstrap provider, by their own kustomizations."""
+        """Cluster API's core and kubeadm bootstrap provider, from their own kustomizations.
+
+        Args:
+            kubectl: the program that renders them.
+        """
         capi = self.built["cluster-api"]
         objects: list[Obj] = []
         for folder, repository in (("config", "cluster-api-controller"), ("bootstrap/kubeadm/config", "kubeadm-bootstrap-controller")):
@@ -104,10 +114,13 @@ class Management:
         return objects
 
     def ckp(self, settings: Mapping[str, str]) -> list[Obj]:
-        """Our CRDs and what lies in `deploy/`.
+        """CKP's CRDs and the manifests of `deploy/`.
 
         Args:
-            settings: fills the `@NAME@` places of the templates; a place without a setting is an error.
+            settings: values of the templates' `@NAME@` placeholders.
+
+        Raises:
+            CkpError: a placeholder has no setting.
         """
         known = {"PLATFORM_IMAGE": self.image("ckp-platform"), "ADDONS_IMAGE": self.image("ckp-addons"), **settings}
         objects = all_crds()
@@ -119,11 +132,11 @@ class Management:
 
 
 def fill(template: str, settings: Mapping[str, str], name: str) -> str:
-    """`template` with its `@NAME@` places filled; CkpError names one that nobody fills."""
+    """`template` with its `@NAME@` placeholders replaced by settings; CkpError names one that has none."""
 
     def value(match: re.Match[str]) -> str:
         if match.group(1) not in settings:
-            raise CkpError(f"deploy/{name} has the place @{match.group(1)}@, and there is no such setting")
+            raise CkpError(f"deploy/{name} has the placeholder @{match.group(1)}@, which no setting fills")
         return settings[match.group(1)]
 
     return re.sub(r"@([A-Z][A-Z0-9_]*)@", value, template)
