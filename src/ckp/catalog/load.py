@@ -17,6 +17,8 @@ from ckp.kits import paths
 from ckp.kits.errors import CkpError, InvalidInput, NotFound
 
 T = TypeVar("T")
+SUPPORTED = "Supported"
+"""The status of a release that has passed all tests."""
 Profile = Literal["release", "lab"]
 
 
@@ -41,6 +43,13 @@ class Catalog:
     def names(self) -> list[str]:
         """Names of all releases, oldest first."""
         return sorted((path.stem for path in (self.root / "releases").glob("v*.toml")), key=version_key)
+
+    def latest(self) -> str:
+        """The newest release with the status Supported; NotFound if no release has it."""
+        for name in reversed(self.names()):
+            if self.release(name).status == SUPPORTED:
+                return name
+        raise NotFound(f"no release in {self.root / 'releases'} has the status {SUPPORTED}", resolution="name a release (ckp release list)")
 
     def matrix(self) -> Matrix:
         """The compatibility matrix."""

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ckp.catalog.load import Catalog
+from ckp.catalog.load import SUPPORTED, Catalog
 from ckp.catalog.models import Release
 from ckp.kits.files import atomic_write
 
-SUPPORTED = "Supported"
 NOT_SAID = "not in it"
 COMMAND = "ckp release matrix --write"
 

@@ -12,7 +12,7 @@ import click
 from ckp.catalog.load import Catalog
 from ckp.catalog.models import Release
 from ckp.cli.cluster import took, wait_until_ready
-from ckp.cli.distribution.release import DEFAULT_RELEASE
+from ckp.cli.distribution.release import DEFAULT_HELP, default_release
 from ckp.cli.trust import trusted_keys
 from ckp.clients.compass import Session, config_path, read_config
 from ckp.distribution.carry.airgap import ImportedRelease
@@ -36,7 +36,7 @@ MIN_DISK_GIB = 12
 
 
 @click.command()
-@click.option("--release", "release_name", default=DEFAULT_RELEASE, show_default=True, help="The release to build and install.")
+@click.option("--release", "release_name", default=default_release, show_default=DEFAULT_HELP, help="The release to build and install.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 20), help="Hosts for work.")
 @click.option("--name", default=CLUSTER, show_default=True, help="The cluster's name.")
 @click.option(

@@ -53,6 +53,16 @@ def test_a_stand_in_says_what_it_stands_in_for() -> None:
     assert chosen.source.version == "v1.11.5"
 
 
+def test_commands_use_the_newest_supported_release_and_no_candidate(copy: Path) -> None:
+    assert Catalog(copy).latest() == CATALOG.names()[-1]
+    for number, name in enumerate(reversed(CATALOG.names())):
+        assert Catalog(copy).latest() == CATALOG.names()[-1 - number]
+        path = copy / "releases" / f"{name}.toml"
+        path.write_text(path.read_text().replace('status = "Supported"', 'status = "Candidate"'))
+    with pytest.raises(NotFound, match="has the status Supported"):
+        Catalog(copy).latest()
+
+
 # White paper §5.4, §11.1 and §11.2, copied by hand: the catalog's own matrix is held against them, not against itself.
 WHITE_PAPER_RELEASES = ("v1.33.7", "v1.34.3", "v1.35.1")
 WHITE_PAPER = {"etcd": "3.5.15-0", "pause": "3.10"}

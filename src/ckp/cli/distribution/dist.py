@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ckp.catalog.load import Catalog, Profile
-from ckp.cli.distribution.release import DEFAULT_RELEASE, PROFILE_OPTION
+from ckp.cli.distribution.release import PROFILE_OPTION, default_release
 from ckp.cli.distribution.repository import repository_options
 from ckp.cli.trust import trusted_keys
 from ckp.clients.oci.registry import Registry
@@ -55,7 +55,7 @@ def made(name: str, profile: Profile, registry_name: str, steps: Steps) -> Distr
 
 
 @dist.command("build")
-@click.argument("name", default=DEFAULT_RELEASE)
+@click.argument("name", default=default_release)
 @PROFILE_OPTION
 @NAME_OPTION
 def dist_build(name: str, profile: Profile, registry_name: str) -> None:
@@ -65,7 +65,7 @@ def dist_build(name: str, profile: Profile, registry_name: str) -> None:
 
 
 @dist.command("publish")
-@click.argument("name", default=DEFAULT_RELEASE)
+@click.argument("name", default=default_release)
 @PROFILE_OPTION
 @NAME_OPTION
 @click.option("--from", "archive", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="A file of `ckp dist export` instead.")

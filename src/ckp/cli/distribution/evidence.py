@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from ckp.catalog.load import Catalog, Profile
-from ckp.cli.distribution.release import DEFAULT_RELEASE, PROFILE_OPTION
+from ckp.cli.distribution.release import DEFAULT_HELP, PROFILE_OPTION, default_release
 from ckp.cli.output import Column, describe, show_data, table
 from ckp.cli.trust import trusted_image_key
 from ckp.clients.oci.registry import Registry
@@ -32,7 +32,7 @@ from ckp.kits.errors import InvalidInput, NotFound, VerificationFailed
 F = TypeVar("F", bound=Callable[..., Any])
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-_release = click.option("--release", "release", default=DEFAULT_RELEASE, show_default=True, help="The release that a name is looked for in.")
+_release = click.option("--release", "release", default=default_release, show_default=DEFAULT_HELP, help="The release that a name is looked for in.")
 _format = click.option("--format", "output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print it.")
 
 
@@ -172,7 +172,7 @@ def _show_statement(statement: Mapping[str, Any]) -> None:
 
 
 @click.command("reproduce")
-@click.argument("name", default=DEFAULT_RELEASE)
+@click.argument("name", default=default_release)
 @click.option("--component", "components", multiple=True, help="Make only this one's programs again; may be given several times.")
 @PROFILE_OPTION
 @click.option("--against", multiple=True, metavar="FILE|IMAGE", help="Published provenance to compare with; default: what is built on this machine.")
@@ -254,7 +254,7 @@ def _show_findings(findings: Sequence[Finding], output: str) -> None:
 
 
 @click.command("compare")
-@click.argument("name", default=DEFAULT_RELEASE)
+@click.argument("name", default=default_release)
 @click.option("--binary", "binaries", multiple=True, help="Only this program; may be given several times.")
 @PROFILE_OPTION
 @click.option("--upstream", type=_FILE, default=None, help="A program that upstream has built, to lay beside the one named with --binary.")

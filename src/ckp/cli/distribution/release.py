@@ -12,8 +12,14 @@ from ckp.catalog.load import Catalog, Profile
 from ckp.distribution.builder.locks import add_release
 from ckp.kits.errors import InvalidInput, NotFound
 
-DEFAULT_RELEASE = "v1.35.1"
-"""What commands take when nobody names a release."""
+DEFAULT_HELP = "the newest supported release"
+"""How help texts name the release that `default_release` chooses."""
+
+
+def default_release() -> str:
+    """The release that commands use when none is named."""
+    return Catalog().latest()
+
 
 PROFILE_OPTION = click.option(
     "--profile", type=click.Choice(list(get_args(Profile))), default="release", show_default=True, help="`lab` may use the release's named stand-ins."
