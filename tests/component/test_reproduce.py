@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from dataclasses import dataclass
@@ -19,6 +18,9 @@ from ckp.distribution.prove.reproduce import Expected, Finding, Reproduction, re
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput, NotFound, TimedOut
 from ckp.kits.files import exclusive, sha256_bytes, sha256_file
+from ckp.verify.bundle import Package as Listed
+from ckp.verify.bundle import write_manifest
+from tests.support.bundle_lists import bundle_list
 
 RELEASE = "v1.35.1"
 ROLE = "cni-plugins"
@@ -141,7 +143,7 @@ def test_statements_that_contradict_each_other_are_refused(world: World) -> None
 
 def test_a_bundles_list_is_the_published_one_once_packages_differ_by_their_signature_alone(tmp_path: Path) -> None:
     def listing(digest: str) -> str:
-        return json.dumps({"packages": [{"name": "a", "sha256": digest}], "files": []}, indent=1, sort_keys=True) + "\n"
+        return write_manifest(bundle_list(packages=(Listed("kubelet.deb", "kubelet", "1.35.1-ckp", digest),))).decode()
 
     package = tmp_path / "a.deb"
     package.write_bytes(b"signed by somebody else")

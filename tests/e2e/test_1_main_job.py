@@ -13,9 +13,9 @@ import httpx
 import pytest
 from cryptography import x509
 
-from ckp.api.names import MAINTAINER
 from ckp.cli.up import kubeconfig_path
 from ckp.rules.lifecycle import STEPS
+from ckp.verify.packagefile import MAINTAINER
 from tests.e2e.conftest import STAMP, WORKERS, World, ckp
 from tests.support.said import BUILDING
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-MAINTAINER = "Coredge.io"
-"""What the Maintainer of every package must hold (white paper §5.2)."""
-
 CLUSTER_GROUP = "cluster.x-k8s.io"
 BOOTSTRAP_GROUP = "bootstrap.cluster.x-k8s.io"
 INFRASTRUCTURE_GROUP = "infrastructure.cluster.x-k8s.io"

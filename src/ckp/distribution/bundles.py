@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tarfile
@@ -26,11 +25,11 @@ from ckp.kits.disks import naming_full_disk
 from ckp.kits.errors import CkpError, VerificationFailed
 from ckp.kits.files import CHUNK, atomic_write, building_directory, exclusive, sha256_bytes, sha256_file
 from ckp.kits.processes import run
-from ckp.verify.bundle import MAX_FILES
+from ckp.verify.bundle import MANIFEST, MAX_FILES, SIGNATURE, BundleManifest, parse_manifest, write_manifest
+from ckp.verify.bundle import Package as Listed
 from ckp.verify.packagefile import MAX_FILE
 
 PREFIX = "ckp"
-SCHEMA = 1
 MAX_BUNDLE = 4 << 30
 AGENT_IMAGE = "ckp-agent"
 """The agent's packages, deb and rpm, for hosts whose agent is upgraded from the hub."""
@@ -44,6 +43,16 @@ class Bundle:
 
     target: BundleTarget
     folder: Path
+
+    @property
+    def listing(self) -> bytes:
+        """Its bundle.json."""
+        return (self.folder / MANIFEST).read_bytes()
+
+    @property
+    def manifest(self) -> BundleManifest:
+        """Its bundle.json, parsed; the signature is not checked. Raises hostkit's VerificationFailed if it is malformed."""
+        return parse_manifest(self.listing, str(self.folder), "")
 
 
 def make_bundle(
@@ -69,29 +78,29 @@ def make_bundle(
     # By digest: the signature over this list is what a host has to go by, and a registry can say of a tag what it likes.
     pinned = {image.repository: f"{image.tag}@{image.manifest().digest}" for image in images if image.repository not in PLATFORM_IMAGES}
     storage = _storage_manifest(f"{registry}/{PREFIX}", pinned)
-    manifest = {
-        "schema": SCHEMA,
-        "release": release.name,
-        "version": release.package_version,
-        "os": target.os,
-        "os_version": target.os_version,
-        "architecture": "amd64",
-        "registry": f"{registry}/{PREFIX}",
-        "packages": [{"file": f"{item.name}.{item.format}", "name": item.name, "version": item.version, "sha256": item.sha256} for item in packages],
-        "files": [{"file": "chart-cilium.tgz", "sha256": sha256_file(chart)}, {"file": "local-path.yaml", "sha256": sha256_bytes(storage.encode())}],
-        "images": pinned,
-        "stand_ins": stand_ins,
-    }
-    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-    final = paths.cache() / "bundles" / f"{target.repository}-{release.stamp}-{sha256_bytes((key.subkey + text).encode())[:20]}"
+    manifest = BundleManifest(
+        folder="",
+        release=release.name,
+        version=release.package_version,
+        os=target.os,
+        os_version=target.os_version,
+        architecture="amd64",
+        registry=f"{registry}/{PREFIX}",
+        packages=tuple(Listed(f"{item.name}.{item.format}", item.name, item.version, item.sha256) for item in packages),
+        files={"chart-cilium.tgz": sha256_file(chart), "local-path.yaml": sha256_bytes(storage.encode())},
+        images=pinned,
+        stand_ins=tuple(stand_ins),
+    )
+    listing = write_manifest(manifest)
+    final = paths.cache() / "bundles" / f"{target.repository}-{release.stamp}-{sha256_bytes(key.subkey.encode() + listing)[:20]}"
     with exclusive(final.with_name(final.name + ".lock"), what="making a bundle", timeout=300):
         if not final.exists():
             with building_directory(final) as scratch:
                 copy_packages(list(packages), scratch)
                 shutil.copy(chart, scratch / "chart-cilium.tgz")
                 (scratch / "local-path.yaml").write_text(storage)
-                (scratch / "bundle.json").write_text(text)
-                (scratch / "bundle.json.asc").write_bytes(key.sign(text.encode(), armor=True))
+                (scratch / MANIFEST).write_bytes(listing)
+                (scratch / SIGNATURE).write_bytes(key.sign(listing, armor=True))
     return Bundle(target, final)
 
 

@@ -30,8 +30,9 @@ from ckp.distribution.packages.pack import Format, Package, Recipe, make_package
 from ckp.distribution.packages.versions import PACKAGES, component_version
 from ckp.distribution.registries.tags import check_tags
 from ckp.kits import paths
-from ckp.kits.files import sha256_file
+from ckp.kits.files import sha256_bytes
 from ckp.kits.stopping import go_on, pool
+from ckp.verify.bundle import MANIFEST
 
 PUSHES = 4
 """How many images are signed and described at the same time."""
@@ -199,8 +200,8 @@ class Distribution:
 
     def _claim(self, bundle: Bundle) -> tuple[str, str, str]:
         """What the tag of a bundle is to name, for check_tags; imgpkg decides the digest when it pushes."""
-        listing = sha256_file(bundle.folder / "bundle.json")
-        return f"{PREFIX}/{bundle.target.repository}", self.release.stamp, f"a bundle whose bundle.json has the SHA-256 {listing}"
+        listing = sha256_bytes(bundle.listing)
+        return f"{PREFIX}/{bundle.target.repository}", self.release.stamp, f"a bundle whose {MANIFEST} has the SHA-256 {listing}"
 
     def _attest(self, registry: Registry, digests: Mapping[str, str]) -> None:
         """Sign and describe what was pushed; what is signed and described already is left alone."""

@@ -28,6 +28,8 @@ from ckp.verify.packagefile import read_bounded, sha256_of
 from ckp.verify.packages import verify_package
 from ckp.verify.signatures import AGAIN, MAX_SIGNATURE, check_signature
 
+SCHEMA = 1
+"""Version of the format of bundle.json: `parse_manifest` reads it, `write_manifest` writes it."""
 MANIFEST = "bundle.json"
 SIGNATURE = "bundle.json.asc"
 MAX_MANIFEST = 1 << 20
@@ -54,20 +56,27 @@ class Package:
 
 @dataclass(frozen=True)
 class BundleManifest:
-    """A verified bundle."""
+    """The content of a bundle's bundle.json, where the bundle lies, and which key signed it."""
 
     folder: str
     release: str
+    """v1.35.1"""
     version: str
+    """Of the release's own packages: 1.35.1-ckp."""
     os: str
     os_version: str
     architecture: str
     registry: str
+    """`host:port/prefix` of the images."""
     packages: tuple[Package, ...]
     files: dict[str, str]
+    """SHA-256 of the files that are not packages, in hex, by name."""
     images: dict[str, str]
+    """`tag@sha256:…` by repository, below the registry's prefix."""
     stand_ins: tuple[str, ...] = ()
+    """Components that take the place of a pin of the release, in words."""
     key: str = ""
+    """Fingerprint of the key that signed it."""
 
     def path(self, file: str) -> str:
         """Where a file that the manifest names lies. KeyError for any other."""
@@ -176,8 +185,8 @@ def parse_manifest(raw: bytes, folder: str, key: str) -> BundleManifest:
         data = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise broken(str(error)) from None
-    if not isinstance(data, dict) or data.get("schema") != 1:
-        raise broken("schema 1 is expected")
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        raise broken(f"schema {SCHEMA} is expected")
 
     def text(source: Any, name: str) -> str:
         value = source.get(name) if isinstance(source, dict) else None
@@ -239,6 +248,32 @@ def parse_manifest(raw: bytes, folder: str, key: str) -> BundleManifest:
         stand_ins=tuple(stand_ins),
         key=key,
     )
+
+
+def write_manifest(manifest: BundleManifest) -> bytes:
+    """The bundle.json of a manifest; `parse_manifest` reads the same manifest from it.
+
+    Equal manifests give equal bytes. Folder and key are not part of the file.
+
+    Raises:
+        VerificationFailed: `parse_manifest` would reject it.
+    """
+    data = {
+        "schema": SCHEMA,
+        "release": manifest.release,
+        "version": manifest.version,
+        "os": manifest.os,
+        "os_version": manifest.os_version,
+        "architecture": manifest.architecture,
+        "registry": manifest.registry,
+        "packages": [{"file": item.file, "name": item.name, "version": item.version, "sha256": item.sha256} for item in manifest.packages],
+        "files": [{"file": name, "sha256": digest} for name, digest in manifest.files.items()],
+        "images": manifest.images,
+        "stand_ins": list(manifest.stand_ins),
+    }
+    raw = (json.dumps(data, indent=1, sort_keys=True) + "\n").encode()
+    parse_manifest(raw, manifest.folder, manifest.key)
+    return raw
 
 
 def _check_digest(name: str, found: str, wanted: str) -> None:

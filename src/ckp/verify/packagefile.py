@@ -13,6 +13,7 @@ from ckp.hostkit.errors import VerificationFailed
 from ckp.verify.signatures import AGAIN
 
 MAINTAINER = "Coredge.io"
+"""What the Maintainer of every package must hold (white paper §5.2)."""
 MAX_FILE = 1 << 30
 MAX_UNPACKED = 1 << 30
 """Bytes that one package may lay into the file system; the largest of a release has about 130 MiB."""
@@ -38,7 +39,7 @@ class PackageInfo:
 
 def maintained_by_coredge(maintainer: str) -> bool:
     """The maintainer's name is Coredge.io, not merely something that contains it ("Not Coredge.io.example")."""
-    return re.fullmatch(r"Coredge\.io(\s*<[^<>@\s]+@[^<>@\s]+>)?", maintainer.strip()) is not None
+    return re.fullmatch(re.escape(MAINTAINER) + r"(\s*<[^<>@\s]+@[^<>@\s]+>)?", maintainer.strip()) is not None
 
 
 def check_identity(info: PackageInfo, file: str, *, name: str | None = None, version: str | None = None, architecture: str | None = None) -> None:

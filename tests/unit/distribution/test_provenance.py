@@ -33,8 +33,11 @@ from ckp.distribution.packages.pack import Package
 from ckp.distribution.packages.unsigned import unsigned_sha256
 from ckp.distribution.prove.reproduce import Expected
 from ckp.kits.errors import CkpError, InvalidInput, NotFound, VerificationFailed
+from ckp.verify.bundle import Package as Listed
+from ckp.verify.bundle import write_manifest
 from tests.simulators.registry import RegistrySimulator
 from tests.support.built_release import built_release
+from tests.support.bundle_lists import bundle_list
 
 Pair = tuple[bytes, bytes]
 
@@ -305,8 +308,8 @@ def test_a_packages_provenance_has_it_signed_and_unsigned(tmp_path: Path, signer
 def test_a_bundles_provenance_goes_down_to_modules_and_names_packages_and_images(tmp_path: Path) -> None:
     shop = built_release()
     package = Package("small", "1", plain_deb(tmp_path), hashlib.sha256((tmp_path / "small.deb").read_bytes()).hexdigest())
-    listed = {"packages": [{"file": "small.deb", "sha256": package.sha256}], "files": [{"file": "c", "sha256": "cc" * 32}], "images": {}, "registry": "r:1/ckp"}
-    (tmp_path / "bundle.json").write_text(json.dumps(listed))
+    listed = bundle_list(packages=(Listed("small.deb", "small", "1", package.sha256),), files={"c": "cc" * 32}, registry="r:1/ckp")
+    (tmp_path / "bundle.json").write_bytes(write_manifest(listed))
     bundle = Bundle(BundleTarget(os="debian", os_version="12"), tmp_path)
     statement = provenance.bundle_statement(shop, bundle, [package], [], "sha256:" + "dd" * 32)
     assert [item["digest"]["sha256"] for item in statement["subject"]] == ["dd" * 32, hashlib.sha256((tmp_path / "bundle.json").read_bytes()).hexdigest()]

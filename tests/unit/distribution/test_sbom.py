@@ -29,7 +29,10 @@ from ckp.distribution.images.layers import Entry, file_layer, store
 from ckp.distribution.images.make import Image
 from ckp.distribution.packages.pack import Package
 from ckp.kits.errors import CkpError, InvalidInput
+from ckp.verify.bundle import Package as Listed
+from ckp.verify.bundle import write_manifest
 from tests.support.built_release import built_release
+from tests.support.bundle_lists import bundle_list
 
 REAL_CACHE = os.environ.get("CKP_CACHE")
 VALIDATOR = JsonStrictValidator(SchemaVersion.V1_6)
@@ -344,14 +347,10 @@ def test_a_bundles_document_has_its_packages_with_all_that_is_in_them(tmp_path: 
     package, image = make_deb(tmp_path, shop), make_image(shop)
     folder = tmp_path / "bundle"
     folder.mkdir()
-    manifest = {
-        "packages": [{"file": "small.deb", "name": "small", "version": "1.0-ckp", "sha256": package.sha256}],
-        "files": [{"file": "chart.tgz", "sha256": "cc" * 32}],
-        "images": {"small": "v1"},
-        "stand_ins": ["a stands in for b"],
-        "registry": "r:5000/ckp",
-    }
-    (folder / "bundle.json").write_text(json.dumps(manifest))
+    packages = (Listed("small.deb", "small", "1.0-ckp", package.sha256),)
+    images = {"small": f"v1@{image.manifest().digest}"}
+    manifest = bundle_list(packages=packages, files={"chart.tgz": "cc" * 32}, images=images, stand_ins=("a stands in for b",))
+    (folder / "bundle.json").write_bytes(write_manifest(manifest))
     bundle = Bundle(BundleTarget(os="debian", os_version="12"), folder)
     document = sbom.bundle_sbom(shop, bundle, [package], [image], "sha256:" + "dd" * 32)
     must_be_valid(document)

@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import quote
 
 from ckp import __version__
-from ckp.api.names import MAINTAINER
 from ckp.kits.errors import CkpError
+from ckp.verify.packagefile import MAINTAINER
 
 SPEC_VERSION = "1.6"
 MEDIA_TYPE = "application/vnd.cyclonedx+json"

@@ -32,6 +32,7 @@ from ckp.distribution.packages.unsigned import unsigned_sha256
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, VerificationFailed
 from ckp.kits.files import sha256_bytes, sha256_file
+from ckp.verify.bundle import MANIFEST
 
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "https://coredge.io/ckp/build/v1"
@@ -119,13 +120,12 @@ def bundle_statement(shop: Workshop, bundle: Bundle, packages: Iterable[Package]
     Args:
         digest: of its manifest in the registry; without it the only subject is the bundle's signed list, `bundle.json`.
     """
-    listing = (bundle.folder / "bundle.json").read_bytes()
-    manifest = json.loads(listing)
+    listing, manifest = bundle.listing, bundle.manifest
     by_hash = {package.sha256: package for package in packages}
-    if unknown := [entry["file"] for entry in manifest["packages"] if entry["sha256"] not in by_hash]:
+    if unknown := [entry.file for entry in manifest.packages if entry.sha256 not in by_hash]:
         raise CkpError(f"{bundle.folder} lists {unknown[0]} with a hash that no package of the release has")
-    contained = [by_hash[entry["sha256"]] for entry in manifest["packages"]]
-    wanted = {image.repository: image.manifest().digest for image in images if image.repository in manifest["images"]}
+    contained = [by_hash[entry.sha256] for entry in manifest.packages]
+    wanted = {image.repository: image.manifest().digest for image in images if image.repository in manifest.images}
 
     def make() -> Json:
         return _bundle(shop, bundle, listing, contained, wanted, digest)
@@ -135,19 +135,19 @@ def bundle_statement(shop: Workshop, bundle: Bundle, packages: Iterable[Package]
 
 
 def _bundle(shop: Workshop, bundle: Bundle, listing: bytes, packages: Iterable[Package], images: Mapping[str, str], digest: str) -> Json:
-    manifest, inputs = json.loads(listing), _Inputs()
+    manifest, inputs = bundle.manifest, _Inputs()
     by_hash = {package.sha256: package for package in packages}
-    for entry in manifest["packages"]:
-        package = by_hash[entry["sha256"]]
+    for entry in manifest.packages:
+        package = by_hash[entry.sha256]
         _add_package(inputs, shop, package)
-        inputs.add(entry["file"], {"sha256": package.sha256}, kind="package", unsignedSha256=unsigned_sha256(package.path))
-    for entry in manifest["files"]:
-        inputs.add(entry["file"], {"sha256": entry["sha256"]}, kind="file")
+        inputs.add(entry.file, {"sha256": package.sha256}, kind="package", unsignedSha256=unsigned_sha256(package.path))
+    for file, checksum in manifest.files.items():
+        inputs.add(file, {"sha256": checksum}, kind="file")
     for repository, image in sorted(images.items()):
         inputs.add(repository, {"sha256": image.removeprefix("sha256:")}, kind="image")
     subjects = [_subject(bundle.target.repository, digest)] if digest else []
     parameters = {"kind": "bundle", "name": bundle.target.repository, "os": bundle.target.os, "osVersion": bundle.target.os_version}
-    return _statement(shop, [*subjects, _subject("bundle.json", sha256_bytes(listing))], {**parameters, "registry": manifest["registry"]}, inputs)
+    return _statement(shop, [*subjects, _subject(MANIFEST, sha256_bytes(listing))], {**parameters, "registry": manifest.registry}, inputs)
 
 
 def _subject(name: str, digest: str) -> Json:

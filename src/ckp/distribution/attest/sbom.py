@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ckp.api.names import MAINTAINER
 from ckp.distribution.attest import layercontents
 from ckp.distribution.attest.cache import code_of, kept
 from ckp.distribution.attest.cyclonedx import Bom, Json, component, licences, properties, purl, sha256
@@ -28,6 +27,7 @@ from ckp.distribution.packages.pack import Package
 from ckp.kits import paths
 from ckp.kits.errors import CkpError
 from ckp.kits.files import sha256_bytes, sha256_file
+from ckp.verify.packagefile import MAINTAINER
 
 VENDOR = "coredge"
 MAKERS = ("attest.sbom", "attest.cyclonedx", "builder.debian", "attest.layercontents", "attest.packagecontents", "builder.gobuildinfo")
@@ -78,7 +78,7 @@ def bundle_sbom(shop: Workshop, bundle: Bundle, packages: Iterable[Package], ima
     Args:
         digest: of its manifest in the registry, once that is known.
     """
-    listing = (bundle.folder / "bundle.json").read_bytes()
+    listing = bundle.listing
     digests = {image.repository: (image, image.manifest().digest) for image in images}
     seed = ["bundle", bundle.target.repository, sha256_bytes(listing), json.dumps({name: digest for name, (_, digest) in sorted(digests.items())})]
     return _kept([*seed, digest, _shop_hash(shop)], lambda: _bundle(shop, bundle, listing, list(packages), digests, digest))
@@ -290,7 +290,7 @@ def _python_component(name: str, version: str, archives: Iterable[str], record: 
 
 
 def _bundle(shop: Workshop, bundle: Bundle, listing: bytes, packages: list[Package], digests: Mapping[str, tuple[Image, str]], own: str) -> Json:
-    manifest = json.loads(listing)
+    manifest = bundle.manifest
     root = component(
         "application",
         f"bundle:{bundle.target.repository}:{shop.stamp}",
@@ -298,17 +298,17 @@ def _bundle(shop: Workshop, bundle: Bundle, listing: bytes, packages: list[Packa
         version=shop.stamp,
         supplier={"name": MAINTAINER},
         hashes=sha256(own),
-        properties=properties([(f"{PREFIX}:list-sha256", sha256_bytes(listing)), *((f"{PREFIX}:stand-in", item) for item in manifest.get("stand_ins", ()))]),
+        properties=properties([(f"{PREFIX}:list-sha256", sha256_bytes(listing)), *((f"{PREFIX}:stand-in", item) for item in manifest.stand_ins)]),
     )
     bom = Bom(root)
     by_hash = {package.sha256: package for package in packages}
-    for entry in manifest["packages"]:
-        if entry["sha256"] not in by_hash:
-            raise CkpError(f"{bundle.folder} lists {entry['file']} with the hash {entry['sha256']}, and no package of the release has it")
-        bom.merge(package_sbom(shop, by_hash[entry["sha256"]]))
-    for entry in manifest["files"]:
-        bom.add(component("file", f"file:{entry['file']}:{entry['sha256'][:16]}", entry["file"], hashes=sha256(entry["sha256"])))
-    for repository in sorted(manifest["images"]):
+    for entry in manifest.packages:
+        if entry.sha256 not in by_hash:
+            raise CkpError(f"{bundle.folder} lists {entry.file} with the hash {entry.sha256}, and no package of the release has it")
+        bom.merge(package_sbom(shop, by_hash[entry.sha256]))
+    for file, checksum in manifest.files.items():
+        bom.add(component("file", f"file:{file}:{checksum[:16]}", file, hashes=sha256(checksum)))
+    for repository in sorted(manifest.images):
         image, digest = digests[repository]
         reference = purl("oci", repository, digest, arch="amd64", tag=image.tag)
         bom.add(

@@ -25,7 +25,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ckp.api.names import MAINTAINER
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.builder.component import Built
 from ckp.distribution.packages import completions, debs, licences
@@ -36,6 +35,7 @@ from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
 from ckp.kits.files import building_directory, exclusive, sha256_bytes, sha256_file
 from ckp.kits.processes import run
+from ckp.verify.packagefile import MAINTAINER
 
 __all__ = ["SOURCE_DATE", "Format", "Package", "Recipe", "ar_member", "ar_members", "copy_packages", "make_package", "pack_unsigned", "sign_deb"]
 

@@ -48,7 +48,7 @@ def everything(catalog: Catalog, release: str, profile: Profile, registry: str, 
     return {
         "packages": {f"{item.name}.{item.format}": {"unsigned": unsigned_sha256(item.path), "path": str(item.path)} for item in packages},
         "images": {item.repository: {"digest": item.manifest().digest, "debian": _debian(item)} for item in made.images if item.repository != AGENT_IMAGE},
-        "bundles": {item.target.repository: (item.folder / "bundle.json").read_text() for item in made.bundles},
+        "bundles": {item.target.repository: item.listing.decode() for item in made.bundles},
     }
 
 

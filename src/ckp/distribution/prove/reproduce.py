@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ckp.kits import paths
 from ckp.kits.errors import InvalidInput, NotFound
 from ckp.kits.files import CHUNK, exclusive, require_free_space, sha256_bytes
 from ckp.kits.processes import run
+from ckp.verify.bundle import parse_manifest, write_manifest
 
 COMPONENT_TIMEOUT = 4 * 3600.0
 """Seconds for one component from nothing: Kubernetes takes ten minutes on two cores, and a machine may be busy."""
@@ -254,11 +255,10 @@ def with_published(bundle: str, packages: Mapping[Path, str], signed: Mapping[st
         packages: path of each package that was packed anew -> its hash without the signature.
         signed: such a hash -> the published package's.
     """
-    manifest = json.loads(bundle)
+    manifest = parse_manifest(bundle.encode(), "", "")
     by_hash = {_hash(path): unsigned for path, unsigned in packages.items()}
-    for entry in manifest["packages"]:
-        entry["sha256"] = signed.get(by_hash.get(entry["sha256"], ""), "") or entry["sha256"]
-    return json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+    published = (replace(item, sha256=signed.get(by_hash.get(item.sha256, ""), "") or item.sha256) for item in manifest.packages)
+    return write_manifest(replace(manifest, packages=tuple(published))).decode()
 
 
 def _hash(path: Path) -> str:

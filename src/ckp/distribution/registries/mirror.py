@@ -25,6 +25,7 @@ from ckp.distribution.bundles import PREFIX, tag_of
 from ckp.kits import paths
 from ckp.kits.errors import Conflict, InvalidInput, NotFound, VerificationFailed
 from ckp.kits.files import atomic_write, exclusive, sha256_bytes
+from ckp.verify.bundle import MANIFEST
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -93,7 +94,7 @@ def bundle_list(registry: Registry, repository: str, manifest: Manifest) -> dict
         return dict(json.loads(kept.read_bytes()))
     with scratch_store(f"read {registry.address} {manifest.digest}") as store:
         for layer in manifest.layers:
-            text = _member(registry.pull_blob(repository, layer, store), "bundle.json")
+            text = _member(registry.pull_blob(repository, layer, store), MANIFEST)
             try:
                 data = json.loads(text) if text is not None else None
             except (ValueError, RecursionError):
@@ -101,7 +102,7 @@ def bundle_list(registry: Registry, repository: str, manifest: Manifest) -> dict
             if isinstance(data, dict) and isinstance(data.get("images"), dict):
                 atomic_write(kept, json.dumps(data))
                 return data
-    raise VerificationFailed(f"{registry.address}/{repository}@{manifest.digest} is no bundle: it has no bundle.json that can be read")
+    raise VerificationFailed(f"{registry.address}/{repository}@{manifest.digest} is no bundle: it has no {MANIFEST} that can be read")
 
 
 def _member(layer: Path, name: str) -> bytes | None:

@@ -14,12 +14,12 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
 
-from ckp.api.names import MAINTAINER
 from ckp.clients.signing.openpgp import SigningKey, inspect
 from ckp.distribution.repositories.files import REINDEX, Entry, check_cleartext, check_index, compare_index, keep_superseded, make_folder, switch, write
 from ckp.kits.errors import VerificationFailed
 from ckp.kits.files import sha256_bytes
 from ckp.kits.processes import run
+from ckp.verify.packagefile import MAINTAINER
 
 CODENAMES = ("bookworm", "jammy", "noble")
 LABEL = "CKP"
