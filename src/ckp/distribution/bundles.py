@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+
+from pydantic import model_validator
 
 from ckp.catalog.models import BundleTarget, Release
 from ckp.clients.oci.registry import Registry
@@ -18,11 +20,13 @@ from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.builder.component import Built
 from ckp.distribution.images.layers import EPOCH
 from ckp.distribution.images.make import Image
+from ckp.distribution.management import fill
 from ckp.distribution.packages.pack import Package, copy_packages
+from ckp.distribution.packages.recipefile import Strict, applies, built_source, read_recipe
 from ckp.distribution.packages.versions import stand_in_line
 from ckp.kits import paths
 from ckp.kits.disks import naming_full_disk
-from ckp.kits.errors import CkpError, VerificationFailed
+from ckp.kits.errors import CkpError, InvalidInput, VerificationFailed
 from ckp.kits.files import CHUNK, atomic_write, building_directory, exclusive, sha256_bytes, sha256_file
 from ckp.kits.processes import run
 from ckp.verify.bundle import MANIFEST, MAX_FILES, SIGNATURE, BundleManifest, parse_manifest, write_manifest
@@ -55,6 +59,40 @@ class Bundle:
         return parse_manifest(self.listing, str(self.folder), "")
 
 
+class BundleFile(Strict):
+    """A file of a bundle beside its packages: either a chart, packed as helm reads it, or a template beside the recipe."""
+
+    name: str
+    when: dict[str, str] = {}
+    """Left out of releases where not each of these roles is played by the component named."""
+    chart: str = ""
+    """`<component>/files/<folder>`; in the archive the folder is called as the component."""
+    template: str = ""
+    images: dict[str, str] = {}
+    """Placeholder of the template (`@NAME@`) -> repository of an image, whose full reference replaces it."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if bool(self.chart) == bool(self.template) or (self.chart and self.images):
+            raise ValueError("a file has either a chart, or a template with its images")
+        return self
+
+
+class BundleRecipe(Strict):
+    """`packaging/bundle/bundle.toml`."""
+
+    files: tuple[BundleFile, ...]
+
+
+def read_bundle_recipe() -> BundleRecipe:
+    """The recipe of all bundles. InvalidInput names the key that is wrong."""
+    return read_recipe(_recipe_file(), BundleRecipe, "a bundle")
+
+
+def _recipe_file() -> Path:
+    return paths.REPO / "packaging" / "bundle" / "bundle.toml"
+
+
 def make_bundle(
     release: Release,
     target: BundleTarget,
@@ -74,10 +112,9 @@ def make_bundle(
         if item.chosen.stands_in_for
     )
     packages = [package for package in packages if package.format == target.format]
-    chart = _chart(built["cilium"])
     # By digest: the signature over this list is what a host has to go by, and a registry can say of a tag what it likes.
     pinned = {image.repository: f"{image.tag}@{image.manifest().digest}" for image in images if image.repository not in PLATFORM_IMAGES}
-    storage = _storage_manifest(f"{registry}/{PREFIX}", pinned)
+    files = _files(built, f"{registry}/{PREFIX}", pinned)
     manifest = BundleManifest(
         folder="",
         release=release.name,
@@ -87,7 +124,7 @@ def make_bundle(
         architecture="amd64",
         registry=f"{registry}/{PREFIX}",
         packages=tuple(Listed(f"{item.name}.{item.format}", item.name, item.version, item.sha256) for item in packages),
-        files={"chart-cilium.tgz": sha256_file(chart), "local-path.yaml": sha256_bytes(storage.encode())},
+        files={name: sha256_bytes(content) for name, content in files.items()},
         images=pinned,
         stand_ins=tuple(stand_ins),
     )
@@ -97,8 +134,8 @@ def make_bundle(
         if not final.exists():
             with building_directory(final) as scratch:
                 copy_packages(list(packages), scratch)
-                shutil.copy(chart, scratch / "chart-cilium.tgz")
-                (scratch / "local-path.yaml").write_text(storage)
+                for name, content in files.items():
+                    (scratch / name).write_bytes(content)
                 (scratch / MANIFEST).write_bytes(listing)
                 (scratch / SIGNATURE).write_bytes(key.sign(listing, armor=True))
     return Bundle(target, final)
@@ -109,30 +146,49 @@ def tag_of(pinned: str) -> str:
     return pinned.partition("@")[0]
 
 
-def _storage_manifest(registry: str, pinned: Mapping[str, str]) -> str:
-    template = (paths.REPO / "packaging" / "bundle" / "local-path.yaml").read_text()
-    # kube-proxy's image has the shell and coreutils that the helper pod's scripts need; it is on the host anyway.
-    helper, provisioner = (f"{registry}/{name}:{pinned[name]}" for name in ("kube-proxy", "local-path-provisioner"))
-    return template.replace("@HELPER@", helper).replace("@PROVISIONER@", provisioner)
+def _files(built: Mapping[str, Built], registry: str, pinned: Mapping[str, str]) -> dict[str, bytes]:
+    """What the recipe's files hold in this release, by name."""
+    found: dict[str, bytes] = {}
+    for number, file in enumerate(read_bundle_recipe().files):
+        if not applies(file.when, built):
+            continue
+        where = f"{_recipe_file()}: files.{number}"
+        if file.chart:
+            folder = built_source(file.chart, built, f"{where}.chart")
+            found[file.name] = packed_chart(folder, file.chart.partition("/")[0]).read_bytes()
+            continue
+        for name, repository in file.images.items():
+            if repository not in pinned:
+                raise InvalidInput(f"{where}.images.{name}: the release has no image {repository!r}", resolution=f"write one of: {', '.join(sorted(pinned))}")
+        images = {name: f"{registry}/{repository}:{pinned[repository]}" for name, repository in file.images.items()}
+        template = _recipe_file().parent / file.template
+        if not template.is_file():
+            raise InvalidInput(f"{where}.template: there is no {template}", resolution="add that file, or correct its name")
+        found[file.name] = fill(template.read_text(), images, str(template)).encode()
+    return found
 
 
-def _chart(cilium: Built) -> Path:
-    """Cilium's chart as a helm archive; the same chart gives the same bytes."""
-    final = cilium.folder.parent / f"{cilium.folder.name}-chart"
+def packed_chart(folder: Path, name: str) -> Path:
+    """A chart as a helm archive, packed or found packed; the same chart gives the same bytes.
+
+    Args:
+        name: of the folder in the archive.
+    """
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    content = [f"{path.relative_to(folder)} {sha256_file(path)}" for path in files]
+    final = paths.cache() / "charts" / f"{name}-{sha256_bytes(chr(10).join(content).encode())[:20]}"
     with exclusive(final.with_name(final.name + ".lock"), what="packing a chart", timeout=60):
         if not final.exists():
             with building_directory(final) as scratch:
                 tar = scratch / "chart.tar"
                 with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as archive:
-                    for path in sorted(cilium.file("chart").rglob("*")):
-                        if path.is_file():
-                            info = tarfile.TarInfo(f"cilium/{path.relative_to(cilium.file('chart'))}")
-                            info.size, info.mtime, info.mode = path.stat().st_size, EPOCH, 0o644
-                            with path.open("rb") as stream:
-                                archive.addfile(info, stream)
+                    for path in files:
+                        info = tarfile.TarInfo(f"{name}/{path.relative_to(folder)}")
+                        info.size, info.mtime, info.mode = path.stat().st_size, EPOCH, 0o644
+                        with path.open("rb") as stream:
+                            archive.addfile(info, stream)
                 run(["gzip", "-n", "-9", tar], timeout=60, what="packing a chart")
-                (scratch / "chart.tar.gz").rename(scratch / "chart-cilium.tgz")
-    return final / "chart-cilium.tgz"
+    return final / "chart.tar.gz"
 
 
 def is_pushed(bundle: Bundle, release: Release, registry: Registry) -> bool:

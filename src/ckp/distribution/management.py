@@ -127,16 +127,23 @@ class Management:
         for path in sorted((paths.REPO / "deploy").glob("*.yaml")):
             if path.name == FOUNDATION:
                 continue
-            objects += _load(fill(path.read_text(), known, path.name))
+            objects += _load(fill(path.read_text(), known, f"deploy/{path.name}"))
         return objects
 
 
 def fill(template: str, settings: Mapping[str, str], name: str) -> str:
-    """`template` with its `@NAME@` placeholders replaced by settings; CkpError names one that has none."""
+    """`template` with its `@NAME@` placeholders replaced by settings.
+
+    Args:
+        name: what the template is called in errors.
+
+    Raises:
+        CkpError: a placeholder has no setting.
+    """
 
     def value(match: re.Match[str]) -> str:
         if match.group(1) not in settings:
-            raise CkpError(f"deploy/{name} has the placeholder @{match.group(1)}@, which no setting fills")
+            raise CkpError(f"{name} has the placeholder @{match.group(1)}@, which no setting fills")
         return settings[match.group(1)]
 
     return re.sub(r"@([A-Z][A-Z0-9_]*)@", value, template)

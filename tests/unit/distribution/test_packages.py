@@ -389,7 +389,7 @@ def test_packages_have_canonical_names_and_plain_ones_in_a_bundle(tmp_path: Path
     ("text", "said"),
     [
         ('summary = "x"\n', "description: Field required"),
-        ('summary = "x"\ndescription = "x"\ncopyright = {}\ndepend = ["y"]\n', "depend: Extra inputs are not permitted"),
+        ('summary = "x"\ndescription = "x"\ncopyright = {}\ndepend = ["y"]\n', "depend: unknown key; write one of: completions, contents, copyright"),
         ('summary = "x"\ndescription = "x"\ncopyright = {}\n[deb]\nscripts = { postinst = "x" }\n', "deb.scripts.postinst"),
         ("summary = \n", "cannot be read"),
     ],

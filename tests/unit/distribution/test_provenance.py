@@ -28,11 +28,15 @@ from ckp.distribution.attest.cyclonedx import MEDIA_TYPE, render
 from ckp.distribution.attest.workshop import Workshop
 from ckp.distribution.builder.gobuildinfo import Program, dirhash_hex, read_sums
 from ckp.distribution.bundles import Bundle
+from ckp.distribution.images.layers import Entry, file_layer
+from ckp.distribution.images.make import Image
 from ckp.distribution.packages.debs import sign_deb
 from ckp.distribution.packages.pack import Package
 from ckp.distribution.packages.unsigned import unsigned_sha256
 from ckp.distribution.prove.reproduce import Expected
+from ckp.kits import paths
 from ckp.kits.errors import CkpError, InvalidInput, NotFound, VerificationFailed
+from ckp.kits.files import sha256_file
 from ckp.verify.bundle import Package as Listed
 from ckp.verify.bundle import write_manifest
 from tests.simulators.registry import RegistrySimulator
@@ -305,6 +309,15 @@ def test_a_packages_provenance_has_it_signed_and_unsigned(tmp_path: Path, signer
     assert [item["digest"]["sha256"] for item in statement["subject"]] == [package.sha256, hashlib.sha256(plain.read_bytes()).hexdigest()]
 
 
+def test_an_images_provenance_names_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = built_release()
+    monkeypatch.setenv("CKP_CACHE", str(tmp_path / "cache"))
+    recipe = paths.REPO / "packaging" / "images" / "coredns.toml"
+    image = Image("coredns", "v1", (file_layer([Entry("/x", recipe)]),), recipe=(recipe,))
+    found = kinds(provenance.image_statement(shop, image), "recipe")
+    assert [(item["name"], item["digest"]["sha256"]) for item in found] == [("packaging/images/coredns.toml", sha256_file(recipe))]
+
+
 def test_a_bundles_provenance_goes_down_to_modules_and_names_packages_and_images(tmp_path: Path) -> None:
     shop = built_release()
     package = Package("small", "1", plain_deb(tmp_path), hashlib.sha256((tmp_path / "small.deb").read_bytes()).hexdigest())
@@ -314,6 +327,7 @@ def test_a_bundles_provenance_goes_down_to_modules_and_names_packages_and_images
     statement = provenance.bundle_statement(shop, bundle, [package], [], "sha256:" + "dd" * 32)
     assert [item["digest"]["sha256"] for item in statement["subject"]] == ["dd" * 32, hashlib.sha256((tmp_path / "bundle.json").read_bytes()).hexdigest()]
     assert kinds(statement, "package")[0]["annotations"]["unsignedSha256"] == package.sha256, "it was never signed"
+    assert "packaging/bundle/bundle.toml" in [item["name"] for item in kinds(statement, "recipe")]
     expected = Expected.of([statement])
     assert expected.hashes["package", "small.deb"] == package.sha256 and expected.registry == "r:1"
     with pytest.raises(CkpError, match=r"lists small\.deb with a hash that no package of the release has"):

@@ -38,6 +38,8 @@ PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "https://coredge.io/ckp/build/v1"
 BUILDER = "https://coredge.io/ckp/dist"
 TARGET = "linux/amd64"
+BUNDLE_RECIPE = "bundle"
+"""The folder below `packaging/` that describes the files of bundles."""
 LOCK_FILES = ("source.toml", "go.mod", "go.sum")
 RECIPE = "1"
 MAKERS = ("attest.provenance", "builder.goflags", "attest.layercontents", "attest.packagecontents")
@@ -86,7 +88,7 @@ def binary_statement(shop: Workshop, program: Program) -> Json:
 
 def package_statement(shop: Workshop, package: Package) -> Json:
     """The provenance of a package. Its second subject is the package without its signature, which anybody's build can be compared with."""
-    seed = ["package", package.name, package.version, package.sha256, _tree_hash(_recipe_files(package)), _shop_hash(shop)]
+    seed = ["package", package.name, package.version, package.sha256, _tree_hash(_recipe_files(package.name)), _shop_hash(shop)]
 
     def make() -> Json:
         inputs = _Inputs()
@@ -99,11 +101,13 @@ def package_statement(shop: Workshop, package: Package) -> Json:
 
 
 def image_statement(shop: Workshop, image: Image) -> Json:
-    """The provenance of an image: all programs in it with their sources, Debian's packages, and the lock of Python's."""
+    """The provenance of an image: its recipe, all programs in it with their sources, Debian's packages, and the lock of Python's."""
     digest = image.manifest().digest
 
     def make() -> Json:
         inputs = _Inputs()
+        for path in image.recipe:
+            inputs.add_file(path, kind="recipe")
         for layer, _ in image.layers:
             _add_layer(inputs, shop, image, layercontents.contents(layer))
         parameters = {"kind": "image", "name": image.repository, "tag": image.tag}
@@ -111,7 +115,8 @@ def image_statement(shop: Workshop, image: Image) -> Json:
 
     known = [str(layercontents.contents(layer).debian) for layer, _ in image.layers]
     known += [json.dumps(pause.recorded(shop.built["kubernetes"].file(pause.SOURCE), image.tag))] if image.repository == "pause" else []
-    return _kept(["image", image.repository, image.tag, digest, sha256_bytes("".join(known).encode()), _shop_hash(shop)], make)
+    decided = [image.repository, image.tag, digest, _tree_hash(image.recipe), sha256_bytes("".join(known).encode()), _shop_hash(shop)]
+    return _kept(["image", *decided], make)
 
 
 def bundle_statement(shop: Workshop, bundle: Bundle, packages: Iterable[Package], images: Iterable[Image], digest: str = "") -> Json:
@@ -130,12 +135,14 @@ def bundle_statement(shop: Workshop, bundle: Bundle, packages: Iterable[Package]
     def make() -> Json:
         return _bundle(shop, bundle, listing, contained, wanted, digest)
 
-    recipes = [_tree_hash(_recipe_files(package)) for package in contained]
+    recipes = [_tree_hash(_recipe_files(name)) for name in (BUNDLE_RECIPE, *(package.name for package in contained))]
     return _kept(["bundle", bundle.target.repository, sha256_bytes(listing), digest, json.dumps(wanted, sort_keys=True), *recipes, _shop_hash(shop)], make)
 
 
 def _bundle(shop: Workshop, bundle: Bundle, listing: bytes, packages: Iterable[Package], images: Mapping[str, str], digest: str) -> Json:
     manifest, inputs = bundle.manifest, _Inputs()
+    for path in _recipe_files(BUNDLE_RECIPE):
+        inputs.add_file(path, kind="recipe")
     by_hash = {package.sha256: package for package in packages}
     for entry in manifest.packages:
         package = by_hash[entry.sha256]
@@ -234,15 +241,16 @@ def _add_debian(inputs: _Inputs, package: DebianPackage, kind: str = "debian") -
     inputs.add(f"{package.name} {package.version}", {"sha256": package.sha256} if package.sha256 else {}, uri, kind=kind)
 
 
-def _recipe_files(package: Package) -> list[Path]:
-    return sorted(path for path in (paths.REPO / "packaging" / package.name).rglob("*") if path.is_file())
+def _recipe_files(name: str) -> list[Path]:
+    """The files that describe a package, by its name, or all bundles (BUNDLE_RECIPE)."""
+    return sorted(path for path in (paths.REPO / "packaging" / name).rglob("*") if path.is_file())
 
 
 def _add_package(inputs: _Inputs, shop: Workshop, package: Package) -> None:
     for file in read_package(package).files:
         if program := shop.programs.get(file.sha256):
             _add_program(inputs, shop, program)
-    for path in _recipe_files(package):
+    for path in _recipe_files(package.name):
         inputs.add_file(path, kind="recipe")
     if package.name == "ckp-agent":
         inputs.add_file(paths.REPO / "requirements" / "agent.txt", kind="lock")

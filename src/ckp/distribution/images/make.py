@@ -1,7 +1,7 @@
 """The images of a release: every core component, the management layer's controllers, and CKP's own platform image.
 
-All are made from what this project built: static programs on an empty file system, or on a minimal Debian where a program
-needs other programs. Nothing is pulled from a registry.
+What is in an image is data (ckp.distribution.images.recipes). All are made from what this project built: static programs on an empty file system,
+or on a minimal Debian where a program needs other programs. Nothing is pulled from a registry.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import py_compile
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ckp.catalog.models import Release
@@ -19,17 +19,16 @@ from ckp.clients.oci.registry import Descriptor, image_manifest
 from ckp.distribution.builder.component import Built
 from ckp.distribution.images import pause
 from ckp.distribution.images.layers import CREATED, Entry, Layer, debian_layer, file_layer, program_layer, store
+from ckp.distribution.images.recipes import AGENT, CKP, IMAGE_TAGS, RELEASE, Content, ImageRecipe, LayerData, read_images
 from ckp.distribution.packages.agent import tag_of_version
 from ckp.distribution.packages.pack import Package
+from ckp.distribution.packages.recipefile import applies, built_source
 from ckp.kits import paths
+from ckp.kits.errors import InvalidInput
 from ckp.kits.files import building_directory, exclusive, sha256_bytes, sha256_file
 from ckp.kits.processes import run
 
-NONROOT = "65532:65532"
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-PYTHON_PACKAGES = ("ca-certificates", "python3-minimal", "libpython3-stdlib", "openssl", "tzdata")
-NETWORK_PACKAGES = ("bash", "ca-certificates", "conntrack", "ethtool", "iproute2", "ipset", "iptables", "kmod", "libelf1", "nftables", "util-linux", "mount")
-CLANG = "usr/lib/llvm-19/lib/clang/19/include"
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,8 @@ class Image:
     user: str = ""
     env: tuple[str, ...] = (PATH,)
     workdir: str = "/"
+    recipe: tuple[Path, ...] = ()
+    """Files below `packaging/` that describe it."""
 
     def manifest(self) -> Descriptor:
         """Store config and manifest, and return the manifest's descriptor."""
@@ -56,112 +57,139 @@ class Image:
 
 @dataclass
 class ImageBuilder:
-    """Makes the images of one release from its built components."""
+    """Makes the images of one release from its built components, as their recipes say.
+
+    Args:
+        built: the components by their role.
+        say: takes lines of progress.
+        agents: the agent's packages; without them its image is not made.
+    """
 
     release: Release
     built: Mapping[str, Built]
     say: Callable[[str], None]
     agents: Sequence[Package] = ()
-    _images: list[Image] = field(default_factory=list)
 
     def all(self) -> list[Image]:
-        """Every image of the release, made or found."""
-        self._core()
-        self._management()
-        self._cilium()
-        self._platform()
-        if self.agents:
-            self._agent()
-        return self._images
+        """Every image of the release, made or found made.
 
-    def _add(self, repository: str, tag: str, layers: Sequence[Layer], entrypoint: Sequence[str] = (), user: str = "", **more: object) -> None:
-        image = Image(repository, tag, tuple(layers), tuple(entrypoint), user, **more)  # type: ignore[arg-type]
-        self._images.append(image)
-        self.say(f"image {repository}:{tag}, {sum(layer[0].size for layer in layers) >> 20} MiB")
+        Raises:
+            InvalidInput: a recipe is wrong; nothing was made.
+        """
+        plans = [_Plan(self, recipe) for recipe in read_images() if self._wanted(recipe)]
+        for plan in plans:
+            plan.check()
+        return [self._made(plan) for plan in plans]
 
-    def _version(self, role: str) -> str:
-        return self.built[role].chosen.source.version
+    def _wanted(self, recipe: ImageRecipe) -> bool:
+        return applies(recipe.data.when, self.built) and (recipe.data.version != AGENT or bool(self.agents))
 
-    def _core(self) -> None:
-        kubernetes, stamp = self.built["kubernetes"], self.release.stamp
-        for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler"):
-            self._add(name, stamp, [_program(kubernetes.binary(name), f"/usr/local/bin/{name}")])
-        network = debian_layer(NETWORK_PACKAGES)
-        self._add("kube-proxy", stamp, [network, _program(kubernetes.binary("kube-proxy"), "/usr/local/bin/kube-proxy")])
-        # kubeadm and kubectl run as Jobs against hosted control planes.
-        self._add("kubeadm", stamp, [_static(kubernetes, {"kubeadm": "/usr/local/bin/kubeadm", "kubectl": "/usr/local/bin/kubectl"})], user=NONROOT)
-        etcd = {"etcd": "/usr/local/bin/etcd", "etcdctl": "/usr/local/bin/etcdctl", "etcdutl": "/usr/local/bin/etcdutl"}
-        self._add("etcd", self.release.image_tags["etcd"], [_static(self.built["etcd"], etcd)])
-        self._add("coredns", self._version("coredns"), [_program(self.built["coredns"].binary("coredns"), "/coredns")], ["/coredns"])
-        tag = self.release.image_tags["pause"]
-        self._add("pause", tag, [_program(pause.build(kubernetes.file(pause.SOURCE), tag), "/pause")], ["/pause"], "65535:65535")
-        konnectivity = self.built["konnectivity"]
-        for name, program in (("konnectivity-server", "proxy-server"), ("konnectivity-agent", "proxy-agent")):
-            self._add(name, self._version("konnectivity"), [_program(konnectivity.binary(program), f"/{program}")], [f"/{program}"], NONROOT)
+    def _made(self, plan: _Plan) -> Image:
+        image = plan.make()
+        self.say(f"image {image.repository}:{image.tag}, {sum(layer[0].size for layer in image.layers) >> 20} MiB")
+        return image
 
-    def _management(self) -> None:
-        capi, version = self.built["cluster-api"], self._version("cluster-api")
-        self._add("cluster-api-controller", version, [_program(capi.binary("cluster-api-manager"), "/manager")], ["/manager"], NONROOT)
-        self._add("kubeadm-bootstrap-controller", version, [_program(capi.binary("kubeadm-bootstrap-manager"), "/manager")], ["/manager"], NONROOT)
-        certificates, version = self.built["cert-manager"], self._version("cert-manager")
-        for name in ("controller", "webhook", "cainjector"):
-            self._add(f"cert-manager-{name}", version, [_program(certificates.binary(name), f"/{name}")], [f"/{name}"], NONROOT)
-        storage = self.built["openebs"]
-        program = storage.chosen.source.binaries[0].name
-        self._add(program, storage.chosen.source.version, [_program(storage.binary(program), f"/usr/bin/{program}")], [program], env=(PATH,))
-
-    def _cilium(self) -> None:
-        cilium, version = self.built["cilium"], self._version("cilium")
-        network = debian_layer(NETWORK_PACKAGES)
-        # Cilium compiles its BPF programs on the host; of a compiler's 400 MB of packages that takes clang, its libraries and a few headers.
-        headers = [f"{CLANG}/{pattern}" for pattern in ("std*.h", "__std*.h", "limits.h", "float.h", "iso646.h", "builtins.h")]
-        compiler = program_layer("clang-19", "/usr/lib/llvm-19/bin/clang", "/usr/bin/clang", extra=headers)
-        programs = {
-            "cilium-agent": "/usr/bin/cilium-agent",
-            "cilium-dbg": "/usr/bin/cilium-dbg",
-            "cilium-cni": "/opt/cni/bin/cilium-cni",
-            "cilium-mount": "/usr/bin/cilium-mount",
-            "cilium-sysctlfix": "/usr/bin/cilium-sysctlfix",
-            "cilium-health": "/usr/bin/cilium-health",
-            "cilium-health-responder": "/usr/bin/cilium-health-responder",
-            "cilium-bugtool": "/usr/bin/cilium-bugtool",
+    @property
+    def extras(self) -> dict[str, Callable[[], Sequence[Path]]]:
+        """What recipes call `extra/<name>`: what is neither a component nor beside the recipe. Several files are put below the content's `dst`."""
+        return {
+            "pause": lambda: (pause.build(self.built["kubernetes"].file(pause.SOURCE), self.release.image_tags["pause"]),),
+            "platform-code": lambda: (platform_code(),),
+            "platform-python": lambda: (python_site("platform"),),
+            "catalog-releases": lambda: (paths.REPO / "catalog" / "releases",),
+            "agent-packages": lambda: tuple(package.path for package in self.agents),
         }
-        scripts = [Entry(f"/{name}", cilium.file(name), 0o755) for name in ("init-container.sh", "install-plugin.sh", "cni-uninstall.sh")]
-        files = [
-            *(Entry(target, cilium.binary(name), 0o755) for name, target in programs.items()),
-            *scripts,
-            Entry("/usr/bin/cilium", link="cilium-dbg"),
-            Entry("/cni/loopback", self.built["cni-plugins"].binary("loopback"), 0o755),
-            Entry("/var/lib/cilium/bpf", cilium.file("bpf")),
-        ]
-        self._add("cilium", version, [network, compiler, file_layer(files)], ["/usr/bin/cilium-dbg"], workdir="/var/lib/cilium")
-        operator = _program(cilium.binary("cilium-operator-generic"), "/usr/bin/cilium-operator-generic")
-        self._add("cilium-operator-generic", version, [network, operator], ["/usr/bin/cilium-operator-generic"])
-
-    def _platform(self) -> None:
-        """CKP's controllers, hub and Compass: one image, three programs, each with rights of its own."""
-        base = debian_layer(PYTHON_PACKAGES)
-        site = python_site("platform")
-        code = file_layer([Entry("/opt/ckp/src/ckp", platform_code()), Entry("/opt/ckp/catalog", paths.REPO / "catalog" / "releases")])
-        env = (PATH, "PYTHONPATH=/opt/ckp/src:/opt/ckp/site", "PYTHONUNBUFFERED=1", "PYTHONDONTWRITEBYTECODE=1", "HOME=/tmp")
-        self._add("ckp-platform", platform_tag(), [base, file_layer([Entry("/opt/ckp/site", site)]), code], ["python3", "-m"], NONROOT, env=env)
-        charts = [Entry("/charts/cilium", self.built["cilium"].file("chart"))]
-        helm = [Entry("/usr/local/bin/helm", self.built["helm"].binary("helm"), 0o755), *charts]
-        self._add("ckp-addons", platform_tag(), [file_layer(helm)], ["/usr/local/bin/helm"], NONROOT, env=(PATH, "HOME=/tmp"))
-
-    def _agent(self) -> None:
-        """The agent's packages for hosts that upgrade it: verified there like any other, so the image is only their way."""
-        version = self.agents[0].version
-        packages = [Entry(f"/{package.name}.{package.format}", package.path) for package in self.agents]
-        self._add("ckp-agent", tag_of_version(version), [file_layer(packages)])
 
 
-def _program(binary: Path, target: str) -> Layer:
-    return file_layer([Entry(target, binary, 0o755), Entry("/tmp/", mode=0o1777)])
+@dataclass(frozen=True)
+class _Plan:
+    """One recipe, applied to a release."""
 
+    builder: ImageBuilder
+    recipe: ImageRecipe
 
-def _static(built: Built, programs: Mapping[str, str]) -> Layer:
-    return file_layer([*(Entry(target, built.binary(name), 0o755) for name, target in programs.items()), Entry("/tmp/", mode=0o1777)])
+    def check(self) -> None:
+        """InvalidInput if the recipe names what the release does not have."""
+        self._tag()
+        for number, layer in enumerate(self.recipe.data.layers):
+            if layer.debian:
+                self.recipe.debian_packages(layer.debian, f"{self.recipe.file}: layers.{number}.debian")
+            for place, content in self._contents(number, layer):
+                if content.type == "file":
+                    self._source(content, place)
+
+    def make(self) -> Image:
+        """The image, made or found made."""
+        data = self.recipe.data
+        layers = tuple(made for number, layer in enumerate(data.layers) if (made := self._layer(number, layer)))
+        return Image(self.recipe.repository, self._tag(), layers, data.entrypoint, data.user, (PATH, *data.env), data.workdir, self._files())
+
+    def _files(self) -> tuple[Path, ...]:
+        own = self.recipe.own_file("")
+        lists = {self.recipe.debian_file(layer.debian) for layer in self.recipe.data.layers if layer.debian}
+        return (self.recipe.file, *sorted(lists), *sorted(path for path in own.rglob("*") if path.is_file()))
+
+    def _tag(self) -> str:
+        version, release = self.recipe.data.version, self.builder.release
+        if version == RELEASE:
+            return release.stamp
+        if version == CKP:
+            return platform_tag()
+        if version == AGENT:
+            return tag_of_version(self.builder.agents[0].version)
+        if version == IMAGE_TAGS:
+            if self.recipe.repository not in release.image_tags:
+                raise InvalidInput(
+                    f"{self.recipe.file}: version: {release.name} has no image tag {self.recipe.repository}",
+                    resolution=f"add it to [image_tags] of the release's file, or write what decides the tag: a component, {RELEASE}, {CKP}",
+                )
+            return release.image_tags[self.recipe.repository]
+        if version not in self.builder.built:
+            raise InvalidInput(
+                f"{self.recipe.file}: version: {release.name} has no component {version!r}",
+                resolution=f"write one of: {', '.join([RELEASE, IMAGE_TAGS, CKP, AGENT, *sorted(self.builder.built)])}",
+            )
+        return self.builder.built[version].chosen.source.version
+
+    def _layer(self, number: int, layer: LayerData) -> Layer | None:
+        """A layer; None if the release has none of its contents."""
+        if layer.debian:
+            return debian_layer(self.recipe.debian_packages(layer.debian, str(self.recipe.file)))
+        if program := layer.program:
+            return program_layer(program.package, program.path, program.link, extra=program.files)
+        contents = self._contents(number, layer)
+        return file_layer([entry for place, content in contents for entry in self._entries(content, place)]) if contents else None
+
+    def _contents(self, number: int, layer: LayerData) -> list[tuple[str, Content]]:
+        """Those of the release, each with its place in the recipe."""
+        found = enumerate(layer.contents)
+        return [(f"{self.recipe.file}: layers.{number}.contents.{index}.src", item) for index, item in found if applies(item.when, self.builder.built)]
+
+    def _entries(self, content: Content, place: str) -> list[Entry]:
+        mode = int(content.mode, 8)
+        if content.type == "symlink":
+            return [Entry(content.dst, link=content.src)]
+        if content.type == "dir":
+            return [Entry(f"{content.dst.rstrip('/')}/", mode=mode)]
+        files = self._source(content, place)()
+        if len(files) == 1 and not content.dst.endswith("/"):
+            return [Entry(content.dst, files[0], mode)]
+        return [Entry(f"{content.dst.rstrip('/')}/{file.name}", file, mode) for file in files]
+
+    def _source(self, content: Content, place: str) -> Callable[[], Sequence[Path]]:
+        """What a file's `src` names, for when it is needed: some of it is made first. InvalidInput if there is no such source."""
+        origin, _, name = content.src.partition("/")
+        if origin == "extra":
+            if name not in self.builder.extras:
+                raise InvalidInput(f"{place}: there is no {content.src}", resolution=f"write extra/ and one of: {', '.join(sorted(self.builder.extras))}")
+            return self.builder.extras[name]
+        if origin == "self":
+            file = self.recipe.own_file(name)
+            if not file.exists():
+                raise InvalidInput(f"{place}: there is no {file}", resolution="add that file, or correct its name")
+            return lambda: (file,)
+        path = built_source(content.src, self.builder.built, place)
+        return lambda: (path,)
 
 
 def platform_code() -> Path:

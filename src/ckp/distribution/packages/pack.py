@@ -17,18 +17,16 @@ import os
 import re
 import shutil
 import tempfile
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.builder.component import Built
 from ckp.distribution.packages import completions, debs, licences
 from ckp.distribution.packages.debs import SOURCE_DATE, ar_member, ar_members, sign_deb
+from ckp.distribution.packages.recipefile import Strict, read_recipe
 from ckp.distribution.packages.rpm import sign_rpm
 from ckp.distribution.packages.rpm_payload import with_relative_paths
 from ckp.kits import paths
@@ -75,11 +73,7 @@ class Package:
         return f"{self.name}-{self.version}.{self.architecture}.rpm"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Content(_Strict):
+class Content(Strict):
     """A file, folder or link of a package.
 
     Sources are `<component>/bin/<program>`, `<component>/files/<path>`, `self/<file>` (beside the recipe) or `extra/<name>` (handed in by the
@@ -97,14 +91,14 @@ class Content(_Strict):
         return int(self.mode or ("0755" if self.type == "dir" else "0644"), 8)
 
 
-class Completion(_Strict):
+class Completion(Strict):
     """A program that writes shell completions for itself."""
 
     program: str
     shells: tuple[completions.Shell, ...]
 
 
-class Note(_Strict):
+class Note(Strict):
     """A finding of lintian that upstream's nature demands, and why."""
 
     tag: str
@@ -112,7 +106,7 @@ class Note(_Strict):
     reason: str
 
 
-class Side(_Strict):
+class Side(Strict):
     """What only the deb or only the rpm has. `{component}` in a relation becomes that component's version."""
 
     section: str = "admin"
@@ -126,7 +120,7 @@ class Side(_Strict):
     lint: tuple[Note, ...] = ()
 
 
-class Data(_Strict):
+class Data(Strict):
     """`package.toml`. `copyright` names the holders by component, `self` being CKP; `notices` are further licence texts beside the recipe."""
 
     summary: str
@@ -151,13 +145,7 @@ class Recipe:
     def read(cls, name: str) -> Recipe:
         """The recipe of the package `name`. InvalidInput names the file and the field that cannot be."""
         file = paths.REPO / "packaging" / name / "package.toml"
-        try:
-            return cls(name, file.parent, Data(**tomllib.loads(file.read_text())))
-        except (FileNotFoundError, tomllib.TOMLDecodeError) as error:
-            raise InvalidInput(f"{file} cannot be read: {error}") from error
-        except ValidationError as error:
-            findings = "\n".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-            raise InvalidInput(f"{file} is no valid recipe of a package", details=findings) from error
+        return cls(name, file.parent, read_recipe(file, Data, "a package"))
 
     def side(self, format: Format) -> Side:
         """What only this kind of package has."""
