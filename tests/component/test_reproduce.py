@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ckp.catalog.load import Catalog
+from ckp.distribution.attest.builtrelease import open_built_release
 from ckp.distribution.attest.provenance import binary_statement
-from ckp.distribution.attest.workshop import open_workshop
 from ckp.distribution.builder.component import build_component, build_into
 from ckp.distribution.builder.gobuildinfo import Reader
 from ckp.distribution.prove.reproduce import Expected, Finding, Reproduction, remove_tree, where_differs, with_published
@@ -68,9 +68,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         release = catalog.release(RELEASE)
         chosen = catalog.choose(release, ROLE, "lab")
         build_component(catalog, chosen, release.stamp, print)
-        shop = open_workshop(catalog, release, "lab", [ROLE])
-        expected = Expected.of(binary_statement(shop, program) for program in shop.programs.values())
-        expected.files = {("binary", f"{ROLE}/{item.name}"): item.path for item in shop.programs.values()}
+        built = open_built_release(catalog, release, "lab", [ROLE])
+        expected = Expected.of(binary_statement(built, program) for program in built.programs.values())
+        expected.files = {("binary", f"{ROLE}/{item.name}"): item.path for item in built.programs.values()}
         # Somebody has published a host-local that is not from this release: its stamp is another.
         build_into(catalog, chosen.source, "v1.35.1-ckx", root / "forged", print)
         forged = root / "forged/bin/host-local"

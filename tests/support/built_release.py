@@ -7,20 +7,20 @@ from functools import cache
 import pytest
 
 from ckp.catalog.load import Catalog
-from ckp.distribution.attest.workshop import Workshop, open_workshop
+from ckp.distribution.attest.builtrelease import BuiltRelease, open_built_release
 
 RELEASE = "v1.35.1"
 
 
 @cache
-def _shop() -> Workshop:
+def _built() -> BuiltRelease:
     catalog = Catalog()
-    return open_workshop(catalog, catalog.release(RELEASE), "lab", partial=True)
+    return open_built_release(catalog, catalog.release(RELEASE), "lab", partial=True)
 
 
-def built_release() -> Workshop:
+def built_release() -> BuiltRelease:
     """The release in the profile `lab`; skips the test if a component of it is not built."""
-    shop = _shop()
-    if shop.missing:
-        pytest.skip(f"needs the built release (make build): {', '.join(shop.missing)} is not built")
-    return shop
+    built = _built()
+    if built.missing:
+        pytest.skip(f"needs the built release (make build): {', '.join(built.missing)} is not built")
+    return built

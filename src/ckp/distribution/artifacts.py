@@ -1,4 +1,4 @@
-"""Things of a release by the names that people give them, with their SBOM and provenance: programs, packages, images, bundles, files."""
+"""Artifacts of a release by name, with their SBOM and provenance: programs, packages, images, bundles, files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from ckp.catalog.load import Catalog, Profile
 from ckp.clients.signing.openpgp import SIGNING
 from ckp.distribution.attest import provenance, sbom
+from ckp.distribution.attest.builtrelease import BuiltRelease, open_built_release
 from ckp.distribution.attest.cyclonedx import Json
-from ckp.distribution.attest.workshop import Workshop, open_workshop
 from ckp.distribution.builder.gobuildinfo import Program, Reader, programs
 from ckp.distribution.bundles import Bundle
 from ckp.distribution.images.make import Image
@@ -22,12 +22,12 @@ from ckp.kits.errors import InvalidInput, NotFound
 from ckp.kits.files import sha256_file
 
 KINDS = ("binary", "package", "image", "bundle")
-Thing = Program | Package | Image | Bundle | Path
+Artifact = Program | Package | Image | Bundle | Path
 
 
 @dataclass
-class Named:
-    """The things of a release that this machine has built.
+class Artifacts:
+    """The artifacts of a release that this machine has built.
 
     A name is that of a program (`kubelet`), of a package's file (`kubelet.deb`), of an image (`image/kube-apiserver`, or without its kind
     where no program has that name), of a bundle (`ubuntu_22.04`, or its whole repository name), or the path of a file.
@@ -39,14 +39,14 @@ class Named:
     say: Callable[[str], None]
 
     @cached_property
-    def shop(self) -> Workshop:
-        """What is built."""
-        return open_workshop(self.catalog, self.catalog.release(self.release), self.profile, partial=True)
+    def built(self) -> BuiltRelease:
+        """The release as far as it is built."""
+        return open_built_release(self.catalog, self.catalog.release(self.release), self.profile, partial=True)
 
     @cached_property
     def _made(self) -> Distribution:
-        self.shop.require_all()
-        return Distribution(self.catalog, self.shop.release, self.profile, self.say, built=dict(self.shop.built))
+        self.built.require_all()
+        return Distribution(self.catalog, self.built.release, self.profile, self.say, built=dict(self.built.components))
 
     @cached_property
     def packages(self) -> list[Package]:
@@ -65,8 +65,8 @@ class Named:
         self._made.make_images()
         return self._made.images
 
-    def find(self, name: str) -> Thing:
-        """The thing called `name`.
+    def find(self, name: str) -> Artifact:
+        """The artifact called `name`.
 
         Raises:
             NotFound: there is none, with how names look.
@@ -87,13 +87,13 @@ class Named:
                 if image.repository == short:
                     return image
         raise NotFound(
-            f"{self.release} has nothing called {name} that is built here",
+            f"{self.release} has noartifact called {name} that is built here",
             resolution="name a program (kubelet), a package (kubelet.deb), an image (image/kube-apiserver), a bundle (ubuntu_22.04), a file, "
             "or a reference (host:port/repository:tag)",
         )
 
     def _program(self, name: str) -> Program | None:
-        return next((item for item in programs(self.shop.built.values()) if item.name == name), None)
+        return next((item for item in programs(self.built.components.values()) if item.name == name), None)
 
     def _package(self, name: str) -> Package:
         for package in self.packages:
@@ -103,10 +103,10 @@ class Named:
         raise NotFound(f"{self.release} has no package {name}", resolution=f"take one of: {names}")
 
     def _bundle(self, name: str) -> Bundle | None:
-        for target in self.shop.release.bundles:
+        for target in self.built.release.bundles:
             if name in (target.repository, f"{target.os}_{target.os_version}"):
                 made = sorted(
-                    (folder for folder in (paths.cache() / "bundles").glob(f"{target.repository}-{self.shop.stamp}-*") if folder.is_dir()),
+                    (folder for folder in (paths.cache() / "bundles").glob(f"{target.repository}-{self.built.stamp}-*") if folder.is_dir()),
                     key=lambda folder: folder.stat().st_mtime,
                 )
                 if not made:
@@ -114,7 +114,7 @@ class Named:
                 return Bundle(target, made[-1])
         return None
 
-    def _file(self, path: Path) -> Thing:
+    def _file(self, path: Path) -> Artifact:
         """A file is one of ours by its hash, or any Go program."""
         digest = sha256_file(path)
         if path.suffix in (".deb", ".rpm"):
@@ -122,38 +122,38 @@ class Named:
                 if package.sha256 == digest:
                     return package
             raise NotFound(f"{path} is none of the packages of {self.release} that were made here", resolution="name the release that it is of: --release")
-        return self.shop.programs.get(digest, path)
+        return self.built.programs.get(digest, path)
 
-    def sbom(self, thing: Thing) -> Json:
-        """The SBOM of a thing."""
-        if isinstance(thing, Program):
-            return sbom.binary_sbom(self.shop, thing)
-        if isinstance(thing, Package):
-            return sbom.package_sbom(self.shop, thing)
-        if isinstance(thing, Image):
-            return sbom.image_sbom(self.shop, thing)
-        if isinstance(thing, Bundle):
-            return sbom.bundle_sbom(self.shop, thing, self.packages, self.images)
-        return sbom.path_sbom(Reader(self.catalog), thing)
+    def sbom(self, artifact: Artifact) -> Json:
+        """The SBOM of an artifact."""
+        if isinstance(artifact, Program):
+            return sbom.binary_sbom(self.built, artifact)
+        if isinstance(artifact, Package):
+            return sbom.package_sbom(self.built, artifact)
+        if isinstance(artifact, Image):
+            return sbom.image_sbom(self.built, artifact)
+        if isinstance(artifact, Bundle):
+            return sbom.bundle_sbom(self.built, artifact, self.packages, self.images)
+        return sbom.path_sbom(Reader(self.catalog), artifact)
 
-    def statement(self, thing: Thing) -> Json:
-        """The provenance of a thing; InvalidInput for what was not made here."""
-        if isinstance(thing, Program):
-            return provenance.binary_statement(self.shop, thing)
-        if isinstance(thing, Package):
-            return provenance.package_statement(self.shop, thing)
-        if isinstance(thing, Image):
-            return provenance.image_statement(self.shop, thing)
-        if isinstance(thing, Bundle):
-            return provenance.bundle_statement(self.shop, thing, self.packages, self.images)
-        raise InvalidInput(f"{thing} is nothing that was made here, and no signed provenance", resolution="name an envelope, or something of the release")
+    def statement(self, artifact: Artifact) -> Json:
+        """The provenance of an artifact; InvalidInput for what was not made here."""
+        if isinstance(artifact, Program):
+            return provenance.binary_statement(self.built, artifact)
+        if isinstance(artifact, Package):
+            return provenance.package_statement(self.built, artifact)
+        if isinstance(artifact, Image):
+            return provenance.image_statement(self.built, artifact)
+        if isinstance(artifact, Bundle):
+            return provenance.bundle_statement(self.built, artifact, self.packages, self.images)
+        raise InvalidInput(f"{artifact} is nothing that was made here, and no signed provenance", resolution="name an envelope, or something of the release")
 
     def statements(self, *, everything: bool) -> list[Json]:
         """The provenance of all programs; with `everything` of packages, images and bundles as well."""
-        found = [provenance.binary_statement(self.shop, item) for item in self.shop.programs.values()]
+        found = [provenance.binary_statement(self.built, item) for item in self.built.programs.values()]
         if everything:
-            found += [provenance.package_statement(self.shop, item) for item in self.packages]
-            found += [provenance.image_statement(self.shop, item) for item in self.images]
-            for target in self.shop.release.bundles:
+            found += [provenance.package_statement(self.built, item) for item in self.packages]
+            found += [provenance.image_statement(self.built, item) for item in self.images]
+            for target in self.built.release.bundles:
                 found.append(self.statement(self.find(f"bundle/{target.repository}")))
         return found

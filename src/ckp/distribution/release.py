@@ -14,10 +14,10 @@ from ckp.clients.oci.registry import Registry
 from ckp.clients.signing.cosign import TAG, sign_image
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.attest.attestations import attach_all
+from ckp.distribution.attest.builtrelease import BuiltRelease
 from ckp.distribution.attest.cyclonedx import Json
 from ckp.distribution.attest.provenance import bundle_statement, image_statement
 from ckp.distribution.attest.sbom import bundle_sbom, image_sbom
-from ckp.distribution.attest.workshop import Workshop
 from ckp.distribution.builder.component import Built
 from ckp.distribution.builder.gobuildinfo import Reader
 from ckp.distribution.builder.schedule import build_all
@@ -205,7 +205,7 @@ class Distribution:
 
     def _attest(self, registry: Registry, digests: Mapping[str, str]) -> None:
         """Sign and describe what was pushed; what is signed and described already is left alone."""
-        shop = Workshop(Reader(self.catalog), self.release, self.profile, self.built)
+        built = BuiltRelease(Reader(self.catalog), self.release, self.profile, self.built)
         key = self.key.image_key.read_bytes()
 
         def one(repository: str, tag: str, sbom: Json, statement: Json) -> None:
@@ -215,12 +215,12 @@ class Distribution:
             attach_all(registry, name, registry.get_manifest(name, digest).descriptor, sbom, statement, self.key.image_key)
 
         with pool(PUSHES) as threads:
-            jobs = [threads.submit(one, image.repository, image.tag, image_sbom(shop, image), image_statement(shop, image)) for image in self.images]
+            jobs = [threads.submit(one, image.repository, image.tag, image_sbom(built, image), image_statement(built, image)) for image in self.images]
             for bundle in self.bundles:
                 digest = digests[bundle.target.repository]
                 packages = [package for package in self.packages if package.format == bundle.target.format]
-                sbom = bundle_sbom(shop, bundle, packages, self.images, digest)
-                statement = bundle_statement(shop, bundle, packages, self.images, digest)
+                sbom = bundle_sbom(built, bundle, packages, self.images, digest)
+                statement = bundle_statement(built, bundle, packages, self.images, digest)
                 jobs.append(threads.submit(one, bundle.target.repository, self.release.stamp, sbom, statement))
             for job in jobs:
                 job.result()

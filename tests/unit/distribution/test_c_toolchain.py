@@ -15,7 +15,7 @@ import pytest
 from ckp.catalog.load import Catalog, Chosen
 from ckp.catalog.models import Source
 from ckp.distribution.attest import provenance, sbom
-from ckp.distribution.attest.workshop import Workshop
+from ckp.distribution.attest.builtrelease import BuiltRelease
 from ckp.distribution.builder.component import Built, build_key, is_built
 from ckp.distribution.builder.debian import installed_here, toolchain_here
 from ckp.distribution.builder.gobuildinfo import Reader
@@ -133,18 +133,18 @@ def test_pause_is_made_once_for_each_source_tag_flags_and_toolchain(install: Ins
     assert len(places) == 5
 
 
-def shop_with(source_file: Path, kubernetes: Source) -> Workshop:
+def release_with(source_file: Path, kubernetes: Source) -> BuiltRelease:
     catalog = Catalog()
-    built = Built(Chosen("kubernetes", kubernetes), source_file.parent.parent, "key", fresh=False)
-    return Workshop(Reader(catalog), catalog.release("v1.35.1"), "lab", {"kubernetes": built})
+    component = Built(Chosen("kubernetes", kubernetes), source_file.parent.parent, "key", fresh=False)
+    return BuiltRelease(Reader(catalog), catalog.release("v1.35.1"), "lab", {"kubernetes": component})
 
 
 def test_provenance_lists_the_whole_toolchain_and_the_sbom_what_is_named(source_file: Path) -> None:
     catalog = Catalog()
-    shop = shop_with(source_file, catalog.choose(catalog.release("v1.35.1"), "kubernetes", "lab").source)
+    built = release_with(source_file, catalog.choose(catalog.release("v1.35.1"), "kubernetes", "lab").source)
     pause.build(source_file, "3.10")
     inputs = provenance._Inputs()
-    provenance._add_pause(inputs, shop, "3.10")
+    provenance._add_pause(inputs, built, "3.10")
     listed = [item for item in inputs.sources.values() if item["annotations"]["kind"] == "c-toolchain"]
     assert sorted(item["name"] for item in listed) == sorted(f"{item.name} {item.version}" for item in toolchain_here(("gcc", "libc6-dev")))
     assert {"gcc-12 12.2.0-14", "libc6-dev 2.36-9"} <= {item["name"] for item in listed}
@@ -152,6 +152,6 @@ def test_provenance_lists_the_whole_toolchain_and_the_sbom_what_is_named(source_
     assert [item["name"] for item in pause.recorded(source_file, "3.10")["c_packages"]] == ["gcc", "libc6-dev"]
     bom: Any = SimpleNamespace(incomplete=set(), add=lambda item, **_: names.append(item["name"]))
     names: list[str] = []
-    sbom._add_pause(bom, shop, "3.10", "00" * 32, "layer")
+    sbom._add_pause(bom, built, "3.10", "00" * 32, "layer")
     assert {"gcc", "libc6-dev"} <= set(names) and "binutils" not in names
     assert bom.incomplete == set()

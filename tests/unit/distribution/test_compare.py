@@ -240,9 +240,9 @@ def module_zip(path: Path, files: Mapping[str, str]) -> Path:
 
 
 def test_a_zips_hash_is_the_one_that_go_recorded() -> None:
-    shop = built_release()
-    go = shop.reader.go()
-    main = shop.reader.program(shop.program("static")).main
+    built = built_release()
+    go = built.reader.go()
+    main = built.reader.program(built.program("static")).main
     cached = go.parents[3] / "cache/download" / main.path / "@v"
     archive = cached / f"{main.version}.zip"
     if not archive.exists():
@@ -264,10 +264,10 @@ def test_files_that_differ_from_the_tree_are_named(tmp_path: Path) -> None:
 
 
 def test_a_source_with_another_hash_is_refused() -> None:
-    shop = built_release()
-    main = shop.reader.program(shop.program("static")).main
+    built = built_release()
+    main = built.reader.program(built.program("static")).main
     with pytest.raises(VerificationFailed, match="was linked from h1:other"):
-        read_upstream(shop.reader.go(), replace(main, sum="h1:other"))
+        read_upstream(built.reader.go(), replace(main, sum="h1:other"))
 
 
 # -- what is built -----------------------------------------------------------------------------------------------------
@@ -275,20 +275,20 @@ def test_a_source_with_another_hash_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["kubelet", "kube-apiserver", "etcd", "coredns", "runc", "crictl", "controller", "proxy-server", "cilium-agent", "clusterctl"])
 def test_a_program_of_the_release_is_upstreams(name: str) -> None:
-    shop = built_release()
-    program, go = shop.program(name), shop.reader.go()
-    build = shop.reader.program(program)
-    found = compare(name, build, program.source, shop.stamp, read_upstream(go, build.main), go)
+    built = built_release()
+    program, go = built.program(name), built.reader.go()
+    build = built.reader.program(program)
+    found = compare(name, build, program.source, built.stamp, read_upstream(go, build.main), go)
     assert found.findings("differs") == []
     assert len(found.about("module")) == len(build.modules) > 0
 
 
 def test_kubernetes_differs_from_upstream_by_its_stamps_and_kubelets_cgo_alone() -> None:
-    shop = built_release()
-    go = shop.reader.go()
-    for program in [item for item in shop.programs.values() if item.source.component == "kubernetes"]:
-        build = shop.reader.program(program)
-        found = compare(program.name, build, program.source, shop.stamp, read_upstream(go, build.main), go)
+    built = built_release()
+    go = built.reader.go()
+    for program in [item for item in built.programs.values() if item.source.component == "kubernetes"]:
+        build = built.reader.program(program)
+        found = compare(program.name, build, program.source, built.stamp, read_upstream(go, build.main), go)
         assert {check.name.rpartition(".")[2] for check in found.findings("stamp")} == {"gitVersion", "gitCommit", "buildDate"}
         assert [check.name for check in found.findings("deliberate")] == (["CGO_ENABLED"] if program.name == "kubelet" else [])
         assert {check.verdict for check in found.about("toolchain") + found.about("defaults")} == {"identical"}
@@ -300,15 +300,15 @@ def run_command(*arguments: str) -> tuple[int, str]:
 
 
 def test_the_command_ends_with_code_3_when_something_differs(tmp_path: Path) -> None:
-    shop = built_release()
-    code, text = run_command("--binary", "kubelet", "--upstream", str(shop.program("kubelet").path))
+    built = built_release()
+    code, text = run_command("--binary", "kubelet", "--upstream", str(built.program("kubelet").path))
     assert code == 0
     (item,) = json.loads(text)["items"]
     assert item["identical"] is True
-    code, text = run_command("--binary", "kubelet", "--upstream", str(shop.program("kubeadm").path))
+    code, text = run_command("--binary", "kubelet", "--upstream", str(built.program("kubeadm").path))
     assert code == 3
     assert json.loads(text)["items"][0]["identical"] is False
-    shutil.copy(shop.program("static").source.folder / "go.mod", tmp_path)
+    shutil.copy(built.program("static").source.folder / "go.mod", tmp_path)
     with pytest.raises(InvalidInput, match="is not the tree of any"):
         CliRunner().invoke(transparency.compare, ["--binary", "static", "--profile", "lab", "--upstream-tree", str(tmp_path)], catch_exceptions=False)
     with pytest.raises(InvalidInput, match="laid beside one program"):

@@ -24,8 +24,8 @@ from ckp.clients.signing import dsse
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.attest import provenance
 from ckp.distribution.attest.attestations import PROVENANCE_TYPE, attach_all, attached_sbom, attached_statement
+from ckp.distribution.attest.builtrelease import BuiltRelease
 from ckp.distribution.attest.cyclonedx import MEDIA_TYPE, render
-from ckp.distribution.attest.workshop import Workshop
 from ckp.distribution.builder.gobuildinfo import Program, dirhash_hex, read_sums
 from ckp.distribution.bundles import Bundle
 from ckp.distribution.images.layers import Entry, file_layer
@@ -177,14 +177,14 @@ def kinds(statement: dict[str, Any], kind: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", ["kubelet", "crictl", "runc"])
 def test_a_programs_provenance_names_all_that_decided_it(name: str) -> None:
-    shop = built_release()
-    program = shop.program(name)
-    statement = provenance.binary_statement(shop, program)
+    built = built_release()
+    program = built.program(name)
+    statement = provenance.binary_statement(built, program)
     assert statement["subject"] == [{"name": name, "digest": {"sha256": hashlib.sha256(program.path.read_bytes()).hexdigest()}}]
     sums = read_sums((program.source.folder / "go.sum").read_text())
     modules = {item["name"]: item["digest"]["dirHash"] for item in kinds(statement, "module")}
-    assert modules == {str(module): dirhash_hex(sums[module.path, module.version]) for module in shop.reader.program(program).all_modules()}
-    assert [item["digest"]["dirHash"] for item in kinds(statement, "toolchain")] == [dirhash_hex(shop.reader.catalog.toolchain_sum(program.source.go))]
+    assert modules == {str(module): dirhash_hex(sums[module.path, module.version]) for module in built.reader.program(program).all_modules()}
+    assert [item["digest"]["dirHash"] for item in kinds(statement, "toolchain")] == [dirhash_hex(built.reader.catalog.toolchain_sum(program.source.go))]
     for item in kinds(statement, "lock") + kinds(statement, "release"):
         assert item["digest"]["sha256"] == hashlib.sha256((provenance.paths.REPO / item["name"]).read_bytes()).hexdigest()
     assert {Path(item["name"]).name for item in kinds(statement, "lock")} == {"source.toml", "go.mod", "go.sum"}
@@ -196,14 +196,14 @@ def test_a_programs_provenance_names_all_that_decided_it(name: str) -> None:
     assert "-trimpath" in how["flags"] and how["environment"]["CGO_ENABLED"] == ("1" if name == "runc" else "0")
     assert ("standsInFor" in how) == (name == "crictl")
     assert "/root" not in json.dumps(statement) and str(provenance.paths.cache()) not in json.dumps(statement), "nothing of this machine is told"
-    assert statement == provenance.binary_statement(shop, program)
+    assert statement == provenance.binary_statement(built, program)
 
 
 def test_the_flags_are_those_that_the_go_command_is_called_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ckp.distribution.builder import component as build
 
-    shop = built_release()
-    source = shop.program("kubelet").source
+    built = built_release()
+    source = built.program("kubelet").source
     called: list[list[str]] = []
 
     class Stop(Exception):
@@ -213,17 +213,17 @@ def test_the_flags_are_those_that_the_go_command_is_called_with(tmp_path: Path, 
         called.append([str(part) for part in argv])
         raise Stop
 
-    shop.reader.go()
+    built.reader.go()
     monkeypatch.setattr(build, "run", record)
     with pytest.raises(Stop):
-        build.build_into(shop.reader.catalog, source, shop.stamp, tmp_path, print)
+        build.build_into(built.reader.catalog, source, built.stamp, tmp_path, print)
     flags = called[0][2 : called[0].index("-o")]
-    assert flags == provenance.build_flags(source, shop.stamp)
+    assert flags == provenance.build_flags(source, built.stamp)
 
 
-def with_sums(shop: Workshop, tmp_path: Path, change: Callable[[str], str]) -> Program:
+def with_sums(built: BuiltRelease, tmp_path: Path, change: Callable[[str], str]) -> Program:
     """kubelet, as if it had been built from another lock."""
-    program = shop.program("kubelet")
+    program = built.program("kubelet")
     folder = tmp_path / "lock"
     shutil.copytree(program.source.folder, folder)
     (folder / "go.sum").write_text(change((folder / "go.sum").read_text()))
@@ -232,17 +232,17 @@ def with_sums(shop: Workshop, tmp_path: Path, change: Callable[[str], str]) -> P
 
 
 def test_a_module_that_is_not_what_the_lock_pins_is_named(tmp_path: Path) -> None:
-    shop = built_release()
-    program = with_sums(shop, tmp_path, lambda text: text.replace("k8s.io/api v0.35.1 h1:", "k8s.io/api v0.35.1 h1:A"))
+    built = built_release()
+    program = with_sums(built, tmp_path, lambda text: text.replace("k8s.io/api v0.35.1 h1:", "k8s.io/api v0.35.1 h1:A"))
     with pytest.raises(VerificationFailed, match=r"kubelet has k8s.io/api@v0.35.1 with the hash h1:\S+, and \S+/go.sum pins h1:A"):
-        provenance.binary_statement(shop, program)
+        provenance.binary_statement(built, program)
 
 
 def test_a_module_that_the_lock_does_not_have_is_named(tmp_path: Path) -> None:
-    shop = built_release()
-    program = with_sums(shop, tmp_path, lambda text: "".join(line for line in text.splitlines(keepends=True) if not line.startswith("k8s.io/api ")))
+    built = built_release()
+    program = with_sums(built, tmp_path, lambda text: "".join(line for line in text.splitlines(keepends=True) if not line.startswith("k8s.io/api ")))
     with pytest.raises(VerificationFailed, match="pins none"):
-        provenance.binary_statement(shop, program)
+        provenance.binary_statement(built, program)
 
 
 # -- packages without their signature ----------------------------------------------------------------------------------
@@ -274,10 +274,10 @@ def test_a_deb_is_the_same_whoever_signs_it(tmp_path: Path, signers: list[Signin
 def test_an_rpm_is_the_same_whoever_signs_it(tmp_path: Path, signers: list[SigningKey]) -> None:
     from ckp.distribution.packages.rpm import sign_rpm
 
-    shop = built_release()
+    built = built_release()
     config = {"name": "small", "arch": "amd64", "version": "1", "maintainer": "a <a@b.c>", "contents": [{"src": "/etc/hostname", "dst": "/etc/x"}]}
     (tmp_path / "nfpm.yaml").write_text(json.dumps(config))
-    argv = [shop.program("nfpm").path, "package", "-f", tmp_path / "nfpm.yaml", "-p", "rpm", "-t", tmp_path / "small.rpm"]
+    argv = [built.program("nfpm").path, "package", "-f", tmp_path / "nfpm.yaml", "-p", "rpm", "-t", tmp_path / "small.rpm"]
     subprocess.run(argv, check=True, capture_output=True)
     plain = (tmp_path / "small.rpm").read_bytes()
     hashes = {unsigned_sha256(tmp_path / "small.rpm")}
@@ -300,38 +300,38 @@ def test_what_is_no_package_is_refused(tmp_path_factory: pytest.TempPathFactory,
 
 
 def test_a_packages_provenance_has_it_signed_and_unsigned(tmp_path: Path, signers: list[SigningKey]) -> None:
-    shop = built_release()
+    built = built_release()
     plain = plain_deb(tmp_path)
     signed = tmp_path / "signed.deb"
     signed.write_bytes(sign_deb(plain.read_bytes(), signers[0]))
     package = Package("small", "1", signed, hashlib.sha256(signed.read_bytes()).hexdigest())
-    statement = provenance.package_statement(shop, package)
+    statement = provenance.package_statement(built, package)
     assert [item["digest"]["sha256"] for item in statement["subject"]] == [package.sha256, hashlib.sha256(plain.read_bytes()).hexdigest()]
 
 
 def test_an_images_provenance_names_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shop = built_release()
+    built = built_release()
     monkeypatch.setenv("CKP_CACHE", str(tmp_path / "cache"))
     recipe = paths.REPO / "packaging" / "images" / "coredns.toml"
     image = Image("coredns", "v1", (file_layer([Entry("/x", recipe)]),), recipe=(recipe,))
-    found = kinds(provenance.image_statement(shop, image), "recipe")
+    found = kinds(provenance.image_statement(built, image), "recipe")
     assert [(item["name"], item["digest"]["sha256"]) for item in found] == [("packaging/images/coredns.toml", sha256_file(recipe))]
 
 
 def test_a_bundles_provenance_goes_down_to_modules_and_names_packages_and_images(tmp_path: Path) -> None:
-    shop = built_release()
+    built = built_release()
     package = Package("small", "1", plain_deb(tmp_path), hashlib.sha256((tmp_path / "small.deb").read_bytes()).hexdigest())
     listed = bundle_list(packages=(Listed("small.deb", "small", "1", package.sha256),), files={"c": "cc" * 32}, registry="r:1/ckp")
     (tmp_path / "bundle.json").write_bytes(write_manifest(listed))
     bundle = Bundle(BundleTarget(os="debian", os_version="12"), tmp_path)
-    statement = provenance.bundle_statement(shop, bundle, [package], [], "sha256:" + "dd" * 32)
+    statement = provenance.bundle_statement(built, bundle, [package], [], "sha256:" + "dd" * 32)
     assert [item["digest"]["sha256"] for item in statement["subject"]] == ["dd" * 32, hashlib.sha256((tmp_path / "bundle.json").read_bytes()).hexdigest()]
     assert kinds(statement, "package")[0]["annotations"]["unsignedSha256"] == package.sha256, "it was never signed"
     assert "packaging/bundle/bundle.toml" in [item["name"] for item in kinds(statement, "recipe")]
     expected = Expected.of([statement])
     assert expected.hashes["package", "small.deb"] == package.sha256 and expected.registry == "r:1"
     with pytest.raises(CkpError, match=r"lists small\.deb with a hash that no package of the release has"):
-        provenance.bundle_statement(shop, bundle, [], [])
+        provenance.bundle_statement(built, bundle, [], [])
 
 
 # -- attached ----------------------------------------------------------------------------------------------------------

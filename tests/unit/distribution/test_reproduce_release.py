@@ -14,7 +14,7 @@ from ckp.catalog.load import Catalog
 from ckp.cli.distribution import evidence as transparency
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.attest import provenance
-from ckp.distribution.attest.workshop import Workshop
+from ckp.distribution.attest.builtrelease import BuiltRelease
 from ckp.distribution.builder.gobuildinfo import Reader
 from ckp.distribution.prove import reproduce
 from ckp.distribution.prove.reproduce import Expected, Finding, Reproduction
@@ -52,10 +52,10 @@ class World:
             made.pack()
             made.make_images()
             made.make_bundles("registry.example:5000")
-            shop = Workshop(Reader(catalog), made.release, "lab", {})  # its programs are no Go programs
-            statements = [provenance.package_statement(shop, package) for package in (*made.packages, *made.agents)]
-            statements += [provenance.image_statement(shop, image) for image in made.images]
-            statements += [provenance.bundle_statement(shop, bundle, made.packages, made.images) for bundle in made.bundles]
+            built = BuiltRelease(Reader(catalog), made.release, "lab", {})  # its programs are no Go programs
+            statements = [provenance.package_statement(built, package) for package in (*made.packages, *made.agents)]
+            statements += [provenance.image_statement(built, image) for image in made.images]
+            statements += [provenance.bundle_statement(built, bundle, made.packages, made.images) for bundle in made.bundles]
             expected = Expected.of(statements)
             for built in made.built.values():
                 for binary, facts in json.loads((built.folder / "build.json").read_text())["binaries"].items():

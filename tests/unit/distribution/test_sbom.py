@@ -19,8 +19,8 @@ from packageurl import PackageURL
 from ckp.catalog.models import BundleTarget
 from ckp.clients.oci.registry import LAYER_ZSTD, Descriptor
 from ckp.distribution.attest import layercontents, sbom
+from ckp.distribution.attest.builtrelease import BuiltRelease
 from ckp.distribution.attest.cyclonedx import Bom, component, purl, render
-from ckp.distribution.attest.workshop import Workshop
 from ckp.distribution.builder import debian
 from ckp.distribution.builder.debian import DebianPackage
 from ckp.distribution.builder.gobuildinfo import Module, Program
@@ -57,8 +57,8 @@ def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def program(shop: Workshop, name: str) -> Program:
-    return shop.program(name)
+def program(built: BuiltRelease, name: str) -> Program:
+    return built.program(name)
 
 
 def by_ref(document: dict[str, Any], prefix: str) -> list[dict[str, Any]]:
@@ -222,11 +222,11 @@ def test_every_locked_python_package_has_its_hashes() -> None:
 
 @pytest.mark.parametrize("name", ["kubelet", "coredns", "crictl", "runc", "cilium-agent"])
 def test_a_programs_document_has_each_module_that_the_go_tool_sees(name: str) -> None:
-    shop = built_release()
-    item = program(shop, name)
-    document = sbom.binary_sbom(shop, item)
+    built = built_release()
+    item = program(built, name)
+    document = sbom.binary_sbom(built, item)
     must_be_valid(document)
-    text = subprocess.run([shop.reader.go(), "version", "-m", item.path], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run([built.reader.go(), "version", "-m", item.path], capture_output=True, text=True, check=True).stdout
     rows = [line.strip().split("\t") for line in text.splitlines() if line.strip().startswith(("mod\t", "dep\t", "=>\t"))]
     # A replaced module has no hash in its own row; the one that took its place follows in a row of its own.
     expected = {(fields[1], fields[2], fields[3]) for fields in rows if len(fields) > 3 and fields[3]}
@@ -236,29 +236,29 @@ def test_a_programs_document_has_each_module_that_the_go_tool_sees(name: str) ->
 
 
 def test_every_program_of_the_release_has_a_valid_document() -> None:
-    shop = built_release()
-    for item in shop.programs.values():
-        must_be_valid(sbom.binary_sbom(shop, item))
+    built = built_release()
+    for item in built.programs.values():
+        must_be_valid(sbom.binary_sbom(built, item))
 
 
 def test_what_is_no_go_program_is_refused() -> None:
-    shop = built_release()
+    built = built_release()
     with pytest.raises(InvalidInput, match="/bin/sh is not a Go program with build info"):
-        sbom.path_sbom(shop.reader, Path("/bin/sh"))
+        sbom.path_sbom(built.reader, Path("/bin/sh"))
 
 
 def test_any_go_program_can_be_looked_at() -> None:
-    shop = built_release()
-    document = sbom.path_sbom(shop.reader, shop.reader.go())
+    built = built_release()
+    document = sbom.path_sbom(built.reader, built.reader.go())
     must_be_valid(document)
 
 
-def make_deb(folder: Path, shop: Workshop) -> Package:
+def make_deb(folder: Path, built: BuiltRelease) -> Package:
     """A small deb with one of our programs in it, by dpkg-deb."""
     root = folder / "root"
     (root / "usr/bin").mkdir(parents=True)
     (root / "DEBIAN").mkdir()
-    (root / "usr/bin/static").write_bytes(program(shop, "static").path.read_bytes())
+    (root / "usr/bin/static").write_bytes(program(built, "static").path.read_bytes())
     (root / "usr/bin/link").symlink_to("static")
     (root / "etc").mkdir()
     (root / "etc/a file").write_text("x")
@@ -269,9 +269,9 @@ def make_deb(folder: Path, shop: Workshop) -> Package:
     return Package("small", "1.0-ckp", folder / "small.deb", hashlib.sha256(data).hexdigest())
 
 
-def make_rpm(folder: Path, shop: Workshop) -> Package:
+def make_rpm(folder: Path, built: BuiltRelease) -> Package:
     """The same as an rpm, by nFPM."""
-    contents = [{"src": str(program(shop, "static").path), "dst": "/usr/bin/static"}, {"src": "/etc/hostname", "dst": "/etc/a file"}]
+    contents = [{"src": str(program(built, "static").path), "dst": "/usr/bin/static"}, {"src": "/etc/hostname", "dst": "/etc/a file"}]
     contents.append({"src": "static", "dst": "/usr/bin/link", "type": "symlink"})
     config = {
         "name": "small",
@@ -285,7 +285,7 @@ def make_rpm(folder: Path, shop: Workshop) -> Package:
     }
     (folder / "nfpm.yaml").write_text(json.dumps(config))
     subprocess.run(
-        [program(shop, "nfpm").path, "package", "-f", folder / "nfpm.yaml", "-p", "rpm", "-t", folder / "small.rpm"], check=True, capture_output=True
+        [program(built, "nfpm").path, "package", "-f", folder / "nfpm.yaml", "-p", "rpm", "-t", folder / "small.rpm"], check=True, capture_output=True
     )
     data = (folder / "small.rpm").read_bytes()
     return Package("small", "1.0-ckp", folder / "small.rpm", hashlib.sha256(data).hexdigest(), "rpm")
@@ -293,27 +293,27 @@ def make_rpm(folder: Path, shop: Workshop) -> Package:
 
 @pytest.mark.parametrize("make", [make_deb, make_rpm])
 def test_a_packages_document_has_its_files_its_programs_modules_and_what_it_depends_on(tmp_path: Path, make: Any) -> None:
-    shop = built_release()
-    package = make(tmp_path, shop)
-    document = sbom.package_sbom(shop, package)
+    built = built_release()
+    package = make(tmp_path, built)
+    document = sbom.package_sbom(built, package)
     must_be_valid(document)
     assert sorted(item["name"] for item in by_ref(document, "file:")) == ["/etc/a file", "/usr/bin/static"]
-    expected = {item["bom-ref"] for item in sbom.binary_sbom(shop, program(shop, "static"))["components"]}
+    expected = {item["bom-ref"] for item in sbom.binary_sbom(built, program(built, "static"))["components"]}
     assert expected <= {item["bom-ref"] for item in document["components"]}
     depends = [item["value"] for item in document["metadata"]["component"]["properties"] if item["name"] == "ckp:depends"]
     assert "bash (>= 5)" in depends or "bash >= 5" in depends
     assert f"pkg:{package.format}/coredge/small@1.0-ckp" in document["metadata"]["component"]["purl"]
 
 
-def make_image(shop: Workshop) -> Image:
+def make_image(built: BuiltRelease) -> Image:
     """An image with one of our programs on a layer that looks like Debian's."""
-    return Image("small", "v1", (debian_like_layer(), file_layer([Entry("/static", program(shop, "static").path, 0o755)])), ("/static",))
+    return Image("small", "v1", (debian_like_layer(), file_layer([Entry("/static", program(built, "static").path, 0o755)])), ("/static",))
 
 
 def test_an_images_document_goes_from_layers_to_packages_and_modules(private_cache: Path) -> None:
-    shop = built_release_elsewhere(private_cache)
-    image = make_image(shop)
-    document = sbom.image_sbom(shop, image)
+    built = built_release_elsewhere(private_cache)
+    image = make_image(built)
+    document = sbom.image_sbom(built, image)
     must_be_valid(document)
     assert document["metadata"]["component"]["hashes"][0]["content"] == image.manifest().digest.removeprefix("sha256:")
     assert [item["hashes"][0]["content"] for item in by_ref(document, "layer:")] == [layer.digest.removeprefix("sha256:") for layer, _ in image.layers]
@@ -323,28 +323,28 @@ def test_an_images_document_goes_from_layers_to_packages_and_modules(private_cac
     assert {part["aggregate"] for part in document["compositions"]} == {"incomplete"}, "no archive's hash is known"
     layer = image.layers[0][0].digest
     debian.remember(layer, [DebianPackage(item.name, item.version, item.architecture, item.source, "aa" * 32) for item in debian.parse_packages(STATUS)])
-    again = sbom.image_sbom(shop, image)
+    again = sbom.image_sbom(built, image)
     must_be_valid(again)
     assert {part["aggregate"] for part in again["compositions"]} == {"complete"}
     assert by_ref(again, "deb:")[0]["hashes"] == [{"alg": "SHA-256", "content": "aa" * 32}]
 
 
-def built_release_elsewhere(cache: Path) -> Workshop:
+def built_release_elsewhere(cache: Path) -> BuiltRelease:
     """The built release, opened before the cache was moved; its go command is found in the one that it came from."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("CKP_CACHE") if REAL_CACHE is None else patch.setenv("CKP_CACHE", REAL_CACHE)
-        shop = built_release()
-        shop.reader.go()
-        for item in shop.programs.values():
+        built = built_release()
+        built.reader.go()
+        for item in built.programs.values():
             if item.name == "static":
-                shop.reader.program(item)
+                built.reader.program(item)
     cache.mkdir(parents=True, exist_ok=True)
-    return shop
+    return built
 
 
 def test_a_bundles_document_has_its_packages_with_all_that_is_in_them(tmp_path: Path, private_cache: Path) -> None:
-    shop = built_release_elsewhere(private_cache)
-    package, image = make_deb(tmp_path, shop), make_image(shop)
+    built = built_release_elsewhere(private_cache)
+    package, image = make_deb(tmp_path, built), make_image(built)
     folder = tmp_path / "bundle"
     folder.mkdir()
     packages = (Listed("small.deb", "small", "1.0-ckp", package.sha256),)
@@ -352,26 +352,26 @@ def test_a_bundles_document_has_its_packages_with_all_that_is_in_them(tmp_path: 
     manifest = bundle_list(packages=packages, files={"chart.tgz": "cc" * 32}, images=images, stand_ins=("a stands in for b",))
     (folder / "bundle.json").write_bytes(write_manifest(manifest))
     bundle = Bundle(BundleTarget(os="debian", os_version="12"), folder)
-    document = sbom.bundle_sbom(shop, bundle, [package], [image], "sha256:" + "dd" * 32)
+    document = sbom.bundle_sbom(built, bundle, [package], [image], "sha256:" + "dd" * 32)
     must_be_valid(document)
     assert document["metadata"]["component"]["hashes"][0]["content"] == "dd" * 32
     assert [item["name"] for item in by_ref(document, "package:")] == ["small"]
     assert [item["name"] for item in by_ref(document, "program:")] == ["static"]
     assert by_ref(document, "image:")[0]["hashes"][0]["content"] == image.manifest().digest.removeprefix("sha256:")
     with pytest.raises(CkpError, match="no package of the release has it"):
-        sbom.bundle_sbom(shop, bundle, [], [image])
+        sbom.bundle_sbom(built, bundle, [], [image])
 
 
 def test_a_document_is_made_once(private_cache: Path) -> None:
-    shop = built_release_elsewhere(private_cache)
-    image = make_image(shop)
-    first = render(sbom.image_sbom(shop, image))
+    built = built_release_elsewhere(private_cache)
+    image = make_image(built)
+    first = render(sbom.image_sbom(built, image))
     kept = list((private_cache / "sbom" / "documents").glob("*.json"))
-    assert render(sbom.image_sbom(shop, image)) == first
+    assert render(sbom.image_sbom(built, image)) == first
     assert list((private_cache / "sbom" / "documents").glob("*.json")) == kept
     for path in (private_cache / "sbom").rglob("*.json"):
         path.unlink()
-    assert render(sbom.image_sbom(shop, image)) == first, "made anew it is the same"
+    assert render(sbom.image_sbom(built, image)) == first, "made anew it is the same"
 
 
 def test_module_components_name_what_they_replace() -> None:

@@ -18,9 +18,9 @@ from ckp.cli.trust import trusted_image_key
 from ckp.clients.oci.registry import Registry
 from ckp.clients.signing import dsse
 from ckp.clients.signing.openpgp import IMAGE_PUBLIC, KEYRING
-from ckp.distribution.artifacts import Named
+from ckp.distribution.artifacts import Artifacts
 from ckp.distribution.attest.attestations import attached_sbom, attached_statement
-from ckp.distribution.attest.workshop import find_roles, open_workshop
+from ckp.distribution.attest.builtrelease import find_roles, open_built_release
 from ckp.distribution.prove.compare import Comparison, compare_programs, compare_tree, table_rows
 from ckp.distribution.prove.compare import compare as compare_program
 from ckp.distribution.prove.reproduce import Expected, Finding, Reproduction
@@ -87,8 +87,8 @@ def sbom(target: str, release: str, profile: Profile, output: str, image_key: Pa
         with _manifest(target, registry_ca, credentials) as (registry, repository, digest):
             document = attached_sbom(registry, repository, digest, trusted_image_key(image_key))
     else:
-        named = Named(Catalog(), release, profile, _quiet)
-        document = named.sbom(named.find(target))
+        artifacts = Artifacts(Catalog(), release, profile, _quiet)
+        document = artifacts.sbom(artifacts.find(target))
     if output == "json":
         show_data(document, "json")
     else:
@@ -142,8 +142,8 @@ def provenance(target: str, release: str, profile: Profile, output: str, image_k
         statement = dsse.open_envelope(Path(target).read_bytes(), trusted_image_key(image_key))
         signed = f"good, by {image_key or paths.keys() / IMAGE_PUBLIC}"
     else:
-        named = Named(Catalog(), release, profile, _quiet)
-        statement = named.statement(named.find(target))
+        artifacts = Artifacts(Catalog(), release, profile, _quiet)
+        statement = artifacts.statement(artifacts.find(target))
     click.echo(f"signature: {signed or 'none: this is told by what is built here; what is pushed is signed'}", err=True)
     if output == "json":
         show_data(statement, "json")
@@ -221,11 +221,11 @@ def reproduce(
 
 
 def _expected_here(catalog: Catalog, name: str, profile: Profile, roles: Sequence[str]) -> Expected:
-    named = Named(catalog, name, profile, _quiet)
+    artifacts = Artifacts(catalog, name, profile, _quiet)
     if roles:
-        named.shop = open_workshop(catalog, catalog.release(name), profile, roles)
-    expected = Expected.of(named.statements(everything=not roles))
-    for item in named.shop.programs.values():
+        artifacts.built = open_built_release(catalog, catalog.release(name), profile, roles)
+    expected = Expected.of(artifacts.statements(everything=not roles))
+    for item in artifacts.built.programs.values():
         expected.files["binary", f"{item.source.component}/{item.name}"] = item.path
     return expected
 
@@ -268,14 +268,14 @@ def compare(name: str, binaries: tuple[str, ...], profile: Profile, upstream: Pa
     if upstream and len(binaries) != 1:
         raise InvalidInput("--upstream is laid beside one program", resolution="name it with --binary")
     catalog = Catalog()
-    shop = open_workshop(catalog, catalog.release(name), profile)
-    go = shop.reader.go()
+    built = open_built_release(catalog, catalog.release(name), profile)
+    go = built.reader.go()
     comparisons = []
-    for program in [shop.program(binary) for binary in binaries] or list(shop.programs.values()):
-        info = shop.reader.program(program)
+    for program in [built.program(binary) for binary in binaries] or list(built.programs.values()):
+        info = built.reader.program(program)
         theirs = read_upstream(go, info.main)
-        found = compare_program(program.name, info, program.source, shop.stamp, theirs, go)
-        extra = compare_programs(program.name, info, shop.reader.read(upstream), theirs) if upstream else []
+        found = compare_program(program.name, info, program.source, built.stamp, theirs, go)
+        extra = compare_programs(program.name, info, built.reader.read(upstream), theirs) if upstream else []
         if upstream_tree and _is_tree_of(upstream_tree, info.main.path):
             extra += compare_tree(info, theirs, upstream_tree, go)
         comparisons.append(Comparison(found.program, found.component, found.main, found.go, (*found.checks, *extra)))

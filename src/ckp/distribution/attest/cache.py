@@ -1,4 +1,4 @@
-"""Documents about what was made, kept by what decides them."""
+"""A cache of documents that are derived from artifacts (SBOMs, provenance), addressed by all that decides them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from ckp.kits import paths
 from ckp.kits.files import atomic_write, sha256_bytes, sha256_file
 
 
-def kept(kind: str, parts: Iterable[str], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The document that these parts decide; made on the first call.
+def cached_document(kind: str, parts: Iterable[str], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The document that these parts decide, from the cache; made if it is not there.
 
     Args:
-        kind: the folder of its like.
-        parts: whatever changes it, the code that makes it (`code_of`) included.
+        kind: the folder of the cache for documents of this kind.
+        parts: all that changes the document, the code that makes it (`code_of`) included.
+        make: makes the document, which must be JSON.
     """
     record = paths.cache() / "sbom" / kind / f"{sha256_bytes(chr(10).join(parts).encode())[:40]}.json"
     if record.exists():
@@ -30,6 +31,6 @@ def kept(kind: str, parts: Iterable[str], make: Callable[[], dict[str, Any]]) ->
 
 @cache
 def code_of(*modules: str) -> str:
-    """Changes with the code of these modules of `ckp.distribution` (`attest.sbom`): changed code makes new documents."""
+    """A key part that changes with the code of these modules of `ckp.distribution` (`attest.sbom`): changed code makes new documents."""
     room = Path(__file__).parents[1]
     return "".join(sha256_file(room.joinpath(*name.split(".")).with_suffix(".py")) for name in modules)

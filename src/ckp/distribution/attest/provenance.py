@@ -16,10 +16,10 @@ from typing import Any
 from ckp import __version__
 from ckp.clients.signing.dsse import STATEMENT_TYPE
 from ckp.distribution.attest import layercontents
-from ckp.distribution.attest.cache import code_of, kept
+from ckp.distribution.attest.builtrelease import BuiltRelease
+from ckp.distribution.attest.cache import cached_document, code_of
 from ckp.distribution.attest.cyclonedx import purl
 from ckp.distribution.attest.packagecontents import read_package
-from ckp.distribution.attest.workshop import Workshop
 from ckp.distribution.builder.component import RECIPE as BUILD_RECIPE
 from ckp.distribution.builder.debian import DebianPackage
 from ckp.distribution.builder.gobuildinfo import Module, Program, build_record, dirhash_hex, read_sums
@@ -68,7 +68,7 @@ class _Inputs:
         self.add(name, {"sha256": sha256_file(path)}, **annotations)
 
 
-def binary_statement(shop: Workshop, program: Program) -> Json:
+def binary_statement(built: BuiltRelease, program: Program) -> Json:
     """The provenance of one program of ours.
 
     Raises:
@@ -78,29 +78,29 @@ def binary_statement(shop: Workshop, program: Program) -> Json:
 
     def make() -> Json:
         inputs = _Inputs()
-        _add_program(inputs, shop, program, subject=True)
+        _add_program(inputs, built, program, subject=True)
         parameters = {"kind": "binary", "name": program.name, "component": source.component, "version": source.version}
-        return _statement(shop, [_subject(program.name, program.sha256)], parameters, inputs)
+        return _statement(built, [_subject(program.name, program.sha256)], parameters, inputs)
 
     locks = _tree_hash(source.folder / name for name in LOCK_FILES)
-    return _kept(["binary", program.name, program.sha256, str(source.folder), locks, program.built.chosen.stands_in_for, _shop_hash(shop)], make)
+    return _cached(["binary", program.name, program.sha256, str(source.folder), locks, program.built.chosen.stands_in_for, _release_hash(built)], make)
 
 
-def package_statement(shop: Workshop, package: Package) -> Json:
+def package_statement(built: BuiltRelease, package: Package) -> Json:
     """The provenance of a package. Its second subject is the package without its signature, which anybody's build can be compared with."""
-    seed = ["package", package.name, package.version, package.sha256, _tree_hash(_recipe_files(package.name)), _shop_hash(shop)]
+    seed = ["package", package.name, package.version, package.sha256, _tree_hash(_recipe_files(package.name)), _release_hash(built)]
 
     def make() -> Json:
         inputs = _Inputs()
-        _add_package(inputs, shop, package)
+        _add_package(inputs, built, package)
         subjects = [_subject(package.path.name, package.sha256), _subject(f"{package.path.name} without its signature", unsigned_sha256(package.path))]
         parameters = {"kind": "package", "name": package.name, "version": package.version, "format": package.format}
-        return _statement(shop, subjects, parameters, inputs)
+        return _statement(built, subjects, parameters, inputs)
 
-    return _kept(seed, make)
+    return _cached(seed, make)
 
 
-def image_statement(shop: Workshop, image: Image) -> Json:
+def image_statement(built: BuiltRelease, image: Image) -> Json:
     """The provenance of an image: its recipe, all programs in it with their sources, Debian's packages, and the lock of Python's."""
     digest = image.manifest().digest
 
@@ -109,17 +109,17 @@ def image_statement(shop: Workshop, image: Image) -> Json:
         for path in image.recipe:
             inputs.add_file(path, kind="recipe")
         for layer, _ in image.layers:
-            _add_layer(inputs, shop, image, layercontents.contents(layer))
+            _add_layer(inputs, built, image, layercontents.contents(layer))
         parameters = {"kind": "image", "name": image.repository, "tag": image.tag}
-        return _statement(shop, [_subject(image.repository, digest)], parameters, inputs)
+        return _statement(built, [_subject(image.repository, digest)], parameters, inputs)
 
     known = [str(layercontents.contents(layer).debian) for layer, _ in image.layers]
-    known += [json.dumps(pause.recorded(shop.built["kubernetes"].file(pause.SOURCE), image.tag))] if image.repository == "pause" else []
-    decided = [image.repository, image.tag, digest, _tree_hash(image.recipe), sha256_bytes("".join(known).encode()), _shop_hash(shop)]
-    return _kept(["image", *decided], make)
+    known += [json.dumps(pause.recorded(built.components["kubernetes"].file(pause.SOURCE), image.tag))] if image.repository == "pause" else []
+    decided = [image.repository, image.tag, digest, _tree_hash(image.recipe), sha256_bytes("".join(known).encode()), _release_hash(built)]
+    return _cached(["image", *decided], make)
 
 
-def bundle_statement(shop: Workshop, bundle: Bundle, packages: Iterable[Package], images: Iterable[Image], digest: str = "") -> Json:
+def bundle_statement(built: BuiltRelease, bundle: Bundle, packages: Iterable[Package], images: Iterable[Image], digest: str = "") -> Json:
     """The provenance of a bundle.
 
     Args:
@@ -133,20 +133,22 @@ def bundle_statement(shop: Workshop, bundle: Bundle, packages: Iterable[Package]
     wanted = {image.repository: image.manifest().digest for image in images if image.repository in manifest.images}
 
     def make() -> Json:
-        return _bundle(shop, bundle, listing, contained, wanted, digest)
+        return _bundle(built, bundle, listing, contained, wanted, digest)
 
     recipes = [_tree_hash(_recipe_files(name)) for name in (BUNDLE_RECIPE, *(package.name for package in contained))]
-    return _kept(["bundle", bundle.target.repository, sha256_bytes(listing), digest, json.dumps(wanted, sort_keys=True), *recipes, _shop_hash(shop)], make)
+    return _cached(
+        ["bundle", bundle.target.repository, sha256_bytes(listing), digest, json.dumps(wanted, sort_keys=True), *recipes, _release_hash(built)], make
+    )
 
 
-def _bundle(shop: Workshop, bundle: Bundle, listing: bytes, packages: Iterable[Package], images: Mapping[str, str], digest: str) -> Json:
+def _bundle(built: BuiltRelease, bundle: Bundle, listing: bytes, packages: Iterable[Package], images: Mapping[str, str], digest: str) -> Json:
     manifest, inputs = bundle.manifest, _Inputs()
     for path in _recipe_files(BUNDLE_RECIPE):
         inputs.add_file(path, kind="recipe")
     by_hash = {package.sha256: package for package in packages}
     for entry in manifest.packages:
         package = by_hash[entry.sha256]
-        _add_package(inputs, shop, package)
+        _add_package(inputs, built, package)
         inputs.add(entry.file, {"sha256": package.sha256}, kind="package", unsignedSha256=unsigned_sha256(package.path))
     for file, checksum in manifest.files.items():
         inputs.add(file, {"sha256": checksum}, kind="file")
@@ -154,16 +156,16 @@ def _bundle(shop: Workshop, bundle: Bundle, listing: bytes, packages: Iterable[P
         inputs.add(repository, {"sha256": image.removeprefix("sha256:")}, kind="image")
     subjects = [_subject(bundle.target.repository, digest)] if digest else []
     parameters = {"kind": "bundle", "name": bundle.target.repository, "os": bundle.target.os, "osVersion": bundle.target.os_version}
-    return _statement(shop, [*subjects, _subject(MANIFEST, sha256_bytes(listing))], {**parameters, "registry": manifest.registry}, inputs)
+    return _statement(built, [*subjects, _subject(MANIFEST, sha256_bytes(listing))], {**parameters, "registry": manifest.registry}, inputs)
 
 
 def _subject(name: str, digest: str) -> Json:
     return {"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}}
 
 
-def _statement(shop: Workshop, subjects: list[Json], parameters: Json, inputs: _Inputs) -> Json:
-    catalog = shop.reader.catalog
-    inputs.add_file(catalog.root / "releases" / f"{shop.release.name}.toml", kind="release")
+def _statement(built: BuiltRelease, subjects: list[Json], parameters: Json, inputs: _Inputs) -> Json:
+    catalog = built.reader.catalog
+    inputs.add_file(catalog.root / "releases" / f"{built.release.name}.toml", kind="release")
     body: Json = {
         "_type": STATEMENT_TYPE,
         "subject": subjects,
@@ -171,8 +173,8 @@ def _statement(shop: Workshop, subjects: list[Json], parameters: Json, inputs: _
         "predicate": {
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
-                "externalParameters": {"release": shop.release.name, "profile": shop.profile, "target": TARGET, **parameters},
-                "internalParameters": {"stamp": shop.stamp, "recipe": BUILD_RECIPE, "components": inputs.components},
+                "externalParameters": {"release": built.release.name, "profile": built.profile, "target": TARGET, **parameters},
+                "internalParameters": {"stamp": built.stamp, "recipe": BUILD_RECIPE, "components": inputs.components},
                 "resolvedDependencies": [inputs.sources[key] for key in sorted(inputs.sources)],
             },
             "runDetails": {"builder": {"id": BUILDER, "version": {"ckp": __version__}}, "metadata": {}},
@@ -193,13 +195,13 @@ def with_sbom(statement: Mapping[str, Any], document: bytes, media_type: str) ->
 # -- inputs ------------------------------------------------------------------------------------------------------------
 
 
-def _add_program(inputs: _Inputs, shop: Workshop, program: Program, *, subject: bool = False) -> None:
+def _add_program(inputs: _Inputs, built: BuiltRelease, program: Program, *, subject: bool = False) -> None:
     """The program with its modules, toolchain, lock, flags; where it isn't the subject itself, it is a resource too."""
-    source, catalog = program.source, shop.reader.catalog
+    source, catalog = program.source, built.reader.catalog
     if not subject:
         inputs.add(program.name, {"sha256": program.sha256}, kind="program", component=source.component)
-    check_modules(shop, program)
-    for module in shop.reader.program(program).all_modules():
+    check_modules(built, program)
+    for module in built.reader.program(program).all_modules():
         replaces = {"replaces": module.replaces} if module.replaces else {}
         inputs.add(str(module), {"dirHash": dirhash_hex(module.sum)}, purl("golang", module.path, module.version), kind="module", **replaces)
     toolchain = Module("golang.org/toolchain", f"v0.0.1-go{source.go}.linux-amd64", catalog.toolchain_sum(source.go))
@@ -212,7 +214,7 @@ def _add_program(inputs: _Inputs, shop: Workshop, program: Program, *, subject: 
     inputs.components.setdefault(
         f"{source.component} {source.version}",
         {
-            "flags": build_flags(source, shop.stamp),
+            "flags": build_flags(source, built.stamp),
             "environment": build_environment(source),
             "packages": {binary.name: binary.package for binary in source.binaries},
             **stands_in,
@@ -220,13 +222,13 @@ def _add_program(inputs: _Inputs, shop: Workshop, program: Program, *, subject: 
     )
 
 
-def check_modules(shop: Workshop, program: Program) -> None:
+def check_modules(built: BuiltRelease, program: Program) -> None:
     """Whether each module that is linked in has the hash that the lock's go.sum pins, and the toolchain is the lock's.
 
     Raises:
         VerificationFailed: naming the module and both hashes.
     """
-    source, info = program.source, shop.reader.program(program)
+    source, info = program.source, built.reader.program(program)
     sums = read_sums((source.folder / "go.sum").read_text())
     for module in info.all_modules():
         pinned = sums.get((module.path, module.version))
@@ -246,32 +248,32 @@ def _recipe_files(name: str) -> list[Path]:
     return sorted(path for path in (paths.REPO / "packaging" / name).rglob("*") if path.is_file())
 
 
-def _add_package(inputs: _Inputs, shop: Workshop, package: Package) -> None:
+def _add_package(inputs: _Inputs, built: BuiltRelease, package: Package) -> None:
     for file in read_package(package).files:
-        if program := shop.programs.get(file.sha256):
-            _add_program(inputs, shop, program)
+        if program := built.programs.get(file.sha256):
+            _add_program(inputs, built, program)
     for path in _recipe_files(package.name):
         inputs.add_file(path, kind="recipe")
     if package.name == "ckp-agent":
         inputs.add_file(paths.REPO / "requirements" / "agent.txt", kind="lock")
 
 
-def _add_layer(inputs: _Inputs, shop: Workshop, image: Image, held: layercontents.Contents) -> None:
+def _add_layer(inputs: _Inputs, built: BuiltRelease, image: Image, held: layercontents.Contents) -> None:
     for package in held.debian:
         _add_debian(inputs, package)
     if held.python:
         inputs.add_file(paths.REPO / "requirements" / "platform.txt", kind="lock")
     for file in held.files:
-        if program := shop.programs.get(file.sha256):
-            _add_program(inputs, shop, program)
+        if program := built.programs.get(file.sha256):
+            _add_program(inputs, built, program)
         elif image.repository == "pause" and file.path == "pause":
-            _add_pause(inputs, shop, image.tag)
+            _add_pause(inputs, built, image.tag)
 
 
-def _add_pause(inputs: _Inputs, shop: Workshop, tag: str) -> None:
+def _add_pause(inputs: _Inputs, built: BuiltRelease, tag: str) -> None:
     """upstream's pause.c: its module, the file itself, and the compiler's packages where the build recorded them."""
-    built = shop.built["kubernetes"]
-    source, file = built.chosen.source, built.file(pause.SOURCE)
+    kubernetes = built.components["kubernetes"]
+    source, file = kubernetes.chosen.source, kubernetes.file(pause.SOURCE)
     sums = read_sums((source.folder / "go.sum").read_text())
     module = Module("k8s.io/kubernetes", source.version, sums["k8s.io/kubernetes", source.version])
     inputs.add(str(module), {"dirHash": dirhash_hex(module.sum)}, purl("golang", module.path, module.version), kind="module")
@@ -281,17 +283,17 @@ def _add_pause(inputs: _Inputs, shop: Workshop, tag: str) -> None:
         _add_debian(inputs, DebianPackage(**item), kind="c-toolchain")
 
 
-# -- kept by what decides them -----------------------------------------------------------------------------------------
+# -- cache -------------------------------------------------------------------------------------------------------------
 
 
-def _kept(parts: Iterable[str], make: Callable[[], Json]) -> Json:
-    return kept("statements", [RECIPE, code_of(*MAKERS), *parts], make)
+def _cached(parts: Iterable[str], make: Callable[[], Json]) -> Json:
+    return cached_document("statements", [RECIPE, code_of(*MAKERS), *parts], make)
 
 
-def _shop_hash(shop: Workshop) -> str:
-    release = sha256_file(shop.reader.catalog.root / "releases" / f"{shop.release.name}.toml")
-    built = [f"{role} {item.key} {item.chosen.stands_in_for}" for role, item in sorted(shop.built.items())]
-    return sha256_bytes("\n".join([release, shop.profile, *built]).encode())
+def _release_hash(built: BuiltRelease) -> str:
+    release = sha256_file(built.reader.catalog.root / "releases" / f"{built.release.name}.toml")
+    components = [f"{role} {item.key} {item.chosen.stands_in_for}" for role, item in sorted(built.components.items())]
+    return sha256_bytes("\n".join([release, built.profile, *components]).encode())
 
 
 def _tree_hash(files: Iterable[Path]) -> str:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ckp.distribution.attest import layercontents
-from ckp.distribution.attest.cache import code_of, kept
+from ckp.distribution.attest.builtrelease import BuiltRelease
+from ckp.distribution.attest.cache import cached_document, code_of
 from ckp.distribution.attest.cyclonedx import Bom, Json, component, licences, properties, purl, sha256
 from ckp.distribution.attest.packagecontents import PackageContents, read_package
-from ckp.distribution.attest.workshop import Workshop
 from ckp.distribution.builder import debian
 from ckp.distribution.builder.debian import DebianPackage
 from ckp.distribution.builder.gobuildinfo import BuildInfo, Module, Program, Reader, build_record
@@ -37,11 +37,11 @@ PREFIX = "ckp"
 """Begins the names of our properties."""
 
 
-def binary_sbom(shop: Workshop, program: Program) -> Json:
+def binary_sbom(built: BuiltRelease, program: Program) -> Json:
     """The document of one program of ours."""
     source = program.source
-    parts = ["binary", program.name, program.sha256, shop.version(program), program.built.key, _built_hash(program)]
-    return _kept(parts, lambda: _binary(shop, program, source.go))
+    parts = ["binary", program.name, program.sha256, built.version(program), program.built.key, _built_hash(program)]
+    return _cached(parts, lambda: _binary(built, program, source.go))
 
 
 def path_sbom(reader: Reader, path: Path) -> Json:
@@ -56,23 +56,23 @@ def path_sbom(reader: Reader, path: Path) -> Json:
     return bom.document()
 
 
-def package_sbom(shop: Workshop, package: Package) -> Json:
+def package_sbom(built: BuiltRelease, package: Package) -> Json:
     """The document of a deb or rpm: each of its files, its programs with their modules, and what it depends on."""
-    return _kept(["package", package.name, package.version, package.sha256, _shop_hash(shop)], lambda: _package(shop, package))
+    return _cached(["package", package.name, package.version, package.sha256, _release_hash(built)], lambda: _package(built, package))
 
 
-def image_sbom(shop: Workshop, image: Image) -> Json:
+def image_sbom(built: BuiltRelease, image: Image) -> Json:
     """The document of an image: its layers, and in each the programs, Debian's and Python's packages and other files."""
     digest = image.manifest().digest
     known = json.dumps([[item.sha256 for item in debian.remembered(layer.digest) or ()] for layer, _ in image.layers])
     lock = sha256_file(_python_lock())
-    made = json.dumps(pause.recorded(shop.built["kubernetes"].file(pause.SOURCE), image.tag)) if image.repository == "pause" else ""
-    return _kept(
-        ["image", image.repository, image.tag, digest, sha256_bytes(known.encode()), lock, made, _shop_hash(shop)], lambda: _image(shop, image, digest)
+    made = json.dumps(pause.recorded(built.components["kubernetes"].file(pause.SOURCE), image.tag)) if image.repository == "pause" else ""
+    return _cached(
+        ["image", image.repository, image.tag, digest, sha256_bytes(known.encode()), lock, made, _release_hash(built)], lambda: _image(built, image, digest)
     )
 
 
-def bundle_sbom(shop: Workshop, bundle: Bundle, packages: Iterable[Package], images: Iterable[Image], digest: str = "") -> Json:
+def bundle_sbom(built: BuiltRelease, bundle: Bundle, packages: Iterable[Package], images: Iterable[Image], digest: str = "") -> Json:
     """The document of a bundle: its packages with all that is in them, its other files, and the images that it asks for, by digest.
 
     Args:
@@ -81,35 +81,37 @@ def bundle_sbom(shop: Workshop, bundle: Bundle, packages: Iterable[Package], ima
     listing = bundle.listing
     digests = {image.repository: (image, image.manifest().digest) for image in images}
     seed = ["bundle", bundle.target.repository, sha256_bytes(listing), json.dumps({name: digest for name, (_, digest) in sorted(digests.items())})]
-    return _kept([*seed, digest, _shop_hash(shop)], lambda: _bundle(shop, bundle, listing, list(packages), digests, digest))
+    return _cached([*seed, digest, _release_hash(built)], lambda: _bundle(built, bundle, listing, list(packages), digests, digest))
 
 
-def _kept(parts: Iterable[str], make: Callable[[], Json]) -> Json:
-    return kept("documents", [code_of(*MAKERS), *parts], make)
+def _cached(parts: Iterable[str], make: Callable[[], Json]) -> Json:
+    return cached_document("documents", [code_of(*MAKERS), *parts], make)
 
 
 def _built_hash(program: Program) -> str:
     return sha256_file(program.built.folder / "build.json")
 
 
-def _shop_hash(shop: Workshop) -> str:
-    return sha256_bytes("\n".join([shop.stamp, *(f"{role} {item.key} {item.chosen.stands_in_for}" for role, item in sorted(shop.built.items()))]).encode())
+def _release_hash(built: BuiltRelease) -> str:
+    return sha256_bytes(
+        "\n".join([built.stamp, *(f"{role} {item.key} {item.chosen.stands_in_for}" for role, item in sorted(built.components.items()))]).encode()
+    )
 
 
 # -- programs ----------------------------------------------------------------------------------------------------------
 
 
-def _binary(shop: Workshop, program: Program, go: str) -> Json:
-    source, info = program.source, shop.reader.program(program)
+def _binary(built: BuiltRelease, program: Program, go: str) -> Json:
+    source, info = program.source, built.reader.program(program)
     root = component(
         "application",
         f"program:{program.name}:{program.sha256[:16]}",
         program.name,
-        version=shop.version(program),
+        version=built.version(program),
         supplier={"name": MAINTAINER},
         hashes=sha256(program.sha256),
         licenses=licences(source.license),
-        purl=purl("generic", f"{VENDOR}/{program.name}", shop.version(program)),
+        purl=purl("generic", f"{VENDOR}/{program.name}", built.version(program)),
         properties=properties(
             [
                 (f"{PREFIX}:component", f"{source.component} {source.version}"),
@@ -121,7 +123,7 @@ def _binary(shop: Workshop, program: Program, go: str) -> Json:
         ),
     )
     bom = Bom(root)
-    _add_modules(bom, info, shop.reader.catalog.toolchain_sum(go), main_licence=source.license)
+    _add_modules(bom, info, built.reader.catalog.toolchain_sum(go), main_licence=source.license)
     if source.cgo:
         _add_c_packages(bom, build_record(program.built).get("c_packages"), bom.ref)
     return bom.document()
@@ -172,12 +174,12 @@ def debian_component(package: DebianPackage) -> Json:
 # -- packages ----------------------------------------------------------------------------------------------------------
 
 
-def _package(shop: Workshop, package: Package) -> Json:
+def _package(built: BuiltRelease, package: Package) -> Json:
     held = read_package(package)
     bom = Bom(_package_root(package, held))
-    known = shop.programs
+    known = built.programs
     for item in held.files:
-        _add_file(bom, shop, known, item.path, item.sha256, bom.ref)
+        _add_file(bom, built, known, item.path, item.sha256, bom.ref)
     return bom.document()
 
 
@@ -194,10 +196,10 @@ def _package_root(package: Package, held: PackageContents) -> Json:
     )
 
 
-def _add_file(bom: Bom, shop: Workshop, known: Mapping[str, Program], path: str, digest: str, under: str) -> None:
+def _add_file(bom: Bom, built: BuiltRelease, known: Mapping[str, Program], path: str, digest: str, under: str) -> None:
     """A file; a program of ours with all that is linked into it, the host tool with what is zipped into it."""
     if program := known.get(digest):
-        ref = bom.merge(binary_sbom(shop, program), under=under)
+        ref = bom.merge(binary_sbom(built, program), under=under)
         bom.add(component("file", f"file:/{path}:{digest[:16]}", f"/{path}", hashes=sha256(digest)), under=under)
         bom.edges[f"file:/{path}:{digest[:16]}"].add(ref)
         return
@@ -210,7 +212,7 @@ def _add_file(bom: Bom, shop: Workshop, known: Mapping[str, Program], path: str,
 # -- images ------------------------------------------------------------------------------------------------------------
 
 
-def _image(shop: Workshop, image: Image, digest: str) -> Json:
+def _image(built: BuiltRelease, image: Image, digest: str) -> Json:
     root = component(
         "container",
         f"image:{image.repository}:{image.tag}",
@@ -220,7 +222,7 @@ def _image(shop: Workshop, image: Image, digest: str) -> Json:
         hashes=sha256(digest),
         purl=purl("oci", image.repository, digest, arch="amd64", tag=image.tag),
     )
-    bom, known = Bom(root), shop.programs
+    bom, known = Bom(root), built.programs
     for number, (layer, diff) in enumerate(image.layers, start=1):
         more = properties([(f"{PREFIX}:diff-id", diff), (f"{PREFIX}:media-type", layer.media_type)])
         ref = bom.add(component("file", f"layer:{number}:{layer.digest[7:23]}", f"layer {number}", hashes=sha256(layer.digest), properties=more))
@@ -234,15 +236,15 @@ def _image(shop: Workshop, image: Image, digest: str) -> Json:
             bom.add(_python_component(item.name, item.version, hashes, item.record, item.licence, item.expression), under=ref)
         for file in held.files:
             if image.repository == "pause" and file.path == "pause":
-                _add_pause(bom, shop, image.tag, file.sha256, ref)
+                _add_pause(bom, built, image.tag, file.sha256, ref)
             else:
-                _add_file(bom, shop, known, file.path, file.sha256, ref)
+                _add_file(bom, built, known, file.path, file.sha256, ref)
     return bom.document()
 
 
-def _add_pause(bom: Bom, shop: Workshop, tag: str, digest: str, under: str) -> None:
+def _add_pause(bom: Bom, built: BuiltRelease, tag: str, digest: str, under: str) -> None:
     """The one program in C: from upstream's pause.c, with the C library of the machine that built it."""
-    kubernetes = shop.built["kubernetes"]
+    kubernetes = built.components["kubernetes"]
     source = kubernetes.file(pause.SOURCE)
     ref = f"program:pause:{digest[:16]}"
     origin = properties([(f"{PREFIX}:component", str(Module("k8s.io/kubernetes", kubernetes.chosen.source.version)))])
@@ -289,13 +291,13 @@ def _python_component(name: str, version: str, archives: Iterable[str], record: 
 # -- bundles -----------------------------------------------------------------------------------------------------------
 
 
-def _bundle(shop: Workshop, bundle: Bundle, listing: bytes, packages: list[Package], digests: Mapping[str, tuple[Image, str]], own: str) -> Json:
+def _bundle(built: BuiltRelease, bundle: Bundle, listing: bytes, packages: list[Package], digests: Mapping[str, tuple[Image, str]], own: str) -> Json:
     manifest = bundle.manifest
     root = component(
         "application",
-        f"bundle:{bundle.target.repository}:{shop.stamp}",
+        f"bundle:{bundle.target.repository}:{built.stamp}",
         bundle.target.repository,
-        version=shop.stamp,
+        version=built.stamp,
         supplier={"name": MAINTAINER},
         hashes=sha256(own),
         properties=properties([(f"{PREFIX}:list-sha256", sha256_bytes(listing)), *((f"{PREFIX}:stand-in", item) for item in manifest.stand_ins)]),
@@ -305,7 +307,7 @@ def _bundle(shop: Workshop, bundle: Bundle, listing: bytes, packages: list[Packa
     for entry in manifest.packages:
         if entry.sha256 not in by_hash:
             raise CkpError(f"{bundle.folder} lists {entry.file} with the hash {entry.sha256}, and no package of the release has it")
-        bom.merge(package_sbom(shop, by_hash[entry.sha256]))
+        bom.merge(package_sbom(built, by_hash[entry.sha256]))
     for file, checksum in manifest.files.items():
         bom.add(component("file", f"file:{file}:{checksum[:16]}", file, hashes=sha256(checksum)))
     for repository in sorted(manifest.images):

@@ -14,20 +14,21 @@ from ckp.kits.errors import NotFound
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """What is built of a release, and who reads build info."""
+class BuiltRelease:
+    """A release as far as it is built on this machine."""
 
     reader: Reader
     release: Release
     profile: Profile
-    built: Mapping[str, Built]
+    components: Mapping[str, Built]
+    """What is built of it, by role."""
     missing: tuple[str, ...] = ()
-    """Components that are not built, if the workshop was opened without them."""
+    """Components that are not built, if it was opened with `partial`."""
 
     @cached_property
     def programs(self) -> dict[str, Program]:
         """Every program that is built, by its hash."""
-        return {item.sha256: item for item in programs(self.built.values())}
+        return {item.sha256: item for item in programs(self.components.values())}
 
     @property
     def stamp(self) -> str:
@@ -55,7 +56,7 @@ class Workshop:
         return found[0]
 
 
-def open_workshop(catalog: Catalog, release: Release, profile: Profile, roles: Collection[str] = (), *, partial: bool = False) -> Workshop:
+def open_built_release(catalog: Catalog, release: Release, profile: Profile, roles: Collection[str] = (), *, partial: bool = False) -> BuiltRelease:
     """The release's components as the cache has them; builds nothing.
 
     Args:
@@ -68,17 +69,17 @@ def open_workshop(catalog: Catalog, release: Release, profile: Profile, roles: C
     wanted = [role for role in (*release.tools, *release.pins) if not roles or role in roles]
     if unknown := sorted(set(roles) - set(wanted)):
         raise NotFound(f"{release.name} has no component {unknown[0]}", resolution=f"take one of: {', '.join([*release.tools, *release.pins])}")
-    built, missing = {}, []
+    components, missing = {}, []
     for role in wanted:
         chosen = catalog.choose(release, role, profile)
         if is_built(catalog, chosen, release.stamp):
-            built[role] = build_component(catalog, chosen, release.stamp, lambda _: None)
+            components[role] = build_component(catalog, chosen, release.stamp, lambda _: None)
         else:
             missing.append(f"{chosen.source.component} {chosen.source.version}")
-    shop = Workshop(Reader(catalog), release, profile, built, tuple(missing))
+    built = BuiltRelease(Reader(catalog), release, profile, components, tuple(missing))
     if not partial:
-        shop.require_all()
-    return shop
+        built.require_all()
+    return built
 
 
 def find_roles(catalog: Catalog, release: Release, profile: Profile, names: Iterable[str]) -> list[str]:
