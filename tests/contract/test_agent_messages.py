@@ -1,4 +1,4 @@
-"""The agent's own copy of the protocol says the same as ckp.api.host_protocol, field by field."""
+"""The agent's own copy of the protocol is equal to ckp.api.host_protocol, field by field."""
 
 from __future__ import annotations
 

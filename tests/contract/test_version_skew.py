@@ -1,7 +1,10 @@
-"""Hub and agents of neighbouring versions understand each other: each way, against the frames that version 0.1.0 wrote, kept as it wrote them.
+"""Hub and agents of neighbouring versions understand each other, in both directions, checked against frames that 0.1.0 and 0.2.0 wrote.
 
-A rollout changes the hub first and the agents over days, or some agents first: neither may lose a host. So new fields have defaults, and a new frame
-is sent only to who has asked for it, or ignores what it does not know.
+A rollout changes the hub first and the agents over days, or some agents first: neither may lose a host. So new fields have defaults, and a frame of a
+new type is sent only to a peer that has asked for it or that ignores types that it does not know.
+
+A field that gets a better name has both names for one release: the newer side writes both and reads either (`Finding`: 0.2.0 knows only `mend`, later
+versions prefer `remediation`). The old name goes when no supported version writes or reads it any longer.
 """
 
 from __future__ import annotations
@@ -17,35 +20,37 @@ from ckp.api import host_protocol
 from ckp.kits import paths
 
 pytestmark = pytest.mark.contract
-BEFORE = json.loads((paths.REPO / "tests/contract/protocol-0.1.0.json").read_text())
-FRAMES = [(frame["kind"], frame["text"]) for frame in BEFORE["frames"]]
-TO_HUB, TO_AGENT = ("EnrolmentRequest", "Hello", "Report"), ("EnrolmentTicket", "EnrolmentStatus", "Desired")
+OLDER = [json.loads((paths.REPO / f"tests/contract/protocol-{version}.json").read_text()) for version in ("0.1.0", "0.2.0")]
+FRAMES = [(frame["kind"], frame["text"]) for older in OLDER for frame in older["frames"]]
+TO_HUB = ("EnrolmentRequest", "Hello", "Report", "Renewal")
+TO_AGENT = ("EnrolmentTicket", "EnrolmentStatus", "Desired", "RenewalDue", "IssuedCertificate")
 
 
 def test_the_protocol_is_the_same_one() -> None:
-    assert BEFORE["protocol"] == host_protocol.PROTOCOL, "another number needs a hub that speaks both"
+    assert {older["protocol"] for older in OLDER} == {host_protocol.PROTOCOL}, "another number needs a hub that speaks both"
+    assert {kind for kind, _ in FRAMES} == {*TO_HUB, *TO_AGENT}, "every frame is checked in one direction"
 
 
 @pytest.mark.parametrize(("kind", "text"), [frame for frame in FRAMES if frame[0] in TO_HUB])
-def test_the_hub_reads_what_an_older_agent_says(kind: str, text: str) -> None:
+def test_the_hub_reads_what_an_older_agent_writes(kind: str, text: str) -> None:
     model: type[BaseModel] = getattr(host_protocol, kind)
     read = model.model_validate_json(text)
     assert covers(json.loads(read.model_dump_json()), json.loads(text))
-    if kind in ("Hello", "Report"):
+    if kind != "EnrolmentRequest":
         assert isinstance(TypeAdapter[Any](host_protocol.AgentMessage).validate_json(text), model)
 
 
 @pytest.mark.parametrize(("kind", "text"), [frame for frame in FRAMES if frame[0] in TO_AGENT])
-def test_the_agent_reads_what_an_older_hub_says(kind: str, text: str) -> None:
+def test_the_agent_reads_what_an_older_hub_writes(kind: str, text: str) -> None:
     read = messages.from_json(getattr(messages, kind), text)
     assert covers(json.loads(messages.to_json(read)), json.loads(text))
-    if kind == "Desired":
+    if kind in ("Desired", "RenewalDue", "IssuedCertificate"):
         assert messages.from_hub(text) == read
 
 
 @pytest.mark.parametrize(("kind", "text"), FRAMES)
 def test_nothing_that_the_older_side_needs_is_missing_in_what_the_newer_one_writes(kind: str, text: str) -> None:
-    """0.1.0 ignores fields that it does not know, and refuses a message that lacks one without a default."""
+    """An older side ignores fields that it does not know, and rejects a message that lacks one without a default."""
     model: type[BaseModel] = getattr(host_protocol, kind)
     hub = json.loads(model.model_validate_json(text).model_dump_json())
     agent = json.loads(messages.to_json(messages.from_json(getattr(messages, kind), text)))
@@ -53,8 +58,21 @@ def test_nothing_that_the_older_side_needs_is_missing_in_what_the_newer_one_writ
         assert covers(written, json.loads(text)), "every field is still there, under its name, with its value and type"
 
 
-def test_a_frame_that_is_new_goes_only_to_who_can_take_it() -> None:
-    """An older agent ignores a frame of an unknown type (and goes on); an older hub would end the connection, so an agent sends new ones only when asked."""
+def test_a_finding_has_its_older_name_and_its_newer_one() -> None:
+    """What 0.2.0 wrote as `mend` is read as `remediation`; what is written now has both, so that 0.2.0 shows it too."""
+    for finding in (messages.Finding("swap is on", "turn it off"), host_protocol.Finding(problem="swap is on", remediation="turn it off")):
+        assert (finding.remediation, finding.mend) == ("turn it off", "turn it off")
+    for text in ('{"problem":"p","mend":"m"}', '{"problem":"p","remediation":"m"}', '{"problem":"p","mend":"m","remediation":"m"}'):
+        hub, agent = host_protocol.Finding.model_validate_json(text), messages.from_json(messages.Finding, text)
+        assert json.loads(hub.model_dump_json()) == json.loads(messages.to_json(agent)) == {"problem": "p", "mend": "m", "remediation": "m", "blocking": True}
+    both = '{"problem":"p","mend":"old","remediation":"new"}'
+    assert host_protocol.Finding.model_validate_json(both).remediation == messages.from_json(messages.Finding, both).remediation == "new"
+    with pytest.raises(ValueError, match="remediation"):
+        host_protocol.Finding.model_validate_json('{"problem":"p","mend":[1]}')
+
+
+def test_a_new_kind_of_frame_is_sent_only_to_a_peer_that_can_read_it() -> None:
+    """An older agent ignores a frame of an unknown type; an older hub would close the connection, so an agent sends new ones only when asked."""
     assert {kind.type for kind in messages.FROM_HUB} == {"desired", "renewal-due", "certificate"}
     for text in ('{"type": "of-tomorrow"}', '{"type": "renewal-due", "more": 1}'):
         try:
@@ -68,7 +86,7 @@ def test_a_frame_that_is_new_goes_only_to_who_can_take_it() -> None:
 
 
 def covers(new: Any, old: Any) -> bool:
-    """Whether everything of `old` is in `new`, value for value; `new` may say more."""
+    """Whether everything in `old` is in `new`, value for value; `new` may hold more."""
     if isinstance(old, dict):
         return isinstance(new, dict) and all(key in new and covers(new[key], value) for key, value in old.items())
     if isinstance(old, list):

@@ -61,11 +61,17 @@ class LinkFacts:
 
 @dataclass(frozen=True)
 class Finding:
-    """What preflight says, with the mend."""
+    """What preflight found on this host, and its remediation (in 0.2.0 `mend`: for one release both names are written, and either is read)."""
 
     problem: str
-    mend: str = ""
+    remediation: str = ""
     blocking: bool = True
+    mend: str = ""
+
+    def __post_init__(self) -> None:
+        text = self.remediation or self.mend
+        object.__setattr__(self, "remediation", text)
+        object.__setattr__(self, "mend", text)
 
 
 @dataclass(frozen=True)

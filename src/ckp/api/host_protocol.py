@@ -19,15 +19,17 @@ The agent ships its own copy of these shapes for system Python (ckp.agent.messag
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PROTOCOL = 1
 MAX_FRAME_BYTES = 1 << 20
 """Larger frames are refused by both sides; the connection is closed with 1009."""
-MAX_FACTS_BYTES = 16_384
-"""What a host may say about itself, at its enrolment and when it connects."""
+MAX_FACTS_BYTES = 20_480
+"""Largest facts that are accepted, at enrolment and on the channel. Up to 0.2.0 the limit was MAX_SENT_FACTS_BYTES: the rest is for what `Finding` adds."""
+MAX_SENT_FACTS_BYTES = 16_384
+"""Largest facts that an agent sends: a hub of 0.2.0 accepts no more."""
 REPORT_SECONDS = 20.0
 OFFLINE_SECONDS = 60.0
 """A host that was silent for this long counts as offline (AgentConnected=False)."""
@@ -64,11 +66,23 @@ class LinkFacts(Message):
 
 
 class Finding(Message):
-    """What the host's own preflight says, with the mend. `blocking` ones keep a free host from being claimed."""
+    """What preflight found on a host, and its remediation. A free host with a `blocking` finding is not claimed.
+
+    0.2.0 calls the remediation `mend`. For one release both names are written, and either is read.
+    """
 
     problem: str = Field(max_length=500)
-    mend: str = Field(default="", max_length=500)
+    remediation: str = Field(default="", max_length=500)
     blocking: bool = True
+    mend: str = Field(default="", max_length=500)  # deprecated: what 0.2.0 reads
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_both_names(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        text = data.get("remediation") or data.get("mend") or ""
+        return {**data, "remediation": text, "mend": text}
 
 
 class HostFacts(Message):

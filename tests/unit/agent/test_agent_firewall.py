@@ -95,8 +95,8 @@ def test_a_firewall_that_is_switched_off_is_left_alone(ufw: Path, journal: Journ
 
 
 def test_what_will_be_done_is_said_before(ufw: Path) -> None:
-    [(problem, mend)] = firewall.findings()
-    assert problem == "ufw is on" and mend.startswith("the installer will open 10250/tcp") and "close them when the host leaves" in mend
+    [(problem, remediation)] = firewall.findings()
+    assert problem == "ufw is on" and remediation.startswith("the installer will open 10250/tcp") and "close them when the host leaves" in remediation
 
 
 def test_a_rule_in_ufws_words_is_found_in_what_ufw_shows() -> None:

@@ -1,7 +1,8 @@
-"""What a host says about itself: from a /sys that is made here."""
+"""The inventory of a host, read from a /sys that the tests write."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from ckp.agent import messages
 from ckp.agent.journal import Journal
 from ckp.agent.node import inventory
 from ckp.agent.node.preflight import Findings
-from ckp.api.host_protocol import MAX_FACTS_BYTES
+from ckp.api.host_protocol import MAX_FACTS_BYTES, MAX_SENT_FACTS_BYTES, HostFacts
 
 FACTS = messages.HostFacts("h", "0" * 32, "debian", "12", "6.1", "amd64", 2, 1, 1, 5 << 30)
 
@@ -47,7 +48,7 @@ def test_a_place_that_cannot_be_read_is_an_empty_one(tmp_path: Path) -> None:
     assert inventory.disks(str(tmp_path / "none")) == inventory.links(str(tmp_path / "none")) == ()
 
 
-def test_findings_are_told_while_the_host_is_free_and_only_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_findings_are_reported_while_the_host_is_free_and_only_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Findings()
     seen.add("port 10250 is taken by nginx (pid 7)", "stop it")
     seen.add("swap is on", "the installer will turn it off", blocking=False)
@@ -79,7 +80,11 @@ def test_the_largest_inventory_is_one_that_the_hub_takes(monkeypatch: pytest.Mon
         findings=inventory.findings(journal),
         addresses=tuple("2001:db8:0000:0000:0000:0000:0000:0001" for _ in range(32)),
     )
-    assert len(messages.to_json(facts)) < MAX_FACTS_BYTES
+    text = messages.to_json(facts)
+    assert len(text) < MAX_SENT_FACTS_BYTES
+    longer = tuple({"problem": "p" * 200, "mend": "m" * 200} for _ in range(inventory.MAX_ITEMS))  # what 0.2.0 sends at most; the hub adds `remediation`
+    older = HostFacts.model_validate({**json.loads(text), "findings": longer})
+    assert len(older.model_dump_json()) < MAX_FACTS_BYTES
 
 
 def test_a_clock_that_goes_on_is_no_news_and_a_disk_that_fills_is() -> None:

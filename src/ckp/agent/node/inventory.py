@@ -16,8 +16,9 @@ from ckp.agent.system.installers.detect import of_host
 from ckp.hostkit.errors import AgentError
 from ckp.hostkit.files import read_text
 
-MOST = 16
-"""Of disks, links and findings each, and their texts are cut: the hub refuses facts of more than 16 KiB, and with them the host."""
+MAX_ITEMS = 16
+"""Largest number of disks, of links and of findings. Their texts are cut as well: the hub rejects a host whose facts are larger than 16 KiB."""
+PROBLEM_LENGTH, REMEDIATION_LENGTH = 200, 150
 NOT_DISKS = re.compile(r"(loop|ram|zram|dm-|sr|fd|md|nbd)\d*")
 CLUSTER_LINKS = re.compile(r"(lo|cilium_.*|lxc.*|cni.*|cali.*|vxlan\.calico|docker.*|br-.*|veth.*|kube-.*|nodelocaldns|dummy\d+|tunl0|sit0|ip6tnl0)\Z")
 
@@ -29,7 +30,7 @@ def disks(top: str = "/sys/block") -> Tuple[DiskFacts, ...]:
         size = _number(f"{top}/{name}/size") * 512
         if size and not NOT_DISKS.match(name):
             found.append(DiskFacts(name[:64], size, read_text(f"{top}/{name}/queue/rotational").strip() == "1"))
-    return tuple(found[:MOST])
+    return tuple(found[:MAX_ITEMS])
 
 
 def links(top: str = "/sys/class/net") -> Tuple[LinkFacts, ...]:
@@ -41,7 +42,7 @@ def links(top: str = "/sys/class/net") -> Tuple[LinkFacts, ...]:
         mac = read_text(f"{top}/{name}/address").strip()
         up = read_text(f"{top}/{name}/operstate").strip() in ("up", "unknown")
         found.append(LinkFacts(name[:64], mac[:32], _number(f"{top}/{name}/mtu"), max(0, _number(f"{top}/{name}/speed")), up))
-    return tuple(found[:MOST])
+    return tuple(found[:MAX_ITEMS])
 
 
 def installed() -> Tuple[str, ...]:
@@ -50,18 +51,18 @@ def installed() -> Tuple[str, ...]:
         have = of_host().installed([*NODE_PACKAGES, *FOREIGN_RUNTIMES])
     except AgentError:
         return ()
-    return tuple(f"{name} {version}"[:80] for name, version in sorted(have.items()))[:MOST]
+    return tuple(f"{name} {version}"[:80] for name, version in sorted(have.items()))[:MAX_ITEMS]
 
 
 def findings(journal: Optional[Journal]) -> Tuple[Finding, ...]:
-    """What preflight would say now. Of a host that is a node already nothing is said: its own kubelet is no finding."""
+    """What preflight finds now. Empty for a host that is a node already: its own kubelet is not a finding."""
     if journal is None or journal.member is not None:
         return ()
     try:
         seen: List[Finding] = preflight.worker(journal, of_host()).items
     except AgentError as error:
         seen = [Finding(error.brief, error.resolution)]
-    return tuple(Finding(item.problem[:200], item.mend[:200], item.blocking) for item in seen)[:MOST]
+    return tuple(Finding(item.problem[:PROBLEM_LENGTH], item.remediation[:REMEDIATION_LENGTH], item.blocking) for item in seen)[:MAX_ITEMS]
 
 
 def host_facts(hub_host: str = "", journal: Optional[Journal] = None, version: str = "") -> HostFacts:

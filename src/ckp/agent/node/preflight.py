@@ -1,4 +1,4 @@
-"""May this host become a node? Looked at before anything is changed; all findings are told at once, each with its mend."""
+"""Preflight: may this host become a node? Nothing is changed; all findings are reported at once, each with its remediation."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ class Unfit(AgentError):
 
 @dataclass
 class Findings:
-    """What stands against an installation."""
+    """What the checks found on this host."""
 
     items: list[Finding] = field(default_factory=list)
 
-    def add(self, problem: str, mend: str, *, blocking: bool = True) -> None:
-        """One finding. What does not block is worth knowing beforehand: the installer takes care of it."""
-        self.items.append(Finding(problem, mend, blocking))
+    def add(self, problem: str, remediation: str, *, blocking: bool = True) -> None:
+        """Add a finding. One that does not block is for information: the installer handles it."""
+        self.items.append(Finding(problem, remediation, blocking))
 
     @property
     def lines(self) -> list[str]:
-        """What blocks, each with its mend."""
-        return [f"{item.problem}: {item.mend}" for item in self.items if item.blocking]
+        """The blocking findings, each with its remediation."""
+        return [f"{item.problem}: {item.remediation}" for item in self.items if item.blocking]
 
     def raise_if_any(self, brief: str) -> None:
-        """Unfit with all findings that block, if there are any."""
+        """Raise Unfit with all blocking findings, if there are any."""
         if self.lines:
             raise Unfit(
                 f"{brief}, nothing was changed: {self.lines[0]}" if len(self.lines) == 1 else f"{brief} for {len(self.lines)} reasons, nothing was changed",
                 details="" if len(self.lines) == 1 else "\n".join(self.lines),
-                resolution="mend this and try again" if len(self.lines) == 1 else "mend these and try again",
+                resolution="fix this and try again" if len(self.lines) == 1 else "fix these and try again",
             )
 
 
@@ -66,8 +66,8 @@ def worker(journal: Journal, installer: Installer) -> Findings:
         ports(found, (10250,))
     if facts.swap_on():
         found.add("swap is on", "the installer will turn it off, and on again when the host leaves", blocking=False)
-    for problem, mend in firewall.findings():
-        found.add(problem, mend, blocking=False)
+    for problem, remediation in firewall.findings():
+        found.add(problem, remediation, blocking=False)
     if facts.cgroup_version() == "v1":
         found.add("this host has cgroup v1", "the kubelet will be told to accept it; Kubernetes ends its support: move to cgroup v2", blocking=False)
     return found
