@@ -228,7 +228,7 @@ def clock(offset: float | None) -> str:
 FINDING_COLUMNS = (
     Column("FINDING", lambda row: row.get("problem")),
     Column("BLOCKS", lambda row: bool(row.get("blocking"))),
-    Column("WHAT TO DO", lambda row: row.get("mend")),
+    Column("WHAT TO DO", lambda row: row.get("remediation") or row.get("mend")),  # `mend`: as 0.2.0 wrote it
 )
 DISK_COLUMNS = (
     Column("NAME", lambda row: row.get("name")),

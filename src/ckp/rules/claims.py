@@ -28,7 +28,7 @@ class Candidate:
     idle: bool  # observed phase is Free: nothing of an earlier cluster is left on it
     unique: bool = True  # no second machine was seen with this host's certificate
     stable: bool = True  # it has not come and gone several times lately
-    unfit: str = ""  # what its own preflight says against it, with the mend
+    unfit: str = ""  # its first blocking preflight finding, with the remediation
     cpus: int = 0
     memory_bytes: int = 0
     system: str = ""  # its operating system as bundles are named for it: debian-12, rhel-9
@@ -63,7 +63,7 @@ def candidate(host: Mapping[str, Any]) -> Candidate:
         idle=(status.get("observed") or {}).get("phase") == "Free",
         unique=not _is_false(host, "IdentityUnique"),
         stable=not _is_false(host, "Stable"),
-        unfit=f"{blocking[0].get('problem', '')}: {blocking[0].get('mend', '')}" if blocking else "",
+        unfit=f"{blocking[0].get('problem', '')}: {blocking[0].get('remediation') or blocking[0].get('mend', '')}" if blocking else "",
         cpus=int(facts.get("cpus") or 0),
         memory_bytes=int(facts.get("memory_bytes") or 0),
         system=system_of(facts),
