@@ -39,7 +39,7 @@ def load(path: str = CONFIG_DIR + "/config.json") -> Config:
     Raises:
         InvalidInput: missing, malformed, or with an address that is not https/wss.
     """
-    how = f"write {path} as `ckp host psk get` shows it"
+    how = f'write "hub", "channel" and "ca" into {path}, as the guide to bringing your own hosts shows'
     try:
         with open(path, encoding="utf-8") as stream:
             data = json.load(stream)

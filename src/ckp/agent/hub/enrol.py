@@ -22,7 +22,7 @@ PSK_MIN = 16
 
 def read_psk(config: Config) -> str:
     """The project's pre-shared key from its file. Raises EnrolmentFailed if it is missing, too short, or readable by others."""
-    how = f"write the key that `ckp host psk get` shows into {config.psk_file} (mode 0600)"
+    how = f"write the project's key into {config.psk_file}, mode 0600 (`ckp host psk` shows it once; with --reset it makes a new one)"
     try:
         mode = os.stat(config.psk_file).st_mode
     except FileNotFoundError:

@@ -30,7 +30,7 @@ def refusal(code: int, data: Any) -> EnrolmentFailed:
     said = said if isinstance(said, dict) else {}
     message = str(said.get("message") or "")[:500]
     known = {
-        401: ("WrongKey", "the hub does not accept the pre-shared key of this host", "put the project's current key into the psk file (ckp host psk get)"),
+        401: ("WrongKey", "the hub does not accept the pre-shared key of this host", "write the project's current key into the psk file (ckp host psk)"),
         403: ("WrongKey", "the hub refuses this host", "ask who runs the project"),
         409: (
             "IdentityTaken",
