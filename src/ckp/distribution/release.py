@@ -31,7 +31,7 @@ from ckp.distribution.packages.versions import PACKAGES, component_version
 from ckp.distribution.registries.tags import check_tags
 from ckp.kits import paths
 from ckp.kits.files import sha256_bytes
-from ckp.kits.stopping import go_on, pool
+from ckp.kits.stopping import pool, raise_if_cancelled
 from ckp.verify.bundle import MANIFEST
 
 PUSHES = 4
@@ -211,7 +211,7 @@ class Distribution:
         def one(repository: str, tag: str, sbom: Json, statement: Json) -> None:
             name, digest = f"{PREFIX}/{repository}", digests[repository]
             sign_image(registry, name, digest, key, {TAG: tag}, identity=f"{self.registry_name or registry.address}/{name}")
-            go_on()
+            raise_if_cancelled()
             attach_all(registry, name, registry.get_manifest(name, digest).descriptor, sbom, statement, self.key.image_key)
 
         with pool(PUSHES) as threads:

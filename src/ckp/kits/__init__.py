@@ -1,1 +1,1 @@
-"""Tools that know nothing of the domain: errors, processes, steps with progress, retries, clock, files, paths."""
+"""Helpers that depend on nothing else in CKP: errors, processes, steps with progress, retries, clock, files, paths."""

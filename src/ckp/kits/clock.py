@@ -1,4 +1,4 @@
-"""Time as a thing that is handed in, so that rules and tests need no real one."""
+"""The clock as a parameter, so that rules and tests need no real one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Clock(Protocol):
         ...
 
     def monotonic(self) -> float:
-        """Seconds that never run backwards, for durations."""
+        """Seconds that never go backwards, for durations."""
         ...
 
 
@@ -40,7 +40,7 @@ def rfc3339_micro(moment: datetime) -> str:
 
 
 def parse_rfc3339(text: str) -> datetime:
-    """The time that `rfc3339` or an API server wrote. Raises ValueError on anything else."""
+    """Parse a time as `rfc3339` or an API server writes it. Raises ValueError for anything else."""
     return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 

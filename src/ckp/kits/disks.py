@@ -1,4 +1,4 @@
-"""A full disk, told as one: which folder lies on it, how much is free there, and what to do."""
+"""Recognising a full disk, and reporting it: which folder is on it, how much is free there, and what to do."""
 
 from __future__ import annotations
 
@@ -17,37 +17,39 @@ from ckp.kits.errors import CkpError
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _SAID = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 _NONE_TEMPORARY = "No usable temporary directory"
-"""What Python's tempfile makes of it when all places for temporary files are full."""
+"""What Python's tempfile raises when all folders for temporary files are full."""
 
 
 class DiskFull(CkpError):
-    """There is no room to write, by the disk's size or by a quota."""
+    """There is no space to write, because of the disk's size or of a quota."""
 
 
 def is_full(error: OSError) -> bool:
-    """Whether this is what a full disk gives."""
-    if isinstance(error, shutil.Error):  # a tree that was copied: one of what went wrong in it, as text
+    """Whether this error comes from a full disk."""
+    if isinstance(error, shutil.Error):  # from copying a tree: the errors in it, as text
         return says_full(str(error))
     return error.errno in FULL or (isinstance(error, FileNotFoundError) and _NONE_TEMPORARY in str(error) and _free(_temporary()) < 1 << 20)
 
 
 def says_full(text: str) -> bool:
-    """Whether a program's last words are those of a full disk."""
+    """Whether a program's output reports a full disk."""
     return _SAID.search(text) is not None
 
 
 def disk_full(what: str, *folders: Path, details: str) -> DiskFull:
-    """The error. Of `folders`, what `details` mentions, the cache and the folder for temporary files, it names the one with the least free space.
+    """The error for a full disk.
+
+    It names the folder with the least free space among `folders`, those that `details` mentions, the cache and the folder for temporary files.
 
     Args:
-        what: what failed by it; may be empty.
+        what: what failed because of it; may be empty.
     """
     mentioned = [Path(path).parent for line in details.splitlines() if says_full(line) for path in re.findall(r"/[^\s:'\"]+", line)]
     folder = min((_existing(path) for path in (*folders, *mentioned, paths.cache(), _temporary())), key=_free)
     state = os.statvfs(folder)
     free = f"{_free(folder) / (1 << 20):.1f} MiB free"
     if state.f_files and not state.f_favail:
-        free += ", and no room for one more file"
+        free += ", and no free inodes"
     return DiskFull(
         f"the disk is full: {f'{what}; ' if what else ''}{folder} has {free}",
         details=details,
@@ -57,7 +59,7 @@ def disk_full(what: str, *folders: Path, details: str) -> DiskFull:
 
 @contextmanager
 def naming_full_disk(*folders: Path) -> Iterator[None]:
-    """A block that writes below these folders: a full disk is told as one, whoever handles OSErrors further out."""
+    """A block that writes below these folders: an OSError from a full disk becomes DiskFull, before handlers of OSError further out see it."""
     try:
         yield
     except OSError as error:
@@ -71,7 +73,7 @@ def _temporary() -> Path:
 
 
 def _existing(path: Path) -> Path:
-    """The folder itself, or where it would be."""
+    """The folder, or its nearest parent that exists."""
     path = path.absolute()
     while not path.is_dir() and path != path.parent:
         path = path.parent

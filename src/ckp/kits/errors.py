@@ -1,13 +1,13 @@
-"""The one family of errors that CKP shows to people: what is wrong, where, and what to do about it."""
+"""The errors that CKP shows to people: what is wrong, where, and what to do about it."""
 
 from __future__ import annotations
 
 
 class CkpError(Exception):
-    """An expected failure, told in a sentence.
+    """An expected failure, described in a sentence.
 
     Args:
-        brief: what is wrong and where, one sentence without a full stop needed.
+        brief: what is wrong and where, in one sentence without a full stop.
         details: what was seen (the tail of a log, a table of findings); may be several lines.
         resolution: what the reader can do now.
     """
@@ -34,7 +34,7 @@ class CkpError(Exception):
 
 
 class InvalidInput(CkpError):
-    """The caller asked for something that cannot be: nothing was changed."""
+    """The request can't be met as it is; nothing was changed."""
 
     exit_code = 2
 
@@ -44,16 +44,16 @@ class NotFound(CkpError):
 
 
 class Conflict(CkpError):
-    """The thing exists already, or somebody else holds it."""
+    """The thing exists already, or is held by another owner."""
 
 
 class VerificationFailed(CkpError):
-    """A signature, a maintainer or a digest is not what it must be: nothing was changed."""
+    """A signature, a maintainer or a digest is not the expected one; nothing was changed."""
 
     exit_code = 3
 
 
 class TimedOut(CkpError):
-    """A wait came to its end without what it waited for."""
+    """What was waited for did not happen before the timeout."""
 
     exit_code = 4

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, digests, locks, and disks that must not run full."""
+"""Atomic writes, digests, locks, and checks of free space."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TOGETHER = ".together-"
 
 
 def atomic_write(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
-    """Write a file so that a reader, or a power cut, sees the old content or the new, never half of it."""
+    """Write a file atomically: after a power cut, and for a reader at any time, it has the old content or the new one."""
     data = content.encode() if isinstance(content, str) else content
     with naming_full_disk(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,9 +41,9 @@ def atomic_write(path: Path, content: bytes | str, *, mode: int = 0o644) -> None
 
 @contextmanager
 def building_directory(final: Path) -> Iterator[Path]:
-    """A scratch directory beside `final` that takes its name only if the block succeeds, so a half-made result never has a final name.
+    """A scratch directory beside `final`, renamed to it only if the block succeeds, so that an incomplete result never has the final name.
 
-    The caller holds a lock on `final`: what a killed predecessor left beside it is removed.
+    The caller holds a lock on `final`: scratch directories of earlier attempts that were killed are removed.
     """
     with naming_full_disk(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def building_directory(final: Path) -> Iterator[Path]:
 
 
 def write_together(folder: Path, name: str, files: Mapping[str, tuple[bytes, int]]) -> None:
-    """Write files of one folder (paths in it to content and mode), in this order, so that after a kill all of them are new or none is.
+    """Write files of one folder (path in it: content and mode), in this order, so that after a kill all of them are new or none is.
 
     The caller holds a lock on `folder`.
     """
@@ -74,7 +74,7 @@ def write_together(folder: Path, name: str, files: Mapping[str, tuple[bytes, int
 
 
 def finish_together(folder: Path) -> set[str]:
-    """Finish what a killed `write_together` had decided, and clear away what it had not; returns the names of what was finished."""
+    """Complete each `write_together` that was killed after its files were all prepared, remove the rest; returns the names of the completed ones."""
     for undecided in folder.glob(f".{_TOGETHER}*"):
         shutil.rmtree(undecided)
     finished = set()
@@ -105,10 +105,10 @@ def sha256_bytes(data: bytes) -> str:
 
 @contextmanager
 def exclusive(lock: Path, *, what: str, timeout: float) -> Iterator[None]:
-    """Hold `lock` (an flock, freed by the kernel if we die) for the block; wait at most `timeout` seconds for another holder.
+    """Hold `lock` (an flock, which the kernel frees if this process dies) for the block; wait at most `timeout` seconds for another holder.
 
     Raises:
-        TimedOut: somebody else still held it at the end.
+        TimedOut: another process still held it then.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+") as stream:
@@ -120,8 +120,8 @@ def exclusive(lock: Path, *, what: str, timeout: float) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise TimedOut(
-                        f"{what} is still being done by another process after {timeout:.0f} s",
-                        resolution=f"wait for it, or look who holds {lock} (fuser -v {lock})",
+                        f"{what}: another process is still doing it after {timeout:.0f} s",
+                        resolution=f"wait for it, or see which process holds the lock (fuser -v {lock})",
                     ) from None
                 pause(0.2)
         try:
@@ -131,15 +131,15 @@ def exclusive(lock: Path, *, what: str, timeout: float) -> Iterator[None]:
 
 
 def require_free_space(path: Path, gib: float, *, what: str) -> None:
-    """Raise before starting on something that needs `gib` GiB where there are fewer."""
+    """Raise CkpError if fewer than `gib` GiB are free below `path`."""
     probe = path
     while not probe.exists():
         probe = probe.parent
     free = shutil.disk_usage(probe).free / (1 << 30)
     if free < gib:
         raise CkpError(
-            f"there is too little room for {what}: {gib:.1f} GiB are needed below {path}, and {free:.1f} GiB are free",
-            resolution="free some space (`make clean-cache` drops the build cache) or point CKP_CACHE elsewhere",
+            f"there is too little space for {what}: {gib:.1f} GiB are needed below {path}, and {free:.1f} GiB are free",
+            resolution="free some space (`make clean-cache` deletes the build cache) or set CKP_CACHE to a folder on another disk",
         )
 
 

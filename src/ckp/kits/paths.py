@@ -1,4 +1,4 @@
-"""Where CKP keeps things on the machine that it is run on."""
+"""Where CKP keeps its files on the machine that it runs on."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import os
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[3]
-"""The checkout that the running code belongs to; `catalog/`, `deploy/` and `packaging/` lie in it."""
+"""The checkout that the running code belongs to; it holds `catalog/`, `deploy/` and `packaging/`."""
 
 
 def cache() -> Path:
-    """Content-addressed results that may be deleted at any time: builds, images, base file systems. `CKP_CACHE` moves it."""
+    """Content-addressed results, which may be deleted at any time: builds, images, base file systems. `CKP_CACHE` moves it."""
     return Path(os.environ.get("CKP_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ckp")
 
 
 def state() -> Path:
-    """What runs now on this machine: lab hosts, registry, pid files. One per machine, whichever checkout runs. `CKP_STATE` moves it."""
+    """State of what runs on this machine: lab hosts, registry, pid files. One folder per machine, shared by all checkouts. `CKP_STATE` moves it."""
     return Path(os.environ.get("CKP_STATE") or "/var/lib/ckp")
 
 

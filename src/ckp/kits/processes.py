@@ -1,4 +1,4 @@
-"""Running other programs: one way, with a bound, a log, and errors that carry the program's own last words."""
+"""Running other programs: one way, with a timeout, a log, and errors that end with the program's last output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ckp.kits.disks import disk_full, says_full
 from ckp.kits.errors import CkpError
-from ckp.kits.stopping import breakable, go_on
+from ckp.kits.stopping import cancellable, raise_if_cancelled
 
 TAIL_LINES = 25
 
@@ -45,21 +45,21 @@ def run(
     what: str = "",
     resolution: str = "",
 ) -> Finished:
-    """Run a program to its end and return what it said. It does not outlive us, however we end.
+    """Run a program to its end and return its output. It does not outlive this process, however this one ends.
 
     Args:
-        timeout: seconds after which it is killed with all its children; there is no unbounded run.
+        timeout: seconds after which it is killed with all its children. There is no run without a timeout.
         env: added to our own environment.
         stdin: its standard input; nothing by default.
-        check: raise when it ends with another code than 0.
-        what: how to name the work in an error ("packing kubelet"), instead of the command line, which may carry secrets.
+        check: raise if its exit code is not 0.
+        what: the work's name in an error ("packing kubelet"), instead of the command line, which may carry secrets.
 
     Raises:
         ProcessFailed: it could not be started, failed (with `check`), or ran out of time.
-        DiskFull: it failed, and says that a disk is full.
-        Interrupted: this thread is of a pool that was interrupted; the program was killed.
+        DiskFull: it failed, and its output says that a disk is full.
+        Interrupted: this thread's pool was interrupted; the program was killed.
     """
-    go_on()
+    raise_if_cancelled()
     command = [str(part) for part in argv]
     name = what or command[0]
     started = time.monotonic()
@@ -77,7 +77,7 @@ def run(
         raise ProcessFailed(f"{name}: {command[0]} could not be started: {error.strerror}", resolution=resolution) from error
     data = stdin.encode() if isinstance(stdin, str) else stdin
     try:
-        with _guard.over(child.pid), breakable(lambda: _kill_group(child.pid)):
+        with _reaper.watching(child.pid), cancellable(lambda: _kill_group(child.pid)):
             out, err = child.communicate(data, timeout=timeout)
     except subprocess.TimeoutExpired:
         _kill_group(child.pid)
@@ -87,7 +87,7 @@ def run(
         _kill_group(child.pid)
         child.wait()
         raise
-    go_on()  # what was broken off has not failed
+    raise_if_cancelled()  # a program that was cancelled has not failed
     finished = Finished(tuple(command), child.returncode, out.decode(errors="replace"), err.decode(errors="replace"), time.monotonic() - started)
     if check and finished.code != 0:
         if says_full(details := _tail(out, err)):
@@ -96,11 +96,11 @@ def run(
     return finished
 
 
-class _Guard:
-    """Kills the programs that run, and all that they have started, if we end without a word (SIGKILL, a crash).
+class _ProcessReaper:
+    """Kills the programs that run, and all that they have started, if this process is killed (SIGKILL, a crash).
 
-    A process of its own that is told the groups through a pipe, whose end is our end. The kernel's parent-death signal (prctl(2),
-    PR_SET_PDEATHSIG) would reach a program but not its children, such as go's linker, and would take the end of a thread for ours.
+    It is a process of its own, which reads the process groups from a pipe and kills them when the pipe is closed. The kernel's parent-death
+    signal (prctl(2), PR_SET_PDEATHSIG) would reach a program but not its children, such as Go's linker, and is sent when a thread ends, too.
     """
 
     SCRIPT = """
@@ -116,22 +116,22 @@ class _Guard:
         self._child: subprocess.Popen[bytes] | None = None
 
     @contextmanager
-    def over(self, group: int) -> Iterator[None]:
-        """Guard a process group for the block."""
-        self._tell("+", group)
+    def watching(self, group: int) -> Iterator[None]:
+        """Watch over a process group for the block."""
+        self._send("+", group)
         try:
             yield
         finally:
-            self._tell("-", group)
+            self._send("-", group)
 
-    def _tell(self, sign: str, group: int) -> None:
+    def _send(self, sign: str, group: int) -> None:
         with self._lock:
             try:
                 if self._child is None or self._child.poll() is not None:
                     self._start()
                 self._write(sign, group)
             except OSError:
-                pass  # without a guard things still run
+                pass  # programs also run without a reaper
             (self._groups.add if sign == "+" else self._groups.discard)(group)
 
     def _start(self) -> None:
@@ -153,7 +153,7 @@ class _Guard:
         self._child.stdin.write(f"{sign} {group}\n".encode())
 
 
-_guard = _Guard()
+_reaper = _ProcessReaper()
 
 _ENTER = 'while [ "$1" != -- ]; do echo $$ >"$1" || exit 125; shift; done; shift; exec "$@"'
 
@@ -161,8 +161,8 @@ _ENTER = 'while [ "$1" != -- ]; do echo $$ >"$1" || exit 125; shift; done; shift
 def in_cgroups(procs: Sequence[Path], argv: Sequence[str | Path]) -> list[str]:
     """The command that enters the cgroups of these cgroup.procs files and then becomes `argv`, with the same pid.
 
-    A shell does it, because a process can only be sure to be inside from its first instruction on if it entered by itself.
-    It ends with code 125 if it is not let in.
+    A shell does it: only a process that enters by itself is sure to be inside from its first instruction on.
+    The exit code is 125 if it can't enter.
     """
     command = [str(part) for part in argv]
     return ["sh", "-c", _ENTER, "sh", *map(str, procs), "--", *command] if procs else command
@@ -182,9 +182,9 @@ def _tail(out: bytes, err: bytes) -> str:
 
 @dataclass(frozen=True)
 class Daemon:
-    """A long-running program of ours: its own session, a log, and a pid file that also pins its start time,
+    """A long-running program in a session of its own, with a log and a pid file.
 
-    so that a pid which the kernel gave to somebody else meanwhile is never signalled.
+    The pid file also holds the start time, so that a process that got the same pid later is never signalled.
     """
 
     name: str
@@ -192,7 +192,7 @@ class Daemon:
     log: Path
 
     def start(self, argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cgroups: Sequence[Path] = ()) -> int:
-        """Start it unless it runs; returns its pid. It enters the cgroups of these cgroup.procs files before its program begins."""
+        """Start it unless it runs already; returns its pid. It enters the cgroups of these cgroup.procs files before its program begins."""
         if (running := self.pid()) is not None:
             return running
         self.pidfile.parent.mkdir(parents=True, exist_ok=True)
@@ -210,7 +210,7 @@ class Daemon:
         return child.pid
 
     def pid(self) -> int | None:
-        """Its pid if it is alive and still the process that we started."""
+        """Its pid, if it is alive and still the process that was started here."""
         try:
             pid_text, start = self.pidfile.read_text().split()
         except (FileNotFoundError, ValueError):
@@ -219,7 +219,7 @@ class Daemon:
         return pid if _start_time(pid) == start and start else None
 
     def stop(self, *, grace: float = 10.0, kill_session: bool = True) -> None:
-        """Ask it to end, wait `grace` seconds, then kill it and its session's processes. Not running is fine."""
+        """Send SIGTERM, wait `grace` seconds, then kill it and the processes of its session. No error if it is not running."""
         pid = self.pid()
         if pid is not None:
             os.kill(pid, signal.SIGTERM)
@@ -231,7 +231,7 @@ class Daemon:
         self.pidfile.unlink(missing_ok=True)
 
     def tail(self, lines: int = TAIL_LINES) -> str:
-        """The last lines of its log, for an error's details."""
+        """The last lines of its log, for the details of an error."""
         try:
             return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Waiting for something, with an end and a reason."""
+"""Waiting until something is so, with a timeout and a reason."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def wait_until(
     reason: Callable[[], str] = lambda: "",
     resolution: str = "",
 ) -> T:
-    """Call `probe` until it gives something truthy, and return that.
+    """Call `probe` until it returns something truthy, and return that.
 
     Args:
         timeout: seconds until it gives up.
         every: seconds between two calls.
-        reason: asked at the end, for what was seen last.
+        reason: called at the timeout; returns what was seen last.
 
     Raises:
-        TimedOut: with `what` and the reason.
+        TimedOut: after `timeout` seconds, with `what` and the reason.
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -60,5 +60,5 @@ async def wait_until_async(
 
 
 def backoff(attempt: int, *, first: float = 0.5, limit: float = 30.0) -> float:
-    """Seconds to wait before try number `attempt` (from 0): doubles from `first` up to `limit`."""
+    """Seconds to wait before attempt number `attempt` (from 0): doubles from `first` up to `limit`."""
     return float(min(limit, first * 2 ** min(attempt, 16)))

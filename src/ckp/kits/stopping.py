@@ -1,4 +1,4 @@
-"""Threads that an interrupt reaches. No signal does, so what they wait for is broken off, and what is not begun is dropped."""
+"""Thread pools that can be interrupted. A signal reaches only the main thread, so waits of the others are cancelled and work not yet begun is dropped."""
 
 from __future__ import annotations
 
@@ -10,85 +10,85 @@ from contextlib import contextmanager
 
 
 class Interrupted(KeyboardInterrupt):
-    """The command is to end: raised in the threads of its pools."""
+    """The command is to end. Raised in the threads of its pools."""
 
 
-class _Stop:
-    """Whether the threads of a pool are to end, and how to end their present waits."""
+class _Cancellation:
+    """Whether the threads of a pool are to end, and the callbacks that end their present waits."""
 
     def __init__(self) -> None:
-        self.asked = threading.Event()
+        self.requested = threading.Event()
         self.lock = threading.Lock()
-        self.breakers: set[Callable[[], None]] = set()
+        self.callbacks: set[Callable[[], None]] = set()
 
-    def ask(self) -> None:
+    def request(self) -> None:
         with self.lock:
-            self.asked.set()
-            for breaker in self.breakers:
-                breaker()
+            self.requested.set()
+            for cancel in self.callbacks:
+                cancel()
 
 
-_here = threading.local()
+_thread = threading.local()
 
 
-def _stop() -> _Stop | None:
-    """That of the pool which this thread belongs to."""
-    found: _Stop | None = getattr(_here, "stop", None)
+def _current() -> _Cancellation | None:
+    """The cancellation of the pool that this thread belongs to; None outside of a pool."""
+    found: _Cancellation | None = getattr(_thread, "cancellation", None)
     return found
 
 
-def _enter(stop: _Stop) -> None:
-    _here.stop = stop
+def _enter(cancellation: _Cancellation) -> None:
+    _thread.cancellation = cancellation
 
 
 @contextmanager
 def pool(threads: int, name: str = "") -> Iterator[ThreadPoolExecutor]:
-    """Threads for the block's work, all at their end when it ends.
+    """A thread pool for the block's work; all its threads have ended when the block ends.
 
-    If the block fails, what is not begun is dropped and what is under way ends; if it is interrupted, that is broken off as well.
+    If the block fails, work not yet begun is dropped and running work is completed. If it is interrupted, running work is cancelled too.
     """
-    stop = _Stop()
-    executor = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=_enter, initargs=(stop,))
+    cancellation = _Cancellation()
+    executor = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=_enter, initargs=(cancellation,))
     try:
         yield executor
         executor.shutdown()
     except BaseException as error:
         executor.shutdown(wait=False, cancel_futures=True)
         if not isinstance(error, Exception):
-            stop.ask()
+            cancellation.request()
         executor.shutdown()
         raise
 
 
-def go_on() -> None:
+def raise_if_cancelled() -> None:
     """Raise Interrupted in a thread whose pool was interrupted."""
-    stop = _stop()
-    if stop is not None and stop.asked.is_set():
+    cancellation = _current()
+    if cancellation is not None and cancellation.requested.is_set():
         raise Interrupted
 
 
 def pause(seconds: float) -> None:
-    """Sleep; in a thread whose pool is interrupted meanwhile, raise Interrupted."""
-    stop = _stop()
-    if stop is None:
+    """Sleep. Raises Interrupted in a thread whose pool is interrupted in the meantime."""
+    cancellation = _current()
+    if cancellation is None:
         time.sleep(seconds)
-    elif stop.asked.wait(seconds):
+    elif cancellation.requested.wait(seconds):
         raise Interrupted
 
 
 @contextmanager
-def breakable(breaker: Callable[[], None]) -> Iterator[None]:
-    """A block that waits for something else: if this thread's pool is interrupted, `breaker` is called, from another thread, and ends the wait."""
-    stop = _stop()
-    if stop is None:
+def cancellable(cancel: Callable[[], None]) -> Iterator[None]:
+    """A block that waits. If this thread's pool is interrupted, `cancel` is called from another thread, and must end the wait."""
+    cancellation = _current()
+    if cancellation is None:
         yield
         return
-    with stop.lock:
-        stop.breakers.add(breaker)
-        if stop.asked.is_set():
-            breaker()
+    with cancellation.lock:
+        cancellation.callbacks.add(cancel)
+        if cancellation.requested.is_set():
+            cancel()
     try:
         yield
     finally:
-        with stop.lock:
-            stop.breakers.discard(breaker)
+        with cancellation.lock:
+            cancellation.callbacks.discard(cancel)

@@ -1,4 +1,4 @@
-"""Files, processes, waits: whole or not there, bounded, with reasons."""
+"""Atomic files, processes with a timeout, waits that end with a reason, progress."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_an_atomic_write_keeps_the_mode_that_was_asked_for(tmp_path: Path) -> No
     assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
 
 
-def test_files_that_are_written_together_are_all_new_or_all_old_whenever_we_are_killed(tmp_path: Path) -> None:
+def test_files_written_together_are_all_new_or_all_old_after_a_kill_at_any_point(tmp_path: Path) -> None:
     old, new = {"public/a": (b"1", 0o644), "secret": (b"1", 0o600)}, {"public/a": (b"2", 0o644), "public/b": (b"2", 0o644), "secret": (b"2", 0o600)}
     seen = []
     for at in itertools.count(1):
@@ -50,9 +50,9 @@ def test_files_that_are_written_together_are_all_new_or_all_old_whenever_we_are_
     assert seen == [False] * 4 + [True] * 3 + [False]
 
 
-def test_a_lock_that_is_held_ends_in_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_wait_for_a_held_lock_times_out_with_an_error_that_names_the_work(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
-    with exclusive(lock, what="a", timeout=1), pytest.raises(TimedOut, match="building x is still being done"):
+    with exclusive(lock, what="a", timeout=1), pytest.raises(TimedOut, match="building x: another process is still doing it"):
         with exclusive(lock, what="building x", timeout=0.1):
             pass
 
@@ -66,7 +66,7 @@ def test_a_program_that_hangs_is_killed_with_its_children(tmp_path: Path) -> Non
     assert not state.exists() or " Z " in state.read_text()
 
 
-def test_a_failure_carries_the_programs_last_words_but_not_its_arguments() -> None:
+def test_a_failure_carries_the_last_output_but_not_the_arguments() -> None:
     with pytest.raises(ProcessFailed) as caught:
         run(["sh", "-c", "echo broken >&2; exit 7", "s3cret"], timeout=10, what="trying")
     assert caught.value.brief == "trying failed with exit code 7"
@@ -83,8 +83,8 @@ def test_a_reused_pid_is_not_taken_for_the_daemon(tmp_path: Path) -> None:
 
 def test_a_wait_ends_with_its_reason() -> None:
     with pytest.raises(TimedOut) as caught:
-        wait_until(lambda: False, what="the moon", timeout=0.05, every=0.01, reason=lambda: "it is day")
-    assert caught.value.details == "it is day"
+        wait_until(lambda: False, what="the file", timeout=0.05, every=0.01, reason=lambda: "the folder is empty")
+    assert caught.value.details == "the folder is empty"
 
 
 def test_steps_show_number_outcome_and_time() -> None:
