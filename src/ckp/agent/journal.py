@@ -11,6 +11,7 @@ import json
 import os
 import threading
 import time
+from dataclasses import dataclass, field
 from typing import Any, Iterable
 
 from ckp.agent.messages import JournalEntry
@@ -19,11 +20,38 @@ from ckp.hostkit.files import atomic_write, remove
 
 SCHEMA = 1
 KEPT_ENTRIES = 200
+STANDALONE = "standalone"
+"""The key of a standalone installation's member."""
 
 
 def now() -> str:
     """The time as RFC 3339, UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+@dataclass(frozen=True)
+class Member:
+    """What this host is, or is becoming, a member of: a managed cluster, or its own standalone one."""
+
+    key: str  # messages.Membership.key(), or STANDALONE
+    release: str = ""  # v1.35.1
+    bundle: str = ""  # an image by digest; for a standalone installation it may be a folder
+    cluster: str = ""  # namespace/name
+    machine: str = ""
+    settings: dict[str, str] = field(default_factory=dict)  # of a standalone installation: a second run must have the same ones
+
+    def to_json(self) -> dict[str, str]:
+        """One flat object, so that an agent of 0.2.0, to which a failed upgrade returns, can read it."""
+        return {**self.settings, "key": self.key, "cluster": self.cluster, "machine": self.machine, "release": self.release, "bundle": self.bundle}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Member:
+        """The member in a journal, also in one that 0.2.0 wrote. Raises ValueError if it is malformed."""
+        if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()) or not data.get("key"):
+            raise ValueError("member must be an object of strings with a key")
+        own = ("key", "release", "bundle", "cluster", "machine")
+        known = {name: data[name] for name in own if name in data}
+        return cls(**known, settings={name: value for name, value in data.items() if name not in own})
 
 
 class Journal:
@@ -33,7 +61,7 @@ class Journal:
         self.path = path
         self.saved_dir = saved_dir
         self._lock = threading.RLock()
-        self.member: dict[str, str] | None = None
+        self.member: Member | None = None
         self.done: list[str] = []
         self.packages: list[str] = []
         self.saved: dict[str, dict[str, Any]] = {}
@@ -50,18 +78,17 @@ class Journal:
         except FileNotFoundError:
             return
         except ValueError as error:
-            raise AgentError(
-                f"the journal {self.path} can't be read: {error}",
-                resolution="it says what was installed on this host; restore it from a backup, or move it away if the host was reinstalled",
-                reason="JournalBroken",
-            ) from None
+            raise self._broken(error) from None
         if data.get("schema") != SCHEMA:
             raise AgentError(
                 f"the journal {self.path} has schema {data.get('schema')!r}, this agent reads {SCHEMA}",
                 resolution="install the agent version that wrote it",
                 reason="JournalBroken",
             )
-        self.member = data["member"]
+        try:
+            self.member = None if data["member"] is None else Member.from_json(data["member"])
+        except ValueError as error:
+            raise self._broken(error) from None
         self.done = data["done"]
         self.packages = data["packages"]
         self.saved = data["saved"]
@@ -69,13 +96,20 @@ class Journal:
         self.notes = data["notes"]
         self.entries = [JournalEntry(**entry) for entry in data["entries"]]
 
+    def _broken(self, error: ValueError) -> AgentError:
+        return AgentError(
+            f"the journal {self.path} can't be read: {error}",
+            resolution="it records what was installed on this host: restore it from a backup, or move it away if the host was reinstalled",
+            reason="JournalBroken",
+        )
+
     def save(self) -> None:
-        """Write everything down; returns when it is on disk."""
+        """Write the journal; returns when it is on the disk."""
         with self._lock:
             self._unsaved = True
             data = {
                 "schema": SCHEMA,
-                "member": self.member,
+                "member": None if self.member is None else self.member.to_json(),
                 "done": self.done,
                 "packages": self.packages,
                 "saved": self.saved,
@@ -100,10 +134,10 @@ class Journal:
         with self._lock:
             return tuple(self.entries[-count:])
 
-    def begin(self, member: dict[str, str]) -> None:
-        """This host is to be a member from now on; nothing is done yet."""
+    def begin(self, member: Member) -> None:
+        """This host becomes a member; no step is done yet."""
         with self._lock:
-            self.member = dict(member)
+            self.member = member
             self.done = []
             self.save()
 

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Callable, Sequence
 
-from ckp.agent.journal import Journal
+from ckp.agent.journal import Journal, Member
 from ckp.agent.system.installers.detect import of_host
 from ckp.hostkit.errors import AgentError, InvalidInput
 from ckp.hostkit.files import read_text
@@ -71,11 +71,10 @@ def install(chosen: Options, *, screen: Screen | None = None, plan: Sequence[Ste
     options.check(chosen)
     refuse_managed(chosen.state_dir)
     journal = journal_of(chosen.state_dir)
-    wanted = chosen.identity()
     if journal.member is not None:
-        _same(journal.member, wanted)
+        _check_same(journal.member, chosen.member(journal.member.release))
         if all(step.name in journal.done for step in plan):
-            screen.line(f"this host is a standalone cluster already ({journal.member.get('release', '')}); nothing was changed")
+            screen.line(f"this host is a standalone cluster already ({journal.member.release}); nothing was changed")
             screen.line(f"  kubeconfig  {ADMIN}")
             return
         screen.line(f"going on where the last run ended: {len(journal.done)} of {len(plan)} steps are done")
@@ -89,20 +88,20 @@ def install(chosen: Options, *, screen: Screen | None = None, plan: Sequence[Ste
             screen.begin(number, step.title)
             screen.end("was done", 0.0)
             continue
-        _run_step(context, screen, step, number, wanted)
+        _run_step(context, screen, step, number)
         if step.name == RUNTIME_STEP:
             steps.start_pulls(context)
     finished(screen, context, time.monotonic() - started)
 
 
-def _run_step(context: Context, screen: Screen, step: Step, number: int, wanted: dict[str, str]) -> None:
+def _run_step(context: Context, screen: Screen, step: Step, number: int) -> None:
     journal = context.journal
     screen.begin(number, step.title)
     begun = time.monotonic()
     try:
         note = step.do(context)
         if journal.member is None:  # the first step (verification) changes nothing on the host, so only now is there something to remember
-            journal.begin({**wanted, "key": "standalone", "release": context.verified().release})
+            journal.begin(context.options.member(context.verified().release))
     except AgentError as error:
         seconds = time.monotonic() - begun
         screen.end("FAILED", seconds)
@@ -128,13 +127,15 @@ def finished(screen: Screen, context: Context, seconds: float) -> None:
         screen.line(f"  stand-in    {line}")
 
 
-def _same(member: dict[str, str], wanted: dict[str, str]) -> None:
-    other = [f"{name}: {member.get(name) or '(default)'} then, {value or '(default)'} now" for name, value in wanted.items() if member.get(name, "") != value]
-    if other:
+def _check_same(begun: Member, wanted: Member) -> None:
+    """The installation that was begun has the wanted bundle and settings. InvalidInput if not."""
+    then, now = {"bundle": begun.bundle, **begun.settings}, {"bundle": wanted.bundle, **wanted.settings}
+    different = [f"{name}: {then.get(name) or '(default)'} then, {value or '(default)'} now" for name, value in now.items() if then.get(name, "") != value]
+    if different:
         raise InvalidInput(
             "an installation with other settings was begun on this host",
-            details="\n".join(other),
-            resolution="use the same settings to go on, or `ckp-agent standalone reset` to begin anew",
+            details="\n".join(different),
+            resolution="use the same settings to continue it, or run `ckp-agent standalone reset` and begin again",
         )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Union
 
 from ckp.agent.config import DEFAULT_KEYRING
+from ckp.agent.journal import STANDALONE, Member
 from ckp.agent.system.prepare import HOST_JSON
 from ckp.hostkit.errors import InvalidInput
 from ckp.hostkit.locations import IMGPKG, STATE_DIR
@@ -39,10 +40,9 @@ class Options:
     host_json: str = HOST_JSON
     state_dir: str = STATE_DIR
 
-    def identity(self) -> dict[str, str]:
-        """What a second run must agree in with the first, to go on where that one failed."""
-        return {
-            "bundle": self.bundle_image or os.path.abspath(self.bundle_folder),
+    def member(self, release: str) -> Member:
+        """The journal's member for this installation: a second run continues the first one only with the same bundle and settings."""
+        settings = {
             "pod_cidr": self.pod_cidr,
             "service_cidr": self.service_cidr,
             "advertise_address": self.advertise_address,
@@ -50,6 +50,7 @@ class Options:
             "cni": self.cni,
             "registry": self.registry,
         }
+        return Member(STANDALONE, release, self.bundle_image or os.path.abspath(self.bundle_folder), settings=settings)
 
 
 def network(text: str, what: str) -> Network:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ckp.agent.config import Config
-from ckp.agent.journal import Journal
+from ckp.agent.journal import STANDALONE, Journal, Member
 from ckp.agent.node import actions as host
 from ckp.agent.node import preflight
 from ckp.agent.node.actions import HostActions
@@ -23,7 +23,7 @@ CNI, CONTAINERD, ETCD, KUBELET = "/etc/cni/net.d", "/var/lib/containerd", "/var/
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
     made = Journal(str(tmp_path / "state/journal.json"), str(tmp_path / "state/saved"))
-    made.begin({"key": "uid-1", "cluster": "c", "bundle": "r/b@sha256:" + "a" * 64, "release": "v1.35.1"})
+    made.begin(Member("uid-1", "v1.35.1", "r/b@sha256:" + "a" * 64, "c"))
     return made
 
 
@@ -118,7 +118,7 @@ def test_a_workers_own_etcd_is_not_ours(journal: Journal, place: Path) -> None:
 
 
 def test_a_standalone_clusters_etcd_is(journal: Journal, place: Path) -> None:
-    journal.begin({"key": "standalone"})
+    journal.begin(Member(STANDALONE))
     data = fill(place, f"{ETCD}/member/snap/db")
     clean(journal)
     assert not data.exists()

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from ckp.agent import messages
-from ckp.agent.journal import Journal
+from ckp.agent.journal import Journal, Member
 from ckp.agent.node import inventory
 from ckp.agent.node.preflight import Findings
 from ckp.api.host_protocol import MAX_FACTS_BYTES, MAX_SENT_FACTS_BYTES, HostFacts
@@ -56,7 +56,7 @@ def test_findings_are_reported_while_the_host_is_free_and_only_then(tmp_path: Pa
     monkeypatch.setattr(inventory, "of_host", lambda: SimpleNamespace(installed=lambda names: {}))
     journal = Journal(str(tmp_path / "journal.json"), str(tmp_path / "saved"))
     assert [(item.problem, item.blocking) for item in inventory.findings(journal)] == [("port 10250 is taken by nginx (pid 7)", True), ("swap is on", False)]
-    journal.begin({"key": "k", "cluster": "c", "machine": "m", "release": "r", "bundle": "b"})
+    journal.begin(Member("k", "r", "b", "c", "m"))
     assert inventory.findings(journal) == ()
     assert seen.lines == ["port 10250 is taken by nginx (pid 7): stop it"], "what does not block stops no installation"
 

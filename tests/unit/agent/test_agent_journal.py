@@ -1,4 +1,4 @@
-"""The journal remembers before things happen, and gives back every file of the host."""
+"""The journal is written before each change of the host, and restores every file that was replaced."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ckp.agent.journal import KEPT_ENTRIES, Journal
+from ckp.agent.journal import KEPT_ENTRIES, Journal, Member
 from ckp.hostkit.errors import AgentError
+from ckp.standalone.options import Options
 
 
 @pytest.fixture
@@ -22,16 +23,37 @@ def again(journal: Journal) -> Journal:
 
 
 def test_everything_comes_back_after_a_restart(journal: Journal) -> None:
-    journal.begin({"key": "k", "cluster": "c"})
+    journal.begin(Member("k", cluster="c"))
     journal.add_packages(["kubelet"])
     journal.add_packages(["kubelet", "kubeadm"])
     journal.note("swap", ["/dev/sda2"])
     journal.finish_step("preflight", 1.25, "fine")
     other = again(journal)
-    assert (other.member, other.packages, other.done) == ({"key": "k", "cluster": "c"}, ["kubelet", "kubeadm"], ["preflight"])
+    assert (other.member, other.packages, other.done) == (Member("k", cluster="c"), ["kubelet", "kubeadm"], ["preflight"])
     assert other.notes == {"swap": ["/dev/sda2"]}
     entry = other.last(1)[0]
     assert (entry.step, entry.outcome, entry.seconds, entry.message) == ("preflight", "done", 1.25, "fine")
+
+
+KEPT = json.loads(Path(__file__).with_name("journals-0.2.0.json").read_text())
+"""The journals of an agent and of a standalone installation as 0.2.0 wrote them."""
+MEMBERS = {
+    "agent": Member("ns/demo|demo-1|byoh://ns/worker-1/abc", "v1.35.1", "r:5000/ckp/b@sha256:" + "0" * 64, "ns/demo", "demo-1"),
+    "standalone": Options(bundle_folder="/srv/bundle", node_name="one").member("v1.35.1"),
+}
+
+
+@pytest.mark.parametrize("kind", ["agent", "standalone"])
+def test_a_journal_of_an_older_version_is_read_and_stays_readable_for_it(journal: Journal, kind: str) -> None:
+    Path(journal.path).parent.mkdir()
+    Path(journal.path).write_text(json.dumps(KEPT[kind]))
+    loaded = again(journal)
+    assert loaded.member == MEMBERS[kind]
+    assert (loaded.done, len(loaded.entries)) == (KEPT[kind]["done"], len(KEPT[kind]["entries"]))
+    loaded.save()
+    written = json.loads(Path(journal.path).read_text())
+    assert written["schema"] == KEPT[kind]["schema"] and KEPT[kind]["member"].items() <= written["member"].items()
+    assert again(journal).member == MEMBERS[kind]
 
 
 def test_only_root_reads_it(journal: Journal) -> None:
@@ -96,7 +118,7 @@ def test_the_original_is_saved_before_the_file_is_touched(journal: Journal, tmp_
     assert path.read_text() == "mine"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]x", '{"schema": 9}'])
+@pytest.mark.parametrize("text", ["", "{", "[]x", '{"schema": 9}', '{"schema": 1, "member": {"cluster": "no key"}}', '{"schema": 1, "member": [1]}'])
 def test_a_broken_journal_is_not_taken_for_an_empty_one(journal: Journal, text: str) -> None:
     journal.save()
     Path(journal.path).write_text(text)
@@ -106,7 +128,7 @@ def test_a_broken_journal_is_not_taken_for_an_empty_one(journal: Journal, text: 
 
 
 def test_forgetting_leaves_the_history(journal: Journal) -> None:
-    journal.begin({"key": "k"})
+    journal.begin(Member("k"))
     journal.record("reset", "done")
     journal.forget()
     other = again(journal)

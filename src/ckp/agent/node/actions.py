@@ -10,8 +10,7 @@ from ckp.agent.config import Config
 from ckp.agent.fetch.bundles import bundle_folder, drop_other_bundles, pull_bundle
 from ckp.agent.journal import Journal
 from ckp.agent.messages import AgentTarget, Membership
-from ckp.agent.node import join as joining
-from ckp.agent.node import preflight
+from ckp.agent.node import join, preflight
 from ckp.agent.system import facts, folders, prepare, swap
 from ckp.agent.system.installers.base import NODE_PACKAGES, Installer, missing_tools
 from ckp.agent.system.installers.detect import of_host, select
@@ -45,7 +44,7 @@ class HostActions:
         self.upgrades = Upgrades(config.state_dir)
         self._manifest: BundleManifest | None = None
 
-    def step(self, name: str, member: Membership, cancelled: Callable[[], bool]) -> str:
+    def step(self, name: str, membership: Membership, cancelled: Callable[[], bool]) -> str:
         steps: dict[str, Callable[[Membership, Callable[[], bool]], str]] = {
             "preflight": self._preflight,
             "pull": self._pull,
@@ -54,31 +53,31 @@ class HostActions:
             "install": self._install,
             "fetch": self._fetch,
             "join": self._join,
-            "check": joining.check,
+            "check": join.check,
         }
-        return steps[name](member, cancelled)
+        return steps[name](membership, cancelled)
 
-    def _preflight(self, member: Membership, cancelled: Callable[[], bool]) -> str:
-        bundle_folder(self.config.state_dir, member.bundle.image)
-        joining.check_files(member.files)
+    def _preflight(self, membership: Membership, cancelled: Callable[[], bool]) -> str:
+        bundle_folder(self.config.state_dir, membership.bundle.image)
+        join.check_files(membership.files)
         installer = of_host()
         preflight.worker(self.journal, installer).raise_if_any("this host can't become a node")
         return ""
 
-    def _pull(self, member: Membership, cancelled: Callable[[], bool]) -> str:
-        folder = bundle_folder(self.config.state_dir, member.bundle.image)
+    def _pull(self, membership: Membership, cancelled: Callable[[], bool]) -> str:
+        folder = bundle_folder(self.config.state_dir, membership.bundle.image)
         drop_other_bundles(self.config.state_dir, folder)
-        ca = member.bundle.registry_ca or member.registry_ca
-        pulled = pull_bundle(self.config.imgpkg, member.bundle.image, folder, ca, cancelled)
-        return f"{member.bundle.tag or member.bundle.image}{f': {pulled}' if pulled else ' was here already'}"
+        ca = membership.bundle.registry_ca or membership.registry_ca
+        pulled = pull_bundle(self.config.imgpkg, membership.bundle.image, folder, ca, cancelled)
+        return f"{membership.bundle.tag or membership.bundle.image}{f': {pulled}' if pulled else ' was here already'}"
 
-    def _verify(self, member: Membership, cancelled: Callable[[], bool]) -> str:
-        folder = bundle_folder(self.config.state_dir, member.bundle.image)
+    def _verify(self, membership: Membership, cancelled: Callable[[], bool]) -> str:
+        folder = bundle_folder(self.config.state_dir, membership.bundle.image)
         self._manifest = None
         if not os.path.isdir(folder):
             raise AgentError("the pulled bundle is no longer there", resolution="it is pulled again", reason="BundleMissing")
         try:
-            manifest = verify_bundle(folder, self.config.keyring, member.release)
+            manifest = verify_bundle(folder, self.config.keyring, membership.release)
         except AgentError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -86,7 +85,7 @@ class HostActions:
         self._manifest = manifest
         return f"{len(manifest.packages)} packages, signed by {manifest.key}"
 
-    def _prepare(self, member: Membership, cancelled: Callable[[], bool]) -> str:
+    def _prepare(self, membership: Membership, cancelled: Callable[[], bool]) -> str:
         installer = of_host()
         folders.remember_present(self.journal)
         added = add_tools(self.journal, installer)
@@ -95,40 +94,40 @@ class HostActions:
         note = prepare.prepare(
             self.journal,
             decisions,
-            sandbox_image=member.sandbox_image,
-            registry=member.registry,
-            registry_ca=member.registry_ca,
-            kubelet_args=prepare.kubelet_arguments(member.provider_id, facts.default_address(hub), member.node_labels, member.node_taints),
+            sandbox_image=membership.sandbox_image,
+            registry=membership.registry,
+            registry_ca=membership.registry_ca,
+            kubelet_args=prepare.kubelet_arguments(membership.provider_id, facts.default_address(hub), membership.node_labels, membership.node_taints),
         )
         return "; ".join(part for part in (added, note) if part)
 
-    def _install(self, member: Membership, cancelled: Callable[[], bool]) -> str:
+    def _install(self, membership: Membership, cancelled: Callable[[], bool]) -> str:
         manifest = self._manifest
         if manifest is None:
             raise AgentError("nothing was verified, so nothing is installed", reason="NotVerified")
         installer = of_host()
         packages = select(manifest, NODE_PACKAGES)
         names = [package.name for package in packages]
-        install_packages(self.journal, installer, manifest, names, allow_downgrade=member.allow_downgrade)
+        install_packages(self.journal, installer, manifest, names, allow_downgrade=membership.allow_downgrade)
         prepare.start_containerd()
         run(["systemctl", "enable", "kubelet"], timeout=60, what="enabling the kubelet")
         return ", ".join(f"{package.name} {package.version}" for package in packages)
 
-    def _fetch(self, member: Membership, cancelled: Callable[[], bool]) -> str:
+    def _fetch(self, membership: Membership, cancelled: Callable[[], bool]) -> str:
         """The images that every node runs at once. What can't be fetched now is no reason not to join: the kubelet tries again."""
-        if not member.images:
+        if not membership.images:
             return ""
         from ckp.agent.fetch.images import ImagePulls
 
-        pulls = ImagePulls(list(member.images), parallel=2)
+        pulls = ImagePulls(list(membership.images), parallel=2)
         try:
-            pulls.wait(list(member.images))
+            pulls.wait(list(membership.images))
         except AgentError as error:
             return f"not all images are here yet: {error.sentence()}"
-        return f"{len(member.images)} images"
+        return f"{len(membership.images)} images"
 
-    def _join(self, member: Membership, cancelled: Callable[[], bool]) -> str:
-        return joining.join(self.journal, member, prepare.decide(), cancelled)
+    def _join(self, membership: Membership, cancelled: Callable[[], bool]) -> str:
+        return join.join(self.journal, membership, prepare.decide(), cancelled)
 
     def reset(self, cancelled: Callable[[], bool]) -> str:
         from ckp.agent.node.reset import NOTHING, reset
@@ -146,9 +145,9 @@ class HostActions:
         broken = installer.broken(self.journal.packages)
         if not broken or self.journal.member is None:
             return
-        folder = bundle_folder(self.config.state_dir, self.journal.member["bundle"])
+        folder = bundle_folder(self.config.state_dir, self.journal.member.bundle)
         try:
-            manifest = verify_bundle(folder, self.config.keyring, self.journal.member["release"])
+            manifest = verify_bundle(folder, self.config.keyring, self.journal.member.release)
             installer.unpack(manifest, [package for package in map(manifest.package, broken) if package is not None])
         except AgentError as error:
             log(f"{', '.join(broken)}: half installed, and not to be unpacked anew: {error.sentence()}")
@@ -167,7 +166,7 @@ class HostActions:
         return self.upgrades.begin(target, self.version, self.config.keyring, pull)
 
     def unhealthy(self) -> str:
-        return swap.keep_off(self.journal) or joining.kubelet_health()
+        return swap.keep_off(self.journal) or join.kubelet_health()
 
 
 def add_tools(journal: Journal, installer: Installer) -> str:

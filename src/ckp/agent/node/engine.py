@@ -17,9 +17,10 @@ import functools
 import random
 import threading
 import time
+from dataclasses import replace
 from typing import Callable, Protocol
 
-from ckp.agent.journal import Journal
+from ckp.agent.journal import Journal, Member
 from ckp.agent.messages import JOURNAL_SENT, AgentTarget, Desired, Membership, Report
 from ckp.hostkit.errors import AgentError, Cancelled
 from ckp.hostkit.files import sync_host
@@ -46,7 +47,7 @@ JOURNAL_SECONDS = 10.0
 class Actions(Protocol):
     """What the engine can do to a host. Every action is idempotent: it may be done again after it was cut off at any point."""
 
-    def step(self, name: str, member: Membership, cancelled: Callable[[], bool]) -> str:
+    def step(self, name: str, membership: Membership, cancelled: Callable[[], bool]) -> str:
         """Do one of STEPS; returns a note for the journal. Raises AgentError; Cancelled when `cancelled` said so."""
         ...
 
@@ -117,15 +118,15 @@ class Engine:
     def report(self) -> tuple[Report, int]:
         """What is, for the hub, and the number of this state for wait_change."""
         with self._changed:
-            member = self.journal.member or {}
+            member = self.journal.member or Member(key="")
             generation = self._desired.generation if self._desired else int(self.journal.notes.get("generation", 0))
             return (
                 Report(
                     generation=generation,
                     phase=self._phase,
-                    cluster=member.get("cluster", ""),
-                    machine=member.get("machine", ""),
-                    release=member.get("release", ""),
+                    cluster=member.cluster,
+                    machine=member.machine,
+                    release=member.release,
                     reason=self._reason or (self._agent_problem.reason if self._agent_problem else ""),
                     message=(self._message or (self._agent_problem.sentence() if self._agent_problem else ""))[:2000],
                     attempts=self._attempts,
@@ -215,18 +216,17 @@ class Engine:
                 return left
         elif self._failed_step:
             self._clear_failure()
-        if have is not None and (wanted is None or have["key"] != wanted.key()):
+        if have is not None and (wanted is None or have.key != wanted.key()):
             return self._do("reset", wanted, "Resetting", lambda: self.actions.reset(lambda: False))
         if wanted is None:
             self._show("Free")
             self._verified = False
             return None
         if have is None:
-            member = {"key": wanted.key(), "cluster": wanted.cluster, "machine": wanted.machine, "release": wanted.release, "bundle": wanted.bundle.image}
-            self.journal.begin(member)
+            self.journal.begin(Member(wanted.key(), wanted.release, wanted.bundle.image, wanted.cluster, wanted.machine))
             self._verified = False
             return 0.0
-        if not self._joined() and have["bundle"] != wanted.bundle.image:
+        if not self._joined() and have.bundle != wanted.bundle.image:
             self._other_bundle(wanted)
         step = self._next_step()
         if step is None:
@@ -305,16 +305,16 @@ class Engine:
     def _other_bundle(self, wanted: Membership) -> None:
         """Another bundle is wanted before the host joined: what was installed from the old one is installed over."""
         assert self.journal.member is not None
-        self.journal.member.update({"release": wanted.release, "bundle": wanted.bundle.image})
+        self.journal.member = replace(self.journal.member, release=wanted.release, bundle=wanted.bundle.image)
         self.journal.undo_steps(["pull", "verify", "prepare", "install", "fetch", "join", "check"])
         self._verified = False
 
     def _joined_state(self, wanted: Membership) -> float:
         assert self.journal.member is not None
         reason, message = "", ""
-        if self.journal.member["release"] != wanted.release:
+        if self.journal.member.release != wanted.release:
             reason = "UpgradeNotSupported"
-            message = f"this node runs {self.journal.member['release']}, wanted is {wanted.release}; this agent can't upgrade a node in place yet"
+            message = f"this node runs {self.journal.member.release}, wanted is {wanted.release}; this agent can't upgrade a node in place yet"
         else:
             message = self.actions.unhealthy()
             reason = "Unhealthy" if message else ""

@@ -75,27 +75,27 @@ def check_files(files: Sequence[JoinFile]) -> None:
         check_mode(file.mode)
 
 
-def join(journal: Journal, member: Membership, decisions: HostDecisions, cancelled: Callable[[], bool]) -> str:
+def join(journal: Journal, membership: Membership, decisions: HostDecisions, cancelled: Callable[[], bool]) -> str:
     """Make this host a node. A join that was cut off is recognised: a finished one is not done again, a half one is cleared first."""
-    if is_node() and node_of_certificate() == member.node_name:
+    if is_node() and node_of_certificate() == membership.node_name:
         remove(BOOTSTRAP_CONF)
-        _after_join(journal, member)
-        _finish(journal, member)
+        _after_join(journal, membership)
+        _finish(journal, membership)
         return "kubeadm join had succeeded before"
-    check_files(member.files)
-    config = next((file for file in member.files if file.path == member.join_config), None)
+    check_files(membership.files)
+    config = next((file for file in membership.files if file.path == membership.join_config), None)
     if config is None:
-        raise InvalidInput(f"the join configuration {member.join_config} is not among the bootstrap files", permanent=True)
+        raise InvalidInput(f"the join configuration {membership.join_config} is not among the bootstrap files", permanent=True)
     if is_node() or os.path.exists(BOOTSTRAP_CONF):
         log("clearing what an interrupted kubeadm join left")
         run(["kubeadm", "reset", "-f", "--cleanup-tmp-dir"], timeout=180, check=False)
-    write_files(journal, member.files)
+    write_files(journal, membership.files)
     note = (
         "" if PATCHES_DIR in config.content else f"the join configuration has no patches.directory {PATCHES_DIR}: this host's kubelet settings are not applied"
     )
-    for command in member.pre_commands:
+    for command in membership.pre_commands:
         _command(journal, command, "preKubeadmCommands")
-    argv = ["kubeadm", "join", "--config", member.join_config]
+    argv = ["kubeadm", "join", "--config", membership.join_config]
     ignored = decisions.ignored_preflight()
     if ignored:
         argv.append(f"--ignore-preflight-errors={','.join(ignored)}")
@@ -107,14 +107,14 @@ def join(journal: Journal, member: Membership, decisions: HostDecisions, cancell
         reason="JoinFailed",
         cancelled=cancelled,
     )
-    _after_join(journal, member)
-    _finish(journal, member)
+    _after_join(journal, membership)
+    _finish(journal, membership)
     return note
 
 
-def _after_join(journal: Journal, member: Membership) -> None:
+def _after_join(journal: Journal, membership: Membership) -> None:
     """The commands after the join, each until it has succeeded once: a join that was cut off goes on with the one that failed."""
-    for number, command in enumerate(member.post_commands):
+    for number, command in enumerate(membership.post_commands):
         if number >= int(journal.notes.get("post_commands", 0)):
             _command(journal, command, "postKubeadmCommands")
             journal.note("post_commands", number + 1)
@@ -130,11 +130,11 @@ def _command(journal: Journal, command: str, source: str) -> None:
         remove(COMMAND_FILE)
 
 
-def _finish(journal: Journal, member: Membership) -> None:
+def _finish(journal: Journal, membership: Membership) -> None:
     """Cluster API's sign of success; the token in the join configuration has served."""
     journal.add_file(SUCCESS)
     atomic_write(SUCCESS, "success\n")
-    remove(member.join_config)
+    remove(membership.join_config)
 
 
 def kubelet_health() -> str:
@@ -156,7 +156,7 @@ def kubelet_health() -> str:
     return "" if answer.startswith((b"HTTP/1.0 200", b"HTTP/1.1 200")) else "the kubelet's health endpoint does not say ok"
 
 
-def check(member: Membership, cancelled: Callable[[], bool]) -> str:
+def check(membership: Membership, cancelled: Callable[[], bool]) -> str:
     """The host is a node when its certificate is there, its kubelet runs and says that it is well."""
     if not os.path.exists(SUCCESS):
         atomic_write(SUCCESS, "success\n")  # /run does not survive a restart; the join did
@@ -165,8 +165,8 @@ def check(member: Membership, cancelled: Callable[[], bool]) -> str:
         if not is_node():
             return f"{KUBELET_CONF} is missing"
         found = node_of_certificate()
-        if found != member.node_name:
-            return f"the node's certificate is for {found or 'nobody'}, expected is {member.node_name}"
+        if found != membership.node_name:
+            return f"the node's certificate is for {found or 'nobody'}, expected is {membership.node_name}"
         state = run(["systemctl", "is-active", "kubelet"], timeout=20, check=False).stdout.strip()
         return kubelet_health() if state == "active" else f"the kubelet is {state}"
 
@@ -179,7 +179,7 @@ def check(member: Membership, cancelled: Callable[[], bool]) -> str:
         reason="KubeletUnhealthy",
         cancelled=cancelled,
     )
-    return f"node {member.node_name}"
+    return f"node {membership.node_name}"
 
 
 def kubelet_log_tail() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 
-from ckp.agent.journal import Journal
+from ckp.agent.journal import STANDALONE, Journal
 from ckp.hostkit.errors import ProcessFailed
 from ckp.hostkit.files import read_text, remove
 from ckp.hostkit.logs import log
@@ -37,7 +37,7 @@ BACKUP = ".cilium_bak"
 
 def of_kubernetes(journal: Journal) -> tuple[str, ...]:
     """The folders that Kubernetes fills on this host. etcd's only where we ran one: on a worker it is somebody else's database."""
-    worker = journal.member is not None and journal.member.get("key") != "standalone"
+    worker = journal.member is not None and journal.member.key != STANDALONE
     return KUBERNETES_FOLDERS if worker else (*KUBERNETES_FOLDERS, ETCD_FOLDER)
 
 
