@@ -513,7 +513,7 @@ def test_up_and_down_between_two_versions_of_our_rpms(redhat: RedHat, rpms: Call
     assert redhat.installed("kubelet") == {"kubelet": "1.35.1-ckp"} and redhat.text("/etc/containerd/config.toml") == "# mine\n"
 
 
-def test_a_transaction_that_was_cut_off_is_mended(redhat: RedHat, rpms: Callable[[str], Package], newer: Callable[[str, Format], Path]) -> None:
+def test_a_duplicate_of_an_interrupted_transaction_is_repaired(redhat: RedHat, rpms: Callable[[str], Package], newer: Callable[[str, Format], Path]) -> None:
     redhat.install([rpms("kubectl")])
     redhat.rpm("-i", "--force", "--nosignature", newer("kubectl", "rpm"))  # new files written, the old version not yet erased
     assert redhat.installed("kubectl") == {"kubectl": "1.35.1-ckp and 1.35.2-ckp"}

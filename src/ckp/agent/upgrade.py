@@ -156,7 +156,7 @@ class Upgrades:
         record = Record(**data)
         if record.state == "install":
             try:
-                self._put(record.package, record.package_sha256, install)
+                self._install(record.package, record.package_sha256, install)
             except AgentError as error:
                 record = self._save(replace(record, state="back", reason=f"it could not be installed: {error.sentence()}"))
             else:
@@ -172,12 +172,12 @@ class Upgrades:
                 return self._end(record, f"the agent {record.new} reports")
             record = self._save(replace(record, state="back", reason=f"it did not report to the hub within {record.seconds:.0f} s"))
         log(f"returning to {record.old}: {record.reason}")
-        self._put(record.fallback, record.fallback_sha256, install)
+        self._install(record.fallback, record.fallback_sha256, install)
         atomic_write(self.failed_path, json.dumps({"version": record.new, "reason": record.reason}), mode=0o600)
         restart()
         return self._end(record, f"returned to {record.old}: {record.reason}")
 
-    def _put(self, path: str, digest: str, install: Callable[[str], None]) -> None:
+    def _install(self, path: str, digest: str, install: Callable[[str], None]) -> None:
         # Verified when it came; its digest says that it is that file still. (The keyring lies in the package that is being replaced.)
         if sha256_of(path) != digest:
             raise AgentError(f"{path} has changed since it was verified", reason="AgentPackageChanged", permanent=True)
@@ -223,7 +223,7 @@ def own_version(default: str) -> str:
 
 def install_file(path: str) -> None:
     """Put this verified package in place of whichever version is there, older or newer. The host's own configuration files stay."""
-    of_host().put(path)
+    of_host().install_file(path)
 
 
 def restart_agent() -> None:

@@ -74,7 +74,7 @@ def files(root: Path) -> list[str]:
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and "var/lib/dpkg" not in str(path))
 
 
-def test_a_package_that_was_cut_off_while_it_was_unpacked_can_be_removed(root: Path, tmp_path: Path) -> None:
+def test_a_package_whose_unpacking_was_interrupted_can_be_removed(root: Path, tmp_path: Path) -> None:
     """dpkg(1) refuses to remove one that is marked reinstreq, whatever --configure -a did before."""
     cut_off(root, "kubelet")
     installer = DpkgInstaller()
@@ -83,7 +83,7 @@ def test_a_package_that_was_cut_off_while_it_was_unpacked_can_be_removed(root: P
     assert installer.installed(["kubelet"]) == {} and installer.broken(["kubelet"]) == []
 
 
-def test_unpacked_anew_before_it_leaves_no_file(root: Path, tmp_path: Path) -> None:
+def test_a_broken_package_that_is_unpacked_again_leaves_no_file_when_it_is_removed(root: Path, tmp_path: Path) -> None:
     cut_off(root, "kubelet")
     file = package(tmp_path, "kubelet")
     installer = DpkgInstaller()
@@ -94,14 +94,14 @@ def test_unpacked_anew_before_it_leaves_no_file(root: Path, tmp_path: Path) -> N
     assert files(root) == []
 
 
-def test_dpkgs_own_journal_is_worked_off_before_apt_is_asked(root: Path, tmp_path: Path, script: Script) -> None:
+def test_pending_dpkg_work_is_completed_before_apt_runs(root: Path, tmp_path: Path, script: Script) -> None:
     """apt-get refuses everything while a file lies in /var/lib/dpkg/updates, though dpkg --audit has nothing to say."""
     (root / "var/lib/dpkg/updates/0000").write_text("Package: x\nStatus: unknown ok not-installed\n\n")
     script("apt-get", f"[ -e {root}/var/lib/dpkg/updates/0000 ] && exit 100; exit 0")
     assert DpkgInstaller().add_tools(["socat"], lambda names: None) == ["socat"]
 
 
-def test_what_comes_with_a_tool_is_told_before_it_comes(root: Path, script: Script, tmp_path: Path) -> None:
+def test_dependencies_of_a_tool_are_remembered_before_they_are_installed(root: Path, script: Script, tmp_path: Path) -> None:
     script(
         "apt-get",
         f"""case "$*" in
@@ -122,7 +122,7 @@ def test_what_comes_with_a_tool_is_told_before_it_comes(root: Path, script: Scri
     assert (tmp_path / "seen").read_text() == "libwrap0 socat"
 
 
-def test_tools_go_again_unless_something_needs_them(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Script) -> None:
+def test_tools_are_removed_unless_another_package_needs_them(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Script) -> None:
     script("dpkg", f'exec /usr/bin/dpkg --root={root} --force-not-root --log=/dev/null "$@"')
     for name, needs in (("libset", ""), ("ipset", "libset"), ("socat", ""), ("theirs", "socat")):
         subprocess.run(
@@ -133,7 +133,7 @@ def test_tools_go_again_unless_something_needs_them(root: Path, tmp_path: Path, 
     assert sorted(installer.installed(["libset", "ipset", "socat", "theirs"])) == ["socat", "theirs"]
 
 
-def test_an_agents_package_waits_for_who_holds_dpkgs_lock(root: Path, tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installation_waits_for_dpkgs_lock(root: Path, tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     script(
         "dpkg",
@@ -142,5 +142,5 @@ def test_an_agents_package_waits_for_who_holds_dpkgs_lock(root: Path, tmp_path: 
         [ $(wc -l < {tmp_path}/tries) -ge 3 ] && exit 0
         echo "dpkg: error: dpkg frontend lock was locked by another process with pid 7" >&2; exit 2""",
     )
-    DpkgInstaller().put("/x/ckp-agent.deb")
+    DpkgInstaller().install_file("/x/ckp-agent.deb")
     assert len((tmp_path / "tries").read_text().split()) == 3 and dpkg.LOCK_SECONDS == 120

@@ -1,4 +1,4 @@
-"""What an installer can do, and what a node needs of one."""
+"""The interface of installers, and the packages and tools that a node needs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from ckp.hostkit.processes import have
 from ckp.verify.bundle import BundleManifest, Package
 
 NODE_PACKAGES = ("containerd", "kubernetes-cni", "cri-tools", "kubelet", "kubectl", "kubeadm")
-"""What a node needs of a bundle, as far as the bundle has it; ckp-agent upgrades itself in another way, helm is for control planes."""
+"""What a node installs from a bundle, as far as the bundle has it. Not ckp-agent, which upgrades itself, and not helm, which control planes need."""
 REQUIRED_PACKAGES = ("containerd", "kubernetes-cni", "kubelet", "kubeadm")
 FOREIGN_RUNTIMES = (
     *("containerd", "containerd.io", "docker.io", "docker-ce", "moby-engine", "moby-containerd", "moby-runc", "cri-o", "runc"),
     *("kubelet", "kubeadm", "kubectl", "kubernetes-cni", "cri-tools", "k3s", "rke2-server", "rke2-agent"),
 )
-"""Packages that must not be there before us: replacing them would break what somebody runs with them."""
+"""Packages that must not be installed already: replacing them would break what the host runs with them."""
 
 TOOLS = {
     "socat": ("socat",),
@@ -29,11 +29,11 @@ TOOLS = {
     "tc": ("tc",),
     "modprobe": ("modprobe",),
 }
-"""A tool that Kubernetes or its network calls, and the programs that each count as it (nft flavours have other names)."""
+"""Tools that Kubernetes or its network plugin calls, and the programs that provide each (the nft variants have other names)."""
 
 
 class Installer(Protocol):
-    """A package manager of a host. Only packages that were verified are handed to it."""
+    """A host's package manager. It is only given packages that were verified."""
 
     name: str
 
@@ -42,36 +42,36 @@ class Installer(Protocol):
         ...
 
     def install(self, manifest: BundleManifest, packages: Sequence[Package]) -> None:
-        """Install these files of the verified bundle, and repair what a power cut left half-done. Keeps configuration files of the host."""
+        """Install these packages of the verified bundle, and complete what a power cut interrupted. The host's configuration files stay. Raises AgentError."""
         ...
 
     def remove(self, names: Sequence[str]) -> None:
-        """Remove these packages with their configuration; those that are not there are no error."""
+        """Remove these packages with their configuration; those that are not installed are skipped. Raises AgentError."""
         ...
 
     def broken(self, names: Sequence[str]) -> list[str]:
-        """Those of `names` whose files are half there, so that only an installation anew leads on."""
+        """Those of `names` whose files are incomplete: they can't be removed before they are unpacked again."""
         ...
 
     def unpack(self, manifest: BundleManifest, packages: Sequence[Package]) -> None:
-        """Bring the files of broken packages into a state from which they can be removed."""
+        """Unpack broken packages again, so that they can be removed. Raises AgentError."""
         ...
 
-    def put(self, file: str) -> None:
-        """Install one verified file in place of whichever version is there, older or newer. The host's own configuration files stay."""
+    def install_file(self, file: str) -> None:
+        """Install one verified package file over any version of it, older or newer. The host's configuration files stay. Raises AgentError."""
         ...
 
     def add_tools(self, tools: Sequence[str], remember: Callable[[Sequence[str]], None]) -> list[str]:
-        """Install the distribution's own packages for missing tools; returns the packages.
+        """Install the distribution's own packages for missing tools; returns the packages. Raises AgentError.
 
         Args:
-            remember: is told the names of all packages that this brings to the host, those that others depend on included, before they come
-                (where the package manager can't tell before, the rest of them at once after).
+            remember: called with the names of all packages that this adds to the host, dependencies included, before they are installed
+                (where the package manager can't tell beforehand, again right after, with the rest).
         """
         ...
 
     def remove_tools(self, names: Sequence[str]) -> list[str]:
-        """Remove what `add_tools` brought, as far as nothing else needs it now; returns what stays."""
+        """Remove what `add_tools` installed, as far as no other package needs it; returns what stays."""
         ...
 
 
@@ -81,10 +81,10 @@ def missing_tools() -> list[str]:
 
 
 def remove_unneeded(installer: Installer, names: Sequence[str], remove: Callable[[str], object]) -> list[str]:
-    """Remove packages one by one, again as long as that makes others free to go; returns those that stay.
+    """Remove packages one by one, in several rounds, since each removal may free others of dependents; returns those that stay.
 
     Args:
-        remove: tries to remove one package, and leaves it if anything depends on it.
+        remove: removes one package, unless something depends on it.
     """
     left = list(installer.installed(names))
     before: list[str] = []

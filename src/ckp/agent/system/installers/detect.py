@@ -1,4 +1,4 @@
-"""Which installer this host needs, and which packages of a bundle it is given."""
+"""Which installer this host needs, and which packages of a bundle it installs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def of_host() -> Installer:
 
 
 def select(manifest: BundleManifest, wanted: Sequence[str]) -> list[Package]:
-    """The packages of the bundle among `wanted`, in that order. InvalidInput if one that every node needs is missing."""
+    """Those of `wanted` that the bundle has, in this order. InvalidInput if the bundle lacks one that every node needs."""
     missing = [name for name in REQUIRED_PACKAGES if manifest.package(name) is None]
     if missing:
         raise InvalidInput(f"the bundle {manifest.release} lacks {', '.join(missing)}", resolution="build it again (ckp dist build)")

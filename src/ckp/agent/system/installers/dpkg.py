@@ -1,4 +1,4 @@
-"""Debian and Ubuntu: verified files go to `dpkg -i`; the distribution's own tools come from apt, which checks its own signatures."""
+"""Debian and Ubuntu: `dpkg -i` installs verified files; apt installs the distribution's own tools and checks their signatures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DpkgInstaller:
     name = "dpkg"
 
     def _known(self, names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
-        """What dpkg knows of these packages: version, state, and the flag of an error."""
+        """dpkg's records of these packages: version, state, and error flag."""
         if not names:
             return {}
         said = run(["dpkg-query", "-W", "-f", "${Package}\t${Version}\t${db:Status-Status}\t${db:Status-Eflag}\n", *names], timeout=60, check=False)
@@ -34,12 +34,12 @@ class DpkgInstaller:
         return {name: version for name, (version, state, _) in self._known(names).items() if state not in ("", "not-installed", "config-files")}
 
     def _removable(self, names: Sequence[str]) -> list[str]:
-        """Those that dpkg knows in any state, leftover configuration included."""
+        """Those that dpkg has a record of, in any state, leftover configuration included."""
         return [name for name, (_, state, _) in self._known(names).items() if state != "not-installed"]
 
     def install(self, manifest: BundleManifest, packages: Sequence[Package]) -> None:
         have = self.installed([package.name for package in packages])
-        self._repair()
+        self._configure_pending()
         states = self._known([package.name for package in packages])
         todo = [package for package in packages if have.get(package.name) != package.version or states.get(package.name, ())[1:] != ("installed", "ok")]
         if todo:
@@ -51,22 +51,22 @@ class DpkgInstaller:
             if now.get(package.name) != package.version
         ]
         if wrong:
-            raise AgentError("dpkg ended well, but not everything is installed", details="\n".join(wrong), reason="InstallFailed")
+            raise AgentError("dpkg succeeded, but not everything is installed", details="\n".join(wrong), reason="InstallFailed")
 
-    def _repair(self) -> None:
-        """A power cut may have left packages unpacked, or only dpkg's own journal: it finishes them first, or apt refuses everything else."""
-        self._dpkg(["--configure", "-a"], what="finishing what an interrupted dpkg left", check=False)
+    def _configure_pending(self) -> None:
+        """Complete what an interrupted dpkg left: unpacked packages, or only its own journal. Until then apt refuses everything else."""
+        self._dpkg(["--configure", "-a"], what="completing an interrupted dpkg", check=False)
 
     def broken(self, names: Sequence[str]) -> list[str]:
         return [name for name, (_, state, flag) in self._known(names).items() if state == "half-installed" or flag == "reinstreq"]
 
     def unpack(self, manifest: BundleManifest, packages: Sequence[Package]) -> None:
         if packages:
-            what = f"unpacking {', '.join(package.name for package in packages)} anew"
+            what = f"unpacking {', '.join(package.name for package in packages)} again"
             self._dpkg(["--unpack", *[manifest.path(package.file) for package in packages]], what=what)
 
-    def put(self, file: str) -> None:
-        self._repair()
+    def install_file(self, file: str) -> None:
+        self._configure_pending()
         self._dpkg(["-i", file], what=f"installing {os.path.basename(file)}")
 
     def remove(self, names: Sequence[str]) -> None:
@@ -74,19 +74,19 @@ class DpkgInstaller:
             return
         present = self._removable(names)
         if present:
-            self._repair()
-            # without this word dpkg keeps for ever what was cut off while it was unpacked
+            self._configure_pending()
+            # without this option dpkg never removes a package whose unpacking was interrupted
             self._dpkg(["--force-remove-reinstreq", "--purge", *present], what=f"removing {', '.join(present)}")
 
     def add_tools(self, tools: Sequence[str], remember: Callable[[Sequence[str]], None]) -> list[str]:
         packages = sorted({PACKAGE_OF.get(tool, tool) for tool in tools})
         if not packages:
             return []
-        self._repair()
+        self._configure_pending()
         install = ["-o", f"DPkg::Lock::Timeout={LOCK_SECONDS}", "-q", "-y", "--no-install-recommends", "install", *packages]
         for is_last in (False, True):
             planned = run(["apt-get", "-s", *install], timeout=120, env=QUIET, check=False)
-            remember(re.findall(r"^Inst (\S+) \(", planned.stdout, re.M))  # one with a [version] between is there already
+            remember(re.findall(r"^Inst (\S+) \(", planned.stdout, re.M))  # a line with [version] after the name is an upgrade of an installed package
             said = run(
                 ["apt-get", *install],
                 timeout=900,
@@ -105,7 +105,7 @@ class DpkgInstaller:
         return remove_unneeded(self, names, lambda name: self._dpkg(["--purge", name], what=f"removing {name}", check=False))
 
     def _dpkg(self, arguments: Sequence[str], *, what: str, check: bool = True) -> None:
-        """Run dpkg; somebody else's lock (unattended upgrades) is waited for."""
+        """Run dpkg; wait while another program (unattended upgrades) holds its lock. Raises AgentError."""
         import time
 
         deadline = time.monotonic() + LOCK_SECONDS
@@ -116,5 +116,5 @@ class DpkgInstaller:
             if "lock" in said.stderr and time.monotonic() < deadline:
                 time.sleep(3)
                 continue
-            hint = "the host's package manager is busy (apt or unattended-upgrades); it is tried again" if "lock" in said.stderr else ""
-            raise AgentError(f"{what} failed", details=said.tail(), resolution=hint or "see the lines of dpkg", reason="InstallFailed")
+            hint = "the host's package manager is busy (apt or unattended-upgrades); the agent tries again" if "lock" in said.stderr else ""
+            raise AgentError(f"{what} failed", details=said.tail(), resolution=hint or "see dpkg's output", reason="InstallFailed")

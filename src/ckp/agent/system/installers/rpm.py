@@ -1,4 +1,4 @@
-"""RHEL 9 and its kin: `dnf` installs the files that ckp.verify.rpmfile has verified."""
+"""RHEL 9 and its derivatives: dnf installs the files that ckp.verify.rpmfile has verified."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ PACKAGE_OF = {
 }
 
 
-TWICE = " and "
+BETWEEN_VERSIONS = " and "
 LEFT_BY_RPM = (".rpmsave", ".rpmnew", ".rpmorig")
-"""What rpm leaves beside a configuration file that its owner had changed."""
+"""Endings of the files that rpm leaves beside a configuration file that was changed on the host."""
 
 
 class RpmInstaller:
     """See base.Installer.
 
     Args:
-        root: the root of the system that is installed into.
+        root: the root folder of the system that packages are installed into.
     """
 
     name = "rpm"
@@ -46,24 +46,24 @@ class RpmInstaller:
         self._dnf = ["dnf", "-y", "--setopt=install_weak_deps=False", *([] if root == "/" else [f"--installroot={root}", "--releasever=9"])]
 
     def installed(self, names: Sequence[str]) -> dict[str, str]:
-        """See base.Installer. Of a package that an interrupted transaction left twice, all versions in one text, which equals none that is wanted."""
+        """See base.Installer. A package that an interrupted transaction left in two versions has both in its text, which equals no wanted version."""
         found = {}
         for name in names:
             said = run([*self._rpm, "-q", "--qf", "%{VERSION}-%{RELEASE}\n", name], timeout=60, check=False)
             if said.code == 0:
-                found[name] = TWICE.join(said.stdout.split())
+                found[name] = BETWEEN_VERSIONS.join(said.stdout.split())
         return found
 
     def install(self, manifest: BundleManifest, packages: Sequence[Package]) -> None:
         have = self.installed([package.name for package in packages])
         for package in packages:
-            if TWICE in have.get(package.name, ""):
-                self._mend(package, manifest.path(package.file))
+            if BETWEEN_VERSIONS in have.get(package.name, ""):
+                self._repair_duplicate(package, manifest.path(package.file))
                 have[package.name] = package.version
         todo = [package for package in packages if have.get(package.name) != package.version]
         if todo:
             what = f"installing {', '.join(package.name for package in todo)}"
-            # our own verification is stricter than dnf's (one keyring, one maintainer), and the key is in no system database
+            # our own verification is stricter than dnf's (one keyring, one maintainer), and rpm's key database does not have the key
             flags = ["--nogpgcheck", "--disablerepo=*"]
             files = [manifest.path(package.file) for package in todo]
             run([*self._dnf, *flags, "install", *files], timeout=900, what=what, reason="InstallFailed")
@@ -74,14 +74,14 @@ class RpmInstaller:
             if now.get(package.name) != package.version
         ]
         if wrong:
-            raise AgentError("dnf ended well, but not everything is installed", details="\n".join(wrong), reason="InstallFailed")
+            raise AgentError("dnf succeeded, but not everything is installed", details="\n".join(wrong), reason="InstallFailed")
 
-    def _mend(self, package: Package, file: str) -> None:
-        """Make one of a package whose old version a cut-off transaction had not yet erased: dnf takes the newer for installed, whatever is on disk."""
-        self._force(file, f"finishing what an interrupted installation of {package.name} left")
+    def _repair_duplicate(self, package: Package, file: str) -> None:
+        """Leave one version of a package whose old version an interrupted transaction did not erase. dnf would do nothing: it counts the newer one."""
+        self._force(file, f"completing an interrupted installation of {package.name}")
 
     def _force(self, file: str, what: str) -> None:
-        """This version, whichever is there."""
+        """Install this version, whichever is installed now."""
         argv = [*self._rpm, "-U", "--oldpackage", "--replacepkgs", "--nosignature", file]
         run(argv, timeout=600, what=what, reason="InstallFailed")
 
@@ -97,17 +97,17 @@ class RpmInstaller:
                     remove(os.path.join(self.root, path.lstrip("/")) + ending)
 
     def broken(self, names: Sequence[str]) -> list[str]:
-        return []  # rpm removes what an interrupted transaction left as it removes anything
+        return []  # rpm can remove what an interrupted transaction left
 
     def unpack(self, manifest: BundleManifest, packages: Sequence[Package]) -> None:
         for package in packages:
-            self._mend(package, manifest.path(package.file))
+            self._repair_duplicate(package, manifest.path(package.file))
 
-    def put(self, file: str) -> None:
+    def install_file(self, file: str) -> None:
         self._force(file, f"installing {os.path.basename(file)}")
 
     def _all(self) -> dict[str, str]:
-        """Every package with the number of the transaction that brought it."""
+        """Every installed package, with the number of the transaction that installed it."""
         said = run([*self._rpm, "-qa", "--qf", "%{NAME}\t%{INSTALLTID}\n"], timeout=120, check=False)
         return {name: number for name, _, number in (line.partition("\t") for line in said.stdout.splitlines())}
 
