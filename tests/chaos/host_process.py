@@ -31,8 +31,8 @@ PACE = 0.02
 class FasterChannel(Channel):
     """The channel, with reports as often as the harness' hub expects them."""
 
-    def _take(self, desired: messages.Desired) -> None:
-        super()._take(dataclasses.replace(desired, report_seconds=REPORT_SECONDS))
+    def _apply(self, desired: messages.Desired) -> None:
+        super()._apply(dataclasses.replace(desired, report_seconds=REPORT_SECONDS))
 
 
 def quicken() -> None:

@@ -1,4 +1,4 @@
-"""What runs on a host: system Python >= 3.9, its standard library, and the bundled `websockets`. It imports nothing else of CKP.
+"""The agent on a host. It needs system Python 3.9 or newer, the standard library and the bundled `websockets`.
 
-Kept light on purpose: this package imports no module of its own here, so that each command loads only what it needs.
+This file imports nothing on purpose, so that each command loads only what it needs.
 """

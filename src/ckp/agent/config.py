@@ -1,4 +1,4 @@
-"""/etc/ckp-agent/config.json: where the hub is, and where things lie on this host."""
+"""/etc/ckp-agent/config.json: the addresses of the hub, and the paths of the agent's files on this host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEFAULT_KEYRING = "/usr/share/ckp-agent/trusted.gpg"
 
 @dataclass(frozen=True)
 class Config:
-    """The agent's settings; only `hub`, `channel` and `ca` have no default."""
+    """The agent's settings. `hub`, `channel` and `ca` are required."""
 
     hub: str
     channel: str
@@ -37,7 +37,7 @@ def load(path: str = CONFIG_DIR + "/config.json") -> Config:
     """Read the settings.
 
     Raises:
-        InvalidInput: missing, malformed, or with an address that is not https/wss.
+        InvalidInput: the file is missing or malformed, or an address is not https/wss.
     """
     how = f'write "hub", "channel" and "ca" into {path}, as the guide to bringing your own hosts shows'
     try:
@@ -48,12 +48,12 @@ def load(path: str = CONFIG_DIR + "/config.json") -> Config:
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{path} can't be read: {error}", resolution=how) from None
     if not isinstance(data, dict):
-        raise InvalidInput(f"{path} must hold an object", resolution=how)
+        raise InvalidInput(f"{path} must hold a JSON object", resolution=how)
     known = {}
     for name in Config.__dataclass_fields__:
         if name in data:
             if not isinstance(data[name], str) or not data[name]:
-                raise InvalidInput(f"{path}: {name} must be a text", resolution=how)
+                raise InvalidInput(f"{path}: {name} must be a non-empty string", resolution=how)
             known[name] = data[name]
     for name in ("hub", "channel", "ca"):
         if name not in known:

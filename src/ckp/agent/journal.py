@@ -1,7 +1,7 @@
-"""What the agent did to this host, on disk: the memory that lets it go on after a kill or a power cut, and undo all of it.
+"""A record on disk of what the agent did to this host, so that it can resume after a kill or a power cut, and undo everything.
 
-Rules: an intention is written down before the host is changed (a package's name before dpkg runs, a file's old content before it is
-replaced), so that the journal may name something that was not done, but never misses something that was.
+Write-ahead: an intention is recorded before the host is changed (a package's name before dpkg runs, a file's old content before it is
+replaced). So the journal may name something that was not done, but never misses something that was.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Member:
 
 
 class Journal:
-    """State in one JSON file (0600), replaced as a whole with every change. Safe to read from another thread."""
+    """One JSON file (0600) that every change replaces as a whole. Safe to read from another thread."""
 
     def __init__(self, path: str, saved_dir: str) -> None:
         self.path = path
@@ -68,7 +68,7 @@ class Journal:
         self.files: list[str] = []
         self.notes: dict[str, Any] = {}
         self.entries: list[JournalEntry] = []
-        self._unsaved = False  # the last write failed: the disk knows less than we do
+        self._unsaved = False  # the last write failed: the file is older than the state in memory
         self._load()
 
     def _load(self) -> None:
@@ -123,7 +123,7 @@ class Journal:
     # -- what happened -----------------------------------------------------------------------------------------------
 
     def record(self, step: str, outcome: str, seconds: float = 0.0, message: str = "") -> None:
-        """Add an entry and save."""
+        """Add an entry, and save."""
         with self._lock:
             self.entries.append(JournalEntry(now(), step, outcome, round(seconds, 3), message[:1000]))
             del self.entries[:-KEPT_ENTRIES]
@@ -142,20 +142,20 @@ class Journal:
             self.save()
 
     def finish_step(self, step: str, seconds: float, message: str = "") -> None:
-        """A step is done: one write, so that entry and state can't disagree."""
+        """Mark a step as done, in one write, so that entry and state can't disagree."""
         with self._lock:
             if step not in self.done:
                 self.done.append(step)
             self.record(step, "done", seconds, message)
 
     def undo_steps(self, steps: Iterable[str]) -> None:
-        """These steps must be done again."""
+        """Mark these steps as not done."""
         with self._lock:
             self.done = [step for step in self.done if step not in set(steps)]
             self.save()
 
     def forget(self) -> None:
-        """The host is free: nothing is left of what we did."""
+        """The host is free: drop everything except the entries."""
         with self._lock:
             self.member = None
             self.done = []
@@ -167,7 +167,7 @@ class Journal:
 
     @property
     def touched(self) -> bool:
-        """Whether the host was, or may have been, changed since it was free: each change is written down here before it is made."""
+        """Whether the host was, or may have been, changed since it was last free."""
         return bool(self.packages or self.saved or self.files or set(self.notes) - {"generation"})
 
     # -- what must be undone -----------------------------------------------------------------------------------------
@@ -180,13 +180,13 @@ class Journal:
                 self.save()
 
     def add_packages(self, names: Iterable[str]) -> None:
-        """Packages that we are about to install and that were not there before."""
+        """Record packages that are about to be installed and were not installed before."""
         with self._lock:
             self.packages += [name for name in names if name not in self.packages]
             self.save()
 
     def replace_file(self, path: str, content: str | bytes, *, mode: int = 0o644) -> bool:
-        """Write a file of the host; its first content is kept, and comes back at `restore_files`. Returns whether something changed."""
+        """Write a file of the host, and keep its original for `restore_files`. Returns whether something changed."""
         self.keep_original(path)
         data = content.encode() if isinstance(content, str) else content
         try:
@@ -199,7 +199,7 @@ class Journal:
         return True
 
     def keep_original(self, path: str) -> None:
-        """Keep a file's content (or its absence) before it is changed for the first time."""
+        """Keep a file's original content, or that it was absent. Later calls change nothing."""
         with self._lock:
             if path in self.saved:
                 if self._unsaved:
@@ -218,7 +218,7 @@ class Journal:
             self.save()
 
     def restore_files(self) -> None:
-        """Bring back every file that `replace_file` changed. May be called again after a kill in the middle."""
+        """Restore every file that `replace_file` changed. Resumable: may be called again after a kill in the middle."""
         with self._lock:
             for path, entry in list(self.saved.items()):
                 if entry["absent"]:
@@ -237,7 +237,7 @@ class Journal:
                 remove(os.path.join(self.saved_dir, blob))
 
     def drop_original(self, path: str) -> None:
-        """Forget the first content of a file that is brought back in another way."""
+        """Drop the original of a file that is restored in another way."""
         with self._lock:
             if entry := self.saved.pop(path, None):
                 self.save()
@@ -245,14 +245,14 @@ class Journal:
                     remove(os.path.join(self.saved_dir, entry["blob"]))
 
     def add_file(self, path: str) -> None:
-        """A file that we are about to create and that is ours alone: deleted at reset."""
+        """Record a file that is about to be created and belongs to CKP alone: it is deleted at reset."""
         with self._lock:
             if path not in self.files or self._unsaved:
                 self.files = [*(file for file in self.files if file != path), path]
                 self.save()
 
     def remove_files(self) -> None:
-        """Delete the files that are ours alone."""
+        """Delete the files that belong to CKP alone."""
         with self._lock:
             for path in self.files:
                 remove(path)
@@ -261,7 +261,7 @@ class Journal:
 
 
 def _missing_folders(path: str) -> list[str]:
-    """The parents of `path` that don't exist yet, innermost first: they go again with it, if empty."""
+    """The parents of `path` that don't exist yet, innermost first: they are removed with it, if empty."""
     missing = []
     folder = os.path.dirname(path)
     while folder not in ("", "/") and not os.path.isdir(folder):
@@ -274,4 +274,4 @@ def _rmdir(folder: str) -> None:
     try:
         os.rmdir(folder)
     except OSError:
-        pass  # not empty: somebody else's, or not there
+        pass  # not empty (it holds files of others), or not there

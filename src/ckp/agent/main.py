@@ -1,6 +1,6 @@
-"""`ckp-agent`: run | enrol | status | verify | facts, and what it starts itself: pull | upgrade-guard.
+"""`ckp-agent`: run | enrol | status | verify | facts; and pull | upgrade-guard, which the agent itself starts.
 
-(`ckp-agent standalone …` is ckp.standalone's: ckp.hosttool chooses between the two.)
+(`ckp-agent standalone …` is in ckp.standalone: ckp.hosttool chooses between the two.)
 """
 
 from __future__ import annotations
@@ -21,45 +21,47 @@ if TYPE_CHECKING:
     from ckp.agent.config import Config
 
 STACK_BYTES = 512 << 10
-SHED = "CKP_AGENT_ENROLLED"
+REEXECUTED = "CKP_AGENT_ENROLLED"
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="ckp-agent", description="CKP's agent on a host: it dials out to the hub, and makes this machine a node or free again.")
+    top = argparse.ArgumentParser(
+        prog="ckp-agent", description="CKP's host agent. It connects to the hub, and makes this host a node of a cluster, or a free host again."
+    )
     top.add_argument("--version", action="store_true", help="print the version")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     for name, text in (
-        ("run", "work until stopped (what the systemd unit does); enrols first if needed"),
-        ("enrol", "ask the hub for this host's identity and wait for approval"),
-        ("status", "show enrolment, channel and work of the running agent"),
+        ("run", "run the agent, as its systemd unit does; enrols first if needed"),
+        ("enrol", "request this host's identity from the hub, and wait for approval"),
+        ("status", "show the state of enrolment, channel and work"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--config", default=CONFIG_DIR + "/config.json", help="settings (default: %(default)s)")
+        command.add_argument("--config", default=CONFIG_DIR + "/config.json", help="settings file (default: %(default)s)")
         if name == "enrol":
-            command.add_argument("--again", action="store_true", help="forget the present identity and key first")
+            command.add_argument("--again", action="store_true", help="delete the present identity and key first")
         if name == "status":
             command.add_argument("-o", "--output", choices=("text", "json"), default="text")
-    verify = commands.add_parser("verify", help="verify a bundle's folder or a package", description="Verify a bundle's folder or a single package.")
-    verify.add_argument("target", help="a .deb or .rpm, a bundle's folder, a repository, or a folder of packages")
+    verify = commands.add_parser("verify", help="verify a bundle, a repository or packages", description="Verify a bundle, a repository, or packages.")
+    verify.add_argument("target", help="a .deb or .rpm, the folder of a bundle, a repository, or a folder of packages")
     verify.add_argument("--keyring", default="/usr/share/ckp-agent/trusted.gpg", help="trusted OpenPGP keys (default: %(default)s)")
-    verify.add_argument("--release", help="refuse another release than this (v1.35.1)")
-    facts = commands.add_parser("facts", help="print what this host says about itself", description="Print what this host says about itself, as JSON.")
+    verify.add_argument("--release", help="the release that a bundle must be of (v1.35.1)")
+    facts = commands.add_parser("facts", help="print this host's facts", description="Print what this host reports about itself, as JSON.")
     facts.set_defaults(command="facts")
-    guard = commands.add_parser("upgrade-guard", help="bring an upgrade of the agent to its end (what ckp-agent-upgrade.service does)")
+    guard = commands.add_parser("upgrade-guard", help="complete an upgrade of the agent, or take it back (run by ckp-agent-upgrade.service)")
     guard.add_argument("--state-dir", default=STATE_DIR, help=argparse.SUPPRESS)
-    fetch = commands.add_parser("pull", help="pull an image by digest into a folder, going on where an earlier attempt ended")
+    fetch = commands.add_parser("pull", help="pull an image by digest into a folder; resumes an earlier attempt")
     fetch.add_argument("image", help="host/repository@sha256:…")
-    fetch.add_argument("--output", required=True, help="the folder to make")
-    fetch.add_argument("--blobs", required=True, help="where what was fetched is kept until then")
-    fetch.add_argument("--ca", default="", help="CA of the registry's certificate (default: those that the system trusts)")
+    fetch.add_argument("--output", required=True, help="the folder to create")
+    fetch.add_argument("--blobs", required=True, help="folder for downloaded blobs, which a later attempt reuses")
+    fetch.add_argument("--ca", default="", help="CA of the registry (default: the system's CAs)")
     fetch.add_argument("--imgpkg", default=IMGPKG, help="(default: %(default)s)")
-    commands.add_parser("standalone", help="make this one host a cluster, or undo it (see: ckp-agent standalone --help)")
+    commands.add_parser("standalone", help="make this host a cluster of its own, or undo it (see: ckp-agent standalone --help)")
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; errors are shown as sentences. Returns the exit code."""
+    """Run a command; an error is printed to standard error. Returns the exit code."""
     arguments = parser().parse_args(argv)
     try:
         return _dispatch(arguments)
@@ -131,7 +133,7 @@ def _enrol(config: Config, again: bool) -> int:
     if again:
         identity.forget()
     if identity.enrolled:
-        log(f"this host is enrolled already: {identity.host}")
+        log(f"this host is enrolled already, as {identity.host}")
         return 0
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -139,7 +141,7 @@ def _enrol(config: Config, again: bool) -> int:
 
 
 def _run(config: Config) -> int:
-    """The service: enrol, then a worker thread and the channel. Ends after the present step on SIGTERM."""
+    """The service: enrol, then run a worker thread and the channel. On SIGTERM it ends after the present step."""
     os.umask(0o077)
     os.makedirs(config.state_dir, mode=0o700, exist_ok=True)
     threading.stack_size(STACK_BYTES)
@@ -155,9 +157,9 @@ def _run(config: Config) -> int:
         signal.signal(signal.SIGINT, lambda *_: stop.set())
         if not enrol(config, identity, lambda: facts.host_facts(config.hub_host), status, stop):
             return 0
-        if os.environ.get(SHED) != "1" and os.path.isfile(sys.argv[0]) and not sys.argv[0].endswith(".py"):
-            # HTTP's libraries are not needed any more: start anew without them, and stay small for months
-            os.environ[SHED] = "1"
+        if os.environ.get(REEXECUTED) != "1" and os.path.isfile(sys.argv[0]) and not sys.argv[0].endswith(".py"):
+            # the HTTP libraries are no longer needed: re-execute without them, so that the agent stays small for months
+            os.environ[REEXECUTED] = "1"
             os.execv(sys.executable, [sys.executable, "-I", *sys.argv])  # noqa: S606
     from ckp.agent import messages
     from ckp.agent.hub.channel import Channel
@@ -176,7 +178,7 @@ def _run(config: Config) -> int:
     channel = Channel(config.channel, identity, config.ca, engine, status, hello, confirm=lambda: actions.upgrades.confirm(actions.version))
 
     def terminate(*_: object) -> None:
-        # from a thread of its own: a signal handler must not wait for locks that the interrupted code may hold
+        # in threads: a signal handler must not wait for locks that the interrupted code may hold
         for end in (engine.stop, channel.close):
             threading.Thread(target=end, daemon=True).start()
 
@@ -185,21 +187,21 @@ def _run(config: Config) -> int:
     threading.Thread(target=_watch_work, args=(engine, status, channel.stop), name="status", daemon=True).start()
     worker = threading.Thread(target=engine.run, name="engine", daemon=True)
     worker.start()
-    log(f"ckp-agent {actions.version} runs on {identity.host}, hub {config.channel}")
+    log(f"ckp-agent {actions.version} runs as host {identity.host} with the hub {config.channel}")
     channel.run()
     worker.join()
     return 0
 
 
-def _watch_work(engine: object, status: object, over: threading.Event) -> None:
-    """Keep the `work` line of `ckp-agent status` current."""
+def _watch_work(engine: object, status: object, closed: threading.Event) -> None:
+    """Keep the topic `work` of `ckp-agent status` current."""
     from ckp.agent.hub.status import Status
     from ckp.agent.node.engine import Engine
 
     assert isinstance(engine, Engine) and isinstance(status, Status)
-    while not over.is_set():
+    while not closed.is_set():
         report, version = engine.report()
         where = f"{report.cluster} {report.machine} {report.release}".strip()
         failing = f"{report.reason}: {report.message} (attempt {report.attempts})" if report.reason else ""
         status.set("work", report.phase, "; ".join(part for part in (where, failing) if part))
-        engine.wait_change(version, 3600.0, over)
+        engine.wait_change(version, 3600.0, closed)

@@ -15,7 +15,7 @@ PROTOCOL = 1
 MAX_FRAME_BYTES = 1 << 20
 REPORT_SECONDS = 20.0
 JOURNAL_SENT = 50
-"""Entries of the journal that a Report carries; the host keeps more."""
+"""Entries of the journal in a Report; the host keeps more."""
 
 PHASES = (
     "Free",
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class MalformedMessage(ValueError):
-    """A frame is not what the protocol says; the message names the field."""
+    """A frame does not follow the protocol; the message names the field."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What a host says about itself."""
+    """What a host reports about itself."""
 
     hostname: str
     machine_id: str
@@ -102,7 +102,7 @@ class HostFacts:
 
 @dataclass(frozen=True)
 class EnrolmentRequest:
-    """The first word of a host."""
+    """A host's first request."""
 
     psk: str = field(repr=False)
     facts: HostFacts
@@ -114,7 +114,7 @@ class EnrolmentRequest:
 
 @dataclass(frozen=True)
 class EnrolmentTicket:
-    """Where to ask for the outcome, and the secret that lets only this agent ask."""
+    """Where to ask for the outcome, and the token that only this agent has."""
 
     request_id: str
     token: str = field(repr=False)
@@ -173,13 +173,13 @@ class Membership:
     allow_downgrade: bool = False
 
     def key(self) -> str:
-        """What makes it this membership and not another: a change of anything else never makes a host leave and join again."""
+        """The identity of this membership. A change of any other field never makes a host leave and join again."""
         return f"{self.cluster}|{self.machine}|{self.provider_id}"
 
 
 @dataclass(frozen=True)
 class AgentTarget:
-    """Which version of the agent is to run here."""
+    """The version of the agent that is to run on this host."""
 
     version: str
     image: str
@@ -218,7 +218,7 @@ class IssuedCertificate:
 
 @dataclass(frozen=True)
 class Renewal:
-    """A signing request over a new key, sent only when asked for."""
+    """A signing request for a new key, sent only after RenewalDue."""
 
     csr: str
     type: str = "renewal"
@@ -226,7 +226,7 @@ class Renewal:
 
 @dataclass(frozen=True)
 class Hello:
-    """The agent's first frame on the channel, and once more whenever its facts have changed."""
+    """The agent's first frame on the channel, sent again whenever its facts have changed."""
 
     boot_id: str
     facts: HostFacts
@@ -279,26 +279,26 @@ FROM_HUB: Tuple[Type[Any], ...] = (Desired, RenewalDue, IssuedCertificate)
 
 
 def from_hub(text: str | bytes) -> Any:
-    """Read one of FROM_HUB by its `type`. MalformedMessage for anything else, such as what only a newer agent knows."""
+    """Read one of FROM_HUB by its `type`. MalformedMessage for anything else, such as a type that only newer agents know."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise MalformedMessage(f"a frame is not JSON: {error}") from None
-    told = data.get("type", Desired.type) if isinstance(data, dict) else None
-    kind = next((kind for kind in FROM_HUB if kind.type == told), None)
+    name = data.get("type", Desired.type) if isinstance(data, dict) else None
+    kind = next((kind for kind in FROM_HUB if kind.type == name), None)
     if kind is None:
-        raise MalformedMessage(f"a frame of the type {told!r} is not known here")
+        raise MalformedMessage(f"frames of the type {name!r} are not known to this agent")
     return decode(kind, data)
 
 
 @functools.lru_cache(maxsize=None)
 def _hints(kind: Any) -> Dict[str, Any]:
-    """Worked out once: they are text that must be evaluated, which costs more than all else about a message."""
+    """Cached: annotations are text, and evaluating them costs more than everything else about a message."""
     return typing.get_type_hints(kind)
 
 
 def decode(kind: Type[T], data: Any, where: str = "") -> T:
-    """A dataclass from parsed JSON; see from_json."""
+    """Make a dataclass from parsed JSON; see from_json."""
     name = where or kind.__name__
     if not isinstance(data, dict):
         raise MalformedMessage(f"{name}: an object is expected")

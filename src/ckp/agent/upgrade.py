@@ -1,11 +1,11 @@
-"""The agent replaces itself: pulled, verified, installed by a guard of its own, and taken back if the new one does not report within its time.
+"""The agent's upgrade of itself. A guard process installs the new package, and the old one again if the new agent does not report in time.
 
     agent (old)   pull both packages ▶ verify ▶ write upgrade.json, copy the tool aside ▶ start ckp-agent-upgrade.service
-    guard         install ▶ restart the agent ▶ wait for `confirmed` ▶ done, or install the old package again and say why
-    agent (new)   connected, and given its desired state by the hub: write `confirmed`
+    guard         install ▶ restart the agent ▶ wait for `confirmed` ▶ done, or install the old package again and record why
+    agent (new)   connected, and has its desired state from the hub: write `confirmed`
 
-The guard runs from a copy of the old tool, in a unit that also starts at boot while upgrade.json is there: whichever of the three is killed, and
-whenever the power is cut, it goes on where it was.
+The guard runs from a copy of the old tool, in a unit that also starts at boot while upgrade.json exists: after a kill of any of the three, or a
+power cut, it resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TOOL = "/usr/bin/ckp-agent"
 
 @dataclass(frozen=True)
 class Record:
-    """What the guard goes by. `state`: install, watch, or back."""
+    """The guard's work. `state` is install, watch (wait for the new agent), or back (return to the old one)."""
 
     old: str
     new: str
@@ -51,7 +51,7 @@ class Record:
 
 
 class Upgrades:
-    """The agent's own version, on its way from one to another."""
+    """Upgrades of the agent's own package."""
 
     def __init__(self, state_dir: str) -> None:
         self.folder = os.path.join(state_dir, "agent")
@@ -64,20 +64,20 @@ class Upgrades:
     # -- what the agent does ----------------------------------------------------------------------------------------------
 
     def begin(self, target: AgentTarget, own: str, keyring: str, pull: Callable[[str, str, str], None], *, installer: Optional[Installer] = None) -> str:
-        """Everything up to handing over to the guard. Nothing is changed on the host before both packages are here and verified.
+        """Everything up to the hand-over to the guard. The host is not changed before both packages are on its disk and verified.
 
         Args:
-            own: the version that runs.
-            pull: fetches an image (by digest) into a folder, with a CA.
+            own: the running version.
+            pull: pulls an image (by digest) into a folder, with a CA; its arguments in this order.
 
         Raises:
-            AgentError: a package can't be had or is no good; or this version was tried and taken back (permanent).
+            AgentError: a package can't be pulled or verified, or this version was tried before and taken back (permanent).
         """
         failed = self._load(self.failed_path)
         if failed.get("version") == target.version:
             raise AgentError(
-                f"the agent {target.version} was tried and taken back: {failed.get('reason', '')}",
-                resolution="roll out another version, or mend what it says and ask for this one again (ckp host upgrade-agent)",
+                f"the agent {target.version} was installed before and taken back: {failed.get('reason', '')}",
+                resolution="fix the cause and request this version again, or roll out another one (ckp host upgrade-agent)",
                 reason="AgentUpgradeReturned",
                 permanent=True,
             )
@@ -88,8 +88,8 @@ class Upgrades:
             fallback = self._fetch(target.fallback_image, own, ending, keyring, pull, target.registry_ca)
         if not fallback:
             raise AgentError(
-                f"there is no package of the running agent {own} to return to, so it is not replaced",
-                resolution="push that version to the registry as well (ckp dist publish), or upgrade this host by hand",
+                f"the agent {own} is not upgraded: there is no package of it to return to if the new version fails",
+                resolution="push the running version to the registry as well (ckp dist publish), or upgrade this host by hand",
                 reason="NoWayBack",
                 permanent=True,
             )
@@ -99,17 +99,17 @@ class Upgrades:
         os.chmod(self.guard + ".new", 0o700)
         os.replace(self.guard + ".new", self.guard)
         for path in (self.guard, package, fallback):
-            sync_file(path)  # the record is on the disk at once; what it names must not be missing after a power cut
+            sync_file(path)  # the record is synced when it is written: what it names must not be missing after a power cut
         atomic_write(self.record_path, json.dumps(asdict(record), indent=1), mode=0o600)
         run(["systemctl", "--no-block", "restart", UNIT], timeout=60, what="starting the guard of the upgrade")
-        return f"{own} is being replaced by {target.version}; the guard brings it back if the new one does not report within {record.seconds:.0f} s"
+        return f"{own} is being replaced by {target.version}; the guard returns to {own} if the new version does not report within {record.seconds:.0f} s"
 
     def forget_failure(self) -> None:
-        """Nobody asks any more for what was taken back: when somebody does, it is tried again."""
+        """The request for a version that was taken back is gone: if it is requested again, it is tried again."""
         remove(self.failed_path)
 
     def confirm(self, own: str) -> None:
-        """This version is connected and knows what is wanted of it: the guard may go."""
+        """This version is connected and has its desired state: the guard can finish."""
         if self._confirmed != own and os.path.exists(self.record_path):
             atomic_write(self.confirmed_path, own, mode=0o600)
         self._confirmed = own
@@ -123,7 +123,7 @@ class Upgrades:
         if not os.path.exists(path):
             pull(image, folder, ca)
         if not os.path.exists(path):
-            raise AgentError(f"{image} holds no {NAME}{ending}, which this host needs", reason="AgentPackageMissing", permanent=True)
+            raise AgentError(f"{image} does not hold {NAME}{ending}, which this host needs", reason="AgentPackageMissing", permanent=True)
         try:
             verify_package(path, keyring, name=NAME, version=version, architecture="amd64")
         except VerificationFailed:
@@ -132,7 +132,7 @@ class Upgrades:
         return path
 
     def _kept(self, version: str, ending: str, keyring: str) -> str:
-        """The package of this version that an earlier upgrade left here; "" if there is none that is good."""
+        """The package of this version that an earlier upgrade left here; "" if there is none that verifies."""
         for name in sorted(os.listdir(self.folder)) if os.path.isdir(self.folder) else []:
             path = os.path.join(self.folder, name, NAME + ending)
             try:
@@ -145,14 +145,14 @@ class Upgrades:
     # -- what the guard does ----------------------------------------------------------------------------------------------
 
     def watch(self, install: Callable[[str], None], restart: Callable[[], None], *, clock: Callable[[], float] = time.monotonic) -> str:
-        """Bring an upgrade to its end, one way or the other; returns how it ended. May be killed anywhere and started again.
+        """Complete an upgrade or take it back; returns the outcome. Resumable: may be killed anywhere and started again.
 
         Raises:
-            AgentError: the old package can't be installed again; the unit tries it anew.
+            AgentError: the old package can't be installed again; the unit retries.
         """
         data: Any = self._load(self.record_path)
         if not data:
-            return "there is nothing to do"
+            return "there is no upgrade to complete"
         record = Record(**data)
         if record.state == "install":
             try:
@@ -163,7 +163,7 @@ class Upgrades:
                 record = self._save(replace(record, state="watch"))
         if record.state == "watch":
             if read_text(self.confirmed_path).strip() != record.new:
-                restart()  # also when we begin again: we may have died before the first time
+                restart()  # also when the guard resumes: it may have been killed before its first restart
             log(f"waiting {record.seconds:.0f} s for the agent {record.new} to report")
             deadline = clock() + record.seconds
             while read_text(self.confirmed_path).strip() != record.new and clock() < deadline:
@@ -178,7 +178,7 @@ class Upgrades:
         return self._end(record, f"returned to {record.old}: {record.reason}")
 
     def _install(self, path: str, digest: str, install: Callable[[str], None]) -> None:
-        # Verified when it came; its digest says that it is that file still. (The keyring lies in the package that is being replaced.)
+        # It was verified when it was pulled, and the digest proves that it is still that file. (The keyring is part of the package that is being replaced.)
         if sha256_of(path) != digest:
             raise AgentError(f"{path} has changed since it was verified", reason="AgentPackageChanged", permanent=True)
         install(path)
@@ -188,7 +188,7 @@ class Upgrades:
         return record
 
     def _end(self, record: Record, how: str) -> str:
-        """Only the package that runs is kept, as the next upgrade's way back."""
+        """Keep only the running version's package, which the next upgrade can return to."""
         runs = record.package if how.endswith("reports") else record.fallback
         for name in os.listdir(self.folder):
             path = os.path.join(self.folder, name)
@@ -210,7 +210,7 @@ class Upgrades:
 
 
 def own_version(default: str) -> str:
-    """The version of the installed package, if the tool that runs is the installed one; else `default`."""
+    """The installed package's version, if this process runs the installed tool; else `default`."""
     import sys
 
     if os.path.realpath(sys.argv[0]) != TOOL:
@@ -222,11 +222,11 @@ def own_version(default: str) -> str:
 
 
 def install_file(path: str) -> None:
-    """Put this verified package in place of whichever version is there, older or newer. The host's own configuration files stay."""
+    """Install this verified package over any version of it, older or newer. The host's configuration files stay. Raises AgentError."""
     of_host().install_file(path)
 
 
 def restart_agent() -> None:
-    """Start the agent that is installed now. The package's own script does so too; asking twice restarts it at most twice."""
+    """Restart the agent, so that the installed version runs. The package's own script does so too; a second restart is harmless."""
     run(["systemctl", "daemon-reload"], timeout=60, check=False)
     run(["systemctl", "--no-block", "restart", "ckp-agent.service"], timeout=60, check=False)

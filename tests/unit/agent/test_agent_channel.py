@@ -346,7 +346,7 @@ def test_a_server_of_another_ca_is_not_our_hub(hub: Hub, tmp_path: Path) -> None
     agent = make_agent(hub, tmp_path / "agent")
     (tmp_path / "agent/ca.pem").write_text(Authority("another").pem())
     agent.start()
-    assert "is not our hub" in agent.until("NotTrusted")
+    assert "is not the configured hub" in agent.until("NotTrusted")
     agent.stop()
     assert hub.connections == []
 
@@ -356,7 +356,7 @@ def test_a_server_with_the_right_ca_and_another_name_is_not_our_hub(hub: Hub, tm
     hub.start()
     agent = make_agent(hub, tmp_path / "agent")
     agent.start()
-    assert "is not our hub" in agent.until("NotTrusted")
+    assert "is not the configured hub" in agent.until("NotTrusted")
     agent.stop()
 
 

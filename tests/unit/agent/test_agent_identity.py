@@ -148,7 +148,7 @@ def test_after_a_restart_the_outcome_is_asked_for_and_not_a_second_enrolment(hub
     assert done and len(hub.asked) == 1
 
 
-def test_a_request_that_the_hub_forgot_is_made_anew(hub: Hub, config: Config) -> None:
+def test_a_request_that_the_hub_no_longer_knows_is_made_again(hub: Hub, config: Config) -> None:
     hub.outcomes = [(404, {})]
     done, _, _ = run(config)
     assert done and len(hub.asked) == 2
@@ -158,8 +158,8 @@ def test_a_request_that_the_hub_forgot_is_made_anew(hub: Hub, config: Config) ->
     ("code", "reason", "words"),
     [
         (401, "WrongKey", "does not accept the pre-shared key"),
-        (409, "IdentityTaken", "another host has this machine's identity"),
-        (422, "RequestRefused", "does not understand"),
+        (409, "IdentityTaken", "another host already has this machine's identity"),
+        (422, "RequestRefused", "can't read the request"),
     ],
 )
 def test_a_refusal_is_a_sentence_with_the_hubs_own_words(hub: Hub, config: Config, code: int, reason: str, words: str) -> None:
@@ -238,7 +238,7 @@ def test_after_a_refusal_the_service_tries_again_only_when_the_key_file_changes(
         ({"hub": "http://h"}, "must be an https"),
         ({"channel": "ws://h"}, "must be a wss"),
         ({"ca": "/nowhere"}, "CA /nowhere is missing"),
-        ({"hub": None}, "hub must be a text"),
+        ({"hub": None}, "hub must be a non-empty string"),
     ],
 )
 def test_settings_that_can_not_be_are_refused(tmp_path: Path, config: Config, change: dict[str, Any], words: str) -> None:

@@ -124,7 +124,7 @@ def test_the_next_attempt_goes_on_where_an_earlier_process_ended(site: Site) -> 
     site.simulator.faults = [Fault(site.layer, times=1, cut=True, after=2 << 20), Fault(site.layer, times=9, status=503)]
     with pytest.raises(ProcessFailed) as failed:
         site.pull()
-    assert failed.value.reason == "PullFailed" and "2.1 of 3.1 MB are kept for the next attempt" in failed.value.details
+    assert failed.value.reason == "PullFailed" and "the next attempt resumes after 2.1 of 3.1 MB" in failed.value.details
     assert site.kept() == 2 << 20 and not site.target.exists()
     drop_other_bundles(str(site.target.parent.parent), str(site.target))
     assert site.kept() == 2 << 20, "what belongs to the wanted bundle is no other one's"
@@ -150,13 +150,13 @@ def test_a_registry_without_ranges_is_asked_for_all_of_it(site: Site) -> None:
     assert site.is_whole()
 
 
-def test_what_was_spoilt_on_the_disk_is_thrown_away_and_fetched_anew(site: Site) -> None:
+def test_a_blob_that_was_corrupted_on_the_disk_is_deleted_and_fetched_again(site: Site) -> None:
     part = Path(f"{site.target}.blobs") / f"{site.layer.partition(':')[2]}.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(bytes(1 << 20))  # as a power cut leaves a file whose content never reached the disk
     with pytest.raises(ProcessFailed) as failed:
         site.pull()
-    assert "has another digest, and was thrown away" in failed.value.details and site.kept() == 0
+    assert "has another digest, and was deleted" in failed.value.details and site.kept() == 0
     site.pull()
     assert site.is_whole()
 
@@ -180,20 +180,20 @@ def test_a_registry_that_sends_other_bytes_is_not_believed(site: Site) -> None:
     site.simulator.faults = [Fault(f"manifests/{digest}", times=1, alter=True)]
     with pytest.raises(ProcessFailed) as failed:
         site.pull()
-    assert "what it sends as the manifest has another digest" in failed.value.details
+    assert "the manifest that it sent has another digest" in failed.value.details
 
 
 def test_a_registry_that_wants_credentials_is_left_to_imgpkg(site: Site) -> None:
     site.simulator.faults = [Fault("manifests", times=1, status=401)]
-    assert site.pull() == "by imgpkg alone"
+    assert site.pull() == "pulled by imgpkg"
     assert site.is_whole() and site.imgpkg_log.read_text() == "https\n"
 
 
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (Fault("manifests", times=9, status=500), "it answers 500 Internal Server Error"),
-        (Fault("manifests", times=9, status=404), "it holds no such image"),
+        (Fault("manifests", times=9, status=500), "it answered 500 Internal Server Error"),
+        (Fault("manifests", times=9, status=404), "it does not have this image"),
     ],
 )
 def test_what_the_registry_says_is_told(site: Site, fault: Fault, words: str) -> None:
@@ -220,12 +220,12 @@ def test_two_pulls_of_one_bundle_do_not_meet(site: Site, tmp_path: Path) -> None
             pulling.pull(str(site.imgpkg), site.image, "", str(folder), str(site.target))
 
 
-def test_a_full_disk_is_told_as_one(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_as_one(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.simulator.faults = [Fault("manifests", times=9, status=404)]
     monkeypatch.setattr(bundles.facts, "disk", lambda _path: (1 << 30, 3 << 20))
     with pytest.raises(AgentError) as failed:
         site.pull()
-    assert failed.value.reason == "DiskFull" and "what was pulled so far is kept" in failed.value.resolution
+    assert failed.value.reason == "DiskFull" and "the next attempt resumes the pull" in failed.value.resolution
 
 
 @pytest.mark.parametrize("image", ["r.example/ckp/b:tag", "r.example@sha256:" + "0" * 64, "/b@sha256:" + "0" * 64, "r.example/../b c@sha256:" + "0" * 64])
@@ -252,7 +252,7 @@ def test_references_as_registries_have_them(image: str) -> None:
     ],
 )
 def test_a_manifest_that_is_no_images_is_left_to_imgpkg(manifest: bytes) -> None:
-    with pytest.raises(pulling.NotPlain):
+    with pytest.raises(pulling.NeedsImgpkg):
         list(pulling._blobs(manifest))
 
 

@@ -102,7 +102,7 @@ def left(host: Host) -> set[str]:
     return {path.name for path in Path(host.upgrades.folder).iterdir()}
 
 
-def test_a_good_one_stays_and_its_package_is_kept_as_the_next_ones_way_back(host: Host) -> None:
+def test_a_version_that_reports_stays_and_its_package_is_kept_for_a_later_return(host: Host) -> None:
     assert "is being replaced by" in host.begin()
     assert host.pulled[-1] == "systemctl --no-block restart ckp-agent-upgrade.service"
     assert Path(host.upgrades.guard).read_text() == "the old tool"
@@ -113,22 +113,22 @@ def test_a_good_one_stays_and_its_package_is_kept_as_the_next_ones_way_back(host
 
 
 @pytest.mark.parametrize("installable", [True, False])
-def test_one_that_does_not_report_or_cannot_be_installed_is_taken_back_and_not_tried_again(host: Host, installable: bool) -> None:
+def test_a_version_that_does_not_report_or_install_is_taken_back_and_not_tried_again(host: Host, installable: bool) -> None:
     host.works, host.installable = False, installable
     host.begin()
     assert host.watch().startswith(f"returned to {OLD}")
     assert host.version == OLD and host.started == (2 if installable else 1)
-    with pytest.raises(AgentError, match="tried and taken back") as refused:
+    with pytest.raises(AgentError, match="installed before and taken back") as refused:
         host.begin()
     assert refused.value.permanent and refused.value.reason == "AgentUpgradeReturned"
     assert ("did not report" if installable else "dpkg said no") in str(refused.value)
     host.upgrades.forget_failure()
-    assert "is being replaced" in host.begin(), "once the request was taken back it may be asked for anew"
+    assert "is being replaced" in host.begin(), "after the request was withdrawn the version may be requested again"
 
 
 @pytest.mark.parametrize("works", [True, False])
 @pytest.mark.parametrize("kill_at", ["before install", "after install", "before restart"])
-def test_a_guard_that_is_killed_anywhere_goes_on(host: Host, kill_at: str, works: bool) -> None:
+def test_a_guard_that_is_killed_at_any_point_resumes(host: Host, kill_at: str, works: bool) -> None:
     host.works, host.kill_at = works, kill_at
     host.begin()
     with pytest.raises(Killed):
@@ -137,11 +137,11 @@ def test_a_guard_that_is_killed_anywhere_goes_on(host: Host, kill_at: str, works
         host.upgrades.confirm(host.version)  # the power came back, and systemd started the new agent
     host.watch()
     assert host.version == (NEW if works else OLD)
-    assert host.watch() == "there is nothing to do"
+    assert host.watch() == "there is no upgrade to complete"
 
 
-def test_without_a_way_back_nothing_is_replaced(host: Host) -> None:
-    with pytest.raises(AgentError, match="no package of the running agent"):
+def test_without_a_package_of_the_running_version_nothing_is_replaced(host: Host) -> None:
+    with pytest.raises(AgentError, match="is not upgraded: there is no package of it to return to"):
         host.begin(AgentTarget(NEW, IMAGES[NEW]))
     assert "upgrade.json" not in left(host)
     host.begin()
@@ -175,7 +175,7 @@ def test_a_confirmation_without_an_upgrade_leaves_nothing(host: Host) -> None:
 
 
 class Actions:
-    """A host that has nothing to do but to replace its agent."""
+    """A free host whose only work is to upgrade its agent."""
 
     def __init__(self) -> None:
         self.asked: list[AgentTarget] = []

@@ -1,4 +1,4 @@
-"""Bundles on a host: pulled by digest into folders named by it, whole or not at all."""
+"""Bundles on a host: pulled by digest into folders that are named by the digest, completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ckp.hostkit.errors import AgentError, InvalidInput, ProcessFailed
 from ckp.hostkit.processes import Finished, own_command, run
 
 PULL_SECONDS = 1800.0
-FULL = 16 << 20
-"""Bytes free: with no more than these a pull that failed has failed for want of space."""
+FULL_BYTES = 16 << 20
+"""If no more bytes than these are free, a pull that failed has failed because the disk is full."""
 
 
 def bundle_folder(state_dir: str, image: str) -> str:
-    """Where a bundle lies: by its digest. InvalidInput if the reference has none (a tag can move, so it is never trusted)."""
+    """The folder of a bundle, named by its digest. InvalidInput if the reference has none (a tag can move, so it is never trusted)."""
     match = re.fullmatch(r"[A-Za-z0-9._:/\[\]-]+@sha256:([0-9a-f]{64})", image)
     if match is None:
         raise InvalidInput(f"the bundle {image!r} is not named by digest (…@sha256:…)", permanent=True)
@@ -25,14 +25,14 @@ def bundle_folder(state_dir: str, image: str) -> str:
 
 
 def pull_bundle(imgpkg: str, image: str, folder: str, registry_ca: str, cancelled: Callable[[], bool] | None = None) -> str:
-    """Pull a bundle into `folder`, which gets its name only when it is whole. Returns how much came; "" if it was there already.
+    """Pull a bundle into `folder`, which gets its name only when it is complete. Returns how much was fetched; "" if it was there already.
 
-    The work is done by a process of its own (see ckp.agent.fetch.pull), so that its memory goes with it. Whatever ends it, what was fetched so far stays.
+    A separate process does the work (ckp.agent.fetch.pull), so that its memory is freed. However it ends, the next attempt resumes.
 
     Raises:
-        ProcessFailed: it can't be had from the registry; it is resumed when it is tried again.
+        ProcessFailed: it can't be pulled from the registry.
         AgentError: the disk is full.
-        Cancelled: `cancelled` said so.
+        Cancelled: `cancelled` returned True.
     """
     if os.path.isdir(folder):
         return ""
@@ -45,7 +45,7 @@ def pull_bundle(imgpkg: str, image: str, folder: str, registry_ca: str, cancelle
             with open(ca_file, "w", encoding="ascii") as stream:
                 stream.write(registry_ca)
             argv += ["--ca", ca_file]
-        said = _run(argv, image, os.path.dirname(folder), cancelled)
+        finished = _run(argv, image, os.path.dirname(folder), cancelled)
         os.chmod(scratch, 0o700)
         os.replace(scratch, folder)
         shutil.rmtree(blobs, ignore_errors=True)
@@ -53,7 +53,7 @@ def pull_bundle(imgpkg: str, image: str, folder: str, registry_ca: str, cancelle
         shutil.rmtree(scratch, ignore_errors=True)
         if os.path.exists(ca_file):
             os.unlink(ca_file)
-    return said.stdout.strip()
+    return finished.stdout.strip()
 
 
 def _run(argv: list[str], image: str, place: str, cancelled: Callable[[], bool] | None) -> Finished:
@@ -68,14 +68,14 @@ def _run(argv: list[str], image: str, place: str, cancelled: Callable[[], bool] 
         )
     except ProcessFailed as error:
         free = facts.disk(place)[1]
-        if free > FULL:
+        if free > FULL_BYTES:
             raise
-        mend = f"free some space below {place}; what was pulled so far is kept"
-        raise AgentError(f"the disk is full: {free >> 20} MiB are left", details=error.details, resolution=mend, reason="DiskFull") from None
+        remediation = f"free some space below {place}; the next attempt resumes the pull"
+        raise AgentError(f"the disk is full: {free >> 20} MiB are left", details=error.details, resolution=remediation, reason="DiskFull") from None
 
 
 def drop_other_bundles(state_dir: str, keep: str) -> None:
-    """Bundles are a few hundred MiB each: keep only the present one, or what of it was fetched."""
+    """Delete all bundles (a few hundred MiB each) but `keep`, and its blobs if its pull is not complete."""
     parent = os.path.join(state_dir, "bundles")
     for name in os.listdir(parent) if os.path.isdir(parent) else []:
         path = os.path.join(parent, name)

@@ -1,4 +1,4 @@
-"""Fetching container images before they are needed, several at a time."""
+"""Pulling container images before they are needed, several in parallel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IMAGE_SECONDS = 900.0
 
 
 class ImagePulls:
-    """Pulls the release's images beside the other steps, three at a time, so that nothing waits for the network later."""
+    """Pulls images in background threads while other steps run, so that later steps need not wait for the network."""
 
     def __init__(self, images: list[str], parallel: int = 3) -> None:
         self._todo = list(images)
@@ -42,7 +42,7 @@ class ImagePulls:
                 self._lock.notify_all()
 
     def wait(self, images: list[str]) -> None:
-        """Until these images are here. AgentError if one can't be pulled."""
+        """Wait until these images are pulled. AgentError if one can't be pulled, or after IMAGE_SECONDS."""
         deadline = time.monotonic() + IMAGE_SECONDS
         with self._lock:
             while True:
@@ -62,7 +62,7 @@ class ImagePulls:
 
 
 def pull_image(image: str) -> None:
-    """Pull one image into the runtime, unless it is there. Twice, since a registry may be slow to wake."""
+    """Pull one image into the container runtime, unless it is there; a failed pull is retried once. Raises ProcessFailed."""
     socket_path = prepare.CONTAINERD_SOCKET[len("unix://") :]
     if have("crictl"):
         endpoint = f"--image-endpoint={prepare.CONTAINERD_SOCKET}"

@@ -1,9 +1,9 @@
-"""An image of a registry as a folder, in a process of its own: `ckp-agent pull`. What was fetched before a break is not fetched again.
+"""`ckp-agent pull`: pulls an image from a registry into a folder, in a process of its own. Resumable: what was fetched before is not fetched again.
 
-    manifest ▶ blobs, each from where an earlier attempt ended ▶ digests ▶ imgpkg, from a registry on this host's loopback that holds just these
+    manifest ▶ blobs, each resumed where an earlier attempt ended ▶ digests ▶ imgpkg, from a registry on 127.0.0.1 that serves only these
 
-imgpkg itself begins anew with every attempt. So it is given the blobs here, and still decides what an image is and how it is unpacked.
-A registry that wants credentials, or sends something else than one image, is left to imgpkg alone.
+imgpkg by itself starts from zero with every attempt. So the blobs are fetched here, and imgpkg unpacks the image from the local registry.
+If the registry requires credentials, or serves something other than a single image, imgpkg does everything.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.dock
 MANIFEST_LIMIT = 4 << 20
 BLOB_LIMIT = 8 << 30
 BLOCK = 256 << 10
-SILENCE_SECONDS = 30.0
+IDLE_SECONDS = 30.0
 UNPACK_SECONDS = 900.0
-FRUITLESS = 3
-"""Attempts in turn that brought not one byte, after which the caller's own delay is better."""
+MAX_FRUITLESS = 3
+"""Consecutive attempts without a single byte, after which the pull fails: the caller has a longer backoff."""
 PROGRESS_SECONDS = 10.0
 
 
-class NotPlain(Exception):
-    """This registry, or what it holds under that name, is not for us but for imgpkg alone."""
+class NeedsImgpkg(Exception):
+    """Only imgpkg can pull this: the registry requires credentials, or the manifest is not that of a single image."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,17 @@ class Reference:
         """`host[:port]/repository@sha256:…`; InvalidInput for anything else."""
         match = re.fullmatch(r"((?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::\d+)?)/([a-z0-9._/-]+?)(?::[\w.-]+)?@(sha256:[0-9a-f]{64})", image)
         if match is None:
-            raise InvalidInput(f"{image!r} is no image with a digest (host/repository@sha256:…)", permanent=True)
+            raise InvalidInput(f"{image!r} is not an image with a digest (host/repository@sha256:…)", permanent=True)
         return cls(*match.groups())
 
     def url(self, kind: str, digest: str) -> str:
-        """Where the registry has a manifest or a blob (distribution specification 1.1, pulling)."""
+        """The URL of a manifest or a blob (OCI distribution specification 1.1, "Pull")."""
         return f"https://{self.registry}/v2/{self.repository}/{kind}/{digest}"
 
 
 @dataclass(frozen=True)
 class Blob:
-    """What a manifest says of a blob."""
+    """A blob as the manifest describes it."""
 
     digest: str
     size: int
@@ -79,8 +79,8 @@ class Puller:
 
     Args:
         image: by digest.
-        ca_file: the CA of the registry's certificate; "" for those that the system trusts.
-        folder: where blobs lie, whole ones by their digest and begun ones as `….part`.
+        ca_file: the CA of the registry; "" for the system's CAs.
+        folder: for blobs: complete ones are named by their digest, partial ones `….part`.
     """
 
     def __init__(self, image: str, ca_file: str, folder: str) -> None:
@@ -90,11 +90,11 @@ class Puller:
         self._opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca_file or None)))
 
     def fetch(self) -> tuple[bytes, str, list[Blob]]:
-        """The manifest, its media type, and its blobs, which lie in the folder then.
+        """Fetch everything into the folder; returns the manifest, its media type, and its blobs.
 
         Raises:
-            NotPlain: see there.
-            AgentError: the registry can't be reached, lacks it, or sends other bytes than the digest says.
+            NeedsImgpkg: only imgpkg can pull it.
+            AgentError: the registry can't be reached or lacks the image, or a digest does not match.
         """
         manifest, kind = self._manifest()
         blobs = list(_blobs(manifest))
@@ -106,32 +106,32 @@ class Puller:
         return manifest, kind, blobs
 
     def path(self, blob: Blob) -> str:
-        """Where a whole blob lies."""
+        """The path of a complete blob."""
         return os.path.join(self.folder, blob.digest.partition(":")[2])
 
     def _manifest(self) -> tuple[bytes, str]:
         problem: Exception = OSError("no answer")
-        for attempt in range(FRUITLESS):
+        for attempt in range(MAX_FRUITLESS):
             time.sleep(attempt)
             try:
                 request = urllib.request.Request(self.reference.url("manifests", self.reference.digest), headers={"Accept": ", ".join(MANIFESTS)})
-                with self._opener.open(request, timeout=SILENCE_SECONDS) as answer:
+                with self._opener.open(request, timeout=IDLE_SECONDS) as answer:
                     data, kind = answer.read(MANIFEST_LIMIT + 1), answer.headers.get_content_type()
                 break
             except urllib.error.HTTPError as error:
                 if error.code in (401, 403):
-                    raise NotPlain from None
+                    raise NeedsImgpkg from None
                 if error.code == 404:
-                    raise self._failed("it holds no such image") from None
+                    raise self._failed("it does not have this image") from None
                 problem = error
             except (OSError, http.client.HTTPException) as error:
                 problem = error
         else:
-            raise self._failed(_words(problem))
+            raise self._failed(_reason(problem))
         if len(data) > MANIFEST_LIMIT or f"sha256:{hashlib.sha256(data).hexdigest()}" != self.reference.digest:
-            raise self._failed("what it sends as the manifest has another digest")
+            raise self._failed("the manifest that it sent has another digest")
         if kind not in MANIFESTS:
-            raise NotPlain
+            raise NeedsImgpkg
         return data, kind
 
     def _blob(self, blob: Blob, done: int, all_of_it: int) -> None:
@@ -149,43 +149,43 @@ class Puller:
                 problem = "the connection ended early"
             except urllib.error.HTTPError as error:
                 if error.code in (401, 403):
-                    raise NotPlain from None
-                if error.code == 416:  # what we have is longer than what it has: one of both is wrong, the digest will tell
+                    raise NeedsImgpkg from None
+                if error.code == 416:  # our part is longer than its blob: one of the two is wrong
                     remove(part)
-                problem = _words(error)
+                problem = _reason(error)
             except OSError as error:
-                if error.errno in (28, 122):  # a full disk, a quota: more attempts change nothing
+                if error.errno in (28, 122):  # a full disk or a quota: retrying does not help
                     raise
-                problem = _words(error)
+                problem = _reason(error)
             except http.client.HTTPException as error:
-                problem = _words(error)
+                problem = _reason(error)
             if _size(part) < blob.size:
                 fruitless = 0 if _size(part) > start else fruitless + 1
-                if fruitless == FRUITLESS:
-                    raise self._failed(f"{problem}; {_size(part) / 1e6:.1f} of {blob.size / 1e6:.1f} MB are kept for the next attempt")
+                if fruitless == MAX_FRUITLESS:
+                    raise self._failed(f"{problem}; the next attempt resumes after {_size(part) / 1e6:.1f} of {blob.size / 1e6:.1f} MB")
                 time.sleep(1.0 + fruitless)
         if f"sha256:{sha256_of(part)}" != blob.digest:
             remove(part)
-            raise self._failed(f"what it sent as {blob.digest[:19]}… has another digest, and was thrown away")
+            raise self._failed(f"the blob that it sent as {blob.digest[:19]}… has another digest, and was deleted")
         os.replace(part, final)
 
     def _append(self, blob: Blob, part: str, start: int, done: int, all_of_it: int) -> None:
         headers = {"Range": f"bytes={start}-"} if start else {}
         request = urllib.request.Request(self.reference.url("blobs", blob.digest), headers=headers)
-        with self._opener.open(request, timeout=SILENCE_SECONDS) as answer:
+        with self._opener.open(request, timeout=IDLE_SECONDS) as answer:
             if start and not (answer.status == 206 and re.match(rf"bytes {start}-", answer.headers.get("Content-Range", f"bytes {start}-"))):
-                start = 0  # a registry that serves no ranges sends all of it
+                start = 0  # a registry without range requests sends the whole blob
             with open(part, "r+b" if os.path.exists(part) else "wb") as stream:
                 stream.truncate(start)
                 stream.seek(start)
-                said = time.monotonic()
+                logged = time.monotonic()
                 while stream.tell() < blob.size:
                     data = answer.read(min(BLOCK, blob.size - stream.tell()))
                     if not data:
                         return
                     stream.write(data)
-                    if time.monotonic() - said > PROGRESS_SECONDS:
-                        said = time.monotonic()
+                    if time.monotonic() - logged > PROGRESS_SECONDS:
+                        logged = time.monotonic()
                         log(f"pulling {self.reference.repository}: {(done + stream.tell()) / 1e6:.0f} of {all_of_it / 1e6:.0f} MB")
 
     def _failed(self, why: str) -> AgentError:
@@ -193,15 +193,15 @@ class Puller:
 
 
 def _blobs(manifest: bytes) -> Iterator[Blob]:
-    """The blobs that a manifest names, each once. NotPlain if it is none of an image."""
+    """The blobs that a manifest names, each once. NeedsImgpkg if it is not the manifest of an image."""
     try:
         content: Any = json.loads(manifest)
         found = {str(item["digest"]): int(item["size"]) for item in [content["config"], *content["layers"]]}
     except (ValueError, KeyError, TypeError):
-        raise NotPlain from None
+        raise NeedsImgpkg from None
     for digest, size in found.items():
         if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest) or not 0 <= size <= BLOB_LIMIT:
-            raise NotPlain
+            raise NeedsImgpkg
         yield Blob(digest, size)
 
 
@@ -212,27 +212,27 @@ def _size(path: str) -> int:
         return 0
 
 
-def _words(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
-        return f"it answers {error.code} {error.reason}"
+        return f"it answered {error.code} {error.reason}"
     reason = getattr(error, "reason", None)
     return str(reason if isinstance(reason, (str, OSError)) else error) or type(error).__name__
 
 
 class _Loopback(ThreadingHTTPServer):
-    """A registry on 127.0.0.1 that holds one image. Whoever may log in to this host may read it: it is no secret."""
+    """A registry on 127.0.0.1 with one image. Every user of this host can read it: it is not secret."""
 
     daemon_threads = True
 
     def __init__(self, puller: Puller, manifest: bytes, kind: str, blobs: list[Blob]) -> None:
-        super().__init__(("127.0.0.1", 0), _Answer)
+        super().__init__(("127.0.0.1", 0), _Handler)
         base = f"/v2/{puller.reference.repository}"
         self.manifest, self.kind = manifest, kind
         self.manifest_path = f"{base}/manifests/{puller.reference.digest}"
         self.files = {f"{base}/blobs/{blob.digest}": puller.path(blob) for blob in blobs}
 
 
-class _Answer(BaseHTTPRequestHandler):
+class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: _Loopback
 
@@ -273,23 +273,23 @@ class _Answer(BaseHTTPRequestHandler):
 
 
 def pull(imgpkg: str, image: str, ca_file: str, blobs_folder: str, output: str) -> str:
-    """Fetch an image and unpack it into `output`, which is not there yet; returns how much came from where.
+    """Fetch an image and unpack it into `output`, which must not exist yet; returns how much was fetched now and how much before.
 
     Raises:
-        AgentError: it can't be had, or another pull of it is under way.
+        AgentError: it can't be pulled or unpacked, or another process is pulling it.
     """
     os.makedirs(blobs_folder, mode=0o700, exist_ok=True)
     with open(os.path.join(blobs_folder, "lock"), "w", encoding="ascii") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise AgentError(f"{image} is being pulled by another process", resolution="it ends by itself; this is tried again", reason="PullFailed") from None
+            raise AgentError(f"{image} is being pulled by another process", resolution="wait for it; the agent tries again", reason="PullFailed") from None
         puller = Puller(image, ca_file, blobs_folder)
         try:
             manifest, kind, blobs = puller.fetch()
-        except NotPlain:
+        except NeedsImgpkg:
             _unpack(imgpkg, image, ca_file, output)
-            return "by imgpkg alone"
+            return "pulled by imgpkg"
         server = _Loopback(puller, manifest, kind, blobs)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -303,7 +303,7 @@ def pull(imgpkg: str, image: str, ca_file: str, blobs_folder: str, output: str) 
 
 
 def _unpack(imgpkg: str, image: str, ca_file: Optional[str], output: str) -> None:
-    """imgpkg checks that what it gets has the digest in `image`; it is given our CA alone, and no other registry than the one named."""
+    """Run imgpkg, which checks the digest in `image`. It trusts only the given CA, and uses no registry but the one in `image`. Raises ProcessFailed."""
     argv = [imgpkg, "pull", "--tty=false", "--image", image, "--image-is-bundle-check=false", "--output", output]
     if ca_file:
         argv += ["--registry-ca-cert-path", ca_file]

@@ -1,6 +1,6 @@
-"""The way to the hub: one outbound WebSocket over mutual TLS 1.3. Nothing listens on this host.
+"""The channel to the hub: one outbound WebSocket over mutual TLS 1.3. The agent listens on no port.
 
-The channel carries states, not commands: what is lost with a broken connection is sent again whole after the next one.
+The channel carries states, not commands: after a reconnect, the whole state is sent again.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ckp.hostkit.errors import AgentError
 from ckp.hostkit.logs import log
 
 CONNECT_SECONDS, OPEN_SECONDS = 20.0, 60.0
-"""For TCP, and then for TLS and the upgrade. A hub to which all hosts come back at once opens their connections in turn: whose TCP connection stands has a
-place in its queue, and would be the last of all again if it gave up and came anew."""
+"""Timeouts for TCP, and for TLS with the WebSocket upgrade. A hub to which many hosts reconnect at once limits its handshakes. A host with a TCP
+connection is in its queue; if it gave up and connected again, it would be at the end of the queue."""
 PING_SECONDS = 20.0
 LONGEST_DELAY = 60.0
 FACTS_SECONDS = 300.0
-"""How often a connected host looks at itself again; the hub hears of it only if something has changed."""
+"""Seconds between two collections of the facts; they are sent to the hub only if they have changed."""
 
 
 def tls_context(identity: Identity, pinned_ca: str) -> ssl.SSLContext:
-    """TLS 1.3 only, our certificate, and the hub's name checked against the CAs that we were given. OSError if a file is missing or broken."""
+    """TLS 1.3 only, with this host's certificate; the hub must have a certificate of the given CAs for its name. OSError if a file is missing or broken."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(cafile=identity.ca)
@@ -42,13 +42,13 @@ def tls_context(identity: Identity, pinned_ca: str) -> ssl.SSLContext:
 
 
 def tcp_connection(url: str) -> socket.socket:
-    """A TCP connection to the server of a wss URL. OSError if there is none within CONNECT_SECONDS."""
+    """Connect by TCP to the server of a wss URL. OSError if that fails or takes longer than CONNECT_SECONDS."""
     parts = urlsplit(url)
     return socket.create_connection((parts.hostname or "", parts.port or 443), timeout=CONNECT_SECONDS)
 
 
 class Channel:
-    """Keeps one connection to the hub and feeds the engine; run() returns only when `stop` is set."""
+    """Keeps one connection to the hub, and gives desired states to the engine. run() returns only when `stop` is set."""
 
     def __init__(
         self,
@@ -83,12 +83,12 @@ class Channel:
         websocket, opening = self._socket, self._opening
         if opening is not None:
             with contextlib.suppress(OSError):
-                opening.shutdown(socket.SHUT_RDWR)  # else TLS would be waited for, at a busy hub for a minute
+                opening.shutdown(socket.SHUT_RDWR)  # or the TLS handshake would be waited for, for up to a minute
         if websocket is not None:
             threading.Thread(target=websocket.close, daemon=True).start()
 
     def run(self) -> None:
-        """Connect, talk, and connect again after a delay that grows and is jittered."""
+        """Connect, exchange messages, and reconnect with backoff and jitter."""
         while not self.stop.is_set():
             state, message = self._once()
             if self.stop.is_set():
@@ -100,14 +100,14 @@ class Channel:
         self.status.set("channel", "Closed", "the agent was stopped")
 
     def _once(self) -> tuple[str, str]:
-        """One connection from beginning to end; says how it ended."""
+        """One connection from its beginning to its end; returns state and message for `ckp-agent status`."""
         from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
         from websockets.sync.client import connect
 
         try:
             context = tls_context(self.identity, self.pinned_ca)
             tcp = tcp_connection(self.url)
-            self._opening = tcp.dup()  # TLS takes the socket away from us; another descriptor of it stays ours
+            self._opening = tcp.dup()  # TLS takes the socket over; this is a second descriptor of it
             with connect(
                 self.url,
                 sock=tcp,
@@ -122,38 +122,38 @@ class Channel:
                 user_agent_header="ckp-agent",
             ) as websocket:
                 self._socket = websocket
-                self._opened()
+                self._close_duplicate()
                 if self.stop.is_set():
                     return "Closed", "the agent was stopped"
-                self._talk(websocket)
+                self._exchange(websocket)
             return "Disconnected", "the hub closed the connection"
         except ConnectionClosed as error:
-            if isinstance(error.__cause__, ssl.SSLError):  # with TLS 1.3 a server refuses a certificate after the client's handshake is done
+            if isinstance(error.__cause__, ssl.SSLError):  # in TLS 1.3 a server rejects a certificate after the client's side of the handshake
                 return (
                     "Refused",
                     f"the hub refuses this host's certificate ({error.__cause__.reason or error.__cause__}); enrol again (ckp-agent enrol --again)",
                 )
             why = f" ({error.rcvd.code} {error.rcvd.reason})" if error.rcvd is not None else ""
-            return "Disconnected", f"the connection to the hub was lost{why}; trying again"
+            return "Disconnected", f"the connection to the hub was lost{why}; reconnecting"
         except InvalidStatus as error:
             code = error.response.status_code
             if code in (401, 403):
                 if self._fall_back():
-                    return "Refused", f"the hub refuses this host's renewed certificate (status {code}); trying with the one before it"
+                    return "Refused", f"the hub refuses this host's renewed certificate (status {code}); trying the previous one"
                 return "Refused", f"the hub refuses this host's certificate (status {code}): it was revoked or replaced; enrol again (ckp-agent enrol --again)"
-            return "Disconnected", f"the hub answers with status {code}; trying again"
+            return "Disconnected", f"the hub answered with status {code}; reconnecting"
         except ssl.SSLCertVerificationError as error:
-            return "NotTrusted", f"the server at {self.url} is not our hub: {error.verify_message}"
+            return "NotTrusted", f"the server at {self.url} is not the configured hub: {error.verify_message}"
         except ssl.SSLError as error:
             return "Refused", f"the hub refuses the TLS connection: {error.reason or error}"
         except (OSError, EOFError, InvalidHandshake, TimeoutError) as error:
-            return "Disconnected", f"the hub {self.url} can't be reached: {error or type(error).__name__}; trying again"
+            return "Disconnected", f"the hub {self.url} can't be reached: {error or type(error).__name__}; reconnecting"
         finally:
             self._socket = None
-            self._opened()
+            self._close_duplicate()
 
-    def _opened(self) -> None:
-        """Or given up: the connection is the WebSocket's alone."""
+    def _close_duplicate(self) -> None:
+        """The connection is open, or failed: the second descriptor, by which close() could interrupt it, is no longer needed."""
         opening, self._opening = self._opening, None
         if opening is not None:
             opening.close()
@@ -162,36 +162,36 @@ class Channel:
         try:
             return self.identity.fall_back()
         except OSError as error:
-            log(f"channel: the certificate of before can't be used: {error}")
+            log(f"channel: the previous certificate can't be used: {error}")
             return False
 
-    def _talk(self, websocket: Any) -> None:
+    def _exchange(self, websocket: Any) -> None:
         hello = self.hello()
         websocket.send(messages.to_json(hello))
-        over = threading.Event()
-        sender = threading.Thread(target=self._send_reports, args=(websocket, over, hello), name="reports", daemon=True)
+        closed = threading.Event()
+        sender = threading.Thread(target=self._send_reports, args=(websocket, closed, hello), name="reports", daemon=True)
         sender.start()
         try:
             for frame in websocket:
                 try:
                     message = messages.from_hub(frame)
                 except messages.MalformedMessage as error:
-                    log(f"channel: a frame that can't be understood was ignored: {error}")
+                    log(f"channel: a frame was ignored: {error}")
                     continue
                 if isinstance(message, messages.Desired):
-                    self._take(message)
+                    self._apply(message)
                 elif isinstance(message, messages.RenewalDue):
-                    self._ask_for_renewal(websocket)
+                    self._request_renewal(websocket)
                 elif self._renewed(message):
-                    return  # and come back with the new certificate
+                    return  # to reconnect with the new certificate
         finally:
-            over.set()
+            closed.set()
             self.engine.wake()
             sender.join(timeout=5)
 
-    def _take(self, desired: messages.Desired) -> None:
+    def _apply(self, desired: messages.Desired) -> None:
         if self.identity.host and desired.host != self.identity.host:
-            log(f"channel: a desired state for the host {desired.host!r} was ignored, this host is {self.identity.host!r}")
+            log(f"channel: a desired state for the host {desired.host!r} was ignored: this host is {self.identity.host!r}")
             return
         self.report_seconds = min(300.0, max(0.1, desired.report_seconds))
         self._backoff.reset()
@@ -201,39 +201,39 @@ class Channel:
         self.engine.submit(desired)
         self.confirm()
 
-    def _ask_for_renewal(self, websocket: Any) -> None:
+    def _request_renewal(self, websocket: Any) -> None:
         try:
             csr = self.identity.make_next_csr()
         except (AgentError, OSError) as error:
-            log(f"channel: the certificate could not be renewed, the hub asks again at the next connection: {error}")
+            log(f"channel: no signing request for the renewal could be made; the hub asks again at the next connection: {error}")
             return
         websocket.send(messages.to_json(messages.Renewal(csr=csr)))
 
     def _renewed(self, issued: messages.IssuedCertificate) -> bool:
-        """Whether a new certificate is in use from now on."""
+        """Store an issued certificate. Returns whether it is in use from now on."""
         try:
             self.identity.store_next(issued)
         except (AgentError, OSError) as error:
-            log(f"channel: the renewed certificate can't be used, the present one stays: {error}")
+            log(f"channel: the renewed certificate can't be used, the present one is kept: {error}")
             return False
         log("channel: this host has a new certificate and key")
         return True
 
-    def _send_reports(self, websocket: Any, over: threading.Event, told: messages.Hello) -> None:
+    def _send_reports(self, websocket: Any, closed: threading.Event, sent: messages.Hello) -> None:
         from websockets.exceptions import ConnectionClosed
 
-        look = time.monotonic() + self.facts_seconds
+        due = time.monotonic() + self.facts_seconds
         try:
-            while not over.is_set():
+            while not closed.is_set():
                 report, version = self.engine.report()
                 self.status.flush()
                 websocket.send(messages.to_json(report))
-                if time.monotonic() >= look:
-                    look = time.monotonic() + self.facts_seconds
+                if time.monotonic() >= due:
+                    due = time.monotonic() + self.facts_seconds
                     now = self.hello()
-                    if not inventory.same(now.facts, told.facts):
+                    if not inventory.same(now.facts, sent.facts):
                         websocket.send(messages.to_json(now))
-                        told = now
-                self.engine.wait_change(version, self.report_seconds, over)
+                        sent = now
+                self.engine.wait_change(version, self.report_seconds, closed)
         except (ConnectionClosed, OSError):
-            pass  # the reading side tells how it ended
+            pass  # the reading thread reports why

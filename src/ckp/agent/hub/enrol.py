@@ -1,4 +1,4 @@
-"""Enrolment: the request with the pre-shared key, the wait for approval, and the certificate at the end of it."""
+"""Enrolment: the request with the pre-shared key, the wait for approval, and the certificate."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ PSK_MIN = 16
 
 
 def read_psk(config: Config) -> str:
-    """The project's pre-shared key from its file. Raises EnrolmentFailed if it is missing, too short, or readable by others."""
+    """The project's pre-shared key from its file. EnrolmentFailed if it is missing, too short, or readable by other users."""
     how = f"write the project's key into {config.psk_file}, mode 0600 (`ckp host psk` shows it once; with --reset it makes a new one)"
     try:
         mode = os.stat(config.psk_file).st_mode
     except FileNotFoundError:
-        raise EnrolmentFailed(f"there is no pre-shared key: {config.psk_file} is missing", resolution=how, reason="NoKey", permanent=True) from None
+        raise EnrolmentFailed(f"the pre-shared key {config.psk_file} is missing", resolution=how, reason="NoKey", permanent=True) from None
     if mode & 0o077:
-        raise EnrolmentFailed(f"{config.psk_file} can be read by others", resolution=f"chmod 600 {config.psk_file}", reason="KeyExposed", permanent=True)
+        raise EnrolmentFailed(f"{config.psk_file} is readable by other users", resolution=f"chmod 600 {config.psk_file}", reason="KeyExposed", permanent=True)
     psk = read_text(config.psk_file).strip()
     if not PSK_MIN <= len(psk) <= 256:
-        raise EnrolmentFailed(f"{config.psk_file} holds no key of {PSK_MIN} to 256 characters", resolution=how, reason="NoKey", permanent=True)
+        raise EnrolmentFailed(f"{config.psk_file} does not hold a key of {PSK_MIN} to 256 characters", resolution=how, reason="NoKey", permanent=True)
     return psk
 
 
 def apply(config: Config, identity: Identity, facts: messages.HostFacts) -> dict[str, str]:
-    """Ask to be enrolled, once; the ticket is kept on disk, so that a restart asks for the outcome and not a second time.
+    """Request enrolment. The ticket is kept on disk, so that a restarted agent asks for the outcome instead of making a second request.
 
     Raises:
-        EnrolmentFailed, HubUnreachable: see request().
+        EnrolmentFailed: the hub rejects the request, or is not the configured hub.
+        HubUnreachable: see request().
     """
     body = messages.EnrolmentRequest(psk=read_psk(config), facts=facts, csr=identity.make_csr(), domain=config.domain, project=config.project)
     code, data, _ = request(config, "POST", "/v1/enrolments", body=messages.to_json(body))
@@ -52,10 +53,10 @@ def apply(config: Config, identity: Identity, facts: messages.HostFacts) -> dict
 
 
 def enrol(config: Config, identity: Identity, facts: Callable[[], messages.HostFacts], status: Status, stop: threading.Event, *, once: bool = False) -> bool:
-    """Get a certificate: ask, wait for a person's approval, store. Returns False if `stop` came first.
+    """Get a certificate: request it, wait for approval, and store it. Returns False if `stop` was set first.
 
-    Refusals that asking again can't change (wrong key, rejected, identity taken) are shown, and asked again only when the psk file or the
-    configuration changes, so that a wrong key is not tried all day. With `once` such a refusal is raised.
+    A permanent refusal (wrong key, rejected, identity taken) is shown, and the request is repeated only after the psk file or the
+    configuration has changed, so that a wrong key is not tried over and over. With `once` such a refusal is raised as EnrolmentFailed.
     """
     backoff, polls = Backoff(1.0, 60.0), Backoff(2.0, 15.0, 1.3)
     while not stop.is_set():
@@ -78,14 +79,14 @@ def enrol(config: Config, identity: Identity, facts: Callable[[], messages.HostF
                 continue
             delay = backoff.delay()
         except messages.MalformedMessage as error:
-            status.set("enrolment", "HubError", f"the hub's answer can't be understood: {error}")
+            status.set("enrolment", "HubError", f"the hub's answer is malformed: {error}")
             delay = backoff.delay()
         stop.wait(delay)
     return False
 
 
 def _enrol_step(config: Config, identity: Identity, facts: Callable[[], messages.HostFacts], status: Status) -> bool:
-    """Ask or poll once; True when the certificate is stored."""
+    """Make or poll the request once; True when the certificate is stored."""
     try:
         kept = json.loads(read_text(identity.ticket, "{}"))
     except ValueError:
@@ -95,8 +96,8 @@ def _enrol_step(config: Config, identity: Identity, facts: Callable[[], messages
         log(f"enrolment requested (request {kept['request_id']}), waiting for approval")
     code, data, _ = request(config, "GET", f"/v1/enrolments/{kept['request_id']}", token=kept["token"])
     if code in (401, 403, 404, 410):
-        remove(identity.ticket)  # the hub knows nothing of it any more: ask again
-        raise HubUnreachable(f"the hub no longer knows the enrolment request {kept['request_id']}", resolution="a new one is made")
+        remove(identity.ticket)  # the hub no longer knows it: make a new request
+        raise HubUnreachable(f"the hub no longer knows the enrolment request {kept['request_id']}", resolution="the agent makes a new one")
     if code != 200:
         raise refusal(code, data)
     answer = messages.decode(messages.EnrolmentStatus, data)
@@ -108,7 +109,7 @@ def _enrol_step(config: Config, identity: Identity, facts: Callable[[], messages
         raise EnrolmentFailed(
             "the enrolment of this host was rejected",
             details=answer.reason,
-            resolution="ask who runs the project; then write the pre-shared key again or run `ckp-agent enrol --again`",
+            resolution="ask the administrator of the project; then write the pre-shared key again or run `ckp-agent enrol --again`",
             reason="Rejected",
             permanent=True,
         )

@@ -1,4 +1,4 @@
-"""Requests to the hub's enrolment port, bounded in time and size."""
+"""Requests to the hub's enrolment port, with limits on time and size."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def request(config: Config, method: str, path: str, *, body: str | None = None, 
     """One HTTPS request to the hub, whose certificate must chain to the configured CA. Returns status, JSON and Retry-After (seconds, 0 if none).
 
     Raises:
-        HubUnreachable: no connection, no answer in time.
-        EnrolmentFailed: the other end is not the hub (its certificate does not chain to our CA).
+        HubUnreachable: no connection, or no answer in time.
+        EnrolmentFailed: the server is not the hub (its certificate does not chain to the configured CA).
     """
     import http.client
     import ssl
@@ -39,13 +39,13 @@ def request(config: Config, method: str, path: str, *, body: str | None = None, 
         retry = answer.getheader("Retry-After") or "0"
     except ssl.SSLCertVerificationError as error:
         raise EnrolmentFailed(
-            f"the server at {config.hub} is not our hub: {error.verify_message}",
+            f"the server at {config.hub} is not the configured hub: {error.verify_message}",
             details=f"its certificate does not chain to {config.ca}, or is for another name",
             resolution="check `hub` and `ca` in the agent's config.json; the pre-shared key was not sent",
             reason="HubNotTrusted",
         ) from None
     except (OSError, http.client.HTTPException) as error:
-        raise HubUnreachable(f"the hub {config.hub} does not answer: {error}", resolution="it is asked again; check the network and the address") from None
+        raise HubUnreachable(f"the hub {config.hub} does not answer: {error}", resolution="the agent tries again; check the network and the address") from None
     finally:
         connection.close()
     try:

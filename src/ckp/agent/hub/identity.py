@@ -1,4 +1,4 @@
-"""Who this host is: a private key that never leaves it, and the certificate that the hub gives for it after a person's approval."""
+"""This host's identity: a private key that never leaves the host, and the certificate that the hub issues for it after approval."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ckp.hostkit.processes import run
 
 
 class Identity:
-    """The host's key, certificate and CA in the state folder. cert.pem is written last: with it, the host is enrolled."""
+    """The host's key, certificate and CA in the state folder. cert.pem is written last: once it exists, the host is enrolled."""
 
     def __init__(self, state_dir: str) -> None:
         self.state_dir = state_dir
@@ -31,35 +31,35 @@ class Identity:
 
     @property
     def enrolled(self) -> bool:
-        """Whether this host has everything for the channel."""
+        """Whether this host has everything that the channel needs."""
         return all(os.path.exists(path) for path in (self.key, self.certificate, self.ca, self.about))
 
     @property
     def host(self) -> str:
-        """The name that the hub gave this host; "" before that."""
+        """The host's name, as the hub gave it; "" before enrolment."""
         try:
             return str(json.loads(read_text(self.about, "{}")).get("host", ""))
         except ValueError:
             return ""
 
     def make_csr(self) -> str:
-        """A CSR for the key, which is made on first use (ECDSA P-256, 0600). The hub ignores the subject."""
+        """A CSR for the key, which is generated on first use (ECDSA P-256, 0600). The hub ignores the subject. Raises ProcessFailed."""
         os.makedirs(self.state_dir, mode=0o700, exist_ok=True)
         if not read_text(self.key):
             _make_key(self.key)
         return _csr(self.key)
 
     def make_next_csr(self) -> str:
-        """A CSR for the key that comes after the present one: a renewed certificate is never for an old key."""
-        self._settle()  # an earlier renewal that could not be finished must not get this one's key
+        """A CSR for a new key: a renewed certificate never has the old key. Raises ProcessFailed."""
+        self._settle()  # an earlier renewal that was not completed must not get this one's key
         _make_key(self.next_key)
         return _csr(self.next_key)
 
     def store(self, status: messages.EnrolmentStatus, pinned_ca: str) -> None:
-        """Keep what the hub gave, if the certificate fits our key.
+        """Store what the hub issued, if the certificate matches the key.
 
         Raises:
-            EnrolmentFailed: it does not fit, or is no certificate.
+            EnrolmentFailed: it does not match, or is not a certificate.
         """
         self._check_pair(status.certificate, self.key, status.ca)
         atomic_write(self.ca, status.ca or read_text(pinned_ca), mode=0o644)
@@ -68,10 +68,10 @@ class Identity:
         remove(self.ticket)
 
     def store_next(self, issued: messages.IssuedCertificate) -> None:
-        """Take a renewed certificate into use. A power cut at any moment leaves the old pair or the new one, and both are good.
+        """Start to use a renewed certificate. A power cut at any moment leaves the old pair or the new one; both are valid.
 
         Raises:
-            EnrolmentFailed: it does not fit the key that was sent, or is no certificate; the old one stays.
+            EnrolmentFailed: it does not match the key of the request, or is not a certificate; the old one stays in use.
         """
         self._check_pair(issued.certificate, self.next_key, issued.ca)
         atomic_write(self.ca, issued.ca, mode=0o644)
@@ -79,9 +79,9 @@ class Identity:
         self._settle()
 
     def _settle(self) -> None:
-        """Finish a renewal: with cert-next.pem, which was checked against key-next.pem before it got its name, the new pair is whole.
+        """Complete a renewal: once cert-next.pem exists, which was checked against key-next.pem before, the new pair is complete.
 
-        The pair of before is kept until the hub has taken the new one (see confirm).
+        The previous pair is kept until the hub has accepted the new one (see confirm).
         """
         if os.path.exists(self.next_certificate):
             if os.path.exists(self.next_key):
@@ -92,15 +92,15 @@ class Identity:
             sync_folder(self.state_dir)
 
     def confirm(self) -> None:
-        """The hub has taken the present certificate: the one before it is void."""
+        """The hub has accepted the present certificate: delete the previous one."""
         for path in (self.last_certificate, self.last_key):
             remove(path)
 
     def fall_back(self) -> bool:
-        """The hub refuses the present certificate: change places with the one before it, if that is still kept. Whether it was.
+        """The hub refuses the present certificate: swap it with the previous one, if that is still kept. Returns whether it was.
 
-        Of two renewals that crossed each other (on a connection that was thought dead, say) the hub may have kept the one and we the other.
-        Neither is lost: each is tried in turn until one is taken.
+        If two renewals overlapped (on a connection that was thought to be closed, say), hub and host may have kept different ones. So
+        neither is deleted, and they are tried in turn until one is accepted.
         """
         if not (os.path.exists(self.last_certificate) and os.path.exists(self.last_key)):
             return False
@@ -129,13 +129,13 @@ class Identity:
                 ) from None
 
     def forget(self) -> None:
-        """Drop certificate, ticket and key: the next enrolment is that of a new host."""
+        """Delete certificate, ticket and key: the next enrolment is that of a new host."""
         for path in (self.next_certificate, self.next_key, self.last_certificate, self.last_key, self.certificate, self.ticket, self.about, self.ca, self.key):
             remove(path)
 
 
 def _link(path: str, name: str) -> None:
-    """A second name for a file, which replaces what had that name. It needs no room on a full disk."""
+    """Make `name` a hard link to a file, replacing what had that name. It needs no space on a full disk."""
     temporary = name + ".new"
     remove(temporary)
     os.link(path, temporary)
@@ -143,7 +143,7 @@ def _link(path: str, name: str) -> None:
 
 
 def _make_key(path: str) -> None:
-    made = run(["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"], timeout=60, what="making the host's key")
+    made = run(["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"], timeout=60, what="generating the host's key")
     atomic_write(path, made.stdout, mode=0o600)
 
 

@@ -1,4 +1,4 @@
-"""What `ckp-agent status` shows: small facts that the running agent leaves in a file."""
+"""What `ckp-agent status` shows: a small file that the running agent keeps current."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ckp.hostkit.files import atomic_write, read_text
 
 
 class Status:
-    """A table of topics (enrolment, channel, work), each with a state, a sentence and since when. Written only when something changes."""
+    """Topics (enrolment, channel, work), each with a state, a message and the time since when. Written only when something changes."""
 
     def __init__(self, state_dir: str) -> None:
         self.path = os.path.join(state_dir, "status.json")
@@ -25,7 +25,7 @@ class Status:
         self.topics: dict[str, dict[str, Any]] = loaded if isinstance(loaded, dict) else {}
 
     def set(self, topic: str, state: str, message: str = "") -> bool:
-        """Set a topic; returns whether it changed. A full disk must not stop the agent, so a failure to write is swallowed."""
+        """Set a topic; returns whether it changed. A full disk must not stop the agent, so a failed write is retried by flush()."""
         with self._lock:
             old = self.topics.get(topic, {})
             if old.get("state") == state and old.get("message") == message:
@@ -36,7 +36,7 @@ class Status:
             return True
 
     def flush(self) -> None:
-        """Write what could not be written before, when the disk was full. Costs nothing where there is nothing to write."""
+        """Retry a write that failed before, on a full disk. Does nothing if there is none."""
         with self._lock:
             if self._unwritten:
                 self._write()
@@ -56,4 +56,4 @@ class Status:
             lines.append(f"{topic + ':':<12}{entry.get('state', '?')} (since {entry.get('since', '?')})")
             if entry.get("message"):
                 lines.append(f"{'':<12}{entry['message']}")
-        return "\n".join(lines) or "nothing is known yet: the agent has not run"
+        return "\n".join(lines) or "no status yet: the agent has not run"
