@@ -1,4 +1,7 @@
-"""Turns the output of a command into a terminal picture: `make up 2>&1 | tee up.log; .venv/bin/python docs/images/record.py < up.log > docs/images/make-up.svg`."""
+"""Turns the output of a command into a terminal picture.
+
+As `make up 2>&1 | tee up.log; .venv/bin/python docs/images/record.py < up.log > docs/images/make-up.svg`.
+"""
 
 from __future__ import annotations
 

@@ -66,8 +66,8 @@ def skew_clock(disk: Disk) -> None:
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", gmtime(skewed()))
 
     time.time = skewed
-    journal_module.now = now
-    status_module.now = now
+    for module in (journal_module, status_module):
+        module.now = now  # type: ignore[attr-defined]
 
 
 def end_with_parent() -> None:

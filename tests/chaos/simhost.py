@@ -20,7 +20,7 @@ from time import time as real_time  # the agent's process skews time.time
 from typing import Any
 
 from ckp.agent.journal import Journal
-from ckp.agent.messages import Membership
+from ckp.agent.messages import AgentTarget, Membership
 from ckp.hostkit.errors import AgentError, Cancelled, VerificationFailed
 
 PACKAGES = ("containerd", "kubelet")
@@ -257,3 +257,6 @@ class SimulatedActions:
 
     def unhealthy(self) -> str:
         return "" if self.disk.node else "the kubelet does not answer on its health port"
+
+    def upgrade_agent(self, target: AgentTarget | None) -> str:
+        raise AssertionError("no schedule here asks for another agent")

@@ -302,7 +302,7 @@ class World:
                 self._failed.add(uid)
                 if uid not in self._taken_away:
                     self.seen.append(f"machine {name} failed for good, and nobody had taken its host away")
-                if event != "DELETED" and "deletionTimestamp" not in obj["metadata"]:
+                if "deletionTimestamp" not in obj["metadata"]:
                     self.apply(Event(0, "replace", name))
             ready = is_true(obj, "BYOHostReady") and "deletionTimestamp" not in obj["metadata"]
             if ready and uid not in self._ready and ((obj.get("status") or {}).get("hostRef") or {}).get("name") not in mine:

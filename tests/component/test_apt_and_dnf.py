@@ -369,12 +369,12 @@ def served(root: Path, at: str, act: Callable[[], object], *, time: int = 1) -> 
     asked: list[str] = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
-        def send_head(self) -> BinaryIO | None:  # type: ignore[override]
+        def send_head(self) -> BinaryIO | None:
             opened = super().send_head()
             asked.append(self.path)
             if self.path.endswith(at) and len([path for path in asked if path.endswith(at)]) == time:
                 act()
-            return opened  # type: ignore[return-value]
+            return opened
 
         def log_message(self, format: str, *arguments: object) -> None:
             pass

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ async def _served(kube: Kube, kind: Kind) -> bool:
 @pytest.fixture
 async def platform(accounts: Accounts, kube: Kube, tmp_path: Path) -> AsyncIterator[Platform]:
     for kind in (kinds.CLUSTER, kinds.MACHINE, kinds.MACHINE_DEPLOYMENT, kinds.BYO_MACHINE, kinds.BYO_MACHINE_TEMPLATE, kinds.MANAGED_CONTROL_PLANE):
-        await wait_until_async(lambda kind=kind: _served(kube, kind), what=f"{kind.kind} is served", timeout=60, every=0.2)
+        await wait_until_async(partial(_served, kube, kind), what=f"{kind.kind} is served", timeout=60, every=0.2)
     compass_kube, hub_kube = accounts.kube("ckp-compass", "ckp-compass"), accounts.kube("ckp-hub", "ckp-hub")
     clock = SystemClock()
     database = Database(tmp_path / "compass.db")

@@ -81,10 +81,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     if shutil.which("rpmkeys"):
         assert said("rpmkeys", "--dbpath", home / "db", "--import", folder / "ckp.asc", home=home).returncode == 0
     if shutil.which("debsig-verify"):
-        for name, content in KeyRing.at(key.folder).debsig().items():
+        for name, policy in KeyRing.at(key.folder).debsig().items():
             path = home / "root" / name
             path.parent.mkdir(parents=True)
-            path.write_bytes(content)
+            path.write_bytes(policy)
     yield made
     said("gpgconf", "--kill", "all", home=home)
 
@@ -130,7 +130,9 @@ def test_debsig_verify_takes_what_each_key_signed_until_that_is_revoked(tmp_path
     home, away = tmp_path / "home", tmp_path / "away.pgp"
     home.mkdir(mode=0o700)
     key = signing_key(tmp_path / "keys")
-    ring, packages, signers = KeyRing.at(key.folder), [], []
+    ring = KeyRing.at(key.folder)
+    packages: list[Path] = []
+    signers: list[str] = []
 
     def sign() -> None:
         packages.append(small_package(tmp_path / str(len(packages)), key, "kubelet", f"1.35.{len(packages)}-ckp", "deb").path)
@@ -253,7 +255,7 @@ def test_a_bundle_that_imgpkg_pushed_is_verified_in_the_registry(world: World, t
     registry = server.start()
     try:
         address = registry.address
-        imgpkg = [pusher, "push", "--file", folder, "--registry-ca-cert-path", server.ca, "--tty=false"]
+        imgpkg: list[str | Path] = [pusher, "push", "--file", folder, "--registry-ca-cert-path", server.ca, "--tty=false"]
         digests = {}
         for tag in ("v1.35.1-ckp", "v1.35.2-ckp", "unsigned"):
             done = said(*imgpkg, "--image", f"{address}/{repository}:{tag}", home=world.home)

@@ -436,10 +436,10 @@ def upstream_rpms(built: dict[str, Built], tmp_path_factory: pytest.TempPathFact
             for when, text in units.items():
                 scripts[when] = str(folder / when)
                 (folder / when).write_text(text)
-        number, _, release = version.partition("-")
-        config = {
+        upstream, _, release = version.partition("-")
+        config: dict[str, object] = {
             "name": name,
-            "version": number,
+            "version": upstream,
             "release": release,
             "version_schema": "none",
             "arch": "amd64",

@@ -150,7 +150,7 @@ def run_cosign(program: Path, served: Served, home: Path, *arguments: str | Path
 
 def cosign_verify(program: Path, served: Served, home: Path, image: str, public: Path, *more: str, check: bool = True) -> Finished:
     reference = f"{served.client.address}/{image}"
-    flags = ["--insecure-ignore-tlog=true", "--registry-cacert", served.ca, *more]
+    flags: list[str | Path] = ["--insecure-ignore-tlog=true", "--registry-cacert", served.ca, *more]
     return run_cosign(program, served, home, "verify", "--key", public, *flags, reference, check=check)
 
 
@@ -179,7 +179,7 @@ def test_we_accept_what_cosign_signs_and_keep_it_beside_ours(source: Served, cos
     other = make_key(tmp_path)
     run_cosign(cosign, source, tmp_path, "import-key-pair", "--key", other.folder / "private.pem", "--output-key-prefix", tmp_path / "imported")
     reference = f"{source.client.address}/ckp/both@{image.digest}"
-    flags = ["--tlog-upload=false", "--yes", "--registry-cacert", source.ca]
+    flags: list[str | Path] = ["--tlog-upload=false", "--yes", "--registry-cacert", source.ca]
     run_cosign(cosign, source, tmp_path, "sign", "--key", tmp_path / "imported.key", *flags, reference)
     verify_image(source.client, "ckp/both", image.digest, other.public)
     theirs = source.client.get_manifest("ckp/both", signature_tag(image.digest))
@@ -230,7 +230,7 @@ def test_cosign_accepts_an_attestation_that_we_attach(source: Served, cosign: Pa
     for _ in range(2):
         manifest = attest_image(source.client, "ckp/attested", image.digest, json.dumps(envelope).encode(), "https://slsa.dev/provenance/v1")
     assert len(source.client.get_manifest("ckp/attested", manifest.digest).layers) == 1
-    flags = ["--insecure-ignore-tlog=true", "--registry-cacert", source.ca, "--type", "slsaprovenance1"]
+    flags: list[str | Path] = ["--insecure-ignore-tlog=true", "--registry-cacert", source.ca, "--type", "slsaprovenance1"]
     reference = f"{source.client.address}/ckp/attested@{image.digest}"
     run_cosign(cosign, source, tmp_path, "verify-attestation", "--key", key.public_file, *flags, reference)
     refused = run_cosign(cosign, source, tmp_path, "verify-attestation", "--key", make_key(tmp_path).public_file, *flags, reference, check=False)

@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import httpx
 import pytest
@@ -150,7 +151,15 @@ def test_logs_and_port_forward_go_through_konnectivity(web: World) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     program = web.site.dist.built["kubernetes"].binary("kubectl")
-    command = [program, f"--kubeconfig={kubeconfig_path('demo')}", "port-forward", "-n", "e2e", f"pod/{pod['metadata']['name']}", f"{port}:8080"]
+    command: list[str | Path] = [
+        program,
+        f"--kubeconfig={kubeconfig_path('demo')}",
+        "port-forward",
+        "-n",
+        "e2e",
+        f"pod/{pod['metadata']['name']}",
+        f"{port}:8080",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as forward:
         try:
             assert forward.stdout is not None

@@ -47,7 +47,14 @@ def push_bundle(world: World, folder: Path, tag: str) -> str:
     """Push a bundle's folder under a tag of its own and return its reference by digest."""
     server = world.site.registry
     repository = "ckp/byoh-bundle-debian_12_x86-64_k8s"
-    argv = [world.site.dist.built["imgpkg"].binary("imgpkg"), "push", "--image", f"{Lab.GATEWAY}:{server.port}/{repository}:{tag}", "--file", folder]
+    argv: list[str | Path] = [
+        world.site.dist.built["imgpkg"].binary("imgpkg"),
+        "push",
+        "--image",
+        f"{Lab.GATEWAY}:{server.port}/{repository}:{tag}",
+        "--file",
+        folder,
+    ]
     run([*argv, "--registry-ca-cert-path", server.ca, "--tty=false"], timeout=120)
     digest = server.client().digest(repository, tag)
     assert digest

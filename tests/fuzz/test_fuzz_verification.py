@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ckp.hostkit.errors import VerificationFailed
-from ckp.verify import archives, rpmfile
+from ckp.verify import archives, packagefile, rpmfile
 from ckp.verify.bundle import parse_manifest
 from ckp.verify.debfile import parse_deb822, read_ar, verify_deb
 from ckp.verify.packagefile import Contents, Entry
@@ -166,7 +166,7 @@ def test_packed_data(packing: str, data: st.DataObject) -> None:
     raw = data.draw(spoilt(good))
     with only_refusals(), archives.unpacked(io.BytesIO(raw), 0, len(raw), packing, broken) as pieces:
         for piece in pieces:
-            assert len(piece) <= archives.CHUNK
+            assert len(piece) <= packagefile.CHUNK
 
 
 @SLOW

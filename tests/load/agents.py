@@ -51,6 +51,9 @@ class Steps:
     def unhealthy(self) -> str:
         return ""
 
+    def upgrade_agent(self, target: messages.AgentTarget | None) -> str:
+        raise AssertionError("the load is of one agent's version")
+
 
 class TellingEngine(Engine):
     """The engine, which also wakes the task that sends reports."""
@@ -195,7 +198,7 @@ async def main(url: str, top: str, first: int, last: int, begin: float, seconds:
     """Agents first..last, from the monotonic time `begin` on, spread over `seconds`; until the input ends."""
     shrink_tls_buffers()
     logging.getLogger("websockets").setLevel(logging.CRITICAL)
-    agent_engine.log = lambda *_: None
+    agent_engine.log = lambda *_: None  # type: ignore[attr-defined]
     events: deque[Event] = deque()
     turn = asyncio.Lock()
     agents = [Agent(Path(top) / str(number), number, url, events, turn) for number in range(first, last)]

@@ -122,8 +122,8 @@ def write(figures: Figures, target: Path) -> None:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, change in figures.changes.items():
-        times = " | ".join(f"{change.get(which, 0):.2f} s" for which in ("p50", "p99", "max", "last"))
-        lines.append(f"| {name} | {change['reached']:.0f} | {change['writing']:.1f} s | {times} | {change.get('cpu', 0):.1f} ms |")
+        columns = " | ".join(f"{change.get(which, 0):.2f} s" for which in ("p50", "p99", "max", "last"))
+        lines.append(f"| {name} | {change['reached']:.0f} | {change['writing']:.1f} s | {columns} | {change.get('cpu', 0):.1f} ms |")
     lines += [
         "",
         "## Recovery after `kill -9` of the hub",

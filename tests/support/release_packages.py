@@ -11,7 +11,7 @@ from ckp.distribution.builder.component import Built, build_component, is_built
 from ckp.distribution.packages import pack as packages
 from ckp.distribution.packages.agent import agent_version, build_zipapp
 from ckp.distribution.packages.pack import Format, Package, Recipe, pack_unsigned
-from ckp.distribution.release import PACKAGES
+from ckp.distribution.packages.versions import PACKAGES
 from ckp.kits import paths
 from ckp.kits.files import building_directory, exclusive, sha256_bytes, sha256_file
 

@@ -75,7 +75,7 @@ def small_package(
     file = folder / "nfpm.json"
     file.write_text(json.dumps(config))  # JSON is YAML
     path = folder / f"{name}-{version}.{kind}"
-    argv = [nfpm(), "package", "--config", file, "--packager", kind, "--target", path]
+    argv: list[str | Path] = [nfpm(), "package", "--config", file, "--packager", kind, "--target", path]
     run(argv, timeout=60, env={"SOURCE_DATE_EPOCH": SOURCE_DATE}, what=f"packing {name}")
     if key is not None:
         sign = sign_deb if kind == "deb" else sign_rpm

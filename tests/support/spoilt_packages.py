@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -232,19 +233,21 @@ class GpgKey:
 
     def revoked_certificate(self, *, subkey: bool) -> bytes:
         """The public half as it is after a revocation, of the subkey or of all; this key itself can still sign, as a thief could."""
-        copy = self.home.with_name(f"{self.home.name}-revoked-{subkey}")
-        shutil.copytree(self.home, copy, ignore=shutil.ignore_patterns("S.*", "*.lock"))
-        argv = ["gpg", "--homedir", str(copy), "--no-tty", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""]
-        try:
-            if subkey:
-                argv, commands = [*argv, "--command-fd", "0", "--edit-key", self.primary], f"key {self.subkey}\nrevkey\ny\n1\n\ny\nsave\n"
-            else:
-                argv, made = [*argv, "--batch", "--import"], copy / "openpgp-revocs.d" / f"{self.primary}.rev"
-                commands = made.read_text().replace(":-----BEGIN", "-----BEGIN")
-            subprocess.run(argv, input=commands.encode(), capture_output=True, check=True, timeout=60)
-            return subprocess.run(["gpg", "--homedir", str(copy), "--batch", "--export"], capture_output=True, check=True, timeout=60).stdout
-        finally:
-            subprocess.run(["gpgconf", "--homedir", str(copy), "--kill", "all"], check=False, capture_output=True)
+        # Below a short path: gpg's agent listens on a socket in its home, and the kernel takes no longer name for one than 107 bytes.
+        with tempfile.TemporaryDirectory(prefix="gpg-") as folder:
+            copy = Path(folder) / "home"
+            shutil.copytree(self.home, copy, ignore=shutil.ignore_patterns("S.*", "*.lock"))
+            argv = ["gpg", "--homedir", str(copy), "--no-tty", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""]
+            try:
+                if subkey:
+                    argv, commands = [*argv, "--command-fd", "0", "--edit-key", self.primary], f"key {self.subkey}\nrevkey\ny\n1\n\ny\nsave\n"
+                else:
+                    argv, made = [*argv, "--batch", "--import"], copy / "openpgp-revocs.d" / f"{self.primary}.rev"
+                    commands = made.read_text().replace(":-----BEGIN", "-----BEGIN")
+                subprocess.run(argv, input=commands.encode(), capture_output=True, check=True, timeout=60)
+                return subprocess.run(["gpg", "--homedir", str(copy), "--batch", "--export"], capture_output=True, check=True, timeout=60).stdout
+            finally:
+                subprocess.run(["gpgconf", "--homedir", str(copy), "--kill", "all"], check=False, capture_output=True)
 
     def close(self) -> None:
         """End gpg's agent."""

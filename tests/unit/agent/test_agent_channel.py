@@ -33,6 +33,7 @@ from ckp.agent.hub.identity import Identity
 from ckp.agent.hub.status import Status
 from ckp.agent.journal import Journal
 from ckp.agent.node.engine import Engine
+from ckp.hostkit.files import atomic_write
 
 FACTS = messages.HostFacts("h", "0" * 32, "debian", "12", "6.1", "amd64", 2, 1, 1, 1)
 
@@ -147,6 +148,9 @@ class Nothing:
 
     def unhealthy(self) -> str:
         return ""
+
+    def upgrade_agent(self, target: messages.AgentTarget | None) -> str:
+        raise AssertionError("no test here asks for another agent")
 
 
 @dataclass
@@ -415,7 +419,7 @@ def test_what_the_status_says_is_written_when_the_disk_has_room_again(hub: Hub, 
     hub.start()
     hub.desired = messages.Desired(1, "worker-1", None, None, 0.1)
     found = make_agent(hub, tmp_path / "agent")
-    write, full = status_module.atomic_write, [True]
+    write, full = atomic_write, [True]
 
     def written(path: str, content: bytes | str, *, mode: int = 0o644) -> None:
         if full[0]:

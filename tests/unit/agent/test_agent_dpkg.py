@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -113,8 +113,8 @@ def test_dependencies_of_a_tool_are_remembered_before_they_are_installed(root: P
     )
     told: list[str] = []
 
-    def remember(names: object) -> None:
-        told.extend(names)  # type: ignore[call-overload]
+    def remember(names: Sequence[str]) -> None:
+        told.extend(names)
         (tmp_path / "told").write_text(" ".join(told))
 
     DpkgInstaller().add_tools(["socat"], remember)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ckp.agent import journal as journal_module
 from ckp.agent.journal import Journal
-from ckp.agent.messages import BundleRef, Desired, JoinFile, Membership
+from ckp.agent.messages import AgentTarget, BundleRef, Desired, JoinFile, Membership
 from ckp.agent.node.engine import FIRST_DELAY, PERMANENT_DELAY, STEPS, Engine
 from ckp.hostkit.errors import AgentError, Cancelled, VerificationFailed
 from ckp.hostkit.files import atomic_write
@@ -137,6 +137,9 @@ class SimulatedActions:
 
     def unhealthy(self) -> str:
         return ""
+
+    def upgrade_agent(self, target: AgentTarget | None) -> str:
+        raise AssertionError("no test here asks for another agent")
 
 
 class Bench:
@@ -471,20 +474,24 @@ def test_killed_anywhere_and_asked_for_anything_it_ends_where_it_should(wishes: 
 
         patch.setattr(journal_module, "atomic_write", written)
 
-        def survive(action: Callable[[], None]) -> None:
+        def survive(action: Callable[[], object]) -> None:
             while True:
                 try:
-                    return action()
+                    action()
+                    return
                 except Killed:
                     bench.start()
                     bench.engine.submit(wish)
+
+        def turn() -> None:
+            bench.engine.work_once()  # after a cut it is another engine
 
         for generation, desired in enumerate(wishes):
             wish = Desired(generation, "h", desired)
             bench.engine.submit(wish)
             if generation < len(wishes) - 1:
                 for _ in range(patience[generation]):  # not all wishes are waited for
-                    survive(lambda: bench.engine.work_once() and None)
+                    survive(turn)
         survive(bench.settle)
         final = wishes[-1]
         if final is None:

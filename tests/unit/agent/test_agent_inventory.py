@@ -11,7 +11,7 @@ import pytest
 
 from ckp.agent import messages
 from ckp.agent.journal import Journal, Member
-from ckp.agent.node import inventory
+from ckp.agent.node import inventory, preflight
 from ckp.agent.node.preflight import Findings
 from ckp.api.host_protocol import MAX_FACTS_BYTES, MAX_SENT_FACTS_BYTES, HostFacts
 
@@ -45,14 +45,15 @@ def test_links_are_those_that_lead_out(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_read_is_an_empty_one(tmp_path: Path) -> None:
-    assert inventory.disks(str(tmp_path / "none")) == inventory.links(str(tmp_path / "none")) == ()
+    assert inventory.disks(str(tmp_path / "none")) == ()
+    assert inventory.links(str(tmp_path / "none")) == ()
 
 
 def test_findings_are_reported_while_the_host_is_free_and_only_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Findings()
     seen.add("port 10250 is taken by nginx (pid 7)", "stop it")
     seen.add("swap is on", "the installer will turn it off", blocking=False)
-    monkeypatch.setattr(inventory.preflight, "worker", lambda journal, installer: seen)
+    monkeypatch.setattr(preflight, "worker", lambda journal, installer: seen)
     monkeypatch.setattr(inventory, "of_host", lambda: SimpleNamespace(installed=lambda names: {}))
     journal = Journal(str(tmp_path / "journal.json"), str(tmp_path / "saved"))
     assert [(item.problem, item.blocking) for item in inventory.findings(journal)] == [("port 10250 is taken by nginx (pid 7)", True), ("swap is on", False)]
@@ -68,7 +69,7 @@ def test_the_largest_inventory_is_one_that_the_hub_takes(monkeypatch: pytest.Mon
     many = Findings()
     for _ in range(100):
         many.add("p" * 1000, "m" * 1000)
-    monkeypatch.setattr(inventory.preflight, "worker", lambda journal, installer: many)
+    monkeypatch.setattr(preflight, "worker", lambda journal, installer: many)
     packages = {f"{'n' * 60}{number}": "v" * 100 for number in range(100)}
     monkeypatch.setattr(inventory, "of_host", lambda: SimpleNamespace(installed=lambda names: packages))
     journal = Journal(str(tmp_path / "journal.json"), str(tmp_path / "saved"))

@@ -10,6 +10,7 @@ from ckp.agent.journal import Journal
 from ckp.agent.messages import BundleRef, JoinFile, Membership
 from ckp.agent.node import join
 from ckp.agent.system.prepare import HostDecisions
+from ckp.hostkit import processes
 from ckp.hostkit.errors import ProcessFailed
 
 ORDINARY = HostDecisions("v2", "systemd", False, "overlayfs")
@@ -29,7 +30,7 @@ class Host:
         self.seen.touch()
         self.argv: list[list[str]] = []
         self.killed_at = ""
-        self._run = join.run
+        self._run = processes.run
         for name in ("KUBELET_CONF", "BOOTSTRAP_CONF", "SUCCESS", "COMMAND_FILE"):
             monkeypatch.setattr(join, name, f"{tmp_path}/{name}")
         monkeypatch.setattr(join, "run", self.run)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from ckp.agent.fetch import bundles
 from ckp.agent.fetch import pull as pulling
 from ckp.agent.fetch.bundles import drop_other_bundles, pull_bundle
+from ckp.agent.system import facts
 from ckp.clients.oci.store import sha256
 from ckp.hostkit.errors import AgentError, Cancelled, InvalidInput, ProcessFailed
 from ckp.hostkit.processes import own_command, run
@@ -222,7 +222,7 @@ def test_two_pulls_of_one_bundle_do_not_meet(site: Site, tmp_path: Path) -> None
 
 def test_a_full_disk_is_reported_as_one(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.simulator.faults = [Fault("manifests", times=9, status=404)]
-    monkeypatch.setattr(bundles.facts, "disk", lambda _path: (1 << 30, 3 << 20))
+    monkeypatch.setattr(facts, "disk", lambda _path: (1 << 30, 3 << 20))
     with pytest.raises(AgentError) as failed:
         site.pull()
     assert failed.value.reason == "DiskFull" and "the next attempt resumes the pull" in failed.value.resolution

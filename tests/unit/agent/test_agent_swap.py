@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ckp.agent.journal import Journal
 from ckp.agent.system import facts, swap
+from ckp.hostkit.errors import AgentError
 from ckp.hostkit.processes import Finished
 
 FSTAB = "# swap none swap\nUUID=1 / ext4 defaults 0 1\nUUID=2 none swap sw 0 0\n/swapfile\tnone\tswap\n"
@@ -109,7 +110,7 @@ def test_units_of_swap_are_masked_and_come_back(machine: Machine, journal: Journ
 
 def test_a_swapoff_that_was_cut_off_forgets_no_device(machine: Machine, journal: Journal) -> None:
     machine.sticks = True
-    with pytest.raises(swap.AgentError, match="swap is still on"):
+    with pytest.raises(AgentError, match="swap is still on"):
         swap.swap_off(journal)
     machine.on, machine.sticks = ["/dev/zram0"], False
     swap.swap_off(journal)

@@ -7,6 +7,7 @@ import base64
 import json
 import stat
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -326,7 +327,7 @@ def test_waiting_shows_each_step_once_with_its_phase_and_duration(desk: Desk, mo
             workers = {"status": {"readyReplicas": 2}}
             desk.run_async(desk.world.kube.merge(kinds.MACHINE_DEPLOYMENT, "demo-workers", NAMESPACE, workers, subresource="status"))
 
-    monkeypatch.setattr(cluster_module.time, "sleep", build)
+    monkeypatch.setattr(time, "sleep", build)
     monkeypatch.setattr(cluster_module.wait_until_ready, "__kwdefaults__", {"sleep": build})
     result = desk.ckp(*CREATE, "--wait", "--timeout", "60s")
     assert result.exit_code == 0, (result.output, result.exception)
@@ -391,7 +392,7 @@ def test_deleting_waits_until_it_is_gone_or_says_what_is_left(desk: Desk, monkey
         """Instead of sleeping, the workers are drained and the Cluster goes."""
         desk.run_async(desk.world.kube.delete(kinds.CLUSTER, "demo", NAMESPACE))
 
-    monkeypatch.setattr(cluster_module.time, "sleep", controllers)
+    monkeypatch.setattr(time, "sleep", controllers)
     assert "cluster/demo deleted" in desk.good("cluster", "delete", "demo", "--wait")
     desk.bad("cluster", "delete", "demo", kind=NotFound)
 

@@ -15,7 +15,6 @@ import pytest
 
 from ckp.catalog.load import Catalog
 from ckp.cli import main
-from ckp.cli.distribution import dist as cli
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.bundles import unpack_bundle
 from ckp.distribution.carry import archive
@@ -24,6 +23,7 @@ from ckp.distribution.carry.archive import Member, read_archive, write_archive
 from ckp.distribution.images.layers import Entry, file_layer
 from ckp.distribution.packages.pack import Data, Package, Recipe, make_package
 from ckp.distribution.repositories.publish import Repositories
+from ckp.distribution.repositories.site import take_repositories
 from ckp.kits import paths
 from ckp.kits.disks import DiskFull, is_full, naming_full_disk
 from ckp.kits.errors import CkpError
@@ -133,7 +133,7 @@ def test_publishing_what_somebody_else_signed(small: Path, tmp_path: Path) -> No
     (tmp_path / "release/repositories").mkdir(parents=True)
     (tmp_path / "release/repositories/big").write_bytes(DATA)
     with pytest.raises(CkpError) as caught:  # said beforehand, since its size is known
-        cli.take_repositories(ImportedRelease(tmp_path / "release", {"release": Catalog().release("v1.35.1").model_dump(mode="json")}, quiet), small / "root")
+        take_repositories(ImportedRelease(tmp_path / "release", {"release": Catalog().release("v1.35.1").model_dump(mode="json")}, quiet), small / "root")
     assert f"are needed below {small}" in caught.value.brief and "free some space" in caught.value.resolution
     assert left(small) == []
 
@@ -177,7 +177,7 @@ def test_importing(small: Path, tmp_path: Path, members: list[Member], key: Sign
 def test_the_command_says_it_and_ends_with_1(small: Path, tmp_path: Path, members: list[Member], key: SigningKey) -> None:
     """As people run it: the look at the free space comes first, and tells a disk that is too small before anything is written."""
     write_archive(tmp_path / "release.ckp", {}, members, key, quiet)
-    argv = [sys.executable, "-m", "ckp.cli.main", "dist", "import", tmp_path / "release.ckp", "--keyring", key.keyring]
+    argv: list[str | Path] = [sys.executable, "-m", "ckp.cli.main", "dist", "import", tmp_path / "release.ckp", "--keyring", key.keyring]
     done = subprocess.run(argv, env={**os.environ, "CKP_CACHE": str(small), "PYTHONPATH": str(paths.REPO / "src")}, capture_output=True, text=True, check=False)
     assert (done.returncode, "are needed below" in done.stderr, "Traceback" in done.stderr) == (1, True, False)
     assert left(small) == []

@@ -251,7 +251,7 @@ def _signature_manifest_flipped(world: World) -> None:
     repository.manifests[name] = (repository.manifests[name][0], repository.manifests[name][1] + b" ")
 
 
-REFUSED = {
+REFUSED: dict[Callable[[World], None], str] = {
     _unsigned: "has no signature$",
     _another_key: "its signature is not by a trusted key, or what it signs was altered",
     _another_image: r"its signature is for another image: sha256:",

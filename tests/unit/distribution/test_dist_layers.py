@@ -10,6 +10,8 @@ import pytest
 
 from ckp.distribution.images import layers
 from ckp.distribution.images.layers import Entry, Layer, file_layer
+from ckp.kits import paths
+from ckp.kits.processes import run
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +30,7 @@ def test_the_same_entries_in_another_order_are_the_same_layer(tmp_path: Path) ->
     (tmp_path / "a").write_text("a")
     entries = [Entry("/x/a", tmp_path / "a"), Entry("/x/b", content=b"b"), Entry("/x/c", link="b")]
     first = file_layer(entries)
-    (layers.paths.cache() / "layers").rename(tmp_path / "forgotten")
+    (paths.cache() / "layers").rename(tmp_path / "forgotten")
     assert file_layer(list(reversed(entries))) == first
 
 
@@ -53,7 +55,7 @@ def test_a_programs_layer_names_nothing_below_lib_so_that_the_link_stays_a_link(
     class Listed:
         stdout = "\tlibz.so.1 => /lib/x/libz.so.1 (0x1)\n\tlibX.so => /usr/lib/p/../libX.so (0x2)\n\tlibc.so.6 => /lib/x/libc.so.6 (0x3)\n"
 
-    real = layers.run
+    real = run
     monkeypatch.setattr(layers, "_mmdebstrap", extract)
     monkeypatch.setattr(layers, "run", lambda argv, **rest: Listed if argv[0] == "chroot" else real(argv, **rest))
     found = members(layers.program_layer("package", "/usr/bin/p", "/usr/bin/q"), tmp_path)

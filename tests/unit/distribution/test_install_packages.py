@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -39,8 +39,20 @@ class InstallerSimulator:
     def remove(self, names: Sequence[str]) -> None:
         raise AssertionError("nothing is removed here")
 
-    def add_tools(self, tools: Sequence[str]) -> list[str]:
+    def broken(self, names: Sequence[str]) -> list[str]:
+        return []
+
+    def unpack(self, manifest: BundleManifest, packages: Sequence[Package]) -> None:
+        raise AssertionError("nothing is broken here")
+
+    def put(self, file: str) -> None:
+        raise AssertionError("no single file is installed here")
+
+    def add_tools(self, tools: Sequence[str], remember: Callable[[Sequence[str]], None]) -> list[str]:
         raise AssertionError("no tools are added here")
+
+    def remove_tools(self, names: Sequence[str]) -> list[str]:
+        raise AssertionError("no tools are removed here")
 
 
 @pytest.fixture(scope="module")

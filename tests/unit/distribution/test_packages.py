@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.builder.component import Built
-from ckp.distribution.packages import debs, licences, rpm_payload
+from ckp.distribution.packages import completions, debs, licences, rpm_payload
 from ckp.distribution.packages import pack as packages
 from ckp.distribution.packages.agent import agent_version, build_zipapp
+from ckp.distribution.packages.completions import Shell
 from ckp.distribution.packages.pack import Format, Package, Recipe, copy_packages, make_package, pack_unsigned
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, InvalidInput
@@ -193,14 +194,14 @@ def test_the_kubelet_is_never_started_or_restarted_by_its_package() -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_shell_can_read_its_completions(packed: Callable[[str, Format], Package], shell: str, tmp_path: Path) -> None:
+def test_each_shell_can_read_its_completions(packed: Callable[[str, Format], Package], shell: Shell, tmp_path: Path) -> None:
     program = shutil.which(shell)
     if program is None:
         pytest.skip(f"{shell} is not installed, and only it can judge")
     seen = []
     for name, command in (("kubeadm", "kubeadm"), ("kubectl", "kubectl"), ("cri-tools", "crictl"), ("helm", "helm")):
         for format in FORMATS:
-            place = packages.completions.FOLDERS[format][shell].format(command)  # type: ignore[index]
+            place = completions.FOLDERS[format][shell].format(command)
             if place in paths_of(packed(name, format)):
                 file = tmp_path / f"{command}.{format}"
                 file.write_text(text_in(packed(name, format), place))
@@ -216,7 +217,7 @@ def test_a_program_without_completions_is_told_by_name(tmp_path: Path) -> None:
     silent.write_text("#!/bin/sh\n")
     silent.chmod(0o755)
     with pytest.raises(CkpError, match="silent completion bash says nothing"):
-        packages.completions.completion(silent, "bash")
+        completions.completion(silent, "bash")
 
 
 # -- licences ------------------------------------------------------------------------------------------------------------

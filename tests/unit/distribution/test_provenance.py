@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,6 +27,7 @@ from ckp.distribution.attest.attestations import PROVENANCE_TYPE, attach_all, at
 from ckp.distribution.attest.builtrelease import BuiltRelease
 from ckp.distribution.attest.cyclonedx import MEDIA_TYPE, render
 from ckp.distribution.builder.gobuildinfo import Program, dirhash_hex, read_sums
+from ckp.distribution.builder.goflags import build_flags
 from ckp.distribution.bundles import Bundle
 from ckp.distribution.images.layers import Entry, file_layer
 from ckp.distribution.images.make import Image
@@ -78,7 +79,7 @@ def test_openssl_agrees_with_the_signature(tmp_path: Path) -> None:
     (tmp_path / "pae").write_bytes(b"DSSEv1 %d %s %d %s" % (len(dsse.PAYLOAD_TYPE), dsse.PAYLOAD_TYPE.encode(), len(payload), payload))
     (tmp_path / "sig").write_bytes(base64.b64decode(document["signatures"][0]["sig"]))
     (tmp_path / "pub").write_bytes(PUBLIC)
-    argv = ["openssl", "dgst", "-sha256", "-verify", tmp_path / "pub", "-signature", tmp_path / "sig", tmp_path / "pae"]
+    argv: list[str | Path] = ["openssl", "dgst", "-sha256", "-verify", tmp_path / "pub", "-signature", tmp_path / "sig", tmp_path / "pae"]
     assert subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip() == "Verified OK"
 
 
@@ -91,7 +92,7 @@ def resigned(payload: Any) -> bytes:
     text = json.dumps(payload).encode() if not isinstance(payload, bytes) else payload
     key = serialization.load_pem_private_key(KEY, None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
-    signature = key.sign(dsse._encoded(text), ec.ECDSA(dsse.hashes.SHA256()))
+    signature = key.sign(dsse._encoded(text), ec.ECDSA(hashes.SHA256()))
     return json.dumps(
         {"payload": base64.b64encode(text).decode(), "payloadType": dsse.PAYLOAD_TYPE, "signatures": [{"sig": base64.b64encode(signature).decode()}]}
     ).encode()
@@ -186,7 +187,7 @@ def test_a_programs_provenance_names_all_that_decided_it(name: str) -> None:
     assert modules == {str(module): dirhash_hex(sums[module.path, module.version]) for module in built.reader.program(program).all_modules()}
     assert [item["digest"]["dirHash"] for item in kinds(statement, "toolchain")] == [dirhash_hex(built.reader.catalog.toolchain_sum(program.source.go))]
     for item in kinds(statement, "lock") + kinds(statement, "release"):
-        assert item["digest"]["sha256"] == hashlib.sha256((provenance.paths.REPO / item["name"]).read_bytes()).hexdigest()
+        assert item["digest"]["sha256"] == hashlib.sha256((paths.REPO / item["name"]).read_bytes()).hexdigest()
     assert {Path(item["name"]).name for item in kinds(statement, "lock")} == {"source.toml", "go.mod", "go.sum"}
     definition = statement["predicate"]["buildDefinition"]
     assert definition["externalParameters"]["release"] == "v1.35.1"
@@ -195,7 +196,7 @@ def test_a_programs_provenance_names_all_that_decided_it(name: str) -> None:
     (how,) = definition["internalParameters"]["components"].values()
     assert "-trimpath" in how["flags"] and how["environment"]["CGO_ENABLED"] == ("1" if name == "runc" else "0")
     assert ("standsInFor" in how) == (name == "crictl")
-    assert "/root" not in json.dumps(statement) and str(provenance.paths.cache()) not in json.dumps(statement), "nothing of this machine is told"
+    assert "/root" not in json.dumps(statement) and str(paths.cache()) not in json.dumps(statement), "nothing of this machine is told"
     assert statement == provenance.binary_statement(built, program)
 
 
@@ -218,7 +219,7 @@ def test_the_flags_are_those_that_the_go_command_is_called_with(tmp_path: Path, 
     with pytest.raises(Stop):
         build.build_into(built.reader.catalog, source, built.stamp, tmp_path, print)
     flags = called[0][2 : called[0].index("-o")]
-    assert flags == provenance.build_flags(source, built.stamp)
+    assert flags == build_flags(source, built.stamp)
 
 
 def with_sums(built: BuiltRelease, tmp_path: Path, change: Callable[[str], str]) -> Program:
@@ -277,7 +278,7 @@ def test_an_rpm_is_the_same_whoever_signs_it(tmp_path: Path, signers: list[Signi
     built = built_release()
     config = {"name": "small", "arch": "amd64", "version": "1", "maintainer": "a <a@b.c>", "contents": [{"src": "/etc/hostname", "dst": "/etc/x"}]}
     (tmp_path / "nfpm.yaml").write_text(json.dumps(config))
-    argv = [built.program("nfpm").path, "package", "-f", tmp_path / "nfpm.yaml", "-p", "rpm", "-t", tmp_path / "small.rpm"]
+    argv: list[str | Path] = [built.program("nfpm").path, "package", "-f", tmp_path / "nfpm.yaml", "-p", "rpm", "-t", tmp_path / "small.rpm"]
     subprocess.run(argv, check=True, capture_output=True)
     plain = (tmp_path / "small.rpm").read_bytes()
     hashes = {unsigned_sha256(tmp_path / "small.rpm")}

@@ -50,7 +50,7 @@ class World:
     def open(self, *_: object, **__: object) -> Registry:
         return Registry(ADDRESS, transport=self.simulator.transport, sleep=lambda _: None)
 
-    def imgpkg(self, argv: Sequence[str | Path], **_: object) -> None:
+    def imgpkg(self, argv: Sequence[str | Path], **_options: object) -> None:
         """`imgpkg push --image REFERENCE --file FOLDER`: one layer, the same content the same digest."""
         self.imgpkg_runs += 1
         reference, source = str(argv[argv.index("--image") + 1]), Path(argv[argv.index("--file") + 1])

@@ -496,7 +496,7 @@ def test_an_emptied_component_stays_so_that_its_hosts_can_update(repositories: R
 # -- killed, and two at once -------------------------------------------------------------------------------------------
 
 
-def in_a_process(work: Callable[[], None]) -> int:
+def in_a_process(work: Callable[[], object]) -> int:
     """Run `work` in a process of its own; returns its pid."""
     sys.stdout.flush()
     pid = os.fork()
@@ -510,7 +510,7 @@ def in_a_process(work: Callable[[], None]) -> int:
     return pid
 
 
-def watch(root: Path, act: Callable[[int, str], None]) -> None:
+def watch(root: Path, act: Callable[[int, str], object]) -> None:
     """Call `act` with number and name of every operation of this process on files below `root`, before it is done; a switch is `ctypes.dlsym`."""
     count = 0
 
@@ -529,7 +529,7 @@ def operations(root: Path, work: Callable[[], object]) -> list[str]:
     reader, writer = os.pipe()
 
     def child() -> None:
-        watch(root, lambda _, event: os.write(writer, f"{event}\n".encode()) and None)
+        watch(root, lambda _, event: os.write(writer, f"{event}\n".encode()))
         work()
 
     pid = in_a_process(child)

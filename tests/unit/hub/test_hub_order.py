@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ async def test_changes_without_an_end_keep_no_report_out(door: Door, every: floa
         async with changes(door, every * source.QUIET_SECONDS):
             for phase in ("Joining", "Joined", "Free"):
                 await websocket.send(report(phase=phase))
-                await eventually(lambda phase=phase: _phase(door, phase), within=3 * source.BURST_SECONDS)
+                await eventually(partial(_phase, door, phase), within=3 * source.BURST_SECONDS)
 
 
 async def _phase(door: Door, phase: str) -> bool:

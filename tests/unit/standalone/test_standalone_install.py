@@ -16,6 +16,7 @@ from ckp.agent.fetch import images
 from ckp.agent.fetch.images import ImagePulls
 from ckp.agent.node import preflight
 from ckp.agent.node.preflight import Findings
+from ckp.agent.system import facts
 from ckp.agent.system.prepare import HostDecisions
 from ckp.hostkit.errors import AgentError, InvalidInput, VerificationFailed
 from ckp.hosttool.__main__ import main as tool
@@ -103,8 +104,8 @@ def test_networks_that_the_host_reaches_already_are_not_hidden() -> None:
 
 
 def test_too_little_memory_disk_and_a_busy_port_are_said_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight.facts, "memory_bytes", lambda: 1600 << 20)
-    monkeypatch.setattr(preflight.facts, "disk", lambda path="": (100 << 30, 3 << 30))
+    monkeypatch.setattr(facts, "memory_bytes", lambda: 1600 << 20)
+    monkeypatch.setattr(facts, "disk", lambda path="": (100 << 30, 3 << 30))
     monkeypatch.setattr(preflight, "listeners", lambda proc="": {6443})
     monkeypatch.setattr(preflight, "owner_of", lambda port: "nginx (pid 7)")
     found = Findings()
@@ -181,8 +182,8 @@ class Bench:
         self.fail: dict[str, AgentError] = {}
         self.shown = ""
         monkeypatch.setattr(install, "of_host", lambda: SimpleNamespace(installed=lambda names: {}))
-        monkeypatch.setattr(install.checks, "look", self.look)
-        monkeypatch.setattr(install.steps, "start_pulls", lambda context: self.did.append("pulls"))
+        monkeypatch.setattr(checks, "look", self.look)
+        monkeypatch.setattr(steps, "start_pulls", lambda context: self.did.append("pulls"))
         monkeypatch.setattr(steps, "verify_bundle", lambda *_: MANIFEST)
         monkeypatch.setattr(steps, "_verify", lambda context: MANIFEST)
         self.findings = Findings()

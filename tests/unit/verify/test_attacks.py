@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -235,7 +236,7 @@ def outside_region(world: World) -> bytes:
     """A tag that the region (what rpm takes for signed) does not cover."""
     lead, _, main, payload = Rpm().parts(world.sign)
     tags, size = int.from_bytes(main[8:12], "big"), int.from_bytes(main[12:16], "big")
-    extra = rpmfile.struct.pack(">IIiI", 1099, rpmfile.STRING, 0, 1)
+    extra = struct.pack(">IIiI", 1099, rpmfile.STRING, 0, 1)
     new = main[:8] + (tags + 1).to_bytes(4, "big") + size.to_bytes(4, "big") + main[16 : 16 + 16 * tags] + extra + main[16 + 16 * tags :]
     around = rpmfile.Rpm(b"", b"", new, 0, len(payload))
     return lead + rpmfile.build_signature_header(rpmfile.Rpm(b"", b"", main, 0, len(payload)), world.sign(around.header)) + new + payload
@@ -311,7 +312,7 @@ def test_the_packages_that_attacks_start_from_are_good(world: World, tmp_path: P
         (tmp_path / name).write_bytes(raw)
         info = verify_package(str(tmp_path / name), world.keyring, name="kubelet", version="1.35.1-ckp", architecture="amd64")
         assert info.key == world.key.fingerprint
-    legal = [
+    legal: list[tarfile.TarInfo | tuple[str, bytes]] = [
         special("./", tarfile.DIRTYPE, mode=0o755),
         special("./usr/", tarfile.DIRTYPE, mode=0o755),
         ("./usr/a", b"x"),

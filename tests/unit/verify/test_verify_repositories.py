@@ -187,6 +187,11 @@ def other_suite(world: World, root: Path) -> None:
     shutil.copytree(root / APT, root / "apt/dists/jammy")
 
 
+def remove(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).unlink()
+
+
 def drop(pattern: str) -> Callable[[World, Path], None]:
     return lambda world, root: one(root, pattern).unlink()
 
@@ -276,7 +281,7 @@ ATTACKS = [
     Attack("an index without SHA-256", apt(lambda text: text.replace("SHA256:", "MD5Sum:")), "names no index", "release file"),
     Attack(
         "a missing index",
-        lambda world, root: [(root / INDEX).unlink(), (root / f"{INDEX}.gz").unlink()],
+        lambda world, root: remove(root, INDEX, f"{INDEX}.gz"),
         "Packages is named in dists/noble/InRelease and missing",
         "missing metadata",
     ),
