@@ -4,8 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=.venv/bin
 host_rooms="src/ckp/agent src/ckp/hostkit src/ckp/hosttool src/ckp/standalone src/ckp/verify"
-echo "lint: ruff";          $bin/ruff check src tests; $bin/ruff format --check -q src tests
-echo "lint: mypy";          $bin/mypy
+echo "lint: ruff";          $bin/ruff check .; $bin/ruff format --check -q .
+echo "lint: mypy, and that no file is left out"; $bin/python -m tests.lint_files
 echo "lint: import-linter"; PYTHONPATH=src $bin/lint-imports --no-cache | tail -n 3
 # What ships to hosts runs on RHEL 9's Python. (vermin reads it; where there is a 3.9, tests run it.)
 echo "lint: vermin";        $bin/vermin -q -t=3.9- --no-tips --eval-annotations $host_rooms src/ckp/__init__.py > /dev/null || $bin/vermin -t=3.9- --violations $host_rooms
