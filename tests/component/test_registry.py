@@ -20,20 +20,18 @@ from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ckp.catalog.load import Catalog, Chosen
 from ckp.cli.distribution.registry import mirror as mirror_command
 from ckp.cli.distribution.registry import prune as prune_command
 from ckp.cli.distribution.registry import sign as sign_command
 from ckp.clients.oci.registry import LAYER_ZSTD, BlobStore, Descriptor, Registry, fallback_tag, image_manifest
 from ckp.clients.signing.cosign import TAG, attest_image, sign_image, signature_tag, verify_image
-from ckp.distribution.builder.component import build_component
 from ckp.distribution.registries.mirror import mirror
 from ckp.distribution.registries.prune import prune
 from ckp.distribution.registries.server import RegistryServer
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, Conflict, VerificationFailed
 from ckp.kits.processes import Finished, run
-from tests.support.control_plane import built, free_port
+from tests.support.control_plane import built, built_test_tool, free_port
 
 pytestmark = pytest.mark.component
 
@@ -106,9 +104,7 @@ def target(program: Path, tmp_path: Path) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def cosign() -> Path:
-    catalog = Catalog()
-    lock = catalog.source("cosign", "v2.6.1")
-    return build_component(catalog, Chosen("cosign", lock), catalog.release("v1.35.1").stamp, print).binary("cosign")
+    return built_test_tool("cosign").binary("cosign")
 
 
 @pytest.fixture(scope="module")

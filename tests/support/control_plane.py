@@ -64,6 +64,13 @@ def built(role: str) -> Built:
     return build_component(catalog, catalog.choose(release, role, "lab"), release.stamp, print)
 
 
+def built_test_tool(component: str) -> Built:
+    """A program that only the tests use, from the cache (`make build-test` builds it beside the release); built now if it is not there."""
+    catalog = Catalog()
+    chosen = next(item for item in catalog.test_tools() if item.role == component)
+    return build_component(catalog, chosen, catalog.release("v1.35.1").stamp, print)
+
+
 def free_port() -> int:
     """A port that nobody listens on right now."""
     with socket.socket() as probe:

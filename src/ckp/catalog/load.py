@@ -107,6 +107,10 @@ class Catalog:
             return Chosen(role, self.source(stand_in.component, stand_in.version), stands_in_for=f"{role} {pin}")
         return Chosen(role, self.source(role, pin))
 
+    def test_tools(self) -> list[Chosen]:
+        """Programs that the tests judge a release by and that are no part of one (test-tools.toml)."""
+        return [Chosen(component, self.source(component, str(version))) for component, version in _read(self.root / "test-tools.toml").items()]
+
     def check(self, name: str) -> list[str]:
         """Everything that is wrong with a release: its file, the locks of all that it names, their toolchains. Nothing if all is in step."""
         try:

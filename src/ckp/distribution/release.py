@@ -138,13 +138,18 @@ class Distribution:
         roles = [*self.release.tools, *self.release.pins]
         return [self.catalog.choose(self.release, role, self.profile) for role in roles]
 
-    def build(self) -> None:
-        """Build every component that is not built."""
+    def build(self, also: Sequence[Chosen] = ()) -> None:
+        """Build every component that is not built.
+
+        Args:
+            also: programs that are no part of the release, built in the same schedule.
+        """
         components = self.chosen()
         for chosen in components:
             if chosen.stands_in_for:
                 self.say(f"STAND-IN: {chosen.source.component} {chosen.source.version} takes the place of {chosen.stands_in_for}, which is not served here")
-        self.built = build_all(self.catalog, components, self.release.stamp, self.say)
+        built = build_all(self.catalog, [*components, *also], self.release.stamp, self.say)
+        self.built = {chosen.role: built[chosen.role] for chosen in components}
         self.say(f"{len(components)} components of {self.release.stamp} are built")
 
     def pack(self, formats: Sequence[Format] = FORMATS) -> None:

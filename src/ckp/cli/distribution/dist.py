@@ -38,12 +38,12 @@ def dist() -> None:
     """Build, sign, publish, carry and verify the distribution."""
 
 
-def made(name: str, profile: Profile, registry_name: str, steps: Steps) -> Distribution:
-    """A release, made or found made: four steps."""
+def made(name: str, profile: Profile, registry_name: str, steps: Steps, *, test_tools: bool = False) -> Distribution:
+    """A release, made or found made: four steps. The tests' own tools are built beside it on request."""
     catalog = Catalog()
     release = Distribution(catalog, catalog.release(name), profile, steps.say)
     with steps.step("Building components from source"):
-        release.build()
+        release.build(also=catalog.test_tools() if test_tools else ())
     with steps.step("Packing and signing"):
         release.pack()
     with steps.step("Making images"):
@@ -58,9 +58,10 @@ def made(name: str, profile: Profile, registry_name: str, steps: Steps) -> Distr
 @click.argument("name", default=default_release)
 @PROFILE_OPTION
 @NAME_OPTION
-def dist_build(name: str, profile: Profile, registry_name: str) -> None:
+@click.option("--test-tools", is_flag=True, help="Build the programs that only the tests use as well (catalog/test-tools.toml).")
+def dist_build(name: str, profile: Profile, registry_name: str, test_tools: bool) -> None:
     """Build a release: programs, signed packages, images, bundles. What has not changed is not made again."""
-    release = made(name, profile, registry_name, Steps(4))
+    release = made(name, profile, registry_name, Steps(4), test_tools=test_tools)
     click.echo(f"\n{release.release.stamp}: {len(release.packages)} packages signed by {release.key.fingerprint}, {len(release.images)} images")
 
 
