@@ -7,7 +7,6 @@ machine's own package managers is read or written, and no network is used.
 from __future__ import annotations
 
 import http.server
-import os
 import re
 import shutil
 import subprocess
@@ -39,7 +38,7 @@ from tests.support.small_packages import OWNER, small_package
 pytestmark = [
     pytest.mark.component,
     pytest.mark.skipif(shutil.which("apt-get") is None or shutil.which("dnf") is None, reason="apt-get and dnf are needed; `make setup` installs them"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="dpkg and rpm install into a root only as root"),
+    pytest.mark.root("dpkg and rpm install into a root"),
 ]
 
 CODENAME = "bookworm"

@@ -29,7 +29,7 @@ from tests.support import release_packages
 from tests.support.release_packages import unsigned
 from tests.support.small_packages import small_package
 
-pytestmark = [pytest.mark.component, pytest.mark.skipif(os.geteuid() != 0, reason="changes of root need root")]
+pytestmark = [pytest.mark.component, pytest.mark.root("changes its root")]
 
 NODE = ("containerd", "kubernetes-cni", "cri-tools", "kubelet", "kubectl", "kubeadm")
 UNITS = "/usr/lib/systemd/system"
@@ -128,10 +128,7 @@ class Debian:
 
 @pytest.fixture
 def debian(tmp_path: Path) -> Debian:
-    lower = base.directory()
-    if not lower.is_dir():
-        pytest.skip("the lab's base is not made on this machine (ckp lab up makes it)")
-    host = Debian(lower, tmp_path / "debian")
+    host = Debian(base.ensure(print), tmp_path / "debian")
     host.folder.mkdir()
     host.write("/usr/local/sbin/systemctl", RECORDER, 0o755)
     host.sh("mkdir -p /run/systemd/system")

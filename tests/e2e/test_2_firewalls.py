@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +16,7 @@ from ckp.lab.lab import HostSpec, Lab, LabHost, LabNetwork
 from tests.support.host_snapshot import changes, snapshot
 from tests.support.lab_packages import install
 
-pytestmark = [pytest.mark.e2e, pytest.mark.skipif(os.geteuid() != 0, reason="boots whole hosts: needs root")]
+pytestmark = [pytest.mark.e2e, pytest.mark.root("boots whole hosts")]
 
 NETWORK = LabNetwork(bridge="ckpfire0", gateway="10.177.98.1")
 SPEC = HostSpec("walled", "10.177.98.10")

@@ -20,7 +20,7 @@ from ckp.kits.retry import wait_until
 from ckp.lab import cgroups
 from ckp.lab.lab import HostSpec, Lab, LabHost, LabNetwork
 
-pytestmark = [pytest.mark.e2e, pytest.mark.skipif(os.geteuid() != 0, reason="boots whole hosts: needs root")]
+pytestmark = [pytest.mark.e2e, pytest.mark.root("boots whole hosts")]
 
 NETWORK = LabNetwork(bridge="ckptest0", gateway="10.177.99.1")
 ONE = HostSpec("one", "10.177.99.10")

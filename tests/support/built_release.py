@@ -8,6 +8,7 @@ import pytest
 
 from ckp.catalog.load import Catalog
 from ckp.distribution.attest.builtrelease import BuiltRelease, open_built_release
+from tests.support.marks import needs
 
 RELEASE = "v1.35.1"
 
@@ -20,6 +21,7 @@ def _built() -> BuiltRelease:
 
 def built_release() -> BuiltRelease:
     """The release in the profile `lab`; skips the test if a component of it is not built."""
+    needs("release")
     built = _built()
     if built.missing:
         pytest.skip(f"needs the built release (make build): {', '.join(built.missing)} is not built")

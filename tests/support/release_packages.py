@@ -14,6 +14,7 @@ from ckp.distribution.packages.pack import Format, Package, Recipe, pack_unsigne
 from ckp.distribution.packages.versions import PACKAGES
 from ckp.kits import paths
 from ckp.kits.files import building_directory, exclusive, sha256_bytes, sha256_file
+from tests.support.marks import needs
 
 RELEASE = "v1.35.1"
 ROLES = ("kubernetes", "cni-plugins", "cri-tools", "containerd", "runc", "helm", "imgpkg", "nfpm")
@@ -25,6 +26,7 @@ CODE = ("rpm_payload", "pack", "debs", "licences", "completions")
 
 def built_release() -> dict[str, Built]:
     """The built components that packages are made of; skips where they are not built, which takes an hour."""
+    needs("release")
     catalog = Catalog()
     release = catalog.release(RELEASE)
     chosen = [catalog.choose(release, role, "lab") for role in ROLES]

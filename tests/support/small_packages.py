@@ -16,14 +16,20 @@ from ckp.distribution.packages.rpm import sign_rpm
 from ckp.kits import paths
 from ckp.kits.files import sha256_file
 from ckp.kits.processes import run
+from tests.support.marks import needs
 
 OWNER = "Coredge.io CKP packages <support@coredge.io>"
 MAINTAINER = "Coredge.io <support@coredge.io>"
 
 
-@cache
 def nfpm() -> Path:
     """A built nFPM: any serves, and it is built if there is none."""
+    needs("release")
+    return _nfpm()
+
+
+@cache
+def _nfpm() -> Path:
     found = sorted((paths.cache() / "builds").glob("nfpm-*/bin/nfpm"))
     if found:
         return found[-1]

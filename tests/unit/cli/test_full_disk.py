@@ -30,7 +30,7 @@ from ckp.kits.errors import CkpError
 from ckp.kits.files import atomic_write, sha256_file
 from ckp.kits.processes import ProcessFailed, run
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+pytestmark = pytest.mark.root("mounts a small disk")
 OWNER = "Coredge.io CKP packages <support@coredge.io>"
 DATA = random.Random(1).randbytes(3 << 20)
 """More than fits, packed or not."""

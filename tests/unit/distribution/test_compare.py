@@ -239,6 +239,7 @@ def module_zip(path: Path, files: Mapping[str, str]) -> Path:
     return path
 
 
+@pytest.mark.release
 def test_a_zips_hash_is_the_one_that_go_recorded() -> None:
     built = built_release()
     go = built.reader.go()
@@ -263,6 +264,7 @@ def test_files_that_differ_from_the_tree_are_named(tmp_path: Path) -> None:
     assert tree_differences(archive, tree) == ["data.txt", "sub/b.go", "added.go"]
 
 
+@pytest.mark.release
 def test_a_source_with_another_hash_is_refused() -> None:
     built = built_release()
     main = built.reader.program(built.program("static")).main
@@ -273,6 +275,7 @@ def test_a_source_with_another_hash_is_refused() -> None:
 # -- what is built -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("name", ["kubelet", "kube-apiserver", "etcd", "coredns", "runc", "crictl", "controller", "proxy-server", "cilium-agent", "clusterctl"])
 def test_a_program_of_the_release_is_upstreams(name: str) -> None:
     built = built_release()
@@ -283,6 +286,7 @@ def test_a_program_of_the_release_is_upstreams(name: str) -> None:
     assert len(found.about("module")) == len(build.modules) > 0
 
 
+@pytest.mark.release
 def test_kubernetes_differs_from_upstream_by_its_stamps_and_kubelets_cgo_alone() -> None:
     built = built_release()
     go = built.reader.go()
@@ -299,6 +303,7 @@ def run_command(*arguments: str) -> tuple[int, str]:
     return getattr(result.exception, "exit_code", 0) if result.exception else 0, result.stdout
 
 
+@pytest.mark.release
 def test_the_command_ends_with_code_3_when_something_differs(tmp_path: Path) -> None:
     built = built_release()
     code, text = run_command("--binary", "kubelet", "--upstream", str(built.program("kubelet").path))

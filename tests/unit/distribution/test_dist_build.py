@@ -205,7 +205,7 @@ def test_two_builds_at_once_make_it_once(proxy: ModuleProxy, catalog: Catalog) -
     assert said == ["found", "fresh"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+@pytest.mark.root("mounts a small disk")
 @pytest.mark.parametrize("size", ["4k", "100k"])
 def test_a_full_disk_is_said_as_such(proxy: ModuleProxy, catalog: Catalog, tmp_path: Path, size: str) -> None:
     """Full for our own files already, or for those of the go command."""

@@ -42,6 +42,7 @@ def need(program: str) -> None:
         pytest.skip(f"{program} is not installed (make setup), and only it can judge")
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("name", NAMES)
 def test_lintian_finds_no_error(built: dict[str, Built], key: SigningKey, tmp_path: Path, name: str) -> None:
     need("lintian")
@@ -59,6 +60,7 @@ def test_lintian_finds_no_error(built: dict[str, Built], key: SigningKey, tmp_pa
     assert re.search(r"^O: ", said, re.M), "it has looked: every package has a static program"
 
 
+@pytest.mark.release
 def test_rpmlint_finds_no_error(built: dict[str, Built], key: SigningKey, tmp_path: Path) -> None:
     need("rpmlint")
     files = []
@@ -71,6 +73,7 @@ def test_rpmlint_finds_no_error(built: dict[str, Built], key: SigningKey, tmp_pa
     assert "8 packages and 0 specfiles checked; 0 errors" in said
 
 
+@pytest.mark.release
 def test_rpmlint_looks_at_all(built: dict[str, Built], key: SigningKey, tmp_path: Path) -> None:
     """The same call finds what is wrong with an unsigned package: the filters let that through."""
     need("rpmlint")

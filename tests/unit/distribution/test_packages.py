@@ -103,6 +103,7 @@ UPSTREAM_FILES: dict[str, list[str]] = {
 """Where kubernetes/release (cmd/krel/templates/latest) and containerd's packages of Debian and Docker put what their users look for."""
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("name", NAMES)
 def test_files_lie_where_users_of_upstreams_packages_look_for_them(packed: Callable[[str, Format], Package], name: str, format: Format) -> None:
@@ -116,6 +117,7 @@ def test_files_lie_where_users_of_upstreams_packages_look_for_them(packed: Calla
     assert licence in found and str(Path(licence).parent / "THIRD_PARTY") in found
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("format", FORMATS)
 def test_no_two_packages_hold_the_same_file(packed: Callable[[str, Format], Package], format: Format) -> None:
     owners: dict[str, str] = {}
@@ -126,6 +128,7 @@ def test_no_two_packages_hold_the_same_file(packed: Callable[[str, Format], Pack
                 owners[path] = name
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(("format", "place"), [("deb", "/etc/default/kubelet"), ("rpm", "/etc/sysconfig/kubelet")])
 def test_the_drop_in_is_kubeadms_and_reads_the_file_that_the_kubelet_package_brings(
     packed: Callable[[str, Format], Package], format: Format, place: str
@@ -137,6 +140,7 @@ def test_the_drop_in_is_kubeadms_and_reads_the_file_that_the_kubelet_package_bri
     assert not [path for path in paths_of(packed("kubelet", format)) if path.endswith("10-kubeadm.conf")]
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(
     ("name", "deb", "rpm"),
     [("kubelet", "/etc/default/kubelet", "/etc/sysconfig/kubelet"), ("containerd", "/etc/containerd/config.toml", "/etc/containerd/config.toml")],
@@ -147,6 +151,7 @@ def test_what_the_owner_writes_into_a_configuration_is_kept(packed: Callable[[st
     assert [line.split() for line in flags.splitlines() if "c" in line.split()[-1] and line.split()[-1] != line.split()[0]][:1] == [[rpm, "cn"]]
 
 
+@pytest.mark.release
 def test_dependencies_are_those_of_upstream_and_what_kubeadm_looks_for(packed: Callable[[str, Format], Package]) -> None:
     kubelet = re.split(r",\s*", field(packed("kubelet", "deb"), "Depends"))
     assert {"iptables (>= 1.4.21)", "kubernetes-cni (>= 1.2.0)", "mount", "iproute2", "ethtool", "socat", "conntrack"} == set(kubelet)
@@ -159,6 +164,7 @@ def test_dependencies_are_those_of_upstream_and_what_kubeadm_looks_for(packed: C
     assert field(packed("containerd", "rpm"), "OBSOLETENEVRS") in ("", "(none)"), "a host with Docker must not lose its runtime by an upgrade"
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("name", NAMES)
 def test_they_say_who_made_them_and_nothing_of_the_machine(packed: Callable[[str, Format], Package], built: dict[str, Built], name: str) -> None:
     deb, rpm, version = packed(name, "deb"), packed(name, "rpm"), version_of(name, built)
@@ -170,6 +176,7 @@ def test_they_say_who_made_them_and_nothing_of_the_machine(packed: Callable[[str
     assert f"{version}\n" in field(rpm, "CHANGELOGNAME") + "\n"
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("name", ["kubelet", "ckp-agent"])
 def test_the_data_is_packed_by_zstd_and_what_the_agent_reads_by_gzip(packed: Callable[[str, Format], Package], name: str) -> None:
     members = debs.ar_members(packed(name, "deb").path.read_bytes())
@@ -193,6 +200,7 @@ def test_the_kubelet_is_never_started_or_restarted_by_its_package() -> None:
         assert not re.search(r"\b(re|try-re)?start\b", commands.replace("deb-systemd-invoke stop", "")), script
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_each_shell_can_read_its_completions(packed: Callable[[str, Format], Package], shell: Shell, tmp_path: Path) -> None:
     program = shutil.which(shell)
@@ -223,6 +231,7 @@ def test_a_program_without_completions_is_told_by_name(tmp_path: Path) -> None:
 # -- licences ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(
     ("name", "role", "program"), [("kubelet", "kubernetes", "kubelet"), ("containerd", "runc", "runc"), ("cri-tools", "cri-tools", "crictl")]
 )
@@ -241,6 +250,7 @@ def test_every_linked_module_is_listed_with_its_text(
     assert ("Module: std\nVersion: go" in listed) and "Redistribution and use in source and binary forms" in listed
 
 
+@pytest.mark.release
 def test_libraries_in_c_and_bundled_python_are_listed_too(packed: Callable[[str, Format], Package]) -> None:
     assert "Library: libseccomp" in (text := text_in(packed("containerd", "deb"), "/usr/share/doc/containerd/THIRD_PARTY"))
     assert "GNU LESSER GENERAL PUBLIC LICENSE" in text
@@ -315,6 +325,7 @@ def test_against_upstreams_the_same_version_is_newer_for_dpkg_and_older_for_rpm(
     assert rpm_compares([("1.35.2-ckp", "1.35.1-150500.1.1")]) == [1]
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(
     "version", ["", "1.35.1", "v1.35.1-ckp", "1.35.1-", "1.35.1-ckp-2", "1:1.35.1-ckp", "1.35.1_ckp", "1.35.1-CKP", "1.35.1-rc.1-ckp", "1.35.1-ckp\n"]
 )
@@ -345,6 +356,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     os.umask(before)
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("name", ["ckp-agent", "kubeadm"])
 def test_the_same_input_gives_the_same_bytes(
@@ -360,6 +372,7 @@ def test_the_same_input_gives_the_same_bytes(
     assert again.read_bytes() == packed(name, format).path.read_bytes()
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_signed_package_is_verified_and_found_again(built: dict[str, Built], key: SigningKey, format: Format) -> None:
     nfpm = built["nfpm"].binary("nfpm")
@@ -404,6 +417,7 @@ def test_a_recipe_that_cannot_be_is_refused_by_file_and_field(tmp_path: Path, mo
     assert "packaging/x/package.toml" in caught.value.brief and said in f"{caught.value}"
 
 
+@pytest.mark.release
 def test_an_rpm_s_payload_unpacks_below_where_one_stands(packed: Callable[[str, Format], Package], tmp_path: Path) -> None:
     """`rpm2cpio X | cpio -id` is how people look into an rpm; with absolute paths it would write into their own machine."""
     package = packed("kubelet", "rpm")

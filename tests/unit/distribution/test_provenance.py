@@ -176,6 +176,7 @@ def kinds(statement: dict[str, Any], kind: str) -> list[dict[str, Any]]:
     return [item for item in statement["predicate"]["buildDefinition"]["resolvedDependencies"] if item.get("annotations", {}).get("kind") == kind]
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("name", ["kubelet", "crictl", "runc"])
 def test_a_programs_provenance_names_all_that_decided_it(name: str) -> None:
     built = built_release()
@@ -200,6 +201,7 @@ def test_a_programs_provenance_names_all_that_decided_it(name: str) -> None:
     assert statement == provenance.binary_statement(built, program)
 
 
+@pytest.mark.release
 def test_the_flags_are_those_that_the_go_command_is_called_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ckp.distribution.builder import component as build
 
@@ -232,6 +234,7 @@ def with_sums(built: BuiltRelease, tmp_path: Path, change: Callable[[str], str])
     return replace(program, built=replace(program.built, chosen=chosen))
 
 
+@pytest.mark.release
 def test_a_module_that_is_not_what_the_lock_pins_is_named(tmp_path: Path) -> None:
     built = built_release()
     program = with_sums(built, tmp_path, lambda text: text.replace("k8s.io/api v0.35.1 h1:", "k8s.io/api v0.35.1 h1:A"))
@@ -239,6 +242,7 @@ def test_a_module_that_is_not_what_the_lock_pins_is_named(tmp_path: Path) -> Non
         provenance.binary_statement(built, program)
 
 
+@pytest.mark.release
 def test_a_module_that_the_lock_does_not_have_is_named(tmp_path: Path) -> None:
     built = built_release()
     program = with_sums(built, tmp_path, lambda text: "".join(line for line in text.splitlines(keepends=True) if not line.startswith("k8s.io/api ")))
@@ -272,6 +276,7 @@ def test_a_deb_is_the_same_whoever_signs_it(tmp_path: Path, signers: list[Signin
         assert unsigned_sha256(signed) == hashlib.sha256(plain.read_bytes()).hexdigest() == unsigned_sha256(plain)
 
 
+@pytest.mark.release
 def test_an_rpm_is_the_same_whoever_signs_it(tmp_path: Path, signers: list[SigningKey]) -> None:
     from ckp.distribution.packages.rpm import sign_rpm
 
@@ -300,6 +305,7 @@ def test_what_is_no_package_is_refused(tmp_path_factory: pytest.TempPathFactory,
             unsigned_sha256(path)
 
 
+@pytest.mark.release
 def test_a_packages_provenance_has_it_signed_and_unsigned(tmp_path: Path, signers: list[SigningKey]) -> None:
     built = built_release()
     plain = plain_deb(tmp_path)
@@ -310,6 +316,7 @@ def test_a_packages_provenance_has_it_signed_and_unsigned(tmp_path: Path, signer
     assert [item["digest"]["sha256"] for item in statement["subject"]] == [package.sha256, hashlib.sha256(plain.read_bytes()).hexdigest()]
 
 
+@pytest.mark.release
 def test_an_images_provenance_names_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = built_release()
     monkeypatch.setenv("CKP_CACHE", str(tmp_path / "cache"))
@@ -319,6 +326,7 @@ def test_an_images_provenance_names_its_recipe(tmp_path: Path, monkeypatch: pyte
     assert [(item["name"], item["digest"]["sha256"]) for item in found] == [("packaging/images/coredns.toml", sha256_file(recipe))]
 
 
+@pytest.mark.release
 def test_a_bundles_provenance_goes_down_to_modules_and_names_packages_and_images(tmp_path: Path) -> None:
     built = built_release()
     package = Package("small", "1", plain_deb(tmp_path), hashlib.sha256((tmp_path / "small.deb").read_bytes()).hexdigest())

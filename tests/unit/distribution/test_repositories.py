@@ -33,6 +33,7 @@ from ckp.kits.files import sha256_file
 from tests.simulators.clock import ManualClock
 from tests.support.small_packages import OWNER, small_package
 
+pytestmark = pytest.mark.release
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 CODENAMES = ("bookworm", "jammy", "noble")
 

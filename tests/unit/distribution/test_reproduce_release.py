@@ -24,6 +24,7 @@ from tests.support import small_release
 from tests.support.small_packages import nfpm
 from tests.support.small_release import RELEASE
 
+pytestmark = pytest.mark.release
 SCRIPT = Path(small_release.__file__)
 MADE_AGAIN = {
     *(("package", f"{name}.{kind}") for name in ("kubelet", "kubectl", "ckp-agent") for kind in ("deb", "rpm")),

@@ -221,6 +221,7 @@ def test_every_locked_python_package_has_its_hashes() -> None:
 # -- what is built -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("name", ["kubelet", "coredns", "crictl", "runc", "cilium-agent"])
 def test_a_programs_document_has_each_module_that_the_go_tool_sees(name: str) -> None:
     built = built_release()
@@ -236,18 +237,21 @@ def test_a_programs_document_has_each_module_that_the_go_tool_sees(name: str) ->
     assert document["metadata"]["component"]["hashes"] == [{"alg": "SHA-256", "content": hashlib.sha256(item.path.read_bytes()).hexdigest()}]
 
 
+@pytest.mark.release
 def test_every_program_of_the_release_has_a_valid_document() -> None:
     built = built_release()
     for item in built.programs.values():
         must_be_valid(sbom.binary_sbom(built, item))
 
 
+@pytest.mark.release
 def test_what_is_no_go_program_is_refused() -> None:
     built = built_release()
     with pytest.raises(InvalidInput, match="/bin/sh is not a Go program with build info"):
         sbom.path_sbom(built.reader, Path("/bin/sh"))
 
 
+@pytest.mark.release
 def test_any_go_program_can_be_looked_at() -> None:
     built = built_release()
     document = sbom.path_sbom(built.reader, built.reader.go())
@@ -292,6 +296,7 @@ def make_rpm(folder: Path, built: BuiltRelease) -> Package:
     return Package("small", "1.0-ckp", folder / "small.rpm", hashlib.sha256(data).hexdigest(), "rpm")
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("make", [make_deb, make_rpm])
 def test_a_packages_document_has_its_files_its_programs_modules_and_what_it_depends_on(tmp_path: Path, make: Any) -> None:
     built = built_release()
@@ -311,6 +316,7 @@ def make_image(built: BuiltRelease) -> Image:
     return Image("small", "v1", (debian_like_layer(), file_layer([Entry("/static", program(built, "static").path, 0o755)])), ("/static",))
 
 
+@pytest.mark.release
 def test_an_images_document_goes_from_layers_to_packages_and_modules(private_cache: Path) -> None:
     built = built_release_elsewhere(private_cache)
     image = make_image(built)
@@ -343,6 +349,7 @@ def built_release_elsewhere(cache: Path) -> BuiltRelease:
     return built
 
 
+@pytest.mark.release
 def test_a_bundles_document_has_its_packages_with_all_that_is_in_them(tmp_path: Path, private_cache: Path) -> None:
     built = built_release_elsewhere(private_cache)
     package, image = make_deb(tmp_path, built), make_image(built)
@@ -363,6 +370,7 @@ def test_a_bundles_document_has_its_packages_with_all_that_is_in_them(tmp_path: 
         sbom.bundle_sbom(built, bundle, [], [image])
 
 
+@pytest.mark.release
 def test_a_document_is_made_once(private_cache: Path) -> None:
     built = built_release_elsewhere(private_cache)
     image = make_image(built)

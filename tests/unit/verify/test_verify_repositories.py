@@ -20,9 +20,12 @@ from ckp.verify.repositories.check import verify_repository
 from tests.support.small_packages import small_package
 from tests.support.spoilt_packages import GpgKey, signing_key, snapshot
 
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("apt-ftparchive") and shutil.which("createrepo_c")), reason="apt-utils or createrepo-c is not installed (make setup installs them)"
-)
+pytestmark = [
+    pytest.mark.release,
+    pytest.mark.skipif(
+        not (shutil.which("apt-ftparchive") and shutil.which("createrepo_c")), reason="apt-utils or createrepo-c is not installed (make setup installs them)"
+    ),
+]
 APT, DNF = "apt/dists/noble", "rpm/el9/v1.35/x86_64"
 INDEX = f"{APT}/v1.35/binary-amd64/Packages"
 
