@@ -21,6 +21,7 @@ from ckp.kits import paths
 from ckp.kits.clock import human_duration, parse_rfc3339
 from ckp.kits.processes import run
 from ckp.site.install import LAB_OS, REGISTRY_ADDRESS, Site
+from tests.support.checkout import REPO
 
 NAMESPACE = "ckp-default-default"
 RELEASE = "v1.35.1"
@@ -34,7 +35,7 @@ AIMS = {
 def ckp(*arguments: str) -> tuple[str, float]:
     """Run the command; its output and its seconds."""
     started = time.monotonic()
-    done = run([paths.REPO / "ckp", *arguments], timeout=3600)
+    done = run([REPO / "ckp", *arguments], timeout=3600)
     return done.stdout + done.stderr, time.monotonic() - started
 
 
@@ -147,7 +148,7 @@ def write(rows: dict[str, str], steps: list[tuple[str, str]], warm: float, creat
     """docs/benchmarks.md."""
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "?")
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=paths.REPO).stdout.strip()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=REPO).stdout.strip()
     lines = [
         "# Benchmarks",
         "",
@@ -176,9 +177,9 @@ def write(rows: dict[str, str], steps: list[tuple[str, str]], warm: float, creat
     lines += [f"| {title} | {took} |" for title, took in steps]
     lines += ["", "## Building from source, each component as it was built into this cache", "| component | seconds | programs, MB |"]
     lines += ["| --- | --- | --- |", *(f"| {name} | {seconds:.0f} | {size:.0f} |" for name, seconds, size in builds())]
-    notes = paths.REPO / "docs" / "benchmarks-notes.md"
+    notes = REPO / "docs" / "benchmarks-notes.md"
     lines += ["", notes.read_text().rstrip()] if notes.exists() else []
-    (paths.REPO / "docs" / "benchmarks.md").write_text("\n".join(lines) + "\n")
+    (REPO / "docs" / "benchmarks.md").write_text("\n".join(lines) + "\n")
     print("bench: docs/benchmarks.md is written")
 
 

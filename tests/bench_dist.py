@@ -32,6 +32,7 @@ from ckp.distribution.builder.toolchain import ensure_toolchain, go_environment
 from ckp.kits import paths
 from ckp.kits.clock import human_duration
 from ckp.kits.processes import run
+from tests.support.checkout import REPO
 
 RELEASE = "v1.35.1"
 SOME = ("runc", "imgpkg", "cni-plugins", "coredns")
@@ -107,7 +108,7 @@ def editable(catalog: Catalog, source: Source, folder: Path) -> tuple[Source, Pa
 
 def ckp(*arguments: str) -> float:
     """Seconds of a command."""
-    return timed(lambda: run([paths.REPO / "ckp", *arguments], timeout=3600))
+    return timed(lambda: run([REPO / "ckp", *arguments], timeout=3600))
 
 
 def whole() -> list[tuple[str, float]]:
@@ -180,7 +181,7 @@ def main(wanted: list[str]) -> None:
         "| --- | --- |",
         *(f"| {item['component']} {item['version']} | {item['seconds']:.0f} |" for item in built),
     ]
-    (paths.REPO / "docs" / "benchmarks-distribution.md").write_text("\n".join(lines) + "\n")
+    (REPO / "docs" / "benchmarks-distribution.md").write_text("\n".join(lines) + "\n")
     print("bench: docs/benchmarks-distribution.md is written")
 
 

@@ -34,9 +34,9 @@ from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconcile
 from ckp.controllers.lifecycle.deletion import DeletionReconciler
 from ckp.controllers.providers.byo.machine import ByoMachineReconciler
 from ckp.kits.clock import SystemClock
-from ckp.kits.paths import REPO
 from ckp.rules.conditions import get_condition
 from ckp.runtime.informer import Informer
+from tests.support.checkout import REPO
 
 pytestmark = pytest.mark.component
 

@@ -38,9 +38,9 @@ from ckp.hub.identity import HostCa, HostId, channel_context
 from ckp.hub.replicas import Replicas
 from ckp.hub.sessions.server import PATH, AgentServer
 from ckp.kits.clock import SystemClock, rfc3339
-from ckp.kits.paths import REPO
 from ckp.kits.retry import wait_until_async
 from ckp.runtime.informer import Informer
+from tests.support.checkout import REPO
 from tests.support.control_plane import TestControlPlane
 from tests.worlds.compass import RELEASES, cluster_body, facts, make_csr
 from tests.worlds.tls import client_context, make_authority, make_leaf, write_pair

@@ -31,6 +31,7 @@ from ckp.distribution.registries.server import RegistryServer
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, Conflict, VerificationFailed
 from ckp.kits.processes import Finished, run
+from tests.support.checkout import REPO
 from tests.support.control_plane import built, built_test_tool, free_port
 
 pytestmark = pytest.mark.component
@@ -387,7 +388,7 @@ def test_a_mirror_that_is_killed_goes_on_and_shows_no_tag_too_early(source: Serv
         "mirror(a, b, [('kill/big', 'v1')], print, image_key=Path(sys.argv[5]).read_bytes())\n"
     )
     argv = [sys.executable, "-c", script, source.client.address, str(source.ca), target.client.address, str(target.ca), str(key.public_file)]
-    env = {**os.environ, "PYTHONPATH": str(paths.REPO / "src")}
+    env = {**os.environ, "PYTHONPATH": str(REPO / "src")}
     killed = 0
     for pause in (0.05, 0.1, 0.2, 0.3):
         child = subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL)

@@ -21,6 +21,7 @@ from ckp.kits.files import exclusive, sha256_bytes, sha256_file
 from ckp.verify.bundle import Package as Listed
 from ckp.verify.bundle import write_manifest
 from tests.support.bundle_lists import bundle_list
+from tests.support.checkout import REPO
 
 RELEASE = "v1.35.1"
 ROLE = "cni-plugins"
@@ -42,7 +43,7 @@ class World:
 
 def small_catalog(root: Path) -> Catalog:
     """The catalog, with two programs of the CNI plugins only, and our stamp in them."""
-    shutil.copytree(paths.REPO / "catalog", root)
+    shutil.copytree(REPO / "catalog", root)
     lock = next((root / "sources" / ROLE).iterdir()) / "source.toml"
     text = lock.read_text()
     programs = [part for part in re.findall(r"\[\[binaries\]\][^[]*", text) if re.search(r'name = "(static|host-local)"', part)]

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ckp.api.crds import all_crds
-from ckp.kits.paths import REPO
+from tests.support.checkout import REPO
 
 pytestmark = pytest.mark.contract
 CRDS = {crd["spec"]["names"]["kind"]: crd for crd in all_crds()}

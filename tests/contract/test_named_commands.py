@@ -18,8 +18,8 @@ import pytest
 
 from ckp.agent.main import parser as agent_parser
 from ckp.cli.main import root
-from ckp.kits.paths import REPO
 from ckp.standalone.command import parser as standalone_parser
+from tests.support.checkout import REPO
 
 pytestmark = pytest.mark.contract
 

@@ -17,10 +17,10 @@ from pydantic import BaseModel, TypeAdapter
 
 from ckp.agent import messages
 from ckp.api import host_protocol
-from ckp.kits import paths
+from tests.support.checkout import REPO
 
 pytestmark = pytest.mark.contract
-OLDER = [json.loads((paths.REPO / f"tests/contract/protocol-{version}.json").read_text()) for version in ("0.1.0", "0.2.0")]
+OLDER = [json.loads((REPO / f"tests/contract/protocol-{version}.json").read_text()) for version in ("0.1.0", "0.2.0")]
 FRAMES = [(frame["kind"], frame["text"]) for older in OLDER for frame in older["frames"]]
 TO_HUB = ("EnrolmentRequest", "Hello", "Report", "Renewal")
 TO_AGENT = ("EnrolmentTicket", "EnrolmentStatus", "Desired", "RenewalDue", "IssuedCertificate")

@@ -16,11 +16,11 @@ import pytest
 from ckp.catalog.load import Catalog
 from ckp.cli.up import kubeconfig_path
 from ckp.distribution.release import Distribution
-from ckp.kits import paths
 from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
 from ckp.lab.lab import Lab
 from ckp.site.install import LAB_OS, REGISTRY_ADDRESS, Site
+from tests.support.checkout import REPO
 
 RELEASE = "v1.35.1"
 STAMP = "v1.35.1-ckp"
@@ -30,7 +30,7 @@ UP_TIMEOUT = 4500.0
 
 def ckp(*arguments: str, timeout: float = 300, check: bool = True) -> Finished:
     """The command itself, as a person runs it."""
-    return run([paths.REPO / "ckp", *arguments], timeout=timeout, check=check, what=f"ckp {' '.join(arguments)}")
+    return run([REPO / "ckp", *arguments], timeout=timeout, check=check, what=f"ckp {' '.join(arguments)}")
 
 
 @dataclass
@@ -68,7 +68,7 @@ def stream(command: list[str], timeout: float) -> str:
     """Run it, showing what it says as it comes (CI must see where it is), and return all of it."""
     started = time.monotonic()
     said: list[str] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=paths.REPO) as child:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPO) as child:
         assert child.stdout is not None
         for line in child.stdout:
             print(f"  {time.monotonic() - started:6.1f}s {line}", end="", flush=True)
@@ -88,7 +88,7 @@ def world(pytestconfig: pytest.Config) -> Iterator[World]:
     try:
         with capture.global_and_fixture_disabled():
             print("\nthe main job: ckp up")
-            output = stream([str(paths.REPO / "ckp"), "up", "--release", RELEASE, "--workers", str(WORKERS)], UP_TIMEOUT)
+            output = stream([str(REPO / "ckp"), "up", "--release", RELEASE, "--workers", str(WORKERS)], UP_TIMEOUT)
         catalog = Catalog()
         dist = Distribution(catalog, catalog.release(RELEASE), "lab", lambda _line: None)
         dist.build()
@@ -105,7 +105,7 @@ def world(pytestconfig: pytest.Config) -> Iterator[World]:
 
 def collect() -> None:
     """Keep what a failure is understood by, before the lab goes: pods and agents' journals, in build/e2e."""
-    target = Path(paths.REPO / "build" / "e2e")
+    target = Path(REPO / "build" / "e2e")
     target.mkdir(parents=True, exist_ok=True)
     for host in Lab().hosts():
         if host.running:

@@ -17,6 +17,7 @@ from ckp.kits.files import exclusive
 from ckp.kits.processes import run
 from ckp.lab.lab import Lab
 from tests.e2e.conftest import STAMP, WORKERS, ckp, stream
+from tests.support.checkout import REPO
 
 NAMESPACE = "ckp-airgap"
 EXPORT_SECONDS = 900.0
@@ -45,7 +46,7 @@ def island(tmp_path_factory: pytest.TempPathFactory, archive: Path) -> Iterator[
     run(["nsenter", f"--net=/run/netns/{NAMESPACE}", "ip", "link", "set", "lo", "up"], timeout=30)
     ckp("keys", "export", "--binary", str(home / "maker.gpg"))
     checkout = home / "checkout"
-    shutil.copytree(paths.REPO, checkout, symlinks=True, ignore=shutil.ignore_patterns(".venv", ".git", "build", "__pycache__", ".*_cache", ".hypothesis"))
+    shutil.copytree(REPO, checkout, symlinks=True, ignore=shutil.ignore_patterns(".venv", ".git", "build", "__pycache__", ".*_cache", ".hypothesis"))
     environment = {"CKP_CACHE": str(home / "cache"), "CKP_KEYS": str(home / "keys"), "XDG_CONFIG_HOME": str(home / "config"), "GOPROXY": "off"}
     try:
         yield {**environment, "KEYRING": str(home / "maker.gpg"), "CHECKOUT": str(checkout)}
@@ -70,9 +71,9 @@ def test_there_is_no_way_out(island: dict[str, str]) -> None:
 
 def test_a_stranger_s_keyring_is_refused_before_anything_is_unpacked(island: dict[str, str], archive: Path, tmp_path: Path) -> None:
     stranger = tmp_path / "keys"
-    run([paths.REPO / "ckp", "keys", "make"], env={"CKP_KEYS": str(stranger)}, timeout=60)
+    run([REPO / "ckp", "keys", "make"], env={"CKP_KEYS": str(stranger)}, timeout=60)
     done = run(
-        [paths.REPO / "ckp", "dist", "import", archive, "--keyring", stranger / "trusted.gpg"], env={"CKP_CACHE": str(tmp_path / "c")}, timeout=300, check=False
+        [REPO / "ckp", "dist", "import", archive, "--keyring", stranger / "trusted.gpg"], env={"CKP_CACHE": str(tmp_path / "c")}, timeout=300, check=False
     )
     assert done.code == 3
     assert "not trusted here" in done.stderr

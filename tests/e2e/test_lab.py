@@ -19,6 +19,7 @@ from ckp.kits.processes import ProcessFailed, run
 from ckp.kits.retry import wait_until
 from ckp.lab import cgroups
 from ckp.lab.lab import HostSpec, Lab, LabHost, LabNetwork
+from tests.support.checkout import REPO
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root("boots whole hosts")]
 
@@ -231,7 +232,7 @@ def test_a_killed_start_is_made_good_by_the_next(lab: Lab, booted: dict[str, Lab
         "from pathlib import Path; from ckp.lab.lab import *; "
         f"Lab(Path({str(lab.root)!r}), LabNetwork({NETWORK.bridge!r}, {NETWORK.gateway!r})).ensure_host(HostSpec({spec.name!r}, {spec.address!r}))"
     )
-    victim = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(paths.REPO / "src")})
+    victim = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(REPO / "src")})
     time.sleep(moment)
     victim.kill()
     victim.wait()

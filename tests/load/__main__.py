@@ -18,10 +18,10 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from ckp.kits import paths
 from tests.load import world
 from tests.load.kubeapi import KubeApi
 from tests.load.page import Figures, spread, write
+from tests.support.checkout import REPO
 
 PROCESSES = 2
 
@@ -43,9 +43,9 @@ class Crowd:
             await self._start(url, str(top / "hosts"), str(first), str(last), str(begin), str(seconds))
 
     async def _start(self, *arguments: str) -> None:
-        env = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{paths.REPO / 'src'}:{paths.REPO}"}
+        env = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{REPO / 'src'}:{REPO}"}
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.load.agents", *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, cwd=paths.REPO, limit=1 << 20
+            sys.executable, "-m", "tests.load.agents", *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, cwd=REPO, limit=1 << 20
         )
         self._children.append(child)
         self._readers.append(asyncio.ensure_future(self._read(child)))
@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--settle", type=float, default=25.0)
     parser.add_argument("--pause", type=float, default=60.0, help="seconds between two changes, while the agents work on the last one")
     parser.add_argument("--within", type=float, default=300.0, help="seconds after which nobody waits any longer for those of --storm")
-    parser.add_argument("--output", type=Path, default=paths.REPO / "docs" / "benchmarks-hub.md")
+    parser.add_argument("--output", type=Path, default=REPO / "docs" / "benchmarks-hub.md")
     parser.add_argument("--json", type=Path, help="the figures as JSON as well")
     options = parser.parse_args()
     figures = asyncio.run(run(options))

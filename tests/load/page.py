@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckp.kits import paths
+from tests.support.checkout import REPO
 
 
 @dataclass
@@ -65,7 +65,7 @@ def write(figures: Figures, target: Path) -> None:
     """docs/benchmarks-hub.md."""
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "?")
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=paths.REPO).stdout.strip()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=REPO).stdout.strip()
     each = (figures.rss_connected - figures.rss_empty) * 1e3 / max(1, figures.connected)
     slowest = max((change.get("p99", 0.0) for change in figures.changes.values()), default=0.0)
     told = figures.recovery
@@ -150,6 +150,6 @@ def write(figures: Figures, target: Path) -> None:
             f"| resident: at the end, and at the most | {figures.storm_rss:.0f} MB, {figures.storm_rss_peak:.0f} MB |",
             f"| hosts that were marked offline | {figures.storm_offline} |",
         ]
-    notes = paths.REPO / "docs" / "benchmarks-hub-notes.md"
+    notes = REPO / "docs" / "benchmarks-hub-notes.md"
     lines += ["", notes.read_text().rstrip()] if notes.exists() else []
     target.write_text("\n".join(lines) + "\n")

@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ckp.api import kinds, names
 from ckp.api.host_protocol import BundleRef, Desired, JoinFile, Membership
 from ckp.hub.identity import HostId
-from ckp.kits import paths
 from tests.simulators.kube import KubeSimulator
+from tests.support.checkout import REPO
 from tests.worlds.tls import Authority, make_authority, make_leaf, serial_of, write_pair
 
 TENANT = "ckp-default-default"
@@ -135,7 +135,7 @@ class Hub:
         )
         self._env = {
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(paths.REPO / "src"),
+            "PYTHONPATH": str(REPO / "src"),
             "KUBECONFIG": str(kubeconfig),
             "HUB_TLS_CERT": str(site.server[0]),
             "HUB_TLS_KEY": str(site.server[1]),
@@ -165,7 +165,7 @@ class Hub:
     def start(self) -> None:
         """Start the process; it is not ready yet when this returns."""
         with self._log.open("ab") as log:
-            self._child = subprocess.Popen([*(self.prefix or [sys.executable]), "-m", "ckp.hub"], env=self._env, stdout=log, stderr=log, cwd=paths.REPO)
+            self._child = subprocess.Popen([*(self.prefix or [sys.executable]), "-m", "ckp.hub"], env=self._env, stdout=log, stderr=log, cwd=REPO)
 
     def kill(self) -> None:
         """As a power cut ends it."""

@@ -32,13 +32,13 @@ class Chosen:
 
 
 class Catalog:
-    """The catalog below `root` (default: the checkout's own).
+    """The catalog below `root` (default: the one that belongs to this code).
 
-    Every read raises InvalidInput naming the file and field when the data is malformed, leaves the compatibility matrix, or does not hold together.
+    Every read raises InvalidInput naming the file and field when the data is malformed, outside the compatibility matrix, or inconsistent.
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root or paths.REPO / "catalog"
+        self.root = root or paths.data("catalog")
 
     def names(self) -> list[str]:
         """Names of all releases, oldest first."""

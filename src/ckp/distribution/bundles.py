@@ -90,7 +90,7 @@ def read_bundle_recipe() -> BundleRecipe:
 
 
 def _recipe_file() -> Path:
-    return paths.REPO / "packaging" / "bundle" / "bundle.toml"
+    return paths.data("packaging", "bundle", "bundle.toml")
 
 
 def make_bundle(

@@ -49,7 +49,7 @@ class Management:
 
     def foundation(self) -> list[Obj]:
         """Namespaces and priority classes, which all other groups need."""
-        return _load((paths.REPO / "deploy" / FOUNDATION).read_text())
+        return _load(paths.data("deploy", FOUNDATION).read_text())
 
     def cert_manager(self) -> list[Obj]:
         """cert-manager from its own chart, set to delete a Certificate's Secret with the Certificate.
@@ -124,7 +124,7 @@ class Management:
         """
         known = {"PLATFORM_IMAGE": self.image("ckp-platform"), "ADDONS_IMAGE": self.image("ckp-addons"), **settings}
         objects = all_crds()
-        for path in sorted((paths.REPO / "deploy").glob("*.yaml")):
+        for path in sorted(paths.data("deploy").glob("*.yaml")):
             if path.name == FOUNDATION:
                 continue
             objects += _load(fill(path.read_text(), known, f"deploy/{path.name}"))

@@ -24,11 +24,11 @@ from ckp.distribution.images.layers import Entry, file_layer
 from ckp.distribution.packages.pack import Data, Package, Recipe, make_package
 from ckp.distribution.repositories.publish import Repositories
 from ckp.distribution.repositories.site import take_repositories
-from ckp.kits import paths
 from ckp.kits.disks import DiskFull, is_full, naming_full_disk
 from ckp.kits.errors import CkpError
 from ckp.kits.files import atomic_write, sha256_file
 from ckp.kits.processes import ProcessFailed, run
+from tests.support.checkout import REPO
 
 pytestmark = pytest.mark.root("mounts a small disk")
 OWNER = "Coredge.io CKP packages <support@coredge.io>"
@@ -178,7 +178,7 @@ def test_the_command_says_it_and_ends_with_1(small: Path, tmp_path: Path, member
     """As people run it: the look at the free space comes first, and tells a disk that is too small before anything is written."""
     write_archive(tmp_path / "release.ckp", {}, members, key, quiet)
     argv: list[str | Path] = [sys.executable, "-m", "ckp.cli.main", "dist", "import", tmp_path / "release.ckp", "--keyring", key.keyring]
-    done = subprocess.run(argv, env={**os.environ, "CKP_CACHE": str(small), "PYTHONPATH": str(paths.REPO / "src")}, capture_output=True, text=True, check=False)
+    done = subprocess.run(argv, env={**os.environ, "CKP_CACHE": str(small), "PYTHONPATH": str(REPO / "src")}, capture_output=True, text=True, check=False)
     assert (done.returncode, "are needed below" in done.stderr, "Traceback" in done.stderr) == (1, True, False)
     assert left(small) == []
 

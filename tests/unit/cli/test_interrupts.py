@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from ckp.kits import paths, stopping
+from ckp.kits import stopping
 from ckp.kits.files import exclusive
 from ckp.kits.processes import run
 from ckp.kits.stopping import Interrupted, pool
+from tests.support.checkout import REPO
 from tests.support.said import BUILDING
 
 GO = """#!/bin/sh
@@ -55,13 +56,13 @@ class Build:
         self.cache, self.begun, self.temporary = root / "cache", root / "begun", root / "tmp"
         self.begun.mkdir()
         self.temporary.mkdir()
-        for version, data in tomllib.loads((paths.REPO / "catalog" / "toolchains.toml").read_text()).items():
+        for version, data in tomllib.loads((REPO / "catalog" / "toolchains.toml").read_text()).items():
             go = self.cache / "go" / "mod" / "golang.org" / f"toolchain@v0.0.1-go{version}.linux-amd64" / "bin" / "go"
             go.parent.mkdir(parents=True)
             go.write_text(GO)
             go.chmod(0o755)
             (self.cache / "go" / f"toolchain-{version}.verified").write_text(data["sum"])
-        own = {"CKP_CACHE": self.cache, "CKP_KEYS": root / "keys", "BEGUN": self.begun, "TMPDIR": self.temporary, "PYTHONPATH": paths.REPO / "src"}
+        own = {"CKP_CACHE": self.cache, "CKP_KEYS": root / "keys", "BEGUN": self.begun, "TMPDIR": self.temporary, "PYTHONPATH": REPO / "src"}
         self.child = subprocess.Popen(
             # A shell starts its background jobs with SIGINT ignored, and a command that is started so rightly does not listen to it.
             ["env", "--default-signal=INT", sys.executable, "-m", "ckp.cli.main", "dist", "build", "v1.35.1", "--profile", "lab"],

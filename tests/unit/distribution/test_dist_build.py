@@ -22,6 +22,7 @@ from ckp.distribution.builder.component import build_component
 from ckp.distribution.builder.schedule import build_all, parallel_builds
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, InvalidInput, VerificationFailed
+from tests.support.checkout import REPO
 from tests.support.module_proxy import Module, ModuleProxy, serving
 
 GO = "1.25.6"
@@ -176,7 +177,7 @@ print("fresh" if built.fresh else "found", flush=True)
 
 
 def child(catalog: Catalog, *prefix: str, **environment: str) -> subprocess.Popen[str]:
-    env = {**os.environ, "PYTHONPATH": str(paths.REPO / "src"), **environment}
+    env = {**os.environ, "PYTHONPATH": str(REPO / "src"), **environment}
     return subprocess.Popen(
         [*prefix, sys.executable, "-c", CHILD, catalog.root], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

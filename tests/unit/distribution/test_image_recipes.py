@@ -16,13 +16,14 @@ from ckp.clients.oci.registry import Descriptor
 from ckp.distribution import bundles
 from ckp.distribution.builder.component import Built
 from ckp.distribution.bundles import PLATFORM_IMAGES, packed_chart, read_bundle_recipe
-from ckp.distribution.images import make
+from ckp.distribution.images import make, pause
 from ckp.distribution.images.layers import Entry, Layer
 from ckp.distribution.images.make import Image, ImageBuilder
 from ckp.distribution.images.recipes import AGENT, CKP, read_images
 from ckp.distribution.packages.pack import Format, Package
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
+from tests.support.checkout import REPO
 
 RELEASE = "v1.35.1"
 EXPECTED = json.loads((Path(__file__).parent / "images.json").read_text())
@@ -40,7 +41,7 @@ def described(lines: Sequence[str]) -> Layer:
 
 
 def entry_line(entry: Entry) -> str:
-    source = f"-> {entry.link}" if entry.link else str(entry.source or "").removeprefix(f"{BUILT}/").removeprefix(str(paths.REPO))
+    source = f"-> {entry.link}" if entry.link else str(entry.source or "").removeprefix(f"{BUILT}/").removeprefix(str(REPO))
     return f"{entry.target} {entry.mode:04o} {source}".rstrip()
 
 
@@ -53,7 +54,7 @@ def described_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(make, "platform_code", lambda: Path("/made/code"))
     monkeypatch.setattr(make, "platform_tag", lambda: "v0-ckp")
     monkeypatch.setattr(make, "python_site", lambda name: Path(f"/made/python-{name}"))
-    monkeypatch.setattr(make.pause, "build", lambda source, tag: Path("/made/pause"))
+    monkeypatch.setattr(pause, "build", lambda source, tag: Path("/made/pause"))
 
 
 def components(release: Release, profile: Profile) -> dict[str, Built]:
@@ -96,7 +97,7 @@ def test_images_of_ckps_own_code_are_those_that_no_bundle_names() -> None:
 
 
 def test_an_image_knows_the_files_that_describe_it() -> None:
-    folder = paths.REPO / "packaging" / "images"
+    folder = REPO / "packaging" / "images"
     assert images()["cilium"].recipe == (folder / "cilium.toml", folder / "debian" / "network.toml")
 
 
@@ -118,9 +119,9 @@ def test_what_only_some_releases_have_is_a_component_that_the_catalog_knows() ->
 @pytest.fixture
 def packaging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of `packaging/` that a test may change."""
-    shutil.copytree(paths.REPO / "packaging", tmp_path / "packaging")
-    shutil.copytree(paths.REPO / "catalog", tmp_path / "catalog")
-    monkeypatch.setattr(paths, "REPO", tmp_path)
+    shutil.copytree(REPO / "packaging", tmp_path / "packaging")
+    shutil.copytree(REPO / "catalog", tmp_path / "catalog")
+    monkeypatch.setattr(paths, "checkout", lambda: tmp_path)
     return tmp_path / "packaging"
 
 

@@ -45,7 +45,7 @@ class InstallerSimulator:
     def unpack(self, manifest: BundleManifest, packages: Sequence[Package]) -> None:
         raise AssertionError("nothing is broken here")
 
-    def put(self, file: str) -> None:
+    def install_file(self, file: str) -> None:
         raise AssertionError("no single file is installed here")
 
     def add_tools(self, tools: Sequence[str], remember: Callable[[Sequence[str]], None]) -> list[str]:

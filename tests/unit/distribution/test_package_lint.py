@@ -21,6 +21,7 @@ from ckp.kits import paths
 from ckp.kits.files import atomic_write, sha256_bytes, sha256_file
 from ckp.kits.processes import run
 from tests.support import release_packages
+from tests.support.checkout import REPO
 from tests.support.release_packages import NAMES, unsigned
 
 ALLOWED_TAGS = {"statically-linked-binary", "dir-or-file-in-opt", "malformed-deb-archive", "misplaced-extra-member-in-deb"}
@@ -96,4 +97,4 @@ def rpmlint(files: list[Path], home: Path, key: SigningKey) -> str:
     look = 'cp -r "$1"/rpm/. "$1/scratch"; export HOME="$1/scratch" TMPDIR="$1/scratch"; shift; exec "$@"'
     protect = 'mount --make-rprivate / && mount -o remount,bind,ro / && mount -t tmpfs tmpfs "$1/scratch" && ' + look
     command: list[str | Path] = ["unshare", "--mount", "sh", "-c", protect] if os.geteuid() == 0 else ["sh", "-c", look]
-    return run([*command, "sh", home, "rpmlint", "--config", paths.REPO / "packaging" / "rpmlint.toml", *files], timeout=300, check=False).stdout
+    return run([*command, "sh", home, "rpmlint", "--config", REPO / "packaging" / "rpmlint.toml", *files], timeout=300, check=False).stdout

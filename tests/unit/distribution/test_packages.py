@@ -30,6 +30,7 @@ from ckp.kits.processes import run
 from ckp.verify import rpmfile
 from ckp.verify.packages import verify_package
 from tests.support import release_packages
+from tests.support.checkout import REPO
 from tests.support.release_packages import FORMATS, NAMES, extras, unsigned, version_of
 
 OWNER = "Coredge.io CKP packages <support@coredge.io>"
@@ -187,7 +188,7 @@ def test_the_data_is_packed_by_zstd_and_what_the_agent_reads_by_gzip(packed: Cal
 # -- scripts and completions ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", sorted(Path(paths.REPO / "packaging").glob("*/**/*.sh")), ids=lambda path: str(path.relative_to(path.parents[2])))
+@pytest.mark.parametrize("script", sorted(Path(REPO / "packaging").glob("*/**/*.sh")), ids=lambda path: str(path.relative_to(path.parents[2])))
 def test_maintainer_scripts_are_shell_of_any_kind(script: Path) -> None:
     run(["dash", "-n", script], timeout=20)
     run(["bash", "--posix", "-n", script], timeout=20)
@@ -411,7 +412,7 @@ def test_packages_have_canonical_names_and_plain_ones_in_a_bundle(tmp_path: Path
 def test_a_recipe_that_cannot_be_is_refused_by_file_and_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str) -> None:
     (tmp_path / "packaging" / "x").mkdir(parents=True)
     (tmp_path / "packaging" / "x" / "package.toml").write_text(text)
-    monkeypatch.setattr(paths, "REPO", tmp_path)
+    monkeypatch.setattr(paths, "data", tmp_path.joinpath)
     with pytest.raises(InvalidInput) as caught:
         Recipe.read("x")
     assert "packaging/x/package.toml" in caught.value.brief and said in f"{caught.value}"

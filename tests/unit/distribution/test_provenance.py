@@ -43,6 +43,7 @@ from ckp.verify.bundle import write_manifest
 from tests.simulators.registry import RegistrySimulator
 from tests.support.built_release import built_release
 from tests.support.bundle_lists import bundle_list
+from tests.support.checkout import REPO
 
 Pair = tuple[bytes, bytes]
 
@@ -188,7 +189,7 @@ def test_a_programs_provenance_names_all_that_decided_it(name: str) -> None:
     assert modules == {str(module): dirhash_hex(sums[module.path, module.version]) for module in built.reader.program(program).all_modules()}
     assert [item["digest"]["dirHash"] for item in kinds(statement, "toolchain")] == [dirhash_hex(built.reader.catalog.toolchain_sum(program.source.go))]
     for item in kinds(statement, "lock") + kinds(statement, "release"):
-        assert item["digest"]["sha256"] == hashlib.sha256((paths.REPO / item["name"]).read_bytes()).hexdigest()
+        assert item["digest"]["sha256"] == hashlib.sha256((REPO / item["name"]).read_bytes()).hexdigest()
     assert {Path(item["name"]).name for item in kinds(statement, "lock")} == {"source.toml", "go.mod", "go.sum"}
     definition = statement["predicate"]["buildDefinition"]
     assert definition["externalParameters"]["release"] == "v1.35.1"
@@ -320,7 +321,7 @@ def test_a_packages_provenance_has_it_signed_and_unsigned(tmp_path: Path, signer
 def test_an_images_provenance_names_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = built_release()
     monkeypatch.setenv("CKP_CACHE", str(tmp_path / "cache"))
-    recipe = paths.REPO / "packaging" / "images" / "coredns.toml"
+    recipe = REPO / "packaging" / "images" / "coredns.toml"
     image = Image("coredns", "v1", (file_layer([Entry("/x", recipe)]),), recipe=(recipe,))
     found = kinds(provenance.image_statement(built, image), "recipe")
     assert [(item["name"], item["digest"]["sha256"]) for item in found] == [("packaging/images/coredns.toml", sha256_file(recipe))]

@@ -28,6 +28,7 @@ from ckp.distribution.builder.locks import add_release, nearest
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
 from ckp.kits.files import sha256_file
+from tests.support.checkout import REPO
 from tests.support.module_proxy import TIME, Module, ModuleProxy, h1, serving
 
 GO = "1.25.6"
@@ -189,7 +190,7 @@ def test_a_kill_in_the_middle_changes_nothing_and_the_next_run_goes_through(cata
     proxy.delay = 0.5
     code = "import sys; from pathlib import Path; from ckp.catalog.load import Catalog; from ckp.distribution.builder.locks import add_release\n"
     code += "add_release(Catalog(Path(sys.argv[1])), sys.argv[2], print)"
-    environment = {**os.environ, "PYTHONPATH": str(paths.REPO / "src")}
+    environment = {**os.environ, "PYTHONPATH": str(REPO / "src")}
     child = subprocess.Popen([sys.executable, "-c", code, str(catalog.root), NEW], env=environment, stdout=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 30
     while not any("/k8s.io/api/" in path for path in proxy.asked):

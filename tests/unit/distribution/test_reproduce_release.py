@@ -58,9 +58,9 @@ class World:
             statements += [provenance.image_statement(built, image) for image in made.images]
             statements += [provenance.bundle_statement(built, bundle, made.packages, made.images) for bundle in made.bundles]
             expected = Expected.of(statements)
-            for built in made.built.values():
-                for binary, facts in json.loads((built.folder / "build.json").read_text())["binaries"].items():
-                    expected.hashes["binary", f"{built.chosen.source.component}/{binary}"] = facts["sha256"]
+            for component in made.built.values():
+                for binary, facts in json.loads((component.folder / "build.json").read_text())["binaries"].items():
+                    expected.hashes["binary", f"{component.chosen.source.component}/{binary}"] = facts["sha256"]
             return expected
 
     @property

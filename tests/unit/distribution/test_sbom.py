@@ -28,12 +28,12 @@ from ckp.distribution.bundles import Bundle
 from ckp.distribution.images.layers import Entry, file_layer, store
 from ckp.distribution.images.make import Image
 from ckp.distribution.packages.pack import Package
-from ckp.kits import paths
 from ckp.kits.errors import CkpError, InvalidInput
 from ckp.verify.bundle import Package as Listed
 from ckp.verify.bundle import write_manifest
 from tests.support.built_release import built_release
 from tests.support.bundle_lists import bundle_list
+from tests.support.checkout import REPO
 
 REAL_CACHE = os.environ.get("CKP_CACHE")
 VALIDATOR = JsonStrictValidator(SchemaVersion.V1_6)
@@ -212,7 +212,7 @@ def test_a_hard_link_is_a_file_too() -> None:
 
 def test_every_locked_python_package_has_its_hashes() -> None:
     locked = sbom.locked_python("platform")
-    text = (paths.REPO / "requirements" / "platform.txt").read_text()
+    text = (REPO / "requirements" / "platform.txt").read_text()
     assert len(locked) == sum("==" in line for line in text.splitlines())
     assert sum(len(hashes) for _, hashes in locked.values()) == text.count("--hash=sha256:")
     assert locked["pyyaml"][1]

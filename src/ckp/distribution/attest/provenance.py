@@ -63,8 +63,9 @@ class _Inputs:
         self.sources.setdefault(f"{annotations.get('kind', '')} {uri or name} {sorted(digest.items())}", item)
 
     def add_file(self, path: Path, **annotations: str) -> None:
-        """A file of the checkout, or of the catalog, by its path in it."""
-        name = str(path.relative_to(paths.REPO)) if path.is_relative_to(paths.REPO) else "/".join(path.parts[-3:])
+        """A file of the checkout, or of the catalog, by its path in it; an installed CKP has the same files by the same paths."""
+        root = paths.data()
+        name = str(path.relative_to(root)) if path.is_relative_to(root) else "/".join(path.parts[-3:])
         self.add(name, {"sha256": sha256_file(path)}, **annotations)
 
 
@@ -245,7 +246,7 @@ def _add_debian(inputs: _Inputs, package: DebianPackage, kind: str = "debian") -
 
 def _recipe_files(name: str) -> list[Path]:
     """The files that describe a package, by its name, or all bundles (BUNDLE_RECIPE)."""
-    return sorted(path for path in (paths.REPO / "packaging" / name).rglob("*") if path.is_file())
+    return sorted(path for path in (paths.data("packaging") / name).rglob("*") if path.is_file())
 
 
 def _add_package(inputs: _Inputs, built: BuiltRelease, package: Package) -> None:
@@ -255,14 +256,14 @@ def _add_package(inputs: _Inputs, built: BuiltRelease, package: Package) -> None
     for path in _recipe_files(package.name):
         inputs.add_file(path, kind="recipe")
     if package.name == "ckp-agent":
-        inputs.add_file(paths.REPO / "requirements" / "agent.txt", kind="lock")
+        inputs.add_file(paths.data("requirements", "agent.txt"), kind="lock")
 
 
 def _add_layer(inputs: _Inputs, built: BuiltRelease, image: Image, held: layercontents.Contents) -> None:
     for package in held.debian:
         _add_debian(inputs, package)
     if held.python:
-        inputs.add_file(paths.REPO / "requirements" / "platform.txt", kind="lock")
+        inputs.add_file(paths.data("requirements", "platform.txt"), kind="lock")
     for file in held.files:
         if program := built.programs.get(file.sha256):
             _add_program(inputs, built, program)

@@ -258,7 +258,7 @@ def _add_pause(bom: Bom, built: BuiltRelease, tag: str, digest: str, under: str)
 
 
 def _python_lock(name: str = "platform") -> Path:
-    return paths.REPO / "requirements" / f"{name}.txt"
+    return paths.data("requirements", f"{name}.txt")
 
 
 def locked_python(name: str) -> dict[str, tuple[str, tuple[str, ...]]]:

@@ -196,7 +196,7 @@ def _builds(dist: Distribution, scratch: Path) -> list[Member]:
 
 
 def _wheels(folder: Path) -> Path:
-    requirements = paths.REPO / "requirements" / "dev.txt"
+    requirements = paths.data("requirements", "dev.txt")
     argv: list[str | Path] = [
         sys.executable,
         "-m",

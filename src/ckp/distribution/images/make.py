@@ -96,7 +96,7 @@ class ImageBuilder:
             "pause": lambda: (pause.build(self.built["kubernetes"].file(pause.SOURCE), self.release.image_tags["pause"]),),
             "platform-code": lambda: (platform_code(),),
             "platform-python": lambda: (python_site("platform"),),
-            "catalog-releases": lambda: (paths.REPO / "catalog" / "releases",),
+            "catalog-releases": lambda: (paths.data("catalog", "releases"),),
             "agent-packages": lambda: tuple(package.path for package in self.agents),
         }
 
@@ -194,16 +194,17 @@ class _Plan:
 
 def platform_code() -> Path:
     """The project's own Python for the platform image: a copy without caches, kept by its content."""
+    root = paths.source()
     rooms = ("api", "catalog", "clients", "compass", "controllers", "hub", "kits", "rules", "runtime")
-    files = [path for room in rooms for path in sorted((paths.REPO / "src/ckp" / room).rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
-    files.append(paths.REPO / "src/ckp/__init__.py")
-    key = sha256_bytes("\n".join(f"{path.relative_to(paths.REPO)} {sha256_file(path)}" for path in files).encode())[:20]
+    files = [path for room in rooms for path in sorted((root / room).rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    files.append(root / "__init__.py")
+    key = sha256_bytes("\n".join(f"{path.relative_to(root)} {sha256_file(path)}" for path in files).encode())[:20]
     final = paths.cache() / "platform-code" / key
     with exclusive(final.with_name(final.name + ".lock"), what="copying the platform's code", timeout=120):
         if not final.exists():
             with building_directory(final) as scratch:
                 for path in files:
-                    target = scratch / path.relative_to(paths.REPO / "src/ckp")
+                    target = scratch / path.relative_to(root)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(path, target)
     return final
@@ -218,7 +219,7 @@ def platform_tag() -> str:
 
 def python_site(name: str) -> Path:
     """The packages of `requirements/<name>.txt` for Debian 12's Python 3.11, hash-checked by pip, compiled without timestamps."""
-    requirements = paths.REPO / "requirements" / f"{name}.txt"
+    requirements = paths.data("requirements", f"{name}.txt")
     final = paths.cache() / "python" / f"{name}-{sha256_file(requirements)[:20]}"
     with exclusive(final.with_name(final.name + ".lock"), what="fetching Python packages", timeout=900):
         if not final.exists():

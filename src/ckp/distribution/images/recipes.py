@@ -122,5 +122,5 @@ class ImageRecipe:
 
 def read_images() -> list[ImageRecipe]:
     """All recipes of images, by name. InvalidInput names the file and key that is wrong."""
-    folder = paths.REPO / "packaging" / "images"
+    folder = paths.data("packaging", "images")
     return [ImageRecipe(file, read_recipe(file, Data, "an image")) for file in sorted(folder.glob("*.toml"))]

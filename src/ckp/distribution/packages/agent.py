@@ -29,7 +29,7 @@ ROOMS = ("agent", "hostkit", "hosttool", "standalone", "verify")
 
 def agent_sources() -> list[Path]:
     """The files of the one-file tool."""
-    root = paths.REPO / "src" / "ckp"
+    root = paths.source()
     return [root / "__init__.py", *(path for room in ROOMS for path in sorted((root / room).rglob("*.py")))]
 
 
@@ -39,7 +39,7 @@ def agent_version(keyring: Path) -> str:
     The digest is written as a decimal number: dpkg and rpm sort numbers alike, and letters not. Which of two is newer it does not say; the
     project's version does.
     """
-    own = sorted(path for path in (paths.REPO / "packaging" / "ckp-agent").iterdir() if path.is_file())
+    own = sorted(path for path in paths.data("packaging", "ckp-agent").iterdir() if path.is_file())
     parts = [_code_digest(), *(f"{path.name}{sha256_file(path)}" for path in own), sha256_file(keyring)]
     return f"{__version__}+{int(sha256_bytes(''.join(parts).encode())[:8], 16)}-ckp"
 
@@ -55,12 +55,12 @@ def version_of_tag(tag: str) -> str:
 
 
 def _requirements() -> Path:
-    return paths.REPO / "requirements" / "agent.txt"
+    return paths.data("requirements", "agent.txt")
 
 
 def _code_digest() -> str:
     """Of all that decides the one-file tool's bytes."""
-    sources = "".join(f"{path.relative_to(paths.REPO)}{sha256_file(path)}" for path in agent_sources())
+    sources = "".join(f"{path.relative_to(paths.source())}{sha256_file(path)}" for path in agent_sources())
     return sha256_bytes("".join([RECIPE, sources, sha256_file(_requirements())]).encode())
 
 
@@ -70,7 +70,7 @@ def build_zipapp() -> Path:
     with exclusive(final.with_name(final.name + ".lock"), what="making the host tool", timeout=300):
         if not final.exists():
             with building_directory(final) as scratch:
-                _zip(scratch / "ckp-agent", _bundled(_requirements()))
+                write_zipapp(scratch / "ckp-agent", _bundled(_requirements()))
     return final / "ckp-agent"
 
 
@@ -85,8 +85,13 @@ def _bundled(requirements: Path) -> list[tuple[str, bytes]]:
         return [(str(path.relative_to(root)), path.read_bytes()) for path in sorted(wanted)]
 
 
-def _zip(target: Path, bundled: list[tuple[str, bytes]]) -> None:
-    root = paths.REPO / "src"
+def write_zipapp(target: Path, bundled: list[tuple[str, bytes]]) -> None:
+    """Write the executable zip of the one-file tool's own sources.
+
+    Args:
+        bundled: what else goes in, as name and content.
+    """
+    root = paths.source().parent
     members = [("__main__.py", MAIN.encode()), *bundled, *((str(path.relative_to(root)), path.read_bytes()) for path in agent_sources())]
     with target.open("wb") as stream:
         stream.write(SHEBANG)

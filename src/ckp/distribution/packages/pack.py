@@ -144,7 +144,7 @@ class Recipe:
     @classmethod
     def read(cls, name: str) -> Recipe:
         """The recipe of the package `name`. InvalidInput names the file and the field that cannot be."""
-        file = paths.REPO / "packaging" / name / "package.toml"
+        file = paths.data("packaging") / name / "package.toml"
         return cls(name, file.parent, read_recipe(file, Data, "a package"))
 
     def side(self, format: Format) -> Side:
@@ -277,7 +277,7 @@ def _added(recipe: Recipe, built: Mapping[str, Built], extra: Mapping[str, Path]
             found.append((Content(dst=completions.FOLDERS[format][shell].format(program.name)), completions.completion(program, shell)))
     programs = recipe.programs(format)
     linked = {role: licences.of_programs(built[role], programs[role]) for role in sorted(programs)}
-    texts = {role: (paths.REPO / "LICENSE").read_text() if role == "self" else licences.own_licence(linked[role]) for role in recipe.data.copyright}
+    texts = {role: paths.data("LICENSE").read_text() if role == "self" else licences.own_licence(linked[role]) for role in recipe.data.copyright}
     modules = [module for part in (*linked.values(), *(licences.of_zipapp(path) for path in extra.values())) for module in part]
     third_party = licences.render(modules, [(recipe.folder / file).read_text() for file in recipe.data.notices])
     if format == "rpm":

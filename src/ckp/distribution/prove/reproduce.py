@@ -187,7 +187,7 @@ class Reproduction:
             "CKP_CACHE": str(self.folder / "cache"),
             "CKP_KEYS": str(self.folder / "keys"),
             "TMPDIR": str(self.folder / "tmp"),
-            "PYTHONPATH": str(paths.REPO / "src"),
+            "PYTHONPATH": str(paths.source().parent),
         }
         dropped = [part for name in DROPPED for part in ("--unset", name)]
         command = ["env", *dropped, *(f"{name}={value}" for name, value in environment.items()), sys.executable, *self.program, json.dumps(order)]
