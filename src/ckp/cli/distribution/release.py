@@ -10,6 +10,7 @@ import click
 from ckp.catalog import render
 from ckp.catalog.load import Catalog, Profile
 from ckp.distribution.builder.locks import add_release
+from ckp.kits import paths
 from ckp.kits.errors import InvalidInput, NotFound
 
 DEFAULT_HELP = "the newest supported release"
@@ -78,6 +79,11 @@ def release_matrix(form: str, write: bool) -> None:
 @click.option("--from", "base", default=None, help="The release that all but Kubernetes is taken from; default: the newest of the same minor.")
 def release_add(version: str, base: str | None) -> None:
     """Add a release of another version of Kubernetes: its file and its source lock. All or nothing."""
+    if paths.checkout() is None:
+        raise InvalidInput(
+            "the catalog of an installed ckp is not changed: the next installation would replace it",
+            resolution=f"run it in a checkout of CKP: ./ckp release add {version}",
+        )
     added = add_release(Catalog(), version, click.echo, base=base)
     click.echo(f"wrote {added.lock}")
     click.echo(f"wrote {added.release}")
