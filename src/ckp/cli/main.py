@@ -10,27 +10,28 @@ from types import FrameType
 import click
 
 from ckp import __version__
-from ckp.cli.cluster import cluster
-from ckp.cli.distribution.dist import dist
-from ckp.cli.distribution.evidence import COMMANDS as TRANSPARENCY
-from ckp.cli.distribution.keys import keys
-from ckp.cli.distribution.registry import mirror, prune, sign
-from ckp.cli.distribution.release import release
-from ckp.cli.distribution.repository import repository
-from ckp.cli.distribution.verify import verify
-from ckp.cli.host import host
-from ckp.cli.hostgroup import hostgroup
-from ckp.cli.lab import lab
-from ckp.cli.standalone import standalone
-from ckp.cli.up import down, up
+from ckp.cli.lazy import Lazy, LazyGroup
 from ckp.hostkit.errors import AgentError
 from ckp.kits.disks import disk_full, is_full
 from ckp.kits.errors import CkpError
 
-COMMANDS = (release, dist, keys, lab, standalone, host, hostgroup, cluster, up, down)
+COMMANDS = {
+    "cluster": Lazy("ckp.cli.cluster:cluster", "Kubernetes clusters."),
+    "dist": Lazy("ckp.cli.distribution.group:dist", "Build, sign, publish, carry and verify the distribution."),
+    "down": Lazy("ckp.cli.down:down", "Remove hosts, bridge, registry, mounts and processes of the lab; keep the caches and the signing key."),
+    "host": Lazy("ckp.cli.host:host", "Machines: the key that lets them ask, their requests, and the hosts that they become."),
+    "hostgroup": Lazy("ckp.cli.hostgroup:hostgroup", "Named sets of hosts that clusters take their workers from."),
+    "keys": Lazy("ckp.cli.distribution.keys:keys", "Make, rotate, revoke and export signing keys."),
+    "lab": Lazy("ckp.cli.lab:lab", "Lab hosts: systemd machines in systemd-nspawn on this one."),
+    "release": Lazy("ckp.cli.distribution.release:release", "The releases that CKP can build."),
+    "standalone": Lazy(
+        "ckp.cli.standalone:standalone", "Make one host a cluster, or undo it: `install`, `reset`, `status` (see `ckp standalone install --help`)."
+    ),
+    "up": Lazy("ckp.cli.up:up", "From upstream source to a running managed cluster, on this one machine."),
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("ckp", cls=LazyGroup, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ckp")
 def root() -> None:
     """CKP, the Coredge Kubernetes Platform."""
@@ -47,12 +48,6 @@ def completion(shell: str) -> None:
     click.echo(found(root, {}, "ckp", "_CKP_COMPLETE").source())
 
 
-for command in COMMANDS:
-    root.add_command(command)
-for part in (verify, *TRANSPARENCY, sign, mirror, prune, repository):
-    dist.add_command(part)
-
-
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     """SIGTERM ends a command as Ctrl-C does."""
     raise KeyboardInterrupt
@@ -62,7 +57,7 @@ def main() -> None:
     """Run a command. Exit codes: 0 done, 1 failed, 2 bad input, 3 verification failed, 4 timed out, 130 interrupted."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        root(standalone_mode=False)
+        root(prog_name="ckp", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
@@ -70,21 +65,21 @@ def main() -> None:
         click.echo("interrupted; run the same command again to go on", err=True)
         sys.exit(130)
     except Exception as error:
-        told = _told(error)
-        if told is None:
+        shown = _as_user_error(error)
+        if shown is None:
             raise
-        click.echo(told.render(), err=True)
-        sys.exit(told.exit_code)
+        click.echo(shown.render(), err=True)
+        sys.exit(shown.exit_code)
 
 
-def _told(error: Exception) -> CkpError | AgentError | None:
-    """What people are shown of an error; None if it is one of ours to mend."""
+def _as_user_error(error: Exception) -> CkpError | AgentError | None:
+    """What the user is shown of an error; None if it is a fault of the program, which ends with a traceback."""
     if isinstance(error, CkpError | AgentError):
         return error
     if isinstance(error, OSError) and is_full(error):
         return disk_full("", Path(), details=str(error))
     if isinstance(error, ExceptionGroup):
-        return next((told for item in error.exceptions if (told := _told(item))), None)
+        return next((found for item in error.exceptions if (found := _as_user_error(item))), None)
     return None
 
 

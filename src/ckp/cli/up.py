@@ -1,9 +1,8 @@
-"""`ckp up`: the main job, from upstream source to a running managed cluster; and `ckp down`, which leaves nothing but caches."""
+"""`ckp up`: the main job, from upstream source to a running managed cluster."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from ckp.cli.distribution.release import DEFAULT_HELP, default_release
 from ckp.cli.trust import trusted_keys
 from ckp.clients.compass import Session, config_path, read_config
 from ckp.distribution.carry.airgap import ImportedRelease
-from ckp.distribution.registries.server import RegistryServer
 from ckp.distribution.release import Distribution
 from ckp.kits import paths
 from ckp.kits.clock import human_duration
@@ -24,7 +22,6 @@ from ckp.kits.errors import CkpError, InvalidInput, NotFound
 from ckp.kits.files import atomic_write, exclusive, require_free_space
 from ckp.kits.steps import Steps
 from ckp.lab import base
-from ckp.lab.lab import Lab
 from ckp.site.enrol import Enrolment
 from ckp.site.install import COMPASS_ADDRESS, GROUP, LAB_OS, REGISTRY_ADDRESS, Site
 
@@ -172,15 +169,3 @@ Try next:
   ./ckp cluster delete {name} --wait
   make down"""
     )
-
-
-@click.command()
-def down() -> None:
-    """Remove hosts, bridge, registry, mounts and processes of the lab; keep the caches and the signing key."""
-    with exclusive(paths.state() / "up.lock", what="another `ckp up` or `ckp down`", timeout=5):
-        RegistryServer(Path("/nonexistent"), Lab.GATEWAY, "").stop()
-        Lab().down()
-        for leftover in ("registry", "applied", "management.kubeconfig", "root-ca.pem"):
-            path = paths.state() / leftover
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    click.echo("the lab is down; caches and the signing key are kept")

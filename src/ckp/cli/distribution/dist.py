@@ -1,4 +1,4 @@
-"""`ckp dist`: making a release, bringing it into registries and package repositories, and carrying it to sites without a network."""
+"""`ckp dist build`, `publish`, `export` and `import`: making a release, bringing it into registries and repositories, and to sites without a network."""
 
 from __future__ import annotations
 
@@ -33,11 +33,6 @@ NAME_OPTION = click.option(
 )
 
 
-@click.group()
-def dist() -> None:
-    """Build, sign, publish, carry and verify the distribution."""
-
-
 def made(name: str, profile: Profile, registry_name: str, steps: Steps, *, test_tools: bool = False) -> Distribution:
     """A release, made or found made: four steps. The tests' own tools are built beside it on request."""
     catalog = Catalog()
@@ -54,7 +49,7 @@ def made(name: str, profile: Profile, registry_name: str, steps: Steps, *, test_
     return release
 
 
-@dist.command("build")
+@click.command("build")
 @click.argument("name", default=default_release)
 @PROFILE_OPTION
 @NAME_OPTION
@@ -65,7 +60,7 @@ def dist_build(name: str, profile: Profile, registry_name: str, test_tools: bool
     click.echo(f"\n{release.release.stamp}: {len(release.packages)} packages signed by {release.key.fingerprint}, {len(release.images)} images")
 
 
-@dist.command("publish")
+@click.command("publish")
 @click.argument("name", default=default_release)
 @PROFILE_OPTION
 @NAME_OPTION
@@ -143,7 +138,7 @@ def push(release: Deliverable, address: str, ca: Path | None, credentials: Path 
         click.echo(f"{address}/{PREFIX}/{target.repository}:{release.release.stamp}@{digests[target.repository]}")
 
 
-@dist.command("export")
+@click.command("export")
 @click.argument("name")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @PROFILE_OPTION
@@ -162,7 +157,7 @@ def dist_export(name: str, file: Path, profile: Profile, registry_name: str, lab
     click.echo(f"\n{file}: {release.release.stamp}, {file.stat().st_size >> 20} MiB, signed by {release.key.fingerprint}")
 
 
-@dist.command("import")
+@click.command("import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @KEYRING_OPTION
 def dist_import(file: Path, keyring: Path | None) -> None:

@@ -313,6 +313,3 @@ def _show_comparisons(comparisons: Sequence[Comparison], output: str) -> None:
             Column("WHY", lambda row: row[1].note),
         ]
         click.echo(table(columns, differing))
-
-
-COMMANDS = (sbom, provenance, reproduce, compare)
