@@ -20,7 +20,8 @@ from ckp.distribution.release import Distribution
 from ckp.kits import paths
 from ckp.kits.clock import human_duration, parse_rfc3339
 from ckp.kits.processes import run
-from ckp.site.install import LAB_OS, REGISTRY_ADDRESS, Site
+from ckp.site.install import Site
+from ckp.site.lab import OS, REGISTRY, LabHosts, inventory
 from tests.support.checkout import REPO
 
 NAMESPACE = "ckp-default-default"
@@ -46,8 +47,8 @@ def site() -> Site:
     dist.build()
     dist.pack()
     dist.make_images()
-    dist.make_bundles(REGISTRY_ADDRESS, [LAB_OS])
-    return Site(dist, 2, lambda _line: None)
+    dist.make_bundles(REGISTRY.address, [OS])
+    return Site(dist, inventory(LabHosts(2)), lambda _line: None)
 
 
 def control_plane(name: str) -> list[dict[str, Any]]:

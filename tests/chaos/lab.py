@@ -25,6 +25,7 @@ from ckp.kits.processes import Finished, run
 from ckp.lab.hosts import machine_name
 from ckp.lab.lab import LabHost
 from ckp.site.install import Site
+from ckp.site.lab import LabHosts
 from tests.chaos.checker import Whole, check
 from tests.chaos.schedule import Event
 
@@ -48,6 +49,7 @@ LOSSES_OF_A_HOST = 3
 class Lab(Protocol):
     """The running main job, as the end-to-end tests have it."""
 
+    hosts: LabHosts
     site: Site
 
     def kubectl(self, *arguments: str, timeout: float = 90, check: bool = True, stdin: str | None = None) -> Finished:
@@ -144,7 +146,7 @@ class Run:
     def _kill_container(self, namespace: str, container: str) -> None:
         pid = "crictl inspect -o go-template --template '{{.info.pid}}'"
         script = f"for id in $(crictl ps -q --label io.kubernetes.pod.namespace={namespace} --name '^{container}$' | head -1); do kill -9 $({pid} $id); done"
-        self.lab.site.management.run(["sh", "-c", script], timeout=120, check=False)
+        self.lab.hosts.management.run(["sh", "-c", script], timeout=120, check=False)
 
     def _power_cut(self, event: Event) -> None:
         with self._locks[event.target]:
@@ -219,7 +221,7 @@ class Run:
 
     def _port(self, host: str) -> str:
         """The machine's end of the host's cable."""
-        network = self.lab.site.lab.network
+        network = self.lab.hosts.lab.network
         listing = json.loads(run(["ip", "-json", "link", "show", f"vb-{machine_name(network, self.hosts[host].name)}"], timeout=20).stdout)
         return str(listing[0]["ifname"])
 

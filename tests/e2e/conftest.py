@@ -19,7 +19,8 @@ from ckp.distribution.release import Distribution
 from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
 from ckp.lab.lab import Lab
-from ckp.site.install import LAB_OS, REGISTRY_ADDRESS, Site
+from ckp.site import lab
+from ckp.site.install import Site
 from tests.support.checkout import REPO
 
 RELEASE = "v1.35.1"
@@ -37,6 +38,7 @@ def ckp(*arguments: str, timeout: float = 300, check: bool = True) -> Finished:
 class World:
     """The running main job."""
 
+    hosts: lab.LabHosts
     site: Site
     dist: Distribution
     output: str
@@ -44,7 +46,7 @@ class World:
 
     def kubectl(self, *arguments: str, timeout: float = 90, check: bool = True, stdin: str | None = None) -> Finished:
         """Against the managed cluster, by the kubeconfig that `ckp` gave."""
-        return self.site.guest_kubectl(kubeconfig_path(self.cluster), *arguments, timeout=timeout, check=check, stdin=stdin)
+        return self.site.workload_kubectl(kubeconfig_path(self.cluster), *arguments, timeout=timeout, check=check, stdin=stdin)
 
     def get(self, *arguments: str) -> Any:
         """`kubectl get … -o json` of the managed cluster."""
@@ -92,11 +94,12 @@ def world(pytestconfig: pytest.Config) -> Iterator[World]:
         catalog = Catalog()
         dist = Distribution(catalog, catalog.release(RELEASE), "lab", lambda _line: None)
         dist.build()
-        dist.pack([LAB_OS.format])
+        dist.pack([lab.OS.format])
         dist.make_images()
-        dist.make_bundles(REGISTRY_ADDRESS, [LAB_OS])
-        site = Site(dist, WORKERS, lambda _line: None)
-        yield World(site, dist, output, "demo")
+        dist.make_bundles(lab.REGISTRY.address, [lab.OS])
+        hosts = lab.LabHosts(WORKERS)
+        site = Site(dist, lab.inventory(hosts), lambda _line: None)
+        yield World(hosts, site, dist, output, "demo")
     finally:
         collect()
         if not os.environ.get("CKP_KEEP_LAB"):  # for working on the tests themselves

@@ -224,17 +224,17 @@ def test_clusterctl_sees_every_object_ready(world: World) -> None:
 
 
 def test_a_host_runs_only_packages_of_ours(world: World) -> None:
-    for host in world.site.worker_hosts:
+    for host in world.hosts.workers:
         for package in ("kubeadm", "kubelet", "kubectl", "kubernetes-cni", "cri-tools", "containerd", "ckp-agent"):
             maintainer = host.run(["dpkg-query", "-W", "-f", "${Maintainer} ${Version}", package], timeout=20).stdout
             assert maintainer.startswith(MAINTAINER), package
 
 
 def test_no_secret_shows_in_process_lists_or_world_readable_files(world: World) -> None:
-    for host in [*world.site.worker_hosts, world.site.management]:
+    for host in [*world.hosts.workers, world.hosts.management]:
         listing = host.run(["sh", "-c", "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '"], timeout=30, check=False).stdout
         assert "BEGIN" not in listing and "PRIVATE" not in listing
-    for host in world.site.worker_hosts:
+    for host in world.hosts.workers:
         open_files = host.run(["find", "/var/lib/ckp-agent", "/etc/ckp-agent", "-type", "f", "-name", "*key*", "-perm", "/077"], timeout=30).stdout
         assert open_files.strip() == ""
         assert host.run(["test", "-e", "/etc/ckp-agent/psk"], timeout=10, check=False).code != 0, "the pre-shared key must be gone after enrolment"

@@ -13,12 +13,12 @@ import pytest
 from ckp.clients.compass import Session, read_config
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.packages.pack import Recipe, ar_member, ar_members, make_package, sign_deb
-from ckp.kits import paths
 from ckp.kits.files import sha256_file
 from ckp.kits.processes import Finished, run
 from ckp.lab.lab import HostSpec, Lab, LabHost
 from ckp.site.enrol import Enrolment
-from ckp.site.install import AGENT_CONFIG, HUB_ADDRESS, LAB_OS, REGISTRY_CA
+from ckp.site.install import AGENT_CONFIG, REGISTRY_CA, root_ca
+from ckp.site.lab import OS
 from tests.e2e.conftest import World, ckp
 
 pytestmark = pytest.mark.e2e
@@ -29,7 +29,7 @@ SPARE = HostSpec("spare", "10.88.0.60")
 @pytest.fixture(scope="module")
 def spare(world: World) -> Iterator[LabHost]:
     """A fresh host with the agent's package and nothing else."""
-    host = world.site.lab.ensure_host(SPARE)
+    host = world.hosts.lab.ensure_host(SPARE)
     try:
         world.site.install_agent(host)
         yield host
@@ -64,7 +64,7 @@ def push_bundle(world: World, folder: Path, tag: str) -> str:
 @pytest.fixture
 def bundle(world: World, tmp_path: Path) -> Path:
     """A copy of the release's bundle that a test may spoil."""
-    world.dist.make_bundles(world.site.registry.address, [LAB_OS])
+    world.dist.make_bundles(world.site.registry.address, [OS])
     target = tmp_path / "bundle"
     shutil.copytree(world.dist.bundles[0].folder, target)
     return target
@@ -177,8 +177,9 @@ def test_a_cluster_that_cannot_be(world: World, arguments: list[str], words: str
 
 
 def configure(world: World, host: LabHost, psk: str) -> None:
-    config = {"hub": f"https://{HUB_ADDRESS}:8443", "channel": f"wss://{HUB_ADDRESS}:9443/v1/agent", "ca": f"{AGENT_CONFIG}/ca.pem"}
-    host.push((paths.state() / "root-ca.pem").read_bytes(), f"{AGENT_CONFIG}/ca.pem")
+    hub = world.site.inventory.network.hub
+    config = {"hub": f"https://{hub}:8443", "channel": f"wss://{hub}:9443/v1/agent", "ca": f"{AGENT_CONFIG}/ca.pem"}
+    host.push(root_ca().read_bytes(), f"{AGENT_CONFIG}/ca.pem")
     host.push(psk.encode(), f"{AGENT_CONFIG}/psk", mode=0o600)
     host.push(json.dumps(config).encode(), f"{AGENT_CONFIG}/config.json")
 
@@ -194,9 +195,9 @@ def test_a_wrong_key_an_unapproved_host_and_a_stolen_identity(world: World, spar
     world.wait(lambda: "key" in said(spare), "the agent says that its key is wrong", timeout=90)
     assert not [item for item in session.get("/host-requests")["items"] if item["source"] == SPARE.address]
 
-    key = Enrolment(world.site, session)._key()
+    key = Enrolment(world.site, session).key()
     mine = spare.run(["cat", "/etc/machine-id"], timeout=10).stdout
-    theirs = world.site.worker_hosts[0].run(["cat", "/etc/machine-id"], timeout=10).stdout
+    theirs = world.hosts.workers[0].run(["cat", "/etc/machine-id"], timeout=10).stdout
     spare.run(["systemctl", "stop", "ckp-agent"], timeout=60)
     spare.run(["tee", "/etc/machine-id"], timeout=10, stdin=theirs)
     configure(world, spare, key)
@@ -206,7 +207,7 @@ def test_a_wrong_key_an_unapproved_host_and_a_stolen_identity(world: World, spar
         return [item for item in session.get("/host-requests", state="pending")["items"] if item["machineId"] == theirs.strip()]
 
     world.wait(waiting, "the request is there, for a person to decide", timeout=90)
-    assert waiting()[0]["duplicateOf"] == world.site.worker_hosts[0].name
+    assert waiting()[0]["duplicateOf"] == world.hosts.workers[0].name
     refused = ckp("host", "approve", waiting()[0]["id"], check=False)
     assert refused.code != 0 and "same machine-id" in refused.stderr, "a stolen identity is never let in by a slip"
     ckp("host", "reject", waiting()[0]["id"], "--reason", "not that machine")

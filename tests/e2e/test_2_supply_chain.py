@@ -14,7 +14,7 @@ from ckp.distribution.registries.server import RegistryServer
 from ckp.distribution.repositories.publish import Repositories
 from ckp.distribution.repositories.server import RepositoryServer
 from ckp.lab.lab import HostSpec, Lab, LabHost
-from ckp.site.install import REGISTRY_ADDRESS
+from ckp.site.lab import REGISTRY
 from tests.e2e.conftest import STAMP, World, ckp
 
 pytestmark = pytest.mark.e2e
@@ -40,7 +40,7 @@ def repositories(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture(scope="module")
 def host(world: World, repositories: RepositoryServer) -> Iterator[LabHost]:
     """A fresh host that trusts our key for this one source, as docs/how-to/install-packages.md says."""
-    machine = world.site.lab.ensure_host(HOST)
+    machine = world.hosts.lab.ensure_host(HOST)
     try:
         machine.push(repositories.root / "keys" / "ckp.gpg", "/usr/share/keyrings/ckp.gpg")
         source = (repositories.root / "setup" / "ckp.sources").read_text()
@@ -108,12 +108,12 @@ def test_everything_that_runs_is_named_by_digest(world: World) -> None:
 
 def test_a_tag_that_was_moved_gives_a_host_nothing_else(world: World) -> None:
     """The attack that a signature of the bundle alone would not see: whoever may write to the registry lets a tag mean another image."""
-    registry, worker = world.site.registry.client(), world.site.worker_hosts[0]
+    registry, worker = world.site.registry.client(), world.hosts.workers[0]
     good, other = registry.get_manifest("ckp/etcd", "3.5.15-0"), registry.get_manifest("ckp/pause", "3.10")
     for layer in other.blobs:
         registry.push_blob("ckp/etcd", layer, registry.get_blob("ckp/pause", layer))
     registry.put_manifest("ckp/etcd", other, "3.5.15-0")
-    name = f"{REGISTRY_ADDRESS}/ckp/etcd"
+    name = f"{REGISTRY.address}/ckp/etcd"
     crictl = ["crictl", "--image-endpoint=unix:///run/containerd/containerd.sock"]
     try:
         worker.run([*crictl, "pull", f"{name}:3.5.15-0"], timeout=120)

@@ -51,7 +51,7 @@ def test_a_power_cut_of_the_management_host(world: World) -> None:
     mark(world, "before-the-cut")
     session = Session(read_config())
     requests = {item["id"] for item in session.get("/host-requests")["items"]}
-    host = world.site.management
+    host = world.hosts.management
     host.power_cut()
     assert not host.running
     host.start()

@@ -20,7 +20,8 @@ from ckp.distribution.packages.pack import Package, Recipe, make_package
 from ckp.kits.errors import CkpError
 from ckp.lab.lab import LabHost
 from ckp.site.enrol import Enrolment
-from ckp.site.install import AGENT_CONFIG, REGISTRY_ADDRESS
+from ckp.site.install import AGENT_CONFIG
+from ckp.site.lab import REGISTRY
 from tests.e2e.conftest import World, ckp
 
 pytestmark = pytest.mark.e2e
@@ -41,8 +42,8 @@ def push(world: World, package: Package) -> str:
     manifest, registry, repository = image.manifest(), world.site.registry.client(), f"ckp/{AGENT_IMAGE}"
     registry.push(store(), manifest, repository, image.tag)
     key = world.dist.key.image_key.read_bytes()
-    sign_image(registry, repository, manifest.digest, key, {TAG: image.tag}, identity=f"{REGISTRY_ADDRESS}/{repository}")
-    return f"{REGISTRY_ADDRESS}/ckp/{AGENT_IMAGE}@{manifest.digest}"
+    sign_image(registry, repository, manifest.digest, key, {TAG: image.tag}, identity=f"{REGISTRY.address}/{repository}")
+    return f"{REGISTRY.address}/ckp/{AGENT_IMAGE}@{manifest.digest}"
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def answered(ask: Any) -> Any:
 
 def host_of(world: World) -> tuple[str, LabHost]:
     """A worker as Compass calls it, and the machine."""
-    machine = world.site.worker_hosts[0]
+    machine = world.hosts.workers[0]
     found = next(item for item in Session(read_config()).get("/hosts")["items"] if item["address"] == machine.address)
     return str(found["name"]), machine
 
@@ -177,7 +178,7 @@ def test_a_revoked_host_is_cut_off_at_once_and_comes_back_by_a_decision(world: W
     ckp("host", "revoke", name)
     world.wait(lambda: not session.get(f"/hosts/{name}")["connected"], "the host is cut off", timeout=30)
     assert ckp("host", "approve", "--all").code == 0, "nothing waits yet"
-    machine.push(Enrolment(world.site, session)._key().encode(), f"{AGENT_CONFIG}/psk", mode=0o600)
+    machine.push(Enrolment(world.site, session).key().encode(), f"{AGENT_CONFIG}/psk", mode=0o600)
     machine.run(["systemctl", "stop", "ckp-agent"], timeout=60)
     for file in ("key.pem", "cert.pem", "identity.json"):
         machine.run(["rm", f"/var/lib/ckp-agent/{file}"], timeout=10)
@@ -216,7 +217,7 @@ def test_a_host_that_is_taken_away_by_force_is_replaced_and_may_come_back_anew(w
     world.wait(lambda: lost not in [item["name"] for item in session.get("/clusters/demo")["machines"]], "its machine is deleted", timeout=240)
     world.wait(lambda: nodes_ready(world) == 1 and len(world.get("nodes")["items"]) == 1, "and its node", timeout=120)
     world.wait(lambda: any("free" in item["message"] for item in session.get("/clusters/demo")["machines"]), "a new one waits for a host", timeout=120)
-    machine.push(Enrolment(world.site, session)._key().encode(), f"{AGENT_CONFIG}/psk", mode=0o600)
+    machine.push(Enrolment(world.site, session).key().encode(), f"{AGENT_CONFIG}/psk", mode=0o600)
     machine.run(["systemctl", "stop", "ckp-agent"], timeout=60)
     machine.run(["rm", *(f"/var/lib/ckp-agent/{file}" for file in ("key.pem", "cert.pem", "identity.json"))], timeout=10)
     machine.run(["systemctl", "start", "ckp-agent"], timeout=60)

@@ -23,7 +23,7 @@ def test_after_real_faults_everything_fits_together_and_nothing_is_lost(versions
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     assert capture is not None
     rows = {item["address"]: str(item["name"]) for item in Session(read_config()).get("/hosts")["items"]}
-    hosts = {rows[machine.address]: machine for machine in versions.site.worker_hosts}
+    hosts = {rows[machine.address]: machine for machine in versions.hosts.workers}
     with capture.global_and_fixture_disabled():
         print(f"\nchaos in the lab, seed {seed}")
         run = Run(versions, hosts, (GOOD, versions.dist.agent("deb").version), lambda line: print(f"  {line}", flush=True))

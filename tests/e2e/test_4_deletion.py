@@ -17,6 +17,7 @@ from ckp.kits.processes import run
 from ckp.lab.lab import LabHost
 from ckp.site.enrol import Enrolment
 from ckp.site.install import Site
+from ckp.site.lab import LabHosts, inventory
 from tests.e2e.conftest import STAMP, WORKERS, World, ckp
 from tests.support.host_snapshot import changes, snapshot
 from tests.support.lab_packages import install
@@ -60,7 +61,7 @@ def test_deletion_leaves_nothing_of_the_cluster(world: World) -> None:
     done = ckp("cluster", "delete", "demo", "--wait", "--timeout", "10m", timeout=700)
     assert "cluster/demo deleted" in done.stdout
     world.wait(lambda: leftovers(world) == [], "Kubernetes has collected what the cluster owned", timeout=60)
-    for host in world.site.worker_hosts:
+    for host in world.hosts.workers:
         assert remains(host) == ""
     rows = [line.split() for line in ckp("host", "list").stdout.splitlines()[1:]]
     assert [row[1] for row in rows if row[0].startswith("worker-")] == ["Free"] * WORKERS
@@ -69,8 +70,9 @@ def test_deletion_leaves_nothing_of_the_cluster(world: World) -> None:
 @pytest.fixture
 def guest(world: World) -> LabHost:
     """One host more, with a firewall, enrolled and free: nothing was ever installed on it but the agent."""
-    site = Site(world.dist, WORKERS + 1, lambda _line: None)
-    host = site.lab.ensure_host(site.lab.network.hosts(WORKERS + 1)[-1])
+    hosts = LabHosts(WORKERS + 1)
+    site = Site(world.dist, inventory(hosts), lambda _line: None)
+    host = hosts.lab.ensure_host(hosts.lab.network.hosts(WORKERS + 1)[-1])
     install(host, "ufw")
     host.run(["sh", "-c", "ufw allow 22/tcp && ufw --force enable && systemctl enable ufw && ufw reload"], timeout=60)
     Enrolment(site, Session(read_config())).run()

@@ -23,10 +23,13 @@ from ckp.kits.files import atomic_write, exclusive, require_free_space
 from ckp.kits.steps import Steps
 from ckp.lab import base
 from ckp.site.enrol import Enrolment
-from ckp.site.install import COMPASS_ADDRESS, GROUP, LAB_OS, REGISTRY_ADDRESS, Site
+from ckp.site.install import Site
+from ckp.site.inventory import Inventory
+from ckp.site.lab import LabHosts
+from ckp.site.lab import inventory as lab_inventory
+from ckp.site.publish import publish
 
 CLUSTER = "demo"
-GUEST_PODS, GUEST_SERVICES = "10.42.0.0/16", "10.43.0.0/16"
 READY_TIMEOUT = 1200.0
 MIN_MEMORY_GIB = 6
 MIN_DISK_GIB = 12
@@ -52,48 +55,51 @@ def up(release_name: str, workers: int, name: str, archive: Path | None, keyring
     with exclusive(paths.state() / "up.lock", what="another `ckp up` or `ckp down`", timeout=5):
         with steps.step("Checking this machine"):
             check_machine()
-        dist = read_release(archive, keyring, steps) if archive else make_release(catalog, release, steps)
-        site = Site(dist, workers, steps.say)
+        hosts = LabHosts(workers)
+        inventory = lab_inventory(hosts)
+        dist = read_release(archive, keyring, inventory, steps) if archive else make_release(catalog, release, inventory, steps)
+        site = Site(dist, inventory, steps.say)
         with steps.step(f"Booting {workers + 1} lab hosts"):
-            site.boot()
+            hosts.boot(steps.say)
         with steps.step("Filling the registry: images and the host bundle"):
-            site.publish()
+            published = publish(dist, inventory, steps.say)
         with steps.step("Installing a standalone CKP node on the management host"):
-            site.install_standalone()
+            site.install_standalone(published)
         with steps.step("Installing the management layer: Cluster API, cert-manager, CKP"):
-            site.deploy_management()
+            site.deploy_management(published)
         with steps.step("Opening Compass"):
             site.log_in()
         session = Session(read_config())
         with steps.step("Enrolling the workers"):
             Enrolment(site, session).run()
         with steps.step(f"Creating the cluster {name} through Compass"):
-            row = create_cluster(session, dist.release.name, name, workers)
+            row = create_cluster(session, inventory, dist.release.name, name, workers)
             kubeconfig = save_kubeconfig(session, name)
-    show_summary(row, kubeconfig, steps, name)
+    show_summary(row, kubeconfig, steps, name, inventory.network.compass)
 
 
-def make_release(catalog: Catalog, release: Release, steps: Steps) -> Distribution:
-    """Source to signed packages, images and the bundle for the lab's hosts."""
+def make_release(catalog: Catalog, release: Release, inventory: Inventory, steps: Steps) -> Distribution:
+    """Source to signed packages, images and the bundle for the site's hosts."""
     dist = Distribution(catalog, release, "lab", steps.say)
     with steps.step(f"Building {release.stamp} from source"):
         dist.build()
     with steps.step("Packing and signing packages"):
-        dist.pack([LAB_OS.format])
+        dist.pack([inventory.os.format])
     with steps.step("Making images"):
         dist.make_images()
-        dist.make_bundles(REGISTRY_ADDRESS, [LAB_OS])
+        dist.make_bundles(inventory.registry.address, [inventory.os])
     return dist
 
 
-def read_release(archive: Path, keyring: Path | None, steps: Steps) -> ImportedRelease:
+def read_release(archive: Path, keyring: Path | None, inventory: Inventory, steps: Steps) -> ImportedRelease:
     """A release from a file, with the lab hosts' root file system if the file has it."""
+    registry = inventory.registry.address
     with steps.step(f"Reading and verifying {archive.name}"):
         found = ImportedRelease.read(archive, trusted_keys(keyring), steps.say)
-        if found.registry_name != REGISTRY_ADDRESS:
+        if found.registry_name != registry:
             raise InvalidInput(
-                f"the bundles in {archive} name the registry {found.registry_name}, and the lab's is {REGISTRY_ADDRESS}",
-                resolution=f"export it for the lab: ckp dist export --registry-name {REGISTRY_ADDRESS}",
+                f"the bundles in {archive} name the registry {found.registry_name}, and the lab's is {registry}",
+                resolution=f"export it for the lab: ckp dist export --registry-name {registry}",
             )
         if found.base is not None:
             base.adopt(found.base, steps.say)
@@ -113,7 +119,7 @@ def check_machine() -> None:
         require_free_space(place, MIN_DISK_GIB, what="the lab with a release")
 
 
-def create_cluster(session: Session, release: str, name: str, workers: int) -> dict[str, Any]:
+def create_cluster(session: Session, inventory: Inventory, release: str, name: str, workers: int) -> dict[str, Any]:
     """Ask for it unless it is there, and show its fourteen steps until it is ready."""
     try:
         session.get(f"/clusters/{name}")
@@ -122,10 +128,10 @@ def create_cluster(session: Session, release: str, name: str, workers: int) -> d
             "name": name,
             "version": release,
             "cni": "cilium",
-            "hostGroup": GROUP,
+            "hostGroup": inventory.group.name,
             "workers": workers,
-            "podCIDR": GUEST_PODS,
-            "serviceCIDR": GUEST_SERVICES,
+            "podCIDR": inventory.network.workload_pods,
+            "serviceCIDR": inventory.network.workload_services,
         }
         session.call("POST", "/clusters", body=body)
     return wait_until_ready(session, name, READY_TIMEOUT)
@@ -143,7 +149,7 @@ def save_kubeconfig(session: Session, name: str) -> Path:
     return path
 
 
-def show_summary(row: dict[str, Any], kubeconfig: Path, steps: Steps, name: str) -> None:
+def show_summary(row: dict[str, Any], kubeconfig: Path, steps: Steps, name: str, compass: str) -> None:
     """Where everything is, and what to try next."""
     total = sum(step.seconds for step in steps.done)
     click.echo()
@@ -159,7 +165,7 @@ def show_summary(row: dict[str, Any], kubeconfig: Path, steps: Steps, name: str)
 {name} is ready: {row.get("version")}, {len(row.get("machines", []))} nodes, {human_duration(total)} in all
 
   kubeconfig   {kubeconfig}
-  Compass      https://{COMPASS_ADDRESS}  (REST below /api/v1; this machine's ckp is logged in)
+  Compass      https://{compass}  (REST below /api/v1; this machine's ckp is logged in)
 
 Try next:
   export KUBECONFIG={kubeconfig}

@@ -1,65 +1,70 @@
-"""The workers' way in: agent package, pre-shared key, request, approval, host group. Part of `ckp up`."""
+"""Enrolling a site's workers: agent package, pre-shared key, request, approval, host group."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ckp.clients.compass import Session
-from ckp.kits import paths
 from ckp.kits.errors import CkpError, Conflict
 from ckp.kits.retry import wait_until
-from ckp.lab.lab import LabHost
-from ckp.site.install import AGENT_CONFIG, GROUP, HUB_ADDRESS, Site
+from ckp.site.install import AGENT_CONFIG, Site, root_ca
+from ckp.site.inventory import SiteHost
 
 CONNECT_TIMEOUT = 180.0
 
 
 @dataclass
 class Enrolment:
-    """Brings the site's workers into Compass' project; what is done already is left alone."""
+    """Brings the site's workers into the session's project; what is done already is left alone."""
 
     site: Site
     session: Session
 
     def run(self) -> None:
-        """Agents, approvals, group."""
+        """Agents, approvals, group.
+
+        Raises:
+            TimedOut: requests do not arrive, or agents do not connect; the ends of their journals are in the details.
+        """
         waiting = [host for host in self.site.worker_hosts if not self._identified(host)]
         for host in self.site.worker_hosts:
             self.site.install_agent(host)
         if waiting:
-            key = self._key()
+            key = self.key()
             for host in waiting:
                 self._configure(host, key)
             self._approve(waiting)
         names = self._connected()
         self._group(names)
 
-    def _identified(self, host: LabHost) -> bool:
+    def _identified(self, host: SiteHost) -> bool:
         return host.run(["test", "-s", "/var/lib/ckp-agent/cert.pem"], timeout=10, check=False).code == 0
 
-    def _key(self) -> str:
-        """The project's key: shown once by Compass, so a lost one is replaced; hosts that are in need none."""
+    def key(self) -> str:
+        """The project's pre-shared key. Compass shows it once, so a lost one is replaced; hosts that are enrolled need none."""
         answer: dict[str, Any] = self.session.get("/host-psk")
         return str(answer.get("key") or self.session.call("POST", "/host-psk/reset")["key"])
 
-    def _configure(self, host: LabHost, key: str) -> None:
+    def _configure(self, host: SiteHost, key: str) -> None:
+        hub = self.site.inventory.network.hub
         config = {
-            "hub": f"https://{HUB_ADDRESS}:8443",
-            "channel": f"wss://{HUB_ADDRESS}:9443/v1/agent",
+            "hub": f"https://{hub}:8443",
+            "channel": f"wss://{hub}:9443/v1/agent",
             "domain": self.session.config.domain,
             "project": self.session.config.project,
             "ca": f"{AGENT_CONFIG}/ca.pem",
         }
-        host.push((paths.state() / "root-ca.pem").read_bytes(), f"{AGENT_CONFIG}/ca.pem")
+        host.push(root_ca().read_bytes(), f"{AGENT_CONFIG}/ca.pem")
         host.push(key.encode(), f"{AGENT_CONFIG}/psk", mode=0o600)
         host.push(json.dumps(config, indent=1).encode(), f"{AGENT_CONFIG}/config.json")
         host.run(["systemctl", "restart", "ckp-agent"], timeout=60)
         self.site.say(f"{host.name}: agent started")
 
-    def _approve(self, hosts: list[LabHost]) -> None:
-        """Only requests of machines that are ours: their machine-id is compared with what the lab itself gave them."""
+    def _approve(self, hosts: Sequence[SiteHost]) -> None:
+        """Only requests of the site's own hosts: their machine-id is compared with what each host itself has."""
         ours = {host.run(["cat", "/etc/machine-id"], timeout=10).stdout.strip(): host.name for host in hosts}
         approved: set[str] = set()
 
@@ -78,7 +83,7 @@ class Enrolment:
         found: dict[str, str] = {}
 
         def all_connected() -> bool:
-            """Connected, and either at work already or reported clean: before its first report a host cannot be claimed."""
+            """Connected, and either in a cluster already or reported clean: before its first report a host cannot be claimed."""
             hosts = [item for item in self.session.get("/hosts")["items"] if item["address"] in addresses]
             found.clear()
             found.update({item["name"]: item["address"] for item in hosts if item["connected"] and (item["free"] or item["cluster"])})
@@ -90,26 +95,27 @@ class Enrolment:
             timeout=CONNECT_TIMEOUT,
             every=1,
             reason=lambda: self._journals(self.site.worker_hosts),
-            resolution="look at an agent: ckp lab shell worker-1 ckp-agent status",
+            resolution=f"look at an agent: {self.site.inventory.shell.format(host=self.site.worker_hosts[0].name)} ckp-agent status",
         )
         for name, address in sorted(found.items()):
             self.site.say(f"{name} ({address}): connected over mTLS")
         return sorted(found)
 
-    def _journals(self, hosts: list[LabHost]) -> str:
-        said = []
+    def _journals(self, hosts: Sequence[SiteHost]) -> str:
+        lines = []
         for host in hosts:
             tail = host.run(["journalctl", "-u", "ckp-agent", "-n", "5", "--no-pager", "-o", "cat"], timeout=20, check=False).stdout
-            said += [f"{host.name}: {line}" for line in tail.splitlines()]
-        return "\n".join(said)
+            lines += [f"{host.name}: {line}" for line in tail.splitlines()]
+        return "\n".join(lines)
 
     def _group(self, names: list[str]) -> None:
+        group = self.site.inventory.group
         try:
-            self.session.call("POST", "/host-groups", body={"name": GROUP, "description": "The lab's workers"})
+            self.session.call("POST", "/host-groups", body={"name": group.name, "description": group.description})
         except Conflict:
             pass  # made by an earlier run
-        members = set(self.session.get(f"/host-groups/{GROUP}")["hosts"])
+        members = set(self.session.get(f"/host-groups/{group.name}")["hosts"])
         if missing := [name for name in names if name not in members]:
-            self.session.call("POST", f"/host-groups/{GROUP}/members", body={"hosts": missing})
+            self.session.call("POST", f"/host-groups/{group.name}/members", body={"hosts": missing})
         if not names:
             raise CkpError("there are no workers to put into the host group")

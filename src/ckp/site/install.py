@@ -1,26 +1,24 @@
-"""The lab as a site: the actions of `ckp up`, each of which looks what is there already and does the rest."""
+"""Installing CKP at a site: the host tool, a standalone management cluster, and the management layer in it.
+
+Each action looks at what is there already and does the rest, so that running it again is harmless.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
 import secrets
+import shutil
 import ssl
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from ckp.api.host_protocol import BundleRef
-from ckp.api.platform import InstalledRelease, Releases
-from ckp.catalog.models import BundleTarget
 from ckp.clients.compass import Config, write_config
-from ckp.distribution.bundles import AGENT_IMAGE, PLATFORM_IMAGES, PREFIX
 from ckp.distribution.management import Management, as_list
-from ckp.distribution.packages.agent import version_of_tag
 from ckp.distribution.registries.server import RegistryServer
 from ckp.distribution.release import Deliverable
 from ckp.kits import paths
@@ -28,116 +26,69 @@ from ckp.kits.errors import CkpError
 from ckp.kits.files import atomic_write, sha256_bytes
 from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
-from ckp.lab.lab import Lab, LabHost
+from ckp.site.inventory import Inventory, SiteHost
+from ckp.site.publish import Published, registry_server, releases_config
 from ckp.verify.packages import verify_package
 
-REGISTRY_NAME = "registry.ckp.lab"
-REGISTRY_ADDRESS = f"{REGISTRY_NAME}:{RegistryServer.port}"
-LAB_OS = BundleTarget(os="debian", os_version="12")
-"""What the lab's hosts run."""
-COMPASS_ADDRESS = "10.88.0.100"
-HUB_ADDRESS = "10.88.0.101"
-POD_CIDR, SERVICE_CIDR = "10.244.0.0/16", "10.96.0.0/16"
-GROUP = "lab"
 AGENT_CONFIG = "/etc/ckp-agent"
 REGISTRY_CA = f"{AGENT_CONFIG}/registry-ca.pem"
+KUBECONFIG, ROOT_CA, APPLIED = "management.kubeconfig", "root-ca.pem", "applied"
+"""What this machine keeps of an installation, below `paths.state()`."""
 
-# A lab's hosts share one disk that is far from empty, so percentages would evict everything (facts of the lab, docs/how-to/lab.md).
-HOST_JSON = {
-    "kubelet": {
-        "evictionHard": {"nodefs.available": "1Gi", "imagefs.available": "1Gi", "memory.available": "100Mi"},
-        "imageGCHighThresholdPercent": 100,
-        "imageGCLowThresholdPercent": 99,
-    }
-}
-# In the sandbox nobody can grant CAP_SYS_RESOURCE, which Cilium's own list of capabilities names.
-LAB_ADDON_VALUES: dict[str, dict[str, object]] = {"cilium": {"securityContext": {"privileged": True}}}
+
+def root_ca() -> Path:
+    """The CA of Compass and the hub, as `Site.log_in` keeps it on this machine."""
+    return paths.state() / ROOT_CA
+
+
+def forget() -> None:
+    """Remove what this machine keeps of an installation that is gone; nothing there is fine."""
+    for name in (KUBECONFIG, ROOT_CA):
+        (paths.state() / name).unlink(missing_ok=True)
+    if (paths.state() / APPLIED).exists():
+        shutil.rmtree(paths.state() / APPLIED)
 
 
 @dataclass
 class Site:
-    """One lab with what runs on it."""
+    """One site with the release that it gets.
+
+    Args:
+        say: takes lines of progress.
+    """
 
     dist: Deliverable
-    workers: int
+    inventory: Inventory
     say: Callable[[str], None]
-    lab: Lab = field(default_factory=Lab)
-    digests: dict[str, str] = field(default_factory=dict)
-
-    # -- hosts and registry
-
-    def boot(self) -> None:
-        """Boot the management host and the workers, side by side."""
-        self.lab.ensure_base(self.say)
-        specs = self.lab.network.hosts(self.workers)
-        with ThreadPoolExecutor(len(specs)) as pool:
-            for host in pool.map(self.lab.ensure_host, specs):
-                self.say(f"{host.name} runs at {host.address}")
 
     @property
-    def management(self) -> LabHost:
+    def management(self) -> SiteHost:
         """The host with the management cluster."""
-        return self.lab.host(self.lab.network.management().name)
+        return self.inventory.hosts.management
 
     @property
-    def worker_hosts(self) -> list[LabHost]:
-        """The hosts for work."""
-        return [self.lab.host(spec.name) for spec in self.lab.network.hosts(self.workers)[1:]]
+    def worker_hosts(self) -> Sequence[SiteHost]:
+        """The hosts for workload clusters."""
+        return self.inventory.hosts.workers
 
     @property
     def registry(self) -> RegistryServer:
-        """The registry on the lab's bridge."""
-        return RegistryServer(self.dist.built["distribution"].binary("registry"), Lab.GATEWAY, REGISTRY_NAME)
-
-    def publish(self) -> None:
-        """Start the registry; push images and bundles. Where an earlier build left others, this one's take their tags, and it is said."""
-        server = self.registry
-        client = server.start()
-        self.digests = self.dist.push(client, f"{Lab.GATEWAY}:{server.port}", server.ca, replace=True)
-        self.say(f"{len(self.dist.tags)} images and {len(self.dist.targets)} bundle at {server.address}/{PREFIX}")
-
-    @property
-    def pinned(self) -> dict[str, str]:
-        """The images that were pushed, as `tag@sha256:…`: what runs is what was made and signed, whatever becomes of the registry's tags."""
-        return {repository: f"{tag}@{self.digests[repository]}" for repository, tag in self.dist.tags.items()}
-
-    def releases(self) -> Releases:
-        """What the management layer is told about the release that was pushed."""
-        release, address = self.dist.release, self.registry.address
-        bundles = {
-            f"{target.os}-{target.os_version}": BundleRef(
-                image=f"{address}/{PREFIX}/{target.repository}@{self.digests[target.repository]}", tag=release.stamp, release=release.name
-            )
-            for target in self.dist.targets
-        }
-        installed = InstalledRelease(
-            name=release.name,
-            stamp=release.stamp,
-            registry=f"{address}/{PREFIX}",
-            images={repository: pinned for repository, pinned in self.pinned.items() if repository not in PLATFORM_IMAGES},
-            bundles=bundles,
-            cni=release.built_cni,
-            stand_ins=tuple(self.dist.stand_ins),
-        )
-        return Releases(releases={release.name: installed}, agents=self._agents(), registry_ca=self.registry.ca.read_text(), addon_values=LAB_ADDON_VALUES)
-
-    def _agents(self) -> dict[str, str]:
-        """Every version of the agent that the registry holds, this one last: an older one is what its hosts may return to."""
-        registry, repository = self.registry.client(), f"{PREFIX}/{AGENT_IMAGE}"
-        tags = sorted(tag for tag in registry.tags(repository) if not tag.startswith("sha256-"))
-        current = self.dist.agent(LAB_OS.format).version
-        found = {version_of_tag(tag): registry.digest(repository, tag) for tag in tags}
-        ordered = [*(version for version in found if version != current), current]
-        return {version: f"{self.registry.address}/{repository}@{found.get(version) or self.digests[AGENT_IMAGE]}" for version in ordered}
+        """The registry that hosts pull from."""
+        return registry_server(self.dist, self.inventory)
 
     # -- the host tool
 
-    def install_agent(self, host: LabHost) -> None:
-        """Bring the agent's package to a host, verified here before it goes there; the same version again changes nothing."""
-        package = self.dist.agent("deb")
+    def install_agent(self, host: SiteHost) -> None:
+        """Bring the agent's package to a host, verified here before it goes there; the same version again changes nothing.
+
+        Raises:
+            VerificationFailed: the package is not what the release's keys have signed.
+            CkpError: the host cannot be reached, or dpkg refuses the package.
+        """
+        package = self.dist.agent(self.inventory.os.format)
         verify_package(str(package.path), str(self.dist.keyring), name="ckp-agent", version=package.version)
         have = host.run(["dpkg-query", "-W", "-f", "${Version}", "ckp-agent"], timeout=30, check=False).stdout
-        host.push(json.dumps(HOST_JSON).encode(), f"{AGENT_CONFIG}/host.json")
+        host.push(json.dumps(dict(self.inventory.host_settings)).encode(), f"{AGENT_CONFIG}/host.json")
         host.push(self.registry.ca, REGISTRY_CA)
         if have != package.version:
             host.push(package.path, "/var/cache/ckp-agent.deb")
@@ -146,77 +97,88 @@ class Site:
 
     # -- the management cluster
 
-    def install_standalone(self) -> None:
-        """The twelve steps on the management host; a finished installation says so and changes nothing."""
+    def install_standalone(self, published: Published) -> None:
+        """The twelve steps on the management host; a finished installation is left as it is.
+
+        Raises:
+            CkpError: one of the steps failed; it is named in the lines before.
+        """
         host = self.management
         self.install_agent(host)
         if host.run(["ckp-agent", "standalone", "status"], timeout=30, check=False).code == 0:
             self.say(f"{host.name} is a cluster already")
         else:
-            self._twelve_steps(host)
+            self._twelve_steps(host, published)
         atomic_write(self.kubeconfig, host.pull("/etc/kubernetes/admin.conf"), mode=0o600)
 
-    def _twelve_steps(self, host: LabHost) -> None:
-        bundle = self.releases().releases[self.dist.release.name].bundles[f"{LAB_OS.os}-{LAB_OS.os_version}"]
+    def _twelve_steps(self, host: SiteHost, published: Published) -> None:
+        bundle, network = published.host_bundle, self.inventory.network
         argv = ["ckp-agent", "standalone", "install", "--bundle-image", bundle.image, "--registry-ca", REGISTRY_CA]
-        argv += ["--pod-cidr", POD_CIDR, "--service-cidr", SERVICE_CIDR, "--advertise-address", host.address, "--release", bundle.release]
+        argv += ["--pod-cidr", network.management_pods, "--service-cidr", network.management_services]
+        argv += ["--advertise-address", host.address, "--release", bundle.release]
         code = host.stream(argv, timeout=1800, on_line=self.say)
         if code != 0:
             raise CkpError(
                 f"the standalone installation on {host.name} ended with code {code}",
-                details="its own words are above",
-                resolution="mend what it names and run `make up` again: it goes on with that step",
+                details="its output is above",
+                resolution="fix what it names and run the same command again: it continues with that step",
             )
 
     @property
     def kubeconfig(self) -> Path:
         """The management cluster's administrator's kubeconfig (0600)."""
-        return paths.state() / "management.kubeconfig"
+        return paths.state() / KUBECONFIG
 
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 120, check: bool = True) -> Finished:
         """Our own kubectl against the management cluster."""
         program = self.dist.built["kubernetes"].binary("kubectl")
         return run([program, f"--kubeconfig={self.kubeconfig}", *arguments], stdin=stdin, timeout=timeout, check=check, what=f"kubectl {arguments[0]}")
 
-    def deploy_management(self) -> None:
-        """cert-manager, Cluster API, then ours: each group waits for what the one before it brings."""
-        management = Management(self.dist.built, f"{self.registry.address}/{PREFIX}", self.pinned)
+    def deploy_management(self, published: Published) -> None:
+        """cert-manager, Cluster API, then CKP's own: each group waits for what the one before it brings.
+
+        Raises:
+            CkpError: something does not become available; its pods and events are in the details.
+        """
+        management = Management(self.dist.built, published.prefix, published.images)
         kubectl = self.dist.built["kubernetes"].binary("kubectl")
         self._apply("foundation", management.foundation())
         self._apply("cert-manager", management.cert_manager())
         self._wait_available("cert-manager")
         self._apply("cluster-api", management.cluster_api(kubectl))
-        text = self.releases().model_dump_json(indent=1)
-        first, last = self.lab.network.load_balancers
-        settings = {
-            "COMPASS_ADDRESS": COMPASS_ADDRESS,
-            "HUB_ADDRESS": HUB_ADDRESS,
+        config, digest = releases_config(published.releases())
+        self._admin_token()
+        self._apply("ckp", [*management.ckp({**self.settings(), "RELEASES_DIGEST": digest}), config])
+        self._wait_available("capi-system", "capi-kubeadm-bootstrap-system", "ckp-system")
+
+    def settings(self) -> dict[str, str]:
+        """The `@NAME@` places of deploy/ that are this site's."""
+        network = self.inventory.network
+        first, last = network.load_balancers
+        return {
+            "COMPASS_ADDRESS": network.compass,
+            "HUB_ADDRESS": network.hub,
             "LB_FIRST": first,
             "LB_LAST": last,
-            "RESERVED_CIDRS": f"hosts={self.lab.network.subnet},management pods={POD_CIDR},management services={SERVICE_CIDR}",
-            "RELEASES_DIGEST": sha256_bytes(text.encode())[:16],
+            "RESERVED_CIDRS": ",".join(f"{what}={cidr}" for what, cidr in network.reserved.items()),
         }
-        config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "ckp-releases", "namespace": "ckp-system"}, "data": {"releases.json": text}}
-        self._admin_token()
-        self._apply("ckp", [*management.ckp(settings), config])
-        self._wait_available("capi-system", "capi-kubeadm-bootstrap-system", "ckp-system")
 
     def _apply(self, group: str, objects: list[dict[str, Any]]) -> None:
         """Apply a group, several times while its webhooks and CRDs come up; what was applied unchanged before is left alone."""
         text = as_list(objects)
         digest = sha256_bytes(f"{self._cluster_uid()}\n{text}".encode())
-        marker = paths.state() / "applied" / group
+        marker = paths.state() / APPLIED / group
         if marker.exists() and marker.read_text() == digest:
             self.say(f"{group}: unchanged")
             return
-        said: list[str] = []
+        last: list[str] = []
 
         def applied() -> bool:
             done = self.kubectl("apply", "--server-side", "--force-conflicts", "--field-manager=ckp-up", "-f", "-", stdin=text, timeout=300, check=False)
-            said[:] = (done.stderr or done.stdout).splitlines()[-6:]
+            last[:] = (done.stderr or done.stdout).splitlines()[-6:]
             return done.code == 0
 
-        wait_until(applied, what=f"applying {group}", timeout=300, every=3, reason=lambda: "\n".join(said))
+        wait_until(applied, what=f"applying {group}", timeout=300, every=3, reason=lambda: "\n".join(last))
         atomic_write(marker, digest)
         self.say(f"{group}: {len(objects)} objects")
 
@@ -232,12 +194,14 @@ class Site:
             if done.code != 0:
                 pods = self.kubectl("get", "pods,events", f"--namespace={namespace}", check=False).stdout
                 raise CkpError(
-                    f"not everything in {namespace} came up", details=f"{done.stderr}\n{pods}", resolution="run `make up` again, or look with kubectl"
+                    f"not everything in {namespace} became available",
+                    details=f"{done.stderr}\n{pods}",
+                    resolution=f"run the same command again, or look at it: kubectl --kubeconfig={self.kubeconfig} get pods -A",
                 )
             self.say(f"{namespace}: available")
 
     def _admin_token(self) -> None:
-        """Made once in the cluster; this machine's command line gets it with the session below."""
+        """Made once in the cluster; this machine's command line gets it in `log_in`."""
         if self.kubectl("get", "secret", "ckp-compass-admin", "--namespace=ckp-system", check=False).code == 0:
             return
         token = base64.b64encode(secrets.token_urlsafe(32).encode()).decode()
@@ -245,32 +209,28 @@ class Site:
         self.kubectl("create", "-f", "-", stdin=json.dumps(secret))
 
     def log_in(self) -> None:
-        """Give this machine's `ckp` command its session with Compass, and wait until Compass answers."""
+        """Give this machine's `ckp` command its session with Compass, and wait until Compass answers.
+
+        Raises:
+            TimedOut: Compass does not answer.
+        """
         secret = json.loads(self.kubectl("get", "secret", "ckp-compass-admin", "--namespace=ckp-system", "-o", "json").stdout)
         root = json.loads(self.kubectl("get", "secret", "ckp-compass-tls", "--namespace=ckp-system", "-o", "json").stdout)
-        ca = paths.state() / "root-ca.pem"
-        atomic_write(ca, base64.b64decode(root["data"]["ca.crt"]))
+        atomic_write(root_ca(), base64.b64decode(root["data"]["ca.crt"]))
         token = base64.b64decode(secret["data"]["token"]).decode()
-        write_config(Config(server=f"https://{COMPASS_ADDRESS}", token=token, ca=str(ca)))
+        write_config(Config(server=f"https://{self.inventory.network.compass}", token=token, ca=str(root_ca())))
         wait_until(self._compass_answers, what="Compass answers", timeout=120, every=1)
 
     def _compass_answers(self) -> bool:
+        trust = ssl.create_default_context(cafile=str(root_ca()))
         try:
-            return (
-                httpx.get(
-                    f"https://{COMPASS_ADDRESS}/healthz",
-                    verify=ssl.create_default_context(cafile=str(paths.state() / "root-ca.pem")),
-                    timeout=3,
-                    trust_env=False,
-                ).status_code
-                == 200
-            )
+            return httpx.get(f"https://{self.inventory.network.compass}/healthz", verify=trust, timeout=3, trust_env=False).status_code == 200
         except httpx.HTTPError:
             return False
 
-    # -- tests and people look at things this way
+    # -- looking at it
 
-    def guest_kubectl(self, kubeconfig: Path, *arguments: str, timeout: float = 60, check: bool = True, stdin: str | None = None) -> Finished:
-        """kubectl against a managed cluster."""
+    def workload_kubectl(self, kubeconfig: Path, *arguments: str, timeout: float = 60, check: bool = True, stdin: str | None = None) -> Finished:
+        """kubectl against a workload cluster."""
         program = self.dist.built["kubernetes"].binary("kubectl")
         return run([program, f"--kubeconfig={kubeconfig}", *arguments], stdin=stdin, timeout=timeout, check=check, what=f"kubectl {arguments[0]}")

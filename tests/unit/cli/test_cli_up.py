@@ -48,7 +48,7 @@ def test_the_summary_lists_the_fourteen_steps_in_order_under_their_phases(capsys
         }
         for number, (phase, name, title) in enumerate(STEPS, start=1)
     ]
-    up.show_summary({"version": "v1.35.1", "machines": [{}, {}], "steps": steps}, Path("/k"), Steps(1, io.StringIO()), "demo")
+    up.show_summary({"version": "v1.35.1", "machines": [{}, {}], "steps": steps}, Path("/k"), Steps(1, io.StringIO()), "demo", "10.88.0.100")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert [line.split()[0] for line in lines if line.startswith("  ") and "42s" in line] == [f"{number}." for number in range(1, 15)]
     assert [line for line in lines if line in ("Provisioning", "Bootstrap", "Cluster Ready", "Addons")] == [

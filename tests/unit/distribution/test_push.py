@@ -27,7 +27,8 @@ from ckp.distribution.images.layers import store
 from ckp.distribution.images.make import Image
 from ckp.distribution.release import Distribution
 from ckp.kits.errors import Conflict
-from ckp.site.install import Site
+from ckp.site import publish as site_publish
+from ckp.site.lab import LabHosts, inventory
 from tests.simulators.registry import RegistrySimulator
 from tests.support.spoilt_packages import tar_of
 
@@ -205,8 +206,8 @@ class Asked:
 def test_make_up_replaces_what_an_earlier_build_left_and_publish_only_if_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked()
     server = SimpleNamespace(start=lambda: world.client, port=5000, ca=None, address=ADDRESS)
-    monkeypatch.setattr(Site, "registry", server)
-    Site(cast(Distribution, asked), 1, world.said.append, lab=cast(Any, None)).publish()
+    monkeypatch.setattr(site_publish, "registry_server", lambda *_: server)
+    site_publish.publish(cast(Distribution, asked), inventory(LabHosts(1)), world.said.append)
     assert asked.replace == [True]
     monkeypatch.setattr(dist_module, "Registry", world.open)
     monkeypatch.setattr(dist_module, "made", lambda *_: asked)

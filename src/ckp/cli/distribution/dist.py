@@ -21,7 +21,7 @@ from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
 from ckp.kits.steps import Steps
 from ckp.lab import base
-from ckp.site.install import REGISTRY_ADDRESS
+from ckp.site.lab import REGISTRY
 
 AGENT_COMPONENT = "agent"
 
@@ -29,7 +29,7 @@ KEYRING_OPTION = click.option(
     "--keyring", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="Whom to trust; default: this machine's own signing keys."
 )
 NAME_OPTION = click.option(
-    "--registry-name", default=REGISTRY_ADDRESS, show_default=True, help="host:port that hosts pull from; it is written into the bundles, which are signed."
+    "--registry-name", default=REGISTRY.address, show_default=True, help="host:port that hosts pull from; it is written into the bundles, which are signed."
 )
 
 

@@ -1,0 +1,196 @@
+"""What a site is: its hosts and how they are reached, its registry, its addresses and the settings of its own.
+
+An inventory is made once, before anything else, and checked as it is made. What is done at a site (publish, install, enrol) reads it
+and knows nothing else of where it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import AddressValueError, IPv4Address, IPv4Network
+from itertools import combinations
+from pathlib import Path
+from typing import Protocol
+
+from ckp.catalog.models import BundleTarget
+from ckp.kits.errors import InvalidInput
+from ckp.kits.processes import Finished
+
+
+class SiteHost(Protocol):
+    """A host of the site, and how this machine reaches it: as root, whatever lies between."""
+
+    @property
+    def name(self) -> str:
+        """Its hostname."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """Its IPv4 address in the site's host network."""
+        ...
+
+    def run(self, argv: Sequence[str | Path], *, timeout: float, check: bool = True, what: str = "") -> Finished:
+        """Run a command there to its end.
+
+        Args:
+            timeout: seconds after which it is killed.
+            check: raise when it ends with another code than 0.
+            what: how to name the work in an error.
+
+        Raises:
+            CkpError: it failed (with `check`), ran out of time, or the host cannot be reached.
+        """
+        ...
+
+    def stream(self, argv: Sequence[str | Path], *, timeout: float, on_line: Callable[[str], None]) -> int:
+        """Run a command there and hand over its output line by line; returns its exit code. Raises CkpError as `run` does."""
+        ...
+
+    def push(self, source: Path | bytes, target: str, *, mode: int = 0o644) -> None:
+        """Write a file of this machine, or some bytes, to `target` there: whole or not at all. Raises CkpError."""
+        ...
+
+    def pull(self, source: str) -> bytes:
+        """The content of a file there. Raises CkpError."""
+        ...
+
+
+class SiteHosts(Protocol):
+    """The hosts of a site. They are asked for each time, since hosts may be added while a site runs."""
+
+    @property
+    def management(self) -> SiteHost:
+        """The host that carries the management cluster."""
+        ...
+
+    @property
+    def workers(self) -> Sequence[SiteHost]:
+        """The hosts that are enrolled, for workload clusters."""
+        ...
+
+
+@dataclass(frozen=True)
+class SiteRegistry:
+    """The registry that the site's hosts pull from; it runs on this machine.
+
+    Args:
+        name: the host name that hosts know it by; bundles name it, and they are signed.
+        listen: the IPv4 address of this machine that it listens on.
+    """
+
+    name: str
+    listen: str
+    port: int = 5000
+
+    @property
+    def address(self) -> str:
+        """`host:port` as hosts and images name it."""
+        return f"{self.name}:{self.port}"
+
+    @property
+    def endpoint(self) -> str:
+        """`address:port` by which this machine reaches it: its name need not resolve here."""
+        return f"{self.listen}:{self.port}"
+
+
+@dataclass(frozen=True)
+class SiteNetwork:
+    """The site's addresses. All are IPv4; networks are written as CIDRs.
+
+    Args:
+        hosts: the network that all hosts have their addresses in.
+        load_balancers: first and last address of the range for Services of type LoadBalancer. They are announced by ARP, so it lies in `hosts`.
+        compass: the address of Compass, of that range.
+        hub: the address of the hub, of that range.
+        management_pods: of the management cluster.
+        management_services: of the management cluster.
+        workload_pods: of the workload cluster that `ckp up` makes.
+        workload_services: of the workload cluster that `ckp up` makes.
+
+    Raises:
+        InvalidInput: a value is not an address or network, lies outside of what it must be in, or overlaps another.
+    """
+
+    hosts: str
+    load_balancers: tuple[str, str]
+    compass: str
+    hub: str
+    management_pods: str
+    management_services: str
+    workload_pods: str
+    workload_services: str
+
+    def __post_init__(self) -> None:
+        networks = {
+            what: _network(what, cidr)
+            for what, cidr in {**self.reserved, "workload pods": self.workload_pods, "workload services": self.workload_services}.items()
+        }
+        for (one, first), (other, second) in combinations(networks.items(), 2):
+            if first.overlaps(second):
+                raise InvalidInput(f"the site's networks overlap: {one} {first} and {other} {second}", resolution="give each a network of its own")
+        lowest, highest = (_address("load balancer", item) for item in self.load_balancers)
+        if lowest > highest or lowest not in networks["hosts"] or highest not in networks["hosts"]:
+            raise InvalidInput(f"the load balancers' range {lowest} to {highest} is not in the hosts' network {networks['hosts']}")
+        compass, hub = _address("Compass", self.compass), _address("hub", self.hub)
+        if compass == hub:
+            raise InvalidInput(f"Compass and the hub have the same address {hub}", resolution="give each an address of the load balancers' range")
+        for what, address in (("Compass", compass), ("the hub", hub)):
+            if not lowest <= address <= highest:
+                raise InvalidInput(f"the address {address} of {what} is not in the load balancers' range {lowest} to {highest}")
+
+    @property
+    def reserved(self) -> Mapping[str, str]:
+        """Networks that no workload cluster may use: what each is for -> CIDR."""
+        return {"hosts": self.hosts, "management pods": self.management_pods, "management services": self.management_services}
+
+
+@dataclass(frozen=True)
+class HostGroup:
+    """The group that the site's workers are put into."""
+
+    name: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """A site.
+
+    Args:
+        os: what all of its hosts run.
+        shell: the command that opens a shell on a host, with `{host}` for its name; for people who are to look there.
+        host_settings: `host.json` of each host: its own kubelet settings, over the release's.
+        addon_values: chart -> helm values of this site, over the release's.
+
+    Raises:
+        InvalidInput: hosts with such an operating system cannot be given the host tool.
+    """
+
+    os: BundleTarget
+    hosts: SiteHosts
+    registry: SiteRegistry
+    network: SiteNetwork
+    group: HostGroup
+    shell: str
+    host_settings: Mapping[str, object] = field(default_factory=dict)
+    addon_values: Mapping[str, dict[str, object]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.os.format != "deb":  # ckp.site.install brings the package with dpkg
+            raise InvalidInput(f"hosts with {self.os.os} {self.os.os_version} cannot be set up from here", resolution="take hosts with Debian or Ubuntu")
+
+
+def _network(what: str, text: str) -> IPv4Network:
+    try:
+        return IPv4Network(text)
+    except ValueError as error:
+        raise InvalidInput(f"the site's network for {what} is not an IPv4 network: {error}") from None
+
+
+def _address(what: str, text: str) -> IPv4Address:
+    try:
+        return IPv4Address(text)
+    except AddressValueError as error:
+        raise InvalidInput(f"the site's address for {what} is not an IPv4 address: {error}") from None
