@@ -1,6 +1,6 @@
 """What the management layer knows about the releases that it can install: one JSON file, mounted into its pods.
 
-`ckp dist` writes it when it has pushed a release; the controllers and Compass read it.
+ckp.site.publish makes it when a release has been pushed; the controllers and Compass read it.
 """
 
 from __future__ import annotations

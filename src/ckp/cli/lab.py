@@ -1,4 +1,4 @@
-"""`ckp lab`: the data centre on this machine."""
+"""`ckp lab`: the hosts of the lab on this machine."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def lab() -> None:
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0, 50))
 def lab_up(workers: int) -> None:
     """Boot one management host and some workers; those that run are left alone."""
-    data_centre = Lab()
-    specs = data_centre.network.hosts(workers)
+    machines = Lab()
+    specs = machines.network.hosts(workers)
     steps = Steps(1 + len(specs))
     with steps.step("Preparing the base system"):
-        data_centre.ensure_base(steps.say)
+        machines.ensure_base(steps.say)
     for spec in specs:
         with steps.step(f"Booting {spec.name} at {spec.address}"):
-            data_centre.ensure_host(spec)
+            machines.ensure_host(spec)
 
 
 @lab.command("down")

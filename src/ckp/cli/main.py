@@ -62,7 +62,7 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; run the same command again to go on", err=True)
+        click.echo("interrupted; run the same command again to continue", err=True)
         sys.exit(130)
     except Exception as error:
         shown = _as_user_error(error)

@@ -1,4 +1,4 @@
-"""`ckp standalone`: one host as a cluster, with the host's own tool: here on this machine, or on a lab host."""
+"""`ckp standalone`: one host as a cluster, made by the host tool: on this machine, or on a lab host."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INSTALL_TIMEOUT = 1800.0
     context_settings={"ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,
 )
-@click.option("--lab-host", default="", help="Do it on this lab host instead of this machine.")
+@click.option("--lab-host", default="", help="On this lab host instead of this machine.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def standalone(lab_host: str, arguments: tuple[str, ...]) -> None:
     """Make one host a cluster, or undo it: `install`, `reset`, `status` (see `ckp standalone install --help`)."""

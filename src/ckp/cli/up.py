@@ -37,7 +37,7 @@ MIN_DISK_GIB = 12
 
 @click.command()
 @click.option("--release", "release_name", default=default_release, show_default=DEFAULT_HELP, help="The release to build and install.")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 20), help="Hosts for work.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 20), help="How many hosts for workload clusters.")
 @click.option("--name", default=CLUSTER, show_default=True, help="The cluster's name.")
 @click.option(
     "--from",
@@ -46,9 +46,11 @@ MIN_DISK_GIB = 12
     default=None,
     help="Take the release from a file of `ckp dist export` instead of building it.",
 )
-@click.option("--keyring", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="Whom to trust with --from; default: our own keys.")
+@click.option(
+    "--keyring", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="Trusted keys for --from; default: this machine's own."
+)
 def up(release_name: str, workers: int, name: str, archive: Path | None, keyring: Path | None) -> None:
-    """From upstream source to a running managed cluster, on this one machine. Running it again goes on where it stopped."""
+    """From upstream source to a running managed cluster, on this one machine. Running it again continues where it stopped."""
     catalog = Catalog()
     release = catalog.release(release_name)
     steps = Steps(9 if archive else 11)

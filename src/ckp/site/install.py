@@ -196,7 +196,7 @@ class Site:
                 raise CkpError(
                     f"not everything in {namespace} became available",
                     details=f"{done.stderr}\n{pods}",
-                    resolution=f"run the same command again, or look at it: kubectl --kubeconfig={self.kubeconfig} get pods -A",
+                    resolution=f"run the same command again, or see what is wrong: kubectl --kubeconfig={self.kubeconfig} get pods -A",
                 )
             self.say(f"{namespace}: available")
 
@@ -228,7 +228,7 @@ class Site:
         except httpx.HTTPError:
             return False
 
-    # -- looking at it
+    # -- inspection
 
     def workload_kubectl(self, kubeconfig: Path, *arguments: str, timeout: float = 60, check: bool = True, stdin: str | None = None) -> Finished:
         """kubectl against a workload cluster."""

@@ -108,7 +108,7 @@ def test_an_interrupted_build_ends_at_once_with_one_line(build: Build, number: s
     os.kill(build.child.pid, number)
     out, err = build.child.communicate(timeout=SOON)
     assert build.child.returncode == 130
-    assert err.strip() == "interrupted; run the same command again to go on"
+    assert err.strip() == "interrupted; run the same command again to continue"
     assert "FAILED" not in out
     begun = len(build.pids())
     assert until(lambda: build.alive() == [])

@@ -18,6 +18,7 @@ from ckp.api.platform import Releases
 from ckp.catalog.models import BundleTarget
 from ckp.clients.compass import Config, Session
 from ckp.distribution.management import Management
+from ckp.distribution.registries.server import RegistryServer
 from ckp.distribution.release import Deliverable
 from ckp.hostkit.errors import VerificationFailed
 from ckp.kits.errors import CkpError, InvalidInput, TimedOut
@@ -289,6 +290,19 @@ def test_what_is_kept_of_an_installation_is_forgotten(world: World) -> None:
         (state / name).write_text("x")
     install.forget()
     assert [path.name for path in state.iterdir()] == ["up.lock"]
+
+
+def test_removing_the_lab_leaves_nothing_of_it_and_is_harmless_to_repeat(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[str] = []
+    monkeypatch.setattr(RegistryServer, "stop", lambda self: stopped.append(self.listen))
+    monkeypatch.setattr(Lab, "down", lambda self: stopped.append(str(self.root)))
+    state = world.site.kubeconfig.parent
+    (state / "registry").mkdir(parents=True)
+    for name in ("registry/tls.key", "management.kubeconfig", "root-ca.pem"):
+        (state / name).write_text("x")
+    lab_site.remove()
+    assert stopped == ["10.88.0.1", str(state / "lab")] and list(state.iterdir()) == []
+    lab_site.remove()
 
 
 # -- enrolling

@@ -29,7 +29,7 @@ COMMANDS = {
     "publish": Lazy("ckp.cli.distribution.dist:dist_publish", "Bring a release into a registry, into package repositories, or both."),
     "repository": Lazy(
         "ckp.cli.distribution.repository:repository",
-        "Look after the apt and dnf repositories in FOLDER, which `ckp dist publish --repositories FOLDER` fills.",
+        "Maintain the apt and dnf repositories in FOLDER, which `ckp dist publish --repositories FOLDER` fills.",
     ),
     "reproduce": Lazy("ckp.cli.distribution.evidence:reproduce", "Make a release again in another place, and compare it bit by bit."),
     "sbom": Lazy("ckp.cli.distribution.evidence:sbom", "Show what something is made of, as CycloneDX."),

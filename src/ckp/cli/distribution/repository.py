@@ -1,4 +1,4 @@
-"""`ckp dist repository`: looking after the apt and dnf repositories that `ckp dist publish --repositories` fills."""
+"""`ckp dist repository`: maintaining the apt and dnf repositories that `ckp dist publish --repositories` fills."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FOLDER = click.argument("folder", type=click.Path(exists=True, file_okay=False, 
 
 @click.group()
 def repository() -> None:
-    """Look after the apt and dnf repositories in FOLDER, which `ckp dist publish --repositories FOLDER` fills."""
+    """Maintain the apt and dnf repositories in FOLDER, which `ckp dist publish --repositories FOLDER` fills."""
 
 
 def repository_options(command: F) -> F:
