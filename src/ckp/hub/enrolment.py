@@ -13,10 +13,12 @@ import httpx
 import structlog
 from cryptography import x509
 from prometheus_client import CollectorRegistry, Counter
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from ckp.api import kinds
+from ckp.api.errors import ErrorBody, ErrorDetail, error_body
 from ckp.api.host_protocol import EnrolmentRequest, EnrolmentStatus, EnrolmentTicket
+from ckp.api.internal import ENROLMENTS_PATH, TOKEN_HEADER, CertificateBody, EnrolmentBody, Outcome
 from ckp.clients.kube import Kube, Obj
 from ckp.hub.identity import HostCa, HostId, serial_text, trusted_by_hosts
 from ckp.kits.errors import CkpError
@@ -42,19 +44,6 @@ class Refused(CkpError):
         self.code = code
 
 
-class Outcome(BaseModel):
-    """What Compass says about a request."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    state: str
-    reason: str = ""
-    namespace: str = ""
-    host: str = ""
-    csr: str = ""
-    certificate: str = ""
-
-
 class CompassClient:
     """Compass' internal interface.
 
@@ -76,17 +65,17 @@ class CompassClient:
 
     async def take(self, request: EnrolmentRequest, source: str) -> EnrolmentTicket:
         """Hand a request on."""
-        body = {"request": json.loads(request.model_dump_json()), "source": source}
-        return EnrolmentTicket.model_validate(await self._call("POST", "/internal/v1/enrolments", body=body))
+        body = EnrolmentBody(request=request, source=source).model_dump(mode="json")
+        return EnrolmentTicket.model_validate(await self._call("POST", ENROLMENTS_PATH, body=body))
 
     async def outcome(self, request_id: str, token: str) -> Outcome:
-        """Ask what became of it."""
-        return Outcome.model_validate(await self._call("GET", f"/internal/v1/enrolments/{request_id}", token=token))
+        """What became of a request."""
+        return Outcome.model_validate(await self._call("GET", f"{ENROLMENTS_PATH}/{request_id}", token=token))
 
     async def keep_certificate(self, request_id: str, token: str, certificate: str) -> str:
         """Keep a certificate; the answer is the one that counts (the first)."""
-        path = f"/internal/v1/enrolments/{request_id}/certificate"
-        return str((await self._call("PUT", path, token=token, body={"certificate": certificate}))["certificate"])
+        path, body = f"{ENROLMENTS_PATH}/{request_id}/certificate", CertificateBody(certificate=certificate).model_dump()
+        return CertificateBody.model_validate(await self._call("PUT", path, token=token, body=body)).certificate
 
     async def close(self) -> None:
         """Close its connections."""
@@ -95,7 +84,7 @@ class CompassClient:
     async def _call(self, method: str, path: str, *, token: str = "", body: Any = None) -> dict[str, Any]:
         try:
             own = (await asyncio.to_thread(self._token_file.read_text)).strip()
-            headers = {"Authorization": f"Bearer {own}", **({"X-Enrolment-Token": token} if token else {})}
+            headers = {"Authorization": f"Bearer {own}", **({TOKEN_HEADER: token} if token else {})}
             response = await self._http.request(method, path, headers=headers, json=body)
             answer = response.json()
         except (httpx.HTTPError, ValueError, OSError) as error:
@@ -103,18 +92,11 @@ class CompassClient:
             raise Refused(503, "Unavailable", "enrolment is not possible at the moment", resolution="the agent tries again by itself") from None
         if response.is_success and isinstance(answer, dict):
             return answer
-        told = answer.get("error") if isinstance(answer, dict) else None
-        code = str(told.get("code", "")) if isinstance(told, dict) else ""
-        # `Unauthorized` speaks of our own token, not of the agent's key: nothing that the agent could mend.
-        if response.status_code in _PASSED_ON and isinstance(told, dict) and code != "Unauthorized":
-            raise Refused(
-                response.status_code,
-                code,
-                str(told.get("message", "")),
-                details=str(told.get("details", "")),
-                resolution=str(told.get("resolution", "")),
-            )
-        log.error("compass refused us", path=path, status=response.status_code, code=code)
+        refusal = _refusal(answer)
+        # `Unauthorized` is about our own token, not the agent's key: the agent can do nothing about it.
+        if response.status_code in _PASSED_ON and refusal is not None and refusal.code != "Unauthorized":
+            raise Refused(response.status_code, refusal.code, refusal.message, details=refusal.details, resolution=refusal.resolution)
+        log.error("compass refused us", path=path, status=response.status_code, code=refusal.code if refusal else "")
         raise Refused(503, "Unavailable", "enrolment is not possible at the moment", resolution="the agent tries again by itself")
 
 
@@ -139,10 +121,10 @@ class Enrolment:
         try:
             status, answer = await self._route(scope, receive)
         except Refused as error:
-            status, answer = error.status, _told(error.code, error)
+            status, answer = error.status, error_body(error.code, error.brief, error.details, error.resolution)
         except CkpError as error:
             log.error("enrolment failed", error=error.brief, details=error.details)
-            status, answer = 503, _told("Unavailable", CkpError("enrolment is not possible at the moment"))
+            status, answer = 503, error_body("Unavailable", "enrolment is not possible at the moment")
         self._answers.labels(str(status)).inc()
         body = json.dumps(answer).encode()
         headers = [
@@ -201,7 +183,7 @@ class Enrolment:
             current = certificates.certificate_serial(found)
             if current == serial:
                 return None
-            # The host has had a newer one since (a renewal), revoked or not: a ticket that somebody kept must not bring the first one back.
+            # The host has had a newer one since (a renewal), revoked or not: a ticket that was kept must not bring the first one back.
             if certificates.enrolled_serial(found) == serial or (current and current != certificates.revoked_serial(found)):
                 raise Refused(404, "NotFound", f"host {host} has another certificate by now", resolution="send the enrolment again")
             return {"status": {"agent": {"certificateSerial": serial, "enrolledSerial": serial, "nextCertificateSerial": None}}}
@@ -236,5 +218,9 @@ def _bearer(scope: Any) -> str:
     return str(token)
 
 
-def _told(code: str, error: CkpError) -> dict[str, Any]:
-    return {"error": {"code": code, "message": error.brief, "details": error.details, "resolution": error.resolution}}
+def _refusal(answer: object) -> ErrorDetail | None:
+    """What Compass answered, unless it was something else in its place."""
+    try:
+        return ErrorBody.model_validate(answer).error
+    except ValidationError:
+        return None

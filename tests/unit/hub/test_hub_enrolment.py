@@ -21,7 +21,7 @@ from ckp.api import kinds
 from ckp.api.host_protocol import EnrolmentRequest, EnrolmentStatus
 from ckp.clients.kube import KubeError
 from ckp.compass.rest.internal import make_internal_app
-from ckp.hub.enrolment import CompassClient, Enrolment
+from ckp.hub.enrolment import CompassClient, Enrolment, Refused
 from ckp.hub.identity import HostCa, HostId, credential_of
 from ckp.kits.clock import SystemClock
 from ckp.kits.errors import CkpError, InvalidInput
@@ -282,3 +282,15 @@ async def test_a_serial_is_written_on_top_of_what_was_read(desk: Desk) -> None:
     assert once and host is not None
     agent = host["status"]["agent"]
     assert agent["certificateSerial"] == agent["enrolledSerial"] == f"{serial_of(outcome.certificate):x}"
+
+
+@pytest.mark.parametrize("body", [{"detail": "Not Found"}, {"error": "no"}, {"error": {"code": 7}}, [], "text"])
+async def test_a_refusal_in_another_shape_than_ours_is_not_passed_on(tmp_path: Path, body: Any) -> None:
+    """A proxy in Compass' place may answer 404 as well; the agent must not take it for Compass' word on its request."""
+    token = tmp_path / "token"
+    token.write_text("token")
+    compass = CompassClient("https://compass", token, None, transport=httpx.MockTransport(lambda _: httpx.Response(404, json=body)))
+    with pytest.raises(Refused) as refused:
+        await compass.outcome("a" * 32, "token")
+    await compass.close()
+    assert (refused.value.status, refused.value.code) == (503, "Unavailable")

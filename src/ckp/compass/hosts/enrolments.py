@@ -7,11 +7,11 @@ import hmac
 import json
 import re
 import secrets
-from dataclasses import dataclass
 from typing import Protocol
 
 from ckp.api import names
 from ckp.api.host_protocol import MAX_FACTS_BYTES, EnrolmentRequest, EnrolmentTicket
+from ckp.api.internal import Outcome
 from ckp.compass.access.projects import ProjectRef
 from ckp.compass.access.rate import FailureLimit
 from ckp.compass.errors import TooManyTries, WrongKey
@@ -25,18 +25,6 @@ from ckp.rules import keys
 
 MAX_PENDING = 10_000
 """Requests of one project that may wait; a leaked key must not fill the disk."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the hub needs to answer a waiting agent."""
-
-    state: str
-    reason: str
-    namespace: str
-    host: str
-    csr: str
-    certificate: str
 
 
 def host_name_from(hostname: str) -> str:
@@ -119,8 +107,10 @@ class Enrolments:
             await self._approval.consider(ProjectRef.of(row.domain, row.project), row.id)
         async with self._database.unit() as unit:
             row = await self._held(unit, request_id, token)
-            namespace = names.tenant_namespace(row.domain, row.project) if row.state == "approved" else ""
-            return Outcome(row.state, row.reason, namespace, row.host if namespace else "", row.csr if namespace else "", row.certificate)
+            if row.state != "approved":
+                return Outcome(state=row.state, reason=row.reason, certificate=row.certificate)
+            namespace = names.tenant_namespace(row.domain, row.project)
+            return Outcome(state=row.state, reason=row.reason, namespace=namespace, host=row.host, csr=row.csr, certificate=row.certificate)
 
     async def keep_certificate(self, request_id: str, token: str, certificate: str) -> str:
         """Keep the certificate that the hub signed; the first one stays, and is the answer, so that asking twice never changes a host's serial."""

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ckp.api.errors import error_body
 from ckp.clients.kube import KubeError
 from ckp.compass.errors import TooManyTries, Unauthorized, WrongKey
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
@@ -27,11 +28,6 @@ _CODES: tuple[tuple[type[CkpError], int], ...] = (
     (TooManyTries, 429),
 )
 _OPEN_PATHS = ("/healthz", "/readyz")
-
-
-def error_body(code: str, message: str, details: str = "", resolution: str = "") -> dict[str, dict[str, str]]:
-    """The one shape of an error."""
-    return {"error": {"code": code, "message": message, "details": details, "resolution": resolution}}
 
 
 def status_of(error: CkpError) -> tuple[int, str]:

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Query, Response
 
 from ckp import __version__
+from ckp.api.errors import error_body
 from ckp.compass.access.projects import ProjectRef
 from ckp.compass.clusters.clusters import ClusterRequest
 from ckp.compass.hosts.requests import MAX_LISTED
-from ckp.compass.rest.plumbing import Gate, actor_of, error_body, install_handlers, status_of
+from ckp.compass.rest.plumbing import Gate, actor_of, install_handlers, status_of
 from ckp.compass.rest.schemas import (
     AgentBody,
     ApproveBody,

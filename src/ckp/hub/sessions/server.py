@@ -21,6 +21,7 @@ from websockets.asyncio.server import Server, ServerConnection
 from websockets.http11 import Request, Response
 
 from ckp.api import kinds
+from ckp.api.errors import error_body
 from ckp.api.host_protocol import MAX_FRAME_BYTES, OFFLINE_SECONDS
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.hub import status as shape
@@ -233,8 +234,7 @@ class AgentServer:
         peer = connection.remote_address
         log.warning("connection refused", reason=code, message=message, peer=str(peer[0]) if peer else "")
         self.metrics.refused.labels(code).inc()
-        body = json.dumps({"error": {"code": code, "message": message, "details": "", "resolution": ""}})
-        response = connection.respond(http.HTTPStatus(status), body)
+        response = connection.respond(http.HTTPStatus(status), json.dumps(error_body(code, message)))
         del response.headers["Content-Type"]
         response.headers["Content-Type"] = "application/json"
         return response
