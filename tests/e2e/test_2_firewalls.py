@@ -78,8 +78,8 @@ def life_of_a_node(host: LabHost, name: str) -> None:
     """Closed at first, open while it is a node, also after a restart of the host, closed again, and then as it was."""
     before = snapshot(host)
     assert not reached()
-    [[problem, mend]] = agent(host, "findings")
-    assert problem == f"{name} is on" and "open 10250/tcp" in mend
+    [[problem, remediation]] = agent(host, "findings")
+    assert problem == f"{name} is on" and "open 10250/tcp" in remediation
     [note] = agent(host, "open")
     assert str(note).startswith(f"{name}: opened 10250/tcp, 4240/tcp, 8472/udp, 30000-32767/tcp")
     assert reached()
@@ -117,8 +117,8 @@ def test_firewalld_lets_a_node_work_and_is_then_as_before(host: LabHost) -> None
 def test_rules_of_ones_own_are_named_and_left_alone(host: LabHost) -> None:
     rules = "table inet filter { chain incoming { type filter hook input priority 0; policy drop; ct state established accept; iif lo accept; }; }"
     host.run(["nft", "-f", "-"], timeout=20, stdin=rules)
-    [[problem, mend]] = agent(host, "findings")
-    assert problem == "packets to this host are dropped (table inet filter, chain incoming)" and "let 10250/tcp" in mend
+    [[problem, remediation]] = agent(host, "findings")
+    assert problem == "packets to this host are dropped (table inet filter, chain incoming)" and "allow 10250/tcp" in remediation
     before = host.run(["nft", "list", "ruleset"], timeout=20).stdout
     assert agent(host, "open") == []
     assert host.run(["nft", "list", "ruleset"], timeout=20).stdout == before

@@ -1,1 +1,1 @@
-"""What everything that runs on a host stands on: Python 3.9 and its standard library."""
+"""Helpers of all tools that run on a host. Python 3.9 and its standard library."""

@@ -1,17 +1,17 @@
-"""Errors of the tools on a host, each told in a sentence."""
+"""The errors of the host tools, each with a sentence for people."""
 
 from __future__ import annotations
 
 
 class AgentError(Exception):
-    """An expected failure, told in a sentence.
+    """An expected failure, described in a sentence.
 
     Args:
         brief: what is wrong and where.
-        details: what was seen; may be several lines.
+        details: what was observed; may be several lines.
         resolution: what the reader can do now.
         reason: CamelCase, for machines (the Report's `reason`).
-        permanent: trying again soon cannot help.
+        permanent: an early retry can't help.
     """
 
     exit_code = 1
@@ -35,7 +35,7 @@ class AgentError(Exception):
         return "\n".join(lines)
 
     def sentence(self) -> str:
-        """One line for a report: what is wrong, the last thing that was seen, what to do."""
+        """One line for a report: what is wrong, the last line of the details, what to do."""
         parts = [self.brief]
         if self.details:
             parts.append(self.details.strip().splitlines()[-1].strip()[:300])
@@ -45,14 +45,14 @@ class AgentError(Exception):
 
 
 class InvalidInput(AgentError):
-    """The caller asked for something that cannot be: nothing was changed."""
+    """The request can't be met as it is; nothing was changed."""
 
     exit_code = 2
     default_reason = "InvalidInput"
 
 
 class VerificationFailed(AgentError):
-    """A signature, a maintainer or a digest is not what it must be: nothing was changed. Trying the same bytes again cannot help."""
+    """A signature, a maintainer or a digest is not the expected one; nothing was changed. Retrying with the same bytes can't help."""
 
     exit_code = 3
     default_reason = "VerificationFailed"
@@ -66,12 +66,12 @@ class VerificationFailed(AgentError):
 
 
 class Cancelled(AgentError):
-    """A wait was given up because something newer is wanted."""
+    """A step was cancelled because the desired state has changed, or the agent stops."""
 
     default_reason = "Cancelled"
 
 
 class ProcessFailed(AgentError):
-    """A program ended with an error, or did not end in time."""
+    """A program failed, or did not end in time."""
 
     default_reason = "CommandFailed"

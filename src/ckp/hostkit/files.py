@@ -1,4 +1,4 @@
-"""Files that are whole or not there, also after a power cut."""
+"""Atomic and durable writes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ckp.hostkit.processes import run
 
 
 def atomic_write(path: str, content: bytes | str, *, mode: int = 0o644) -> None:
-    """Write a file so that a reader, or a power cut, sees the old content or the new, never half of it."""
+    """Write a file atomically and durably: after a power cut, and for a reader at any time, it has the old content or the new one."""
     data = content.encode() if isinstance(content, str) else content
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
@@ -28,7 +28,7 @@ def atomic_write(path: str, content: bytes | str, *, mode: int = 0o644) -> None:
 
 
 def sync_file(path: str) -> None:
-    """Make a file that another program (or a plain copy) has written survive a power cut."""
+    """fsync a file that another program (or a plain copy) has written, and its folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -38,7 +38,7 @@ def sync_file(path: str) -> None:
 
 
 def sync_folder(folder: str) -> None:
-    """Make a rename in `folder` survive a power cut."""
+    """fsync a folder, so that a rename in it survives a power cut."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -49,21 +49,21 @@ def sync_folder(folder: str) -> None:
 
 
 PLACES = ("/", "/etc", "/usr", "/var", "/var/lib", "/var/lib/kubelet", "/var/lib/containerd", "/opt")
-"""Where what a step changes lies; on most hosts all of it is one file system."""
+"""Folders that the steps change; on most hosts they are all on one file system."""
 
 
 def sync_host() -> None:
-    """Make what programs have written survive a power cut. Only our own file systems: a pod's volume on a server that is away would hold it for ever.
+    """Sync the file systems of PLACES. Only these: a pod's volume on a server that does not answer would block for ever.
 
     Raises:
-        ProcessFailed: it was not done within five minutes.
+        ProcessFailed: it took longer than five minutes.
     """
     places = [place for place in PLACES if os.path.isdir(place)]
-    run(["sync", "-f", *places], timeout=300, what="writing this host's changes to its disks", reason="DiskNotWritten")
+    run(["sync", "-f", *places], timeout=300, what="syncing this host's changes to its disks", reason="DiskNotWritten")
 
 
 def read_text(path: str, default: str = "") -> str:
-    """A file's text, or `default` if it can't be read."""
+    """The text of a file, or `default` if it can't be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as stream:
             return stream.read()
@@ -72,7 +72,7 @@ def read_text(path: str, default: str = "") -> str:
 
 
 def remove(path: str) -> bool:
-    """Remove a file; whether it was there."""
+    """Remove a file; returns whether it existed."""
     try:
         os.unlink(path)
     except FileNotFoundError:

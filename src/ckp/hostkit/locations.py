@@ -1,4 +1,4 @@
-"""Where the host tool keeps its things."""
+"""Paths of the host tool."""
 
 from __future__ import annotations
 

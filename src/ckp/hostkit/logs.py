@@ -8,10 +8,10 @@ import time
 
 
 def log(text: str) -> None:
-    """A line for the journal. systemd adds the time; on a terminal we do."""
+    """Write a line to standard error. systemd's journal adds the time; otherwise it is added here."""
     stamp = "" if "JOURNAL_STREAM" in os.environ else time.strftime("%H:%M:%S ")
     try:
         sys.stderr.write(f"{stamp}{text}\n")
         sys.stderr.flush()
     except (OSError, ValueError):
-        pass  # a closed stderr is no reason to stop
+        pass  # a closed stderr must not stop the program

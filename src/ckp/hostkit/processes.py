@@ -1,4 +1,4 @@
-"""Other programs, started with a bound in time and output."""
+"""Running other programs, with limits on time and output."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Finished:
     stderr: str
 
     def tail(self) -> str:
-        """Its last words."""
+        """The last lines of its output."""
         return "\n".join((self.stdout + "\n" + self.stderr).strip().splitlines()[-TAIL_LINES:])
 
 
@@ -45,30 +45,30 @@ def run(
     reason: str = "",
     cancelled: Callable[[], bool] | None = None,
 ) -> Finished:
-    """Run a program to its end and return what it said (each stream cut to 4 MiB).
+    """Run a program to its end and return its output (each stream cut to 4 MiB).
 
-    Secrets belong into `stdin` or files, never into `argv` or `env`: both can be read in /proc.
+    Pass secrets in `stdin` or files, never in `argv` or `env`: both can be read in /proc.
 
     Args:
-        timeout: seconds after which it is killed with all its children; there is no unbounded run.
-        check: raise when it ends with another code than 0.
-        what: how to name the work in an error, instead of the program's name.
-        cancelled: asked every half second; when true the program is killed.
+        timeout: seconds after which it is killed with all its children. There is no run without a timeout.
+        check: raise if its exit code is not 0.
+        what: the work's name in an error, instead of the program's name.
+        cancelled: called every half second; when it returns True the program is killed.
 
     Raises:
         ProcessFailed: it could not be started, failed (with `check`), or ran out of time.
-        Cancelled: `cancelled` said so.
+        Cancelled: `cancelled` returned True.
     """
     name = what or argv[0]
-    surroundings = {key: value for key, value in os.environ.items() if key in ("HOME", "TMPDIR", "HTTPS_PROXY", "NO_PROXY", "https_proxy", "no_proxy")}
-    surroundings.update({"PATH": PATH, "LC_ALL": "C.UTF-8"})
-    surroundings.setdefault("HOME", "/root")
-    surroundings.update(env or {})
+    environment = {key: value for key, value in os.environ.items() if key in ("HOME", "TMPDIR", "HTTPS_PROXY", "NO_PROXY", "https_proxy", "no_proxy")}
+    environment.update({"PATH": PATH, "LC_ALL": "C.UTF-8"})
+    environment.setdefault("HOME", "/root")
+    environment.update(env or {})
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             child = subprocess.Popen(
                 list(argv),
-                env=surroundings,
+                env=environment,
                 stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
                 stdout=out,
                 stderr=err,
@@ -91,7 +91,7 @@ def run(
             raise
         finished = Finished(child.returncode, _read(out), _read(err))
     if verdict == "cancelled":
-        raise Cancelled(f"{name} was stopped, because something newer is wanted")
+        raise Cancelled(f"{name} was cancelled: the desired state has changed, or the agent stops")
     if verdict == "timeout":
         raise ProcessFailed(f"{name} did not end within {timeout:.0f} s", details=finished.tail(), resolution=resolution, reason=reason or "TimedOut")
     if check and finished.code != 0:
@@ -124,7 +124,7 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
     try:
         child.wait(timeout=KILL_SECONDS)
     except subprocess.TimeoutExpired:
-        log(f"the process {child.pid} does not end: it waits for a disk or a server")
+        log(f"the process {child.pid} can't be killed: it waits for a disk or a server")
 
 
 def _read(stream: object) -> str:
@@ -134,7 +134,7 @@ def _read(stream: object) -> str:
 
 
 def own_command() -> list[str]:
-    """What starts this very tool once more: the one file that it ships as, or the folder that it is run from."""
+    """The command that starts this tool again: the zip file that this code was loaded from, or else Python with the source folder in its path."""
     place = os.path.dirname(os.path.abspath(__file__))
     while not os.path.exists(place):
         place = os.path.dirname(place)
@@ -145,5 +145,5 @@ def own_command() -> list[str]:
 
 
 def have(program: str) -> bool:
-    """Whether a program can be found in the agent's PATH."""
+    """Whether a program is in PATH (the agent's own, not the environment's)."""
     return any(os.access(os.path.join(folder, program), os.X_OK) for folder in PATH.split(":"))

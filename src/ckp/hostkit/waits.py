@@ -1,4 +1,4 @@
-"""Waits that end."""
+"""Waiting with a timeout."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ def wait_for(
     reason: str = "TimedOut",
     cancelled: Callable[[], bool] | None = None,
 ) -> None:
-    """Ask `probe` until it returns "" (done); its last answer says what is still missing.
+    """Call `probe` until it returns "" (done). Otherwise it returns what is still missing.
+
+    Args:
+        timeout: seconds until it gives up.
+        every: seconds between two calls.
+        what: the condition that is waited for, for errors: "containerd answers".
 
     Raises:
-        AgentError: after `timeout` seconds, with the last answer.
-        Cancelled: `cancelled` said so.
+        AgentError: after `timeout` seconds, with the last answer in the details.
+        Cancelled: `cancelled` returned True.
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -30,7 +35,7 @@ def wait_for(
         if not missing:
             return
         if cancelled is not None and cancelled():
-            raise Cancelled(f"the wait for {what} was given up, because something newer is wanted")
+            raise Cancelled(f"waiting until {what} was cancelled: the desired state has changed, or the agent stops")
         if time.monotonic() >= deadline:
-            raise AgentError(f"{what} did not happen within {timeout:.0f} s", details=missing, resolution=resolution, reason=reason)
+            raise AgentError(f"timed out after {timeout:.0f} s waiting until {what}", details=missing, resolution=resolution, reason=reason)
         time.sleep(every)

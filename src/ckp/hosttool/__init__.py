@@ -1,1 +1,1 @@
-"""The one-file tool for hosts: the agent, and the standalone installer, behind one command."""
+"""The one-file tool for hosts (`ckp-agent`): the agent and the standalone installer."""

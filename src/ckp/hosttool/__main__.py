@@ -1,4 +1,4 @@
-"""`ckp-agent …`: the entry of the one-file tool, and of `python -m ckp.hosttool`."""
+"""The entry point of `ckp-agent …` and of `python -m ckp.hosttool`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code. What is not `standalone` is the agent's."""
+    """Run a command; returns the exit code. `standalone` is the installer's, every other command the agent's."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Imported when needed: the agent stays in memory for months, and needs nothing of the installer.
+    # Imported on demand: the agent runs for months, and needs nothing of the installer.
     if arguments[:1] == ["standalone"]:
         from ckp.standalone.command import standalone
 

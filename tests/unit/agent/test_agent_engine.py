@@ -305,7 +305,7 @@ def test_new_bootstrap_data_for_a_joined_node_changes_nothing(bench: Bench) -> N
     assert bench.engine.report()[0].generation == 2
 
 
-def test_another_release_for_a_joined_node_is_said_not_done(bench: Bench) -> None:
+def test_another_release_for_a_joined_node_is_reported_but_not_installed(bench: Bench) -> None:
     bench.engine.submit(Desired(1, "h", member()))
     bench.settle()
     bench.engine.submit(Desired(2, "h", member(bundle="b", release="v1.36.0")))

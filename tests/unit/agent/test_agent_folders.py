@@ -148,7 +148,7 @@ def test_a_runtime_that_no_package_tells_of_keeps_a_host_from_being_a_node(journ
     assert not any("containerd" in line for line in found.lines)
     fill(place, f"{CONTAINERD}/io.containerd.metadata.v1.bolt/meta.db")
     preflight.common(found, journal, NoPackages())  # type: ignore[arg-type]
-    assert any(f"{CONTAINERD} is not empty: something that no package tells of uses it" in line for line in found.lines)
+    assert any(f"{CONTAINERD} is not empty: software that was not installed from a package uses it" in line for line in found.lines)
 
 
 def test_a_host_that_was_given_back_before_anything_was_done_is_left_alone(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def test_the_largest_inventory_is_one_that_the_hub_takes(monkeypatch: pytest.Mon
     assert len(older.model_dump_json()) < MAX_FACTS_BYTES
 
 
-def test_a_clock_that_goes_on_is_no_news_and_a_disk_that_fills_is() -> None:
+def test_a_new_clock_is_not_a_change_of_the_facts_but_less_free_space_is() -> None:
     assert inventory.same(FACTS, replace(FACTS, clock=5.0, disk_free_bytes=(5 << 30) + 1000))
     assert not inventory.same(FACTS, replace(FACTS, disk_free_bytes=1 << 30))
     assert not inventory.same(FACTS, replace(FACTS, swap=True))

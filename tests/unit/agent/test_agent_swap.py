@@ -108,7 +108,7 @@ def test_units_of_swap_are_masked_and_come_back(machine: Machine, journal: Journ
     assert machine.on == ["/dev/sda2", "/dev/zram0"] and machine.fstab.read_text() == FSTAB
 
 
-def test_a_swapoff_that_was_cut_off_forgets_no_device(machine: Machine, journal: Journal) -> None:
+def test_an_interrupted_swapoff_forgets_no_device(machine: Machine, journal: Journal) -> None:
     machine.sticks = True
     with pytest.raises(AgentError, match="swap is still on"):
         swap.swap_off(journal)
@@ -117,11 +117,11 @@ def test_a_swapoff_that_was_cut_off_forgets_no_device(machine: Machine, journal:
     assert journal.notes["swap"] == ["/dev/sda2", "/dev/zram0"]
 
 
-def test_swap_that_comes_on_again_on_a_node_is_turned_off_and_said(machine: Machine, journal: Journal) -> None:
+def test_swap_that_is_turned_on_on_a_node_is_turned_off_and_reported(machine: Machine, journal: Journal) -> None:
     swap.swap_off(journal)
     assert swap.keep_off(journal) == ""
     machine.on = ["/dev/sdb1"]
-    assert swap.keep_off(journal) == "swap had come on again (/dev/sdb1) and was turned off"
+    assert swap.keep_off(journal) == "swap had been turned on (/dev/sdb1), and was turned off again"
     assert machine.on == [] and "/dev/sdb1" in journal.notes["swap"]
     machine.on, machine.sticks = ["/dev/sdb1"], True
     assert "turn it off by hand" in swap.keep_off(journal)

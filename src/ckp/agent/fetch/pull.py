@@ -283,7 +283,9 @@ def pull(imgpkg: str, image: str, ca_file: str, blobs_folder: str, output: str) 
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise AgentError(f"{image} is being pulled by another process", resolution="wait for it; the agent tries again", reason="PullFailed") from None
+            raise AgentError(
+                f"{image} is being pulled by another process", resolution="wait until it has finished, and try again", reason="PullFailed"
+            ) from None
         puller = Puller(image, ca_file, blobs_folder)
         try:
             manifest, kind, blobs = puller.fetch()
@@ -303,7 +305,7 @@ def pull(imgpkg: str, image: str, ca_file: str, blobs_folder: str, output: str) 
 
 
 def _unpack(imgpkg: str, image: str, ca_file: Optional[str], output: str) -> None:
-    """Run imgpkg, which checks the digest in `image`. It trusts only the given CA, and uses no registry but the one in `image`. Raises ProcessFailed."""
+    """Run imgpkg, which checks the digest in `image`. It trusts only the given CA, and uses only the registry in `image`. Raises ProcessFailed."""
     argv = [imgpkg, "pull", "--tty=false", "--image", image, "--image-is-bundle-check=false", "--output", output]
     if ca_file:
         argv += ["--registry-ca-cert-path", ca_file]

@@ -1,1 +1,1 @@
-"""This host as a node: inventory, preflight, join, reset, and the engine that brings the desired state about."""
+"""This host as a node: inventory, preflight, join, reset, and the engine that reconciles the desired state."""

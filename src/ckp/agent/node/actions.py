@@ -1,4 +1,4 @@
-"""The engine's actions on a real host: each step of a membership, put together from the modules beside."""
+"""The engine's actions on a real host: each step of a membership."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from ckp.verify.versions import refuse_downgrade
 
 
 def check_fits(manifest: BundleManifest) -> None:
-    """A bundle is for one operating system and architecture. AgentError if this host is another."""
+    """AgentError if the bundle is not for this host's operating system and architecture."""
     here = facts.host_facts_os()
     if (manifest.os, manifest.os_version, manifest.architecture) != here:
         raise AgentError(
             f"the bundle is for {manifest.os} {manifest.os_version} ({manifest.architecture}), this host is {here[0]} {here[1]} ({here[2]})",
-            resolution="use hosts of that system in this group, or a release with a bundle for this one (ckp release show)",
+            resolution="use hosts with that operating system in this group, or a release with a bundle for this one (ckp release show)",
             reason="BundleUnfit",
             permanent=True,
         )
 
 
 class HostActions:
-    """See ckp.agent.node.engine.Actions."""
+    """Implements ckp.agent.node.engine.Actions."""
 
     def __init__(self, config: Config, journal: Journal) -> None:
         self.config = config
@@ -69,13 +69,13 @@ class HostActions:
         drop_other_bundles(self.config.state_dir, folder)
         ca = membership.bundle.registry_ca or membership.registry_ca
         pulled = pull_bundle(self.config.imgpkg, membership.bundle.image, folder, ca, cancelled)
-        return f"{membership.bundle.tag or membership.bundle.image}{f': {pulled}' if pulled else ' was here already'}"
+        return f"{membership.bundle.tag or membership.bundle.image}{f': {pulled}' if pulled else ' was pulled before'}"
 
     def _verify(self, membership: Membership, cancelled: Callable[[], bool]) -> str:
         folder = bundle_folder(self.config.state_dir, membership.bundle.image)
         self._manifest = None
         if not os.path.isdir(folder):
-            raise AgentError("the pulled bundle is no longer there", resolution="it is pulled again", reason="BundleMissing")
+            raise AgentError("the pulled bundle is no longer there", resolution="the agent pulls it again", reason="BundleMissing")
         try:
             manifest = verify_bundle(folder, self.config.keyring, membership.release)
         except AgentError:
@@ -104,7 +104,7 @@ class HostActions:
     def _install(self, membership: Membership, cancelled: Callable[[], bool]) -> str:
         manifest = self._manifest
         if manifest is None:
-            raise AgentError("nothing was verified, so nothing is installed", reason="NotVerified")
+            raise AgentError("no bundle was verified, so nothing is installed", reason="NotVerified")
         installer = of_host()
         packages = select(manifest, NODE_PACKAGES)
         names = [package.name for package in packages]
@@ -114,7 +114,7 @@ class HostActions:
         return ", ".join(f"{package.name} {package.version}" for package in packages)
 
     def _fetch(self, membership: Membership, cancelled: Callable[[], bool]) -> str:
-        """The images that every node runs at once. What can't be fetched now is no reason not to join: the kubelet tries again."""
+        """Pull the images that every node runs from the start. A failure does not prevent the join: the kubelet pulls them again."""
         if not membership.images:
             return ""
         from ckp.agent.fetch.images import ImagePulls
@@ -123,7 +123,7 @@ class HostActions:
         try:
             pulls.wait(list(membership.images))
         except AgentError as error:
-            return f"not all images are here yet: {error.sentence()}"
+            return f"not all images could be pulled yet: {error.sentence()}"
         return f"{len(membership.images)} images"
 
     def _join(self, membership: Membership, cancelled: Callable[[], bool]) -> str:
@@ -141,7 +141,7 @@ class HostActions:
         return note
 
     def _finish_packages(self, installer: Installer) -> None:
-        """What was cut off while it was unpacked is unpacked anew, from the bundle that it came of: only then does its removal take everything along."""
+        """Unpack packages again whose unpacking was interrupted, from the same bundle: only then does their removal remove all of their files."""
         broken = installer.broken(self.journal.packages)
         if not broken or self.journal.member is None:
             return
@@ -150,10 +150,10 @@ class HostActions:
             manifest = verify_bundle(folder, self.config.keyring, self.journal.member.release)
             installer.unpack(manifest, [package for package in map(manifest.package, broken) if package is not None])
         except AgentError as error:
-            log(f"{', '.join(broken)}: half installed, and not to be unpacked anew: {error.sentence()}")
+            log(f"{', '.join(broken)}: unpacking was interrupted, and can't be repeated: {error.sentence()}")
 
     def upgrade_agent(self, target: AgentTarget | None) -> str:
-        """See engine.Actions."""
+        """See ckp.agent.node.engine.Actions."""
         if target is None:
             self.upgrades.forget_failure()
             return ""
@@ -170,7 +170,7 @@ class HostActions:
 
 
 def add_tools(journal: Journal, installer: Installer) -> str:
-    """Install what this host lacks of the system's own tools; a note of which, "" if none. They go again with the rest."""
+    """Install the system tools that this host lacks; returns a note, "" if none. A reset removes them again. Raises AgentError."""
     missing = missing_tools()
     if not missing:
         return ""
@@ -182,10 +182,11 @@ def add_tools(journal: Journal, installer: Installer) -> str:
 
 
 def install_packages(journal: Journal, installer: Installer, manifest: BundleManifest, names: list[str], *, allow_downgrade: bool = False) -> None:
-    """Install verified packages by name, and remember before the package manager runs which of them were not here.
+    """Install verified packages by name. Those that were not installed before are recorded in the journal before the package manager runs.
 
     Raises:
-        VerificationFailed: an installed one is newer, and nobody asked for going back.
+        VerificationFailed: an installed one is newer, and a downgrade is not allowed.
+        AgentError: the package manager failed.
     """
     before = installer.installed(names)
     packages = [package for package in (manifest.package(name) for name in names) if package is not None]

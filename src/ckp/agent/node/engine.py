@@ -1,14 +1,14 @@
-"""The agent's heart: compares what is wanted with what the journal says was done, and does the next step. Level-triggered, one step at a time.
+"""Reconciles the host: compares the desired state with the journal, and does the next step. Level-triggered, one step at a time.
 
-    wanted: free      journal: nothing        -> Free
-    wanted: free      journal: a membership   -> reset                      -> Free
-    wanted: M         journal: M              -> the first step not done    -> ... -> Joined
-    wanted: M, no join data yet               -> all but the join           -> Prepared
-    wanted: M         journal: another        -> reset, then as above
+    desired: free     journal: no member      -> Free
+    desired: free     journal: a member       -> reset                      -> Free
+    desired: M        journal: M              -> the first step not done    -> ... -> Joined
+    desired: M, without join data             -> all steps before the join  -> Prepared
+    desired: M        journal: another member -> reset, then as above
 
-A newer desired state takes effect after the step that runs (steps may give up their waits early). A failed step is tried again with a
-growing delay; one that cannot get better by itself (a failed verification) is shown as Failed and tried again rarely, or at once when
-something else is wanted. The engine never acts on an old desired state: after a restart it waits for the hub to send it.
+A newer desired state takes effect after the running step (which may end its waits early). A failed step is retried with backoff. One that
+fails permanently (such as a verification) has the phase Failed and is retried rarely, or at once when the desired state changes.
+The engine never acts on an old desired state: after a restart it waits until the hub sends it.
 """
 
 from __future__ import annotations
@@ -37,38 +37,38 @@ PHASE_OF = {
     "join": "Joining",
     "check": "Checking",
 }
-LASTING = ("pull", "prepare", "install", "join", "reset")
-"""Steps that change the host. What they did is on the disk before the journal says so: a power cut would take it away again, and nobody would notice."""
+PERSISTENT = ("pull", "prepare", "install", "join", "reset")
+"""Steps that change the host's files. Their changes are synced to the disk before the journal marks them done: a power cut could undo them unnoticed."""
 FIRST_DELAY, AGENT_FIRST_DELAY, LONGEST_DELAY, PERMANENT_DELAY = 2.0, 10.0, 300.0, 900.0
 HEALTH_SECONDS = 60.0
 JOURNAL_SECONDS = 10.0
 
 
 class Actions(Protocol):
-    """What the engine can do to a host. Every action is idempotent: it may be done again after it was cut off at any point."""
+    """What the engine can do on a host. Every action is idempotent, and may be repeated after an interruption at any point."""
 
     def step(self, name: str, membership: Membership, cancelled: Callable[[], bool]) -> str:
-        """Do one of STEPS; returns a note for the journal. Raises AgentError; Cancelled when `cancelled` said so."""
+        """Do one of STEPS; returns a note for the journal. Raises AgentError, or Cancelled if `cancelled` returned True."""
         ...
 
     def reset(self, cancelled: Callable[[], bool]) -> str:
-        """Undo whatever the journal says was done."""
+        """Undo everything that the journal records; returns a note for it. Raises AgentError."""
         ...
 
     def unhealthy(self) -> str:
-        """Why a joined host is not well; "" if it is."""
+        """Why a joined host is unhealthy; "" if it is healthy."""
         ...
 
     def upgrade_agent(self, target: AgentTarget | None) -> str:
-        """Hand over to the guard that replaces this agent; "" if it is the wanted one already. Raises AgentError.
+        """Hand over to the guard that upgrades this agent; returns a note, "" if the target runs already. Raises AgentError.
 
-        None: the request was taken back, so that a version that had to be returned may be asked for anew.
+        None: there is no request any longer, so a version that was taken back before may be requested again.
         """
         ...
 
 
 class Engine:
-    """See the module's text. `run` is the worker's loop; everything else may be called from other threads."""
+    """See the module's docstring. `run` is the worker's loop; all other methods may be called from other threads."""
 
     def __init__(self, journal: Journal, actions: Actions, *, clock: Callable[[], float] = time.monotonic, sync: Callable[[], None] = sync_host) -> None:
         self.journal = journal
@@ -79,7 +79,7 @@ class Engine:
         self._version = 0
         self._stopped = False
         self._desired: Desired | None = None
-        self._verified = False  # holds for this process only: what lies on the disk is verified again after every start
+        self._verified = False  # for this process only: the bundle on the disk is verified again after every start
         self._attempts = 0
         self._failed_step = ""
         self._reason = ""
@@ -93,10 +93,10 @@ class Engine:
         self._agent_attempts = 0
         self._phase = "Joined" if self._joined() else PHASE_OF.get(self._next_step() or "", "Preflight") if journal.member else "Free"
 
-    # -- the outside -------------------------------------------------------------------------------------------------
+    # -- for other threads -------------------------------------------------------------------------------------------------
 
     def submit(self, desired: Desired) -> None:
-        """The newest desired state from the hub."""
+        """Set the desired state that the hub sent last."""
         with self._changed:
             if self._desired == desired:
                 return
@@ -105,18 +105,18 @@ class Engine:
         self._publish()
 
     def stop(self) -> None:
-        """Make run() return after the step that runs."""
+        """Make run() return after the running step."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
 
     def wake(self) -> None:
-        """Let everybody who waits for a change look around."""
+        """Wake up all wait_change calls, so that they check their conditions."""
         with self._changed:
             self._changed.notify_all()
 
     def report(self) -> tuple[Report, int]:
-        """What is, for the hub, and the number of this state for wait_change."""
+        """The observed state for the hub, and its version for wait_change."""
         with self._changed:
             member = self.journal.member or Member(key="")
             generation = self._desired.generation if self._desired else int(self.journal.notes.get("generation", 0))
@@ -135,10 +135,10 @@ class Engine:
                 self._version,
             )
 
-    def wait_change(self, version: int, timeout: float, over: threading.Event) -> None:
-        """Wait until the state is newer than `version`, `timeout` seconds passed, or `over` is set and wake() was called."""
+    def wait_change(self, version: int, timeout: float, closed: threading.Event) -> None:
+        """Wait until the state is newer than `version`, `timeout` seconds have passed, or `closed` is set and wake() was called."""
         with self._changed:
-            self._changed.wait_for(lambda: self._version != version or over.is_set() or self._stopped, timeout)
+            self._changed.wait_for(lambda: self._version != version or closed.is_set() or self._stopped, timeout)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ class Engine:
                 before = self._desired
             try:
                 wait = self.work_once()
-            except OSError as error:  # the journal can't be written (a full disk): nothing may be done without it
+            except OSError as error:  # the journal can't be written (a full disk): no step may run without it
                 log(f"the journal can't be written: {error}")
                 with self._changed:
                     self._reason, self._message = "JournalNotWritable", f"the agent's journal can't be written: {error.strerror}"
@@ -159,13 +159,13 @@ class Engine:
                 wait = JOURNAL_SECONDS
             with self._changed:
                 if wait != 0.0:
-                    self._changed.wait_for(functools.partial(self._news, before), wait)
+                    self._changed.wait_for(functools.partial(self._has_news, before), wait)
 
-    def _news(self, seen: Desired | None) -> bool:
+    def _has_news(self, seen: Desired | None) -> bool:
         return self._stopped or self._desired is not seen
 
     def work_once(self) -> float | None:
-        """Do the next thing. Returns 0.0 to go on at once, seconds to wait, or None: nothing to do until something else is wanted."""
+        """Do the next step. Returns 0.0 to continue at once, seconds to wait, or None: nothing to do until the desired state changes."""
         with self._changed:
             desired = self._desired
         if desired is None:
@@ -175,9 +175,9 @@ class Engine:
         return wait if again is None else again if wait is None else min(wait, again)
 
     def _upgrade_agent(self, target: AgentTarget | None) -> float | None:
-        """Between two steps, let the agent itself be replaced. A failure is shown and tried again by its own time: the host's work goes on.
+        """Between two steps, start a requested upgrade of the agent. A failure is shown, and retried with a backoff of its own; other work continues.
 
-        Returns the seconds after which to look again, or None.
+        Returns the seconds until the next attempt, or None.
         """
         if target != self._agent_seen:
             self._agent_seen, self._agent_problem, self._agent_retry_at, self._agent_attempts = target, None, 0.0, 0
@@ -232,7 +232,7 @@ class Engine:
         if step is None:
             return self._joined_state(wanted)
         if step == "join" and not wanted.files:
-            self._show("Prepared")  # the control plane is not up yet: there is nothing to join, and nothing more to do until there is
+            self._show("Prepared")  # the control plane is not ready yet: wait for the join data
             return None
         if step in ("install", "prepare", "join") and not self._verified and "install" not in self.journal.done:
             step = "verify"
@@ -244,14 +244,14 @@ class Engine:
         started = self.clock()
         try:
             note = action()
-            if step in LASTING:
-                self.sync()  # programs such as kubeadm and the package managers' scripts do not see to it themselves
+            if step in PERSISTENT:
+                self.sync()  # kubeadm and the scripts of packages do not sync what they write
         except Cancelled as error:
             self.journal.record(step, "failed", self.clock() - started, error.brief)
             return 0.0
         except AgentError as error:
             return self._failed(step, wanted, phase, error, started)
-        except Exception as error:  # a full disk, a bug: the agent stays, says it and tries again
+        except Exception as error:  # a full disk, a bug: the agent keeps running, reports it and retries
             known = AgentError(f"{step}: {type(error).__name__}: {error}", reason="DiskFull" if getattr(error, "errno", None) == 28 else "UnexpectedError")
             return self._failed(step, wanted, phase, known, started)
         seconds = self.clock() - started
@@ -277,7 +277,7 @@ class Engine:
         self._reason = error.reason
         self._message = error.sentence()
         if step == "verify":
-            self.journal.undo_steps(["pull", "verify"])  # what lies there is not good: pull it anew when it is tried again
+            self.journal.undo_steps(["pull", "verify"])  # the bundle on the disk does not verify: the next attempt pulls it again
         self._phase = "Failed" if error.permanent else phase
         try:
             self.journal.record(step, "failed", self.clock() - started, error.sentence())
@@ -287,7 +287,7 @@ class Engine:
         self._publish()
         return delay
 
-    # -- small parts -------------------------------------------------------------------------------------------------
+    # -- helpers -------------------------------------------------------------------------------------------------
 
     def _superseded(self, wanted: Membership) -> bool:
         with self._changed:
@@ -303,7 +303,7 @@ class Engine:
         return next((step for step in STEPS if step not in self.journal.done), None)
 
     def _other_bundle(self, wanted: Membership) -> None:
-        """Another bundle is wanted before the host joined: what was installed from the old one is installed over."""
+        """Another bundle is desired before the host has joined: its packages are installed over those of the old one."""
         assert self.journal.member is not None
         self.journal.member = replace(self.journal.member, release=wanted.release, bundle=wanted.bundle.image)
         self.journal.undo_steps(["pull", "verify", "prepare", "install", "fetch", "join", "check"])
@@ -314,7 +314,7 @@ class Engine:
         reason, message = "", ""
         if self.journal.member.release != wanted.release:
             reason = "UpgradeNotSupported"
-            message = f"this node runs {self.journal.member.release}, wanted is {wanted.release}; this agent can't upgrade a node in place yet"
+            message = f"this node runs {self.journal.member.release}, and {wanted.release} is desired; this agent can't upgrade a node in place"
         else:
             message = self.actions.unhealthy()
             reason = "Unhealthy" if message else ""
@@ -328,7 +328,7 @@ class Engine:
         self._failed_for = None
 
     def _show(self, phase: str, *, keep_failure: bool = False, reason: str = "", message: str = "") -> None:
-        """Set what the report says; with `keep_failure` the last failure of the step stays visible while it is tried again."""
+        """Set what is reported. With `keep_failure` the step's last failure stays visible while it is retried."""
         if self._desired is not None:
             self.journal.note("generation", self._desired.generation)
         with self._changed:
@@ -348,7 +348,7 @@ class Engine:
 
 
 def _delay(error: AgentError, attempts: int, first: float) -> float:
-    """Seconds until a failed work is tried again: growing, and not the same on all hosts that failed at one moment."""
+    """Seconds until the next attempt: exponential backoff with jitter, so that hosts that failed together don't retry together."""
     if error.permanent:
         return PERMANENT_DELAY
     return min(LONGEST_DELAY, first * 2.0 ** min(attempts - 1, 10)) * random.uniform(0.75, 1.0)

@@ -1,4 +1,4 @@
-"""What this host is made of, and what stands against its becoming a node: for people who choose hosts, and for the hub that offers them."""
+"""Inventory of this host (disks, links, packages) and preflight findings, sent to the hub with the facts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLUSTER_LINKS = re.compile(r"(lo|cilium_.*|lxc.*|cni.*|cali.*|vxlan\.calico|dock
 
 
 def disks(top: str = "/sys/block") -> Tuple[DiskFacts, ...]:
-    """Whole disks by name; what is only a view of one (loops, device mapper, RAID) is left out."""
+    """Whole disks by name, without loop, device mapper and RAID devices."""
     found = []
     for name in sorted(_names(top)):
         size = _number(f"{top}/{name}/size") * 512
@@ -34,7 +34,7 @@ def disks(top: str = "/sys/block") -> Tuple[DiskFacts, ...]:
 
 
 def links(top: str = "/sys/class/net") -> Tuple[LinkFacts, ...]:
-    """Links that lead out of the host, by name."""
+    """Links to the outside of the host, by name."""
     found = []
     for name in sorted(_names(top)):
         if CLUSTER_LINKS.match(name) or not os.path.isdir(f"{top}/{name}"):
@@ -46,7 +46,7 @@ def links(top: str = "/sys/class/net") -> Tuple[LinkFacts, ...]:
 
 
 def installed() -> Tuple[str, ...]:
-    """What of a node's packages, or of another runtime's, is on the host."""
+    """Installed packages of a node or of another container runtime."""
     try:
         have = of_host().installed([*NODE_PACKAGES, *FOREIGN_RUNTIMES])
     except AgentError:
@@ -66,16 +66,16 @@ def findings(journal: Optional[Journal]) -> Tuple[Finding, ...]:
 
 
 def host_facts(hub_host: str = "", journal: Optional[Journal] = None, version: str = "") -> HostFacts:
-    """Everything that the hub wants to know about this host. `version` is that of the agent's package."""
+    """All facts about this host for the hub. `version` is that of the agent's package."""
     from dataclasses import replace
 
-    said = facts.host_facts(hub_host)
-    said = replace(said, agent_version=version or said.agent_version)
-    return replace(said, disks=disks(), links=links(), installed=installed(), findings=findings(journal), clock=round(time.time(), 3))
+    found = facts.host_facts(hub_host)
+    found = replace(found, agent_version=version or found.agent_version)
+    return replace(found, disks=disks(), links=links(), installed=installed(), findings=findings(journal), clock=round(time.time(), 3))
 
 
 def same(first: HostFacts, second: HostFacts) -> bool:
-    """Whether the hub need not be told again: apart from the clock, and from free space within the same GiB, nothing has changed."""
+    """Whether two facts differ at most in the clock and in free space within the same GiB, so that the hub need not get them again."""
     from dataclasses import replace
 
     one, two = (replace(item, clock=0.0, disk_free_bytes=item.disk_free_bytes >> 30) for item in (first, second))

@@ -1,4 +1,4 @@
-"""From an installed host to a node of a cluster: bootstrap files, `kubeadm join`, and the proof that it worked."""
+"""Joining: from an installed host to a node. Bootstrap files, `kubeadm join`, and the check that it worked."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ FORBIDDEN_PLACES = ("/proc/", "/sys/", "/dev/", "/var/lib/ckp-agent/", "/etc/ckp
 
 
 def check_path(path: str) -> str:
-    """A path that a bootstrap file may have: absolute, plain, and not ours. InvalidInput otherwise."""
+    """Check the path of a bootstrap file: absolute, normalised, and outside of FORBIDDEN_PLACES. InvalidInput otherwise."""
     if not path.startswith("/") or os.path.normpath(path) != path or path.startswith("//") or "\0" in path:
-        raise InvalidInput(f"the bootstrap file {path!r} has no plain absolute path", permanent=True)
+        raise InvalidInput(f"the path of the bootstrap file {path!r} is not a normalised absolute path", permanent=True)
     if any(path.startswith(place) for place in FORBIDDEN_PLACES):
-        raise InvalidInput(f"the bootstrap file {path!r} lies where none may", permanent=True)
+        raise InvalidInput(f"the bootstrap file {path!r} is in a folder where none is allowed", permanent=True)
     return path
 
 
 def check_mode(text: str) -> int:
     """A file mode such as 0600. InvalidInput for anything else, set-uid bits included."""
     if not re.fullmatch(r"0?[0-7]{3}", text):
-        raise InvalidInput(f"{text!r} is no file mode", permanent=True)
+        raise InvalidInput(f"{text!r} is not a file mode such as 0600", permanent=True)
     return int(text, 8)
 
 
@@ -48,7 +48,7 @@ def write_files(journal: Journal, files: tuple[JoinFile, ...]) -> None:
     checked = [(check_path(file.path), file.content, check_mode(file.mode)) for file in files]
     for path, content, mode in checked:
         if path.startswith(("/run/", "/etc/kubernetes/")):
-            journal.add_file(path)  # nothing of the host's own is there
+            journal.add_file(path)  # the host has no files of its own there
             atomic_write(path, content, mode=mode)
         else:
             journal.replace_file(path, content, mode=mode)
@@ -69,25 +69,30 @@ def is_node() -> bool:
 
 
 def check_files(files: Sequence[JoinFile]) -> None:
-    """Paths and modes of the bootstrap files, before any of them is written. Raises InvalidInput."""
+    """Check paths and modes of all bootstrap files, before any of them is written. Raises InvalidInput."""
     for file in files:
         check_path(file.path)
         check_mode(file.mode)
 
 
 def join(journal: Journal, membership: Membership, decisions: HostDecisions, cancelled: Callable[[], bool]) -> str:
-    """Make this host a node. A join that was cut off is recognised: a finished one is not done again, a half one is cleared first."""
+    """Make this host a node; returns a note. Idempotent: a completed join is not repeated, and an interrupted one is reset first.
+
+    Raises:
+        AgentError: kubeadm or a command failed, or the bootstrap files are invalid.
+        Cancelled: `cancelled` returned True.
+    """
     if is_node() and node_of_certificate() == membership.node_name:
         remove(BOOTSTRAP_CONF)
         _after_join(journal, membership)
         _finish(journal, membership)
-        return "kubeadm join had succeeded before"
+        return "kubeadm join succeeded before"
     check_files(membership.files)
     config = next((file for file in membership.files if file.path == membership.join_config), None)
     if config is None:
         raise InvalidInput(f"the join configuration {membership.join_config} is not among the bootstrap files", permanent=True)
     if is_node() or os.path.exists(BOOTSTRAP_CONF):
-        log("clearing what an interrupted kubeadm join left")
+        log("resetting an interrupted kubeadm join")
         run(["kubeadm", "reset", "-f", "--cleanup-tmp-dir"], timeout=180, check=False)
     write_files(journal, membership.files)
     note = (
@@ -103,7 +108,7 @@ def join(journal: Journal, membership: Membership, decisions: HostDecisions, can
         argv,
         timeout=JOIN_SECONDS,
         what="kubeadm join",
-        resolution="see the lines of kubeadm; journalctl -u kubelet shows the node's side",
+        resolution="see kubeadm's output; journalctl -u kubelet shows the node's side",
         reason="JoinFailed",
         cancelled=cancelled,
     )
@@ -113,7 +118,7 @@ def join(journal: Journal, membership: Membership, decisions: HostDecisions, can
 
 
 def _after_join(journal: Journal, membership: Membership) -> None:
-    """The commands after the join, each until it has succeeded once: a join that was cut off goes on with the one that failed."""
+    """The commands after the join. Each runs until it has succeeded once: after a failure, the next attempt resumes with the one that failed."""
     for number, command in enumerate(membership.post_commands):
         if number >= int(journal.notes.get("post_commands", 0)):
             _command(journal, command, "postKubeadmCommands")
@@ -121,7 +126,7 @@ def _after_join(journal: Journal, membership: Membership) -> None:
 
 
 def _command(journal: Journal, command: str, source: str) -> None:
-    """A command of the KubeadmConfig: text for a shell, by Cluster API's contract. In a file: what stands in an argument everybody can read."""
+    """Run a command of the KubeadmConfig: shell code, by Cluster API's contract. It is passed in a file, since every user can read arguments."""
     journal.add_file(COMMAND_FILE)
     atomic_write(COMMAND_FILE, command + "\n", mode=0o600)
     try:
@@ -131,14 +136,14 @@ def _command(journal: Journal, command: str, source: str) -> None:
 
 
 def _finish(journal: Journal, membership: Membership) -> None:
-    """Cluster API's sign of success; the token in the join configuration has served."""
+    """Write Cluster API's sentinel file of success, and delete the join configuration with its token."""
     journal.add_file(SUCCESS)
     atomic_write(SUCCESS, "success\n")
     remove(membership.join_config)
 
 
 def kubelet_health() -> str:
-    """Why the kubelet is not well; "" if its own health endpoint says ok."""
+    """Why the kubelet is unhealthy; "" if its health endpoint answers ok."""
     try:
         with socket.create_connection(("127.0.0.1", 10248), timeout=3) as link:
             link.settimeout(3)
@@ -152,21 +157,21 @@ def kubelet_health() -> str:
                 if len(answer) > 65536:
                     break
     except OSError as error:
-        return f"the kubelet does not answer on its health port: {error.strerror or error}"
-    return "" if answer.startswith((b"HTTP/1.0 200", b"HTTP/1.1 200")) else "the kubelet's health endpoint does not say ok"
+        return f"the kubelet's health endpoint does not answer: {error.strerror or error}"
+    return "" if answer.startswith((b"HTTP/1.0 200", b"HTTP/1.1 200")) else "the kubelet's health endpoint reports that it is unhealthy"
 
 
 def check(membership: Membership, cancelled: Callable[[], bool]) -> str:
-    """The host is a node when its certificate is there, its kubelet runs and says that it is well."""
+    """Wait until the host is a node: it has its certificate, and its kubelet runs and is healthy. Raises AgentError, Cancelled."""
     if not os.path.exists(SUCCESS):
-        atomic_write(SUCCESS, "success\n")  # /run does not survive a restart; the join did
+        atomic_write(SUCCESS, "success\n")  # /run is empty after a restart of the host
 
     def missing() -> str:
         if not is_node():
             return f"{KUBELET_CONF} is missing"
         found = node_of_certificate()
         if found != membership.node_name:
-            return f"the node's certificate is for {found or 'nobody'}, expected is {membership.node_name}"
+            return f"the node's certificate is for {found or 'no node'}, and must be for {membership.node_name}"
         state = run(["systemctl", "is-active", "kubelet"], timeout=20, check=False).stdout.strip()
         return kubelet_health() if state == "active" else f"the kubelet is {state}"
 
@@ -174,7 +179,7 @@ def check(membership: Membership, cancelled: Callable[[], bool]) -> str:
         missing,
         timeout=CHECK_SECONDS,
         every=1.0,
-        what="the kubelet of the new node is well",
+        what="the kubelet of the new node is healthy",
         resolution="journalctl -u kubelet",
         reason="KubeletUnhealthy",
         cancelled=cancelled,
@@ -183,7 +188,7 @@ def check(membership: Membership, cancelled: Callable[[], bool]) -> str:
 
 
 def kubelet_log_tail() -> str:
-    """The kubelet's last words, for errors."""
+    """The last lines of the kubelet's log, for errors."""
     return (
         run(["journalctl", "-u", "kubelet", "-n", "15", "--no-pager", "-o", "cat"], timeout=20, check=False).stdout or read_text("/var/log/kubelet.log")[-2000:]
     )

@@ -25,7 +25,7 @@ PROGRAMS = {"gpgv": "gpgv", "openssl": "openssl", "systemctl": "systemd"}
 
 
 class Unfit(AgentError):
-    """The host can't take what is wanted; nothing was changed."""
+    """The host does not meet the requirements; nothing was changed."""
 
     exit_code = 2
     default_reason = "PreflightFailed"
@@ -57,7 +57,7 @@ class Findings:
 
 
 def worker(journal: Journal, installer: Installer) -> Findings:
-    """The checks for a node without control plane."""
+    """The checks for a worker node."""
     found = Findings()
     common(found, journal, installer)
     memory(found, WORKER_MEMORY_MIB)
@@ -69,47 +69,53 @@ def worker(journal: Journal, installer: Installer) -> Findings:
     for problem, remediation in firewall.findings():
         found.add(problem, remediation, blocking=False)
     if facts.cgroup_version() == "v1":
-        found.add("this host has cgroup v1", "the kubelet will be told to accept it; Kubernetes ends its support: move to cgroup v2", blocking=False)
+        found.add(
+            "this host has cgroup v1",
+            "the installer will configure the kubelet to accept it; Kubernetes will end its support, so move to cgroup v2",
+            blocking=False,
+        )
     return found
 
 
 def common(found: Findings, journal: Journal, installer: Installer) -> None:
-    """Root, needed programs, and nothing of another cluster or container runtime."""
+    """Root, required programs, and nothing of another cluster or container runtime."""
     if os.geteuid() != 0:
-        found.add("this is not root", "run it as root")
+        found.add("this command does not run as root", "run it as root")
     for program, package in PROGRAMS.items():
         if not have(program):
             found.add(f"{program} is missing", f"install the package {package}")
     if not os.path.isdir("/run/systemd/system"):
-        found.add("systemd does not run this host", "use a host with systemd as its init")
+        found.add("systemd is not this host's init", "use a host that runs systemd")
     if not journal.packages:
         if os.path.exists(KUBELET_CONF):
-            found.add(f"this host is already a node ({KUBELET_CONF} exists)", "reset it with the tool that made it (kubeadm reset), or use another host")
+            found.add(f"this host is already a node ({KUBELET_CONF} exists)", "reset it with the tool that set it up (kubeadm reset), or use another host")
         foreign = installer.installed(FOREIGN_RUNTIMES)
         if foreign:
             names = ", ".join(f"{name} {version}" for name, version in sorted(foreign.items()))
             found.add(f"a container runtime or Kubernetes is installed already ({names})", "remove it, or use another host")
     if not journal.touched:
         for folder in folders.taken():
-            found.add(f"{folder} is not empty: something that no package tells of uses it", "move away what is in it if nobody needs it, or use another host")
+            found.add(
+                f"{folder} is not empty: software that was not installed from a package uses it", "remove its content if it is not needed, or use another host"
+            )
 
 
 def memory(found: Findings, mib: int) -> None:
-    """At least `mib` MiB of memory."""
+    """Require `mib` MiB of memory."""
     have_mib = facts.memory_bytes() // MIB
     if have_mib < mib:
-        found.add(f"this host has {have_mib} MiB of memory, {mib} MiB are needed", "give it more memory")
+        found.add(f"this host has {have_mib} MiB of memory, {mib} MiB are needed", "add memory, or use another host")
 
 
 def disk(found: Findings, gib: int) -> None:
-    """At least `gib` GiB free below /var/lib."""
+    """Require `gib` GiB of free space below /var/lib."""
     free = facts.disk("/var/lib")[1]
     if free < gib * GIB:
-        found.add(f"/var/lib has {free / GIB:.1f} GiB free, {gib} GiB are needed", "free some space or give it a larger disk")
+        found.add(f"/var/lib has {free / GIB:.1f} GiB free, {gib} GiB are needed", "free some space, or use a larger disk")
 
 
 def listeners(proc: str = "/proc/net") -> set[int]:
-    """TCP ports that something listens on."""
+    """The TCP ports in use (state LISTEN in /proc/net/tcp)."""
     used = set()
     for name in ("tcp", "tcp6"):
         for line in read_text(f"{proc}/{name}").splitlines()[1:]:
@@ -120,7 +126,7 @@ def listeners(proc: str = "/proc/net") -> set[int]:
 
 
 def owner_of(port: int) -> str:
-    """Which program listens on a port, if /proc tells; for a sentence only."""
+    """The program that listens on a port, for a message; "another program" if /proc does not show it."""
     inodes = set()
     for name in ("tcp", "tcp6"):
         for line in read_text(f"/proc/net/{name}").splitlines()[1:]:
@@ -138,15 +144,15 @@ def owner_of(port: int) -> str:
 
 
 def ports(found: Findings, wanted: Iterable[int]) -> None:
-    """None of these ports may be taken."""
+    """Require that these ports are free."""
     used = listeners()
     for port in wanted:
         if port in used:
-            found.add(f"port {port} is taken by {owner_of(port)}", "stop it or let it use another port")
+            found.add(f"port {port} is taken by {owner_of(port)}", "stop it, or configure it to use another port")
 
 
 def host_name(found: Findings) -> None:
-    """A name that a node may have."""
+    """Require a host name that a node may have."""
     name = socket.gethostname()
     if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", name):
         found.add(f"the host name {name!r} can't be a node's name", "use lower-case letters, digits, - and . (hostnamectl set-hostname)")

@@ -1,6 +1,6 @@
-"""From a node back to a free host: everything that Kubernetes, its network and we ourselves put here goes, and only that.
+"""Reset: from a node back to a free host. Removes what Kubernetes, its network plugin and CKP have put on the host, and only that.
 
-Each part may be done again at any time and looks first; what stays behind at the end is named, and makes the reset fail (it is tried again).
+Every part is idempotent. What is left at the end is listed, and the reset fails; it is retried.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from ckp.hostkit.logs import log
 from ckp.hostkit.processes import have, run
 
 LINKS = re.compile(r"(cilium_\w+|lxc[0-9a-f]{10,13}|lxc_health|cni0|cali[0-9a-f]{11}|vxlan\.calico|kube-ipvs0|nodelocaldns)\Z")
-"""Links that a cluster's network makes. lxcbr0 and docker0 are somebody else's and don't match."""
+"""Links that a cluster's network plugin makes. lxcbr0 and docker0 belong to others, and don't match."""
 CHAINS = re.compile(r"(KUBE-|CILIUM_|OLD_CILIUM_|cali-)")
 IPSETS = re.compile(r"(KUBE-|cilium_|cali)")
 FILES = ("/etc/sysctl.d/99-zzz-override_cilium.conf", "/opt/cni/bin/cilium-cni", "/opt/cni/bin/loopback", "/opt/cni/bin/calico", "/opt/cni/bin/calico-ipam")
-"""What a network's pods put on the host outside of their own folders (the loopback plugin, where our package did not bring it)."""
+"""Files that pods of network plugins put outside of their own folders (the loopback plugin only if CKP's package did not install it)."""
 NOTHING = "nothing had been changed"
-"""Said of a host that was claimed and given back before anything was done to it: whatever is on it now is its owner's."""
+"""The note for a host that was claimed and released before anything was done to it: everything on it belongs to its owner."""
 SHIM = "containerd-shim"
 GRACE_SECONDS = 5.0
 BPF_PINS = ("/sys/fs/bpf/cilium", "/sys/fs/bpf/tc", "/sys/fs/bpf/calico")
 
 
 def reset(journal: Journal, installer: Installer) -> str:
-    """Undo a membership (or a standalone installation). Raises AgentError with the list of what could not be removed."""
+    """Undo a membership or a standalone installation; returns a note. AgentError with the list of what could not be removed."""
     ours = "containerd" in journal.packages or not installer.installed(["containerd"])
     places = (*folders.of_kubernetes(journal), *folders.CILIUM_FOLDERS, *(folders.CONTAINERD_FOLDERS if ours else ()))
     run(["systemctl", "disable", "--now", "kubelet"], timeout=120, check=False)
@@ -60,7 +60,7 @@ def reset(journal: Journal, installer: Installer) -> str:
     _cgroups()
     journal.remove_files()
     if journal.saved.get("/root/.kube/config", {}).get("absent"):
-        shutil.rmtree("/root/.kube/cache", ignore_errors=True)  # kubectl's, beside the configuration that we made
+        shutil.rmtree("/root/.kube/cache", ignore_errors=True)  # kubectl's, beside the configuration that CKP wrote
     swap.restore_fstab(journal)
     journal.restore_files()
     prepare.restore_sysctls(journal)
@@ -71,17 +71,17 @@ def reset(journal: Journal, installer: Installer) -> str:
     left = leftovers(installer, journal, ours)
     if left:
         raise AgentError(
-            "the host could not be cleaned fully",
+            "the host could not be reset completely",
             details="\n".join(left),
-            resolution="it is tried again; a restart of the host frees what is still in use",
+            resolution="restart the host to free what is still in use; the reset can be repeated",
             reason="ResetIncomplete",
         )
     needed = installer.remove_tools(journal.notes.get("tools", []))
-    return "everything that was installed is removed" + (f", but for {', '.join(needed)}: other packages need them" if needed else "")
+    return "everything that was installed is removed" + (f", except {', '.join(needed)}, which other packages need" if needed else "")
 
 
 def leftovers(installer: Installer, journal: Journal, runtime_was_ours: bool) -> list[str]:
-    """What of a node is still here, in sentences; empty on a free host."""
+    """What of a node is left on the host, in sentences; empty on a free host."""
     filled = (*folders.of_kubernetes(journal), *(folders.CONTAINERD_FOLDERS if runtime_was_ours else ()))
     found = [f"the folder {folder} is not empty" for folder in filled if folders.left_in(journal, folder)]
     found += [f"the link {name}" for name in _links()]
@@ -101,7 +101,7 @@ def leftovers(installer: Installer, journal: Journal, runtime_was_ours: bool) ->
 
 
 def _remove_pods() -> None:
-    """Remove the pods from a runtime that stays, because it is not ours."""
+    """Remove the pods from a container runtime that stays, because CKP did not install it."""
     if not have("crictl"):
         return
     endpoint = f"--runtime-endpoint={prepare.CONTAINERD_SOCKET}"
@@ -113,7 +113,7 @@ def _remove_pods() -> None:
 
 
 def _runtime_processes() -> list[tuple[int, str]]:
-    """Shims of Kubernetes' containerd namespace, and all that runs below them."""
+    """(pid, name) of the shims in containerd's namespace k8s.io, and of all their descendants."""
     parents: dict[int, int] = {}
     names: dict[int, str] = {}
     shims = set()
@@ -139,13 +139,13 @@ def _runtime_processes() -> list[tuple[int, str]]:
 
 
 def _end_containers() -> None:
-    """End what runs in containers: politely, so that databases write their last page; then not.
+    """Terminate all processes in containers: SIGTERM first, so that databases can flush, and SIGKILL after GRACE_SECONDS.
 
-    Not through the runtime: stopping a pod there asks the network plugin first, and Cilium's waits for an agent that is gone.
+    Not through the container runtime: it calls the network plugin to stop a pod, and Cilium's waits for its agent, which is gone.
     """
     processes = _runtime_processes()
     if processes:
-        log(f"ending {len(processes)} processes of containers")
+        log(f"terminating {len(processes)} processes in containers")
     for pid, name in processes:
         if not name.startswith(SHIM):
             _signal(pid, signal.SIGTERM)
@@ -156,7 +156,7 @@ def _end_containers() -> None:
         processes = _runtime_processes()
         if not processes:
             return
-        # children first: a shim that dies first would leave them to init, and out of our sight
+        # children first: if a shim died first, init would adopt them, and they would no longer be found
         for pid, name in processes:
             if not name.startswith(SHIM):
                 _signal(pid, signal.SIGKILL)
@@ -175,7 +175,7 @@ def _signal(pid: int, number: int) -> None:
 
 
 def _cgroups() -> None:
-    """Empty cgroups of pods; the kernel refuses those in use."""
+    """Remove the empty cgroups of pods; the kernel refuses to remove those in use."""
     roots = ["/sys/fs/cgroup", *(os.path.join("/sys/fs/cgroup", name) for name in folders.names("/sys/fs/cgroup"))]
     for root in roots:
         for name in ("kubepods", "kubepods.slice", "kubelet.slice", "k8s.io"):
@@ -193,9 +193,9 @@ def _cgroups() -> None:
 
 
 def _links() -> list[str]:
-    said = run(["ip", "-j", "link", "show"], timeout=20, check=False)
+    listed = run(["ip", "-j", "link", "show"], timeout=20, check=False)
     try:
-        links: list[dict[str, Any]] = json.loads(said.stdout or "[]")
+        links: list[dict[str, Any]] = json.loads(listed.stdout or "[]")
     except ValueError:
         return []
     return [str(link["ifname"]) for link in links if LINKS.match(str(link.get("ifname", "")))]
@@ -205,7 +205,7 @@ def _network() -> None:
     _bpf()
     for name in _links():
         run(["ip", "link", "delete", name], timeout=20, check=False)
-    _name_spaces()
+    _namespaces()
     _rules()
     for program in _iptables_programs():
         _iptables(program)
@@ -214,7 +214,7 @@ def _network() -> None:
 
 
 def _bpf() -> None:
-    """Detach Cilium's programs: link-based ones go with their pins, classic filters with their qdisc, the rest by bpftool where it is."""
+    """Detach Cilium's BPF programs: links by their pins, classic filters by their qdisc, the others by bpftool, if it is installed."""
     for point in ("/run/cilium/cgroupv2", "/var/run/cilium/cgroupv2"):
         if have("bpftool") and os.path.isdir(point):
             listed = run(["bpftool", "-j", "cgroup", "tree", point], timeout=30, check=False)
@@ -225,8 +225,8 @@ def _bpf() -> None:
     if have("tc"):
         for name in folders.names("/sys/class/net"):
             for direction in ("ingress", "egress"):
-                said = run(["tc", "filter", "show", "dev", name, direction], timeout=20, check=False)
-                if "cil_" in said.stdout or "bpf_" in said.stdout and "cilium" in said.stdout:
+                filters = run(["tc", "filter", "show", "dev", name, direction], timeout=20, check=False)
+                if "cil_" in filters.stdout or "bpf_" in filters.stdout and "cilium" in filters.stdout:
                     run(["tc", "qdisc", "del", "dev", name, "clsact"], timeout=20, check=False)
                     break
     for point in ("/run/cilium/cgroupv2", "/var/run/cilium/cgroupv2"):
@@ -248,17 +248,17 @@ def _cilium_attachments(text: str) -> list[tuple[str, str, str]]:
     return found
 
 
-def _name_spaces() -> None:
-    """Network name spaces that CNI made for pods (cni-<uuid>)."""
+def _namespaces() -> None:
+    """Remove the network namespaces of pods (cni-<uuid>)."""
     for name in folders.names("/run/netns"):
         if not re.fullmatch(r"cni-[0-9a-f-]{36}", name):
             continue
-        if not run(["ip", "netns", "pids", name], timeout=20, check=False).stdout.strip():  # one with processes is of another runtime's containers
+        if not run(["ip", "netns", "pids", name], timeout=20, check=False).stdout.strip():  # one with processes belongs to containers of another runtime
             run(["ip", "netns", "delete", name], timeout=20, check=False)
 
 
 def _rules() -> None:
-    """Cilium's routing rules and tables. It may also have moved the local table's rule from 0 to 100: put it back first."""
+    """Remove Cilium's routing rules and tables. Cilium may also have moved the local table's rule from 0 to 100: restore that first."""
     for family in ("-4", "-6"):
         text = run(["ip", family, "rule", "show"], timeout=20, check=False).stdout
         if re.search(r"^100:\s+from all lookup local", text, re.M) and not re.search(r"^0:\s+from all lookup local", text, re.M):
@@ -276,7 +276,7 @@ def _iptables_programs() -> list[str]:
 
 
 def _tables(program: str) -> dict[str, list[str]]:
-    """The rules of each table; tables that were never used are not asked for, since asking would create them."""
+    """The rules of each table. Unused legacy tables are not read, since reading would create them."""
     if program.endswith("-legacy"):
         names = read_text("/proc/net/ip6_tables_names" if program.startswith("ip6") else "/proc/net/ip_tables_names").split()
         texts = [(name, run([f"{program}-save", "-t", name], timeout=30, check=False).stdout) for name in names]
@@ -287,7 +287,7 @@ def _tables(program: str) -> dict[str, list[str]]:
 
 
 def iptables_plan(lines: list[str]) -> list[list[str]]:
-    """The arguments that remove our chains and what leads to them, and nothing else, from one table's rules (as iptables-save prints them)."""
+    """The iptables arguments that remove CHAINS and the jumps to them, and nothing else, from a table's rules (as iptables-save prints them)."""
     chains = [line[1:].split()[0] for line in lines if line.startswith(":") and CHAINS.match(line[1:])]
     plan: list[list[str]] = []
     for line in lines:
@@ -309,7 +309,7 @@ def _iptables(program: str) -> None:
 
 
 def _nft() -> None:
-    """Tables of kube-proxy in nftables mode, and iptables' own that are empty now (the kubelet made them; an empty one does nothing)."""
+    """Delete kube-proxy's tables (nftables mode), and iptables' tables that are empty now (the kubelet made them; they have no effect)."""
     if not have("nft"):
         return
     for program, family in (("iptables-nft", "ip"), ("ip6tables-nft", "ip6")):

@@ -1,1 +1,1 @@
-"""The operating system of this host: what it is, and what is changed in it."""
+"""The operating system of this host: facts about it, and changes to it."""

@@ -1,4 +1,4 @@
-"""What this host is: facts for enrolment and inventory, and the findings that the installers decide by. Nothing is changed here."""
+"""Facts about this host, for enrolment, inventory and the decisions of the installers. Nothing is changed here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def version() -> str:
 
 
 def boot_id() -> str:
-    """A name for this boot of the machine."""
+    """The kernel's ID of this boot."""
     return read_text("/proc/sys/kernel/random/boot_id").strip()
 
 
@@ -35,12 +35,12 @@ def os_release() -> dict[str, str]:
 
 
 def cgroup_version() -> str:
-    """v2 if the unified hierarchy is mounted with controllers (a bare v2 mount beside v1 is no v2 host)."""
+    """v2 if the unified hierarchy is mounted with controllers (a v2 mount without any, beside v1, does not count)."""
     return "v2" if read_text("/sys/fs/cgroup/cgroup.controllers").strip() else "v1"
 
 
 def cgroup_driver(cgroup: str) -> str:
-    """Who makes the pods' cgroups: systemd on v2; on v1, where systemd may not own the controllers, the kubelet itself."""
+    """The kubelet's cgroup driver: systemd on v2; cgroupfs on v1, where systemd may not own the controllers."""
     return "systemd" if cgroup == "v2" else "cgroupfs"
 
 
@@ -50,13 +50,13 @@ def swap_on() -> bool:
 
 
 def memory_bytes() -> int:
-    """All memory of the host."""
+    """The host's memory (MemTotal)."""
     match = re.search(r"^MemTotal:\s+(\d+) kB", read_text("/proc/meminfo"), re.M)
     return int(match.group(1)) * 1024 if match else 0
 
 
 def cpus() -> int:
-    """Processors that we may run on."""
+    """Processors that this process may run on."""
     try:
         return len(os.sched_getaffinity(0))
     except OSError:
@@ -64,7 +64,7 @@ def cpus() -> int:
 
 
 def disk(path: str = "/var/lib") -> tuple[int, int]:
-    """Bytes of the file system of `path`: all, and free to root."""
+    """(size, available bytes) of the file system of `path`; zeros if it can't be read."""
     try:
         info = os.statvfs(path)
     except OSError:
@@ -73,7 +73,7 @@ def disk(path: str = "/var/lib") -> tuple[int, int]:
 
 
 def addresses() -> list[str]:
-    """Global addresses of this host, without those of links that a cluster's network made."""
+    """The host's global addresses, without those of links that a cluster's network plugin made."""
     from ckp.hostkit.errors import ProcessFailed
     from ckp.hostkit.processes import run
 
@@ -90,7 +90,7 @@ def addresses() -> list[str]:
 
 
 def address_towards(host: str, port: int = 9) -> str:
-    """The address that packets to `host` leave from; "" without a route. No packet is sent."""
+    """The source address of packets to `host`; "" without a route. No packet is sent."""
     try:
         for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
             with socket.socket(family, kind) as probe:
@@ -102,12 +102,12 @@ def address_towards(host: str, port: int = 9) -> str:
 
 
 def default_address(hub_host: str = "") -> str:
-    """The address that the hub (or else the default route) is reached from."""
+    """The source address towards the hub, or else that of the default route; "" if there is none."""
     return (address_towards(hub_host) if hub_host else "") or address_towards("192.0.2.1") or next(iter(addresses()), "")
 
 
 def can_lower_oom_score() -> bool:
-    """Whether this host grants CAP_SYS_RESOURCE: in the bounding set, and lowering our own oom_score_adj really works (we set it back)."""
+    """Whether this host grants CAP_SYS_RESOURCE: it is in the bounding set, and this process can lower its own oom_score_adj (which is set back)."""
     match = re.search(r"^CapBnd:\s+([0-9a-f]+)", read_text("/proc/self/status"), re.M)
     if match is None or not int(match.group(1), 16) >> CAP_SYS_RESOURCE & 1:
         return False
@@ -126,7 +126,7 @@ def can_lower_oom_score() -> bool:
 
 
 def file_system_of(path: str) -> str:
-    """The type of the file system that `path` (or its nearest existing parent) lies on, as mountinfo names it."""
+    """The type of the file system of `path` (or of its nearest existing parent), as in mountinfo."""
     real = os.path.realpath(path)
     best, kind = "", ""
     for line in read_text("/proc/self/mountinfo").splitlines():
@@ -139,7 +139,7 @@ def file_system_of(path: str) -> str:
 
 
 def host_facts(hub_host: str = "") -> HostFacts:
-    """Everything that the hub wants to know about this host."""
+    """The facts that need no installer; ckp.agent.node.inventory adds the rest."""
     release = os_release()
     total, free = disk()
     uname = os.uname()
@@ -163,7 +163,7 @@ def host_facts(hub_host: str = "") -> HostFacts:
 
 
 def host_facts_os() -> tuple[str, str, str]:
-    """(ID, VERSION_ID, architecture) as bundles name them; for RHEL's kin only the major version counts."""
+    """(ID, VERSION_ID, architecture) as bundles name them; for RHEL the major version only."""
     release = os_release()
     machine = os.uname().machine
     number = release.get("VERSION_ID", "")

@@ -1,7 +1,7 @@
-"""Firewalls that a host may have: what a node needs is opened in ufw or firewalld, by the tool that owns the rules, and closed again at the end.
+"""Host firewalls: opens what a node needs in ufw or firewalld, by the tool that owns the rules, and closes it at the reset.
 
-Others (rules of one's own in nftables or iptables) are not ours to change: what must pass is said, and the owner opens it.
-A rule is noted in the journal before it is made; one that was there before us is not noted, and so stays.
+Rules that the host's owner wrote in nftables or iptables are not changed: a finding says what must be allowed.
+A rule is recorded in the journal before it is added. One that existed before is not recorded, so it stays.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ckp.hostkit.processes import have, run
 
 
 class Port(NamedTuple):
-    """Packets from outside that a node takes: `ports` as "10250" or "30000-32767"."""
+    """A port, or a range of them, that a node needs open: "10250" or "30000-32767"."""
 
     ports: str
     protocol: str
@@ -26,14 +26,14 @@ class Port(NamedTuple):
 PORTS = (
     Port("10250", "tcp"),  # the kubelet
     Port("4240", "tcp"),  # Cilium's health checks
-    Port("8472", "udp"),  # pods' packets between nodes (VXLAN)
+    Port("8472", "udp"),  # pod traffic between nodes (VXLAN)
     Port("30000-32767", "tcp"),  # Services of type NodePort
     Port("30000-32767", "udp"),
 )
 """Kubernetes: "Ports and Protocols", worker nodes. Cilium v1.16 and newer: "System Requirements", firewall rules."""
 API_SERVER = Port("6443", "tcp")
 LINKS = ("cilium_host", "cilium_net", "cilium_vxlan", "lxc+")
-"""What comes out of these is a pod's: a host lets its own pods in."""
+"""Links of pods: the host accepts all packets from its own pods."""
 UFW_CONF = "/etc/ufw/ufw.conf"
 ZONES, SHIPPED_ZONES = "/etc/firewalld/zones", "/usr/lib/firewalld/zones"
 FIREWALLD_CGROUPS = ("/sys/fs/cgroup/system.slice/firewalld.service", "/sys/fs/cgroup/systemd/system.slice/firewalld.service")
@@ -48,24 +48,24 @@ class Firewall(Protocol):
     name: str
 
     def rules(self, ports: Sequence[Port]) -> List[List[str]]:
-        """The rules for these ports and for LINKS, each in the tool's own words. Raises AgentError."""
+        """The rules for these ports and for LINKS, each as arguments of the tool. Raises AgentError."""
         ...
 
-    def held(self, rules: Sequence[List[str]]) -> List[List[str]]:
-        """Those of them that are there. Raises AgentError."""
+    def existing(self, rules: Sequence[List[str]]) -> List[List[str]]:
+        """Those of them that exist. Raises AgentError."""
         ...
 
     def add(self, rule: Sequence[str]) -> None:
-        """Make a rule, now and after a restart. There already is fine. Raises AgentError."""
+        """Add a rule, now and after a restart, unless it exists. Raises AgentError."""
         ...
 
     def remove(self, rule: Sequence[str]) -> None:
-        """Take it away; not there is fine."""
+        """Remove a rule, if it exists."""
         ...
 
 
 class Ufw:
-    """Ubuntu's and Debian's front to iptables."""
+    """ufw, Ubuntu's and Debian's front end of iptables."""
 
     name = "ufw"
 
@@ -73,9 +73,9 @@ class Ufw:
         rules = [["allow", "proto", port.protocol, "to", "any", "port", port.ports.replace("-", ":")] for port in ports]
         return rules + [["allow", "in", "on", link] for link in LINKS]
 
-    def held(self, rules: Sequence[List[str]]) -> List[List[str]]:
-        there = run(["ufw", "show", "added"], timeout=SECONDS, what="asking ufw for its rules", reason="FirewallFailed").stdout
-        known = [line.split(" comment ")[0].split()[1:] for line in there.splitlines()]
+    def existing(self, rules: Sequence[List[str]]) -> List[List[str]]:
+        shown = run(["ufw", "show", "added"], timeout=SECONDS, what="listing ufw's rules", reason="FirewallFailed").stdout
+        known = [line.split(" comment ")[0].split()[1:] for line in shown.splitlines()]
         return [rule for rule in rules if _as_shown(rule) in known]
 
     def add(self, rule: Sequence[str]) -> None:
@@ -86,12 +86,12 @@ class Ufw:
 
 
 def _as_shown(rule: Sequence[str]) -> List[str]:
-    """ufw shows `proto P to any port N` as `N/P`."""
+    """A rule as `ufw show added` prints it: `proto P to any port N` becomes `N/P`."""
     return ["allow", f"{rule[6]}/{rule[2]}"] if rule[1] == "proto" else list(rule)
 
 
 class Firewalld:
-    """RHEL's. Each rule is made twice, for now and for later: a reload would drop what its owner has opened for now only."""
+    """firewalld, RHEL's firewall. Each rule is added to the runtime and the permanent configuration: a reload would drop runtime rules of the owner."""
 
     name = "firewalld"
 
@@ -100,10 +100,10 @@ class Firewalld:
         rules = [[f"--zone={zone}", f"--add-port={port.ports}/{port.protocol}"] for port in ports]
         return rules + [["--zone=trusted", f"--add-interface={link}"] for link in LINKS]
 
-    def held(self, rules: Sequence[List[str]]) -> List[List[str]]:
-        return [rule for rule in rules if self._holds(rule)]
+    def existing(self, rules: Sequence[List[str]]) -> List[List[str]]:
+        return [rule for rule in rules if self._exists(rule)]
 
-    def _holds(self, rule: Sequence[str]) -> bool:
+    def _exists(self, rule: Sequence[str]) -> bool:
         query = [word.replace("--add-", "--query-") for word in rule]
         return all(run(["firewall-cmd", *when, *query], timeout=SECONDS, check=False).code == 0 for when in ([], ["--permanent"]))
 
@@ -120,10 +120,10 @@ class Firewalld:
             run(["firewall-cmd", *when, *gone], timeout=SECONDS, check=False)
 
     def zone(self) -> str:
-        """Where packets from other hosts arrive: the zone of the link that the default route takes."""
+        """The zone of packets from other hosts: that of the default route's link. Raises AgentError."""
         match = re.search(r"\bdev (\S+)", run(["ip", "route", "show", "default"], timeout=20, check=False).stdout)
-        said = run(["firewall-cmd", f"--get-zone-of-interface={match.group(1)}"], timeout=SECONDS, check=False) if match else None
-        zone = said.stdout.strip() if said and said.code == 0 else ""
+        found = run(["firewall-cmd", f"--get-zone-of-interface={match.group(1)}"], timeout=SECONDS, check=False) if match else None
+        zone = found.stdout.strip() if found and found.code == 0 else ""
         return zone if re.fullmatch(r"[\w.-]+", zone) else self._run(["--get-default-zone"]).strip()
 
     @staticmethod
@@ -138,7 +138,7 @@ class Firewalld:
 
 
 def active() -> List[Firewall]:
-    """The firewalls that are switched on and that we can talk to. Cheap: it is asked with every report of a free host."""
+    """The supported firewalls that are on. Cheap, since a free host checks it with every report."""
     found: List[Firewall] = []
     if have("ufw") and re.search(r"^ENABLED=yes\s*$", read_text(UFW_CONF), re.M | re.I):
         found.append(Ufw())
@@ -148,7 +148,7 @@ def active() -> List[Firewall]:
 
 
 def others() -> List[str]:
-    """Chains that refuse packets to this host and belong to no firewall that we know, as "table inet filter, chain input"."""
+    """nftables chains that drop packets to this host and belong to no supported firewall, as "table inet filter, chain input"."""
     if not have("nft"):
         return []
     found, table = [], ""
@@ -163,20 +163,20 @@ def others() -> List[str]:
 
 
 def findings(ports: Sequence[Port] = PORTS) -> List[Tuple[str, str]]:
-    """What the host's owner should know before it becomes a node: (what is, what happens or must be done)."""
-    ours, needed = active(), _said(ports)
+    """(problem, remediation) for the host's owner, before the host becomes a node."""
+    ours, needed = active(), _as_text(ports)
     if ours:
         return [(f"{firewall.name} is on", f"the installer will open {needed}, and close them when the host leaves") for firewall in ours]
-    return [(f"packets to this host are dropped ({chain})", f"let {needed} pass, and what comes from {', '.join(LINKS)}") for chain in others()]
+    return [(f"packets to this host are dropped ({chain})", f"allow {needed}, and everything from the links {', '.join(LINKS)}") for chain in others()]
 
 
 def open_ports(journal: Journal, ports: Sequence[Port] = PORTS) -> List[str]:
-    """Open what a node needs; returns notes. Idempotent. Raises AgentError if a firewall does not take a rule."""
+    """Open what a node needs; returns notes. Idempotent. AgentError if a firewall rejects a rule."""
     notes = []
     for firewall in active():
         rules = firewall.rules(ports)
-        there = firewall.held(rules)
-        missing = [rule for rule in rules if rule not in there]
+        present = firewall.existing(rules)
+        missing = [rule for rule in rules if rule not in present]
         if not missing:
             continue
         known = dict(journal.notes.get(NOTE, {}))
@@ -186,12 +186,12 @@ def open_ports(journal: Journal, ports: Sequence[Port] = PORTS) -> List[str]:
         journal.note(NOTE, known)
         for rule in missing:
             firewall.add(rule)
-        notes.append(f"{firewall.name}: opened {_said(ports)}")
+        notes.append(f"{firewall.name}: opened {_as_text(ports)}")
     return notes
 
 
 def close_ports(journal: Journal) -> None:
-    """Take away the rules that the journal names."""
+    """Remove the rules that the journal records."""
     known = journal.notes.get(NOTE, {})
     for firewall, program in ((Ufw(), "ufw"), (Firewalld(), "firewall-cmd")):
         for rule in known.get(firewall.name, []) if have(program) else []:
@@ -201,27 +201,27 @@ def close_ports(journal: Journal) -> None:
 
 
 def left(journal: Journal) -> List[str]:
-    """Rules of ours that are still there, in sentences."""
+    """Rules from the journal that still exist, in sentences."""
     known, found = journal.notes.get(NOTE, {}), []
     for firewall in active() if known else ():
         try:
-            found += [f"the rule {' '.join(rule)} of {firewall.name}" for rule in firewall.held(known.get(firewall.name, []))]
+            found += [f"the rule {' '.join(rule)} of {firewall.name}" for rule in firewall.existing(known.get(firewall.name, []))]
         except AgentError as error:
             found.append(error.brief)
     return found
 
 
-def _said(ports: Sequence[Port]) -> str:
+def _as_text(ports: Sequence[Port]) -> str:
     return ", ".join(f"{port.ports}/{port.protocol}" for port in ports)
 
 
 def _zone_files(zone: str) -> List[str]:
-    """Where firewalld writes down what was changed of its zones, and the copies that it keeps of what was before."""
+    """The files in which firewalld stores changed zones, and its backups of them."""
     return [f"{ZONES}/{name}.xml{more}" for name in sorted({"trusted", zone}) for more in ("", ".old")]
 
 
 def _restore_zone(file: str) -> None:
-    """A zone that was as the distribution brings it, and is so again, needs no file of its own."""
+    """Delete the file of a zone that was, and is again, as the distribution ships it."""
     name = os.path.basename(file).split(".xml")[0]
     if file.endswith(".old"):
         if not os.path.exists(file[: -len(".old")]):
@@ -231,6 +231,6 @@ def _restore_zone(file: str) -> None:
 
 
 def _same_zone(one: str, other: str) -> bool:
-    """Whether two zone files say the same, order and layout aside."""
+    """Whether two zone files are equal, apart from order and layout."""
     first, second = (sorted(tag.replace(" ", "") for tag in re.findall(r"<[^!?][^>]*>", text)) for text in (one, other))
     return first == second

@@ -1,4 +1,4 @@
-"""The folders of a node: which there are, what its owner had in them before, and how they are emptied again without touching that."""
+"""The folders of a node: recording what its owner had in them before, and emptying them at the reset without touching that."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ ETCD_FOLDER = "/var/lib/etcd"
 CILIUM_FOLDERS = ("/run/cilium", "/var/run/cilium", "/var/lib/cilium", "/run/calico", "/var/lib/calico")
 CONTAINERD_FOLDERS = ("/var/lib/containerd", "/run/containerd", "/opt/containerd")
 TAKEN_FOLDERS = ("/var/lib/kubelet", "/etc/kubernetes/manifests", "/var/lib/containerd")
-"""With content of somebody else's in one of these a host is no free host, whatever its package manager knows."""
+"""Content of others in one of these means that the host is in use, whatever its package manager reports."""
 PRESENT = "present"
-"""The journal's note of what was in the folders before us: folder, names."""
+"""The journal's note of what was in the folders before CKP: names by folder."""
 BACKUP = ".cilium_bak"
-"""What Cilium (cni.exclusive) appends to the name of another network's configuration."""
+"""What Cilium (cni.exclusive) appends to the file name of another network's configuration."""
 
 
 def of_kubernetes(journal: Journal) -> tuple[str, ...]:
-    """The folders that Kubernetes fills on this host. etcd's only where we ran one: on a worker it is somebody else's database."""
+    """The folders that Kubernetes fills on this host. etcd's only for a standalone cluster: on a worker it would be a database of others."""
     worker = journal.member is not None and journal.member.key != STANDALONE
     return KUBERNETES_FOLDERS if worker else (*KUBERNETES_FOLDERS, ETCD_FOLDER)
 
 
 def names(folder: str) -> list[str]:
-    """What is in `folder`; nothing if there is none. Not the file system's own `lost+found` of a folder that is a disk."""
+    """The names in `folder`, without `lost+found`, which every disk has; empty if the folder does not exist."""
     try:
         return sorted(name for name in os.listdir(folder) if name != "lost+found")
     except OSError:
@@ -50,31 +50,31 @@ def names(folder: str) -> list[str]:
 
 
 def remember_present(journal: Journal) -> None:
-    """Note what is in the folders, before anything of ours comes into them: it is its owner's, and stays when the host leaves."""
+    """Record what is in the folders before CKP changes anything: it belongs to the host's owner, and stays after a reset."""
     if PRESENT in journal.notes or "sysctl" in journal.notes or journal.packages:
-        return  # noted already, or (by an agent that did not note it) too late
+        return  # recorded already; or too late, if an older agent that did not record it began
     folders = (*of_kubernetes(journal), *CILIUM_FOLDERS, *CONTAINERD_FOLDERS)
     journal.note(PRESENT, {folder: found for folder in folders if (found := names(folder))})
 
 
 def of_owner(journal: Journal, folder: str) -> set[str]:
-    """The names in `folder` that are not ours."""
+    """The names in `folder` that belong to the host's owner."""
     present: dict[str, list[str]] = journal.notes.get(PRESENT, {})
     return set(present.get(folder, ()))
 
 
 def left_in(journal: Journal, folder: str) -> list[str]:
-    """The names in `folder` that were not there before us."""
+    """The names in `folder` that were not there before CKP."""
     return [name for name in names(folder) if name not in of_owner(journal, folder)]
 
 
 def taken() -> list[str]:
-    """Those of TAKEN_FOLDERS that hold something."""
+    """Those of TAKEN_FOLDERS that are not empty."""
     return [folder for folder in TAKEN_FOLDERS if names(folder)]
 
 
 def give_back_configuration(journal: Journal) -> None:
-    """Give the configurations of other networks (podman's) the names back that Cilium has taken from them."""
+    """Restore the names of other networks' configurations (podman's, say) that Cilium has renamed."""
     for name in of_owner(journal, CNI_CONFIGURATION):
         path = os.path.join(CNI_CONFIGURATION, name)
         if os.path.exists(path + BACKUP) and not os.path.exists(path):
@@ -82,7 +82,7 @@ def give_back_configuration(journal: Journal) -> None:
 
 
 def mounts() -> list[str]:
-    """Every mount point of the host, as the kernel writes them: whole paths without links. None of them is looked at: a server may be away."""
+    """All mount points of the host, from mountinfo. They are not accessed, since the server of one may not answer."""
     points = []
     for line in read_text("/proc/self/mountinfo").splitlines():
         parts = line.split()
@@ -92,7 +92,7 @@ def mounts() -> list[str]:
 
 
 def unmount_below(journal: Journal, folder: str) -> None:
-    """Unmount everything below `folder` (not `folder` itself, which may be a disk of its own), deepest first; not what was its owner's."""
+    """Unmount everything below `folder`, deepest first, except what belongs to the owner. Not `folder` itself, which may be a disk of its own."""
     real = os.path.realpath(folder)
     kept = tuple(f"{real}/{name}" for name in of_owner(journal, folder))
     for _ in range(3):
@@ -111,15 +111,15 @@ def _is_in(point: str, path: str) -> bool:
 def _umount(*arguments: str) -> bool:
     try:
         return run(["umount", *arguments], timeout=30, check=False).code == 0
-    except ProcessFailed as error:  # its server does not answer
+    except ProcessFailed as error:  # the mount's server does not answer
         log(error.brief)
         return False
 
 
 def empty(journal: Journal, folder: str) -> None:
-    """Remove what is in `folder` and was not there before us, and it too unless it is a mount, or a link to where its owner wants it.
+    """Remove what is in `folder` and was not there before CKP, and then the folder, unless it is a mount or a link to another place.
 
-    Never crosses into a mount that could not be taken away.
+    Never enters a mount that could not be unmounted.
     """
     if not os.path.isdir(folder):
         return
@@ -141,7 +141,7 @@ def empty(journal: Journal, folder: str) -> None:
 
 
 def remove_if_empty(folder: str) -> None:
-    """Remove a folder that holds nothing."""
+    """Remove a folder if it is empty."""
     try:
         os.rmdir(folder)
     except OSError:
@@ -149,6 +149,6 @@ def remove_if_empty(folder: str) -> None:
 
 
 def remove_empty_tree(top: str) -> None:
-    """Remove folders that hold nothing but folders."""
+    """Remove all folders below `top`, and `top`, that hold no files."""
     for folder, _, _ in os.walk(top, topdown=False):
         remove_if_empty(folder)

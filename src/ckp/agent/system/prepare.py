@@ -1,6 +1,6 @@
-"""Preparing the operating system for a node. Every decision is made from the host itself; every change can be taken back.
+"""Prepares the operating system for a node. Decisions follow from the facts of the host; every change can be undone.
 
-`/etc/ckp-agent/host.json` (absent on real hosts) may hold overrides for special places such as the lab, whose hosts share a disk:
+`/etc/ckp-agent/host.json` (usually absent) may hold overrides for special hosts such as the lab's, which share a disk:
 
     {"kubelet": {"evictionHard": {"nodefs.available": "1Gi"}, "imageGCHighThresholdPercent": 100}}
 
@@ -40,26 +40,26 @@ SYSCTLS = {
     "net.bridge.bridge-nf-call-ip6tables": "1",
 }
 CHANGED_BY_OTHERS = (
-    "net.ipv4.conf.all.accept_redirects",  # the kernel itself, each time that ip_forward changes (net/ipv4/devinet.c, inet_forward_change)
-    "net.ipv4.conf.all.rp_filter",  # Cilium, and the following
+    "net.ipv4.conf.all.accept_redirects",  # the kernel, whenever ip_forward changes (net/ipv4/devinet.c, inet_forward_change)
+    "net.ipv4.conf.all.rp_filter",  # this and the following: Cilium
     "net.ipv4.fib_multipath_use_neigh",
     "net.core.bpf_jit_enable",
     "kernel.unprivileged_bpf_disabled",
     "kernel.timer_migration",
-    "vm.overcommit_memory",  # the kubelet, and the following
+    "vm.overcommit_memory",  # this and the following: the kubelet
     "vm.panic_on_oom",
     "kernel.panic",
     "kernel.panic_on_oops",
     "kernel.keys.root_maxkeys",
     "kernel.keys.root_maxbytes",
 )
-"""Settings that the cluster's own programs change on a node; their first values are remembered, to be set back when it leaves (after SYSCTLS)."""
+"""Settings that the cluster's programs change on a node. Their original values are recorded, and restored at the reset (after SYSCTLS)."""
 OPTIONAL_SYSCTLS = ("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables", "net.ipv6.conf.all.forwarding")
 
 
 @dataclass(frozen=True)
 class HostDecisions:
-    """What this host can do, and what follows from it for containerd, the kubelet and the network."""
+    """The settings of containerd, kubelet and network that follow from the facts of this host."""
 
     cgroup: str
     driver: str
@@ -69,20 +69,20 @@ class HostDecisions:
 
     @property
     def notes(self) -> list[str]:
-        """What is not as on a usual host, in sentences."""
+        """What differs from a usual host, in sentences."""
         found = []
         if self.cgroup == "v1":
-            found.append("cgroup v1: the kubelet is told to accept it, kubeadm's SystemVerification is ignored")
+            found.append("cgroup v1: the kubelet is configured to accept it, and kubeadm's check SystemVerification is ignored")
         if self.restrict_oom_score_adj:
             found.append("no CAP_SYS_RESOURCE: containerd restricts oom_score_adj, Cilium runs privileged")
         if self.snapshotter != "overlayfs":
-            found.append(f"/var/lib lies on overlay: containerd uses the snapshotter {self.snapshotter}")
+            found.append(f"/var/lib is on an overlay file system: containerd uses the snapshotter {self.snapshotter}")
         if self.overrides:
             found.append(f"{HOST_JSON} overrides: {', '.join(sorted(self.overrides))}")
         return found
 
     def kubelet(self) -> dict[str, Any]:
-        """The fields of KubeletConfiguration that this host decides."""
+        """The fields of KubeletConfiguration that are particular to this host."""
         config: dict[str, Any] = {"cgroupDriver": self.driver}
         if self.cgroup == "v1":
             config["failCgroupV1"] = False
@@ -90,21 +90,21 @@ class HostDecisions:
         return config
 
     def ignored_preflight(self) -> list[str]:
-        """kubeadm checks that can't hold here. On an ordinary host: none."""
+        """kubeadm's preflight checks that this host can't pass; none on a usual host."""
         return ["SystemVerification"] if self.cgroup == "v1" else []
 
 
 def decide(host_json: str = HOST_JSON) -> HostDecisions:
-    """Look at the host. InvalidInput if the overrides can't be read."""
+    """Decide from the facts of the host. InvalidInput if the overrides can't be read."""
     text = read_text(host_json)
     overrides: dict[str, Any] = {}
     if text.strip():
         try:
             overrides = json.loads(text)
             if not isinstance(overrides, dict) or not isinstance(overrides.get("kubelet", {}), dict):
-                raise ValueError("an object with an object `kubelet` is expected")
+                raise ValueError("it must be a JSON object, and so must `kubelet` in it")
         except ValueError as error:
-            raise InvalidInput(f"{host_json} can't be used: {error}", resolution="mend or remove it") from None
+            raise InvalidInput(f"{host_json} can't be used: {error}", resolution="fix or remove it") from None
     cgroup = facts.cgroup_version()
     snapshotter = "native" if facts.file_system_of("/var/lib/containerd") in ("overlay", "aufs") else "overlayfs"
     return HostDecisions(cgroup, facts.cgroup_driver(cgroup), not facts.can_lower_oom_score(), snapshotter, overrides)
@@ -119,7 +119,7 @@ def prepare(
     registry_ca: str,
     kubelet_args: str,
 ) -> str:
-    """All of the preparation; returns what is remarkable, as a text for the journal. Idempotent."""
+    """All of the preparation; returns a note for the journal. Idempotent. Raises AgentError."""
     notes = [*kernel(journal), *swap.swap_off(journal), *firewall.open_ports(journal)]
     containerd(journal, decisions, sandbox_image, registry, registry_ca)
     kubelet(journal, decisions, kubelet_args)
@@ -130,21 +130,21 @@ def prepare(
 
 
 def kernel(journal: Journal) -> list[str]:
-    """Modules and forwarding, now and after a restart. Returns notes on what this kernel does otherwise."""
+    """Load modules and turn forwarding on, now and after a restart. Returns notes about what this kernel lacks. Raises AgentError."""
     notes = []
     wanted = []
     for module in MODULES:
         if _built_in(module):
             continue
         if os.path.isdir(f"/sys/module/{module}") and have("modprobe") and run(["modprobe", "-n", module], timeout=60, check=False).code != 0:
-            continue  # there, and no module that could be loaded: nothing to do after a restart either
-        said = run(["modprobe", module], timeout=60, check=False) if have("modprobe") else None
-        if said is not None and said.code == 0:
+            continue  # present, but not as a loadable module: nothing to do, after a restart either
+        loaded = run(["modprobe", module], timeout=60, check=False) if have("modprobe") else None
+        if loaded is not None and loaded.code == 0:
             wanted.append(module)
         elif _works_without(module):
-            notes.append(f"the module {module} can't be loaded here, but what it is for works")
+            notes.append(f"the module {module} can't be loaded, but its function is available")
         else:
-            notes.append(f"the module {module} is not there: bridged traffic passes no iptables (not needed by Cilium)")
+            notes.append(f"the module {module} is not available: iptables does not see bridged traffic (Cilium does not need it)")
     if wanted:
         journal.replace_file(MODULES_FILE, "".join(f"{module}\n" for module in wanted))
     _sysctls(journal, notes)
@@ -169,8 +169,8 @@ def _sysctls(journal: Journal, notes: list[str]) -> None:
         path = "/proc/sys/" + name.replace(".", "/")
         if not os.path.exists(path):
             if name not in OPTIONAL_SYSCTLS:
-                raise AgentError(f"this kernel has no {name}, which every node needs", reason="KernelUnfit", permanent=True)
-            notes.append(f"this kernel has no {name}")
+                raise AgentError(f"this kernel has no sysctl {name}, which every node needs", reason="KernelUnfit", permanent=True)
+            notes.append(f"this kernel has no sysctl {name}")
             continue
         lines.append(f"{name} = {value}")
         before.setdefault(name, read_text(path).strip())
@@ -191,7 +191,7 @@ def _sysctls(journal: Journal, notes: list[str]) -> None:
                 notes.append(f"{name} can't be set: {error.strerror}")
             else:
                 raise AgentError(
-                    f"{name} can't be set to {value}: {error.strerror}", resolution="let root write to /proc/sys on this host", reason="KernelUnfit"
+                    f"{name} can't be set to {value}: {error.strerror}", resolution="make /proc/sys writable for root on this host", reason="KernelUnfit"
                 ) from None
 
 
@@ -201,7 +201,7 @@ def _write_proc(path: str, value: str) -> None:
 
 
 def restore_sysctls(journal: Journal) -> None:
-    """Set back the values that we found, as far as the kernel takes them."""
+    """Restore the recorded values, as far as the kernel accepts them."""
     for name, value in journal.notes.get("sysctl", {}).items():
         path = "/proc/sys/" + name.replace(".", "/")
         try:
@@ -220,7 +220,7 @@ def containerd_config(decisions: HostDecisions, sandbox_image: str) -> str:
     def flag(value: bool) -> str:
         return "true" if value else "false"
 
-    return f"""# Written by ckp-agent from what this host can do; the host's own file comes back when it leaves its cluster.
+    return f"""# Written by ckp-agent for this host. When the host leaves its cluster, its own file is restored.
 version = 2
 
 [plugins."io.containerd.grpc.v1.cri"]
@@ -248,22 +248,22 @@ version = 2
 
 
 def registry_host(registry: str) -> str:
-    """host:port of a registry reference, whatever path follows. InvalidInput if that is no host."""
+    """host:port of a registry reference, without the path. InvalidInput if it is malformed."""
     host = registry.split("/", 1)[0]
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?", host) and not re.fullmatch(r"\[[0-9a-fA-F:]+\](:[0-9]{1,5})?", host):
-        raise InvalidInput(f"{registry!r} names no registry host")
+        raise InvalidInput(f"{registry!r} does not begin with the host of a registry")
     return host
 
 
 def check_image(image: str) -> str:
-    """An image reference that can be written into a TOML text."""
+    """Check an image reference, which is written into a TOML string. InvalidInput if it has other characters than those of a reference."""
     if not re.fullmatch(r"[A-Za-z0-9._:/@\[\]-]+", image):
-        raise InvalidInput(f"{image!r} is no image reference")
+        raise InvalidInput(f"{image!r} is not an image reference")
     return image
 
 
 def containerd(journal: Journal, decisions: HostDecisions, sandbox_image: str, registry: str, registry_ca: str) -> None:
-    """containerd's configuration, the registry's CA, and crictl's."""
+    """Write containerd's configuration, the registry's CA, and crictl's configuration. Raises InvalidInput."""
     host = registry_host(registry)
     journal.replace_file(CONTAINERD_CONFIG, containerd_config(decisions, check_image(sandbox_image)))
     lines = [f'server = "https://{host}"', "", f'[host."https://{host}"]', '  capabilities = ["pull", "resolve"]']
@@ -278,20 +278,20 @@ def containerd(journal: Journal, decisions: HostDecisions, sandbox_image: str, r
 
 
 def kubelet(journal: Journal, decisions: HostDecisions, arguments: str) -> None:
-    """The patch that kubeadm merges into the node's KubeletConfiguration, and the kubelet's extra arguments."""
+    """Write the patch that kubeadm merges into the node's KubeletConfiguration, and the kubelet's extra arguments. Raises InvalidInput."""
     if re.search(r"[\"\\$`\n]", arguments):
-        raise InvalidInput(f"kubelet arguments with a quote, a backslash, $ or a line break are refused: {arguments!r}")
+        raise InvalidInput(f"the kubelet's arguments must not have a quote, a backslash, $ or a line break: {arguments!r}")
     patch = f"{PATCHES_DIR}/kubeletconfiguration+merge.json"
     journal.replace_file(patch, json.dumps(decisions.kubelet(), indent=1, sort_keys=True) + "\n", mode=0o600)
-    target = KUBELET_DEFAULTS if have("dpkg") else KUBELET_SYSCONFIG  # as the package's own drop-in reads it
+    target = KUBELET_DEFAULTS if have("dpkg") else KUBELET_SYSCONFIG  # the file that the package's drop-in reads
     journal.replace_file(target, f'KUBELET_EXTRA_ARGS="{arguments}"\n')
 
 
 def kubelet_arguments(provider_id: str, node_ip: str, labels: Sequence[str] = (), taints: Sequence[str] = ()) -> str:
-    """Extra arguments of the kubelet as a text. InvalidInput for labels or taints that would be read as something else."""
+    """The kubelet's extra arguments as one string. InvalidInput for labels or taints that are not plain."""
     for text in (*labels, *taints):
         if not re.fullmatch(r"[A-Za-z0-9._/=:-]+", text):
-            raise InvalidInput(f"{text!r} is no label or taint of a node", permanent=True)
+            raise InvalidInput(f"{text!r} is not a label or taint of a node", permanent=True)
     parts = []
     if provider_id:
         parts.append(f"--provider-id={provider_id}")
@@ -305,19 +305,19 @@ def kubelet_arguments(provider_id: str, node_ip: str, labels: Sequence[str] = ()
 
 
 def start_containerd() -> None:
-    """Start containerd with the configuration that is there now, and wait until it answers."""
+    """Restart containerd with the present configuration, and wait until it answers. Raises AgentError."""
     from ckp.hostkit.waits import wait_for
 
     run(["systemctl", "daemon-reload"], timeout=60)
     run(["systemctl", "enable", "containerd"], timeout=60, check=False)
-    # always a restart: the running one may have read an older configuration; its containers live on in their shims
+    # always a restart: it may run with an older configuration. Its containers keep running in their shims
     run(["systemctl", "restart", "containerd"], timeout=120, what="starting containerd", resolution="journalctl -u containerd", reason="ContainerdFailed")
     socket = CONTAINERD_SOCKET[len("unix://") :]
 
     def answers() -> str:
         if not os.path.exists(socket):
-            return f"{socket} is not there"
-        said = run(["ctr", "--address", socket, "version"], timeout=15, check=False)
-        return "" if said.code == 0 else said.tail()
+            return f"{socket} does not exist"
+        version = run(["ctr", "--address", socket, "version"], timeout=15, check=False)
+        return "" if version.code == 0 else version.tail()
 
     wait_for(answers, timeout=60, every=0.3, what="containerd answers", resolution="journalctl -u containerd", reason="ContainerdFailed")

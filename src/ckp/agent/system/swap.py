@@ -1,4 +1,4 @@
-"""No swap while the host is a node: now, after a restart, and whoever turns it on. What its owner had comes back, line by line."""
+"""Keeps swap off while the host is a node, also after a restart. A reset restores what was configured before, line by line."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _LINE = re.compile(r"^(?P<head>\s*[^#\s]\S*\s+\S+\s+swap)(?P<options>\s+\S+)?(?P
 
 
 def _without(line: str) -> str:
-    """A swap line of fstab that is not turned on at boot.
+    """A line of fstab, with `noauto` if it is a swap line that boot would turn on.
 
-    It is not taken away: with no swap in fstab systemd turns on the swap partitions that it finds by itself (systemd-gpt-auto-generator(8)).
+    It is not removed: without swap in fstab, systemd turns on the swap partitions that it finds (systemd-gpt-auto-generator(8)).
     """
     match = _LINE.match(line)
     if match is None or "noauto" in (match["options"] or "").strip().split(","):
@@ -30,7 +30,7 @@ def _without(line: str) -> str:
 
 
 def fstab_off(text: str) -> str:
-    """fstab with its swap lines turned off; each stands above as it was, behind MARK."""
+    """fstab with its swap lines turned off; above each is the original line, after MARK."""
     lines: list[str] = []
     for line in text.split("\n"):
         off = _without(line)
@@ -39,7 +39,7 @@ def fstab_off(text: str) -> str:
 
 
 def fstab_on(text: str) -> str:
-    """fstab as it was before `fstab_off`; what was written to it since stays. Knows also the lines that earlier agents had only marked."""
+    """fstab as it was before `fstab_off`, with the changes that others made since. Also reads lines that earlier agents had only commented out."""
     lines: list[str] = []
     ours: str | None = None
     for line in text.split("\n"):
@@ -59,18 +59,18 @@ def _write_fstab(text: str) -> None:
 
 
 def devices() -> list[str]:
-    """What is swapped to now."""
+    """The swap devices in use."""
     return [line.split()[0] for line in read_text("/proc/swaps").splitlines()[1:]]
 
 
 def units() -> list[str]:
-    """systemd's units of the swap that is on: of fstab, of its own search, of zram, or somebody's own."""
-    said = run(["systemctl", "list-units", "--type=swap", "--state=active", "--no-legend", "--plain", "--full"], timeout=30, check=False)
-    return [line.split()[0] for line in said.stdout.splitlines() if line.split() and line.split()[0].endswith(".swap")]
+    """systemd's active swap units: from fstab, from discovered partitions, of zram, or written by the owner."""
+    listed = run(["systemctl", "list-units", "--type=swap", "--state=active", "--no-legend", "--plain", "--full"], timeout=30, check=False)
+    return [line.split()[0] for line in listed.stdout.splitlines() if line.split() and line.split()[0].endswith(".swap")]
 
 
 def swap_off(journal: Journal) -> list[str]:
-    """No swap, now and after a restart."""
+    """Turn swap off, now and after a restart; returns notes. Raises AgentError."""
     notes = []
     fstab = read_text(FSTAB)
     if (off := fstab_off(fstab)) != fstab:
@@ -82,7 +82,7 @@ def swap_off(journal: Journal) -> list[str]:
         journal.note("swap", [*before, *(device for device in devices() if device not in before)])
         for unit in units():
             if "/" not in unit:
-                journal.replace_file(f"{UNITS}/{unit}", "")  # an empty unit is a masked one: nothing turns it on
+                journal.replace_file(f"{UNITS}/{unit}", "")  # an empty unit file masks the unit: nothing turns it on
         turn_off()
         notes.append("swap was on and is off now")
     if notes:
@@ -94,18 +94,18 @@ def turn_off() -> None:
     """Turn all swap off.
 
     Raises:
-        AgentError: something is still swapped to.
+        AgentError: swap could not be turned off.
     """
     try:
         run(["swapoff", "-a"], timeout=300, what="turning swap off")
     except ProcessFailed as error:
-        raise AgentError(error.brief, details=error.details, resolution="turn swap off by hand; the kubelet does not start with it", reason="SwapOn") from None
+        raise AgentError(error.brief, details=error.details, resolution="turn swap off by hand: the kubelet needs it off", reason="SwapOn") from None
     if facts.swap_on():
         raise AgentError("swap is still on after swapoff -a", resolution="turn it off by hand (swapon --show lists it)", reason="SwapOn")
 
 
 def keep_off(journal: Journal) -> str:
-    """On a node: whatever turned swap on since is turned off again, or its kubelet would not start. A sentence if that was so; "" if not."""
+    """On a node: turn swap off again if something turned it on, or the kubelet would not start. Returns a sentence if so, "" if not."""
     if not facts.swap_on():
         return ""
     found = ", ".join(devices())
@@ -113,12 +113,12 @@ def keep_off(journal: Journal) -> str:
         swap_off(journal)
     except AgentError as error:
         return error.sentence()
-    log(f"swap had come on again ({found}) and is off now")
-    return f"swap had come on again ({found}) and was turned off"
+    log(f"swap had been turned on ({found}), and is off again")
+    return f"swap had been turned on ({found}), and was turned off again"
 
 
 def restore_fstab(journal: Journal) -> None:
-    """Give fstab its swap lines back, and leave everything else in it. An earlier agent had kept the whole file: its copy is not used."""
+    """Restore the swap lines of fstab, and leave everything else in it. An older agent kept a copy of the whole file, which is not used."""
     if "fstab" in journal.notes or FSTAB in journal.saved:
         fstab = read_text(FSTAB)
         if (on := fstab_on(fstab)) != fstab:
@@ -127,7 +127,7 @@ def restore_fstab(journal: Journal) -> None:
 
 
 def restore_swap(journal: Journal) -> None:
-    """Turn on the swap that was on before us, when fstab and units are as they were."""
+    """Turn on the swap that was on before CKP. To be called after fstab and units are restored."""
     for device in journal.notes.get("swap", []):
         if device not in devices():
             run(["swapon", device], timeout=60, check=False)

@@ -116,5 +116,5 @@ class DpkgInstaller:
             if "lock" in said.stderr and time.monotonic() < deadline:
                 time.sleep(3)
                 continue
-            hint = "the host's package manager is busy (apt or unattended-upgrades); the agent tries again" if "lock" in said.stderr else ""
+            hint = "the host's package manager is busy: wait until apt or unattended-upgrades has finished, and try again" if "lock" in said.stderr else ""
             raise AgentError(f"{what} failed", details=said.tail(), resolution=hint or "see dpkg's output", reason="InstallFailed")
