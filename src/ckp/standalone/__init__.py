@@ -1,1 +1,1 @@
-"""One host becomes a whole cluster, in twelve steps, without a management plane. Ships in the agent's one-file tool; may import ckp.agent only."""
+"""Makes one host a cluster in twelve steps, without a management cluster. Part of the agent's one-file tool."""

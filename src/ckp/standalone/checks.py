@@ -1,4 +1,4 @@
-"""The look at the host before the first step: it must be able to carry a control plane, and no network of it may collide with the cluster's."""
+"""Preflight of a standalone installation: the host can run a control plane, and its networks don't overlap with the cluster's."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ PORTS = (6443, 10250, 10257, 10259, 2379, 2380)
 
 
 def host_routes() -> list[tuple[Network, str]]:
-    """The networks that this host has routes to, default routes left out, with the link of each."""
+    """(network, link) of this host's routes, without default routes."""
     found: list[tuple[Network, str]] = []
     for family in ("-4", "-6"):
-        said = run(["ip", "-j", family, "route", "show", "table", "all"], timeout=20, check=False)
+        shown = run(["ip", "-j", family, "route", "show", "table", "all"], timeout=20, check=False)
         try:
-            routes: list[dict[str, Any]] = json.loads(said.stdout or "[]")
+            routes: list[dict[str, Any]] = json.loads(shown.stdout or "[]")
         except ValueError:
             continue
         for route in routes:
@@ -41,7 +41,7 @@ def host_routes() -> list[tuple[Network, str]]:
 
 
 def overlaps(wanted: Network, name: str, routes: list[tuple[Network, str]]) -> list[str]:
-    """Sentences about this host's routes that a cluster network would hide, the cluster's own links left out."""
+    """Sentences about routes of this host that overlap with a cluster network; routes of the cluster's own links don't count."""
     lines = []
     for route, link in routes:
         own = link.startswith(("cilium_", "lxc", "cni", "cali"))
@@ -50,29 +50,29 @@ def overlaps(wanted: Network, name: str, routes: list[tuple[Network, str]]) -> l
     return lines
 
 
-def look(options: Options, journal: Journal, installer: Installer) -> Findings:
-    """All that stands against a control plane on this host."""
+def preflight_findings(options: Options, journal: Journal, installer: Installer) -> Findings:
+    """All findings about a control plane on this host."""
     found = Findings()
     preflight.common(found, journal, installer)
     preflight.host_name(found)
     preflight.memory(found, MEMORY_MIB)
     preflight.disk(found, DISK_GIB)
     if facts.cpus() < CPUS:
-        found.add(f"this host has {facts.cpus()} processor, {CPUS} are needed", "give it more")
+        found.add(f"this host has {facts.cpus()} processor, {CPUS} are needed", "add processors, or use another host")
     if not journal.packages:
         preflight.ports(found, PORTS)
     routes = host_routes()
     for text, name in ((options.pod_cidr, "pod CIDR"), (options.service_cidr, "service CIDR")):
         for line in overlaps(network(text, name), name, routes):
-            found.add(line, "choose another one")
+            found.add(line, f"choose another {name}")
     address = options.advertise_address
     mine = facts.addresses()
     if address and address not in mine:
-        found.add(f"the advertise address {address} is none of this host's ({', '.join(mine) or 'it has none'})", "name one of them")
+        found.add(f"the advertise address {address} is not an address of this host ({', '.join(mine) or 'it has none'})", "use one of them")
     if not address and not facts.default_address():
-        found.add("this host has no address with a route", "configure its network, or give --advertise-address")
+        found.add("this host has no address with a route", "configure its network, or use --advertise-address")
     for text, name in ((options.pod_cidr, "pod CIDR"), (options.service_cidr, "service CIDR")):
         chosen = address or facts.default_address()
         if chosen and ipaddress.ip_address(chosen) in network(text, name):
-            found.add(f"the host's address {chosen} lies in the {name} {text}", "choose another one")
+            found.add(f"the host's address {chosen} is in the {name} {text}", f"choose another {name}")
     return found

@@ -13,32 +13,32 @@ def parser() -> argparse.ArgumentParser:
     from ckp.standalone.options import Options
 
     default = Options()
-    top = argparse.ArgumentParser(prog="ckp-agent standalone", description="Make this one host a CKP cluster, or undo it.")
+    top = argparse.ArgumentParser(prog="ckp-agent standalone", description="Make this host a CKP cluster of its own, or undo it.")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    install = commands.add_parser("install", help="the twelve steps; a second run goes on where the first one ended")
-    install.add_argument("--bundle", dest="bundle_folder", default="", metavar="FOLDER", help="folder of a pulled bundle")
-    install.add_argument("--bundle-image", default="", metavar="REF", help="bundle in a registry, by digest (…@sha256:…)")
-    install.add_argument("--registry-ca", dest="registry_ca_file", default="", metavar="FILE", help="CA of the registry (default: the system's)")
+    install = commands.add_parser("install", help="install a cluster in twelve steps; a second run continues an interrupted one")
+    install.add_argument("--bundle", dest="bundle_folder", default="", metavar="FOLDER", help="folder with a pulled bundle")
+    install.add_argument("--bundle-image", default="", metavar="REF", help="bundle in a registry, by digest (host/repository@sha256:…)")
+    install.add_argument("--registry-ca", dest="registry_ca_file", default="", metavar="FILE", help="CA of the registry (default: the system's CAs)")
     install.add_argument("--keyring", default=default.keyring, help="trusted OpenPGP keys (default: %(default)s)")
-    install.add_argument("--imgpkg", default=default.imgpkg, help="imgpkg, for --bundle-image (default: %(default)s)")
-    install.add_argument("--pod-cidr", default=default.pod_cidr, help="network of the pods (default: %(default)s)")
-    install.add_argument("--service-cidr", default=default.service_cidr, help="network of the services (default: %(default)s)")
+    install.add_argument("--imgpkg", default=default.imgpkg, help="the imgpkg program, for --bundle-image (default: %(default)s)")
+    install.add_argument("--pod-cidr", default=default.pod_cidr, help="address range of the pods (default: %(default)s)")
+    install.add_argument("--service-cidr", default=default.service_cidr, help="address range of the services (default: %(default)s)")
     install.add_argument("--advertise-address", default="", metavar="IP", help="address of the API server (default: that of the default route)")
     install.add_argument("--node-name", default="", help="name of the node (default: the host name)")
-    install.add_argument("--cni", default=default.cni, help="network: cilium (default: %(default)s)")
-    install.add_argument("--registry", default="", metavar="HOST[:PORT]/PATH", help="take images from there instead of the bundle's own registry")
-    install.add_argument("--release", default="", help="refuse another release than this (v1.35.1)")
-    install.add_argument("--host-json", default=default.host_json, help="overrides for this host (default: %(default)s)")
-    reset = commands.add_parser("reset", help="undo an installation, whole or half")
-    reset.add_argument("--force", action="store_true", help="clean the host even if no installation is known")
-    status = commands.add_parser("status", help="which steps are done")
+    install.add_argument("--cni", default=default.cni, help="network plugin: cilium (default: %(default)s)")
+    install.add_argument("--registry", default="", metavar="HOST[:PORT]/PATH", help="pull images from here instead of the bundle's own registry")
+    install.add_argument("--release", default="", help="the release that the bundle must be of (v1.35.1)")
+    install.add_argument("--host-json", default=default.host_json, help="file with overrides for this host (default: %(default)s)")
+    reset = commands.add_parser("reset", help="undo an installation, complete or not")
+    reset.add_argument("--force", action="store_true", help="reset the host even if there is no record of an installation")
+    status = commands.add_parser("status", help="show which steps are done")
     for command in (install, reset, status):
-        command.add_argument("--state-dir", default=STATE_DIR, help="where the journal lies (default: %(default)s)")
+        command.add_argument("--state-dir", default=STATE_DIR, help="folder of the journal (default: %(default)s)")
     return top
 
 
 def standalone(argv: Sequence[str]) -> int:
-    """`ckp-agent standalone …`."""
+    """Run `ckp-agent standalone …`; returns the exit code."""
     from ckp.hostkit.errors import AgentError
 
     arguments = parser().parse_args(argv)
@@ -59,7 +59,7 @@ def standalone(argv: Sequence[str]) -> int:
         sys.stderr.write(error.render() + "\n")
         return error.exit_code
     except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted; the same command goes on with this step\n")
+        sys.stderr.write("\ninterrupted; the same command continues with this step\n")
         return 130
     return 0
 
@@ -70,7 +70,7 @@ def _status(state_dir: str) -> int:
 
     journal = journal_of(state_dir)
     if journal.member is None:
-        print("this host is no standalone cluster")
+        print("this host is not a standalone cluster")
         return 1
     for number, step in enumerate(STEPS, 1):
         print(f"[{number:>2}/{len(STEPS)}] {step.title}: {'done' if step.name in journal.done else 'to do'}")

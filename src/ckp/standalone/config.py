@@ -1,4 +1,4 @@
-"""What is handed to kubeadm, Helm and kubectl: pure texts from options, the verified bundle and the host's decisions."""
+"""Configuration for kubeadm, Helm and kubectl: pure functions of options, verified bundle and host decisions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ STORAGE_NAMESPACE = "ckp-storage"
 CONTROL_PLANE_IMAGES = ("pause", "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 NEEDED_IMAGES = ("cilium", "cilium-operator-generic", "coredns", "local-path-provisioner")
 LATER_IMAGES = (*NEEDED_IMAGES, "kube-proxy")
-"""kube-proxy's image is also what the storage provisioner's helper pods run."""
+"""The helper pods of the storage provisioner run kube-proxy's image."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything about the cluster-to-be, after the host was looked at and the bundle verified."""
+    """Everything that is decided about the cluster, after preflight and verification."""
 
     options: Options
     manifest: BundleManifest
@@ -32,21 +32,21 @@ class Plan:
     node_name: str
 
     def image(self, name: str) -> str:
-        """An image of the release by its name in the bundle's table (its repository below the registry), with tag and digest."""
+        """The reference, with tag and digest, of one of the bundle's images; `name` is its repository below the registry. KeyError if it has none."""
         return f"{self.registry}/{name}:{self.manifest.images[name]}"
 
     def images(self) -> list[str]:
-        """All images that this node will run, those that the control plane waits for first."""
+        """All images that this node will run, with those of the control plane first."""
         return [self.image(name) for name in CONTROL_PLANE_IMAGES + LATER_IMAGES if name in self.manifest.images]
 
 
 def kubernetes_version(manifest: BundleManifest) -> str:
-    """v1.35.1-ckp: the tag of the control plane's images, which kubeadm takes as a version."""
+    """v1.35.1-ckp: the tag of the control plane's images, which kubeadm accepts as a version."""
     return "v" + manifest.version
 
 
 def kubeadm_config(plan: Plan) -> str:
-    """kubeadm's configuration (v1beta4) as JSON documents, which YAML readers take."""
+    """kubeadm's configuration (v1beta4), as JSON documents, which are valid YAML."""
     images = plan.manifest.images
     init: dict[str, Any] = {
         "apiVersion": "kubeadm.k8s.io/v1beta4",
@@ -55,8 +55,8 @@ def kubeadm_config(plan: Plan) -> str:
         "nodeRegistration": {
             "name": plan.node_name,
             "criSocket": CONTAINERD_SOCKET,
-            "taints": [],  # the only node must take pods
-            # we pull beforehand, in parallel, and the release's own pause: kubeadm would insist on the one that it was built with
+            "taints": [],  # the only node must run pods
+            # images are pulled before, in parallel, with the release's pause image: kubeadm would pull the one that it was built with
             "imagePullPolicy": "Never",
         },
         "patches": {"directory": PATCHES_DIR},
@@ -74,7 +74,7 @@ def kubeadm_config(plan: Plan) -> str:
         "networking": {"podSubnet": plan.options.pod_cidr, "serviceSubnet": plan.options.service_cidr, "dnsDomain": "cluster.local"},
         "dns": {"imageRepository": plan.registry, "imageTag": images["coredns"]},
         "etcd": {"local": {"imageRepository": plan.registry, "imageTag": images["etcd"], "dataDir": "/var/lib/etcd"}},
-        "proxy": {"disabled": True},  # Cilium does its work
+        "proxy": {"disabled": True},  # Cilium replaces it
         "apiServer": {"certSANs": sorted({plan.address, plan.node_name, "127.0.0.1", "localhost"})},
     }
     kubelet: dict[str, Any] = {
@@ -89,16 +89,16 @@ def kubeadm_config(plan: Plan) -> str:
 
 
 def restart_pauses(manifest: BundleManifest) -> dict[str, Any]:
-    """How long a kubelet of this host may wait before it starts a container again that ended (field crashLoopBackOff, from v1.35 on; KEP-5593).
+    """The kubelet's longest delay before it restarts a container (field crashLoopBackOff, since v1.35; KEP-5593).
 
-    The kubelet's own five minutes would be an outage: this host's only etcd and API server are such containers, and so are those of managed clusters.
+    Its default of five minutes would be an outage: this host's only etcd and API server are such containers, as are those of hosted control planes.
     """
     major, minor = manifest.release.lstrip("v").split(".")[:2]
     return {"crashLoopBackOff": {"maxContainerRestartPeriod": LONGEST_RESTART_PAUSE}} if (int(major), int(minor)) >= (1, 35) else {}
 
 
 def static_pod_patches(plan: Plan) -> dict[str, str]:
-    """kubeadm's patches (file name: text) that name the control plane's images by digest; its own configuration takes tags only for these three."""
+    """kubeadm's patches (file name: text) that set the control plane's images by digest; its configuration has only tags for these three."""
     return {
         f"{name}+strategic.json": json.dumps({"spec": {"containers": [{"name": name, "image": plan.image(name)}]}}) + "\n"
         for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
@@ -106,7 +106,7 @@ def static_pod_patches(plan: Plan) -> dict[str, str]:
 
 
 def cilium_values(plan: Plan) -> dict[str, Any]:
-    """Helm values of the network. Privileged only where the host can't grant what the chart's capability list asks for."""
+    """Helm values of Cilium. Privileged only if the host can't grant the capabilities that the chart lists."""
 
     def image(name: str) -> dict[str, Any]:
         return {"override": plan.image(name), "useDigest": False, "pullPolicy": "IfNotPresent"}

@@ -1,4 +1,4 @@
-"""The main path: look at the host, then the twelve steps; a second run goes on where the first one ended."""
+"""The main path of a standalone installation: preflight, then the twelve steps. A second run continues an interrupted one."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ INDENT = " " * 9
 
 
 def journal_of(state_dir: str) -> Journal:
-    """The journal of a standalone installation, beside the agent's own."""
+    """The journal of a standalone installation; the agent has another one beside it."""
     return Journal(os.path.join(state_dir, JOURNAL), os.path.join(state_dir, "standalone-saved"))
 
 
 class Screen:
-    """`[ 3/12] containerd … done 2.1s`, one line a step, with lines between where there is something to say."""
+    """Progress as `[ 3/12] containerd … done 2.1s`: one line per step, with further lines between."""
 
     def __init__(self, total: int, write: Callable[[str], object] | None = None) -> None:
         self.total = total
         self._write = write or self._stdout
         self._open = False
-        self._said = False
+        self._has_lines = False
 
     @staticmethod
     def _stdout(text: str) -> None:
@@ -40,32 +40,32 @@ class Screen:
         sys.stdout.flush()
 
     def begin(self, number: int, title: str) -> None:
-        """A step begins."""
+        """Begin a step."""
         self._write(f"[{number:>2}/{self.total}] {title} … ")
-        self._open, self._said = True, False
+        self._open, self._has_lines = True, False
 
     def say(self, text: str) -> None:
-        """Something in between."""
-        self._write(("\n" if self._open and not self._said else "") + f"{INDENT}{text}\n")
-        self._said = True
+        """Print a line within the step."""
+        self._write(("\n" if self._open and not self._has_lines else "") + f"{INDENT}{text}\n")
+        self._has_lines = True
 
     def end(self, outcome: str, seconds: float, note: str = "") -> None:
-        """The step is over."""
-        self._write((INDENT if self._said else "") + f"{outcome} {seconds:.1f}s" + (f"  ({note})" if note else "") + "\n")
-        self._open, self._said = False, False
+        """End the step."""
+        self._write((INDENT if self._has_lines else "") + f"{outcome} {seconds:.1f}s" + (f"  ({note})" if note else "") + "\n")
+        self._open, self._has_lines = False, False
 
     def line(self, text: str = "") -> None:
-        """A line of its own."""
-        self._write(("\n" if self._open and not self._said else "") + text + "\n")
-        self._open, self._said = False, False
+        """Print a line outside of the steps."""
+        self._write(("\n" if self._open and not self._has_lines else "") + text + "\n")
+        self._open, self._has_lines = False, False
 
 
 def install(chosen: Options, *, screen: Screen | None = None, plan: Sequence[Step] = STEPS) -> None:
-    """Make this host a cluster.
+    """Make this host a cluster. Resumable.
 
     Raises:
-        AgentError: before the first step, nothing was changed; later, the message says which step, why and what to do, and a second call
-            goes on with that step.
+        AgentError: before the first step, nothing was changed. Later, the message names the step, the cause and the remediation, and a
+            second call continues with that step.
     """
     screen = screen or Screen(len(plan))
     options.check(chosen)
@@ -74,19 +74,19 @@ def install(chosen: Options, *, screen: Screen | None = None, plan: Sequence[Ste
     if journal.member is not None:
         _check_same(journal.member, chosen.member(journal.member.release))
         if all(step.name in journal.done for step in plan):
-            screen.line(f"this host is a standalone cluster already ({journal.member.release}); nothing was changed")
+            screen.line(f"this host is already a standalone cluster ({journal.member.release}); nothing was changed")
             screen.line(f"  kubeconfig  {ADMIN}")
             return
-        screen.line(f"going on where the last run ended: {len(journal.done)} of {len(plan)} steps are done")
+        screen.line(f"continuing an interrupted installation: {len(journal.done)} of {len(plan)} steps are done")
     installer = of_host()
     context = Context(chosen, journal, installer, screen.say)
     if journal.member is None:
-        checks.look(chosen, journal, installer).raise_if_any("this host can't become a cluster")
+        checks.preflight_findings(chosen, journal, installer).raise_if_any("this host can't become a cluster")
     started = time.monotonic()
     for number, step in enumerate(plan, 1):
         if step.name in journal.done and step.name != "verify":
             screen.begin(number, step.title)
-            screen.end("was done", 0.0)
+            screen.end("done before", 0.0)
             continue
         _run_step(context, screen, step, number)
         if step.name == RUNTIME_STEP:
@@ -100,7 +100,7 @@ def _run_step(context: Context, screen: Screen, step: Step, number: int) -> None
     begun = time.monotonic()
     try:
         note = step.do(context)
-        if journal.member is None:  # the first step (verification) changes nothing on the host, so only now is there something to remember
+        if journal.member is None:  # only now: the first step (verification) changes nothing on the host
             journal.begin(context.options.member(context.verified().release))
     except AgentError as error:
         seconds = time.monotonic() - begun
@@ -108,7 +108,7 @@ def _run_step(context: Context, screen: Screen, step: Step, number: int) -> None
         if journal.member is not None:
             journal.record(step.name, "failed", seconds, error.sentence())
             error.brief = f"step {number} of {screen.total} ({step.title}): {error.brief}"
-            error.resolution = error.resolution or "mend it and run the same command again: it goes on with this step"
+            error.resolution = error.resolution or "fix the cause and run the same command again: it continues with this step"
         raise
     seconds = time.monotonic() - begun
     journal.finish_step(step.name, seconds, note)
@@ -116,7 +116,7 @@ def _run_step(context: Context, screen: Screen, step: Step, number: int) -> None
 
 
 def finished(screen: Screen, context: Context, seconds: float) -> None:
-    """What there is now, and what can be done next."""
+    """Print what was installed, and what to do next."""
     manifest = context.verified()
     screen.line()
     screen.line(f"The cluster is ready: {manifest.release} ({manifest.version}), in {seconds:.0f} s.")
@@ -140,7 +140,7 @@ def _check_same(begun: Member, wanted: Member) -> None:
 
 
 def refuse_managed(state_dir: str) -> None:
-    """A host that is a node of a managed cluster is the hub's business. InvalidInput then."""
+    """InvalidInput if this host is a node of a managed cluster: the hub manages it."""
     import json
 
     try:
@@ -154,11 +154,11 @@ def refuse_managed(state_dir: str) -> None:
 
 
 def reset(state_dir: str, *, screen: Screen | None = None, force: bool = False) -> None:
-    """Undo a standalone installation, whole or half.
+    """Undo a standalone installation, complete or not.
 
     Raises:
-        InvalidInput: this host has none (with `force` it is cleaned all the same).
-        AgentError: what could not be removed.
+        InvalidInput: this host has none (with `force` it is reset all the same), or is a node of a managed cluster.
+        AgentError: something could not be removed; it is listed in the details.
     """
     from ckp.agent.fetch.bundles import drop_other_bundles
     from ckp.agent.node.reset import NOTHING
@@ -168,7 +168,7 @@ def reset(state_dir: str, *, screen: Screen | None = None, force: bool = False) 
     refuse_managed(state_dir)
     journal = journal_of(state_dir)
     if journal.member is None and not force:
-        raise InvalidInput("this host is no standalone cluster, there is nothing to undo", resolution="use --force to clean it all the same")
+        raise InvalidInput("this host is not a standalone cluster: there is nothing to undo", resolution="use --force to reset it all the same")
     begun = time.monotonic()
     screen.begin(1, "Reset")
     try:

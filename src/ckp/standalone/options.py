@@ -1,4 +1,4 @@
-"""What a standalone installation is asked for, checked as far as that goes without looking at the host."""
+"""The options of a standalone installation, and the checks of them that don't depend on the host."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 POD_CIDR = "10.244.0.0/16"
 SERVICE_CIDR = "10.96.0.0/12"
 SMALLEST_POD_PREFIX = 24
-"""kubeadm gives each node a /24 of the pod network, so it must hold one at least."""
+"""kubeadm gives each node a /24 of the pod network, so it must be at least that large."""
 
 
 @dataclass(frozen=True)
@@ -54,30 +54,30 @@ class Options:
 
 
 def network(text: str, what: str) -> Network:
-    """A CIDR, or InvalidInput with a sentence that says what is wrong with it."""
+    """Parse a CIDR. InvalidInput if it is malformed; `what` names it in the error."""
     try:
         found = ipaddress.ip_network(text, strict=False)
     except ValueError:
-        raise InvalidInput(f"the {what} {text!r} is no CIDR", resolution="write it as 10.244.0.0/16") from None
+        raise InvalidInput(f"the {what} {text!r} is not a CIDR", resolution="write it like 10.244.0.0/16") from None
     if str(found) != text:
         raise InvalidInput(f"the {what} {text!r} has host bits set", resolution=f"did you mean {found}?")
     return found
 
 
 def check(options: Options) -> None:
-    """Everything about the options that needs no look at the host.
+    """Check the options, as far as that does not depend on the host.
 
     Raises:
-        InvalidInput: with the first thing that can't be.
+        InvalidInput: for the first option that is invalid.
     """
     if bool(options.bundle_folder) == bool(options.bundle_image):
-        raise InvalidInput("exactly one of --bundle (a folder) and --bundle-image (a reference by digest) is needed")
+        raise InvalidInput("exactly one of --bundle (a folder) and --bundle-image (a reference by digest) is required")
     if options.bundle_folder and not os.path.isdir(options.bundle_folder):
-        raise InvalidInput(f"the bundle folder {options.bundle_folder} does not exist", resolution="pull the bundle there first, or give --bundle-image")
+        raise InvalidInput(f"the bundle folder {options.bundle_folder} does not exist", resolution="pull the bundle into it first, or use --bundle-image")
     if options.cni == "calico":
-        raise InvalidInput("Calico, the release's default network, is not built in this version of CKP", resolution="use --cni cilium, which is")
+        raise InvalidInput("Calico, the release's default network, is not built in this version of CKP", resolution="use --cni cilium")
     if options.cni != "cilium":
-        raise InvalidInput(f"the network {options.cni!r} is not known", resolution="use --cni cilium")
+        raise InvalidInput(f"the network plugin {options.cni!r} is not known", resolution="use --cni cilium")
     pods = network(options.pod_cidr, "pod CIDR")
     services = network(options.service_cidr, "service CIDR")
     if pods.version != services.version:
@@ -86,21 +86,21 @@ def check(options: Options) -> None:
         raise InvalidInput(f"the pod CIDR {pods} and the service CIDR {services} overlap", resolution="choose networks without a common address")
     for name, found in (("pod CIDR", pods), ("service CIDR", services)):
         if found.is_loopback or found.is_multicast or found.is_link_local or found.is_unspecified:
-            raise InvalidInput(f"the {name} {found} is of a kind that can't be routed (loopback, multicast or link-local)")
+            raise InvalidInput(f"the {name} {found} can't be routed: it is a loopback, multicast, link-local or unspecified range")
     if pods.version == 4 and pods.prefixlen > SMALLEST_POD_PREFIX:
-        raise InvalidInput(f"the pod CIDR {pods} is too small: a node takes a /{SMALLEST_POD_PREFIX} of it", resolution="use a /16, or /24 at least")
+        raise InvalidInput(f"the pod CIDR {pods} is too small: a node takes a /{SMALLEST_POD_PREFIX} of it", resolution="use a /16, or at least a /24")
     if services.num_addresses < 16:
         raise InvalidInput(f"the service CIDR {services} is too small: the cluster's own services take the first ten addresses")
     if services.version == 4 and services.prefixlen < 12:
-        raise InvalidInput(f"the service CIDR {services} is too large: the API server takes a /12 at most")
+        raise InvalidInput(f"the service CIDR {services} is too large: the API server accepts at most a /12")
     if options.advertise_address:
         try:
             ipaddress.ip_address(options.advertise_address)
         except ValueError:
-            raise InvalidInput(f"the advertise address {options.advertise_address!r} is no IP address") from None
+            raise InvalidInput(f"the advertise address {options.advertise_address!r} is not an IP address") from None
     if options.node_name and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", options.node_name):
         raise InvalidInput(f"{options.node_name!r} can't be a node's name", resolution="use lower-case letters, digits, - and .")
     if not os.path.isfile(options.keyring):
-        raise InvalidInput(f"the keyring {options.keyring} with the trusted keys does not exist", resolution="name it with --keyring")
+        raise InvalidInput(f"the keyring {options.keyring} with the trusted keys does not exist", resolution="set its path with --keyring")
     if options.registry_ca_file and not os.path.isfile(options.registry_ca_file):
         raise InvalidInput(f"the registry's CA {options.registry_ca_file} does not exist")

@@ -1,4 +1,4 @@
-"""The twelve steps of a standalone installation. Each can be done again; what it must remember lies in the journal."""
+"""The twelve steps of a standalone installation. Each is idempotent, and records what it changes in the journal."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ckp.agent.journal import Journal
 from ckp.agent.node.actions import add_tools, check_fits, install_packages
 from ckp.agent.node.join import kubelet_health, kubelet_log_tail
 from ckp.agent.system import facts, firewall, folders, prepare
-from ckp.agent.system import swap as swapping
 from ckp.agent.system.installers.base import NODE_PACKAGES, Installer
 from ckp.agent.system.installers.detect import select
+from ckp.agent.system.swap import swap_off
 from ckp.hostkit.errors import AgentError
 from ckp.hostkit.files import atomic_write, read_text, remove
 from ckp.hostkit.processes import have, run
@@ -36,7 +36,7 @@ READY_SECONDS = 600.0
 
 @dataclass
 class Context:
-    """What the steps hand on to each other, besides the journal."""
+    """What the steps share, besides the journal."""
 
     options: Options
     journal: Journal
@@ -47,13 +47,13 @@ class Context:
     notes: list[str] = field(default_factory=list)
 
     def verified(self) -> BundleManifest:
-        """The bundle; verified in this run, whatever an earlier one did."""
+        """The bundle, verified in this run, even if an earlier run verified it. Raises AgentError."""
         if self.manifest is None:
             self.manifest = _verify(self)
         return self.manifest
 
     def plan(self) -> Plan:
-        """Everything that is decided, from what is known now."""
+        """The plan, from options, bundle and host. Raises AgentError."""
         options, manifest = self.options, self.verified()
         return Plan(
             options=options,
@@ -65,14 +65,14 @@ class Context:
         )
 
     def registry_ca(self) -> str:
-        """The registry's CA as PEM; "" for the system's own CAs."""
+        """The registry's CA as PEM; "" for the system's CAs."""
         path = self.options.registry_ca_file
         return read_text(path) if path else ""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step with the title that people see; it returns what is remarkable."""
+    """A step and its title; `do` returns a note, and raises AgentError."""
 
     name: str
     title: str
@@ -89,7 +89,7 @@ def _verify(context: Context) -> BundleManifest:
         manifest = verify_bundle(folder, options.keyring, options.release or None)
     except AgentError:
         if not options.bundle_folder:
-            shutil.rmtree(folder, ignore_errors=True)  # ours, and no good: a next run pulls anew
+            shutil.rmtree(folder, ignore_errors=True)  # pulled by us, and invalid: the next run pulls it again
         raise
     check_fits(manifest)
     select(manifest, NODE_PACKAGES)
@@ -116,7 +116,7 @@ def verify_packages(context: Context) -> str:
 
 def system_packages(context: Context) -> str:
     folders.remember_present(context.journal)
-    return add_tools(context.journal, context.installer) or "all there"
+    return add_tools(context.journal, context.installer) or "none missing"
 
 
 def containerd(context: Context) -> str:
@@ -127,10 +127,10 @@ def containerd(context: Context) -> str:
 
 
 def runc(context: Context) -> str:
-    """runc comes in containerd's package; here it is asked whether it runs, and the runtime is started."""
-    said = run(["runc", "--version"], timeout=20, what="asking runc for its version", resolution="the bundle's containerd package must hold runc")
+    """Check that runc runs, which is part of containerd's package, and start containerd."""
+    version = run(["runc", "--version"], timeout=20, what="reading runc's version", resolution="the bundle's containerd package must contain runc")
     prepare.start_containerd()
-    match = re.search(r"runc version (\S+)", said.stdout)
+    match = re.search(r"runc version (\S+)", version.stdout)
     return match.group(1) if match else ""
 
 
@@ -143,7 +143,7 @@ def ckp_packages(context: Context) -> str:
     manifest = context.verified()
     names = [package.name for package in select(manifest, NODE_PACKAGES)]
     plan = context.plan()
-    # before the package brings its own: what was there before us is what comes back at a reset
+    # before the package installs its own: a reset restores what was there at this moment
     prepare.kubelet(context.journal, plan.decisions, prepare.kubelet_arguments("", plan.address))
     install_packages(context.journal, context.installer, manifest, names)
     run(["systemctl", "daemon-reload"], timeout=60)
@@ -152,14 +152,14 @@ def ckp_packages(context: Context) -> str:
 
 
 def swap(context: Context) -> str:
-    return "; ".join(swapping.swap_off(context.journal)) or "none was on"
+    return "; ".join(swap_off(context.journal)) or "it was off"
 
 
 # -- 8 to 12: the cluster ------------------------------------------------------------------------------------------------
 
 
 def kubectl(*arguments: str, stdin: str | None = None, timeout: float = 60, check: bool = True, what: str = "") -> str:
-    """kubectl as the cluster's administrator."""
+    """Run kubectl as the cluster's administrator; returns its output. Raises ProcessFailed."""
     argv = ["kubectl", "--kubeconfig", ADMIN, "--cache-dir", f"{RUN_DIR}/kube-cache", *arguments]
     return run(argv, timeout=timeout, stdin=stdin.encode() if stdin is not None else None, check=check, what=what or f"kubectl {arguments[0]}").stdout
 
@@ -168,12 +168,12 @@ def api_ready() -> str:
     """Why the API server is not ready; "" if it is."""
     if not os.path.exists(ADMIN):
         return f"{ADMIN} is missing"
-    said = run(["kubectl", "--kubeconfig", ADMIN, "get", "--raw", "/readyz", "--request-timeout=5s"], timeout=20, check=False)
-    return "" if said.stdout.strip() == "ok" else (said.tail() or "no answer")
+    answer = run(["kubectl", "--kubeconfig", ADMIN, "get", "--raw", "/readyz", "--request-timeout=5s"], timeout=20, check=False)
+    return "" if answer.stdout.strip() == "ok" else (answer.tail() or "no answer")
 
 
 def _initialised() -> bool:
-    """kubeadm init came to its end: its last phases (bootstrap token, CoreDNS) left these."""
+    """Whether kubeadm init was completed: these objects are the result of its last phases (bootstrap token, CoreDNS)."""
     if api_ready():
         return False
     names = kubectl("-n", "kube-system", "get", "deployment/coredns", "configmap/kubeadm-config", "-o", "name", "--ignore-not-found", check=False)
@@ -184,14 +184,14 @@ def kubeadm_init(context: Context) -> str:
     plan = context.plan()
     pulls = pulls_of(context, plan)
     if os.path.exists(ADMIN):
-        # an earlier run came this far: give its API server a moment, then decide
+        # an earlier run came this far: wait for its API server, then decide
         try:
             wait_for(api_ready, timeout=60, every=1.0, what="the API server answers")
         except AgentError:
             pass
         if _initialised():
-            return "was initialised before"
-        context.say("clearing what an interrupted kubeadm init left")
+            return "initialised before"
+        context.say("resetting an interrupted kubeadm init")
         run(["kubeadm", "reset", "-f", "--cleanup-tmp-dir", "--kubeconfig", "/nonexistent", "--skip-phases", "remove-etcd-member"], timeout=180, check=False)
         shutil.rmtree("/var/lib/etcd", ignore_errors=True)
     elif os.path.isdir("/etc/kubernetes/manifests") and os.listdir("/etc/kubernetes/manifests"):
@@ -212,7 +212,7 @@ def kubeadm_init(context: Context) -> str:
             argv,
             timeout=INIT_SECONDS,
             what="kubeadm init",
-            resolution="see the lines of kubeadm; journalctl -u kubelet and /var/log/pods show more; then run the same command again",
+            resolution="see kubeadm's output; journalctl -u kubelet and /var/log/pods show more; then run the same command again",
             reason="InitFailed",
         )
     except AgentError as error:
@@ -224,7 +224,7 @@ def kubeadm_init(context: Context) -> str:
 
 
 def kubernetes(plan: Plan) -> str:
-    """The API server's own version."""
+    """The API server's version, or the release if it does not answer."""
     try:
         return str(json.loads(kubectl("get", "--raw", "/version"))["gitVersion"])
     except (ValueError, KeyError, AgentError):
@@ -232,7 +232,7 @@ def kubernetes(plan: Plan) -> str:
 
 
 def kubectl_config(context: Context) -> str:
-    """root's ~/.kube/config, unless there is one; admin.conf is readable by root only."""
+    """Write root's ~/.kube/config, unless there is one of the owner; make admin.conf readable by root only."""
     os.chmod(ADMIN, 0o600)
     target = "/root/.kube/config"
     if not os.path.exists(target):
@@ -243,7 +243,7 @@ def kubectl_config(context: Context) -> str:
     if target in context.journal.saved:
         context.journal.replace_file(target, read_text(ADMIN), mode=0o600)
         return target
-    return f"{target} is somebody's own and stays; use {ADMIN}"
+    return f"{target} existed before and is not changed; use {ADMIN}"
 
 
 def helm(context: Context) -> str:
@@ -271,7 +271,7 @@ def cni(context: Context) -> str:
         "--values",
         values,
     ]
-    # an interrupted helm leaves its release "pending", and then refuses to go on
+    # an interrupted helm leaves its release in a pending state, and refuses to upgrade it then
     pending = run(["helm", "--kubeconfig", ADMIN, "-n", "kube-system", "list", "--pending", "-q"], timeout=60, env={"HOME": RUN_DIR}, check=False)
     if "cilium" in pending.stdout.split():
         kubectl("-n", "kube-system", "delete", "secret", "-l", "owner=helm,name=cilium,status in (pending-install,pending-upgrade)", "--ignore-not-found")
@@ -282,7 +282,7 @@ def cni(context: Context) -> str:
         state = kubectl("get", "node", node, "-o", "jsonpath={range .status.conditions[?(@.type=='Ready')]}{.status} {.message}{end}", check=False)
         return "" if state.startswith("True") else f"node {node}: {state.strip() or 'not registered yet'}"
 
-    _wait_saying(context, node_ready, "the node is Ready", "CniFailed", _pods_tail)
+    _wait_with_progress(context, node_ready, "the node is Ready", "CniFailed", _pods_tail)
     pulls.wait([image for image in plan.images() if "/coredns:" in image])
 
     def dns_ready() -> str:
@@ -290,13 +290,13 @@ def cni(context: Context) -> str:
         have_count, _, want = ready.partition("/")
         return "" if have_count and have_count == want else f"CoreDNS: {have_count or '0'} of {want or '?'} available"
 
-    _wait_saying(context, dns_ready, "CoreDNS is available", "DnsFailed", _pods_tail)
+    _wait_with_progress(context, dns_ready, "CoreDNS is available", "DnsFailed", _pods_tail)
     return f"Cilium {plan.manifest.images['cilium'].partition('@')[0]}, node {node} Ready, CoreDNS available"
 
 
 def csi(context: Context) -> str:
     plan = context.plan()
-    context.say("stand-in: local-path-provisioner takes the place of the release's OpenEBS hostpath, whose source is not served here")
+    context.say("stand-in: local-path-provisioner instead of the release's OpenEBS hostpath, whose source is not available")
     text = read_text(plan.manifest.path("local-path.yaml"))
     kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text, timeout=120, what="applying the storage stand-in")
     default = "storageclass.kubernetes.io/is-default-class=true"
@@ -306,36 +306,36 @@ def csi(context: Context) -> str:
         argv = ["-n", STORAGE_NAMESPACE, "get", "deployment", "local-path-provisioner", "-o", "jsonpath={.status.availableReplicas}"]
         return "" if kubectl(*argv, check=False).strip() not in ("", "0") else "the local-path provisioner is not available yet"
 
-    _wait_saying(context, provisioner, "the storage provisioner is available", "CsiFailed", _pods_tail)
+    _wait_with_progress(context, provisioner, "the storage provisioner is available", "CsiFailed", _pods_tail)
     return f"default class {STORAGE_CLASS} (stand-in)"
 
 
 def pulls_of(context: Context, plan: Plan) -> ImagePulls:
-    """The image pulls of this run, started when containerd first runs."""
+    """The image pulls of this run, which start with the first call, when containerd runs."""
     if context.pulls is None:
         context.pulls = ImagePulls(plan.images())
     return context.pulls
 
 
 def start_pulls(context: Context) -> None:
-    """Begin to pull as soon as a runtime is there."""
+    """Start to pull the images; containerd must run."""
     pulls_of(context, context.plan())
 
 
-def _wait_saying(context: Context, probe: Callable[[], str], what: str, reason: str, tail: Callable[[], str]) -> None:
-    """Wait, and tell every 15 s what is still missing."""
-    said = time.monotonic()
+def _wait_with_progress(context: Context, probe: Callable[[], str], what: str, reason: str, tail: Callable[[], str]) -> None:
+    """Wait, and print every 15 s what is still missing. AgentError with `tail()` in its details after READY_SECONDS."""
+    printed = time.monotonic()
 
-    def asked() -> str:
-        nonlocal said
+    def observed() -> str:
+        nonlocal printed
         missing = probe()
-        if missing and time.monotonic() - said > 15:
-            said = time.monotonic()
+        if missing and time.monotonic() - printed > 15:
+            printed = time.monotonic()
             context.say(f"waiting: {missing}")
         return missing
 
     try:
-        wait_for(asked, timeout=READY_SECONDS, every=1.0, what=what, resolution="run the same command again: it goes on here", reason=reason)
+        wait_for(observed, timeout=READY_SECONDS, every=1.0, what=what, resolution="run the same command again: it continues here", reason=reason)
     except AgentError as error:
         error.details += "\n" + tail()
         raise

@@ -1,4 +1,4 @@
-"""A standalone installation refuses what can't be before it changes anything, goes on where it failed, and does nothing twice."""
+"""A standalone installation rejects invalid options before it changes anything, continues after a failure, and does nothing twice."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def changed(options: Options, **values: str) -> Options:
     return Options(**{**vars(options), **values})
 
 
-def test_the_twelve_steps_are_those_of_the_documentation() -> None:
+def test_the_twelve_steps_have_the_documented_order() -> None:
     assert [step.name for step in STEPS] == ["verify", "system", "containerd", "runc", "kernel", "packages", "swap", "init", "kubectl", "helm", "cni", "csi"]
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"pod_cidr": "10.244.0.0/33"}, "is no CIDR"),
-        ({"pod_cidr": "pods"}, "is no CIDR"),
+        ({"pod_cidr": "10.244.0.0/33"}, "is not a CIDR"),
+        ({"pod_cidr": "pods"}, "is not a CIDR"),
         ({"pod_cidr": "10.244.1.0/16"}, "host bits set"),
         ({"pod_cidr": "10.96.0.0/16"}, "overlap"),
         ({"pod_cidr": "10.0.0.0/8"}, "overlap"),
@@ -74,7 +74,7 @@ def test_the_twelve_steps_are_those_of_the_documentation() -> None:
         ({"pod_cidr": "224.0.0.0/16"}, "can't be routed"),
         ({"cni": "calico"}, "Calico, the release's default network, is not built"),
         ({"cni": "flannel"}, "not known"),
-        ({"advertise_address": "host"}, "is no IP address"),
+        ({"advertise_address": "host"}, "is not an IP address"),
         ({"node_name": "Node_1"}, "can't be a node's name"),
         ({"bundle_folder": ""}, "exactly one of"),
         ({"bundle_image": "r/b@sha256:0"}, "exactly one of"),
@@ -83,14 +83,14 @@ def test_the_twelve_steps_are_those_of_the_documentation() -> None:
         ({"registry_ca_file": "/nowhere"}, "does not exist"),
     ],
 )
-def test_options_that_can_not_be_are_refused_with_a_sentence(options: Options, values: dict[str, str], words: str) -> None:
+def test_invalid_options_are_rejected_with_the_reason(options: Options, values: dict[str, str], words: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         check(changed(options, **values))
     assert words in caught.value.brief
     check(options)
 
 
-def test_networks_that_the_host_reaches_already_are_not_hidden() -> None:
+def test_cluster_networks_that_overlap_with_the_hosts_routes_are_found() -> None:
     routes = [
         (ipaddress.ip_network("10.244.3.0/24"), "eth1"),
         (ipaddress.ip_network("10.244.0.0/24"), "cilium_host"),
@@ -103,7 +103,7 @@ def test_networks_that_the_host_reaches_already_are_not_hidden() -> None:
     assert checks.overlaps(ipaddress.ip_network("10.0.0.0/16"), "pod CIDR", routes) == []
 
 
-def test_too_little_memory_disk_and_a_busy_port_are_said_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_findings_about_memory_disk_and_ports_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(facts, "memory_bytes", lambda: 1600 << 20)
     monkeypatch.setattr(facts, "disk", lambda path="": (100 << 30, 3 << 30))
     monkeypatch.setattr(preflight, "listeners", lambda proc="": {6443})
@@ -128,7 +128,7 @@ def plan(options: Options, decisions: HostDecisions = ORDINARY) -> config.Plan:
     return config.Plan(options, MANIFEST, decisions, "r.example:5000/ckp", "10.0.0.5", "node-1")
 
 
-def test_kubeadm_is_told_the_releases_images_ten_years_and_the_networks(options: Options) -> None:
+def test_kubeadm_gets_the_releases_images_ten_year_certificates_and_the_networks(options: Options) -> None:
     found = documents(config.kubeadm_config(plan(options)))
     cluster, init = found["ClusterConfiguration"], found["InitConfiguration"]
     assert cluster["kubernetesVersion"] == "v1.35.1-ckp" and cluster["imageRepository"] == "r.example:5000/ckp"
@@ -149,7 +149,7 @@ def test_the_hosts_decisions_reach_kubelet_and_cilium(options: Options) -> None:
 
 
 @pytest.mark.parametrize(("release", "longest"), [("v1.33.7", None), ("v1.34.3", None), ("v1.35.1", {"maxContainerRestartPeriod": "30s"})])
-def test_a_control_plane_that_was_hit_often_is_back_within_half_a_minute(options: Options, release: str, longest: dict[str, str] | None) -> None:
+def test_the_kubelet_restarts_a_crashed_control_plane_within_half_a_minute(options: Options, release: str, longest: dict[str, str] | None) -> None:
     """KEP-5593: the field is behind a feature gate that is off before v1.35, and a kubelet with it would not start."""
     older = dataclasses.replace(plan(options), manifest=dataclasses.replace(MANIFEST, release=release))
     assert documents(config.kubeadm_config(older))["KubeletConfiguration"].get("crashLoopBackOff") == longest
@@ -182,14 +182,14 @@ class Bench:
         self.fail: dict[str, AgentError] = {}
         self.shown = ""
         monkeypatch.setattr(install, "of_host", lambda: SimpleNamespace(installed=lambda names: {}))
-        monkeypatch.setattr(checks, "look", self.look)
+        monkeypatch.setattr(checks, "preflight_findings", self.preflight)
         monkeypatch.setattr(steps, "start_pulls", lambda context: self.did.append("pulls"))
         monkeypatch.setattr(steps, "verify_bundle", lambda *_: MANIFEST)
         monkeypatch.setattr(steps, "_verify", lambda context: MANIFEST)
         self.findings = Findings()
 
-    def look(self, *_: Any) -> Findings:
-        self.did.append("look")
+    def preflight(self, *_: Any) -> Findings:
+        self.did.append("preflight")
         return self.findings
 
     def step(self, name: str) -> Callable[[Any], str]:
@@ -219,17 +219,17 @@ NAMES = [step.name for step in STEPS]
 
 def test_all_steps_are_done_in_order_and_shown_with_their_times(bench: Bench) -> None:
     bench.run()
-    assert [name for name in bench.did if name not in ("look", "pulls")] == NAMES
+    assert [name for name in bench.did if name not in ("preflight", "pulls")] == NAMES
     assert "[ 3/12] containerd … done 0.0s" in bench.shown and "[12/12] Storage … done" in bench.shown
     assert "/etc/kubernetes/admin.conf" in bench.shown
     assert bench.did.index("pulls") == bench.did.index("runc") + 1, "images are pulled as soon as a runtime runs"
 
 
-def test_what_stands_against_the_host_stops_before_the_first_step(bench: Bench) -> None:
+def test_blocking_findings_end_the_installation_before_its_first_step(bench: Bench) -> None:
     bench.findings.add("port 6443 is taken", "stop it")
     with pytest.raises(AgentError, match="port 6443 is taken"):
         bench.run()
-    assert bench.did == ["look"]
+    assert bench.did == ["preflight"]
     assert not Path(bench.options.state_dir).exists()
 
 
@@ -237,13 +237,13 @@ def test_a_failed_verification_changes_nothing(bench: Bench) -> None:
     bench.fail["verify"] = VerificationFailed("kubelet.deb was changed after it was signed")
     with pytest.raises(VerificationFailed):
         bench.run()
-    assert bench.did == ["look", "verify"]
+    assert bench.did == ["preflight", "verify"]
     assert not Path(bench.options.state_dir).exists()
     assert "[ 1/12] Verify packages … FAILED" in bench.shown
 
 
 @pytest.mark.parametrize("failing", NAMES[1:])
-def test_a_second_run_goes_on_with_the_step_that_failed(bench: Bench, failing: str) -> None:
+def test_a_second_run_continues_with_the_step_that_failed(bench: Bench, failing: str) -> None:
     bench.fail[failing] = AgentError("no", reason="X")
     with pytest.raises(AgentError) as caught:
         bench.run()
@@ -253,15 +253,15 @@ def test_a_second_run_goes_on_with_the_step_that_failed(bench: Bench, failing: s
     assert [name for name in bench.did if name != "pulls"] == ["verify", *NAMES[NAMES.index(failing) :]], "verification is repeated, nothing else"
 
 
-def test_a_finished_installation_says_so_and_does_nothing(bench: Bench) -> None:
+def test_a_completed_installation_is_reported_and_not_repeated(bench: Bench) -> None:
     bench.run()
     bench.did.clear()
     bench.run()
     assert bench.did == []
-    assert "is a standalone cluster already (v1.35.1); nothing was changed" in bench.shown
+    assert "is already a standalone cluster (v1.35.1); nothing was changed" in bench.shown
 
 
-def test_other_settings_do_not_go_on_with_an_installation(bench: Bench) -> None:
+def test_an_installation_is_not_continued_with_other_settings(bench: Bench) -> None:
     bench.fail["init"] = AgentError("no")
     with pytest.raises(AgentError):
         bench.run()
@@ -271,7 +271,7 @@ def test_other_settings_do_not_go_on_with_an_installation(bench: Bench) -> None:
     assert "pod_cidr: 10.244.0.0/16 then, 10.245.0.0/16 now" in caught.value.details
 
 
-def test_a_node_of_a_managed_cluster_is_left_alone(bench: Bench) -> None:
+def test_a_node_of_a_managed_cluster_is_rejected(bench: Bench) -> None:
     Path(bench.options.state_dir).mkdir()
     (Path(bench.options.state_dir) / "journal.json").write_text('{"member": {"cluster": "default/demo"}}')
     with pytest.raises(InvalidInput, match="default/demo"):
@@ -286,7 +286,7 @@ def test_there_is_nothing_to_reset_on_a_free_host(options: Options) -> None:
         install.reset(options.state_dir, screen=Screen(1, lambda text: None))
 
 
-def test_a_pull_that_fails_is_an_error_only_for_who_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_pull_is_an_error_only_for_the_step_that_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def pull(image: str) -> None:
         if image == "bad":
             raise AgentError("no route")
