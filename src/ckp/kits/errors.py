@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ckp.kits.text import printable_lines
+
 
 class CkpError(Exception):
     """An expected failure, described in a sentence.
@@ -24,13 +26,13 @@ class CkpError(Exception):
         return f"{self.brief}\n{self.details}" if self.details else self.brief
 
     def render(self) -> str:
-        """The error as plain text for a terminal or a log."""
+        """The error as plain text for a terminal or a log; control characters in what other programs and machines wrote are escaped."""
         lines = [f"error: {self.brief}"]
         if self.details:
             lines += [f"  | {line}" for line in self.details.rstrip().splitlines()]
         if self.resolution:
             lines.append(f"  what to do: {self.resolution}")
-        return "\n".join(lines)
+        return "\n".join(line for text in lines for line in printable_lines(text))
 
 
 class InvalidInput(CkpError):
