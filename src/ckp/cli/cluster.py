@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ckp.cli.cluster_progress import ClusterProgress, seconds_of
 from ckp.cli.host import CONDITION_COLUMNS
 from ckp.cli.output import Column, Duration, age, describe, output_option, section, show_data, show_list, show_one, table
+from ckp.cli.progress import planned
 from ckp.cli.session import say, with_session
 from ckp.clients.compass import Session, Unreachable
-from ckp.kits.clock import human_duration, parse_rfc3339
+from ckp.kits.clock import human_duration
 from ckp.kits.errors import CkpError, NotFound, TimedOut
 from ckp.kits.files import atomic_write
-from ckp.kits.steps import HEARTBEAT
+from ckp.kits.steps import State, Steps
 
 POLL_SECONDS = 1.0
 DEFAULT_TIMEOUT = 1200.0
-FINISHED = ("Done", "Skipped")
 
 
 def took(step: dict[str, Any]) -> str:
     """How long a step took; empty while it is not over."""
-    if not step.get("startedAt") or not step.get("finishedAt"):
-        return ""
-    return human_duration(max(0.0, (parse_rfc3339(step["finishedAt"]) - parse_rfc3339(step["startedAt"])).total_seconds()))
+    seconds = seconds_of(step)
+    return "" if seconds is None else human_duration(seconds)
 
 
 @click.group()
@@ -202,14 +204,24 @@ def delete(session: Session, name: str, wait: bool, timeout: float) -> None:
         click.echo(f"cluster/{name} deleted, {human_duration(seconds)}")
 
 
-def wait_until_ready(session: Session, name: str, timeout: float, *, sleep: Callable[[float], None] = time.sleep) -> dict[str, Any]:
+def wait_until_ready(session: Session, name: str, timeout: float, steps: Steps | None = None, *, sleep: Callable[[float], None] = time.sleep) -> dict[str, Any]:
     """Show the steps as they complete, until the cluster is ready.
+
+    Args:
+        steps: the steps of the command, whose current one the cluster's belong to; None: there are no others.
 
     Raises:
         TimedOut: it was not, within `timeout` seconds; with the reason as far as it is known.
         CkpError: it failed for good, or was deleted meanwhile.
     """
-    shown = _Progress()
+    started = time.monotonic()
+    with ExitStack() as stack:
+        row = _poll_until_ready(session, name, timeout, ClusterProgress(steps or stack.enter_context(planned("cluster create", out=sys.stderr))), sleep)
+    (steps.say if steps else say)(f"cluster/{name} is ready, {human_duration(time.monotonic() - started)}")
+    return row
+
+
+def _poll_until_ready(session: Session, name: str, timeout: float, shown: ClusterProgress, sleep: Callable[[float], None]) -> dict[str, Any]:
     started = time.monotonic()
     row: dict[str, Any] = {}
     trouble = ""
@@ -222,7 +234,6 @@ def wait_until_ready(session: Session, name: str, timeout: float, *, sleep: Call
             shown.update(row)
         elapsed = time.monotonic() - started
         if row.get("ready"):
-            say(f"cluster/{name} is ready, {human_duration(elapsed)}")
             return row
         if row.get("failed"):
             raise CkpError(f"cluster {name} failed: {row['message']}", details=_findings(row), resolution=f"see: ckp cluster describe {name}")
@@ -242,59 +253,30 @@ def wait_until_ready(session: Session, name: str, timeout: float, *, sleep: Call
 def _wait_until_gone(session: Session, name: str, timeout: float) -> float:
     started = time.monotonic()
     row: dict[str, Any] = {}
-    shown = _Progress()
-    while True:
-        trouble = ""
-        try:
-            row = session.get(f"/clusters/{name}")
-        except NotFound:
-            return time.monotonic() - started
-        except Unreachable as error:
-            trouble = error.brief
-        elapsed = time.monotonic() - started
-        if elapsed >= timeout:
+    with planned("cluster delete", out=sys.stderr) as steps:
+        shown = steps.group([("", "Cluster removed")], command="cluster delete", announced=False)
+        while True:
+            trouble = ""
+            try:
+                row = session.get(f"/clusters/{name}")
+            except NotFound:
+                shown.set(1, State.DONE)
+                return time.monotonic() - started
+            except Unreachable as error:
+                trouble = error.brief
+            elapsed = time.monotonic() - started
             left = ", ".join(machine["name"] for machine in row.get("machines", []))
-            reason = trouble or (f"machines left: {left}" if left else row.get("message") or "its control plane is still being removed")
-            raise TimedOut(
-                f"cluster {name} was not gone within {human_duration(timeout)}: {reason}",
-                details=_findings(row),
-                resolution=f"it goes on being deleted; see: ckp cluster describe {name}; a host that is away: ckp host delete HOST --force",
-            )
-        shown.heartbeat(trouble or f"{len(row.get('machines', []))} machines left")
-        time.sleep(POLL_SECONDS)
-
-
-class _Progress:
-    """Prints each step once, when it has ended, under the name of its phase; and a sign of life when nothing has happened for a while."""
-
-    def __init__(self) -> None:
-        self._ended: dict[int, str] = {}
-        self._phase = ""
-        self._last = time.monotonic()
-
-    def update(self, row: dict[str, Any]) -> None:
-        """Print what is new."""
-        total = len(row.get("steps", []))
-        for step in row.get("steps", []):
-            number, state = int(step.get("number", 0)), str(step.get("state", ""))
-            if state not in (*FINISHED, "Failed") or self._ended.get(number) == state:
-                continue
-            self._ended[number] = state
-            if step.get("phase") != self._phase:
-                self._phase = str(step.get("phase", ""))
-                say(self._phase)
-            width = len(str(total))
-            time_taken = took(step)
-            message = f" ({step['message']})" if step.get("message") and state != "Done" else ""
-            said = "FAILED" if state == "Failed" else state.lower()
-            say(f"  [{number:>{width}}/{total}] {step.get('title')}: {said}{f', {time_taken}' if time_taken else ''}{message}")
-            self._last = time.monotonic()
-
-    def heartbeat(self, text: str) -> None:
-        """Show what is waited for, if nothing was printed for a while."""
-        if text and time.monotonic() - self._last >= HEARTBEAT:
-            say(f"  · {text}")
-            self._last = time.monotonic()
+            if elapsed >= timeout:
+                reason = trouble or (f"machines left: {left}" if left else row.get("message") or "its control plane is still being removed")
+                raise TimedOut(
+                    f"cluster {name} was not gone within {human_duration(timeout)}: {reason}",
+                    details=_findings(row),
+                    resolution=f"it goes on being deleted; see: ckp cluster describe {name}; a host that is away: ckp host delete HOST --force",
+                )
+            waiting = trouble or f"{len(row.get('machines', []))} machines left"
+            shown.set(1, State.RUNNING, note=waiting)
+            shown.beat(waiting)
+            time.sleep(POLL_SECONDS)
 
 
 def _findings(row: dict[str, Any]) -> str:

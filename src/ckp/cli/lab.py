@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from ckp.kits.steps import Steps
+from ckp.cli.progress import planned
 from ckp.lab.lab import Lab
 
 
@@ -21,12 +21,13 @@ def lab_up(workers: int) -> None:
     """Boot one management host and some workers; those that run are left alone."""
     machines = Lab()
     specs = machines.network.hosts(workers)
-    steps = Steps(1 + len(specs))
-    with steps.step("Preparing the base system"):
-        machines.ensure_base(steps.say)
-    for spec in specs:
-        with steps.step(f"Booting {spec.name} at {spec.address}"):
-            machines.ensure_host(spec)
+    preparing, booting = "Preparing the base system", [f"Booting {spec.name} at {spec.address}" for spec in specs]
+    with planned("lab up", [preparing, *booting]) as steps:
+        with steps.step(preparing):
+            machines.ensure_base(steps.say)
+        for spec, title in zip(specs, booting, strict=True):
+            with steps.step(title):
+                machines.ensure_host(spec)
 
 
 @lab.command("down")

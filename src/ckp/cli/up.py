@@ -12,6 +12,7 @@ from ckp.catalog.load import Catalog
 from ckp.catalog.models import Release
 from ckp.cli.cluster import took, wait_until_ready
 from ckp.cli.distribution.release import DEFAULT_HELP, default_release
+from ckp.cli.progress import planned
 from ckp.cli.trust import trusted_keys
 from ckp.clients.compass import Session, config_path, read_config
 from ckp.distribution.carry.airgap import ImportedRelease
@@ -21,6 +22,7 @@ from ckp.kits.clock import human_duration
 from ckp.kits.errors import CkpError, InvalidInput, NotFound
 from ckp.kits.files import atomic_write, exclusive, require_free_space
 from ckp.kits.steps import Steps
+from ckp.kits.text import printable
 from ckp.lab import base
 from ckp.site.enrol import Enrolment
 from ckp.site.install import Site
@@ -53,8 +55,8 @@ def up(release_name: str, workers: int, name: str, archive: Path | None, keyring
     """From upstream source to a running managed cluster, on this one machine. Running it again continues where it stopped."""
     catalog = Catalog()
     release = catalog.release(release_name)
-    steps = Steps(9 if archive else 11)
-    with exclusive(paths.state() / "up.lock", what="another `ckp up` or `ckp down`", timeout=5):
+    steps = planned("up", titles(release, archive, workers, name))
+    with exclusive(paths.state() / "up.lock", what="another `ckp up` or `ckp down`", timeout=5), steps:
         with steps.step("Checking this machine"):
             check_machine()
         hosts = LabHosts(workers)
@@ -75,16 +77,32 @@ def up(release_name: str, workers: int, name: str, archive: Path | None, keyring
         with steps.step("Enrolling the workers"):
             Enrolment(site, session).run()
         with steps.step(f"Creating the cluster {name} through Compass"):
-            row = create_cluster(session, inventory, dist.release.name, name, workers)
+            row = create_cluster(session, inventory, dist.release.name, name, workers, steps)
             kubeconfig = save_kubeconfig(session, name)
     show_summary(row, kubeconfig, steps, name, inventory.network.compass)
+
+
+def titles(release: Release, archive: Path | None, workers: int, name: str) -> list[str]:
+    """The steps of `ckp up` in their order, as they are called when they run."""
+    made = [f"Building {release.stamp} from source", "Packing and signing packages", "Making images"]
+    return [
+        "Checking this machine",
+        *([f"Reading and verifying {archive.name}"] if archive else made),
+        f"Booting {workers + 1} lab hosts",
+        "Filling the registry: images and the host bundle",
+        "Installing a standalone CKP node on the management host",
+        "Installing the management layer: Cluster API, cert-manager, CKP",
+        "Opening Compass",
+        "Enrolling the workers",
+        f"Creating the cluster {name} through Compass",
+    ]
 
 
 def make_release(catalog: Catalog, release: Release, inventory: Inventory, steps: Steps) -> Distribution:
     """Source to signed packages, images and the bundle for the site's hosts."""
     dist = Distribution(catalog, release, "lab", steps.say)
     with steps.step(f"Building {release.stamp} from source"):
-        dist.build()
+        dist.build(steps)
     with steps.step("Packing and signing packages"):
         dist.pack([inventory.os.format])
     with steps.step("Making images"):
@@ -121,7 +139,7 @@ def check_machine() -> None:
         require_free_space(place, MIN_DISK_GIB, what="the lab with a release")
 
 
-def create_cluster(session: Session, inventory: Inventory, release: str, name: str, workers: int) -> dict[str, Any]:
+def create_cluster(session: Session, inventory: Inventory, release: str, name: str, workers: int, steps: Steps | None = None) -> dict[str, Any]:
     """Ask for it unless it is there, and show its fourteen steps until it is ready."""
     try:
         session.get(f"/clusters/{name}")
@@ -136,7 +154,7 @@ def create_cluster(session: Session, inventory: Inventory, release: str, name: s
             "serviceCIDR": inventory.network.workload_services,
         }
         session.call("POST", "/clusters", body=body)
-    return wait_until_ready(session, name, READY_TIMEOUT)
+    return wait_until_ready(session, name, READY_TIMEOUT, steps)
 
 
 def kubeconfig_path(name: str) -> Path:
@@ -156,12 +174,12 @@ def show_summary(row: dict[str, Any], kubeconfig: Path, steps: Steps, name: str,
     total = sum(step.seconds for step in steps.done)
     click.echo()
     phase = ""
-    for step in row.get("steps", []):
+    for step in row.get("steps", []) if not steps.drawn else []:  # where they are drawn, they stand above
         if step["phase"] != phase:
             phase = step["phase"]
             click.echo(phase)
         state = took(step) if step["state"] == "Done" else f"{step['state'].lower()} ({step.get('message', '')})"
-        click.echo(f"  {step['number']:>2}. {step['title']:<42} {state}")
+        click.echo(printable(f"  {step['number']:>2}. {step['title']:<42} {state}"))
     click.echo(
         f"""
 {name} is ready: {row.get("version")}, {len(row.get("machines", []))} nodes, {human_duration(total)} in all

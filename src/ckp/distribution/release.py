@@ -31,6 +31,7 @@ from ckp.distribution.packages.versions import PACKAGES, component_version
 from ckp.distribution.registries.tags import check_tags
 from ckp.kits import paths
 from ckp.kits.files import sha256_bytes
+from ckp.kits.steps import Steps
 from ckp.kits.stopping import pool, raise_if_cancelled
 from ckp.verify.bundle import MANIFEST
 
@@ -138,17 +139,18 @@ class Distribution:
         roles = [*self.release.tools, *self.release.pins]
         return [self.catalog.choose(self.release, role, self.profile) for role in roles]
 
-    def build(self, also: Sequence[Chosen] = ()) -> None:
+    def build(self, steps: Steps | None = None, also: Sequence[Chosen] = ()) -> None:
         """Build every component that is not built.
 
         Args:
+            steps: shows each of them inside its current step.
             also: programs that are no part of the release, built in the same schedule.
         """
         components = self.chosen()
         for chosen in components:
             if chosen.stands_in_for:
                 self.say(f"STAND-IN: {chosen.source.component} {chosen.source.version} takes the place of {chosen.stands_in_for}, which is not served here")
-        built = build_all(self.catalog, [*components, *also], self.release.stamp, self.say)
+        built = build_all(self.catalog, [*components, *also], self.release.stamp, self.say, steps)
         self.built = {chosen.role: built[chosen.role] for chosen in components}
         self.say(f"{len(components)} components of {self.release.stamp} are built")
 

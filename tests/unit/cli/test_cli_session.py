@@ -86,6 +86,7 @@ class Desk:
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     monkeypatch.setenv("CKP_CONFIG", str(tmp_path / "config.json"))
+    monkeypatch.setenv("CKP_CACHE", str(tmp_path / "cache"))
     write_config(Config(server="https://compass", token=ADMIN))
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)

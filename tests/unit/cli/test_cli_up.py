@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+from click.testing import CliRunner
 
+from ckp.catalog.load import Catalog
 from ckp.cli import up
+from ckp.cli.distribution.release import default_release
+from ckp.distribution.carry.airgap import ImportedRelease
 from ckp.kits.errors import CkpError
 from ckp.kits.steps import Steps
 from ckp.rules.lifecycle import STEPS
@@ -57,3 +65,39 @@ def test_the_summary_lists_the_fourteen_steps_in_order_under_their_phases(capsys
         "Cluster Ready",
         "Addons",
     ]
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_its_steps_are_called_as_the_plan_has_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, archived: bool) -> None:
+    """What the plan names otherwise than the step would change its name as it begins, and never know how long it took last time."""
+    monkeypatch.setenv("CKP_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("CKP_CACHE", str(tmp_path / "cache"))
+    for name in (
+        "Distribution",
+        "LabHosts",
+        "publish",
+        "Site",
+        "Enrolment",
+        "Session",
+        "read_config",
+        "create_cluster",
+        "save_kubeconfig",
+        "show_summary",
+        "check_machine",
+    ):
+        monkeypatch.setattr(up, name, MagicMock(name=name))
+    inventory = MagicMock()
+    monkeypatch.setattr(up, "lab_inventory", lambda _: inventory)
+    monkeypatch.setattr(
+        ImportedRelease,
+        "read",
+        lambda *_: SimpleNamespace(registry_name=inventory.registry.address, base=None, stand_ins=[], release=SimpleNamespace(name="v1.35.1")),
+    )
+    monkeypatch.setattr(up, "trusted_keys", lambda _: tmp_path)
+    archive = tmp_path / "release.ckp"
+    archive.write_text("")
+    arguments = ["--from", str(archive)] if archived else []
+    done = CliRunner().invoke(up.up, [*arguments, "--workers", "3"], catch_exceptions=False)
+    release: Any = Catalog().release(default_release())
+    wanted = up.titles(release, archive if archived else None, 3, up.CLUSTER)
+    assert re.findall(rf"^\[ ?\d+/{len(wanted)}\] (.*): done, ", done.stdout, flags=re.M) == wanted

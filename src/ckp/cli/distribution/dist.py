@@ -10,6 +10,7 @@ import click
 from ckp.catalog.load import Catalog, Profile
 from ckp.cli.distribution.release import PROFILE_OPTION, default_release
 from ckp.cli.distribution.repository import repository_options
+from ckp.cli.progress import planned
 from ckp.cli.trust import trusted_keys
 from ckp.clients.oci.registry import Registry
 from ckp.distribution.bundles import PREFIX
@@ -24,6 +25,8 @@ from ckp.lab import base
 from ckp.site.lab import REGISTRY
 
 AGENT_COMPONENT = "agent"
+MADE = ("Building components from source", "Packing and signing", "Making images", "Making bundles")
+"""The steps of `made`."""
 
 KEYRING_OPTION = click.option(
     "--keyring", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="Whom to trust; default: this machine's own signing keys."
@@ -34,16 +37,17 @@ NAME_OPTION = click.option(
 
 
 def made(name: str, profile: Profile, registry_name: str, steps: Steps, *, test_tools: bool = False) -> Distribution:
-    """A release, made or found made: four steps. The tests' own tools are built beside it on request."""
+    """A release, made or found made: the steps of MADE. The tests' own tools are built beside it on request."""
     catalog = Catalog()
     release = Distribution(catalog, catalog.release(name), profile, steps.say)
-    with steps.step("Building components from source"):
-        release.build(also=catalog.test_tools() if test_tools else ())
-    with steps.step("Packing and signing"):
+    building, packing, images, bundles = MADE
+    with steps.step(building):
+        release.build(steps, also=catalog.test_tools() if test_tools else ())
+    with steps.step(packing):
         release.pack()
-    with steps.step("Making images"):
+    with steps.step(images):
         release.make_images()
-    with steps.step("Making bundles"):
+    with steps.step(bundles):
         release.make_bundles(registry_name)
         steps.say(f"{len(release.bundles)} bundles for the registry {registry_name}")
     return release
@@ -56,7 +60,8 @@ def made(name: str, profile: Profile, registry_name: str, steps: Steps, *, test_
 @click.option("--test-tools", is_flag=True, help="Build the programs that only the tests use as well (catalog/test-tools.toml).")
 def dist_build(name: str, profile: Profile, registry_name: str, test_tools: bool) -> None:
     """Build a release: programs, signed packages, images, bundles. What has not changed is not made again."""
-    release = made(name, profile, registry_name, Steps(4), test_tools=test_tools)
+    with planned("dist build", MADE) as steps:
+        release = made(name, profile, registry_name, steps, test_tools=test_tools)
     click.echo(f"\n{release.release.stamp}: {len(release.packages)} packages signed by {release.key.fingerprint}, {len(release.images)} images")
 
 
@@ -98,22 +103,25 @@ def dist_publish(
     """Bring a release into a registry, into package repositories, or both. What is there is left alone; interrupted, it goes on."""
     if not registry and not repositories:
         raise InvalidInput("there is nowhere to publish to", resolution="name --registry, --repositories, or both")
-    steps = Steps((1 if archive else 4) + bool(registry) + bool(repositories))
-    release: Distribution | ImportedRelease
-    if archive:
-        with steps.step(f"Reading and verifying {archive.name}"):
-            release = ImportedRelease.read(archive, trusted_keys(keyring), steps.say)
-    else:
-        release = made(name, profile, registry_name, steps)
-    if repositories:
-        with steps.step(f"Filling the package repositories in {repositories}"):
-            if isinstance(release, Distribution):
-                publish_packages(release, Repositories(repositories, release.key, url=url, valid_days=valid_days))
-            else:
-                take_repositories(release, repositories, replace=replace)
-    if registry:
-        with steps.step(f"Pushing images and bundles to {registry}"):
-            push(release, registry, registry_ca, credentials, replace=replace)
+    reading = f"Reading and verifying {archive.name if archive else ''}"
+    filling, pushing = f"Filling the package repositories in {repositories}", f"Pushing images and bundles to {registry}"
+    titles = [*([reading] if archive else MADE), *([filling] if repositories else []), *([pushing] if registry else [])]
+    with planned("dist publish", titles) as steps:
+        release: Distribution | ImportedRelease
+        if archive:
+            with steps.step(reading):
+                release = ImportedRelease.read(archive, trusted_keys(keyring), steps.say)
+        else:
+            release = made(name, profile, registry_name, steps)
+        if repositories:
+            with steps.step(filling):
+                if isinstance(release, Distribution):
+                    publish_packages(release, Repositories(repositories, release.key, url=url, valid_days=valid_days))
+                else:
+                    take_repositories(release, repositories, replace=replace)
+        if registry:
+            with steps.step(pushing):
+                push(release, registry, registry_ca, credentials, replace=replace)
 
 
 def publish_packages(release: Distribution, repositories: Repositories) -> None:
@@ -146,14 +154,15 @@ def push(release: Deliverable, address: str, ca: Path | None, credentials: Path 
 @click.option("--lab/--no-lab", default=True, show_default=True, help="Take the lab hosts' root file system along, for `ckp up --from`.")
 def dist_export(name: str, file: Path, profile: Profile, registry_name: str, lab: bool) -> None:
     """Write release NAME into FILE, one signed file with all that a site without a network needs."""
-    steps = Steps(6)
-    release = made(name, profile, registry_name, steps)
-    with tempfile.TemporaryDirectory(dir=paths.cache(), prefix=".repositories-") as folder:
-        root = Path(folder) / "repositories"
-        with steps.step("Filling package repositories"):
-            publish_packages(release, Repositories(root, release.key))
-        with steps.step(f"Writing {file}"):
-            export_release(release, root, base.ensure(steps.say) if lab else None, file, registry_name, steps.say)
+    filling, writing = "Filling package repositories", f"Writing {file}"
+    with planned("dist export", [*MADE, filling, writing]) as steps:
+        release = made(name, profile, registry_name, steps)
+        with tempfile.TemporaryDirectory(dir=paths.cache(), prefix=".repositories-") as folder:
+            root = Path(folder) / "repositories"
+            with steps.step(filling):
+                publish_packages(release, Repositories(root, release.key))
+            with steps.step(writing):
+                export_release(release, root, base.ensure(steps.say) if lab else None, file, registry_name, steps.say)
     click.echo(f"\n{file}: {release.release.stamp}, {file.stat().st_size >> 20} MiB, signed by {release.key.fingerprint}")
 
 
@@ -162,8 +171,8 @@ def dist_export(name: str, file: Path, profile: Profile, registry_name: str, lab
 @KEYRING_OPTION
 def dist_import(file: Path, keyring: Path | None) -> None:
     """Verify FILE and unpack it into the cache, for `ckp up --from` and `ckp dist publish --from`."""
-    steps = Steps(1)
-    with steps.step(f"Reading and verifying {file.name}"):
+    reading = f"Reading and verifying {file.name}"
+    with planned("dist import", [reading]) as steps, steps.step(reading):
         found = ImportedRelease.read(file, trusted_keys(keyring), steps.say)
     click.echo(f"\n{found.release.stamp} in {found.folder}\n  package repositories  {found.repositories}")
     click.echo(f"  next                  ckp up --from {file}, or ckp dist publish --from {file} --registry HOST:PORT")

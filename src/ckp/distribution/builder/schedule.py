@@ -16,6 +16,7 @@ from ckp.distribution.builder.component import Built, build_component, is_built
 from ckp.kits import paths
 from ckp.kits.clock import human_duration
 from ckp.kits.errors import CkpError
+from ckp.kits.steps import Group, State, Steps
 from ckp.kits.stopping import pool
 
 MEMORY_PER_BUILD = 4.0
@@ -67,12 +68,23 @@ class _Progress:
     expected: dict[str, float]
     workers: int
     say: Callable[[str], None]
+    group: Group | None = None
+    """Shows each component, in the order of `expected`."""
+    numbers: dict[str, int] = field(init=False)
     started: dict[str, float] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.numbers = {role: number for number, role in enumerate(self.expected, 1)}
+        if self.group is not None:
+            for role, seconds in self.expected.items():
+                self.group.items[self.numbers[role] - 1].typical = seconds
+            self.group.summary = self.left
 
     def begin(self, chosen: Chosen, known: float | None) -> None:
         with self.lock:
             self.started[chosen.role] = time.monotonic()
+        self.show(chosen, State.RUNNING)
         last = f", last time {human_duration(known)}" if known is not None else ""
         self.say(f"building {chosen.source.component} {chosen.source.version}{last}")
 
@@ -82,8 +94,19 @@ class _Progress:
             del self.expected[chosen.role]
             left = len(self.expected)
             rest = self.remaining()
+        self.show(chosen, State.DONE)
         more = f"; {left} left, about {human_duration(rest)}" if left else ""
         self.say(f"built {chosen.source.component} {chosen.source.version} in {human_duration(took)}{more}")
+
+    def show(self, chosen: Chosen, state: State) -> None:
+        """What became of a component; not to be called with `lock` held, which `left` takes."""
+        if self.group is not None:
+            self.group.set(self.numbers[chosen.role], state)
+
+    def left(self) -> str:
+        """What is left now, and for how long."""
+        with self.lock:
+            return f"{len(self.expected)} left, about {human_duration(self.remaining())}" if self.expected else ""
 
     def remaining(self) -> float:
         """Seconds that the rest may take: the work that is left over the workers, but not less than the longest piece."""
@@ -92,7 +115,7 @@ class _Progress:
         return max(sum(rest) / self.workers, max(rest, default=0.0))
 
 
-def build_all(catalog: Catalog, components: Sequence[Chosen], stamp: str, say: Callable[[str], None]) -> dict[str, Built]:
+def build_all(catalog: Catalog, components: Sequence[Chosen], stamp: str, say: Callable[[str], None], steps: Steps | None = None) -> dict[str, Built]:
     """Build every component that is not built; returns them by role.
 
     The longest go first, so that the last one to end is a short one. After a failure nothing new is begun, and what is under way ends;
@@ -108,12 +131,15 @@ def build_all(catalog: Catalog, components: Sequence[Chosen], stamp: str, say: C
             chosen.role: TYPICAL_SECONDS.get(chosen.source.component, UNKNOWN_SECONDS) if (seconds := known[chosen.role]) is None else seconds
             for chosen in missing
         }
+        missing.sort(key=lambda chosen: -expected[chosen.role])
+        expected = {chosen.role: expected[chosen.role] for chosen in missing}
         workers = parallel_builds(os.cpu_count() or 1, available_gib())
-        progress = _Progress(expected, workers, say)
+        group = steps.group([("", f"{chosen.source.component} {chosen.source.version}") for chosen in missing], announced=False) if steps else None
+        progress = _Progress(expected, workers, say, group)
         here = "" if any(seconds is not None for seconds in known.values()) else " where there are two cores"
         estimate = f"about {human_duration(progress.remaining())}{here}"
         say(f"{len(components) - len(missing)} components unchanged, {len(missing)} to build, {workers} at a time: {estimate}")
-        _run(catalog, sorted(missing, key=lambda chosen: -expected[chosen.role]), stamp, known, progress, workers)
+        _run(catalog, missing, stamp, known, progress, workers)
     return {chosen.role: build_component(catalog, chosen, stamp, say) for chosen in components}
 
 
@@ -127,8 +153,9 @@ def _run(catalog: Catalog, ordered: list[Chosen], stamp: str, known: dict[str, f
             progress.begin(chosen, known[chosen.role])
             build_component(catalog, chosen, stamp, progress.say)
             progress.end(chosen)
-        except BaseException:
+        except BaseException as error:
             failing.set()
+            progress.show(chosen, State.FAILED if isinstance(error, Exception) else State.INTERRUPTED)
             raise
 
     with pool(workers, "build") as threads:
