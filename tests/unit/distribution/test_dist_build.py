@@ -5,6 +5,7 @@ The go command is the real one; the module proxy is a small one on loopback (tes
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -22,6 +23,7 @@ from ckp.distribution.builder.component import build_component
 from ckp.distribution.builder.schedule import build_all, parallel_builds
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, InvalidInput, VerificationFailed
+from ckp.kits.steps import State, Steps
 from tests.support.checkout import REPO
 from tests.support.module_proxy import Module, ModuleProxy, serving
 
@@ -249,6 +251,30 @@ def test_the_longest_go_first_by_their_typical_times_where_none_are_known(proxy:
     lines: list[str] = []
     build_all(catalog, [chosen(catalog, name) for name in ("one", "two", "three")], STAMP, lines.append)
     assert [line.split()[1] for line in lines if line.startswith("building ")] == ["three", "two", "one"]
+
+
+def test_each_component_is_a_step_inside_the_current_one(proxy: ModuleProxy, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "parallel_builds", lambda _cores, _memory: 1)
+    monkeypatch.setitem(schedule.TYPICAL_SECONDS, "three", 1000.0)
+    proxy.refused.add("example.org/one")
+    steps = Steps(1, io.StringIO())
+    seen: list[str] = []
+
+    def say(line: str) -> None:
+        group = steps.items[0].group
+        if line.startswith("building ") and group is not None:
+            seen.append(group.summary())
+
+    with pytest.raises(CkpError), steps.step("building") as step:
+        build_all(catalog, [chosen(catalog, name) for name in ("one", "two", "three")], STAMP, say, steps)
+    assert step.group is not None
+    assert [(item.title, item.state) for item in step.group.items] == [
+        ("three v1.0.0", State.DONE),
+        ("one v1.0.0", State.FAILED),
+        ("two v1.0.0", State.WAITING),
+    ]
+    assert [line.split(",")[0] for line in seen] == ["3 left", "2 left"]
+    assert all(item.typical is None for item in step.group.items), "there was no last time"
 
 
 def test_the_last_time_is_remembered(proxy: ModuleProxy, catalog: Catalog) -> None:

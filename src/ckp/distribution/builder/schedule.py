@@ -77,8 +77,6 @@ class _Progress:
     def __post_init__(self) -> None:
         self.numbers = {role: number for number, role in enumerate(self.expected, 1)}
         if self.group is not None:
-            for role, seconds in self.expected.items():
-                self.group.items[self.numbers[role] - 1].typical = seconds
             self.group.summary = self.left
 
     def begin(self, chosen: Chosen, known: float | None) -> None:
@@ -135,6 +133,8 @@ def build_all(catalog: Catalog, components: Sequence[Chosen], stamp: str, say: C
         expected = {chosen.role: expected[chosen.role] for chosen in missing}
         workers = parallel_builds(os.cpu_count() or 1, available_gib())
         group = steps.group([("", f"{chosen.source.component} {chosen.source.version}") for chosen in missing], announced=False) if steps else None
+        for item, chosen in zip(group.items if group else [], missing, strict=False):
+            item.typical = known[chosen.role]
         progress = _Progress(expected, workers, say, group)
         here = "" if any(seconds is not None for seconds in known.values()) else " where there are two cores"
         estimate = f"about {human_duration(progress.remaining())}{here}"
