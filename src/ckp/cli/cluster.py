@@ -14,13 +14,13 @@ import click
 from ckp.cli.cluster_progress import ClusterProgress, seconds_of
 from ckp.cli.host import CONDITION_COLUMNS
 from ckp.cli.output import Column, Duration, age, describe, output_option, section, show_data, show_list, show_one, table
-from ckp.cli.progress import planned
+from ckp.cli.progress import planned, waiting
 from ckp.cli.session import say, with_session
 from ckp.clients.compass import Session, Unreachable
 from ckp.kits.clock import human_duration
 from ckp.kits.errors import CkpError, NotFound, TimedOut
 from ckp.kits.files import atomic_write
-from ckp.kits.steps import State, Steps
+from ckp.kits.steps import Steps
 
 POLL_SECONDS = 1.0
 DEFAULT_TIMEOUT = 1200.0
@@ -253,29 +253,25 @@ def _poll_until_ready(session: Session, name: str, timeout: float, shown: Cluste
 def _wait_until_gone(session: Session, name: str, timeout: float) -> float:
     started = time.monotonic()
     row: dict[str, Any] = {}
-    with planned("cluster delete", out=sys.stderr) as steps:
-        shown = steps.group([("", "Cluster removed")], command="cluster delete", announced=False)
+    with waiting("cluster delete", "Cluster removed") as missing:
         while True:
             trouble = ""
             try:
                 row = session.get(f"/clusters/{name}")
             except NotFound:
-                shown.set(1, State.DONE)
                 return time.monotonic() - started
             except Unreachable as error:
                 trouble = error.brief
             elapsed = time.monotonic() - started
-            left = ", ".join(machine["name"] for machine in row.get("machines", []))
             if elapsed >= timeout:
+                left = ", ".join(machine["name"] for machine in row.get("machines", []))
                 reason = trouble or (f"machines left: {left}" if left else row.get("message") or "its control plane is still being removed")
                 raise TimedOut(
                     f"cluster {name} was not gone within {human_duration(timeout)}: {reason}",
                     details=_findings(row),
                     resolution=f"it goes on being deleted; see: ckp cluster describe {name}; a host that is away: ckp host delete HOST --force",
                 )
-            waiting = trouble or f"{len(row.get('machines', []))} machines left"
-            shown.set(1, State.RUNNING, note=waiting)
-            shown.beat(waiting)
+            missing(trouble or f"{len(row.get('machines', []))} machines left")
             time.sleep(POLL_SECONDS)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from ckp.kits import paths
 from ckp.kits.durations import Durations
-from ckp.kits.steps import Steps, View
+from ckp.kits.steps import State, Steps, View
 
 LOGS = 20
 """Logs that are kept, of all commands together."""
@@ -44,6 +45,24 @@ def planned(command: str, titles: Sequence[str] = (), out: TextIO | None = None)
         log=log,
         kept=place / f"{name}.json",
     )
+
+
+@contextmanager
+def waiting(command: str, title: str) -> Iterator[Callable[[str], None]]:
+    """A wait for one thing, shown on stderr: drawn with how long it lasts and lasted last time, or as a line now and then.
+
+    Yields a function to call after each check, with what is still missing.
+    """
+    with planned(command, out=sys.stderr) as steps:
+        group = steps.group([("", title)], command=command, announced=False)
+
+        def missing(text: str) -> None:
+            group.set(1, State.RUNNING, note=text)
+            group.beat(text)
+
+        missing("")
+        yield missing
+        group.set(1, State.DONE)
 
 
 def drawable(stream: TextIO, environment: Mapping[str, str]) -> bool:
