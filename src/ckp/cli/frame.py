@@ -20,7 +20,7 @@ BESIDE = 92
 LONG_ESTIMATE = 76
 """From this width on, `last time 1m20s` is written out; below it `~1m20s`."""
 TIME = 7
-WORDS = {State.SKIPPED: "skipped", State.FAILED: "failed", State.INTERRUPTED: "stopped", State.UNFINISHED: "not done"}
+WORDS = {State.FAILED: "failed", State.INTERRUPTED: "stopped", State.UNFINISHED: "not done"}
 """What is written after a step that is over without being done."""
 LINES = 3
 """Latest lines of progress that are shown below a running step."""
@@ -237,9 +237,10 @@ class _Drawing:
             row = replace(row, after=self.last.format(human_duration(step.typical)))
         if step.state in (State.DONE, State.FAILED, State.UNFINISHED, State.INTERRUPTED) or (step.state is State.RUNNING):
             row = replace(row, time=human_duration(step.elapsed(self.now)))
-        if step.state in (State.SKIPPED, State.FAILED, State.UNFINISHED, State.INTERRUPTED):
-            why = f": {step.note}" if step.note and step.state is State.SKIPPED and self.width >= LONG_ESTIMATE else ""
-            row = replace(row, after=f"{WORDS[step.state]}{why}")
+        if step.state is State.SKIPPED:
+            row = replace(row, time="skipped", after=step.note)
+        elif step.state in WORDS:
+            row = replace(row, after=WORDS[step.state])
         return self._marked(row, step.state)
 
     def _numbered(self, step: Step) -> str:

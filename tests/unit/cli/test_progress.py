@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import importlib.util
 import io
+import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import termios
@@ -23,7 +27,8 @@ from ckp.cli import live as live_module
 from ckp.cli.cluster_progress import ClusterProgress, seconds_of
 from ckp.cli.frame import frame
 from ckp.cli.live import LiveView
-from ckp.cli.progress import LOGS, drawable, folder, planned
+from ckp.cli.progress import LOGS, drawable, folder, planned, waiting
+from ckp.kits import steps as steps_module
 from ckp.kits.durations import Durations
 from ckp.kits.errors import CkpError
 from ckp.kits.steps import State, Steps
@@ -359,6 +364,22 @@ def test_it_is_drawn_on_capable_terminals_that_a_person_watches(environment: dic
     assert not drawable(io.StringIO(), environment)
 
 
+def test_a_wait_for_one_thing_shows_what_is_missing_and_remembers_how_long_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CKP_CACHE", str(tmp_path))
+    monkeypatch.setattr(steps_module, "HEARTBEAT", 0.0)
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with pytest.raises(CkpError), waiting("host drain", "Host drained") as missing:
+        missing("3 pods left")
+        raise CkpError("not within 5m")
+    assert stderr.getvalue() == "  · 3 pods left\n"
+    durations = Durations(folder() / "durations.json")
+    assert durations.last("host drain") == {}
+    with waiting("host drain", "Host drained"):
+        pass
+    assert list(durations.last("host drain")) == ["Host drained"]
+
+
 def test_old_logs_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -394,3 +415,20 @@ def test_a_terminal_that_becomes_narrower_is_cleared_of_the_rows_that_it_wrapped
     narrower(view, [30], view._draw)
     wrapped = 1  # `   1. xxx…` takes 56 columns: two rows of 30; the other rows still fit
     assert out.getvalue().startswith("\r" + f"{ESCAPE}[2K{ESCAPE}[1A" * wrapped), repr(out.getvalue()[:80])
+
+
+def test_the_readmes_picture_can_be_read_and_shows_each_step_of_the_recorded_run() -> None:
+    images = REPO / "docs" / "images"
+    spec = importlib.util.spec_from_file_location("record", images / "record.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    run = json.loads((images / "make-up.json").read_text())
+    for svg in (module.picture(run), (images / "make-up.svg").read_text()):
+        found = re.findall(r'<text class="make-up-r[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)</text>', svg)
+        assert len({y for _, y, _ in found}) <= 30
+        assert all(float(x) / 12.2 + len(html.unescape(text).rstrip()) <= 100.5 for x, _, text in found), "12.2 units a column"
+        words = html.unescape(svg).replace("\xa0", " ")
+        for step in [*run["steps"], *run["steps"][-1]["steps"]]:
+            assert f"{step['number']:>2}. {step['title']}" in words
+        assert "http" not in re.sub(r'xmlns="[^"]*"|<!--.*?-->', "", svg), "it calls nobody"
