@@ -37,6 +37,7 @@ from tests.support.checkout import REPO
 
 TITLES = ["Checking this machine", "Building v1.35.1-ckp from source", "Installing a standalone CKP node on the management host", "Creating the cluster demo"]
 ESCAPE = "\x1b"
+REPO = Path(__file__).resolve().parents[3]
 
 
 class Clock:
