@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 from pathlib import Path
@@ -10,16 +11,22 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import httpx
 import pytest
 from click.testing import CliRunner
 
 from ckp.catalog.load import Catalog
 from ckp.cli import up
 from ckp.cli.distribution.release import default_release
+from ckp.clients.compass import Config, Session
 from ckp.distribution.carry.airgap import ImportedRelease
 from ckp.kits.errors import CkpError
 from ckp.kits.steps import Steps
 from ckp.rules.lifecycle import STEPS
+from ckp.site.enrol import Enrolment
+from ckp.site.install import Site
+from ckp.site.inventory import Inventory
+from ckp.site.lab import LabHosts
 
 
 def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,3 +108,73 @@ def test_its_steps_are_called_as_the_plan_has_them(monkeypatch: pytest.MonkeyPat
     release: Any = Catalog().release(default_release())
     wanted = up.titles(release, archive if archived else None, 3, up.CLUSTER)
     assert re.findall(rf"^\[ ?\d+/{len(wanted)}\] (.*): done, ", done.stdout, flags=re.M) == wanted
+
+
+class Recorder:
+    """Takes the place of everything that `ckp up` calls, and notes the calls."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        release = SimpleNamespace(name="v1.35.1", stamp="v1.35.1-ckp")
+        self.dist = SimpleNamespace(
+            release=release,
+            build=lambda _steps: self.note("build"),
+            pack=lambda formats: self.note("pack", *formats),
+            make_images=lambda: self.note("images"),
+            make_bundles=lambda registry, targets: self.note("bundles", registry, *(target.os for target in targets)),
+        )
+        monkeypatch.setattr(up, "check_machine", lambda: self.note("check"))
+        monkeypatch.setattr(up, "Distribution", lambda *_: self.dist)
+        monkeypatch.setattr(LabHosts, "boot", lambda hosts, _say: self.note("boot", hosts.count))
+        monkeypatch.setattr(up, "publish", self.publish)
+        for name in ("install_standalone", "deploy_management"):
+            monkeypatch.setattr(Site, name, lambda _site, published, name=name: self.note(name, published))
+        monkeypatch.setattr(Site, "log_in", lambda site: self.note("log in", site.inventory.network.compass))
+        monkeypatch.setattr(up, "read_config", lambda: Config(server="https://compass.test", token="t", domain="d", project="p"))
+        monkeypatch.setattr(up, "Session", lambda config: Session(config, transport=httpx.MockTransport(self.answer)))
+        monkeypatch.setattr(Enrolment, "run", lambda enrolment: self.note("enrol", len(enrolment.site.inventory.network.reserved)))
+        monkeypatch.setattr(
+            up, "wait_until_ready", lambda _session, name, _timeout, _steps: {"version": "v1.35.1", "machines": [{}], "steps": [], "name": name}
+        )
+
+    def publish(self, dist: Any, inventory: Inventory, _say: object) -> str:
+        self.note("publish", dist.release.name, inventory.registry.address)
+        return "published"
+
+    def note(self, *call: Any) -> None:
+        self.calls.append(call)
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            self.note("create", json.loads(request.content))
+            return httpx.Response(202, json={})
+        if request.url.path.endswith("/kubeconfig"):
+            return httpx.Response(200, text="kubeconfig")
+        return httpx.Response(404, json={"error": {"message": "no such cluster"}})
+
+
+def test_the_main_path_is_eleven_steps_in_order_at_the_lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CKP_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("CKP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(up, "kubeconfig_path", lambda name: tmp_path / name)
+    world = Recorder(monkeypatch)
+    answer = CliRunner().invoke(up.up, ["--workers", "3", "--name", "first"])
+    assert answer.exit_code == 0, answer.output
+    body = {"name": "first", "version": "v1.35.1", "cni": "cilium", "hostGroup": "lab", "workers": 3, "podCIDR": "10.42.0.0/16", "serviceCIDR": "10.43.0.0/16"}
+    assert world.calls == [
+        ("check",),
+        ("build",),
+        ("pack", "deb"),
+        ("images",),
+        ("bundles", "registry.ckp.lab:5000", "debian"),
+        ("boot", 3),
+        ("publish", "v1.35.1", "registry.ckp.lab:5000"),
+        ("install_standalone", "published"),
+        ("deploy_management", "published"),
+        ("log in", "10.88.0.100"),
+        ("enrol", 3),
+        ("create", body),
+    ]
+    done = re.findall(r"^\[ ?(\d+)/11\] .*: done", answer.output, re.MULTILINE)
+    assert done == [str(number) for number in range(1, 12)]
+    assert "https://10.88.0.100" in answer.output and (tmp_path / "first").read_text() == "kubeconfig"
