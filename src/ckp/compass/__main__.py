@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from ckp.clients.kube import Kube
@@ -27,7 +26,7 @@ def main() -> int:
     try:
         settings = Settings.from_environment()
         if arguments.database:
-            settings = replace(settings, database=arguments.database)
+            settings = settings.model_copy(update={"database": arguments.database})
         logs.configure(settings.log_level)
         asyncio.run(_run(settings))
     except CkpError as error:

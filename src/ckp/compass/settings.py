@@ -1,14 +1,17 @@
-"""What Compass is told from outside: environment variables, and files for secrets."""
+"""Compass' configuration: COMPASS_* environment variables, and files for secrets."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from ckp.kits.errors import InvalidInput
+from ckp.runtime.environment import EnvironmentSettings, Port
 
 MIN_TOKEN_CHARACTERS = 20
 
@@ -21,22 +24,40 @@ class Reserved:
     network: IPv4Network
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The whole configuration of one Compass process."""
+def parse_reserved(text: str) -> tuple[Reserved, ...]:
+    """`hosts=10.88.0.0/24, management pods=10.244.0.0/16` as networks with their names. ValueError if it is something else."""
+    found = []
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, equals, cidr = part.partition("=")
+        try:
+            found.append(Reserved(name.strip(), IPv4Network(cidr.strip())))
+        except ValueError as error:
+            raise ValueError(f"{part!r} is not name=cidr: {error if equals else 'there is no ='}") from None
+    return tuple(found)
 
-    database: Path
-    admin_token_file: Path
+
+def _reserved(value: object) -> object:
+    return parse_reserved(value) if isinstance(value, str) else value
+
+
+class Settings(EnvironmentSettings):
+    """The whole configuration of one Compass process; `tls_cert` is COMPASS_TLS_CERT, and so on."""
+
+    model_config = SettingsConfigDict(env_prefix="COMPASS_")
+
+    database: Path = Path("/var/lib/compass/compass.db")
+    admin_token_file: Path = Path("/etc/compass/token/token")
     releases_file: Path = Path("/etc/ckp/releases.json")
     tls_cert: Path | None = None
     tls_key: Path | None = None
     internal_tls_cert: Path | None = None
     internal_tls_key: Path | None = None
+    """Those of the internal port; without them the other port's are used."""
     bind: str = "0.0.0.0"
-    port: int = 8080
-    internal_port: int = 8081
-    probe_port: int = 9090
-    reserved: tuple[Reserved, ...] = ()
+    port: Port = 8080
+    internal_port: Port = 8081
+    probe_port: Port = 9090
+    reserved: Annotated[tuple[Reserved, ...], NoDecode, BeforeValidator(_reserved)] = Field(default=(), validation_alias="COMPASS_RESERVED_CIDRS")
     hub_account: str = "system:serviceaccount:ckp-system:ckp-hub"
     audience: str = "ckp-compass"
     own_account: str = ""
@@ -44,40 +65,11 @@ class Settings:
     tenant_role: str = ""
     log_level: str = "INFO"
 
+    @model_validator(mode="before")
     @classmethod
-    def from_environment(cls, env: Mapping[str, str] = os.environ) -> Settings:
-        """Read COMPASS_*; InvalidInput names the variable that is missing or wrong."""
-        return cls(
-            database=Path(env.get("COMPASS_DATABASE", "/var/lib/compass/compass.db")),
-            admin_token_file=Path(env.get("COMPASS_ADMIN_TOKEN_FILE", "/etc/compass/token/token")),
-            releases_file=Path(env.get("COMPASS_RELEASES_FILE", "/etc/ckp/releases.json")),
-            tls_cert=_path(env, "COMPASS_TLS_CERT"),
-            tls_key=_path(env, "COMPASS_TLS_KEY"),
-            internal_tls_cert=_path(env, "COMPASS_INTERNAL_TLS_CERT") or _path(env, "COMPASS_TLS_CERT"),
-            internal_tls_key=_path(env, "COMPASS_INTERNAL_TLS_KEY") or _path(env, "COMPASS_TLS_KEY"),
-            bind=env.get("COMPASS_BIND", "0.0.0.0"),
-            port=_port(env, "COMPASS_PORT", 8080),
-            internal_port=_port(env, "COMPASS_INTERNAL_PORT", 8081),
-            probe_port=_port(env, "COMPASS_PROBE_PORT", 9090),
-            reserved=parse_reserved(env.get("COMPASS_RESERVED_CIDRS", "")),
-            hub_account=env.get("COMPASS_HUB_ACCOUNT", "system:serviceaccount:ckp-system:ckp-hub"),
-            audience=env.get("COMPASS_AUDIENCE", "ckp-compass"),
-            own_account=env.get("COMPASS_OWN_ACCOUNT", ""),
-            tenant_role=env.get("COMPASS_TENANT_ROLE", ""),
-            log_level=env.get("COMPASS_LOG_LEVEL", "INFO"),
-        )
-
-
-def parse_reserved(text: str) -> tuple[Reserved, ...]:
-    """`hosts=10.88.0.0/24, management pods=10.244.0.0/16` as networks with their names."""
-    found = []
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        name, equals, cidr = part.partition("=")
-        try:
-            found.append(Reserved(name.strip(), IPv4Network(cidr.strip())))
-        except ValueError as error:
-            raise InvalidInput(f"COMPASS_RESERVED_CIDRS: {part!r} is not name=cidr: {error if equals else 'there is no ='}") from None
-    return tuple(found)
+    def _one_certificate_for_both_ports(cls, values: dict[str, Any]) -> dict[str, Any]:
+        given = {f"internal_{name}": values[name] for name in ("tls_cert", "tls_key") if name in values}
+        return given | values
 
 
 def read_admin_token(path: Path) -> str:
@@ -95,14 +87,3 @@ def read_admin_token(path: Path) -> str:
             resolution="write a random one: head -c 32 /dev/urandom | base64",
         )
     return token
-
-
-def _path(env: Mapping[str, str], name: str) -> Path | None:
-    return Path(env[name]) if env.get(name) else None
-
-
-def _port(env: Mapping[str, str], name: str, default: int) -> int:
-    text = env.get(name, str(default))
-    if not text.isdigit() or not 0 <= int(text) <= 65535:
-        raise InvalidInput(f"{name}: {text!r} is not a port number")
-    return int(text)

@@ -42,7 +42,7 @@ async def serve(settings: Settings, kube: Kube, stop: asyncio.Event) -> None:
     Gauge("ckp_hub_info", "The running version", ["version"], registry=registry).labels(__version__).set(1)
     ca = HostCa(settings.host_ca_cert, settings.host_ca_key, clock)
     context = channel_context(settings.tls_cert, settings.tls_key, ca)
-    compass = CompassClient(settings.compass_url, settings.compass_token, settings.compass_ca)
+    compass = CompassClient(settings.compass_url, settings.compass_token_file, settings.compass_ca)
     desired = KubeDesired(kube)
 
     def issue(csr: str, host: HostId) -> tuple[str, str]:

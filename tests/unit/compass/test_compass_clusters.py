@@ -420,12 +420,23 @@ def test_host_bits_are_refused_with_the_right_spelling(network: IPv4Network, ext
 # Settings.
 
 
-def test_settings_come_from_the_environment_and_a_wrong_one_is_named() -> None:
-    settings = Settings.from_environment({"COMPASS_PORT": "18080", "COMPASS_RESERVED_CIDRS": "hosts=10.88.0.0/24"})
+def test_settings_come_from_the_environment_and_a_wrong_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(variables: dict[str, str]) -> Settings:
+        with monkeypatch.context() as patched:
+            for name, value in variables.items():
+                patched.setenv(name, value)
+            return Settings.from_environment()
+
+    settings = read({"COMPASS_PORT": "18080", "COMPASS_RESERVED_CIDRS": "hosts=10.88.0.0/24"})
     assert (settings.port, settings.reserved[0].name) == (18080, "hosts")
     for variables in ({"COMPASS_PORT": "high"}, {"COMPASS_RESERVED_CIDRS": "10.88.0.0/24"}, {"COMPASS_RESERVED_CIDRS": "a=10.88.0.1/24"}):
-        with pytest.raises(InvalidInput, match=next(iter(variables))):
-            Settings.from_environment(variables)
+        with pytest.raises(InvalidInput, match=f"^{next(iter(variables))}: '{next(iter(variables.values()))}' is not "):
+            read(variables)
+    certificates = {"COMPASS_TLS_CERT": "/cert", "COMPASS_TLS_KEY": "/key"}
+    settings = read(certificates | {"COMPASS_INTERNAL_TLS_KEY": ""})
+    assert (settings.internal_tls_cert, settings.internal_tls_key) == (Path("/cert"), Path("/key")), "the internal port's, if it has none of its own"
+    settings = read(certificates | {"COMPASS_INTERNAL_TLS_CERT": "/inner", "COMPASS_INTERNAL_TLS_KEY": "/inner-key"})
+    assert (settings.tls_cert, settings.internal_tls_cert, settings.internal_tls_key) == (Path("/cert"), Path("/inner"), Path("/inner-key"))
 
 
 def test_a_guessable_or_missing_admin_token_stops_the_start(tmp_path: Path) -> None:
