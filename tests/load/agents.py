@@ -1,7 +1,7 @@
 """A process full of agents: the agent's own Engine, Journal, Identity, Backoff and messages, on asyncio in place of threads.
 
 A thousand Channels as they are (five threads each) do not fit two cores beside the hub: their threads' waiting for the interpreter would be what is
-measured. So the part of ckp.agent.hub.channel that waits on sockets is written anew here, with the same limits and the same order of messages.
+measured. So the part of ckp.agent.hub.channel that waits on sockets is written again here, with the same limits and the same order of messages.
 Steps change nothing, each only takes a while; facts are made up, one machine-id a host.
 Prints what happens as JSON lines [event, host, monotonic time, number]; ends when its standard input does.
 """

@@ -19,7 +19,7 @@ from tests.simulators.kube import KubeSimulator
 
 KINDS = {(kind.group, kind.version, kind.plural): kind for kind in vars(kinds).values() if isinstance(kind, Kind)}
 HISTORY = 8000
-"""Events that are kept for watches; whoever is further behind lists anew, as with etcd after its compaction."""
+"""Events that are kept for watches; a client that is further behind lists again, as with etcd after its compaction."""
 
 
 class KubeApi:

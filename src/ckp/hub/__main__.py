@@ -22,7 +22,7 @@ def main() -> int:
     try:
         settings = Settings.from_environment()
         logs.configure(settings.log_level)
-        # websockets tells of every scanner that does not finish a handshake; our own lines tell of those that matter.
+        # websockets logs every scanner that does not finish a handshake; we log those that matter ourselves.
         logging.getLogger("websockets").setLevel(logging.CRITICAL)
         asyncio.run(_run(settings))
     except CkpError as error:

@@ -81,9 +81,9 @@ async def serve(settings: Settings, kube: Kube, stop: asyncio.Event) -> None:
 
 
 def collect_garbage_rarely() -> None:
-    """Thousands of connections are millions of objects that live long, and Python looks through all of them again and again, a second each time.
+    """Make full garbage collections rare: with thousands of connections, millions of long-lived objects, each takes about a second.
 
-    Meanwhile no host is served; what there is to find (connections that have ended) is little and can wait.
+    Meanwhile no host is served, and there is little garbage to find (connections that have ended), which can wait.
     """
     gc.freeze()
     gc.set_threshold(20_000, 10, 10)

@@ -1,4 +1,4 @@
-"""Who a host is: a name in a namespace, carried by its client certificate and by nothing else; and the CA that says so."""
+"""Who a host is: a name in a namespace, proven by its client certificate and by nothing else; and the CA that signs these certificates."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class HostId:
 
 @dataclass(frozen=True)
 class Credential:
-    """What a client certificate says: who, and by which certificate."""
+    """What a client certificate proves: which host it is, and by which certificate."""
 
     host: HostId
     serial: str
@@ -174,7 +174,7 @@ def _authority_identifier(authority: x509.Certificate) -> x509.AuthorityKeyIdent
 def channel_context(cert: Path, key: Path, ca: HostCa) -> ssl.SSLContext:
     """TLS for the channel: version 1.3, and a client certificate that the host CA itself signed.
 
-    Only the host CA is trusted, as an anchor of its own (PARTIAL_CHAIN): were its root trusted too, every certificate below the root would be let in.
+    Only the host CA is trusted, as an anchor of its own (PARTIAL_CHAIN): were its root trusted too, every certificate below the root would be admitted.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3

@@ -106,7 +106,7 @@ def _with_condition(status: Status, kind: str, value: bool, reason: str, message
 def with_facts(status: Status, facts: HostFacts, *, address: str, at: datetime) -> Status:
     """After a Hello. `address` is where the connection came from.
 
-    The offset of the host's clock includes the way of the message, so that it is good to a second; certificates and leases ask for no more.
+    The offset of the host's clock includes the time that the message took, so it is exact to a second: enough for certificates and leases.
     """
     offset = {"clockOffsetSeconds": round(facts.clock - at.timestamp())} if facts.clock else {}
     addresses = [text for text in dict.fromkeys((facts.default_address, *facts.addresses)) if _is_address(text)][:MAX_ADDRESSES]

@@ -87,7 +87,7 @@ class Controller:
                 async with asyncio.timeout(RECONCILE_TIMEOUT):  # not wait_for: in Python 3.11 it may swallow a cancellation
                     result = await self.reconciler.reconcile(*key)
             except KubeError as error:
-                # A conflict means somebody else wrote first: our copy is old, and the next pass sees the new one.
+                # A conflict means that another writer was first: our copy is old, and the next pass sees the new one.
                 outcome = "conflict" if error.reason == "Conflict" else "error"
                 delay = self.queue.retry(key)
                 log.warning("reconcile", controller=self.name, object="/".join(key), outcome=outcome, error=error.brief, retry_seconds=delay)

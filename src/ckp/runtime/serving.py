@@ -1,4 +1,4 @@
-"""Several HTTP servers in one process: TLS that follows its files, probes and metrics on a port of their own, one orderly end."""
+"""Several HTTP servers in one process: TLS that follows its files, probes and metrics on a port of their own, one graceful shutdown."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ REQUEST_SECONDS = 20.0
 
 
 class PunctualProtocol(H11Protocol):
-    """uvicorn's HTTP, with an end to the wait for a request: its own counts connections, and lets one that says nothing, or half a request, stay for ever.
+    """uvicorn's HTTP with a timeout for requests: its own protocol lets a connection that sends nothing, or half a request, stay for ever.
 
-    Then as many of them as requests are allowed at once would keep everybody out, without any credential.
+    As many of these as connections are allowed at once would block all clients, without any credential.
     """
 
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A peer that keeps a quarter of all places waiting gets no more."""
+        """Refuse a peer that has a quarter of all places waiting already."""
         super().connection_made(transport)
         peer = self.client[0] if self.client else ""
         waiting = [one for one in self.connections if isinstance(one, PunctualProtocol) and one._deadline is not None and one.client and one.client[0] == peer]
@@ -43,12 +43,12 @@ class PunctualProtocol(H11Protocol):
         self._expect_request()
 
     def data_received(self, data: bytes) -> None:
-        """Until the request is here as a whole, its time goes on."""
+        """The timeout runs until the whole request is here."""
         super().data_received(data)
         self._expect_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is expected any more."""
+        """End the timeout."""
         self._cancel_deadline()
         super().connection_lost(exc)
 
@@ -65,7 +65,7 @@ class PunctualProtocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that leaves signals to whoever runs several of them."""
+    """A uvicorn server that leaves signals to the process that runs several of them."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -108,18 +108,18 @@ def make_server(app: Any, *, host: str, port: int, cert: Path | None = None, key
 
 
 async def follow_certificate(context: ssl.SSLContext, cert: Path, key: Path, *, every: float = RELOAD_SECONDS) -> None:
-    """Load the certificate anew whenever its files change (cert-manager renews them); new connections then use it."""
+    """Reload the certificate whenever its files change (cert-manager renews them); new connections then use it."""
     seen = _stamp(cert, key)
     while True:
         await asyncio.sleep(every)
         if (now := _stamp(cert, key)) == seen:
             continue
         try:
-            # First into a context that nobody uses: a pair that does not fit would leave the one in use with a certificate and no key.
+            # First into an unused context: a pair that does not fit would leave the one in use with a certificate and no key.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
             context.load_cert_chain(cert, key)
             seen = now
-            log.info("certificate loaded anew", cert=str(cert))
+            log.info("certificate reloaded", cert=str(cert))
         except OSError as error:  # ssl.SSLError is one
             # Files are swapped one after the other: the pair fits at the next look.
             log.warning("the new certificate does not load yet", cert=str(cert), error=str(error))
@@ -153,7 +153,7 @@ class Probes:
 
 
 async def run_all(servers: Sequence[Server], stop: asyncio.Event, *others: Awaitable[None]) -> None:
-    """Serve until `stop` is set, SIGTERM or SIGINT comes, or one of the parts ends by itself (which is a failure and raised)."""
+    """Serve until `stop` is set, SIGTERM or SIGINT comes, or one of the parts ends (a failure, which is raised)."""
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         with contextlib.suppress(ValueError, NotImplementedError, RuntimeError):

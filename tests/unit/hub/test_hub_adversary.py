@@ -125,7 +125,7 @@ async def test_half_open_connections_are_closed_and_keep_nobody_out(tmp_path: Pa
         good, bad = await door.enrolled("good"), await door.enrolled("bad")
         stuck = [await asyncio.open_connection("127.0.0.1", door.port) for _ in range(100)]
         for _, writer in stuck[:50]:
-            writer.write(b"\x16\x03\x01\x02\x00\x01\x00")  # the beginning of a TLS hello, and no more
+            writer.write(b"\x16\x03\x01\x02\x00\x01\x00")  # only the beginning of a TLS hello
         async with raw(door, bad, upgrade=False) as (silent, _), raw(door, bad, upgrade=False) as (begun, writer), raw(door, bad) as (upgraded, _):
             writer.write(b"GET /v1/agent HTTP/1.1\r\nHost: localhost\r\n")
             await serves(door, good, 1)

@@ -1,4 +1,4 @@
-"""The hub's way in, taken in turns: no work is done for a host that has given up while it waited."""
+"""Admission control: no work is done for a host that has given up while it waited."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Door(asyncio.Protocol):
         self.opened.set()
 
 
-async def test_who_left_while_waiting_costs_nothing_and_who_stayed_gets_in(tmp_path: Path) -> None:
+async def test_a_client_that_left_while_waiting_costs_nothing_and_one_that_stayed_is_served(tmp_path: Path) -> None:
     authority = make_authority("root")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*write_pair(tmp_path, "server", *make_leaf(authority, server=True)))

@@ -1,4 +1,4 @@
-"""Hosts that fall silent, with several replicas of the hub: who judges, by what, and who must not."""
+"""Hosts that go offline, with several replicas of the hub: which replica marks them, by what evidence, and which must not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def kube() -> KubeSimulator:
 
 @contextlib.asynccontextmanager
 async def two_replicas(directory: Path, kube: KubeSimulator, first_sweeps: float = 0.1) -> AsyncIterator[tuple[Door, Door]]:
-    """Two replicas of one hub; the first looks for silent hosts so often."""
+    """Two replicas of one hub; the first looks for silent hosts this often."""
     (directory / "1").mkdir()
     (directory / "2").mkdir()
     async with make_door(directory / "1", kube, offline=OFFLINE, seen_every=300.0, sweep_every=first_sweeps, identity="hub-1") as first:
@@ -82,14 +82,14 @@ def verdicts(kube: KubeSimulator, since: int = 0, of: str = "") -> list[str]:
     return [condition(host) for host in found if condition(host) != "None"]
 
 
-async def test_a_host_whose_replica_lives_is_judged_by_nobody_else_though_its_own_time_is_old(tmp_path: Path, kube: KubeSimulator) -> None:
+async def test_a_live_replica_alone_marks_its_hosts_offline_though_their_last_seen_is_old(tmp_path: Path, kube: KubeSimulator) -> None:
     async with two_replicas(tmp_path, kube) as (first, _):
         async with first.connect(await first.enrolled()) as websocket:
             await hello(websocket)
             await eventually(lambda: with_condition(first, "True"))
             old = {"status": {"agent": {"lastSeen": rfc3339(LONG_AGO)}}}
             await kube.merge(kinds.BYO_HOST, "one", TENANT, old, subresource="status")
-            for _round in range(5):  # well beyond the time after which others would take it for silent
+            for _round in range(5):  # well beyond the time after which others would mark it offline
                 await websocket.send(report())
                 await asyncio.sleep(OFFLINE / 2)
             assert shape.hub_of(await first.host()) == "hub-1"
@@ -109,7 +109,7 @@ async def test_when_a_replica_dies_its_hosts_that_do_not_come_back_are_offline_s
         assert shape.hub_of(host) == "" and host["status"]["agent"]["connected"] is False
 
 
-async def test_a_host_of_a_replica_that_nobody_knows_is_judged_by_its_own_time(tmp_path: Path, kube: KubeSimulator) -> None:
+async def test_a_host_of_an_unknown_replica_is_judged_by_its_last_seen(tmp_path: Path, kube: KubeSimulator) -> None:
     async with make_door(tmp_path, kube, offline=OFFLINE) as door:
         await door.add_host("one", serial="abc")
         await stale(kube, "hub-gone")
@@ -195,7 +195,7 @@ async def test_a_host_that_was_marked_by_mistake_is_set_right_by_the_replica_tha
         await eventually(right, within=10)
 
 
-async def test_while_a_sweep_takes_long_no_replica_that_lives_grows_silent(tmp_path: Path, kube: KubeSimulator) -> None:
+async def test_while_a_sweep_takes_long_no_live_replica_becomes_stale(tmp_path: Path, kube: KubeSimulator) -> None:
     async with two_replicas(tmp_path, kube, first_sweeps=600.0) as (first, second):
         await eventually(lambda: is_so(second.server.replicas.steady() >= OFFLINE), within=10)
         async with first.connect(await first.enrolled()) as websocket:
@@ -275,7 +275,7 @@ async def test_clocks_of_replicas_may_differ(kube: KubeSimulator) -> None:
         await kube.apply(lease("hub-2", clock.now() - behind))
         assert (await replicas.replica_leases())["hub-2"].heard == clock.now()
         clock.advance(10.0)
-    assert (await replicas.replica_leases())["hub-2"].heard == clock.now() - timedelta(seconds=10), "by our clock, since it renews no more"
+    assert (await replicas.replica_leases())["hub-2"].heard == clock.now() - timedelta(seconds=10), "by our clock, since it no longer renews"
 
 
 async def test_the_leases_of_replicas_that_are_long_gone_are_deleted(kube: KubeSimulator) -> None:
@@ -289,7 +289,7 @@ async def test_the_leases_of_replicas_that_are_long_gone_are_deleted(kube: KubeS
     clock.advance(KEPT.total_seconds() - 1.0)
     await kube.apply(lease("ckp-controllers", clock.now() - 2 * KEPT) | {"metadata": {"name": "ckp-controllers", "namespace": names.HOSTS_NAMESPACE}})
     assert set(await replicas.replica_leases()) == {"hub-young"}
-    assert {one["metadata"]["name"] for one in await kube.list(kinds.LEASE)} == {"hub-young", "ckp-controllers"}, "another's is none of ours"
+    assert {one["metadata"]["name"] for one in await kube.list(kinds.LEASE)} == {"hub-young", "ckp-controllers"}, "leases of others are left alone"
 
 
 async def test_the_lease_of_a_replica_that_renews_is_kept_though_its_clock_is_hours_behind(kube: KubeSimulator) -> None:

@@ -1,4 +1,4 @@
-"""What is wanted of hosts goes before what they say: in a burst of changes reports and writes wait, and never for ever."""
+"""Desired states are sent before reports are taken: in a burst of changes reports and writes wait, but never for ever."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def changes(door: Door, every: float = source.QUIET_SECONDS / 5) -> AsyncI
         await asyncio.gather(changing, return_exceptions=True)
 
 
-async def test_without_changes_nobody_waits() -> None:
+async def test_without_changes_nothing_waits() -> None:
     async with asyncio.timeout(source.QUIET_SECONDS / 2):
         await KubeDesired(KubeSimulator(namespaces=(names.HOSTS_NAMESPACE,))).wait_until_quiet()
 
@@ -64,7 +64,7 @@ async def test_in_a_burst_changes_go_out_and_reports_wait(door: Door) -> None:
 
 
 @pytest.mark.parametrize("every", [0.2, 0.9, 1.2])
-async def test_changes_without_an_end_keep_no_report_out(door: Door, every: float) -> None:
+async def test_endless_changes_do_not_starve_reports(door: Door, every: float) -> None:
     async with door.connect(await door.enrolled()) as websocket:
         await hello(websocket)
         await desired_of(websocket)

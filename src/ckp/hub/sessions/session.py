@@ -260,10 +260,10 @@ class AgentSession:
         await self._send_frame(RenewalDue().model_dump_json())
 
     async def _renew(self, message: Renewal) -> None:
-        """Sign a new key of this same host. Until it is used for the first time the old certificate stays good, so a lost answer locks nobody out."""
+        """Sign a new key of this same host. Until it is used for the first time the old certificate stays valid, so a lost answer locks no host out."""
         if self._server.issue is None or not self._renewal_asked:
             raise Rejected(1008, "no renewal was asked for")
-        self._renewal_asked = False  # one answer a question
+        self._renewal_asked = False  # one answer to each question
         try:
             certificate, ca = await asyncio.to_thread(self._server.issue, message.csr, self.host)
         except InvalidInput as error:
