@@ -15,6 +15,7 @@ import pytest
 from cryptography import x509
 
 from ckp.cli.up import kubeconfig_path
+from ckp.lab.lab import LabHost
 from ckp.rules.lifecycle import STEPS
 from ckp.verify.packagefile import MAINTAINER
 from tests.e2e.conftest import STAMP, WORKERS, World, ckp
@@ -98,7 +99,7 @@ def test_it_shows_every_step_with_its_time_and_what_stands_in(world: World) -> N
     for number, (_, _, title) in enumerate(STEPS, start=1):
         assert re.search(rf"\[ ?{number}/14\] {re.escape(title)}: (done, [\dhms.]+|skipped)", world.output), title
     for phase in dict.fromkeys(phase for phase, _, _ in STEPS):
-        assert f"\n{phase}\n" in re.sub(r"^ *[\d.]+s ", "", world.output, flags=re.M) or phase in world.output
+        assert re.search(rf"^{re.escape(phase)}$", world.output, re.M), f"{phase} has no heading of its own"
     assert "STAND-IN: cert-manager v1.11.5 takes the place of cert-manager v1.15.3" in world.output
     assert str(kubeconfig_path("demo")) in world.output
     assert "Compass      https://" in world.output
@@ -121,7 +122,35 @@ def test_both_nodes_are_ready_and_say_the_stamp_and_so_does_the_api(world: World
     assert json.loads(world.kubectl("get", "--raw", "/version").stdout)["gitVersion"] == STAMP
 
 
-def test_workers_listen_to_nobody_from_outside_and_the_control_plane_is_not_on_them(world: World) -> None:
+LISTENING = {
+    10250: "kubelet",  # its API, by client certificates
+    4240: "cilium-agent",  # health checks between nodes
+    8134: "proxy-agent",  # konnectivity's health and metrics
+    9963: "cilium-operator",  # metrics, on the node that it runs on
+}
+"""All that may listen on a worker for packets from outside: TCP port and program."""
+
+
+def listening(host: LabHost) -> dict[int, str]:
+    """TCP ports on which a host takes connections from outside, and the program of each."""
+    found = {}
+    for line in host.run(["ss", "-Htlnp"], timeout=30).stdout.splitlines():
+        address, _, port = line.split()[3].rpartition(":")
+        if not re.match(r"127\.|\[::1\]|\[::ffff:127\.", address):
+            program = re.search(r'users:\(\("([^"]+)"', line)
+            found[int(port)] = program[1] if program else ""
+    return found
+
+
+def test_workers_listen_only_where_a_node_must(world: World) -> None:
+    """The agent dials out and listens nowhere."""
+    for host in world.site.worker_hosts:
+        found = listening(host)
+        assert found.get(10250) == "kubelet", f"{host.name}: {found}"
+        assert {port: program for port, program in found.items() if LISTENING.get(port) != program} == {}, host.name
+
+
+def test_no_part_of_the_control_plane_is_on_a_worker(world: World) -> None:
     """Control planes are hosted: no worker runs one of its parts."""
     pods = world.get("pods", "-A")["items"]
     names = [pod["metadata"]["name"] for pod in pods]
@@ -230,13 +259,22 @@ def test_a_host_runs_only_packages_of_ours(world: World) -> None:
             assert maintainer.startswith(MAINTAINER), package
 
 
+def with_private_keys(host: LabHost, *folders: str, user: str) -> list[str]:
+    """Text files with a private key, as PEM or in a kubeconfig, that a user can read, whatever they are called."""
+    search = ["grep", "-rIlE", "-D", "skip", "-e", "PRIVATE KEY-----", "-e", "client-key-data: ", *folders]
+    done = host.run(["setpriv", f"--reuid={user}", f"--regid={'nogroup' if user == 'nobody' else user}", "--clear-groups", *search], timeout=120, check=False)
+    assert done.code in (0, 1, 2), done.stderr  # 2: a folder that this user may not read
+    return done.stdout.splitlines()
+
+
 def test_no_secret_shows_in_process_lists_or_world_readable_files(world: World) -> None:
     for host in [*world.hosts.workers, world.hosts.management]:
         listing = host.run(["sh", "-c", "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '"], timeout=30, check=False).stdout
         assert "BEGIN" not in listing and "PRIVATE" not in listing
+    for host in [*world.hosts.workers, world.hosts.management]:
+        assert with_private_keys(host, "/var/lib", user="root"), f"{host.name}: the search finds no key at all"
+        assert with_private_keys(host, "/etc", "/home", "/opt", "/root", "/run", "/srv", "/tmp", "/var", user="nobody") == [], host.name
     for host in world.hosts.workers:
-        open_files = host.run(["find", "/var/lib/ckp-agent", "/etc/ckp-agent", "-type", "f", "-name", "*key*", "-perm", "/077"], timeout=30).stdout
-        assert open_files.strip() == ""
         assert host.run(["test", "-e", "/etc/ckp-agent/psk"], timeout=10, check=False).code != 0, "the pre-shared key must be gone after enrolment"
 
 

@@ -33,7 +33,6 @@ from ckp.kits.durations import Durations
 from ckp.kits.errors import CkpError
 from ckp.kits.steps import State, Steps
 from ckp.rules.lifecycle import PHASES, STEPS
-from tests.support.checkout import REPO
 
 TITLES = ["Checking this machine", "Building v1.35.1-ckp from source", "Installing a standalone CKP node on the management host", "Creating the cluster demo"]
 ESCAPE = "\x1b"
