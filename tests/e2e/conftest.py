@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -15,7 +16,9 @@ import pytest
 
 from ckp.catalog.load import Catalog
 from ckp.cli.up import kubeconfig_path
+from ckp.clients.compass import Session, read_config
 from ckp.distribution.release import Distribution
+from ckp.kits.errors import CkpError, TimedOut
 from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
 from ckp.lab.lab import Lab
@@ -27,6 +30,7 @@ RELEASE = "v1.35.1"
 STAMP = "v1.35.1-ckp"
 WORKERS = 2
 UP_TIMEOUT = 4500.0
+REPAIR_TIMEOUT = 900.0
 
 
 def ckp(*arguments: str, timeout: float = 300, check: bool = True) -> Finished:
@@ -104,6 +108,45 @@ def world(pytestconfig: pytest.Config) -> Iterator[World]:
         collect()
         if not os.environ.get("CKP_KEEP_LAB"):  # for working on the tests themselves
             ckp("down", timeout=300)
+
+
+def ailments(world: World) -> list[str]:
+    """What of the main job's cluster is not as `ckp up` leaves it; nothing if all is well."""
+    try:
+        session = Session(read_config())
+        row = session.get("/clusters/demo")
+        hosts = session.get("/hosts")["items"]
+    except CkpError as error:
+        return [f"Compass answers: {error.brief}"]
+    found = [] if row["ready"] else [f"cluster demo is not ready: {row['message']}"]
+    members = [host for host in hosts if host["cluster"] == "demo"]
+    found += [f"{len(members)} of {WORKERS} hosts are in cluster demo"] if len(members) != WORKERS else []
+    found += [f"host {host['name']} is not connected" for host in members if not host["connected"]]
+    found += [f"host {host['name']} is cordoned" for host in members if host["cordoned"]]
+    nodes = json.loads(world.kubectl("get", "nodes", "-o", "json", check=False).stdout or '{"items": []}')["items"]
+    ready = sum(any(item["type"] == "Ready" and item["status"] == "True" for item in node["status"]["conditions"]) for node in nodes)
+    return [*found, f"{ready} of {WORKERS} nodes are Ready"] if ready != WORKERS else found
+
+
+@pytest.fixture(scope="module")
+def well(world: World, pytestconfig: pytest.Config) -> World:
+    """What each file of tests begins with: the main job's cluster as `ckp up` leaves it.
+
+    Where a failure in an earlier file has left it otherwise, it gets a minute, and then `ckp up` once more; so one failure does not take all later files along.
+    """
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    with contextlib.suppress(TimedOut):
+        wait_until(lambda: not ailments(world), what="the cluster of the earlier tests is well", timeout=60, every=2)
+        return world
+    with capture.global_and_fixture_disabled():
+        print("\nearlier tests have left the main job unwell:", *ailments(world), "ckp up", sep="\n  ")
+        stream([str(REPO / "ckp"), "up", "--release", RELEASE, "--workers", str(WORKERS)], REPAIR_TIMEOUT)
+    with contextlib.suppress(TimedOut):
+        wait_until(lambda: not ailments(world), what="the cluster is well", timeout=180, every=2)
+    if left := ailments(world):
+        pytest.fail(f"these tests cannot begin, see the first failure of an earlier file: {'; '.join(left)}", pytrace=False)
+    return world
 
 
 def collect() -> None:

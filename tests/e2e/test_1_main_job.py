@@ -144,7 +144,7 @@ def listening(host: LabHost) -> dict[int, str]:
 
 def test_workers_listen_only_where_a_node_must(world: World) -> None:
     """The agent dials out and listens nowhere."""
-    for host in world.site.worker_hosts:
+    for host in world.hosts.workers:
         found = listening(host)
         assert found.get(10250) == "kubelet", f"{host.name}: {found}"
         assert {port: program for port, program in found.items() if LISTENING.get(port) != program} == {}, host.name

@@ -21,7 +21,7 @@ from ckp.site.install import AGENT_CONFIG, REGISTRY_CA, root_ca
 from ckp.site.lab import OS
 from tests.e2e.conftest import World, ckp
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("well")]
 
 SPARE = HostSpec("spare", "10.88.0.60")
 

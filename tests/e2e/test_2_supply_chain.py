@@ -17,7 +17,7 @@ from ckp.lab.lab import HostSpec, Lab, LabHost
 from ckp.site.lab import REGISTRY
 from tests.e2e.conftest import STAMP, World, ckp
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("well")]
 
 HOST = HostSpec("packages", "10.88.0.61")
 PACKAGE = "1.35.1-ckp"

@@ -10,7 +10,7 @@ from ckp.clients.compass import Session, read_config
 from ckp.kits.errors import CkpError
 from tests.e2e.conftest import WORKERS, World
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("well")]
 
 
 def mark(world: World, name: str) -> None:
