@@ -1,4 +1,4 @@
-# Two commands, always true: `make up` takes upstream source to a running managed cluster, `make test` passes all tests.
+# Two commands, always true: `make up` takes upstream source to a running managed cluster, `make test` passes.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 RELEASE ?= v1.35.1
@@ -8,8 +8,11 @@ KEYRING ?=
 WORKERS ?= 2
 SEEDS ?= 50
 PYTEST ?= .venv/bin/python -m pytest
+# Two tests at a time or more, a file of tests in one process; what boots the lab runs one after the other.
+PARALLEL ?= -n auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: help setup setup-test up down status lint unit chaos component contract e2e test bench bench-dist bench-hub build clean-cache
+.PHONY: help setup setup-test up down status build build-test lint lint-words unit contract fuzz chaos component lab e2e airgap lab-chaos test test-all \
+    bench bench-dist bench-hub clean-cache
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*?## /\t/' | expand -t 14
@@ -32,26 +35,47 @@ status: setup ## Show the lab
 build: setup ## Build the release into the cache
 	@./ckp dist build $(RELEASE) --profile lab
 
-lint: setup-test ## ruff, mypy --strict, import-linter, shell and forbidden words
+build-test: setup-test ## Build the release and the programs that only the tests use
+	@./ckp dist build $(RELEASE) --profile lab --test-tools
+
+lint: setup-test ## ruff, mypy --strict, import-linter, shell, forbidden hosts
 	@tests/lint.sh
 
+lint-words: setup-test ## Words that the project does not use (tests/words.txt)
+	@.venv/bin/python -m tests.lint_words
+
 unit: setup-test ## Rules and small parts
-	@$(PYTEST) -q tests/unit
-
-chaos: setup-test ## Hosts under a random schedule of faults, by seed (SEEDS=50, SEEDS=51-80, SEEDS=7,)
-	@CKP_CHAOS_SEEDS='$(SEEDS)' $(PYTEST) -q tests/chaos
-
-component: setup-test ## Against a real kube-apiserver and etcd from the build
-	@$(PYTEST) -q tests/component
+	@$(PYTEST) -q $(PARALLEL) tests/unit
 
 contract: setup-test ## The contract tables
 	@$(PYTEST) -q tests/contract
 
+fuzz: setup-test ## What verifies reads whatever it is given
+	@$(PYTEST) -q tests/fuzz
+
+chaos: setup-test ## Hosts under a random schedule of faults, by seed (SEEDS=50, SEEDS=51-80, SEEDS=7,)
+	@CKP_CHAOS_SEEDS='$(SEEDS)' $(PYTEST) -q $(PARALLEL) --dist=load tests/chaos
+
+component: setup-test ## Against programs of the build: kube-apiserver, etcd, registry, cosign, apt, dnf
+	@$(PYTEST) -q $(PARALLEL) tests/component
+
+lab: setup-test ## The lab's own hosts, and hosts with a firewall
+	@$(PYTEST) -v tests/e2e -m lab
+
 e2e: setup-test ## The main job and what can go wrong in it, on lab hosts
 	@$(PYTEST) -v tests/e2e
 
-test: setup-test lint build ## All tests
-	@$(PYTEST) -v --durations=15 tests/unit tests/contract tests/fuzz tests/chaos tests/component tests/e2e
+airgap: setup-test ## The main job from one file, without a network
+	@$(PYTEST) -v tests/e2e/test_5_airgap.py
+
+lab-chaos: setup-test ## The main job under real faults, by seed (CKP_LAB_CHAOS_SEEDS=1-3)
+	@$(PYTEST) -v tests/e2e/test_3_lab_chaos.py
+
+test: setup-test ## Lint and all suites but what is marked `long` (docs/how-to/tests.md)
+	@.venv/bin/python -m tests.suite --release $(RELEASE)
+
+test-all: setup-test ## Lint and all suites
+	@.venv/bin/python -m tests.suite --release $(RELEASE) --all
 
 bench: bench-dist bench-hub ## Measure all; writes docs/benchmarks.md, -distribution.md and -hub.md
 	@PYTHONPATH=src .venv/bin/python -m tests.bench

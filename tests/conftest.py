@@ -1,13 +1,24 @@
-"""For all tests: the marks are held to, and a test that needs root says so where there is none."""
+"""For all tests: the marks of folders are given, those of tests are held to, and a test that needs root says so where there is none."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.marks import Current
+
+OF_FOLDERS = ("component", "contract", "e2e")
+"""Folders below tests whose tests all have the mark of that name."""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Give each test the mark of its folder."""
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    if folder in OF_FOLDERS:
+        item.add_marker(folder)
 
 
 @pytest.hookimpl(wrapper=True)

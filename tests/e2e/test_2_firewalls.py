@@ -16,7 +16,7 @@ from ckp.lab.lab import HostSpec, Lab, LabHost, LabNetwork
 from tests.support.host_snapshot import changes, snapshot
 from tests.support.lab_packages import install
 
-pytestmark = [pytest.mark.e2e, pytest.mark.root("boots whole hosts")]
+pytestmark = [pytest.mark.e2e, pytest.mark.lab, pytest.mark.root("boots whole hosts")]
 
 NETWORK = LabNetwork(bridge="ckpfire0", gateway="10.177.98.1")
 SPEC = HostSpec("walled", "10.177.98.10")

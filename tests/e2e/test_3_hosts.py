@@ -24,7 +24,7 @@ from ckp.site.install import AGENT_CONFIG
 from ckp.site.lab import REGISTRY
 from tests.e2e.conftest import World, ckp
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("well")]
 
 GOOD, BROKEN = "0.1.1+1-ckp", "0.1.2+1-ckp"
 
@@ -208,6 +208,7 @@ def test_a_chosen_host_leaves_its_cluster_and_may_come_back(world: World) -> Non
     world.wait(lambda: nodes_ready(world) == 2, "the host is a node again", timeout=240)
 
 
+@pytest.mark.long
 def test_a_host_that_is_taken_away_by_force_is_replaced_and_may_come_back_anew(world: World) -> None:
     """Its machine fails for good, the health check deletes it, and another one waits for a host; the old one cleans itself before it is one again."""
     name, machine = host_of(world)

@@ -22,7 +22,7 @@ from tests.e2e.conftest import STAMP, WORKERS, World, ckp
 from tests.support.host_snapshot import changes, snapshot
 from tests.support.lab_packages import install
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("well")]
 
 BUNDLES = "/var/lib/ckp-agent/bundles"
 KINDS = (

@@ -1,6 +1,7 @@
-"""A site without a network: `make up` from one signed file, in a network namespace that has no way out, with empty caches and no signing key.
+"""A site without a network: the release from one signed file, in a network namespace that has no way out, with empty caches and no signing key.
 
-It runs after the lab of the other tests is down (test_4_deletion), because there is one lab on a machine.
+That the file brings what was built is always tested; `make up` from it in `make test-all`. That comes after the lab of the other tests is down
+(test_4_deletion), because there is one lab on a machine.
 """
 
 from __future__ import annotations
@@ -12,12 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from ckp.distribution.carry.airgap import ImportedRelease, own_registry
+from ckp.distribution.registries.server import RegistryServer
 from ckp.kits import paths
 from ckp.kits.files import exclusive
 from ckp.kits.processes import run
 from ckp.lab.lab import Lab
-from tests.e2e.conftest import STAMP, WORKERS, ckp, stream
+from tests.e2e.conftest import STAMP, WORKERS, World, ckp, stream
 from tests.support.checkout import REPO
+from tests.support.control_plane import free_port
+
+pytestmark = [pytest.mark.e2e, pytest.mark.root("makes a network namespace")]
 
 NAMESPACE = "ckp-airgap"
 EXPORT_SECONDS = 900.0
@@ -25,10 +31,18 @@ UP_SECONDS = 1800.0
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def built(world: World) -> dict[str, str]:
+    """What the main job has pushed: the digest of each image, and of the bundle for its hosts, as the registry gives them."""
+    tags = {**world.dist.tags, **{target.repository: STAMP for target in world.dist.targets}}
+    with own_registry(world.dist.built["distribution"].binary("registry")) as (client, _address, _ca):
+        found = {repository: client.digest(f"ckp/{repository}", tag) for repository, tag in tags.items()}
+    assert all(found.values()), found
+    return {repository: str(digest) for repository, digest in found.items()}
+
+
+@pytest.fixture(scope="module")
+def archive(built: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The release in a file, as the machine with a network writes it."""
-    if Lab().hosts():
-        pytest.fail("the lab of the other tests is still there: test_4_deletion takes it down")
     folder = tmp_path_factory.mktemp("archive")
     file = folder / "v1.35.1.ckp"
     done = ckp("dist", "export", "v1.35.1", str(file), "--profile", "lab", timeout=EXPORT_SECONDS)
@@ -80,9 +94,32 @@ def test_a_stranger_s_keyring_is_refused_before_anything_is_unpacked(island: dic
     assert list((tmp_path / "c").rglob("*.json")) == []
 
 
+def test_an_import_without_a_network_gives_the_digests_that_were_built(
+    island: dict[str, str], archive: Path, built: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Into a registry that has nothing: the digests are those that a registry computes of what came."""
+    cache, keyring = tmp_path / "cache", Path(island["KEYRING"])
+    shown = inside({**island, "CKP_CACHE": str(cache)}, str(paths.REPO / "ckp"), "dist", "import", str(archive), "--keyring", str(keyring), timeout=600)
+    assert STAMP in shown
+    monkeypatch.setenv("CKP_CACHE", str(cache))
+    site = ImportedRelease.read(archive, keyring, lambda _line: None)
+    server = RegistryServer(site.built["distribution"].binary("registry"), "127.0.0.1", "localhost", free_port(), tmp_path / "state", tmp_path / "content")
+    client = server.start()
+    try:
+        brought = site.push(client, f"127.0.0.1:{server.port}", server.ca)
+        assert built.keys() <= brought.keys(), "and bundles for other systems"
+        tags = {**site.tags, **{target.repository: STAMP for target in site.targets}}
+        assert {repository: client.digest(f"ckp/{repository}", tags[repository]) for repository in built} == built
+    finally:
+        server.stop()
+
+
+@pytest.mark.long
 def test_make_up_from_the_file_alone(island: dict[str, str], archive: Path, pytestconfig: pytest.Config) -> None:
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     assert capture is not None
+    if Lab().hosts():
+        ckp("down", timeout=300)  # test_4_deletion has failed: there is one lab on a machine
     environment = [f"{name}={value}" for name, value in island.items()]
     command = [
         "nsenter",
@@ -110,6 +147,7 @@ def test_make_up_from_the_file_alone(island: dict[str, str], archive: Path, pyte
     assert len(nodes) == WORKERS
 
 
+@pytest.mark.long
 def test_down_in_there_leaves_nothing(island: dict[str, str]) -> None:
     inside(island, f"{island['CHECKOUT']}/ckp", "down", timeout=300)
     with exclusive(paths.state() / "up.lock", what="the lab", timeout=5):

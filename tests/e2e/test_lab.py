@@ -21,7 +21,7 @@ from ckp.lab import cgroups
 from ckp.lab.lab import HostSpec, Lab, LabHost, LabNetwork
 from tests.support.checkout import REPO
 
-pytestmark = [pytest.mark.e2e, pytest.mark.root("boots whole hosts")]
+pytestmark = [pytest.mark.e2e, pytest.mark.lab, pytest.mark.root("boots whole hosts")]
 
 NETWORK = LabNetwork(bridge="ckptest0", gateway="10.177.99.1")
 ONE = HostSpec("one", "10.177.99.10")
@@ -225,7 +225,7 @@ def test_a_second_host_with_a_taken_address_is_refused(lab: Lab, one: LabHost) -
         lab.ensure_host(HostSpec("one", "10.177.99.33"))
 
 
-@pytest.mark.parametrize("moment", [0.25, 0.5, 0.75, 1.0, 1.5])
+@pytest.mark.parametrize("moment", [pytest.param(moment, marks=[] if moment == 0.75 else [pytest.mark.long]) for moment in (0.25, 0.5, 0.75, 1.0, 1.5)])
 def test_a_killed_start_is_made_good_by_the_next(lab: Lab, booted: dict[str, LabHost], moment: float) -> None:
     spec = HostSpec("three", "10.177.99.33")
     script = (

@@ -1,0 +1,174 @@
+"""`make test-all` runs every test once, `make test` all but those marked `long`; and the run itself: its parts, its last line, its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from _pytest.mark.expression import Expression
+
+from ckp.kits.paths import REPO
+from tests import suite
+
+pytestmark = pytest.mark.contract
+
+COLLECT = """
+import json, sys, pytest
+class Plugin:
+    def pytest_collection_finish(self, session):
+        self.found = [(item.nodeid, [mark.name for mark in item.iter_markers()]) for item in session.items]
+plugin = Plugin()
+code = pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", "tests"], plugins=[plugin])
+json.dump(plugin.found, open(sys.argv[1], "w"))
+sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """Every test with its marks."""
+    target = tmp_path_factory.mktemp("collected") / "tests.json"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "CKP_CHAOS", "CKP_LAB_CHAOS"))}
+    argv: list[str | Path] = [sys.executable, "-c", COLLECT, target]
+    subprocess.run(argv, cwd=REPO, env={**environment, "PYTHONPATH": "src:."}, check=True, timeout=300, stdout=subprocess.DEVNULL)
+    return {name: set(marks) for name, marks in json.loads(target.read_text())}
+
+
+def runs(part: suite.Part, name: str, marks: set[str]) -> bool:
+    """Whether a part's run of pytest has this test."""
+    if part.results is None:
+        return False
+    argv = list(part.argv)
+    folders = [argument for argument in argv if argument.startswith("tests/")]
+    within = any(name.startswith(f"{folder}/") for folder in folders)
+    return within and ("-m" not in argv[3:] or expression(argv[argv.index("-m", 3) + 1]).evaluate(lambda mark, /, **_: mark in marks))
+
+
+expression = cache(Expression.compile)
+
+
+def selected(collected: dict[str, set[str]], *, everything: bool) -> dict[str, list[str]]:
+    """For each test the parts that run it."""
+    parts = [part for stage in suite.stages("v1.35.1", everything=everything) for part in stage]
+    return {name: [part.name for part in parts if runs(part, name, marks)] for name, marks in collected.items()}
+
+
+def test_make_test_all_runs_every_test_once(collected: dict[str, set[str]]) -> None:
+    assert len(collected) > 1000
+    assert {name: parts for name, parts in selected(collected, everything=True).items() if len(parts) != 1} == {}
+
+
+def test_make_test_leaves_out_what_is_long_and_nothing_else(collected: dict[str, set[str]]) -> None:
+    chosen = selected(collected, everything=False)
+    assert {name for name, parts in chosen.items() if not parts} == {name for name, marks in collected.items() if "long" in marks}
+    assert {name: parts for name, parts in chosen.items() if len(parts) > 1} == {}
+
+
+def test_the_main_job_is_always_run(collected: dict[str, set[str]]) -> None:
+    main = [name for name in collected if name.startswith("tests/e2e/test_1_main_job.py::")]
+    assert len(main) > 10
+    assert {tuple(selected(collected, everything=False)[name]) for name in main} == {("e2e",)}
+
+
+# -- the run -----------------------------------------------------------------------------------------------------------
+
+Stages = Callable[..., list[list[suite.Part]]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[[list[list[suite.Part]]], tuple[int, str]]:
+    """Run stages; the exit code and all that was printed."""
+    monkeypatch.setattr(suite, "LOGS", tmp_path / "logs")
+    (tmp_path / "logs").mkdir()
+
+    def ran(stages: list[list[suite.Part]]) -> tuple[int, str]:
+        monkeypatch.setattr(suite, "stages", lambda release, everything: stages)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+        try:
+            code = suite.main([])
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return code, capfd.readouterr().out
+
+    return ran
+
+
+def shell(name: str, script: str, *, work: bool = False, live: bool = False) -> suite.Part:
+    return suite.Part(name, ["sh", "-c", script], work=work, live=live)
+
+
+def file_of_tests(folder: Path, name: str, text: str) -> suite.Part:
+    """A part that runs one file of tests."""
+    (folder / f"test_{name}.py").write_text(text)
+    return suite.pytest_part(name, str(folder / f"test_{name}.py"), f"--rootdir={folder}", "-p", "no:cacheprovider")
+
+
+def last(output: str) -> str:
+    return output.rstrip().splitlines()[-1]
+
+
+def test_the_last_line_adds_up_the_tests_of_all_parts(run: Callable[[list[list[suite.Part]]], tuple[int, str]], tmp_path: Path) -> None:
+    one = file_of_tests(tmp_path, "one", "import pytest\ndef test_a(): pass\ndef test_b(): pytest.skip('there is no moon')\n")
+    two = file_of_tests(tmp_path, "two", "def test_c(): pass\n")
+    code, output = run([[shell("lint", "echo fine"), one], [two]])
+    assert code == 0
+    assert re.fullmatch(r"2 passed, 0 failed, 1 skipped in \d+ s", last(output))
+    assert "::test_c" in (suite.LOGS / suite.DURATIONS).read_text()
+
+
+def test_a_failure_is_shown_and_fails_the_run_and_later_parts_still_run(run: Callable[[list[list[suite.Part]]], tuple[int, str]], tmp_path: Path) -> None:
+    bad = file_of_tests(tmp_path, "bad", "def test_a(): assert 'this' == 'that'\n")
+    code, output = run([[shell("lint", "true")], [bad], [shell("later", "echo it ran", live=True)]])
+    assert code == 1
+    assert "assert 'this' == 'that'" in output and "it ran" in output
+    assert last(output).startswith("0 passed, 1 failed, 0 skipped in ")
+
+
+def test_a_failure_beside_the_build_stops_the_build_and_what_needs_it(run: Callable[[list[list[suite.Part]]], tuple[int, str]]) -> None:
+    started = time.monotonic()
+    code, output = run([[shell("build", "exec sleep 600", work=True), shell("lint", "echo line too long; exit 1")], [shell("later", "echo it ran", live=True)]])
+    assert time.monotonic() - started < 60
+    assert code == 1
+    assert "line too long" in output and "build was stopped" in output and "it ran" not in output
+    assert last(output).startswith("0 passed, 1 failed, 0 skipped in "), "lint counts as one"
+
+
+def alive(pid: int) -> bool:
+    """Whether a process lives; one that is dead and that its new parent has yet to collect does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_its_parts_and_says_so(tmp_path: Path, number: int) -> None:
+    """The part writes its pid, and has a child that ignores SIGINT, as shells' background processes do."""
+    script = f"trap 'echo told >{tmp_path}/told; exit 3' INT; sh -c 'trap \"\" INT; sleep 600' & echo $! >{tmp_path}/pid; wait"
+    program = (
+        "import sys; from pathlib import Path; from tests import suite\n"
+        f"suite.LOGS = Path({str(tmp_path)!r})\n"
+        f"suite.stages = lambda release, everything: [[suite.Part('long', ['sh', '-c', {script!r}])]]\n"
+        "sys.exit(suite.main([]))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program], cwd=REPO, env={**os.environ, "PYTHONPATH": "src:."}, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(child.pid, number)
+    output, _ = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert last(output).startswith("interrupted: 0 passed, 0 failed, 0 skipped in ")
+    assert (tmp_path / "told").exists()
+    assert not alive(int((tmp_path / "pid").read_text()))
