@@ -238,7 +238,7 @@ def cases(part: Part) -> Iterator[tuple[str, float, str]]:
     """Name, seconds and outcome of each test of a part that wrote results."""
     if part.results is None or not part.results.exists():
         return
-    for case in ElementTree.parse(part.results).iter("testcase"):  # noqa: S314: our own pytest has written it
+    for case in ElementTree.parse(part.results).iter("testcase"):  # written by our own pytest
         kinds = {child.tag for child in case}
         outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
         yield f"{case.get('classname', '')}::{case.get('name', '')}", float(case.get("time", 0)), outcome

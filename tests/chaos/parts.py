@@ -172,7 +172,7 @@ class Host:
         self._power = self._power or power
         (self.folder / "die-after").write_text(f"{ticks} {number}")
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """No fault of this host lasts."""
         for name in ("die-after", "full", "registry"):
             (self.folder / name).unlink(missing_ok=True)

@@ -210,7 +210,7 @@ class SimulatedActions:
         pass
 
     def _join(self, member: Membership, cancelled: Callable[[], bool]) -> str:
-        if self.disk.node.get("node_name") == member.node_name:  # as HostActions: the node's certificate knows the node's name, and no more
+        if self.disk.node.get("node_name") == member.node_name:  # as HostActions: the node's certificate knows only the node's name
             self.disk.delete("bootstrap.conf")
             return "kubeadm join had succeeded before"
         if self.disk.installed() != sorted(PACKAGES):

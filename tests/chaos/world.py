@@ -273,10 +273,10 @@ class World:
         self._faults = False
         self.weather.clear()
         for host in self.hosts.values():
-            host.mend()
+            host.repair()
         await asyncio.gather(*self._lasting, return_exceptions=True)
         for host in self.hosts.values():
-            host.mend()
+            host.repair()
         self.weather.clear()
         for machine in await self.calm.list(kinds.MACHINE, TENANT):
             await self._data(Event(0, "data", machine["metadata"]["name"]))

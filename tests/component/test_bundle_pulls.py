@@ -68,7 +68,7 @@ def test_over_a_network_that_breaks_every_five_megabytes_nothing_is_fetched_twic
     target = tmp_path / "bundles" / digest.partition(":")[2]
     assert pull_bundle(str(imgpkg), f"127.0.0.1:{relay.port}/ckp/bundle@{digest}", str(target), registry.ca.read_text()) == "25.2 MB"
     assert sums(target) == sums(folder)
-    assert relay.passed < 27 * MB, "24 MB, and what TLS and HTTP add: with each break no more than a block was lost"
+    assert relay.passed < 27 * MB, "24 MB, and what TLS and HTTP add: with each break at most a block was lost"
 
 
 def test_imgpkg_alone_would_begin_anew_and_never_end(registry: Served, imgpkg: Path, bundle: tuple[Path, str], relay: CuttingRelay, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Hub and Compass against a real API server, with the rights that deploy/ gives them and no more."""
+"""Hub and Compass against a real API server, with exactly the rights that deploy/ gives them."""
 
 from __future__ import annotations
 

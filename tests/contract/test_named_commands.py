@@ -204,7 +204,7 @@ def test_enough_is_read() -> None:
         ("ckp-agent enrol --twice", "ckp-agent enrol has no option --twice"),
         ("ckp-agent standalone install|reset|status", ""),
         ("ckp-agent standalone install --bundle FOLDER", ""),
-        ("ckp-agent standalone mend", "ckp-agent standalone has no command mend"),
+        ("ckp-agent standalone repair", "ckp-agent standalone has no command repair"),
     ],
 )
 def test_a_command_that_is_not_there_is_named(command: str, words: str) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from _pytest.mark.expression import Expression
 
-from ckp.kits.paths import REPO
 from tests import suite
+from tests.support.checkout import REPO
 
 pytestmark = pytest.mark.contract
 

@@ -71,7 +71,7 @@ def bundle(world: World, tmp_path: Path) -> Path:
 
 
 def relist(bundle: Path, package: str, key: SigningKey) -> None:
-    """List a spoilt package with its new digest and sign the list anew, so that only the package's own faults are left to find."""
+    """List a spoilt package with its new digest and sign the list again, so that only the package's own faults are left to find."""
     manifest = json.loads((bundle / "bundle.json").read_text())
     entry = next(item for item in manifest["packages"] if item["name"] == package)
     entry["sha256"] = sha256_file(bundle / entry["file"])
@@ -209,7 +209,7 @@ def test_a_wrong_key_an_unapproved_host_and_a_stolen_identity(world: World, spar
     world.wait(waiting, "the request is there, for a person to decide", timeout=90)
     assert waiting()[0]["duplicateOf"] == world.hosts.workers[0].name
     refused = ckp("host", "approve", waiting()[0]["id"], check=False)
-    assert refused.code != 0 and "same machine-id" in refused.stderr, "a stolen identity is never let in by a slip"
+    assert refused.code != 0 and "same machine-id" in refused.stderr, "a stolen identity is never approved by a slip"
     ckp("host", "reject", waiting()[0]["id"], "--reason", "not that machine")
     world.wait(lambda: "not that machine" in said(spare), "the agent says that it was rejected, and why", timeout=90)
 

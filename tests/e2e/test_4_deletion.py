@@ -68,7 +68,7 @@ def test_deletion_leaves_nothing_of_the_cluster(world: World) -> None:
 
 
 @pytest.fixture
-def guest(world: World) -> LabHost:
+def newcomer(world: World) -> LabHost:
     """One host more, with a firewall, enrolled and free: nothing was ever installed on it but the agent."""
     hosts = LabHosts(WORKERS + 1)
     site = Site(world.dist, inventory(hosts), lambda _line: None)
@@ -106,15 +106,15 @@ def listens(host: LabHost, port: int) -> bool:
         return False
 
 
-def test_the_same_hosts_and_one_more_make_a_second_cluster_and_the_new_one_is_then_as_it_was(world: World, guest: LabHost) -> None:
+def test_the_same_hosts_and_one_more_make_a_second_cluster_and_the_new_one_is_then_as_it_was(world: World, newcomer: LabHost) -> None:
     session = Session(read_config())
-    name = next(item["name"] for item in session.get("/hosts")["items"] if item["address"] == guest.address)
+    name = next(item["name"] for item in session.get("/hosts")["items"] if item["address"] == newcomer.address)
     world.wait(lambda: session.get(f"/hosts/{name}")["free"], "the new host is free", timeout=60)
     finding = session.get(f"/hosts/{name}")["facts"]["findings"]
     assert any(item["problem"] == "ufw is on" and not item["blocking"] for item in finding)
-    before = snapshot(guest)
+    before = snapshot(newcomer)
     arguments = ["--version", "v1.35.1", "--host-group", "lab", "--pod-cidr", "10.52.0.0/16", "--service-cidr", "10.53.0.0/16"]
-    with ThreadPoolExecutor(1) as pool, small_disk(guest) as enlarge:
+    with ThreadPoolExecutor(1) as pool, small_disk(newcomer) as enlarge:
         making = pool.submit(ckp, "cluster", "create", "second", "--workers", str(WORKERS + 1), *arguments, "--wait", "--timeout", "15m", timeout=1000)
         world.wait(lambda: session.get(f"/hosts/{name}")["reason"] == "DiskFull", "the host tells that its disk is full", timeout=300)
         assert re.search(r"the disk is full: \d+ MiB are left", ckp("host", "describe", name).stdout)
@@ -128,11 +128,11 @@ def test_the_same_hosts_and_one_more_make_a_second_cluster_and_the_new_one_is_th
     assert len(nodes) == WORKERS + 1
     assert {node["status"]["nodeInfo"]["kubeletVersion"] for node in nodes} == {STAMP}
     assert all(node["spec"]["podCIDR"].startswith("10.52.") for node in nodes)
-    assert listens(guest, 10250), "ufw lets the kubelet be reached"
+    assert listens(newcomer, 10250), "ufw lets the kubelet be reached"
     ckp("cluster", "delete", "second", "--wait", "--timeout", "10m", timeout=700)
-    guest.run(["umount", BUNDLES], timeout=30)
-    assert not listens(guest, 10250)
-    left = changes(before, snapshot(guest))
+    newcomer.run(["umount", BUNDLES], timeout=30)
+    assert not listens(newcomer, 10250)
+    left = changes(before, snapshot(newcomer))
     assert not left, "all that was installed must be gone, and only that:\n" + "\n".join(left)
 
 

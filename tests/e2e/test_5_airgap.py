@@ -99,7 +99,7 @@ def test_an_import_without_a_network_gives_the_digests_that_were_built(
 ) -> None:
     """Into a registry that has nothing: the digests are those that a registry computes of what came."""
     cache, keyring = tmp_path / "cache", Path(island["KEYRING"])
-    shown = inside({**island, "CKP_CACHE": str(cache)}, str(paths.REPO / "ckp"), "dist", "import", str(archive), "--keyring", str(keyring), timeout=600)
+    shown = inside({**island, "CKP_CACHE": str(cache)}, str(REPO / "ckp"), "dist", "import", str(archive), "--keyring", str(keyring), timeout=600)
     assert STAMP in shown
     monkeypatch.setenv("CKP_CACHE", str(cache))
     site = ImportedRelease.read(archive, keyring, lambda _line: None)

@@ -49,7 +49,7 @@ def broken(why: str) -> VerificationFailed:
 
 @pytest.fixture(autouse=True)
 def bounded() -> Iterator[None]:
-    """No more memory than a small host has to spare, whatever a module's examples do."""
+    """At most the memory that a small host has to spare, whatever a module's examples do."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < MEGABYTES

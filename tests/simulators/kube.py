@@ -1,4 +1,4 @@
-"""An API server in memory, for tests: the part of Kubernetes' semantics that CKP's code relies on, and no more.
+"""An API server in memory, for tests: the part of Kubernetes' semantics that CKP's code relies on, and nothing else.
 
 What it is honest about: resource versions and conflicts, uid and generation, the status subresource, finalizers, background garbage
 collection by owner references, server-side apply with owned fields (a field that its only applier stops naming goes away), merge patch,

@@ -70,7 +70,7 @@ class CuttingRelay:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """No more connections."""
+        """Accept no further connections."""
         self._server.close()
 
     def _accept(self) -> None:
