@@ -1,0 +1,125 @@
+"""Condition types, reasons, phases and states of the objects that CKP reads and writes: each word is written once, here.
+
+All of them are wire names: they stand in objects that are stored. Read models keep them as plain text, so that an object of a newer version can be
+read; code compares that text with these names.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ConditionType(StrEnum):
+    """Types of conditions, by the object that carries them."""
+
+    READY = "Ready"
+    """Of every object: the sum of its other conditions."""
+
+    # ByoHost, from the hub
+    AGENT_CONNECTED = "AgentConnected"
+    IDENTITY_UNIQUE = "IdentityUnique"
+    """False while two machines show the same host's certificate: an operator must decide which of them it is."""
+
+    # ByoHost, from its controller
+    AVAILABLE = "Available"
+    STABLE = "Stable"
+    DRAINED = "Drained"
+    NODE_MARKED = "NodeMarked"
+    """The node carries the labels and taints of its host."""
+
+    # ByoMachine
+    BYO_HOST_READY = "BYOHostReady"
+
+    # ByoCluster
+    CLUSTER_READY = "ClusterReady"
+
+    # ManagedControlPlane, in the order in which it comes up
+    ENDPOINT_AVAILABLE = "EndpointAvailable"
+    CERTIFICATES_AVAILABLE = "CertificatesAvailable"
+    ETCD_READY = "EtcdReady"
+    COMPONENTS_READY = "ControlPlaneComponentsReady"
+    KUBECONFIG_AVAILABLE = "KubeconfigAvailable"
+    BOOTSTRAPPED = "Bootstrapped"
+    DELETED = "Deleted"
+
+    # Cluster API's own (api/v1beta1/condition_consts.go, v1.7.7)
+    CONTROL_PLANE_INITIALIZED = "ControlPlaneInitialized"
+    NODE_HEALTHY = "NodeHealthy"
+
+
+class Reason(StrEnum):
+    """Reasons of conditions that are not True. A host's own reasons (Report.reason) are the agent's, and are passed on as they are."""
+
+    WAITING = "Waiting"
+
+    # AgentConnected
+    CONNECTED = "Connected"
+    DISCONNECTED = "Disconnected"
+    """The agent ended the connection in order: it was stopped or upgraded, or its host restarted."""
+    SILENT = "Silent"
+    """The connection was lost."""
+
+    # IdentityUnique
+    ONE_MACHINE = "OneMachine"
+    CLONED_MACHINE = "ClonedMachine"
+    OTHER_MACHINE = "OtherMachine"
+
+    # Available, Stable, Drained, NodeMarked
+    CLAIMED = "Claimed"
+    FLAPPING = "Flapping"
+    DRAINING = "Draining"
+    DRAIN_FAILED = "DrainFailed"
+    UNCORDONING = "Uncordoning"
+    NODE_NOT_REACHED = "NodeNotReached"
+
+    # BYOHostReady
+    WAITING_FOR_MACHINE_OWNER = "WaitingForMachineOwner"
+    WAITING_FOR_CLUSTER_INFRASTRUCTURE = "WaitingForClusterInfrastructure"
+    WAITING_FOR_HOST = "WaitingForHost"
+    NO_FREE_HOST = "NoFreeHost"
+    HOST_GONE = "HostGone"
+    HOST_LOST = "HostLost"
+    HOST_OFFLINE = "HostOffline"
+    CLUSTER_NOT_REACHED = "ClusterNotReached"
+    CANNOT_PROVISION = "CannotProvision"
+    INSTALLATION_FAILED = "InstallationFailed"
+    RESETTING = "Resetting"
+
+    # ManagedControlPlane
+    UNKNOWN_VERSION = "UnknownVersion"
+    DELETING = "Deleting"
+
+
+class HostPhase(StrEnum):
+    """What a host reports to be (host_protocol.Phase)."""
+
+    FREE = "Free"
+    PREFLIGHT = "Preflight"
+    PULLING = "Pulling"
+    VERIFYING = "Verifying"
+    PREPARING = "Preparing"
+    INSTALLING = "Installing"
+    FETCHING = "Fetching"
+    PREPARED = "Prepared"
+    JOINING = "Joining"
+    CHECKING = "Checking"
+    JOINED = "Joined"
+    RESETTING = "Resetting"
+    FAILED = "Failed"
+
+
+class StepState(StrEnum):
+    """Of one of a cluster's steps."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    DONE = "Done"
+    SKIPPED = "Skipped"
+    FAILED = "Failed"
+
+
+class AddonState(StrEnum):
+    """Of one of a cluster's addons."""
+
+    INSTALLING = "Installing"
+    INSTALLED = "Installed"

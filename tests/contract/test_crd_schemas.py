@@ -1,0 +1,96 @@
+"""The CRDs' schemas are generated from the read models; what they allow stays what 0.2.0 allowed, but for what is listed here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+
+from ckp.api.crds import all_crds
+from ckp.api.objects.base import ApiModel, Schema
+from ckp.api.objects.openapi import schema_of
+
+BEFORE: dict[str, Any] = json.loads((Path(__file__).parent / "crds-0.2.0.json").read_text())
+NOW = {crd["spec"]["names"]["kind"]: crd for crd in all_crds()}
+CHANGED: dict[str, Any] = {
+    # the hub wrote it all along; only the schema did not name it
+    "ByoHost.status.agent.clockOffsetSeconds: type": "number",
+}
+"""Every keyword that is another than at 0.2.0, and why."""
+
+
+def keywords(node: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    """Each keyword of a schema by the path of its field; descriptions, and the order of names, mean nothing to the API server."""
+    for key, value in node.items():
+        if key == "properties":
+            for name, below in value.items():
+                yield from keywords(below, f"{path}.{name}")
+        elif key in ("items", "additionalProperties"):
+            yield from keywords(value, f"{path}[{key}]")
+        elif key != "description":
+            yield f"{path}: {key}", sorted(value) if key == "required" else value
+
+
+def described(crds: dict[str, Any]) -> dict[str, Any]:
+    return {path: value for kind, crd in crds.items() for path, value in keywords(crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"], kind)}
+
+
+def test_the_snapshot_is_not_empty() -> None:
+    assert len(described(BEFORE)) > 300 and described(BEFORE)["ManagedControlPlane.spec.etcd.replicas: enum"] == [1, 3, 5]
+
+
+def test_schemas_allow_what_they_allowed_but_for_the_changes_listed() -> None:
+    before, now = described(BEFORE), described(NOW)
+    assert {path: now.get(path) for path in before.keys() | now.keys() if before.get(path) != now.get(path)} == CHANGED
+
+
+def test_everything_of_a_crd_but_its_schema_is_as_it_was() -> None:
+    for kind, crd in NOW.items():
+        [version], [old] = crd["spec"]["versions"], BEFORE[kind]["spec"]["versions"]
+        assert {**version, "schema": None} == {**old, "schema": None}
+        assert {**crd, "spec": {**crd["spec"], "versions": None}} == {**BEFORE[kind], "spec": {**BEFORE[kind]["spec"], "versions": None}}
+    assert NOW.keys() == BEFORE.keys()
+
+
+ALLOWED = {
+    *("type", "description", "properties", "required", "items", "additionalProperties", "format", "minimum", "enum", "pattern", "default"),
+    *("x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-preserve-unknown-fields"),
+}
+
+
+def levels(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for below in [*node.get("properties", {}).values(), *(node[key] for key in ("items", "additionalProperties") if key in node)]:
+        yield from levels(below)
+
+
+@pytest.mark.parametrize("kind", sorted(NOW))
+def test_schemas_are_structural(kind: str) -> None:
+    """Kubernetes: each level has a type, is inline, and uses only keywords that a structural schema may."""
+    for level in levels(NOW[kind]["spec"]["versions"][0]["schema"]["openAPIV3Schema"]):
+        assert level["type"] in ("object", "array", "string", "integer", "number", "boolean") and level.keys() <= ALLOWED
+        for key in level.get("x-kubernetes-list-map-keys", ()):
+            assert key in level["items"]["required"], "what tells entries of a map apart is never absent"
+
+
+def test_a_type_without_a_structural_schema_is_refused() -> None:
+    class Odd(ApiModel):
+        either: int | str = 0
+
+    with pytest.raises(TypeError, match="no structural schema for int"):
+        schema_of(Odd)
+
+
+def test_keywords_come_from_the_types_and_from_the_fields() -> None:
+    class Some(ApiModel):
+        two_words: Annotated[int | None, Schema("Why.", minimum=0)] = None
+        size: Annotated[str, Schema(defaulted=True, required=True)] = "2Gi"
+
+    assert schema_of(Some) == {
+        "type": "object",
+        "properties": {"twoWords": {"type": "integer", "description": "Why.", "minimum": 0}, "size": {"type": "string", "default": "2Gi"}},
+        "required": ["size"],
+    }
