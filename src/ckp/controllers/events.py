@@ -1,7 +1,7 @@
-"""Kubernetes' Events of CKP's objects, from what their conditions become: for `kubectl describe`, `ckp host describe`, and whoever collects Events.
+"""Kubernetes' Events of CKP's objects, from the transitions of their conditions: for `kubectl describe`, `ckp host describe`, and tools that collect Events.
 
-A controller beside the others: it reads what they and the hub write, so that none of them has to think of it. Events are no state: one that is
-lost is lost, and after a restart only what became so in the last two minutes is told.
+A controller beside the others: it reads what they and the hub write, so that none of them has to emit Events itself. Events are not state: one that
+is lost is lost, and after a restart only transitions of the last two minutes are emitted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import structlog
 from ckp.api.names import EVENT_LABEL
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.kits.clock import Clock, parse_rfc3339, rfc3339
-from ckp.rules.events import Happening, happenings
+from ckp.rules.events import Transition, transitions
 from ckp.runtime.controller import Result
 from ckp.runtime.informer import Informer
 
@@ -28,37 +28,37 @@ COMPONENT = "ckp-controllers"
 
 @dataclass
 class EventsReconciler:
-    """Tells what became of one object since it was looked at last."""
+    """Emits an Event for each transition of one object since the last pass."""
 
     kube: Kube
     clock: Clock
     informer: Informer
-    _told: OrderedDict[tuple[str, str], str] = field(default_factory=OrderedDict)
+    _emitted: OrderedDict[tuple[str, str], str] = field(default_factory=OrderedDict)
 
     async def reconcile(self, namespace: str, name: str) -> Result:
         """One pass."""
         obj = self.informer.get(namespace, name)
         if obj is None:
             return Result()
-        for happening in happenings(obj):
-            key = (str(obj["metadata"]["uid"]), happening.about)
-            before = self._told.get(key)
-            if before == happening.state:
+        for transition in transitions(obj):
+            key = (str(obj["metadata"]["uid"]), transition.about)
+            before = self._emitted.get(key)
+            if before == transition.state:
                 continue
-            self._told[key] = happening.state
-            self._told.move_to_end(key)
-            while len(self._told) > REMEMBERED:
-                self._told.popitem(last=False)
-            if before is not None or self._is_fresh(happening):
-                await self._tell(obj, happening)
+            self._emitted[key] = transition.state
+            self._emitted.move_to_end(key)
+            while len(self._emitted) > REMEMBERED:
+                self._emitted.popitem(last=False)
+            if before is not None or self._is_fresh(transition):
+                await self._emit(obj, transition)
         return Result()
 
-    def _is_fresh(self, happening: Happening) -> bool:
-        return bool(happening.since) and self.clock.now() - parse_rfc3339(happening.since) < FRESH
+    def _is_fresh(self, transition: Transition) -> bool:
+        return bool(transition.since) and self.clock.now() - parse_rfc3339(transition.since) < FRESH
 
-    async def _tell(self, obj: Obj, happening: Happening) -> None:
+    async def _emit(self, obj: Obj, transition: Transition) -> None:
         meta, now = obj["metadata"], rfc3339(self.clock.now())
-        about = f"{meta['uid']} {happening.about} {happening.state} {happening.since or now}"
+        about = f"{meta['uid']} {transition.about} {transition.state} {transition.since or now}"
         event = {
             "apiVersion": "v1",
             "kind": "Event",
@@ -75,16 +75,16 @@ class EventsReconciler:
                 "uid": meta["uid"],
                 "resourceVersion": meta["resourceVersion"],
             },
-            "type": "Warning" if happening.warning else "Normal",
-            "reason": happening.reason[:128],
-            "message": happening.message[:1000],
+            "type": "Warning" if transition.warning else "Normal",
+            "reason": transition.reason[:128],
+            "message": transition.message[:1000],
             "source": {"component": COMPONENT},
-            "firstTimestamp": happening.since or now,
-            "lastTimestamp": happening.since or now,
+            "firstTimestamp": transition.since or now,
+            "lastTimestamp": transition.since or now,
             "count": 1,
         }
         try:
             await self.kube.create(event)
         except KubeError as error:
-            if error.reason != "AlreadyExists":  # told before a restart
+            if error.reason != "AlreadyExists":  # emitted before a restart
                 log.warning("an event was not written", object=f"{meta['namespace']}/{meta['name']}", error=error.brief)

@@ -1,4 +1,4 @@
-"""The clusters that hosts are nodes of, reached with the administrator's kubeconfig that each control plane provider leaves (contract: `<c>-kubeconfig`)."""
+"""Clients of workload clusters, by the administrator's kubeconfig that each control plane provider writes (contract: `<c>-kubeconfig`)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ckp.api.names import PROVIDER_ID_PREFIX
 from ckp.clients.kube import Kube
 
 SECONDS = 5.0
-"""For one request to a cluster's API server: one that is away must not hold up the other hosts."""
+"""Timeout of one request to a cluster's API server: one that can't be reached must not hold up the other hosts."""
 
 Connect = Callable[[str], Kube]
 
 
 def connect(kubeconfig: str) -> Kube:
-    """A client of a managed cluster."""
+    """A client of a workload cluster."""
     return Kube.from_kubeconfig(kubeconfig, manager="ckp-controllers", timeout=SECONDS)
 
 
 @asynccontextmanager
-async def guest(kube: Kube, namespace: str, cluster: str, connect_to: Connect) -> AsyncIterator[Kube | None]:
+async def workload_cluster(kube: Kube, namespace: str, cluster: str, connect_to: Connect) -> AsyncIterator[Kube | None]:
     """A client of the cluster of this name while the block runs; None while it has no kubeconfig."""
     secret = await kube.get(SECRET, f"{cluster}-kubeconfig", namespace)
     if secret is None:
@@ -36,10 +36,10 @@ async def guest(kube: Kube, namespace: str, cluster: str, connect_to: Connect) -
 
 
 async def remove_stale_node(client: Kube, namespace: str, host: str, identity: str) -> None:
-    """Remove the Node that an earlier machine left under the host's name: a kubelet that joins anew would take it over with its old providerID.
+    """Remove the Node that an earlier machine left under the host's name: a kubelet that joins again would take it over with its old providerID.
 
     Cluster API gives up deleting a Node after ten seconds in which the API server does not answer (Machine.spec.nodeDeletionTimeout), and lets the
-    machine go all the same. Only a Node of this very host is removed, and whoever calls holds the host.
+    machine go all the same. Only a Node of this very host is removed, and the caller holds the host.
 
     Raises:
         KubeError: the cluster can't be reached.

@@ -13,17 +13,19 @@ from typing import Any
 
 from ckp.api import kinds
 from ckp.api.host_protocol import HostFacts, Report
+from ckp.api.states import ConditionType
 from ckp.clients.kube import Obj
 from ckp.hub.identity import HostId
 from ckp.kits.clock import rfc3339
 from ckp.rules.certificates import agent_of
+from ckp.rules.conditions import get_condition
 
 JOURNAL_ENTRIES = 50
 MAX_MESSAGE = 1000
 MAX_ENTRY_MESSAGE = 400
 MAX_ADDRESSES = 32
-CONDITION = "AgentConnected"
-UNIQUE = "IdentityUnique"
+CONDITION = str(ConditionType.AGENT_CONNECTED)
+UNIQUE = str(ConditionType.IDENTITY_UNIQUE)
 """False while two machines show the same host's certificate: an operator must decide which of them it is."""
 OWN_CONDITIONS = (CONDITION, UNIQUE)
 CARRIED = ("connected", "lastSeen", "version", "address", "clockOffsetSeconds", "bootIDs", "bootIDsOf")
@@ -39,10 +41,7 @@ def hub_of(host: Obj) -> str:
 
 def condition_of(host: Obj, kind: str = CONDITION) -> Mapping[str, Any]:
     """One of our conditions, or nothing."""
-    for entry in (host.get("status") or {}).get("conditions") or []:
-        if entry.get("type") == kind:
-            return dict(entry)
-    return {}
+    return get_condition(host, kind) or {}
 
 
 def carried_over(host: Obj) -> Status:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from ckp.rules.certificates import agent_of
-from ckp.rules.conditions import get_condition
+from ckp.api.objects.byo_host import ByoHost, Facts
+from ckp.api.objects.byo_machine import ByoMachineSpec, SelectorRequirement
+from ckp.api.states import ConditionType, HostPhase
 
 UNAVAILABLE = ("in use", "offline", "cordoned", "not yet clean", "cloned", "flapping", "unfit", "going away")
-"""Why a host is not free, in the order in which people are told."""
-_ORDER = ("going away", "in use", "cordoned", "offline", "cloned", "not yet clean", "flapping", "unfit")
+"""Why a host is not free, in the order in which messages list the counts."""
+_PRECEDENCE = ("going away", "in use", "cordoned", "offline", "cloned", "not yet clean", "flapping", "unfit")
 
 
 @dataclass(frozen=True)
@@ -45,39 +45,34 @@ class Candidate:
             "flapping": not self.stable,
             "unfit": bool(self.unfit),
         }
-        return next((word for word in _ORDER if holds[word]), "")
+        return next((word for word in _PRECEDENCE if holds[word]), "")
 
 
-def candidate(host: Mapping[str, Any]) -> Candidate:
-    """The candidate that a ByoHost object describes."""
-    spec, status = host.get("spec") or {}, host.get("status") or {}
-    facts = status.get("facts") or {}
-    blocking = [item for item in facts.get("findings") or [] if item.get("blocking")]
+def candidate(host: ByoHost) -> Candidate:
+    """The candidate that a ByoHost describes."""
+    facts = host.status.facts
+    blocking = [finding for finding in facts.findings if finding.blocking]
     return Candidate(
-        name=host["metadata"]["name"],
-        labels=host["metadata"].get("labels") or {},
-        claimed_by=(spec.get("machineRef") or {}).get("uid", ""),
-        connected=bool(agent_of(host).get("connected")),
-        cordoned=bool(spec.get("cordoned") or spec.get("drain")),  # a drain that was asked for would go on with the next machine's node
-        deleting="deletionTimestamp" in host["metadata"],
-        idle=(status.get("observed") or {}).get("phase") == "Free",
-        unique=not _is_false(host, "IdentityUnique"),
-        stable=not _is_false(host, "Stable"),
-        unfit=f"{blocking[0].get('problem', '')}: {blocking[0].get('remediation') or blocking[0].get('mend', '')}" if blocking else "",
-        cpus=int(facts.get("cpus") or 0),
-        memory_bytes=int(facts.get("memory_bytes") or 0),
+        name=host.name,
+        labels=host.metadata.labels,
+        claimed_by=host.spec.machine_ref.uid,
+        connected=host.status.agent.connected,
+        cordoned=bool(host.spec.cordoned or host.spec.drain),  # a drain that was asked for would go on with the next machine's node
+        deleting=host.deleting,
+        idle=host.status.observed.phase == HostPhase.FREE,
+        unique=not host.condition(ConditionType.IDENTITY_UNIQUE).is_false,
+        stable=not host.condition(ConditionType.STABLE).is_false,
+        unfit=f"{blocking[0].problem}: {blocking[0].advice}" if blocking else "",
+        cpus=facts.cpus,
+        memory_bytes=facts.memory_bytes,
         system=system_of(facts),
     )
 
 
-def system_of(facts: Mapping[str, Any]) -> str:
-    """A host's operating system as bundles are named for it (ckp.agent.system.facts.host_facts_os): debian-12, and rhel-9 for 9.4; "" if it has not said."""
-    name, number = str(facts.get("os_id") or ""), str(facts.get("os_version") or "")
+def system_of(facts: Facts) -> str:
+    """A host's operating system as bundles are named for it (ckp.agent.system.facts.host_facts_os): debian-12, and rhel-9 for 9.4; "" if not reported."""
+    name, number = facts.os_id, facts.os_version
     return f"{name}-{number.partition('.')[0] if name == 'rhel' else number}" if name else ""
-
-
-def _is_false(host: Mapping[str, Any], condition: str) -> bool:
-    return (get_condition(dict(host), condition) or {}).get("status") == "False"
 
 
 OTHERS = ("ckp.coredge.io", "cluster.x-k8s.io", "kubernetes.io", "k8s.io")
@@ -100,22 +95,21 @@ class Wanted:
     """What a machine asks of a host: labels as a Kubernetes label selector has them, and a least size."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
-    expressions: tuple[Mapping[str, Any], ...] = ()
+    expressions: tuple[SelectorRequirement, ...] = ()
     cpus: int = 0
     memory_bytes: int = 0
     release: str = ""
     systems: frozenset[str] = frozenset()
-    """Those that there is a bundle of the release for; none: whichever."""
+    """Those that the release has a bundle for; empty: any."""
 
     @classmethod
-    def of(cls, spec: Mapping[str, Any], release: str = "", systems: Iterable[str] = ()) -> Wanted:
+    def of(cls, spec: ByoMachineSpec, release: str = "", systems: Iterable[str] = ()) -> Wanted:
         """From the spec of a ByoMachine, or of a template's machine; for a release, if a host is to be chosen for it."""
-        selector, least = spec.get("selector") or {}, spec.get("minimum") or {}
         return cls(
-            labels=selector.get("matchLabels") or {},
-            expressions=tuple(selector.get("matchExpressions") or ()),
-            cpus=int(least.get("cpus") or 0),
-            memory_bytes=int(least.get("memoryBytes") or 0),
+            labels=spec.selector.match_labels,
+            expressions=spec.selector.match_expressions,
+            cpus=spec.minimum.cpus,
+            memory_bytes=spec.minimum.memory_bytes,
             release=release,
             systems=frozenset(systems),
         )
@@ -130,18 +124,23 @@ class Wanted:
 
     def fits(self, host: Candidate) -> bool:
         """Whether a host is one of those asked for, free or not."""
-        return (
-            all(host.labels.get(key) == value for key, value in self.labels.items())
-            and all(_holds(expression, host.labels) for expression in self.expressions)
-            and host.cpus >= self.cpus
-            and host.memory_bytes >= self.memory_bytes
+        return self.selects(host) and self.is_large_enough(host)
+
+    def selects(self, host: Candidate) -> bool:
+        """Whether a host carries the labels that are asked for."""
+        return all(host.labels.get(key) == value for key, value in self.labels.items()) and all(
+            _matches(expression, host.labels) for expression in self.expressions
         )
 
+    def is_large_enough(self, host: Candidate) -> bool:
+        """Whether a host has the least size that is asked for."""
+        return host.cpus >= self.cpus and host.memory_bytes >= self.memory_bytes
 
-def _holds(expression: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
-    """One matchExpression (apimachinery, labels/selector.go); an operator that is not known holds for nobody."""
-    key, values = str(expression.get("key")), expression.get("values") or []
-    match expression.get("operator"):
+
+def _matches(expression: SelectorRequirement, labels: Mapping[str, str]) -> bool:
+    """One matchExpression (apimachinery, labels/selector.go); an unknown operator matches no host."""
+    key, values = expression.key, expression.values
+    match expression.operator:
         case "In":
             return labels.get(key) in values
         case "NotIn":
@@ -164,19 +163,19 @@ class Choice:
 def choose_host(candidates: Iterable[Candidate], wanted: Wanted, machine: str) -> Choice:
     """The host that the machine with this uid holds already, else the smallest free one that will do, the first by name among equals.
 
-    The smallest, so that large hosts stay for those who ask for them. One that is not free (Candidate.unavailable) is never taken.
+    The smallest, so that large hosts stay free for machines that need them. One that is not free (Candidate.unavailable) is never taken.
     """
-    everyone = list(candidates)
-    if held := [item for item in everyone if item.claimed_by == machine]:
+    hosts = list(candidates)
+    if held := [item for item in hosts if item.claimed_by == machine]:
         return Choice(min(item.name for item in held))
-    matching = [item for item in everyone if wanted.fits(item)]
+    matching = [item for item in hosts if wanted.fits(item)]
     if free := [item for item in matching if not wanted.unavailable(item)]:
         return Choice(min(free, key=lambda item: (item.memory_bytes, item.cpus, item.name)).name)
     return Choice(reason=_why_none(matching, wanted))
 
 
 def no_bundle(release: str, host: Candidate) -> str:
-    """What is said of a host that no bundle is for."""
+    """Why a host without a bundle for its system is unfit, in words."""
     return f"there is no bundle of {release} for {host.system}"
 
 

@@ -1,4 +1,4 @@
-"""Which Events an object's conditions make: one for each time that a condition becomes true, false, or false for another reason."""
+"""Which Events an object's conditions make: one for each transition to true, to false, or to false for another reason."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ckp.api.states import ConditionType
+
 
 @dataclass(frozen=True)
-class Happening:
-    """Something that became so. `state` tells it from what was before; `since` is empty where nobody wrote the time down."""
+class Transition:
+    """A condition or phase as it is now. It is a transition where `state` differs from the last one seen; `since` is empty where no time was recorded."""
 
     about: str
     state: str
@@ -19,21 +21,21 @@ class Happening:
     since: str = ""
 
 
-def happenings(obj: Mapping[str, Any]) -> Iterator[Happening]:
-    """What an object says of itself now: its conditions but for Ready, which sums them up, and a host's phase."""
+def transitions(obj: Mapping[str, Any]) -> Iterator[Transition]:
+    """The current state of an object of any kind: its conditions but for Ready, which sums them up, and a host's phase."""
     status = obj.get("status") or {}
     for condition in status.get("conditions") or []:
         kind, value, why = str(condition["type"]), str(condition["status"]), str(condition.get("reason") or "")
-        if kind == "Ready" or value == "Unknown":
+        if kind == ConditionType.READY or value == "Unknown":
             continue
         good = value == "True"
         reason = kind if good or not why else why
         message = str(condition.get("message") or "") or f"{kind} is {value}"
         warning = not good and condition.get("severity", "Info") in ("Warning", "Error")
-        yield Happening(kind, f"{value} {why}", reason, message, warning, str(condition.get("lastTransitionTime") or ""))
+        yield Transition(kind, f"{value} {why}", reason, message, warning, str(condition.get("lastTransitionTime") or ""))
     observed = status.get("observed") or {}
     if phase := str(observed.get("phase") or ""):
         why = str(observed.get("reason") or "")
         cluster = str(observed.get("cluster") or "").rpartition("/")[2]
         place = f" for cluster {cluster}" if cluster else ""
-        yield Happening("phase", f"{phase} {why} {cluster}", why or phase, str(observed.get("message") or "") or f"the host is {phase}{place}", bool(why))
+        yield Transition("phase", f"{phase} {why} {cluster}", why or phase, str(observed.get("message") or "") or f"the host is {phase}{place}", bool(why))

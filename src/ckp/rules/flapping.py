@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from ckp.kits.clock import parse_rfc3339, rfc3339
+from ckp.api.objects.base import time_of
+from ckp.api.objects.byo_host import ByoHostStatus
+from ckp.kits.clock import rfc3339
 
 FORGOTTEN_AFTER = timedelta(hours=1)
 FIRST, LONGEST = timedelta(seconds=30), timedelta(minutes=30)
@@ -21,10 +22,9 @@ class Flaps:
     last: datetime | None = None
 
     @classmethod
-    def of(cls, status: Mapping[str, Any]) -> Flaps:
+    def of(cls, status: ByoHostStatus) -> Flaps:
         """From a ByoHost's status."""
-        data = status.get("flaps") or {}
-        return cls(int(data.get("count") or 0), parse_rfc3339(data["last"]) if data.get("last") else None)
+        return cls(status.flaps.count, time_of(status.flaps.last))
 
     def lost(self, at: datetime) -> Flaps:
         """The connection was lost at that moment; the same moment counts once."""

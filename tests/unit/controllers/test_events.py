@@ -12,7 +12,7 @@ from ckp.clients.kube import KubeError, Obj
 from ckp.controllers.events import EventsReconciler
 from ckp.kits.clock import rfc3339
 from ckp.rules.conditions import make_condition
-from ckp.rules.events import happenings
+from ckp.rules.events import transitions
 from ckp.runtime.informer import Informer
 from tests.simulators.clock import ManualClock
 from tests.simulators.kube import KubeSimulator
@@ -103,4 +103,4 @@ async def test_an_event_that_cannot_be_written_holds_nothing_up(bench: Bench) ->
 def test_ready_is_a_sum_and_unknown_is_nothing() -> None:
     conditions = [condition("Ready", False, START, reason="X"), make_condition("AgentConnected", None, START)]
     host: Obj = {"metadata": {}, "status": {"conditions": conditions}}
-    assert list(happenings(host)) == []
+    assert list(transitions(host)) == []

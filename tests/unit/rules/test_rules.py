@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckp.api.objects.byo_host import ByoHost, ByoHostStatus
+from ckp.api.objects.byo_machine import ByoMachineSpec
 from ckp.rules.claims import Candidate, Wanted, candidate, choose_host, user_labels
 from ckp.rules.conditions import make_condition, merge_conditions, summarize
 from ckp.rules.flapping import Flaps
@@ -18,6 +20,11 @@ from ckp.rules.lifecycle import STEPS, Seen, advance, complete
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 LABELS = {"hostgroup.ckp.coredge.io/lab": ""}
 LAB = Wanted(LABELS)
+
+
+def wanted(*expressions: dict[str, Any]) -> Wanted:
+    """What a machine asks for that selects hosts by expressions."""
+    return Wanted.of(ByoMachineSpec.model_validate({"selector": {"matchExpressions": list(expressions)}}))
 
 
 def host(name: str, **changes: Any) -> Candidate:
@@ -48,9 +55,9 @@ def test_a_host_of_another_size_or_with_other_labels_is_not_asked_for() -> None:
     assert choose_host(hosts, Wanted(LABELS, memory_bytes=8 << 30), "m").host == "large"
     assert "large enough" in choose_host(hosts, Wanted(LABELS, cpus=64), "m").reason
     for operator, values, expected in (("In", ["r7"], "large"), ("NotIn", ["r7"], "small"), ("Exists", [], "large"), ("DoesNotExist", [], "small")):
-        wanted = Wanted.of({"selector": {"matchExpressions": [{"key": "rack", "operator": operator, "values": values}]}})
-        assert choose_host(hosts, wanted, "m").host == expected, operator
-    assert choose_host(hosts, Wanted.of({"selector": {"matchExpressions": [{"key": "rack", "operator": "Near"}]}}), "m").host == ""
+        asked = wanted({"key": "rack", "operator": operator, "values": values})
+        assert choose_host(hosts, asked, "m").host == expected, operator
+    assert choose_host(hosts, wanted({"key": "rack", "operator": "Near"}), "m").host == ""
 
 
 def test_only_users_labels_reach_a_node() -> None:
@@ -66,10 +73,12 @@ def test_only_users_labels_reach_a_node() -> None:
 def test_a_host_with_a_blocking_preflight_finding_is_not_claimed_and_its_remediation_is_shown(name: str) -> None:
     """`mend` is what a host of 0.2.0 has in its status until its agent connects again."""
     found = {"problem": "port 10250 is taken by nginx (pid 7)", name: "stop it", "blocking": True}
-    bad = candidate({"metadata": {"name": "a"}, "status": {"observed": {"phase": "Free"}, "agent": {"connected": True}, "facts": {"findings": [found]}}})
+    bad = candidate(
+        ByoHost.of({"metadata": {"name": "a"}, "status": {"observed": {"phase": "Free"}, "agent": {"connected": True}, "facts": {"findings": [found]}}})
+    )
     assert bad.unavailable() == "unfit"
     assert choose_host([bad], Wanted(), "m").reason.endswith("1 unfit; a: port 10250 is taken by nginx (pid 7): stop it")
-    assert not candidate({"metadata": {"name": "a"}, "status": {"facts": {"findings": [found | {"blocking": False}]}}}).unfit
+    assert not candidate(ByoHost.of({"metadata": {"name": "a"}, "status": {"facts": {"findings": [found | {"blocking": False}]}}})).unfit
 
 
 def test_a_host_that_comes_and_goes_is_held_back_for_longer_each_time() -> None:
@@ -81,7 +90,7 @@ def test_a_host_that_comes_and_goes_is_held_back_for_longer_each_time() -> None:
         at += timedelta(minutes=5)
     assert held == [0, 30, 60, 120, 240, 480, 960, 1800, 1800]
     assert flaps.lost(at + timedelta(hours=1)).held_until is None, "an hour of quiet is forgiven"
-    assert Flaps.of({"flaps": flaps.to_json()}) == flaps and Flaps.of({}) == Flaps()
+    assert Flaps.of(ByoHostStatus.model_validate({"flaps": flaps.to_json()})) == flaps and Flaps.of(ByoHostStatus()) == Flaps()
 
 
 candidates = st.builds(
@@ -114,8 +123,8 @@ def test_a_claim_never_takes_anothers_host_and_does_not_depend_on_order(hosts: l
 
 
 def test_a_host_is_not_idle_before_it_has_said_so() -> None:
-    assert not candidate({"metadata": {"name": "a"}, "spec": {}}).idle
-    assert candidate({"metadata": {"name": "a"}, "status": {"observed": {"phase": "Free"}}}).idle
+    assert not candidate(ByoHost.of({"metadata": {"name": "a"}, "spec": {}})).idle
+    assert candidate(ByoHost.of({"metadata": {"name": "a"}, "status": {"observed": {"phase": "Free"}}})).idle
 
 
 def test_a_conditions_time_changes_only_with_its_meaning() -> None:
@@ -197,7 +206,7 @@ def test_a_written_finish_is_never_rewritten_while_the_step_stays_done(sights: l
 
 def test_only_a_host_whose_system_there_is_a_bundle_for_is_claimed() -> None:
     ubuntu, debian = host("a", system="ubuntu-24.04", memory_bytes=1), host("b", system="debian-12", memory_bytes=2)
-    wanted = Wanted.of({}, "v1.35.1", ["debian-12", "rhel-9"])
+    wanted = Wanted.of(ByoMachineSpec(), "v1.35.1", ["debian-12", "rhel-9"])
     assert choose_host([ubuntu, debian], wanted, "m").host == "b", "though the other one is smaller"
     assert choose_host([ubuntu], wanted, "m").reason.endswith("1 unfit; a: there is no bundle of v1.35.1 for ubuntu-24.04")
 
@@ -205,11 +214,11 @@ def test_only_a_host_whose_system_there_is_a_bundle_for_is_claimed() -> None:
 def test_a_system_is_named_as_its_bundles_are() -> None:
     for name, number, system in (("debian", "12", "debian-12"), ("rhel", "9.4", "rhel-9"), ("ubuntu", "24.04", "ubuntu-24.04"), ("", "", "")):
         facts = {"os_id": name, "os_version": number}
-        assert candidate({"metadata": {"name": "a"}, "status": {"facts": facts}}).system == system
+        assert candidate(ByoHost.of({"metadata": {"name": "a"}, "status": {"facts": facts}})).system == system
 
 
 def test_a_drained_host_is_not_claimed() -> None:
     """The drain would go on with the next machine's node."""
     free = {"metadata": {"name": "a"}, "status": {"observed": {"phase": "Free"}, "agent": {"connected": True}}}
-    assert candidate(free).unavailable() == ""
-    assert candidate(free | {"spec": {"drain": "2026-04-01T12:00:00Z"}}).unavailable() == "cordoned"
+    assert candidate(ByoHost.of(free)).unavailable() == ""
+    assert candidate(ByoHost.of(free | {"spec": {"drain": "2026-04-01T12:00:00Z"}})).unavailable() == "cordoned"

@@ -8,9 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from ckp.api import names
+from ckp.api.states import ConditionType
 from ckp.clients.kube import Obj
-from ckp.compass.hosts.hosts import condition, is_true
 from ckp.kits.clock import parse_rfc3339
+from ckp.rules.conditions import get_condition, is_true
 
 FINISHED_STEPS = ("Done", "Skipped")
 
@@ -120,7 +121,7 @@ def _machine(machine: Obj, hosts: Sequence[Obj]) -> MachineView:
     infrastructure = (machine["spec"].get("infrastructureRef") or {}).get("name", name)
     holder = next((host for host in hosts if ((host.get("spec") or {}).get("machineRef") or {}).get("name") in (name, infrastructure)), None)
     failed = bool(status.get("failureMessage"))  # its node may well go on for a while: it is to be replaced all the same
-    ready = not failed and (is_true(machine, "NodeHealthy") or (is_true(machine, "Ready") and bool(status.get("nodeRef"))))
+    ready = not failed and (is_true(machine, ConditionType.NODE_HEALTHY) or (is_true(machine, ConditionType.READY) and bool(status.get("nodeRef"))))
     said = [entry for entry in status.get("conditions") or () if entry.get("status") == "False" and entry.get("message")]
     bad = next(iter(sorted(said, key=lambda entry: entry.get("type") == "Ready")), None)  # Ready only counts the others: "1 of 2 completed"
     seen = ((holder or {}).get("status") or {}).get("observed") or {}
@@ -144,7 +145,7 @@ def _why_not_ready(cluster: Obj, control_plane: Obj | None, steps: Sequence[Mapp
                 said = step.get("message")
                 return f"step {step.get('number')} ({step.get('title')}): {said or 'under way'}"
     for obj in (control_plane, cluster):
-        entry = condition(obj, "Ready") if obj else None
+        entry = get_condition(obj, ConditionType.READY) if obj else None
         if entry and entry.get("status") != "True" and (entry.get("message") or entry.get("reason")):
             return str(entry.get("message") or entry.get("reason"))
     return "" if control_plane else "its control plane object is not there yet"

@@ -8,6 +8,9 @@ from datetime import datetime
 from typing import Any
 
 from ckp.api import kinds, names
+from ckp.api.objects.base import time_of
+from ckp.api.objects.byo_host import ByoHost
+from ckp.api.states import ConditionType, HostPhase
 from ckp.clients.kube import Kube, Obj
 from ckp.compass.access.projects import Namespaces, ProjectRef, check_label
 from ckp.compass.store.database import Database
@@ -59,19 +62,6 @@ class EventView:
     message: str
 
 
-def condition(obj: Obj, kind: str) -> dict[str, Any] | None:
-    """A condition of an object by its type."""
-    for entry in (obj.get("status") or {}).get("conditions") or []:
-        if entry.get("type") == kind:
-            return dict(entry)
-    return None
-
-
-def is_true(obj: Obj, kind: str) -> bool:
-    """Whether a condition is there and True."""
-    return (condition(obj, kind) or {}).get("status") == "True"
-
-
 def groups_of(host: Obj) -> tuple[str, ...]:
     """The groups that a host is in."""
     return tuple(sorted(label.removeprefix(GROUP_PREFIX) for label in host["metadata"].get("labels") or {} if label.startswith(GROUP_PREFIX)))
@@ -79,7 +69,7 @@ def groups_of(host: Obj) -> tuple[str, ...]:
 
 def is_claimed(host: Obj) -> bool:
     """Whether a machine of a cluster holds it."""
-    return bool((host.get("spec") or {}).get("machineRef"))
+    return ByoHost.of(host).claimed
 
 
 def is_free(host: Obj) -> bool:
@@ -89,12 +79,16 @@ def is_free(host: Obj) -> bool:
 
 def why_not_free(host: Obj, wanted: Wanted | None = None) -> str:
     """What keeps a host from being claimed (rules.claims), by whomever or for what is wanted, in words; '' if nothing does."""
-    wanted, seen = wanted or Wanted(), candidate(host)
-    if is_claimed(host) and not seen.deleting:
-        return f"is claimed by machine {host['spec']['machineRef'].get('name')}"
+    return _why_not_free(ByoHost.of(host), wanted or Wanted())
+
+
+def _why_not_free(host: ByoHost, wanted: Wanted) -> str:
+    seen = candidate(host)
+    if host.claimed and not seen.deleting:
+        return f"is claimed by machine {host.spec.machine_ref.name}"
     words = {
         "going away": "is being removed",
-        "cordoned": "is cordoned" if (host.get("spec") or {}).get("cordoned") else "is drained",
+        "cordoned": "is cordoned" if host.spec.cordoned else "is drained",
         "offline": "its agent is not connected",
         "cloned": "is two machines with one certificate",
         "not yet clean": "is not clean yet",
@@ -104,58 +98,57 @@ def why_not_free(host: Obj, wanted: Wanted | None = None) -> str:
     return words.get(wanted.unavailable(seen), "")
 
 
-def creation(host: Obj) -> str:
-    """How far a claimed host is on its way to a node, in the three words of the product's API; '' for one that is on no such way."""
-    phase = ((host.get("status") or {}).get("observed") or {}).get("phase")
-    if not is_claimed(host) or phase == "Resetting":
+def creation(host: ByoHost) -> str:
+    """How far a claimed host is on its way to a node, in the three words of the product's API; '' for one that does not become a node."""
+    phase = host.status.observed.phase
+    if not host.claimed or phase == HostPhase.RESETTING:
         return ""
-    return {"Joined": "Create Completed", "Failed": "Create Failed"}.get(str(phase), "Create Pending")
+    words: dict[str, str] = {HostPhase.JOINED: "Create Completed", HostPhase.FAILED: "Create Failed"}
+    return words.get(phase, "Create Pending")
 
 
 def addresses_of(host: Obj) -> list[str]:
     """All addresses that a host reported."""
-    return [address for network in (host.get("status") or {}).get("network") or [] for address in network.get("ipAddrs") or []]
+    return [address for network in ByoHost.of(host).status.network for address in network.ip_addrs]
 
 
-def view(host: Obj) -> HostView:
+def view(obj: Obj) -> HostView:
     """A ByoHost as people see it."""
-    meta, spec, status = host["metadata"], host.get("spec") or {}, host.get("status") or {}
-    agent, facts, observed = status.get("agent") or {}, status.get("facts") or {}, status.get("observed") or {}
-    connected = is_true(host, "AgentConnected")
-    claimed = is_claimed(host)
-    if meta.get("deletionTimestamp"):
+    host, status = ByoHost.of(obj), obj.get("status") or {}
+    agent, facts, observed = host.status.agent, host.status.facts, host.status.observed
+    connected = host.condition(ConditionType.AGENT_CONNECTED).is_true
+    if host.deleting:
         state = "Deleting"
     elif not connected:
         state = "Offline"
-    elif claimed or observed.get("phase", "Free") not in ("Free", ""):
-        state = str(observed.get("phase") or "Claimed")
-        state = "Claimed" if state == "Free" else state
+    elif host.claimed or observed.phase not in (HostPhase.FREE, ""):
+        state = observed.phase if observed.phase not in (HostPhase.FREE, "") else "Claimed"
     else:
-        state = "Cordoned" if spec.get("cordoned") else "Free"
+        state = "Cordoned" if host.spec.cordoned else "Free"
     return HostView(
-        name=meta["name"],
+        name=host.name,
         state=state,
         connected=connected,
-        cordoned=bool(spec.get("cordoned")),
-        free=is_free(host),
-        groups=groups_of(host),
-        labels={key: value for key, value in (meta.get("labels") or {}).items() if not key.startswith(GROUP_PREFIX)},
-        taints=tuple(spec.get("taints") or ()),
-        cluster=str(observed.get("cluster") or "").rpartition("/")[2] if claimed or observed.get("cluster") else "",
-        machine=str((spec.get("machineRef") or {}).get("name") or ""),
-        address=str(agent.get("address") or facts.get("default_address") or ""),
-        os=f"{facts['os_id']} {facts.get('os_version', '')}".strip() if facts.get("os_id") else "",
-        agent_version=str(agent.get("version") or ""),
-        agent_wanted=str(spec.get("agentVersion") or ""),
-        last_seen=parse_rfc3339(agent["lastSeen"]) if agent.get("lastSeen") else None,
-        clock_offset_seconds=agent.get("clockOffsetSeconds"),
-        created_at=parse_rfc3339(meta["creationTimestamp"]),
-        phase=str(observed.get("phase") or ""),
+        cordoned=host.spec.cordoned,
+        free=not _why_not_free(host, Wanted()),
+        groups=groups_of(obj),
+        labels={key: value for key, value in host.metadata.labels.items() if not key.startswith(GROUP_PREFIX)},
+        taints=host.spec.taints,
+        cluster=observed.cluster_name,
+        machine=host.spec.machine_ref.name,
+        address=agent.address or facts.default_address,
+        os=f"{facts.os_id} {facts.os_version}".strip() if facts.os_id else "",
+        agent_version=agent.version,
+        agent_wanted=host.spec.agent_version,
+        last_seen=time_of(agent.last_seen),
+        clock_offset_seconds=agent.clock_offset_seconds,
+        created_at=parse_rfc3339(host.metadata.creation_timestamp),
+        phase=observed.phase,
         creation=creation(host),
-        release=str(observed.get("release") or ""),
-        reason=str(observed.get("reason") or ""),
-        message=str(observed.get("message") or ""),
-        facts=facts,
+        release=observed.release,
+        reason=observed.reason,
+        message=observed.message,
+        facts=status.get("facts") or {},
         conditions=tuple(status.get("conditions") or ()),
         journal=tuple(status.get("journal") or ()),
     )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ckp.api.kinds import BYO_MACHINE, BYO_MACHINE_TEMPLATE, CERTIFICATE, CLUSTER, KUBEADM_CONFIG_TEMPLATE, MACHINE, MACHINE_DEPLOYMENT, MANAGED_CONTROL_PLANE
 from ckp.api.names import CLUSTER_NAME_LABEL, REQUESTED_AT_ANNOTATION
+from ckp.api.objects.byo_host import ByoHost
+from ckp.api.objects.byo_machine import ByoMachineTemplate
 from ckp.clients.kube import Kube, Obj
 from ckp.controllers.scope import Scope, cluster_name, deleting, owner
 from ckp.kits.clock import Clock
@@ -59,10 +61,10 @@ class LifecycleReconciler:
             infrastructure_ready=bool((cluster.get("status") or {}).get("infrastructureReady")),
             workers=sum(int(item["spec"].get("replicas") or 0) for item in deployments),
             hosts_in_group=len(group),
-            hosts_connected=sum(candidate(item).connected for item in group),
+            hosts_connected=sum(candidate(ByoHost.of(item)).connected for item in group),
             resources=bool(deployments and templates and bootstraps),
             machines=len(machines),
-            machines_claimed=sum(candidate(item).claimed_by in uids for item in group),
+            machines_claimed=sum(candidate(ByoHost.of(item)).claimed_by in uids for item in group),
             machines_failed=_failure(byo),
             control_plane_ready=bool((obj.get("status") or {}).get("ready")),
             control_plane_message=(get_condition(obj, "Ready") or {}).get("message", ""),
@@ -77,8 +79,8 @@ class LifecycleReconciler:
 
     def _group(self, namespace: str, templates: list[Obj]) -> list[Obj]:
         """The hosts that any of the cluster's machine templates may claim."""
-        asked = [Wanted.of(item["spec"]["template"]["spec"]) for item in templates]
-        return [host for host in self.hosts.all(namespace) if any(wanted.fits(candidate(host)) for wanted in asked)]
+        asked = [Wanted.of(ByoMachineTemplate.of(item).spec.template.spec) for item in templates]
+        return [host for host in self.hosts.all(namespace) if any(wanted.fits(candidate(ByoHost.of(host))) for wanted in asked)]
 
 
 def _failure(machines: list[Obj]) -> str:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from ckp.api.kinds import BYO_MACHINE, JOB, MACHINE
 from ckp.api.names import CLUSTER_NAME_LABEL, HOST_LABEL
+from ckp.api.objects.byo_host import ByoHost
 from ckp.api.platform import Releases
+from ckp.api.states import ConditionType, Reason
 from ckp.clients.kube import Kube, Obj
 from ckp.controllers.controlplane.plan import hardened, pod_security
 from ckp.controllers.scope import cluster_name, owner, owner_reference
@@ -21,21 +23,19 @@ DRAIN_SECONDS = 600
 
 @dataclass(frozen=True)
 class Drained:
-    """What is to be written of a host's drain: its condition, which request the node was drained for, and when to look again."""
+    """What is to be recorded of a host's drain: its condition, which request the node was drained for, and the seconds until the next pass."""
 
     condition: Condition | None = None
     done_for: str = ""
     after: float | None = None
 
 
-async def look_after(kube: Kube, clock: Clock, releases: Releases, host: Obj) -> Drained:
-    """The next step towards `spec.drain`: empty, or the time at which a person asked. Its node is cordoned by it, and uncordoned when it is taken back."""
-    spec, status = host.get("spec") or {}, host.get("status") or {}
-    wanted, done_for = str(spec.get("drain") or ""), str(status.get("drainedFor") or "")
-    reference = spec.get("machineRef")
-    if not reference or not (wanted or done_for):
+async def reconcile_drain(kube: Kube, clock: Clock, releases: Releases, host: ByoHost) -> Drained:
+    """The next step towards `spec.drain`: empty, or the time of the request. A drain cordons the node; it is uncordoned when the request is taken back."""
+    wanted, done_for = host.spec.drain, host.status.drained_for
+    if not host.claimed or not (wanted or done_for):
         return Drained()
-    machine = await kube.get(BYO_MACHINE, reference["name"], host["metadata"]["namespace"])
+    machine = await kube.get(BYO_MACHINE, host.spec.machine_ref.name, host.namespace)
     if machine is None:
         return Drained()
     now = clock.now()
@@ -44,18 +44,19 @@ async def look_after(kube: Kube, clock: Clock, releases: Releases, host: Obj) ->
     if not wanted:
         if state == "done":
             return Drained()
-        return Drained(make_condition("Drained", False, now, reason="Uncordoning", message=message), done_for, POLL)
+        return Drained(make_condition(ConditionType.DRAINED, False, now, reason=Reason.UNCORDONING, message=message), done_for, POLL)
     if state == "done":
-        return Drained(make_condition("Drained", True, now), wanted)
+        return Drained(make_condition(ConditionType.DRAINED, True, now), wanted)
     failed = state == "failed"
-    condition = make_condition("Drained", False, now, reason="DrainFailed" if failed else "Draining", message=message, severity="Warning" if failed else "Info")
+    reason = Reason.DRAIN_FAILED if failed else Reason.DRAINING
+    condition = make_condition(ConditionType.DRAINED, False, now, reason=reason, message=message, severity="Warning" if failed else "Info")
     # Also while it is under way: the node may be cordoned already, and must be uncordoned when the request is taken back.
     return Drained(condition, wanted, POLL)
 
 
-async def _job(kube: Kube, releases: Releases, host: Obj, machine: Obj, verb: str, request: str) -> tuple[str, str]:
+async def _job(kube: Kube, releases: Releases, host: ByoHost, machine: Obj, verb: str, request: str) -> tuple[str, str]:
     """Start the Job, or see how it goes: running, done or failed, and a sentence."""
-    name, namespace = host["metadata"]["name"], host["metadata"]["namespace"]
+    name, namespace = host.name, host.namespace
     digest = hashlib.sha256(f"{request} {machine['metadata']['uid']}".encode()).hexdigest()[:8]
     # The name of a Job becomes a label of its pods: at most 63 characters. The machine's uid in the digest tells hosts of one beginning apart.
     job_name = f"{verb}-{name[:40].rstrip('-.')}-{digest}"

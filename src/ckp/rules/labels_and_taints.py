@@ -1,4 +1,4 @@
-"""What users put on a host shows at its node: labels and taints, also those that change after the join."""
+"""The labels and taints that users set on a host are its node's too, also those that change after the join."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ckp.api.objects.byo_host import ByoHost
 from ckp.rules.claims import user_labels
 
 
 @dataclass(frozen=True)
-class Marks:
+class LabelsAndTaints:
     """The labels and taints that a host gives to the node of one machine.
 
-    `settled`: the node carries exactly these. Otherwise these are all that it may have got from us so far, to be taken away again if they are not wanted.
+    `settled`: the node carries exactly these. Otherwise these are all that it may have got from us so far, to be removed again if they are not wanted.
     """
 
     machine: str = ""  # uid of the ByoMachine whose node it is
@@ -22,17 +23,15 @@ class Marks:
     settled: bool = False
 
     @classmethod
-    def wanted(cls, host: Mapping[str, Any]) -> Marks:
+    def wanted(cls, host: ByoHost) -> LabelsAndTaints:
         """What a ByoHost asks for."""
-        spec = host.get("spec") or {}
-        uid = (spec.get("machineRef") or {}).get("uid", "")
-        return cls(str(uid), user_labels(host["metadata"].get("labels") or {}), tuple(spec.get("taints") or ()), settled=True)
+        return cls(host.spec.machine_ref.uid, user_labels(host.metadata.labels), host.spec.taints, settled=True)
 
     @classmethod
-    def read(cls, host: Mapping[str, Any]) -> Marks:
-        """What is written down of them in a ByoHost's status."""
-        found = (host.get("status") or {}).get("nodeMarks") or {}
-        return cls(str(found.get("machine", "")), found.get("labels") or {}, tuple(found.get("taints") or ()), bool(found.get("settled")))
+    def recorded(cls, host: ByoHost) -> LabelsAndTaints:
+        """What a ByoHost's status records of them."""
+        found = host.status.node_marks
+        return cls(found.machine, found.labels, found.taints, found.settled)
 
     def to_json(self) -> dict[str, Any]:
         """For the status."""
@@ -42,12 +41,12 @@ class Marks:
         """Whether there is any."""
         return bool(self.labels or self.taints)
 
-    def told(self, wanted: Marks) -> Marks:
-        """Before the join: the node registers with one of all that it was told meanwhile, and nobody knows with which."""
+    def joined_with(self, wanted: LabelsAndTaints) -> LabelsAndTaints:
+        """Before the join: the node registers with one of all the sets that it was given meanwhile, and it is not known with which."""
         return replace(wanted, labels={**self.labels, **wanted.labels}, taints=tuple(dict.fromkeys((*self.taints, *wanted.taints))), settled=False)
 
 
-def node_patch(node: Mapping[str, Any], before: Marks, wanted: Marks) -> dict[str, Any]:
+def node_patch(node: Mapping[str, Any], before: LabelsAndTaints, wanted: LabelsAndTaints) -> dict[str, Any]:
     """The merge patch that brings a Node from `before` to `wanted`; empty if there is nothing to do. What others put on it stays.
 
     With the resourceVersion: taints are one list that others change too, so it must be the one that was read.

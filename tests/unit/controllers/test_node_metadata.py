@@ -15,7 +15,7 @@ from ckp.api.platform import Releases
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.providers.byo.host import ByoHostReconciler
 from ckp.rules.conditions import get_condition
-from ckp.rules.marks import Marks, node_patch, parse_taint
+from ckp.rules.labels_and_taints import LabelsAndTaints, node_patch, parse_taint
 from tests.simulators.clock import ManualClock
 from tests.simulators.kube import KubeSimulator
 
@@ -34,7 +34,7 @@ def applied(node: Obj, patch: dict[str, Any]) -> Obj:
     return {"metadata": {**node["metadata"], "labels": {key: value for key, value in labels.items() if value is not None}}, "spec": {"taints": taints}}
 
 
-def told_apart(taints: tuple[str, ...]) -> tuple[str, ...]:
+def distinct(taints: tuple[str, ...]) -> tuple[str, ...]:
     """At most one taint of a key and effect, as a Node can have."""
     return tuple({(item["key"], item["effect"]): text for text, item in ((text, parse_taint(text)) for text in taints)}.values())
 
@@ -43,7 +43,8 @@ def told_apart(taints: tuple[str, ...]) -> tuple[str, ...]:
 def test_a_node_gets_what_is_wanted_loses_what_was_ours_and_keeps_what_is_others(
     labels: dict[str, str], taints: tuple[str, ...], new_labels: dict[str, str], new_taints: tuple[str, ...]
 ) -> None:
-    before, wanted = Marks("m", labels, told_apart(taints)), Marks("m", new_labels, told_apart(new_taints), settled=True)
+    before = LabelsAndTaints("m", labels, distinct(taints))
+    wanted = LabelsAndTaints("m", new_labels, distinct(new_taints), settled=True)
     node = {"metadata": {"resourceVersion": "7", "labels": {**OTHERS, **labels}}, "spec": {"taints": [NOT_READY, *map(parse_taint, before.taints)]}}
     patch = node_patch(node, before, wanted)
     after = applied(node, patch)
@@ -113,7 +114,7 @@ async def bench() -> Bench:
 
 async def test_labels_and_taints_that_change_after_the_join_come_to_the_node_and_go_again(bench: Bench) -> None:
     await bench.pass_once()
-    assert bench.asked == [], "nobody is asked before there is a node"
+    assert bench.asked == [], "no cluster is asked before there is a node"
     await bench.join(rack="r1")
     await bench.pass_once()
     assert (await bench.marked())["status"] == "True"
