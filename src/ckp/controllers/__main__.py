@@ -73,7 +73,7 @@ def build(kube: Kube, releases: Releases, addons_image: str) -> Manager:
         .watches(manager.informer(DEPLOYMENT), owned)
         .watches(manager.informer(STATEFUL_SET), owned)
         .watches(jobs, owned),
-        Controller("addons", AddonsReconciler(kube, clock, releases, Applier(kube, clock), addons_image), planes, workers=2).watches(jobs, owned),
+        Controller("addons", AddonsReconciler(kube, clock, releases, addons_image), planes, workers=2).watches(jobs, owned),
         Controller("lifecycle", LifecycleReconciler(kube, clock, hosts), planes, workers=2)
         .watches(manager.informer(MACHINE), planes_of_cluster)
         .watches(machines, planes_of_cluster),

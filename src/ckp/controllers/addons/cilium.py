@@ -6,10 +6,11 @@ import hashlib
 import json
 from typing import Any
 
-from ckp.api.names import CLUSTER_NAME_LABEL
 from ckp.api.platform import Releases
 from ckp.clients.kube import Obj
-from ckp.controllers.controlplane.plan import API_PORT, Plan, hardened, pod_security
+from ckp.controllers.controlplane.plan import API_PORT, Plan
+from ckp.controllers.jobs import job
+from ckp.controllers.pods import config_volume, empty_volume, hardened, mount, secret_volume
 
 
 def values(plan: Plan, site: dict[str, object]) -> dict[str, Any]:
@@ -57,24 +58,7 @@ def install_objects(plan: Plan, releases: Releases, image: str) -> list[Obj]:
         "command": [*command, "--kubeconfig=/kube/value", "--timeout=5m"],
         "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
         "securityContext": hardened(),
-        "volumeMounts": [
-            {"name": "values", "mountPath": "/values", "readOnly": True},
-            {"name": "kube", "mountPath": "/kube", "readOnly": True},
-            {"name": "tmp", "mountPath": "/tmp"},
-        ],
+        "volumeMounts": [mount("values", "/values"), mount("kube", "/kube"), mount("tmp", "/tmp", writable=True)],
     }
-    pod = {
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "restartPolicy": "OnFailure",
-        "securityContext": pod_security(),
-        "containers": [container],
-        "volumes": [
-            {"name": "values", "configMap": {"name": name}},
-            {"name": "kube", "secret": {"secretName": plan.name("kubeconfig"), "defaultMode": 0o440}},
-            {"name": "tmp", "emptyDir": {}},
-        ],
-    }
-    labels = {CLUSTER_NAME_LABEL: plan.cluster, "app.kubernetes.io/component": "addon-cilium"}
-    spec = {"backoffLimit": 10, "activeDeadlineSeconds": 900, "template": {"metadata": {"labels": labels}, "spec": pod}}
-    return [config, {"apiVersion": "batch/v1", "kind": "Job", "metadata": plan.meta(name), "spec": spec}]
+    volumes = [config_volume("values", name), secret_volume("kube", plan.name("kubeconfig")), empty_volume("tmp")]
+    return [config, job(plan.meta(name), plan.selector("addon-cilium"), [container], volumes, retries=10, deadline=900)]

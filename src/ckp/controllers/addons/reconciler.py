@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ckp.api.kinds import CLUSTER, JOB, MANAGED_CONTROL_PLANE
+from ckp.api.kinds import CLUSTER, MANAGED_CONTROL_PLANE
 from ckp.api.platform import Releases
 from ckp.clients.kube import Kube, Obj
 from ckp.controllers.addons import cilium
-from ckp.controllers.apply import Applier
 from ckp.controllers.controlplane.plan import Plan
+from ckp.controllers.jobs import JobState, run_once
 from ckp.controllers.scope import Scope, cluster_name, deleting, paused
 from ckp.kits.clock import Clock
 from ckp.runtime.controller import Result
@@ -28,7 +28,6 @@ class AddonsReconciler:
     kube: Kube
     clock: Clock
     releases: Releases
-    applier: Applier
     image: str
 
     async def reconcile(self, namespace: str, name: str) -> Result:
@@ -51,15 +50,14 @@ class AddonsReconciler:
     async def _cilium(self, plan: Plan) -> Obj:
         config, job = cilium.install_objects(plan, self.releases, self.image)
         addon: Obj = {"name": "cilium", "version": plan.release.cni["cilium"], "state": "Installing", "message": "helm is installing the chart"}
-        found = await self.kube.get(JOB, job["metadata"]["name"], plan.namespace)
-        if found is None:
-            await self.applier.apply(config)
-            await self.kube.apply(job)
-            return addon
-        status = found.get("status") or {}
-        if status.get("succeeded"):
+        name = str(job["metadata"]["name"])
+
+        async def manifests() -> list[Obj]:
+            return [config, job]
+
+        state = await run_once(self.kube, plan.namespace, name, manifests)
+        if state is JobState.SUCCEEDED:
             return {"name": addon["name"], "version": addon["version"], "state": "Installed"}
-        if any(item["type"] == "Failed" and item["status"] == "True" for item in status.get("conditions") or []):
-            await self.kube.delete(JOB, job["metadata"]["name"], plan.namespace)
-            addon["message"] = f"the Job {job['metadata']['name']} failed and is started again"
+        if state is JobState.FAILED:
+            addon["message"] = f"the Job {name} failed and is started again"
         return addon

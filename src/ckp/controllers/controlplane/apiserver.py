@@ -1,7 +1,7 @@
 """API server with its konnectivity server, controller-manager and scheduler, as Deployments behind a load balancer.
 
 The flags are kubeadm's (cmd/kubeadm/app/phases/controlplane/manifests.go at v1.35.1), with the files where our Secrets are mounted, and
-with konnectivity for all that lies in the cluster: pods, nodes and services are only reached through the agents there.
+with konnectivity for everything in the cluster: pods, nodes and services are only reached through the agents there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import json
 
 from ckp.clients.kube import Obj
 from ckp.controllers.controlplane.etcd import CLIENT_PORT
-from ckp.controllers.controlplane.plan import API_PORT, KONNECTIVITY_PORT, PRIORITY, Plan, hardened, pki_volume, pod_security
+from ckp.controllers.controlplane.plan import API_PORT, KONNECTIVITY_PORT, PRIORITY, Plan
+from ckp.controllers.pods import config_volume, empty_volume, hardened, mount, pod_spec
 
 PKI = "/etc/kubernetes/pki"
 SOCKETS = "/run/konnectivity"
@@ -104,14 +105,14 @@ def api_server(plan: Plan) -> Obj:
         "livenessProbe": _probe("/livez", API_PORT, period=10, failures=8),
         "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "4Gi"}},
         "securityContext": hardened(),
-        "volumeMounts": [_mount("pki", PKI), _mount("config", CONFIG), {"name": "sockets", "mountPath": SOCKETS}, {"name": "tmp", "mountPath": "/tmp"}],
+        "volumeMounts": [mount("pki", PKI), mount("config", CONFIG), mount("sockets", SOCKETS, writable=True), mount("tmp", "/tmp", writable=True)],
     }
     volumes = [
-        pki_volume(plan, "pki", *files),
-        pki_volume(plan, "konnectivity-pki", *_client_files("konnectivity"), ("apiserver", "tls.crt", "tls.crt"), ("apiserver", "tls.key", "tls.key")),
-        {"name": "config", "configMap": {"name": plan.name("control-plane")}},
+        plan.pki_volume("pki", *files),
+        plan.pki_volume("konnectivity-pki", *_client_files("konnectivity"), ("apiserver", "tls.crt", "tls.crt"), ("apiserver", "tls.key", "tls.key")),
+        config_volume("config", plan.name("control-plane")),
         {"name": "sockets", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
-        {"name": "tmp", "emptyDir": {}},
+        empty_volume("tmp"),
     ]
     return _deployment(plan, "apiserver", [container, _konnectivity(plan)], volumes)
 
@@ -145,7 +146,7 @@ def _konnectivity(plan: Plan) -> Obj:
         "livenessProbe": {**_probe("/healthz", 8134, period=10, failures=8, scheme="HTTP")},
         "resources": {"requests": {"cpu": "5m", "memory": "24Mi"}, "limits": {"memory": "512Mi"}},
         "securityContext": hardened(),
-        "volumeMounts": [_mount("konnectivity-pki", PKI), _mount("config", CONFIG), {"name": "sockets", "mountPath": SOCKETS}],
+        "volumeMounts": [mount("konnectivity-pki", PKI), mount("config", CONFIG), mount("sockets", SOCKETS, writable=True)],
     }
 
 
@@ -198,12 +199,12 @@ def _component(plan: Plan, part: str, program: str, flags: dict[str, str], port:
         "livenessProbe": _probe("/healthz", port, period=10, failures=8),
         "resources": {"requests": {"cpu": "10m", "memory": memory}, "limits": {"memory": "1Gi"}},
         "securityContext": hardened(),
-        "volumeMounts": [_mount("pki", PKI), _mount("config", CONFIG), {"name": "tmp", "mountPath": "/tmp"}],
+        "volumeMounts": [mount("pki", PKI), mount("config", CONFIG), mount("tmp", "/tmp", writable=True)],
     }
     volumes = [
-        pki_volume(plan, "pki", *dict.fromkeys([*files, *_client_files(part)])),
-        {"name": "config", "configMap": {"name": plan.name("control-plane")}},
-        {"name": "tmp", "emptyDir": {}},
+        plan.pki_volume("pki", *dict.fromkeys([*files, *_client_files(part)])),
+        config_volume("config", plan.name("control-plane")),
+        empty_volume("tmp"),
     ]
     return _deployment(plan, part, [container], volumes)
 
@@ -215,27 +216,15 @@ def _client_files(leaf: str) -> list[tuple[str, str, str]]:
 
 def _deployment(plan: Plan, part: str, containers: list[Obj], volumes: list[Obj]) -> Obj:
     selector = plan.selector(part)
-    pod = {
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "priorityClassName": PRIORITY,
-        "securityContext": pod_security(),
-        "containers": containers,
-        "volumes": volumes,
-    }
     spec = {
         "replicas": plan.replicas,
         "revisionHistoryLimit": 2,
         "selector": {"matchLabels": selector},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-        "template": {"metadata": {"labels": selector}, "spec": pod},
+        "template": {"metadata": {"labels": selector}, "spec": pod_spec(containers, volumes, priorityClassName=PRIORITY)},
     }
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": plan.meta(plan.name(part)), "spec": spec}
 
 
 def _probe(path: str, port: int, *, period: int, failures: int, scheme: str = "HTTPS") -> Obj:
     return {"httpGet": {"path": path, "port": port, "scheme": scheme}, "periodSeconds": period, "timeoutSeconds": 15, "failureThreshold": failures}
-
-
-def _mount(name: str, path: str) -> Obj:
-    return {"name": name, "mountPath": path, "readOnly": True}

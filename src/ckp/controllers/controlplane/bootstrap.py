@@ -1,7 +1,7 @@
 """What a fresh cluster must hold before a node can join: written by the release's own kubeadm, in a Job, once per version.
 
-kubeadm's phases (upload-config, bootstrap-token, addon/coredns) are not re-written here. Beside them the Job applies what a full
-`kubeadm init` would have: the binding of kubeadm:cluster-admins; and the konnectivity agents.
+kubeadm's phases (upload-config, bootstrap-token, addon/coredns) are not implemented again here. Beside them the Job applies what a full
+`kubeadm init` would: the binding of kubeadm:cluster-admins; and the konnectivity agents.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from ckp.api.names import CLUSTER_NAME_LABEL, CLUSTER_SECRET_TYPE
+from ckp.api.names import CLUSTER_SECRET_TYPE
 from ckp.clients.kube import Obj
-from ckp.controllers.controlplane.plan import KONNECTIVITY_PORT, Plan, hardened, pod_security
+from ckp.controllers.controlplane.plan import KONNECTIVITY_PORT, Plan
+from ckp.controllers.jobs import job
+from ckp.controllers.pods import NONROOT, config_volume, empty_volume, hardened, mount, secret_volume
 
 RBAC = "rbac.authorization.k8s.io"
 
@@ -53,7 +55,7 @@ def kubeconfig_secret(plan: Plan, name: str, text: str) -> Obj:
 
 
 def bootstrap_objects(plan: Plan) -> list[Obj]:
-    """The Job's configuration and the Job; its name covers the content, so what changed runs again."""
+    """The Job's configuration and the Job; its name covers the content, so changed content runs again."""
     data = {"kubeadm.json": _kubeadm_config(plan), "manifests.json": json.dumps({"apiVersion": "v1", "kind": "List", "items": _manifests(plan)})}
     digest = hashlib.sha256(json.dumps([data, plan.release.stamp], sort_keys=True).encode()).hexdigest()[:8]
     name = plan.name(f"bootstrap-{digest}")
@@ -67,7 +69,7 @@ def _kubeadm_config(plan: Plan) -> str:
         {
             "apiVersion": "kubeadm.k8s.io/v1beta4",
             "kind": "InitConfiguration",
-            # Neither is used by these phases; given, they keep kubeadm from looking at the machine that it runs on.
+            # Neither is used by these phases; given, they keep kubeadm from inspecting the machine that it runs on.
             "localAPIEndpoint": {"advertiseAddress": plan.host, "bindPort": 6443},
             "nodeRegistration": {"name": plan.cluster, "criSocket": "unix:///run/containerd/containerd.sock"},
         },
@@ -141,7 +143,7 @@ def _konnectivity_agents(plan: Plan) -> Obj:
         "livenessProbe": {"httpGet": {"path": "/healthz", "port": 8134}, "periodSeconds": 10, "timeoutSeconds": 15, "failureThreshold": 6},
         "resources": {"requests": {"cpu": "10m", "memory": "24Mi"}, "limits": {"memory": "256Mi"}},
         "securityContext": hardened(),
-        "volumeMounts": [{"name": "token", "mountPath": "/var/run/secrets/tokens", "readOnly": True}],
+        "volumeMounts": [mount("token", "/var/run/secrets/tokens")],
     }
     pod = {
         "hostNetwork": True,
@@ -149,7 +151,7 @@ def _konnectivity_agents(plan: Plan) -> Obj:
         "serviceAccountName": "konnectivity-agent",
         "priorityClassName": "system-node-critical",
         "tolerations": [{"operator": "Exists"}],
-        "securityContext": {"fsGroup": 65532},
+        "securityContext": {"fsGroup": NONROOT},
         "containers": [container],
         "volumes": [{"name": "token", "projected": {"sources": [token], "defaultMode": 0o440}}],
     }
@@ -163,7 +165,7 @@ def _konnectivity_agents(plan: Plan) -> Obj:
 
 
 def _job(plan: Plan, name: str) -> Obj:
-    """Each kubeadm phase is a container of its own, side by side: none needs another's result, and each is tried again by itself.
+    """Each kubeadm phase is a container of its own, side by side: none needs another's result, and each is retried alone.
 
     The image has no shell, and needs none.
     """
@@ -173,25 +175,9 @@ def _job(plan: Plan, name: str) -> Obj:
         ("bootstrap-token", ["kubeadm", "init", "phase", "bootstrap-token", "--config=/config/kubeadm.json", "--kubeconfig=/kube/value", "--skip-token-print"]),
         ("coredns", ["kubeadm", "init", "phase", "addon", "coredns", "--config=/config/kubeadm.json", "--kubeconfig=/kube/value"]),
     ]
-    pod = {
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "restartPolicy": "OnFailure",
-        "securityContext": pod_security(),
-        "containers": [_container(plan, phase, command) for phase, command in phases],
-        "volumes": [
-            {"name": "config", "configMap": {"name": name}},
-            {"name": "kube", "secret": {"secretName": plan.name("super-admin-kubeconfig"), "defaultMode": 0o440}},
-            {"name": "tmp", "emptyDir": {}},
-        ],
-    }
-    labels = {CLUSTER_NAME_LABEL: plan.cluster, "app.kubernetes.io/component": "bootstrap"}
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": plan.meta(name),
-        "spec": {"backoffLimit": 20, "activeDeadlineSeconds": 900, "template": {"metadata": {"labels": labels}, "spec": pod}},
-    }
+    containers = [_container(plan, phase, command) for phase, command in phases]
+    volumes = [config_volume("config", name), secret_volume("kube", plan.name("super-admin-kubeconfig")), empty_volume("tmp")]
+    return job(plan.meta(name), plan.selector("bootstrap"), containers, volumes, retries=20, deadline=900)
 
 
 def _container(plan: Plan, name: str, command: list[str]) -> Obj:
@@ -202,9 +188,5 @@ def _container(plan: Plan, name: str, command: list[str]) -> Obj:
         "env": [{"name": "KUBECONFIG", "value": "/kube/value"}, {"name": "HOME", "value": "/tmp"}],
         "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "256Mi"}},
         "securityContext": hardened(),
-        "volumeMounts": [
-            {"name": "config", "mountPath": "/config", "readOnly": True},
-            {"name": "kube", "mountPath": "/kube", "readOnly": True},
-            {"name": "tmp", "mountPath": "/tmp"},
-        ],
+        "volumeMounts": [mount("config", "/config"), mount("kube", "/kube"), mount("tmp", "/tmp", writable=True)],
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ckp.clients.kube import Obj
-from ckp.controllers.controlplane.plan import NONROOT, PRIORITY, Plan, hardened, pki_volume, pod_security
+from ckp.controllers.controlplane.plan import PRIORITY, Plan
+from ckp.controllers.pods import hardened, mount, pod_security, pod_spec
 
 CLIENT_PORT = 2379
 PEER_PORT = 2380
@@ -12,7 +13,7 @@ PKI = "/etc/etcd/pki"
 
 
 def etcd_objects(plan: Plan) -> list[Obj]:
-    """Two Services (clients; peers by name before they are ready), the StatefulSet, and who may talk to it."""
+    """Two Services (clients; peers by name before they are ready), the StatefulSet, and the policy of who may connect to it."""
     selector = plan.selector("etcd")
     ports = [{"name": "client", "port": CLIENT_PORT}, {"name": "peer", "port": PEER_PORT}]
     client = {"selector": selector, "ports": ports[:1]}
@@ -79,7 +80,7 @@ def _stateful_set(plan: Plan, selector: dict[str, str]) -> Obj:
         "livenessProbe": probe,
         "resources": {"requests": {"cpu": "25m", "memory": "64Mi"}, "limits": {"memory": "2Gi"}},
         "securityContext": hardened(),
-        "volumeMounts": [{"name": "data", "mountPath": "/var/lib/etcd"}, {"name": "pki", "mountPath": PKI, "readOnly": True}],
+        "volumeMounts": [mount("data", "/var/lib/etcd", writable=True), mount("pki", PKI)],
     }
     claim: Obj = {
         "metadata": {"name": "data", "labels": plan.selector("etcd")},
@@ -87,17 +88,9 @@ def _stateful_set(plan: Plan, selector: dict[str, str]) -> Obj:
     }
     if plan.storage_class:
         claim["spec"]["storageClassName"] = plan.storage_class
-    template = {
-        "metadata": {"labels": selector},
-        "spec": {
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
-            "priorityClassName": PRIORITY,
-            "securityContext": {**pod_security(), "fsGroup": NONROOT, "fsGroupChangePolicy": "OnRootMismatch"},
-            "containers": [container],
-            "volumes": [pki_volume(plan, "pki", ("etcd-server", "tls.crt", "tls.crt"), ("etcd-server", "tls.key", "tls.key"), ("etcd", "tls.crt", "ca.crt"))],
-        },
-    }
+    pki = plan.pki_volume("pki", ("etcd-server", "tls.crt", "tls.crt"), ("etcd-server", "tls.key", "tls.key"), ("etcd", "tls.crt", "ca.crt"))
+    security = {**pod_security(), "fsGroupChangePolicy": "OnRootMismatch"}
+    template = {"metadata": {"labels": selector}, "spec": pod_spec([container], [pki], priorityClassName=PRIORITY, securityContext=security)}
     return {
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",

@@ -1,4 +1,4 @@
-"""What one control plane is, worked out once from its objects: names, addresses, networks, images. All manifests are made from it."""
+"""One control plane, computed once from its objects: names, addresses, networks, images. All manifests are made from it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import ipaddress
 from dataclasses import dataclass
 
 from ckp.api.names import CLUSTER_NAME_LABEL
+from ckp.api.objects.control_plane import EtcdSpec, ManagedControlPlane
 from ckp.api.platform import InstalledRelease, Releases
 from ckp.clients.kube import Obj
+from ckp.controllers.pods import pki_volume
 from ckp.controllers.scope import owner_reference
 
 API_PORT = 6443
 KONNECTIVITY_PORT = 8132
 DEFAULT_PODS = "10.244.0.0/16"
 DEFAULT_SERVICES = "10.96.0.0/12"
-NONROOT = 65532
 PRIORITY = "ckp-control-plane"
-"""Below the management layer's class (deploy/00-foundation.yaml): a tenant's control plane must not put out what manages it."""
+"""Below the management layer's class (deploy/00-foundation.yaml): a tenant's control plane must not evict what manages it."""
 
 
 @dataclass(frozen=True)
@@ -42,23 +43,23 @@ class Plan:
     @classmethod
     def of(cls, control_plane: Obj, cluster: Obj, releases: Releases, host: str = "") -> Plan:
         """From a ManagedControlPlane and its Cluster; NotFound if the version is not installed."""
-        spec = control_plane["spec"]
+        plane = ManagedControlPlane.of(control_plane)
+        spec, etcd = plane.spec, plane.spec.etcd
         network = cluster["spec"].get("clusterNetwork") or {}
-        etcd = spec.get("etcd") or {}
         return cls(
             cluster=cluster["metadata"]["name"],
-            namespace=control_plane["metadata"]["namespace"],
+            namespace=plane.namespace,
             owner=control_plane,
-            release=releases.get(spec["version"]),
+            release=releases.get(spec.version),
             pod_cidr=((network.get("pods") or {}).get("cidrBlocks") or [DEFAULT_PODS])[0],
             service_cidr=((network.get("services") or {}).get("cidrBlocks") or [DEFAULT_SERVICES])[0],
             domain=network.get("serviceDomain") or "cluster.local",
-            replicas=int(spec.get("replicas") or 1),
-            etcd_replicas=int(etcd.get("replicas") or 1),
-            etcd_size=str(etcd.get("size") or "2Gi"),
-            storage_class=str(etcd.get("storageClass") or ""),
-            wanted_address=str((spec.get("loadBalancer") or {}).get("address") or ""),
-            cni=str((spec.get("addons") or {}).get("cni") or "cilium"),
+            replicas=spec.replicas,
+            etcd_replicas=etcd.replicas,
+            etcd_size=etcd.size or EtcdSpec().size,
+            storage_class=etcd.storage_class,
+            wanted_address=spec.load_balancer.address,
+            cni=spec.addons.cni,
             host=host,
         )
 
@@ -95,33 +96,6 @@ class Plan:
         """CoreDNS' address: the tenth of the range, as kubeadm has it."""
         return str(ipaddress.ip_network(self.service_cidr)[10])
 
-
-def hardened(user: int = NONROOT) -> Obj:
-    """A container's security context: nothing that a control plane component does not need."""
-    return {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "runAsNonRoot": True,
-        "runAsUser": user,
-        "capabilities": {"drop": ["ALL"]},
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
-
-
-def pod_security() -> Obj:
-    """A pod's security context; the group lets it read its mounted secrets."""
-    return {"fsGroup": NONROOT, "runAsGroup": NONROOT, "runAsUser": NONROOT, "runAsNonRoot": True}
-
-
-def pki_volume(plan: Plan, name: str, *files: tuple[str, str, str]) -> Obj:
-    """A volume of certificate files, readable by the pod's group only.
-
-    Args:
-        files: (Secret's part, its key, file name). A CA is always taken from its own Secret: what cert-manager puts into a
-            leaf's `ca.crt` may be the root, and whoever trusts the root trusts every cluster's certificates.
-    """
-    parts: dict[str, list[Obj]] = {}
-    for part, key, file in files:
-        parts.setdefault(part, []).append({"key": key, "path": file})
-    sources = [{"secret": {"name": plan.name(part), "items": items}} for part, items in parts.items()]
-    return {"name": name, "projected": {"defaultMode": 0o440, "sources": sources}}
+    def pki_volume(self, name: str, *files: tuple[str, str, str]) -> Obj:
+        """A volume of the cluster's certificates; `files` as for pods.pki_volume, with the parts of their Secrets' names."""
+        return pki_volume(name, *((self.name(part), key, file) for part, key, file in files))

@@ -1,7 +1,7 @@
-"""ManagedControlPlane: brings a hosted control plane up, one phase after the other, and keeps it so.
+"""ManagedControlPlane: brings a hosted control plane up, one phase after the other, and keeps it up.
 
 Contract (ControlPlane): `status.initialized`, `ready`, `version`, `replicas`, …; `externalManagedControlPlane: true`, or the core
-neither drains nor deletes nodes; the endpoint is written here and never waited for.
+neither drains nor deletes nodes; this provider writes the endpoint, and never waits for it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from dataclasses import dataclass
 
 from ckp.api.kinds import DEPLOYMENT, JOB, MANAGED_CONTROL_PLANE, POD, PVC, SECRET, SERVICE, STATEFUL_SET, Kind
 from ckp.api.names import CLUSTER_NAME_LABEL, MANAGED_CONTROL_PLANE_FINALIZER
+from ckp.api.objects.control_plane import ManagedControlPlane
 from ckp.api.platform import Releases
+from ckp.api.states import ConditionType, Reason
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.apply import Applier
 from ckp.controllers.controlplane import apiserver, bootstrap, certificates, etcd
 from ckp.controllers.controlplane.plan import API_PORT, Plan
+from ckp.controllers.jobs import JobState, run_once
 from ckp.controllers.scope import Scope, deleting, owner, paused
 from ckp.kits.clock import Clock
 from ckp.kits.errors import NotFound
@@ -30,7 +33,7 @@ SOON = 0.5
 class NotYet(Exception):
     """A phase waits for something; a change of what it waits for wakes the reconciler."""
 
-    def __init__(self, condition: str, message: str, *, after: float = POLL) -> None:
+    def __init__(self, condition: ConditionType, message: str, *, after: float = POLL) -> None:
         super().__init__(message)
         self.condition, self.message, self.after = condition, message, after
 
@@ -64,19 +67,19 @@ class ManagedControlPlaneReconciler:
 
     async def _up(self, scope: Scope, cluster: Obj) -> Result:
         await scope.add_finalizer(MANAGED_CONTROL_PLANE_FINALIZER)
-        scope.status |= {"externalManagedControlPlane": True, "replicas": int(scope.obj["spec"].get("replicas") or 1)}
-        before = scope.obj.get("status") or {}
-        scope.status |= {key: before.get(key, False) for key in ("initialized", "ready")}
-        phases: list[tuple[str, Callable[[Scope, Plan], Awaitable[None]]]] = [
-            ("CertificatesAvailable", self._certificates),
-            ("EtcdReady", self._etcd_ready),
-            ("ControlPlaneComponentsReady", self._components),
-            ("KubeconfigAvailable", self._kubeconfig),
-            ("Bootstrapped", self._bootstrap),
+        plane = ManagedControlPlane.of(scope.obj)
+        scope.status |= {"externalManagedControlPlane": True, "replicas": plane.spec.replicas}
+        scope.status |= {"initialized": plane.status.initialized, "ready": plane.status.ready}
+        phases: list[tuple[ConditionType, Callable[[Scope, Plan], Awaitable[None]]]] = [
+            (ConditionType.CERTIFICATES_AVAILABLE, self._certificates),
+            (ConditionType.ETCD_READY, self._etcd_ready),
+            (ConditionType.COMPONENTS_READY, self._components),
+            (ConditionType.KUBECONFIG_AVAILABLE, self._kubeconfig),
+            (ConditionType.BOOTSTRAPPED, self._bootstrap),
         ]
         try:
             plan = await self._endpoint(scope, cluster)
-            done = [make_condition("EndpointAvailable", True, self.clock.now())]
+            done = [make_condition(ConditionType.ENDPOINT_AVAILABLE, True, self.clock.now())]
             scope.conditions = done
             waiting: list[NotYet] = []
             for condition, phase in phases:
@@ -84,35 +87,35 @@ class ManagedControlPlaneReconciler:
                     await phase(scope, plan)
                     done.append(make_condition(condition, True, self.clock.now()))
                 except NotYet as wait:
-                    done.append(make_condition(condition, False, self.clock.now(), reason="Waiting", message=wait.message))
+                    done.append(make_condition(condition, False, self.clock.now(), reason=Reason.WAITING, message=wait.message))
                     waiting.append(wait)
                     # etcd's and the components' pods start side by side; what needs a running API server must wait.
-                    if condition not in ("EtcdReady",):
+                    if condition is not ConditionType.ETCD_READY:
                         break
             if waiting:
-                # Ready only ever falls with the API server itself, not with a Job or certificate that is renewed.
+                # Ready becomes false only with the API server itself, not with a Job or certificate that is renewed.
                 scope.status["ready"] = scope.status["ready"] and await self._available(plan, "apiserver")
                 return Result(after=min(wait.after for wait in waiting))
             await self._ready(scope, plan)
         except NotYet as wait:
-            scope.conditions.append(make_condition(wait.condition, False, self.clock.now(), reason="Waiting", message=wait.message))
+            scope.conditions.append(make_condition(wait.condition, False, self.clock.now(), reason=Reason.WAITING, message=wait.message))
             return Result(after=wait.after)
         except NotFound as error:
             scope.conditions.append(
-                make_condition("EndpointAvailable", False, self.clock.now(), reason="UnknownVersion", message=error.brief, severity="Error")
+                make_condition(ConditionType.ENDPOINT_AVAILABLE, False, self.clock.now(), reason=Reason.UNKNOWN_VERSION, message=error.brief, severity="Error")
             )
         return Result(after=60)
 
     async def _endpoint(self, scope: Scope, cluster: Obj) -> Plan:
         """The load balancer first: the API server's certificate needs its address."""
         plan = Plan.of(scope.obj, cluster, self.releases)
-        host = (scope.obj["spec"].get("controlPlaneEndpoint") or {}).get("host")
+        host = ManagedControlPlane.of(scope.obj).spec.control_plane_endpoint.host
         await self.applier.apply(apiserver.service(plan))
         if not host:
             service = await self.kube.get(SERVICE, plan.name("apiserver"), plan.namespace)
             ingress = (((service or {}).get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
             if not ingress:
-                raise NotYet("EndpointAvailable", "no load balancer has given the API server's Service an address yet", after=SOON)
+                raise NotYet(ConditionType.ENDPOINT_AVAILABLE, "no load balancer has given the API server's Service an address yet", after=SOON)
             host = ingress[0].get("ip") or ingress[0]["hostname"]
             patch = {"spec": {"controlPlaneEndpoint": {"host": host, "port": API_PORT}}}
             scope.obj = await self.kube.merge(MANAGED_CONTROL_PLANE, scope.name, scope.namespace, patch)
@@ -132,7 +135,7 @@ class ManagedControlPlaneReconciler:
                     raise
         missing = [name for name in certificates.secret_names(plan) if not await self._has_certificate(plan, name)]
         if missing:
-            raise NotYet("CertificatesAvailable", f"cert-manager has not issued {', '.join(missing)} yet", after=SOON)
+            raise NotYet(ConditionType.CERTIFICATES_AVAILABLE, f"cert-manager has not issued {', '.join(missing)} yet", after=SOON)
 
     async def _has_certificate(self, plan: Plan, name: str) -> bool:
         secret = await self.kube.get(SECRET, name, plan.namespace)
@@ -142,13 +145,13 @@ class ManagedControlPlaneReconciler:
         found = await self.kube.get(STATEFUL_SET, plan.name("etcd"), plan.namespace)
         ready = int(((found or {}).get("status") or {}).get("readyReplicas") or 0)
         if ready < plan.etcd_replicas // 2 + 1:
-            raise NotYet("EtcdReady", f"{ready} of {plan.etcd_replicas} members of etcd are ready")
+            raise NotYet(ConditionType.ETCD_READY, f"{ready} of {plan.etcd_replicas} members of etcd are ready")
 
     async def _components(self, scope: Scope, plan: Plan) -> None:
-        """The API server, and once it answers the others: they would end in errors before, and be held back for ten seconds."""
+        """The API server, and once it answers the others: started earlier they would exit, and their restart would be delayed by ten seconds."""
         await self.applier.apply(apiserver.config_map(plan), apiserver.api_server(plan))
         if not await self._available(plan, "apiserver"):
-            raise NotYet("ControlPlaneComponentsReady", "the API server is starting")
+            raise NotYet(ConditionType.COMPONENTS_READY, "the API server is starting")
         await self.applier.apply(apiserver.controller_manager(plan), apiserver.scheduler(plan))
 
     async def _available(self, plan: Plan, part: str) -> bool:
@@ -167,26 +170,23 @@ class ManagedControlPlaneReconciler:
         ca = await self.kube.get(SECRET, plan.name("ca"), plan.namespace)
         client = await self.kube.get(SECRET, plan.name(leaf), plan.namespace)
         if ca is None or client is None:
-            raise NotYet("KubeconfigAvailable", f"the certificate {plan.name(leaf)} is not there")
+            raise NotYet(ConditionType.KUBECONFIG_AVAILABLE, f"the certificate {plan.name(leaf)} is not there")
         decode = base64.b64decode
         return bootstrap.ClientFiles(decode(ca["data"]["tls.crt"]), decode(client["data"]["tls.crt"]), decode(client["data"]["tls.key"]))
 
     async def _bootstrap(self, scope: Scope, plan: Plan) -> None:
         """The Job with kubeadm's phases. A Job is not changed once it is made; changed content has another name."""
-        config, job = bootstrap.bootstrap_objects(plan)
-        name = job["metadata"]["name"]
-        found = await self.kube.get(JOB, name, plan.namespace)
-        if found is None:
-            await self.applier.apply(config)
-            await self.kube.apply(job)
-            raise NotYet("Bootstrapped", "kubeadm's phases are starting")
-        status = found.get("status") or {}
-        if any(item["type"] == "Failed" and item["status"] == "True" for item in status.get("conditions") or []):
-            # A deadline in a long outage, for instance: make it anew rather than stay stuck.
-            await self.kube.delete(JOB, name, plan.namespace)
-            raise NotYet("Bootstrapped", f"the Job {name} failed and is started again")
-        if not status.get("succeeded"):
-            raise NotYet("Bootstrapped", "kubeadm's phases are running")
+        objects = bootstrap.bootstrap_objects(plan)
+        name = str(objects[-1]["metadata"]["name"])
+
+        async def manifests() -> list[Obj]:
+            return objects
+
+        state = await run_once(self.kube, plan.namespace, name, manifests)
+        if state is JobState.FAILED:
+            raise NotYet(ConditionType.BOOTSTRAPPED, f"the Job {name} failed and is started again")
+        if state is not JobState.SUCCEEDED:
+            raise NotYet(ConditionType.BOOTSTRAPPED, f"kubeadm's phases are {'running' if state is JobState.RUNNING else 'starting'}")
 
     async def _ready(self, scope: Scope, plan: Plan) -> None:
         found = await self.kube.get(DEPLOYMENT, plan.name("apiserver"), plan.namespace)
@@ -204,7 +204,7 @@ class ManagedControlPlaneReconciler:
         }
 
     async def _delete(self, scope: Scope) -> Result:
-        """Pods and volumes go before we do, so that a deleted cluster has nothing running and nothing stored."""
+        """Pods and volumes are deleted before the control plane, so that a deleted cluster leaves nothing running and nothing stored."""
         if MANAGED_CONTROL_PLANE_FINALIZER not in (scope.obj["metadata"].get("finalizers") or []):
             return Result()
         cluster = str((owner(scope.obj, "Cluster") or {}).get("name") or scope.name)
@@ -217,7 +217,7 @@ class ManagedControlPlaneReconciler:
         left = [*await self.kube.list(POD, scope.namespace, labels=labels), *await self.kube.list(PVC, scope.namespace, labels=labels)]
         if left:
             names = ", ".join(f"{item['metadata']['name']}" for item in left)
-            scope.conditions = [make_condition("Deleted", False, self.clock.now(), reason="Deleting", message=f"waiting for {names} to go")]
+            scope.conditions = [make_condition(ConditionType.DELETED, False, self.clock.now(), reason=Reason.DELETING, message=f"waiting for {names} to go")]
             return Result(after=1)
         self.applier.forget(scope.namespace, f"{cluster}-")
         await scope.remove_finalizer(MANAGED_CONTROL_PLANE_FINALIZER)

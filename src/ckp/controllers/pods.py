@@ -1,0 +1,71 @@
+"""What the pods that CKP runs have in common: unprivileged, without a token, with read-only files."""
+
+from __future__ import annotations
+
+from ckp.clients.kube import Obj
+
+NONROOT = 65532
+READABLE_BY_GROUP = 0o440
+
+
+def hardened(user: int = NONROOT) -> Obj:
+    """A container's security context: nothing that these programs do not need."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+        "runAsUser": user,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def pod_security() -> Obj:
+    """A pod's security context; the group lets it read its mounted secrets."""
+    return {"fsGroup": NONROOT, "runAsGroup": NONROOT, "runAsUser": NONROOT, "runAsNonRoot": True}
+
+
+def pod_spec(containers: list[Obj], volumes: list[Obj], **more: object) -> Obj:
+    """A pod that gets no token for the management cluster's API, and no environment from its Services."""
+    return {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": pod_security(),
+        "containers": containers,
+        "volumes": volumes,
+        **more,
+    }
+
+
+def mount(name: str, path: str, *, writable: bool = False) -> Obj:
+    """A container's mount of a volume."""
+    return {"name": name, "mountPath": path, **({} if writable else {"readOnly": True})}
+
+
+def empty_volume(name: str) -> Obj:
+    """A writable folder that goes with the pod."""
+    return {"name": name, "emptyDir": {}}
+
+
+def config_volume(name: str, config_map: str) -> Obj:
+    """The keys of a ConfigMap as files."""
+    return {"name": name, "configMap": {"name": config_map}}
+
+
+def secret_volume(name: str, secret: str) -> Obj:
+    """The keys of a Secret as files, readable by the pod's group only."""
+    return {"name": name, "secret": {"secretName": secret, "defaultMode": READABLE_BY_GROUP}}
+
+
+def pki_volume(name: str, *files: tuple[str, str, str]) -> Obj:
+    """A volume of certificate files from several Secrets, readable by the pod's group only.
+
+    Args:
+        files: (Secret, its key, file name). A CA is always taken from its own Secret: what cert-manager puts into a leaf's `ca.crt` may be
+            the root, and a program that trusts the root trusts every cluster's certificates.
+    """
+    secrets: dict[str, list[Obj]] = {}
+    for secret, key, file in files:
+        secrets.setdefault(secret, []).append({"key": key, "path": file})
+    sources = [{"secret": {"name": secret, "items": items}} for secret, items in secrets.items()]
+    return {"name": name, "projected": {"defaultMode": READABLE_BY_GROUP, "sources": sources}}
