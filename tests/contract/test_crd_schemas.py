@@ -18,6 +18,10 @@ NOW = {crd["spec"]["names"]["kind"]: crd for crd in all_crds()}
 CHANGED: dict[str, Any] = {
     # the hub wrote it all along; only the schema did not name it
     "ByoHost.status.agent.clockOffsetSeconds: type": "number",
+    # still a list, so that stored objects are read; a map by name, so that several writers of addons do not overwrite each other
+    "ManagedControlPlane.status.addons: x-kubernetes-list-type": "map",
+    "ManagedControlPlane.status.addons: x-kubernetes-list-map-keys": ["name"],
+    "ManagedControlPlane.status.addons[items]: required": ["name"],
 }
 """Every keyword that is another than at 0.2.0, and why."""
 

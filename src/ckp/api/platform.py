@@ -1,4 +1,4 @@
-"""What the management layer knows about the releases that it can install: one JSON file, mounted into its pods.
+"""The releases that the management layer can install: one JSON file, mounted into its pods.
 
 ckp.site.publish makes it when a release has been pushed; the controllers and Compass read it.
 """
@@ -21,7 +21,7 @@ class _Data(BaseModel):
 
 
 class InstalledRelease(_Data):
-    """One release as it lies in the registry."""
+    """One release as the registry holds it."""
 
     name: str  # v1.35.1
     stamp: str  # v1.35.1-ckp
@@ -35,9 +35,15 @@ class InstalledRelease(_Data):
         """The full reference of an image."""
         return f"{self.registry}/{repository}:{self.images[repository]}"
 
+    def chart_version(self, name: str) -> str:
+        """The version of an addon's chart; NotFound if the release does not have it."""
+        if name not in self.cni:
+            raise NotFound(f"release {self.name} has no chart {name}", resolution=f"it has: {', '.join(sorted(self.cni)) or 'none'}")
+        return self.cni[name]
+
 
 class Releases(_Data):
-    """All releases that the registry at hand holds."""
+    """All releases that the site's registry holds."""
 
     releases: dict[str, InstalledRelease]
     registry_ca: str = ""

@@ -123,3 +123,5 @@ class AddonState(StrEnum):
 
     INSTALLING = "Installing"
     INSTALLED = "Installed"
+    UNAVAILABLE = "Unavailable"
+    """This version of CKP, or the cluster's release, does not have it."""

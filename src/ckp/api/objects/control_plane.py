@@ -60,7 +60,7 @@ class ManagedControlPlaneSpec(ApiModel):
 class AddonStatus(ApiModel):
     """One addon of the cluster."""
 
-    name: str = ""
+    name: Annotated[str, Schema(required=True)] = ""
     version: str = ""
     state: str = ""
     message: str = ""
@@ -93,7 +93,7 @@ class ManagedControlPlaneStatus(ApiModel):
     selector: str = ""
     failure_reason: str = ""
     failure_message: str = ""
-    addons: tuple[AddonStatus, ...] = ()
+    addons: Annotated[tuple[AddonStatus, ...], Schema(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"])] = ()
     steps: tuple[StepStatus, ...] = ()
     conditions: Conditions = ()
 

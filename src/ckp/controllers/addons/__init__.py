@@ -1,1 +1,1 @@
-"""Addons of a cluster: what is installed into it once its API server answers."""
+"""Addons of a workload cluster: what is installed into it once its API server answers."""

@@ -36,7 +36,6 @@ class Plan:
     etcd_size: str
     storage_class: str
     wanted_address: str
-    cni: str
     host: str = ""
     """The address under which workers and users reach the API server; empty until the load balancer has given one."""
 
@@ -59,7 +58,6 @@ class Plan:
             etcd_size=etcd.size or EtcdSpec().size,
             storage_class=etcd.storage_class,
             wanted_address=spec.load_balancer.address,
-            cni=spec.addons.cni,
             host=host,
         )
 

@@ -1,0 +1,127 @@
+"""Addons of a cluster, against a simulated API server; a Job's controller is played by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from ckp.api import kinds, names
+from ckp.api.platform import InstalledRelease, Releases
+from ckp.clients.kube import Obj
+from ckp.controllers.addons.addon import Addon, HelmAddon, merged
+from ckp.controllers.addons.reconciler import AddonsReconciler
+from ckp.controllers.addons.registry import ADDONS
+from ckp.kits.clock import SystemClock
+from tests.simulators.kube import KubeSimulator
+
+TENANT = "ckp-default-default"
+IMAGES = {"cilium": "v1.19.5", "cilium-operator-generic": "v1.19.5"}
+RELEASE = InstalledRelease(name="v1.35.1", stamp="v1.35.1-ckp", registry="r:5000/ckp", images=IMAGES, bundles={}, cni={"cilium": "v1.19.5"})
+SITE: dict[str, dict[str, object]] = {"cilium": {"operator": {"replicas": 2}, "securityContext": {"privileged": True}}}
+
+
+class Bench:
+    """A control plane whose API server answers."""
+
+    def __init__(self, addons: dict[str, Addon] | None = None, **release: Any) -> None:
+        self.kube = KubeSimulator(manager="ckp-controllers", namespaces=(TENANT,))
+        releases = Releases(releases={"v1.35.1": RELEASE.model_copy(update=release)}, addon_values=SITE)
+        self.reconciler = AddonsReconciler(self.kube, SystemClock(), releases, "r:5000/ckp/addons:v1", addons or ADDONS)
+
+    async def start(self, cni: str = "cilium", *, ready: bool = True) -> None:
+        meta = {"name": "demo", "namespace": TENANT, "labels": {names.CLUSTER_NAME_LABEL: "demo"}}
+        await self.kube.create({"apiVersion": kinds.CLUSTER.api_version, "kind": "Cluster", "metadata": meta, "spec": {}})
+        spec = {"version": "v1.35.1", "addons": {"cni": cni}, "controlPlaneEndpoint": {"host": "10.0.0.1", "port": 6443}}
+        await self.kube.create({"apiVersion": kinds.MANAGED_CONTROL_PLANE.api_version, "kind": "ManagedControlPlane", "metadata": meta, "spec": spec})
+        await self.kube.merge(kinds.MANAGED_CONTROL_PLANE, "demo", TENANT, {"status": {"ready": ready}}, subresource="status")
+
+    async def pass_once(self) -> tuple[list[dict[str, str]], float | None]:
+        result = await self.reconciler.reconcile(TENANT, "demo")
+        plane = await self.kube.get(kinds.MANAGED_CONTROL_PLANE, "demo", TENANT)
+        assert plane is not None
+        return plane["status"].get("addons", []), result.after
+
+    async def job(self) -> Obj:
+        [found] = await self.kube.list(kinds.JOB, TENANT)
+        return found
+
+    async def become(self, **status: Any) -> None:
+        await self.kube.merge(kinds.JOB, (await self.job())["metadata"]["name"], TENANT, {"status": status}, subresource="status")
+
+
+async def test_the_network_is_installed_by_a_job_with_the_releases_and_the_sites_values() -> None:
+    bench = Bench()
+    await bench.start()
+    addons, after = await bench.pass_once()
+    assert addons == [{"name": "cilium", "version": "v1.19.5", "state": "Installing", "message": "helm is installing the chart"}] and after
+    job = await bench.job()
+    config = await bench.kube.get(kinds.CONFIG_MAP, job["metadata"]["name"], TENANT)
+    assert config is not None
+    values = json.loads(config["data"]["values.json"])
+    assert values["k8sServiceHost"] == "10.0.0.1" and values["image"]["override"] == "r:5000/ckp/cilium:v1.19.5"
+    assert values["operator"]["replicas"] == 2 and values["operator"]["image"] and values["securityContext"] == {"privileged": True}
+    await bench.become(succeeded=1)
+    addons, after = await bench.pass_once()
+    assert addons == [{"name": "cilium", "version": "v1.19.5", "state": "Installed"}] and after is None
+
+
+async def test_a_job_that_failed_is_started_again() -> None:
+    bench = Bench()
+    await bench.start()
+    await bench.pass_once()
+    await bench.become(conditions=[{"type": "Failed", "status": "True"}])
+    [addon], after = await bench.pass_once()
+    assert addon["state"] == "Installing" and "failed and is started again" in addon["message"] and after
+    await bench.pass_once()
+    assert await bench.job()
+
+
+async def test_another_version_is_another_job() -> None:
+    first, second = Bench(), Bench(cni={"cilium": "v1.19.6"})
+    for bench in (first, second):
+        await bench.start()
+        await bench.pass_once()
+    assert (await first.job())["metadata"]["name"] != (await second.job())["metadata"]["name"]
+
+
+@pytest.mark.parametrize(("cni", "ready"), [("none", True), ("cilium", False)])
+async def test_nothing_is_installed_that_was_not_requested_or_before_the_api_server_answers(cni: str, ready: bool) -> None:
+    bench = Bench()
+    await bench.start(cni, ready=ready)
+    assert await bench.pass_once() == ([], None)
+    assert await bench.kube.list(kinds.JOB, TENANT) == []
+
+
+async def test_what_the_release_does_not_have_is_unavailable_and_named() -> None:
+    bench = Bench(cni={})
+    await bench.start()
+    assert await bench.pass_once() == ([{"name": "cilium", "state": "Unavailable", "message": "release v1.35.1 has no chart cilium"}], None)
+
+
+async def test_what_this_version_of_ckp_cannot_install_is_unavailable_and_named() -> None:
+    bench = Bench()
+    await bench.start("antrea")
+    [addon], _ = await bench.pass_once()
+    assert addon["state"] == "Unavailable" and addon["message"] == "this version of CKP cannot install antrea, only: cilium"
+
+
+async def test_a_new_addon_is_an_entry_of_the_registry() -> None:
+    other = HelmAddon("calico", lambda plan: {"host": plan.host}, namespace="calico-system")
+    bench = Bench({"calico": other}, cni={"calico": "v3.30.5"})
+    await bench.start("calico")
+    [addon], _ = await bench.pass_once()
+    assert (addon["name"], addon["version"]) == ("calico", "v3.30.5")
+    command: Sequence[str] = (await bench.job())["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert command[:6] == ["/usr/local/bin/helm", "upgrade", "--install", "calico", "/charts/calico", "--namespace=calico-system"]
+
+
+def test_values_go_over_values_table_by_table() -> None:
+    assert merged({"a": {"b": 1, "c": 2}, "d": 1}, {"a": {"b": 3}, "d": {"e": 1}}) == {"a": {"b": 3, "c": 2}, "d": {"e": 1}}
+    assert merged({"a": {"b": 1}}, {"a": 2}) == {"a": 2}
+
+
+def test_registered_names_are_those_of_the_addons() -> None:
+    assert {name: addon.name for name, addon in ADDONS.items()} == {name: name for name in ADDONS}
