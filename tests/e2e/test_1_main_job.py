@@ -96,9 +96,9 @@ def fetch(world: World, url: str, *, check: bool = True) -> str:
 
 
 def test_it_shows_every_step_with_its_time_and_what_stands_in(world: World) -> None:
-    for number, (_, _, title) in enumerate(STEPS, start=1):
-        assert re.search(rf"\[ ?{number}/14\] {re.escape(title)}: (done, [\dhms.]+|skipped)", world.output), title
-    for phase in dict.fromkeys(phase for phase, _, _ in STEPS):
+    for number, step in enumerate(STEPS, start=1):
+        assert re.search(rf"\[ ?{number}/14\] {re.escape(step.title)}: (done, [\dhms.]+|skipped)", world.output), step.title
+    for phase in dict.fromkeys(step.phase for step in STEPS):
         assert re.search(rf"^{re.escape(phase)}$", world.output, re.M), f"{phase} has no heading of its own"
     assert "STAND-IN: cert-manager v1.11.5 takes the place of cert-manager v1.15.3" in world.output
     assert str(kubeconfig_path("demo")) in world.output

@@ -1,108 +1,208 @@
-"""The fourteen steps of a cluster, in four phases (white paper §8): which are done, from what is seen."""
+"""The fourteen steps of a cluster, in four phases (white paper §8): which are done, by what is observed. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from ckp.api.objects.control_plane import StepStatus
+from ckp.api.states import StepState
 from ckp.kits.clock import rfc3339
+from ckp.rules.addons import Progress
+from ckp.rules.cluster_hosts import HostCounts
 
-Step = dict[str, Any]
+Record = dict[str, Any]
+"""An entry of `status.steps`, to be written."""
 
-PHASES = ("Provisioning", "Bootstrap", "Cluster Ready", "Addons")
-STEPS: tuple[tuple[str, str, str], ...] = (
-    ("Provisioning", "Requested", "Cluster requested"),
-    ("Provisioning", "ProviderResolved", "Infrastructure provider resolved"),
-    ("Provisioning", "HostsProvisioned", "Hosts provisioned"),
-    ("Provisioning", "AgentsRegistered", "Agents registered over mTLS"),
-    ("Bootstrap", "HostsApproved", "Hosts approved"),
-    ("Bootstrap", "HostsAssigned", "Hosts assigned to the group"),
-    ("Bootstrap", "ResourcesCreated", "Cluster API resources created"),
-    ("Bootstrap", "ReconcilersBootstrapped", "Machines bootstrapped by the reconcilers"),
-    ("Cluster Ready", "ControlPlaneUp", "Control plane up"),
-    ("Cluster Ready", "WorkersJoined", "Workers joined"),
-    ("Cluster Ready", "ClusterReady", "Cluster ready"),
-    ("Addons", "NetworkInstalled", "Network (CNI) installed"),
-    ("Addons", "StorageAndBackup", "Storage and backup installed"),
-    ("Addons", "CertificatesIssued", "TLS certificates issued for ten years"),
-)
+PROVISIONING, BOOTSTRAP, CLUSTER_READY, ADDONS = PHASES = ("Provisioning", "Bootstrap", "Cluster Ready", "Addons")
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What is seen of a cluster right now."""
+class Observation:
+    """What is observed of a cluster right now."""
 
     requested_at: str = ""
     infrastructure_ready: bool = False
     workers: int = 0
-    hosts_in_group: int = 0
-    hosts_connected: int = 0
+    """Replicas of its MachineDeployments; 0 before there is one."""
+    hosts: HostCounts = field(default_factory=HostCounts)
     resources: bool = False
     machines: int = 0
-    machines_claimed: int = 0
     machines_failed: str = ""
     control_plane_ready: bool = False
     control_plane_message: str = ""
     nodes_joined: int = 0
     nodes_ready: int = 0
-    cni: str = "cilium"
-    cni_installed: bool = False
-    cni_message: str = ""
-    storage_requested: bool = False
+    network: tuple[Progress, ...] = ()
+    storage: tuple[Progress, ...] = ()
+    """Addons for storage and backup."""
     certificates: int = 0
     certificates_ready: int = 0
 
-
-def judge(seen: Seen) -> list[tuple[bool | None, str]]:
-    """For each step: whether it is done (None: not asked for), and what it waits for."""
-    enough = f"of {seen.workers} hosts"
-    known = seen.workers > 0  # the MachineDeployment is there, so that "enough" means something
-    claimed = known and seen.machines_claimed >= seen.workers and seen.machines >= seen.workers
-    return [
-        (bool(seen.requested_at), ""),
-        (seen.infrastructure_ready, "the ByoCluster is not ready yet"),
-        (known and seen.hosts_in_group >= seen.workers, f"{seen.hosts_in_group} {enough} in the group"),
-        (known and seen.hosts_connected >= seen.workers, f"{seen.hosts_connected} {enough} connected"),
-        (known and seen.hosts_in_group >= seen.workers, f"{seen.hosts_in_group} {enough} approved"),
-        (known and seen.hosts_in_group >= seen.workers, f"{seen.hosts_in_group} {enough} in the group"),
-        (seen.resources, "not all objects are there yet"),
-        (claimed, seen.machines_failed or f"{seen.machines_claimed} of {seen.workers} machines hold a host"),
-        (seen.control_plane_ready, seen.control_plane_message or "starting"),
-        (known and seen.nodes_joined >= seen.workers, seen.machines_failed or f"{seen.nodes_joined} of {seen.workers} nodes joined"),
-        (known and seen.control_plane_ready and seen.nodes_ready >= seen.workers, f"{seen.nodes_ready} of {seen.workers} nodes ready"),
-        (None if seen.cni == "none" else seen.cni_installed, seen.cni_message or f"{seen.cni} is being installed"),
-        (None if not seen.storage_requested else False, "not asked for"),
-        (seen.certificates > 0 and seen.certificates_ready == seen.certificates, f"{seen.certificates_ready} of {seen.certificates} certificates"),
-    ]
+    def enough(self, count: int) -> bool:
+        """Whether as many as the cluster has workers; never before it has a MachineDeployment."""
+        return 0 < self.workers <= count
 
 
-def advance(previous: Sequence[Mapping[str, Any]], seen: Seen, now: datetime) -> list[Step]:
-    """The steps as they stand now. A time once written stays: a step that was done and is not any more shows Running again, with its first start."""
-    before = {int(step["number"]): step for step in previous}
-    steps: list[Step] = []
+@dataclass(frozen=True)
+class Step:
+    """One step, and how it is evaluated."""
+
+    phase: str
+    name: str
+    title: str
+    done: Callable[[Observation], bool | None]
+    """None: it was not requested."""
+    waiting: Callable[[Observation], str]
+    """What it waits for, for people, while it is not done."""
+
+
+def _installed(addons: Sequence[Progress]) -> bool | None:
+    return all(addon.installed for addon in addons) if addons else None
+
+
+def _installing(addons: Sequence[Progress]) -> str:
+    return next((addon.message or f"{addon.name} is being installed" for addon in addons if not addon.installed), "")
+
+
+STEPS: tuple[Step, ...] = (
+    Step(
+        PROVISIONING,
+        "Requested",
+        "Cluster requested",
+        done=lambda seen: bool(seen.requested_at),
+        waiting=lambda seen: "",
+    ),
+    Step(
+        PROVISIONING,
+        "ProviderResolved",
+        "Infrastructure provider resolved",
+        done=lambda seen: seen.infrastructure_ready,
+        waiting=lambda seen: "the ByoCluster is not ready yet",
+    ),
+    Step(
+        PROVISIONING,
+        "HostsProvisioned",
+        "Hosts provisioned",
+        done=lambda seen: seen.enough(seen.hosts.provisioned),
+        waiting=lambda seen: f"{seen.hosts.provisioned} of {seen.workers} hosts report a system that fits",
+    ),
+    Step(
+        PROVISIONING,
+        "AgentsRegistered",
+        "Agents registered over mTLS",
+        done=lambda seen: seen.enough(seen.hosts.connected),
+        waiting=lambda seen: f"{seen.hosts.connected} of {seen.workers} hosts connected",
+    ),
+    Step(
+        BOOTSTRAP,
+        "HostsApproved",
+        "Hosts approved",
+        done=lambda seen: seen.enough(seen.hosts.approved),
+        waiting=lambda seen: f"{seen.hosts.approved} of {seen.workers} hosts approved",
+    ),
+    Step(
+        BOOTSTRAP,
+        "HostsAssigned",
+        "Hosts assigned to the group",
+        done=lambda seen: seen.enough(seen.hosts.assigned),
+        waiting=lambda seen: f"{seen.hosts.assigned} of {seen.workers} hosts in the group and not held by another cluster",
+    ),
+    Step(
+        BOOTSTRAP,
+        "ResourcesCreated",
+        "Cluster API resources created",
+        done=lambda seen: seen.resources,
+        waiting=lambda seen: "not all objects are there yet",
+    ),
+    Step(
+        BOOTSTRAP,
+        "ReconcilersBootstrapped",
+        "Machines bootstrapped by the reconcilers",
+        done=lambda seen: seen.enough(min(seen.machines, seen.hosts.claimed)),
+        waiting=lambda seen: seen.machines_failed or f"{seen.hosts.claimed} of {seen.workers} machines hold a host",
+    ),
+    Step(
+        CLUSTER_READY,
+        "ControlPlaneUp",
+        "Control plane up",
+        done=lambda seen: seen.control_plane_ready,
+        waiting=lambda seen: seen.control_plane_message or "starting",
+    ),
+    Step(
+        CLUSTER_READY,
+        "WorkersJoined",
+        "Workers joined",
+        done=lambda seen: seen.enough(seen.nodes_joined),
+        waiting=lambda seen: seen.machines_failed or f"{seen.nodes_joined} of {seen.workers} nodes joined",
+    ),
+    Step(
+        CLUSTER_READY,
+        "ClusterReady",
+        "Cluster ready",
+        done=lambda seen: seen.control_plane_ready and seen.enough(seen.nodes_ready),
+        waiting=lambda seen: f"{seen.nodes_ready} of {seen.workers} nodes ready",
+    ),
+    Step(
+        ADDONS,
+        "NetworkInstalled",
+        "Network (CNI) installed",
+        done=lambda seen: _installed(seen.network),
+        waiting=lambda seen: _installing(seen.network),
+    ),
+    Step(
+        ADDONS,
+        "StorageAndBackup",
+        "Storage and backup installed",
+        done=lambda seen: _installed(seen.storage),
+        waiting=lambda seen: _installing(seen.storage),
+    ),
+    Step(
+        ADDONS,
+        "CertificatesIssued",
+        "TLS certificates issued for ten years",
+        done=lambda seen: 0 < seen.certificates == seen.certificates_ready,
+        waiting=lambda seen: f"{seen.certificates_ready} of {seen.certificates} certificates",
+    ),
+)
+
+
+def evaluate(seen: Observation) -> list[tuple[Step, bool | None, str]]:
+    """For each step: whether it is done (None: not requested), and what it waits for."""
+    return [(step, step.done(seen), step.waiting(seen)) for step in STEPS]
+
+
+def advance(previous: Sequence[StepStatus], seen: Observation, now: datetime) -> list[Record]:
+    """The steps as they stand now. A time once written stays: a step that was done and no longer is runs again, with its first start.
+
+    Args:
+        previous: what the status records of them.
+    """
+    before = {step.number: step for step in previous}
+    records: list[Record] = []
     earlier_done = True
-    for number, ((phase, name, title), (done, waiting)) in enumerate(zip(STEPS, judge(seen), strict=True), start=1):
-        old = before.get(number, {})
-        started = old.get("startedAt") or seen.requested_at or rfc3339(now)
-        step: Step = {"number": number, "phase": phase, "name": name, "title": title}
+    for number, (step, done, waiting) in enumerate(evaluate(seen), start=1):
+        old = before.get(number, StepStatus())
+        record: Record = {"number": number, "phase": step.phase, "name": step.name, "title": step.title}
         if done is None:
-            step |= {"state": "Skipped", "message": "not asked for"}
+            record |= {"state": str(StepState.SKIPPED), "message": "not asked for"}
         elif done:
-            at = seen.requested_at if number == 1 else rfc3339(now)
-            step |= {"state": "Done", "startedAt": started, "finishedAt": old.get("finishedAt") or at}
-        elif earlier_done or old.get("state") in ("Running", "Done"):
-            step |= {"state": "Running", "startedAt": old.get("startedAt") or rfc3339(now), "message": waiting}
-            if "finishedAt" in old:
-                step["finishedAt"] = old["finishedAt"]
+            started = old.started_at or seen.requested_at or rfc3339(now)
+            finished = seen.requested_at if number == 1 else rfc3339(now)
+            record |= {"state": str(StepState.DONE), "startedAt": started, "finishedAt": old.finished_at or finished}
+        elif earlier_done or old.state in (StepState.RUNNING, StepState.DONE):
+            record |= {"state": str(StepState.RUNNING), "startedAt": old.started_at or rfc3339(now), "message": waiting}
+            if old.finished_at:
+                record["finishedAt"] = old.finished_at
         else:
-            step |= {"state": "Pending", "message": waiting}
+            record |= {"state": str(StepState.PENDING), "message": waiting}
         earlier_done = earlier_done and done is not False
-        steps.append(step)
-    return steps
+        records.append(record)
+    return records
 
 
-def complete(steps: Sequence[Mapping[str, Any]]) -> bool:
+def complete(records: Sequence[Mapping[str, Any]]) -> bool:
     """Whether nothing is left to wait for."""
-    return len(steps) == len(STEPS) and all(step["state"] in ("Done", "Skipped") for step in steps)
+    return len(records) == len(STEPS) and all(record["state"] in (StepState.DONE, StepState.SKIPPED) for record in records)

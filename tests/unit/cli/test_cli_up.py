@@ -54,14 +54,14 @@ def test_the_summary_lists_the_fourteen_steps_in_order_under_their_phases(capsys
     steps = [
         {
             "number": number,
-            "phase": phase,
-            "name": name,
-            "title": title,
+            "phase": step.phase,
+            "name": step.name,
+            "title": step.title,
             "state": "Done",
             "startedAt": "2026-05-01T12:00:00Z",
             "finishedAt": "2026-05-01T12:00:42Z",
         }
-        for number, (phase, name, title) in enumerate(STEPS, start=1)
+        for number, step in enumerate(STEPS, start=1)
     ]
     up.show_summary({"version": "v1.35.1", "machines": [{}, {}], "steps": steps}, Path("/k"), Steps(1, io.StringIO()), "demo", "10.88.0.100")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]

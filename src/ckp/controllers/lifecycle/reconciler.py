@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from ckp.api.kinds import BYO_MACHINE, BYO_MACHINE_TEMPLATE, CERTIFICATE, CLUSTER, KUBEADM_CONFIG_TEMPLATE, MACHINE, MACHINE_DEPLOYMENT, MANAGED_CONTROL_PLANE
 from ckp.api.names import CLUSTER_NAME_LABEL, REQUESTED_AT_ANNOTATION
 from ckp.api.objects.byo_host import ByoHost
-from ckp.api.objects.byo_machine import ByoMachineTemplate
+from ckp.api.objects.byo_machine import ByoMachine, ByoMachineTemplate
+from ckp.api.objects.control_plane import ManagedControlPlane
+from ckp.api.states import ConditionType
 from ckp.clients.kube import Kube, Obj
 from ckp.controllers.scope import Scope, cluster_name, deleting, owner
 from ckp.kits.clock import Clock
-from ckp.rules.claims import Wanted, candidate
-from ckp.rules.conditions import get_condition, is_true
-from ckp.rules.lifecycle import Seen, advance, complete
+from ckp.rules.addons import Purpose, progress
+from ckp.rules.claims import Wanted
+from ckp.rules.cluster_hosts import count_hosts
+from ckp.rules.conditions import is_true
+from ckp.rules.lifecycle import Observation, advance, complete
 from ckp.runtime.controller import Result
 from ckp.runtime.informer import Informer
 
@@ -30,63 +34,59 @@ class LifecycleReconciler:
     hosts: Informer
 
     async def reconcile(self, namespace: str, name: str) -> Result:
-        """Look, judge, write."""
+        """Observe, evaluate, write."""
         obj = await self.kube.get(MANAGED_CONTROL_PLANE, name, namespace)
         if obj is None or deleting(obj):
             return Result()
         cluster = await self.kube.get(CLUSTER, cluster_name(obj), namespace)
         if cluster is None or deleting(cluster):
             return Result()
-        seen = await self._look(obj, cluster)
+        plane = ManagedControlPlane.of(obj)
         scope = Scope(self.kube, self.clock, MANAGED_CONTROL_PLANE, obj)
-        steps = advance((obj.get("status") or {}).get("steps") or [], seen, self.clock.now())
+        steps = advance(plane.status.steps, await self._observe(plane, cluster), self.clock.now())
         scope.status["steps"] = steps
         await scope.close()
         return Result(after=POLL_DONE if complete(steps) else POLL)
 
-    async def _look(self, obj: Obj, cluster: Obj) -> Seen:
+    async def _observe(self, plane: ManagedControlPlane, cluster: Obj) -> Observation:
         namespace, name = cluster["metadata"]["namespace"], cluster["metadata"]["name"]
         labels = {CLUSTER_NAME_LABEL: name}
         deployments = await self.kube.list(MACHINE_DEPLOYMENT, namespace, labels=labels)
         templates = await self.kube.list(BYO_MACHINE_TEMPLATE, namespace, labels=labels)
         bootstraps = await self.kube.list(KUBEADM_CONFIG_TEMPLATE, namespace, labels=labels)
         machines = [item for item in await self.kube.list(MACHINE, namespace, labels=labels) if not deleting(item)]
-        byo = [item for item in await self.kube.list(BYO_MACHINE, namespace, labels=labels) if not deleting(item)]
+        byo = [ByoMachine.of(item) for item in await self.kube.list(BYO_MACHINE, namespace, labels=labels)]
         certificates = [item for item in await self.kube.list(CERTIFICATE, namespace, labels=labels) if owner(item, "ManagedControlPlane")]
-        uids = {item["metadata"]["uid"] for item in byo}
-        group = self._group(namespace, templates)
-        addon: Obj = next(iter((obj.get("status") or {}).get("addons") or []), {})
-        return Seen(
+        workers = sum(int(item["spec"].get("replicas") or 0) for item in deployments)
+        return Observation(
             requested_at=(cluster["metadata"].get("annotations") or {}).get(REQUESTED_AT_ANNOTATION) or cluster["metadata"]["creationTimestamp"],
             infrastructure_ready=bool((cluster.get("status") or {}).get("infrastructureReady")),
-            workers=sum(int(item["spec"].get("replicas") or 0) for item in deployments),
-            hosts_in_group=len(group),
-            hosts_connected=sum(candidate(ByoHost.of(item)).connected for item in group),
+            workers=workers,
+            hosts=count_hosts(
+                map(ByoHost.of, self.hosts.all(namespace)),
+                [Wanted.of(ByoMachineTemplate.of(item).spec.template.spec) for item in templates],
+                machines={item.uid for item in byo if not item.deleting},
+                leaving={item.uid for item in byo if item.deleting},
+                workers=workers,
+            ),
             resources=bool(deployments and templates and bootstraps),
             machines=len(machines),
-            machines_claimed=sum(candidate(ByoHost.of(item)).claimed_by in uids for item in group),
-            machines_failed=_failure(byo),
-            control_plane_ready=bool((obj.get("status") or {}).get("ready")),
-            control_plane_message=(get_condition(obj, "Ready") or {}).get("message", ""),
+            machines_failed=_failure([item for item in byo if not item.deleting]),
+            control_plane_ready=plane.status.ready,
+            control_plane_message=plane.condition(ConditionType.READY).message,
             nodes_joined=sum(bool((item.get("status") or {}).get("nodeRef")) for item in machines),
-            nodes_ready=sum(is_true(item, "NodeHealthy") for item in machines),
-            cni=(obj["spec"].get("addons") or {}).get("cni") or "cilium",
-            cni_installed=addon.get("state") == "Installed",
-            cni_message=addon.get("message", ""),
+            nodes_ready=sum(is_true(item, ConditionType.NODE_HEALTHY) for item in machines),
+            network=progress(plane, Purpose.NETWORK),
+            storage=progress(plane, Purpose.STORAGE, Purpose.BACKUP),
             certificates=len(certificates),
-            certificates_ready=sum(is_true(item, "Ready") for item in certificates),
+            certificates_ready=sum(is_true(item, ConditionType.READY) for item in certificates),
         )
 
-    def _group(self, namespace: str, templates: list[Obj]) -> list[Obj]:
-        """The hosts that any of the cluster's machine templates may claim."""
-        asked = [Wanted.of(ByoMachineTemplate.of(item).spec.template.spec) for item in templates]
-        return [host for host in self.hosts.all(namespace) if any(wanted.fits(candidate(ByoHost.of(host))) for wanted in asked)]
 
-
-def _failure(machines: list[Obj]) -> str:
-    """What the first machine that is in trouble says."""
+def _failure(machines: list[ByoMachine]) -> str:
+    """What the first machine that failed reports; "" if none did."""
     for machine in machines:
-        condition = get_condition(machine, "BYOHostReady")
-        if condition and condition["status"] == "False" and condition.get("severity") == "Error":
-            return f"{machine['metadata']['name']}: {condition.get('message') or condition['reason']}"
+        condition = machine.condition(ConditionType.BYO_HOST_READY)
+        if condition.is_false and condition.severity == "Error":
+            return f"{machine.name}: {condition.message or condition.reason}"
     return ""
