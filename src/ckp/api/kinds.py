@@ -1,4 +1,4 @@
-"""The kinds of objects that CKP speaks about, with their group, version and plural."""
+"""The kinds of objects that CKP works with, with their group, version and plural."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ _BY_NAME = {(kind.api_version, kind.kind): kind for kind in ALL}
 
 
 def kind_of(obj: dict[str, object]) -> Kind:
-    """The Kind of an object from its `apiVersion` and `kind`; one that is not listed here is taken for a namespaced kind with a regular plural."""
+    """The Kind of an object from its `apiVersion` and `kind`; one that is not listed here is assumed to be namespaced, with a regular plural."""
     api_version, kind = str(obj["apiVersion"]), str(obj["kind"])
     if found := _BY_NAME.get((api_version, kind)):
         return found

@@ -30,13 +30,13 @@ MACHINE_ID_ANNOTATION = f"{CKP}/machine-id"
 DESIRED_KEY, AGENT_KEY = "desired.json", "agent.json"
 """Of a host's Secret: its desired state, and the wanted version of its agent; two keys, so that their writers never overwrite each other."""
 CERTIFICATES_ANNOTATION = f"{CKP}/certificates"
-"""On a host's desired-state Secret: which certificates the host may use. When it changes, or the Secret goes, the hub looks at the host at once."""
+"""On a host's desired-state Secret: which certificates the host may use. When it changes, or the Secret is deleted, the hub checks the host at once."""
 EVENT_LABEL = f"{CKP}/about"
 """Of an Event: the uid of the object that it is about, since lists can be narrowed by labels."""
 FORCE_RELEASE_ANNOTATION = f"{CKP}/force-release"
-"""Of a ByoMachine: give its host up without waiting for it to be clean (it cleans itself when it comes back)."""
+"""Of a ByoMachine: release its host without waiting for it to be clean (it resets itself when it comes back)."""
 DELETE_REQUESTED_ANNOTATION = f"{CKP}/delete-requested-at"
-"""On a Cluster: drain and clean its workers, then delete it."""
+"""On a Cluster: drain and reset its workers, then delete it."""
 REQUESTED_AT_ANNOTATION = f"{CKP}/requested-at"
 """When the user asked for the cluster; the first of the fourteen steps counts from it."""
 
@@ -63,7 +63,7 @@ def desired_secret(namespace: str, host: str) -> str:
 
 
 def provider_id(namespace: str, host: str, machine_uid: str) -> str:
-    """What a node says it is: `byoh://<namespace>/<host>/<start of the machine's uid>`; another machine on the same host is another node."""
+    """A node's providerID: `byoh://<namespace>/<host>/<start of the machine's uid>`; another machine on the same host is another node."""
     return f"{PROVIDER_ID_PREFIX}{namespace}/{host}/{machine_uid[:8]}"
 
 

@@ -29,7 +29,7 @@ class ClusterProgress:
     """Carries what Compass answers into a group of steps. Until Compass names its steps, those that this version knows stand there."""
 
     def __init__(self, steps: Steps) -> None:
-        self._group = steps.group([(phase, title) for phase, _, title in STEPS], command=COMMAND)
+        self._group = steps.group([(step.phase, step.title) for step in STEPS], command=COMMAND)
 
     def update(self, row: Mapping[str, Any]) -> None:
         """Take the present state of the cluster."""

@@ -1,1 +1,1 @@
-"""CKP's providers: the BYOH infrastructure provider, the managed control plane, addons, and the fourteen steps."""
+"""CKP's controllers: the BYOH infrastructure provider, the hosted control plane, addons, and the fourteen steps."""

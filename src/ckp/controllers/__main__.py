@@ -35,7 +35,7 @@ log = structlog.get_logger()
 
 
 def build(kube: Kube, releases: Releases, addons_image: str) -> Manager:
-    """The manager with every controller and what wakes it."""
+    """The manager with every controller and the objects whose changes wake it."""
     clock = SystemClock()
     manager = Manager(kube, LeaderLease(kube, os.environ.get("POD_NAMESPACE", SYSTEM_NAMESPACE), "ckp-controllers", identity()))
     hosts, machines = manager.informer(BYO_HOST), manager.informer(BYO_MACHINE)
@@ -47,7 +47,7 @@ def build(kube: Kube, releases: Releases, addons_image: str) -> Manager:
         return lambda obj: [key_of(item) for item in informer.all(obj["metadata"].get("namespace")) if _belongs(item, obj)]
 
     def machines_of_host(obj: Obj) -> list[Key]:
-        """A changed host wakes the machine that holds it; a free one wakes those that still look for one."""
+        """A changed host wakes the machine that holds it; a free one wakes those that still need one."""
         reference = (obj.get("spec") or {}).get("machineRef")
         if reference:
             return [(obj["metadata"]["namespace"], reference["name"])]
@@ -80,8 +80,8 @@ def build(kube: Kube, releases: Releases, addons_image: str) -> Manager:
     ]
     deletion = Controller("deletion", DeletionReconciler(kube), clusters, workers=2)
     deletion.watches(manager.informer(MACHINE), lambda obj: [(obj["metadata"]["namespace"], cluster_name(obj))])
-    reported = {"byohost": hosts, "byomachine": machines, "managedcontrolplane": planes}
-    events = [Controller(f"{name}-events", EventsReconciler(kube, clock, informer), informer, workers=1) for name, informer in reported.items()]
+    watched = {"byohost": hosts, "byomachine": machines, "managedcontrolplane": planes}
+    events = [Controller(f"{name}-events", EventsReconciler(kube, clock, informer), informer, workers=1) for name, informer in watched.items()]
     manager.controllers.extend([*controllers, deletion, *events])
     return manager
 

@@ -1,4 +1,4 @@
-"""Applying what a reconciler wants, without asking the API server the same thing again and again."""
+"""Server-side apply that does not repeat itself: an unchanged object is applied again only after a while."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ckp.clients.kube import Kube, Obj
 from ckp.kits.clock import Clock
 
 REPEAT = 120.0
-"""Seconds after which an unchanged object is applied again: drift that somebody caused is mended within this time."""
+"""Seconds after which an unchanged object is applied again: drift is corrected within this time."""
 
 
 @dataclass
 class Applier:
-    """Server-side apply with a memory."""
+    """Server-side apply that remembers what it applied last."""
 
     kube: Kube
     clock: Clock
@@ -35,6 +35,6 @@ class Applier:
             self._applied[key] = (digest, self.clock.monotonic())
 
     def forget(self, namespace: str, prefix: str) -> None:
-        """Drop the memory of a deleted cluster's objects."""
+        """Forget the objects of a deleted cluster."""
         for key in [key for key in self._applied if key[1] == namespace and key[2].startswith(prefix)]:
             del self._applied[key]

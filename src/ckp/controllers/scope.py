@@ -1,4 +1,4 @@
-"""What all reconcilers share: owners, pauses, finalizers, and writing status once, at the end, only where it changed."""
+"""What all reconcilers share: owners, pauses, finalizers, and a status that is written once, at the end, only where it changed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def owner(obj: Obj, kind: str) -> Mapping[str, Any] | None:
 
 
 def deleting(obj: Obj) -> bool:
-    """Whether somebody has asked for its deletion."""
+    """Whether its deletion was requested."""
     return "deletionTimestamp" in obj["metadata"]
 
 
@@ -55,29 +55,29 @@ class Scope:
         return str(self.obj["metadata"]["name"])
 
     async def cluster(self) -> Obj | None:
-        """The Cluster that it belongs to, if it is there."""
+        """The Cluster that it belongs to; None if it does not exist."""
         name = cluster_name(self.obj) or str((owner(self.obj, "Cluster") or {}).get("name", ""))
         return await self.kube.get(CLUSTER, name, self.namespace) if name else None
 
     async def add_finalizer(self, finalizer: str) -> None:
-        """Put our finalizer on, before anything is made that must be undone."""
+        """Add our finalizer, before anything is made that must be undone."""
         present = self.obj["metadata"].get("finalizers") or []
         if finalizer not in present:
             await self._set_finalizers([*present, finalizer])
 
     async def remove_finalizer(self, finalizer: str) -> None:
-        """Let it go: all that we made for it is undone."""
+        """Remove our finalizer: everything that we made for the object is undone."""
         present = self.obj["metadata"].get("finalizers") or []
         if finalizer in present:
             await self._set_finalizers([item for item in present if item != finalizer])
 
     async def _set_finalizers(self, finalizers: list[str]) -> None:
-        # With the resourceVersion, so that a finalizer somebody else has just added is not overwritten.
+        # With the resourceVersion, so that a finalizer that another controller has just added is not overwritten.
         meta = {"finalizers": finalizers, "resourceVersion": self.obj["metadata"]["resourceVersion"]}
         self.obj = await self.kube.merge(self.kind, self.name, self.namespace, {"metadata": meta})
 
     async def close(self) -> None:
-        """Write status and conditions if they say something new; a vanished object is fine."""
+        """Write status and conditions where they changed; an object that no longer exists is no error."""
         before = self.obj.get("status") or {}
         wanted = dict(self.status)
         if self.conditions:
@@ -93,7 +93,7 @@ class Scope:
 
 
 def owner_reference(obj: Obj, *, controller: bool = True) -> Obj:
-    """A reference that makes `obj` the owner: what it owns goes when it goes."""
+    """A reference that makes `obj` the owner: what it owns is deleted with it."""
     return {
         "apiVersion": obj["apiVersion"],
         "kind": obj["kind"],

@@ -1,4 +1,4 @@
-"""Which machines may become hosts without a person's decision: by a project's rules, each a list of conditions that must all hold."""
+"""Which machines are approved as hosts without a person's decision: by a project's rules, each a list of conditions that must all hold. Pure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Criteria:
-    """What a machine must be; what is empty does not matter.
+    """What a machine must be; an empty criterion is not checked.
 
-    A machine says its own facts, so a rule is as strong as the pre-shared key behind it; `networks` is about the address that the hub saw.
+    A machine reports its own facts, so a rule is as strong as the pre-shared key behind it; `networks` is checked against the address that the hub saw.
     """
 
     hostnames: tuple[str, ...] = ()  # patterns with * and ?, any of them
@@ -30,7 +30,7 @@ class Criteria:
 
     @property
     def empty(self) -> bool:
-        """Whether it asks for nothing at all."""
+        """Whether there is no criterion at all."""
         return self == Criteria()
 
 
@@ -38,20 +38,20 @@ def why_not(criteria: Criteria, facts: Mapping[str, Any], source: str) -> str:
     """What keeps a machine from being approved by these criteria, in words; '' if nothing does."""
     hostname, system = str(facts.get("hostname", "")).lower(), f"{facts.get('os_id', '')}-{facts.get('os_version', '')}"
     if criteria.hostnames and not any(fnmatch.fnmatchcase(hostname, pattern.lower()) for pattern in criteria.hostnames):
-        return f"its name {hostname} is none of {', '.join(criteria.hostnames)}"
+        return f"its name {hostname} matches none of {', '.join(criteria.hostnames)}"
     if criteria.networks and not _inside(source, criteria.networks):
         return f"its address {source} is in none of {', '.join(criteria.networks)}"
     if criteria.systems and system not in criteria.systems:
         return f"it runs {system}, not {' or '.join(criteria.systems)}"
     if int(facts.get("cpus", 0)) < criteria.min_cpus:
-        return f"it has {facts.get('cpus', 0)} CPUs, {criteria.min_cpus} are asked for"
+        return f"it has {facts.get('cpus', 0)} CPUs, {criteria.min_cpus} are required"
     if int(facts.get("memory_bytes", 0)) < criteria.min_memory_bytes:
-        return f"it has {int(facts.get('memory_bytes', 0)) >> 20} MiB of memory, {criteria.min_memory_bytes >> 20} are asked for"
+        return f"it has {int(facts.get('memory_bytes', 0)) >> 20} MiB of memory, {criteria.min_memory_bytes >> 20} are required"
     return ""
 
 
 def first_match(rules: Sequence[tuple[str, Criteria]], facts: Mapping[str, Any], source: str) -> str:
-    """The name of the first rule, by name, that approves the machine; '' if none does. A rule that asks for nothing approves nobody."""
+    """The name of the first rule, by name, that approves the machine; '' if none does. A rule without criteria approves no machine."""
     return next((name for name, criteria in sorted(rules, key=lambda rule: rule[0]) if not criteria.empty and not why_not(criteria, facts, source)), "")
 
 

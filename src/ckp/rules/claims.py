@@ -1,4 +1,4 @@
-"""Which host a machine gets: by rule, never by chance."""
+"""Which host a machine gets: by rule, never by chance. Pure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Candidate:
     system: str = ""  # its operating system as bundles are named for it: debian-12, rhel-9
 
     def unavailable(self) -> str:
-        """Why no new machine may have it, in a word or two; "" if it is free."""
+        """Why no new machine may claim it, in a word or two; "" if it is free."""
         holds = {
             "going away": self.deleting,
             "in use": bool(self.claimed_by),
@@ -76,7 +76,7 @@ def system_of(facts: Facts) -> str:
 
 
 OTHERS = ("ckp.coredge.io", "cluster.x-k8s.io", "kubernetes.io", "k8s.io")
-"""Domains of labels that are not the users' to set, with all below them."""
+"""Domains of labels that users may not set, with their subdomains."""
 
 
 def of_users(key: str) -> bool:
@@ -119,7 +119,7 @@ class Wanted:
         return not self.systems or not host.system or host.system in self.systems
 
     def unavailable(self, host: Candidate) -> str:
-        """Why the machine may not have this host, in a word or two; "" if it may."""
+        """Why the machine may not claim this host, in a word or two; "" if it may."""
         return host.unavailable() or ("" if self.has_bundle(host) else "unfit")
 
     def fits(self, host: Candidate) -> bool:

@@ -1,4 +1,4 @@
-"""Hosts that come and go: each loss of the connection within the hour holds a host back for longer before a machine may claim it."""
+"""Flapping hosts: each loss of the connection within the hour holds a host back for longer before a machine may claim it. Pure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Flaps:
 
     @property
     def held_until(self) -> datetime | None:
-        """Before this time no machine claims it. A first loss is no flapping."""
+        """Before this time no machine claims it. A first loss is not flapping."""
         if self.last is None or self.count < 2:
             return None
         delay: timedelta = min(LONGEST, FIRST * 2 ** min(self.count - 2, 16))

@@ -1,4 +1,4 @@
-"""When machines that are not healthy are replaced."""
+"""When unhealthy machines are replaced. Pure."""
 
 from __future__ import annotations
 

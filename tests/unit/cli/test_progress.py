@@ -50,10 +50,10 @@ class Clock:
 def cluster(done: int, message: str = "the API server is starting") -> dict[str, Any]:
     """What Compass answers when so many steps are done, and the last one, which needs no other."""
     rows = []
-    for number, (phase, _, title) in enumerate(STEPS, 1):
+    for number, step in enumerate(STEPS, 1):
         state = "Skipped" if number == 13 else "Done" if number <= done or number == 14 else "Running" if number == done + 1 else "Pending"
         times = {"startedAt": "2026-04-01T12:00:00Z", "finishedAt": f"2026-04-01T12:00:{number:02}Z"} if state == "Done" else {}
-        rows.append({"number": number, "phase": phase, "title": title, "state": state, "message": message, **times})
+        rows.append({"number": number, "phase": step.phase, "title": step.title, "state": state, "message": message, **times})
     return {"steps": rows}
 
 

@@ -1,4 +1,4 @@
-"""What the read models share: camelCase names on the wire, tolerance towards what is absent, and what the CRD says beyond the type."""
+"""What the read models share: camelCase names on the wire, tolerance towards what is absent, and what the CRD's schema holds beyond the type."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ckp.kits.errors import CkpError
 
 
 class Schema:
-    """What the CRD's schema says of a field beyond its type, as metadata of its annotation.
+    """The CRD schema's keywords for a field beyond its type, as metadata of its annotation.
 
     Args:
         description: for people who read the CRD (`kubectl explain`).

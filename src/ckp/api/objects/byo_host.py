@@ -62,7 +62,7 @@ class HostFinding(ApiModel):
 
 
 class Facts(ApiModel):
-    """What the host says about itself, in the protocol's own names (host_protocol.HostFacts). Nothing in it is trusted for identity."""
+    """What the host reports of itself, in the protocol's own names (host_protocol.HostFacts). Nothing in it is trusted for identity."""
 
     model_config = ConfigDict(alias_generator=None)
     opaque: ClassVar[bool] = True
@@ -139,7 +139,7 @@ class ByoHostStatus(ApiModel):
     preserve_unknown: ClassVar[bool] = True
 
     agent: AgentStatus = Field(default_factory=AgentStatus)
-    facts: Annotated[Facts, Schema("What the host says about itself.")] = Field(default_factory=Facts)
+    facts: Annotated[Facts, Schema("What the host reports of itself.")] = Field(default_factory=Facts)
     hostinfo: HostInfo = Field(default_factory=HostInfo)
     network: tuple[NetworkStatus, ...] = ()
     machine_ref: ObjectReference = Field(default_factory=ObjectReference)

@@ -1,1 +1,1 @@
-"""The managed (hosted) control plane: CA, etcd, API server with konnectivity, kubeadm's phases, kubeconfig."""
+"""The hosted control plane: CA, etcd, API server with konnectivity, kubeadm's phases, kubeconfig."""

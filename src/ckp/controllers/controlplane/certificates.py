@@ -114,7 +114,7 @@ def _certificate(plan: Plan, part: str, spec: Obj) -> Obj:
 
 
 def secret_names(plan: Plan, parts: Sequence[str] | None = None) -> list[str]:
-    """The Secrets that must be there before the control plane's pods can mount them."""
+    """The Secrets that must exist before the control plane's pods can mount them."""
     return [plan.name(part) for part in (parts or ["ca", "etcd", "proxy", *(leaf.name for leaf in leaves(plan))])]
 
 

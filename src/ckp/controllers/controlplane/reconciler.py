@@ -31,7 +31,7 @@ SOON = 0.5
 
 
 class NotYet(Exception):
-    """A phase waits for something; a change of what it waits for wakes the reconciler."""
+    """A phase is not finished; a change of what it waits for wakes the reconciler, and so does `after` (seconds)."""
 
     def __init__(self, condition: ConditionType, message: str, *, after: float = POLL) -> None:
         super().__init__(message)
@@ -40,7 +40,7 @@ class NotYet(Exception):
 
 @dataclass
 class ManagedControlPlaneReconciler:
-    """The phases below, in their order; each is finished or says what it waits for."""
+    """The phases below, in their order; each is finished or raises NotYet with what it waits for."""
 
     kube: Kube
     clock: Clock
@@ -170,12 +170,12 @@ class ManagedControlPlaneReconciler:
         ca = await self.kube.get(SECRET, plan.name("ca"), plan.namespace)
         client = await self.kube.get(SECRET, plan.name(leaf), plan.namespace)
         if ca is None or client is None:
-            raise NotYet(ConditionType.KUBECONFIG_AVAILABLE, f"the certificate {plan.name(leaf)} is not there")
+            raise NotYet(ConditionType.KUBECONFIG_AVAILABLE, f"the certificate {plan.name(leaf)} does not exist yet")
         decode = base64.b64decode
         return bootstrap.ClientFiles(decode(ca["data"]["tls.crt"]), decode(client["data"]["tls.crt"]), decode(client["data"]["tls.key"]))
 
     async def _bootstrap(self, scope: Scope, plan: Plan) -> None:
-        """The Job with kubeadm's phases. A Job is not changed once it is made; changed content has another name."""
+        """The Job with kubeadm's phases. A Job can't be changed; changed content has another name."""
         objects = bootstrap.bootstrap_objects(plan)
         name = str(objects[-1]["metadata"]["name"])
 

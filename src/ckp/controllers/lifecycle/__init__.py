@@ -1,1 +1,1 @@
-"""The fourteen steps: looks at all that belongs to a cluster and writes `status.steps`, no other field."""
+"""The fourteen steps of a cluster (writes `status.steps`, no other field), and its deletion."""

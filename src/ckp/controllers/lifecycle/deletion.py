@@ -1,8 +1,8 @@
-"""Deleting a cluster politely: its workers are drained and cleaned first, then the cluster goes.
+"""Graceful deletion of a cluster: its workers are drained and reset first, then the cluster is deleted.
 
 The core skips the drain of machines whose Cluster is being deleted (Cluster API v1.7.7, machine controller: errClusterIsBeingDeleted), so a
 request for deletion is an annotation at first: the MachineDeployments are deleted while the Cluster still lives, and the Cluster afterwards.
-Somebody who deletes the Cluster object itself gets the core's quick way.
+Deleting the Cluster object itself is the core's quick way, without a drain.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ POLL = 5.0
 
 @dataclass
 class DeletionReconciler:
-    """One pass over a cluster whose deletion was asked for."""
+    """One pass over a cluster whose deletion was requested."""
 
     kube: Kube
 
     async def reconcile(self, namespace: str, name: str) -> Result:
-        """MachineDeployments, then their Machines are waited for, then the Cluster."""
+        """Delete the MachineDeployments, wait for their Machines to go, then delete the Cluster."""
         cluster = await self.kube.get(CLUSTER, name, namespace)
         if cluster is None or deleting(cluster) or DELETE_REQUESTED_ANNOTATION not in (cluster["metadata"].get("annotations") or {}):
             return Result()

@@ -19,7 +19,7 @@ PATCHES = "/etc/kubernetes/ckp-patches"
 
 @dataclass(frozen=True)
 class BootstrapData:
-    """What the cloud-config says."""
+    """The parts of the cloud-config that an agent works with."""
 
     files: tuple[JoinFile, ...]
     pre_commands: tuple[str, ...]
@@ -33,14 +33,14 @@ def parse_cloud_config(text: str) -> BootstrapData:
     it went. What stands before it and after it are the user's own pre- and postKubeadmCommands.
 
     Raises:
-        CkpError: it is no cloud-config, or lacks the join configuration.
+        CkpError: it is not a cloud-config, or lacks the join configuration.
     """
     document = yaml.safe_load(text)
     if not isinstance(document, dict) or "write_files" not in document:
-        raise CkpError("the bootstrap data is no cloud-config with write_files")
+        raise CkpError("the bootstrap data is not a cloud-config with write_files")
     files = tuple(_file(entry) for entry in document["write_files"] if entry["path"] != SUCCESS_FILE)
     if not any(file.path == JOIN_CONFIG for file in files):
-        raise CkpError(f"the bootstrap data holds no {JOIN_CONFIG}: only joining workers are supported on hosts")
+        raise CkpError(f"the bootstrap data has no {JOIN_CONFIG}: hosts can only join as workers")
     before: list[str] = []
     after: list[str] = []
     target = before
@@ -66,7 +66,7 @@ def _file(entry: dict[str, Any]) -> JoinFile:
 
 
 def _with_patches(config: str) -> str:
-    """Point kubeadm at the folder where the agent puts what only the host knows (cgroup driver and the like)."""
+    """Point kubeadm at the folder where the agent writes settings that depend on the host (cgroup driver and the like)."""
     documents = [document for document in yaml.safe_load_all(config) if document]
     for document in documents:
         if document.get("kind") == "JoinConfiguration":

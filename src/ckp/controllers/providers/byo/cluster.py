@@ -1,6 +1,6 @@
-"""ByoCluster: there is no infrastructure to make for people's own hosts, so it is ready once it belongs to a Cluster.
+"""ByoCluster: people's own hosts need no infrastructure to be made, so it is ready once a Cluster owns it.
 
-Contract (InfraCluster): `status.ready`; `spec.controlPlaneEndpoint` is the control plane's to give here, and optional for us.
+Contract (InfraCluster): `status.ready`; `spec.controlPlaneEndpoint` comes from the control plane provider here, and is optional for us.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ckp.api.kinds import BYO_CLUSTER
 from ckp.api.names import MANAGED_BY_ANNOTATION
+from ckp.api.states import ConditionType
 from ckp.clients.kube import Kube
 from ckp.controllers.scope import Scope, deleting, owner, paused
 from ckp.kits.clock import Clock
@@ -24,7 +25,7 @@ class ByoClusterReconciler:
     clock: Clock
 
     async def reconcile(self, namespace: str, name: str) -> Result:
-        """Ready as soon as Cluster API has made itself the owner."""
+        """Ready as soon as Cluster API has set the owner."""
         obj = await self.kube.get(BYO_CLUSTER, name, namespace)
         if obj is None or deleting(obj) or owner(obj, "Cluster") is None or MANAGED_BY_ANNOTATION in (obj["metadata"].get("annotations") or {}):
             return Result()
@@ -32,6 +33,6 @@ class ByoClusterReconciler:
         if paused(await scope.cluster(), obj):
             return Result()
         scope.status["ready"] = True
-        scope.conditions = [make_condition("ClusterReady", True, self.clock.now())]
+        scope.conditions = [make_condition(ConditionType.CLUSTER_READY, True, self.clock.now())]
         await scope.close()
         return Result()

@@ -1,4 +1,4 @@
-"""The desired state of a host as a Secret of its own: the only thing about a host that the hub can read."""
+"""The desired state of a host, as a Secret of its own: the only Secret about a host that the hub can read."""
 
 from __future__ import annotations
 
@@ -20,18 +20,22 @@ class DesiredStore:
     kube: Kube
 
     async def read(self, namespace: str, host: str) -> Desired:
-        """What the host is told now; an absent Secret says: be free."""
+        """The host's desired state; without a Secret it is to be free."""
         return (await self._read(namespace, host))[0]
 
     async def _read(self, namespace: str, host: str) -> tuple[Desired, str]:
-        """And the resourceVersion of what says so; "" if nothing does."""
+        """With the resourceVersion of its Secret; "" if there is none."""
         secret = await self.kube.get(SECRET, desired_secret(namespace, host), HOSTS_NAMESPACE)
         if secret is None:
             return Desired(generation=0, host=host), ""
         return Desired.model_validate_json(base64.b64decode(secret["data"][DESIRED_KEY])), str(secret["metadata"]["resourceVersion"])
 
     async def write(self, namespace: str, host: str, membership: Membership | None) -> Desired:
-        """Tell the host something; the generation only grows when the content is new. A conflict if somebody else told it something meanwhile."""
+        """Set the host's membership (None: be free); the generation grows only with new content.
+
+        Raises:
+            KubeError: among others Conflict, if the desired state was written by another process meanwhile.
+        """
         now, version = await self._read(namespace, host)
         if now.membership == membership and now.generation > 0:
             return now
@@ -40,7 +44,7 @@ class DesiredStore:
         return desired
 
     async def _put(self, namespace: str, host: str, desired: Desired, version: str) -> None:
-        """In the place of what was read, and of nothing newer: a process that was thought dead must not have the last word."""
+        """Replace what was read, and nothing newer: a process that lost its lease must not overwrite its successor."""
         secret = self._secret(namespace, host, desired)
         if not version:
             await self.kube.create(secret)
@@ -49,17 +53,17 @@ class DesiredStore:
         await self.kube.merge(SECRET, secret["metadata"]["name"], HOSTS_NAMESPACE, patch)
 
     async def withdraw(self, namespace: str, host: str, is_claimed: Callable[[], Awaitable[bool]]) -> None:
-        """Tell a host that nobody holds to be free, if a membership was left to it: by a machine that wrote it when the host had just been removed.
+        """Set an unclaimed host to free, if a membership was left to it: by a machine that wrote it when the host had just been removed.
 
-        A claim always comes before its membership. So a membership that was there before the question, and is still the same when it is replaced
-        (the resourceVersion says so), is nobody's if the answer was no.
+        A claim always comes before its membership. So if the host is not claimed, a membership that was read before asking, and is unchanged when it is
+        replaced (by resourceVersion), belongs to no machine.
         """
         left, version = await self._read(namespace, host)
         if left.membership is not None and not await is_claimed():
             await self._put(namespace, host, Desired(generation=left.generation + 1, host=host), version)
 
     async def announce(self, namespace: str, host: str, certificates: str) -> None:
-        """Say beside the desired state which certificates the host may use; a host of which nothing is stored is told to be free."""
+        """Note on the desired state which certificates the host may use; a host without one gets one that sets it free."""
         name = desired_secret(namespace, host)
         if await self.kube.get(SECRET, name, HOSTS_NAMESPACE) is None:
             try:
@@ -71,12 +75,12 @@ class DesiredStore:
         await self.kube.merge(SECRET, name, HOSTS_NAMESPACE, {"metadata": {"annotations": {CERTIFICATES_ANNOTATION: certificates}}})
 
     async def set_agent(self, namespace: str, host: str, target: AgentTarget | None) -> None:
-        """Say which version of the agent the host is to run; None: the one that it has."""
+        """Set the version of the agent that the host is to run; None: the one that it has."""
         value = base64.b64encode(target.model_dump_json().encode()).decode() if target else None
         await self.kube.merge(SECRET, desired_secret(namespace, host), HOSTS_NAMESPACE, {"data": {AGENT_KEY: value}})
 
     async def remove(self, namespace: str, host: str) -> None:
-        """Forget the host."""
+        """Delete the host's desired state."""
         await self.kube.delete(SECRET, desired_secret(namespace, host), HOSTS_NAMESPACE)
 
     def _secret(self, namespace: str, host: str, desired: Desired) -> Obj:

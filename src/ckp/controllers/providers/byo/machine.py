@@ -220,7 +220,7 @@ class ByoMachineReconciler:
     async def _bootstrap_data(self, namespace: str, name: str) -> BootstrapData:
         secret = await self.kube.get(SECRET, name, namespace)
         if secret is None:
-            raise CkpError(f"the bootstrap data {name} is not there")
+            raise CkpError(f"the bootstrap data {name} does not exist")
         return parse_cloud_config(base64.b64decode(secret["data"]["value"]).decode())
 
     async def _observe(self, scope: Scope, host: ByoHost, desired: Desired, membership: Membership) -> None:
