@@ -13,7 +13,7 @@ from typing import Any
 
 from ckp.api import kinds
 from ckp.api.host_protocol import HostFacts, Report
-from ckp.api.states import ConditionType
+from ckp.api.states import ConditionType, Reason
 from ckp.clients.kube import Obj
 from ckp.hub.identity import HostId
 from ckp.kits.clock import rfc3339
@@ -73,9 +73,9 @@ def with_boot(status: Status, boot_id: str, serial: str, *, machine_id: str, enr
     fresh_certificate = agent.get("bootIDsOf") != serial
     reason = message = ""
     if boot_id in boots[:-1]:
-        reason, message = "ClonedMachine", "two machines use this host's certificate in turn: one is a clone of the other"
+        reason, message = Reason.CLONED_MACHINE, "two machines use this host's certificate in turn: one is a clone of the other"
     elif enrolled_machine and machine_id != enrolled_machine:
-        reason, message = "OtherMachine", f"the machine-id is {machine_id}, the machine that was approved has {enrolled_machine}"
+        reason, message = Reason.OTHER_MACHINE, f"the machine-id is {machine_id}, the machine that was approved has {enrolled_machine}"
     if message:
         message += "; revoke its certificate (ckp host revoke), and approve the machine that is the right one"
     if not boots or boots[-1] != boot_id:
@@ -85,7 +85,7 @@ def with_boot(status: Status, boot_id: str, serial: str, *, machine_id: str, enr
     if message:
         return _with_condition(status, UNIQUE, False, reason, message, at)
     if fresh_certificate or not known:
-        return _with_condition(status, UNIQUE, True, "OneMachine", "", at)
+        return _with_condition(status, UNIQUE, True, Reason.ONE_MACHINE, "", at)
     return status
 
 
@@ -97,7 +97,7 @@ def _with_condition(status: Status, kind: str, value: bool, reason: str, message
     before = _condition_in(status, kind)
     text = "True" if value else "False"
     since = before.get("lastTransitionTime", rfc3339(at)) if before.get("status") == text else rfc3339(at)
-    entry = {"type": kind, "status": text, "reason": reason, "message": message, "lastTransitionTime": since}
+    entry = {"type": kind, "status": text, "reason": str(reason), "message": message, "lastTransitionTime": since}
     others = [other for other in status.get("conditions") or [] if other["type"] != kind]
     return status | {"conditions": sorted([*others, entry], key=lambda one: str(one["type"]))}
 

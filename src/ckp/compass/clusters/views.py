@@ -8,12 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from ckp.api import names
-from ckp.api.states import ConditionType
+from ckp.api.objects.byo_host import ByoHost
+from ckp.api.states import ConditionType, HostPhase, StepState
 from ckp.clients.kube import Obj
 from ckp.kits.clock import parse_rfc3339
 from ckp.rules.conditions import get_condition, is_true
-
-FINISHED_STEPS = ("Done", "Skipped")
 
 
 @dataclass(frozen=True)
@@ -79,11 +78,12 @@ def view(cluster: Obj, control_plane: Obj | None, deployment: Obj | None, machin
         and deployment is not None
         and bool(status.get("controlPlaneReady") and status.get("infrastructureReady"))
         and workers_ready >= workers
-        and all(step.get("state") in FINISHED_STEPS for step in steps)
+        and all(step.get("state") in (StepState.DONE, StepState.SKIPPED) for step in steps)
     )
     endpoint = spec.get("controlPlaneEndpoint") or plane_spec.get("controlPlaneEndpoint") or {}
     network = spec.get("clusterNetwork") or {}
     addons = plane_spec.get("addons") or {}
+    claimed = [host for host in map(ByoHost.of, hosts) if host.claimed]
     created_at = parse_rfc3339(meta["creationTimestamp"])
     requested = (meta.get("annotations") or {}).get(names.REQUESTED_AT_ANNOTATION)
     return ClusterView(
@@ -112,24 +112,24 @@ def view(cluster: Obj, control_plane: Obj | None, deployment: Obj | None, machin
             if obj
             for entry in (obj.get("status") or {}).get("conditions") or ()
         ),
-        machines=tuple(_machine(machine, hosts) for machine in sorted(machines, key=lambda m: str(m["metadata"]["name"]))),
+        machines=tuple(_machine(machine, claimed) for machine in sorted(machines, key=lambda m: str(m["metadata"]["name"]))),
     )
 
 
-def _machine(machine: Obj, hosts: Sequence[Obj]) -> MachineView:
+def _machine(machine: Obj, claimed: Sequence[ByoHost]) -> MachineView:
     name, status = machine["metadata"]["name"], machine.get("status") or {}
     infrastructure = (machine["spec"].get("infrastructureRef") or {}).get("name", name)
-    holder = next((host for host in hosts if ((host.get("spec") or {}).get("machineRef") or {}).get("name") in (name, infrastructure)), None)
+    host = next((host for host in claimed if host.spec.machine_ref.name in (name, infrastructure)), ByoHost())
     failed = bool(status.get("failureMessage"))  # its node may well go on for a while: it is to be replaced all the same
     ready = not failed and (is_true(machine, ConditionType.NODE_HEALTHY) or (is_true(machine, ConditionType.READY) and bool(status.get("nodeRef"))))
     said = [entry for entry in status.get("conditions") or () if entry.get("status") == "False" and entry.get("message")]
-    bad = next(iter(sorted(said, key=lambda entry: entry.get("type") == "Ready")), None)  # Ready only counts the others: "1 of 2 completed"
-    seen = ((holder or {}).get("status") or {}).get("observed") or {}
-    message = str(status.get("failureMessage") or (seen.get("message") if seen.get("phase") == "Failed" else "") or (bad or {}).get("message", ""))
+    bad = next(iter(sorted(said, key=lambda entry: entry.get("type") == ConditionType.READY)), None)  # Ready only counts the others: "1 of 2 completed"
+    observed = host.status.observed
+    message = str(status.get("failureMessage") or (observed.message if observed.phase == HostPhase.FAILED else "") or (bad or {}).get("message", ""))
     return MachineView(
         name=name,
         phase=str(status.get("phase") or "Pending"),
-        host=str(holder["metadata"]["name"]) if holder else "",
+        host=host.name,
         node=str((status.get("nodeRef") or {}).get("name", "")),
         version=str((status.get("nodeInfo") or {}).get("kubeletVersion") or machine["spec"].get("version", "")),
         ready=ready,
@@ -139,7 +139,7 @@ def _machine(machine: Obj, hosts: Sequence[Obj]) -> MachineView:
 
 def _why_not_ready(cluster: Obj, control_plane: Obj | None, steps: Sequence[Mapping[str, Any]]) -> str:
     """The one sentence that says most: the failed step, else the running one, else what the Ready condition says."""
-    for state in ("Failed", "Running"):
+    for state in (StepState.FAILED, StepState.RUNNING):
         for step in steps:
             if step.get("state") == state:
                 said = step.get("message")
