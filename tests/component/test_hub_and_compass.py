@@ -160,7 +160,7 @@ async def platform(accounts: Accounts, kube: Kube, tmp_path: Path) -> AsyncItera
         await wait_until_async(partial(_served, kube, kind), what=f"{kind.kind} is served", timeout=60, every=0.2)
     compass_kube, hub_kube = accounts.kube("ckp-compass", "ckp-compass"), accounts.kube("ckp-hub", "ckp-hub")
     clock = SystemClock()
-    database = Database(tmp_path / "compass.db")
+    database = Database(tmp_path / "compass.db", clock)
     await database.open()
     settings = Settings(
         database=tmp_path / "compass.db",

@@ -19,6 +19,7 @@ from cryptography.x509.oid import NameOID
 
 from ckp.api import kinds, names
 from ckp.api.host_protocol import EnrolmentRequest, HostFacts
+from ckp.compass.identity import ProjectRef
 from ckp.compass.releases import ReleaseTable
 from ckp.compass.rest.internal import make_internal_app
 from ckp.compass.rest.public import make_public_app
@@ -137,9 +138,7 @@ def cluster_body(**changes: Any) -> dict[str, Any]:
     return body | changes
 
 
-def _default_project() -> Any:
-    from ckp.compass.access.projects import ProjectRef
-
+def _default_project() -> ProjectRef:
     return ProjectRef.of("default", "default")
 
 
@@ -148,7 +147,7 @@ async def make_world(directory: Path, kube: KubeSimulator | None = None) -> Asyn
     kube = kube or KubeSimulator(manager="ckp-compass")
     kube.on_create("TokenReview", review)
     clock = ManualClock(datetime(2026, 4, 1, 12, tzinfo=UTC))
-    database = Database(directory / "compass.db")
+    database = Database(directory / "compass.db", clock)
     await database.open()
     settings = Settings(
         database=directory / "compass.db",

@@ -1,4 +1,4 @@
-"""`python -m ckp.compass [--database PATH]`: all else comes from COMPASS_* variables (see settings)."""
+"""`python -m ckp.compass [--database PATH]`: all else is configured by COMPASS_* variables (see settings)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def _run(settings: Settings) -> None:
 
 
 def main() -> int:
-    """Run until a signal comes; 1 or 2 if the configuration is not right."""
+    """Run until a signal comes. Exit code 1 or 2 if the configuration is wrong."""
     parser = argparse.ArgumentParser(prog="python -m ckp.compass", description="CKP's front door")
     parser.add_argument("--database", type=Path, help="SQLite file (COMPASS_DATABASE)")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The wiring: settings in, a running Compass out."""
+"""Composition: from settings to a running Compass."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ async def serve(settings: Settings, kube: Kube, stop: asyncio.Event) -> None:
     """Run Compass until `stop` is set or a signal comes.
 
     Raises:
-        CkpError: a file, the database or a port is not as it must be; nothing was served.
+        CkpError: a file or the database cannot be read, or a port is taken; nothing was served.
     """
     token = read_admin_token(settings.admin_token_file)
     releases = ReleaseFile(settings.releases_file)
-    database = Database(settings.database)
+    clock = SystemClock()
+    database = Database(settings.database, clock)
     await database.open()
     try:
-        cases = UseCases.wire(settings, database, kube, releases, token, SystemClock())
+        cases = UseCases.wire(settings, database, kube, releases, token, clock)
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         Gauge("ckp_compass_info", "The running version", ["version"], registry=registry).labels(__version__).set(1)
@@ -41,7 +42,7 @@ async def serve(settings: Settings, kube: Kube, stop: asyncio.Event) -> None:
         async def ready() -> str:
             try:
                 await asyncio.wait_for(database.ping(), 3)
-            except Exception as error:  # whatever it is, we are not ready
+            except Exception as error:  # whatever it is, Compass is not ready
                 return f"the database does not answer: {error}"
             return ""
 
@@ -58,7 +59,7 @@ async def serve(settings: Settings, kube: Kube, stop: asyncio.Event) -> None:
             try:
                 server = make_server(app, host=settings.bind, port=port, cert=cert, key=key)
             except OSError as error:  # ssl.SSLError is one
-                raise CkpError(f"the certificate {cert} with its key {key} does not load: {error}") from error
+                raise CkpError(f"the certificate {cert} with its key {key} cannot be loaded: {error}") from error
             servers.append(server)
             if server.config.ssl:
                 followers.append(follow_certificate(server.config.ssl, cert, key))
@@ -67,4 +68,4 @@ async def serve(settings: Settings, kube: Kube, stop: asyncio.Event) -> None:
     finally:
         await database.close()
         await kube.close()
-        log.info("compass has ended")
+        log.info("compass ends")

@@ -10,8 +10,12 @@ class WrongKey(CkpError):
 
 
 class TooManyTries(CkpError):
-    """A source tried too often, or a queue is full; later it may go."""
+    """Too many failed attempts from one source, or a queue is full; it can be tried again later."""
 
 
 class Unauthorized(CkpError):
     """No token, or not the right one."""
+
+
+class Unavailable(CkpError):
+    """The management cluster does not answer; it can be tried again."""

@@ -1,4 +1,4 @@
-"""Which releases can be asked for. Compass needs little of the catalog: names, and what goes with each."""
+"""Which releases clusters can be made of. Compass needs little of the catalog: their names, and what belongs to each."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class ReleaseTable:
         try:
             return self._table[name]
         except KeyError:
-            raise NotFound(f"version: {name!r} is not in the catalog", resolution=f"take one of: {', '.join(self.names()) or 'none is known'}") from None
+            raise NotFound(f"version: {name!r} is not in the catalog", resolution=f"take one of: {', '.join(self.names()) or 'no release is known'}") from None
 
 
 class ReleaseFile:
     """The releases that `ckp dist` has pushed, from their file (ckp.api.platform). Read again when it changes: a new release needs no restart."""
 
     def __init__(self, path: Path) -> None:
-        """CkpError if it cannot be read now; later, an unreadable file leaves what was known."""
+        """CkpError if it cannot be read now; later, an unreadable file leaves the releases that were read before."""
         self._path = path
         self._stamp = 0
         self._table = ReleaseTable({})
@@ -74,7 +74,7 @@ class ReleaseFile:
             if self._path.stat().st_mtime_ns != self._stamp:
                 self._load()
         except (CkpError, OSError) as error:
-            log.warning("the releases cannot be read anew", error=str(error))
+            log.warning("the releases cannot be reloaded", error=str(error))
         return self._table
 
     def _load(self) -> None:

@@ -1,21 +1,23 @@
-"""The use cases of Compass. They know Kubernetes (ckp.clients), the store and the rules; they know nothing of HTTP."""
+"""The use cases of Compass. They know Kubernetes (ckp.clients), the store and the rules, and nothing of HTTP."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ckp.api.compass.projects import AuditView
+from ckp.api.compass.releases import ReleaseView
 from ckp.clients.kube import Kube
 from ckp.compass.access.callers import AdminToken, WorkloadTokens
-from ckp.compass.access.projects import Namespaces, ProjectRef
+from ckp.compass.access.projects import Namespaces
 from ckp.compass.clusters.clusters import Clusters
 from ckp.compass.hosts.approval import ApprovalRules
 from ckp.compass.hosts.enrolments import Enrolments
 from ckp.compass.hosts.groups import HostGroups
 from ckp.compass.hosts.hosts import Hosts
 from ckp.compass.hosts.keys import HostKeys
-from ckp.compass.hosts.operations import HostCare
+from ckp.compass.hosts.operations import HostOperations
 from ckp.compass.hosts.requests import HostRequests
+from ckp.compass.identity import ProjectRef
 from ckp.compass.releases import Releases
 from ckp.compass.settings import Settings
 from ckp.compass.store.database import Database
@@ -25,7 +27,7 @@ from ckp.kits.clock import Clock
 
 @dataclass(frozen=True)
 class UseCases:
-    """All that Compass can do; the skins (REST, later RPC and web) get this and nothing else."""
+    """All that Compass can do. The skins (REST, later RPC and web) get this and nothing else."""
 
     database: Database
     releases: Releases
@@ -36,7 +38,7 @@ class UseCases:
     requests: HostRequests
     approval: ApprovalRules
     hosts: Hosts
-    care: HostCare
+    operations: HostOperations
     groups: HostGroups
     clusters: Clusters
 
@@ -45,7 +47,7 @@ class UseCases:
         """Put them together."""
         namespaces = Namespaces(kube, settings.own_account, settings.tenant_role)
         keys = HostKeys(database, clock)
-        hosts = Hosts(database, kube, namespaces, clock)
+        hosts = Hosts(database, kube, namespaces)
         requests = HostRequests(database, kube, namespaces, clock)
         approval = ApprovalRules(database, requests, clock)
         return cls(
@@ -58,12 +60,32 @@ class UseCases:
             requests=requests,
             approval=approval,
             hosts=hosts,
-            care=HostCare(database, kube, namespaces, hosts, releases, clock),
+            operations=HostOperations(database, kube, namespaces, hosts, releases, clock),
             groups=HostGroups(database, kube, namespaces, hosts, clock),
             clusters=Clusters(database, kube, namespaces, releases, clock, settings.reserved),
         )
 
-    async def audit(self, project: ProjectRef, limit: int) -> Sequence[AuditEntry]:
+    async def audit(self, project: ProjectRef, limit: int) -> list[AuditView]:
         """The newest changes of a project, newest first."""
         async with self.database.unit() as unit:
-            return await unit.audit_entries(project.domain, project.project, limit=limit)
+            return [_audit_view(entry) for entry in await unit.audit_entries(project, limit=limit)]
+
+    def list_releases(self) -> list[ReleaseView]:
+        """All releases, the oldest first."""
+        return [self.get_release(name) for name in self.releases.names()]
+
+    def get_release(self, name: str) -> ReleaseView:
+        """One release; NotFound names the known ones."""
+        return ReleaseView.model_validate({"name": name, **self.releases.get(name)})
+
+
+def _audit_view(entry: AuditEntry) -> AuditView:
+    return AuditView(
+        id=entry.id,
+        at=entry.at,
+        actor=entry.actor,
+        credential=entry.credential,
+        action=entry.action,
+        target=entry.target,
+        detail=entry.detail,
+    )

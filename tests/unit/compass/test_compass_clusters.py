@@ -14,8 +14,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ckp.api import kinds, names
+from ckp.api.compass.clusters import ClusterRequest
 from ckp.clients.kube import KubeError
-from ckp.compass.clusters.manifests import ClusterSpec, cluster_objects
+from ckp.compass.clusters.manifests import cluster_objects, request_digest
 from ckp.compass.clusters.networks import check_networks, parse_cidr
 from ckp.compass.clusters.views import _machine
 from ckp.compass.settings import Settings, parse_reserved, read_admin_token
@@ -81,8 +82,8 @@ async def test_a_cluster_becomes_its_cluster_api_objects(world: World) -> None:
 
 
 def test_every_reference_points_to_an_object_that_is_made() -> None:
-    spec = ClusterSpec("c", "v1.35.1", "cilium", "v1.19.5", "g", 1, "10.42.0.0/16", "10.43.0.0/16")
-    made = cluster_objects(spec, namespace="ns", labels={}, requested_at="")
+    request = ClusterRequest(name="c", version="v1.35.1", host_group="g", workers=1, pod_cidr="10.42.0.0/16", service_cidr="10.43.0.0/16")
+    made = cluster_objects(request, "v1.19.5", namespace="ns", labels={}, requested_at="")
     there = {(obj["apiVersion"], obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"]) for obj in made}
 
     def references(value: Any) -> list[tuple[str, ...]]:
@@ -96,6 +97,13 @@ def test_every_reference_points_to_an_object_that_is_made() -> None:
     found = [reference for obj in made for reference in references(obj["spec"])]
     assert len(found) == 4
     assert set(found) <= there
+
+
+def test_the_digest_of_a_request_is_the_one_that_0_2_0_wrote() -> None:
+    """A creation that an older Compass began is completed by the same request after an upgrade."""
+    request = ClusterRequest(name="demo", version="v1.35.1", host_group="workers", workers=2, pod_cidr="10.42.0.0/16", service_cidr="10.43.0.0/16")
+    assert request_digest(request, "v1.19.5") == "8f2a7c54bb5a1a1ca09d1d1c06530206"
+    assert request_digest(request, "v1.19.6") != request_digest(request, "v1.19.5")
 
 
 async def test_templates_belong_to_the_cluster_from_the_start(world: World) -> None:
@@ -160,6 +168,15 @@ async def test_a_request_that_cannot_be_is_told_by_field_and_changes_nothing(wor
     answer = await world.call("POST", "/clusters", json=cluster_body(**changes), expect=422)
     assert field in answer["error"]["message"], answer
     assert world.kube._store.version == before
+    assert await objects_of(world) == []
+
+
+@pytest.mark.parametrize("replicas", [0, 3, 5])
+async def test_more_api_servers_than_etcd_has_members_are_refused_with_the_reason(world: World, replicas: int) -> None:
+    await world.group_with_hosts()
+    answer = await world.call("POST", "/clusters", json=cluster_body(controlPlane={"replicas": replicas}), expect=422)
+    assert answer["error"]["message"] == f"controlPlane.replicas: {replicas} is not supported, only 1"
+    assert "etcd runs as one member" in answer["error"]["details"]
     assert await objects_of(world) == []
 
 

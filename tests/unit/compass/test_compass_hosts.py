@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import text
 
 from ckp.api import kinds, names
-from ckp.api.host_protocol import EnrolmentRequest
+from ckp.api.host_protocol import MAX_FACTS_BYTES, EnrolmentRequest
 from ckp.clients.kube import KubeError
 from tests.simulators.kube import KubeSimulator
 from tests.worlds.compass import ADMIN, BASE, HUB, MACHINE_A, MACHINE_B, NAMESPACE, World, facts, make_csr, make_world
@@ -533,6 +533,27 @@ async def test_hosts_are_shown_with_what_the_agent_reported(world: World) -> Non
     await world.call("GET", "/hosts/none", expect=404)
 
 
+@pytest.mark.parametrize("reported", [{"mend": "swapoff -a"}, {"remediation": "swapoff -a"}, {"mend": "swapoff -a", "remediation": "swapoff -a"}])
+async def test_a_preflight_finding_shows_its_remediation_under_both_names(world: World, reported: dict[str, str]) -> None:
+    """Agents before the rename report `mend`; readers before it look for `mend`."""
+    await world.add_host("one")
+    seen = json.loads(facts().model_dump_json()) | {"findings": [{"problem": "swap is on", "blocking": True, **reported}]}
+    await world.kube.merge(kinds.BYO_HOST, "one", NAMESPACE, {"status": {"facts": seen}}, subresource="status")
+    shown = await world.call("GET", "/hosts/one", expect=200)
+    assert shown["facts"]["findings"] == [{"problem": "swap is on", "blocking": True, "mend": "swapoff -a", "remediation": "swapoff -a"}]
+    assert shown["facts"]["machine_id"] == MACHINE_A
+
+
+async def test_what_one_host_reports_oddly_does_not_hide_the_others(world: World) -> None:
+    await world.add_host("one")
+    await world.add_host("two")
+    status = {"facts": {"cpus": 2, "hostname": 7}, "journal": [{"at": 5}, {"at": "t", "step": "pull", "outcome": "done"}]}
+    await world.kube.merge(kinds.BYO_HOST, "one", NAMESPACE, {"status": status}, subresource="status")
+    one, two = (await world.call("GET", "/hosts", expect=200))["items"]
+    assert (one["facts"], two["facts"]) == ({}, {})
+    assert [entry["step"] for entry in one["journal"]] == ["pull"]
+
+
 # Groups.
 
 
@@ -607,7 +628,7 @@ async def test_a_bad_group_name_is_told_by_field(world: World, name: str) -> Non
     [
         (b"{", 400, "the body is not valid JSON"),
         (b"{}", 422, "name: is missing"),
-        (b'{"name": "a", "colour": "red"}', 422, "colour: is not a field that is known here"),
+        (b'{"name": "a", "colour": "red"}', 422, "colour: is not a known field"),
         (b'{"name": 5}', 422, "name: input should be a valid string"),
     ],
 )
@@ -640,6 +661,41 @@ async def test_every_change_is_in_the_audit_log_and_no_secret_is(world: World, t
     assert HUB not in json.dumps(entries)
 
 
+async def test_the_audit_log_names_the_credential_of_each_actor(world: World) -> None:
+    await world.call("POST", "/host-groups", json={"name": "workers"}, expect=201)
+    await make_rule(world, hostnames=["*"])
+    ticket = (await world.enrol(await world.psk())).json()
+    path, token = f"/internal/v1/enrolments/{ticket['request_id']}/certificate", {"X-Enrolment-Token": ticket["token"]}
+    await world.internal.put(path, headers=token, json={"certificate": "first"})
+    found = {(entry["action"], entry["actor"], entry["credential"]) for entry in (await world.call("GET", "/audit"))["items"]}
+    assert found == {
+        ("host-group.create", "admin", "admin-token"),
+        ("approval-rule.create", "admin", "admin-token"),
+        ("host-psk.reset", "admin", "admin-token"),
+        ("host-request.approve", "rule:lab", "approval-rule"),
+        ("host.certificate", "hub", "service-account"),
+    }
+
+
+async def test_every_operation_is_described_and_tells_the_shape_of_its_errors(world: World) -> None:
+    document = await world.call("GET", "/api/v1/openapi.json", expect=200)
+    operations = [(path, method, item) for path, methods in document["paths"].items() for method, item in methods.items()]
+    assert len(operations) > 30
+    for path, method, item in operations:
+        assert item.get("description"), f"{method} {path}"
+        assert item["responses"]["default"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorBody"), f"{method} {path}"
+    assert all(schema.get("description") for name, schema in document["components"]["schemas"].items() if not name.startswith("Items"))
+
+
+async def test_a_management_cluster_that_is_away_is_an_answer_of_each_of_many_decisions(world: World) -> None:
+    request_id = (await world.enrol(await world.psk())).json()["request_id"]
+    world.kube.on_fault(lambda verb, kind, _: KubeError("away", code=0) if kind.kind == "ByoHost" else None)
+    answer = await world.call("POST", "/host-requests/bulk", json={"ids": [request_id], "action": "approve"}, expect=200)
+    error = answer["results"][request_id]["error"]
+    assert (answer["ok"], error["code"]) == (False, "Unavailable")
+    assert "try again" in error["resolution"]
+
+
 async def test_what_compass_knows_survives_its_death(tmp_path: Path) -> None:
     kube = KubeSimulator(manager="ckp-compass")
     async with make_world(tmp_path, kube) as world:
@@ -665,7 +721,7 @@ async def test_many_writers_at_once_all_get_through(world: World) -> None:
 async def test_a_machine_that_says_too_much_about_itself_is_refused(world: World) -> None:
     request = EnrolmentRequest(psk=await world.psk(), facts=facts(links=[{"name": "x" * 10}] * 500), csr=make_csr())
     answer = await world.internal.post("/internal/v1/enrolments", json={"request": json.loads(request.model_dump_json()), "source": "10.88.0.21"})
-    assert answer.status_code == 422 and "larger than 16384 bytes" in answer.json()["error"]["message"]
+    assert answer.status_code == 422 and f"larger than {MAX_FACTS_BYTES} bytes" in answer.json()["error"]["message"]
     assert (await world.call("GET", "/host-requests"))["items"] == []
 
 

@@ -7,9 +7,11 @@ import hmac
 from collections import OrderedDict
 
 from ckp.clients.kube import Kube, KubeError
-from ckp.compass.errors import Unauthorized
+from ckp.compass.errors import Unauthorized, Unavailable
+from ckp.compass.identity import Caller
 from ckp.kits.clock import Clock
-from ckp.kits.errors import CkpError
+
+HUB = Caller("hub", "service-account")
 
 CACHE_SECONDS = 60.0
 CACHE_ENTRIES = 256
@@ -21,19 +23,23 @@ class AdminToken:
     def __init__(self, token: str) -> None:
         self._digest = hashlib.sha256(token.encode()).digest()
 
-    def actor(self, token: str) -> str:
-        """`admin` for the right token, in the same time for any wrong one; else Unauthorized."""
+    def caller(self, token: str) -> Caller:
+        """The administrator, for the right token. It takes the same time for any wrong one.
+
+        Raises:
+            Unauthorized: it is not the right one.
+        """
         if not hmac.compare_digest(hashlib.sha256(token.encode()).digest(), self._digest):
             raise Unauthorized("the token is not valid", resolution="log in again, or ask your administrator for a token")
-        return "admin"
+        return Caller("admin", "admin-token")
 
 
 class WorkloadTokens:
-    """Checks ServiceAccount tokens by TokenReview, and takes one account only.
+    """Checks ServiceAccount tokens by TokenReview, and accepts one account only.
 
     Args:
-        account: the user name that is taken, `system:serviceaccount:NAMESPACE:NAME`.
-        audience: a token for another audience is refused, so that one stolen elsewhere is no use here.
+        account: the user name that is accepted, `system:serviceaccount:NAMESPACE:NAME`.
+        audience: a token for another audience is refused, so that one stolen elsewhere is useless here.
     """
 
     def __init__(self, kube: Kube, clock: Clock, *, account: str, audience: str) -> None:
@@ -43,16 +49,16 @@ class WorkloadTokens:
         self._audience = audience
         self._good: OrderedDict[bytes, float] = OrderedDict()
 
-    async def require(self, token: str) -> None:
-        """Return if the token is the hub's. A good answer holds for a minute; a bad one is never kept.
+    async def caller(self, token: str) -> Caller:
+        """The hub, if the token is its own. A good answer holds for a minute; a bad one is never kept.
 
         Raises:
             Unauthorized: it is not.
-            CkpError: the API server could not say.
+            Unavailable: the API server could not check it.
         """
         digest = hashlib.sha256(token.encode()).digest()
         if (until := self._good.get(digest)) is not None and self._clock.monotonic() < until:
-            return
+            return HUB
         self._good.pop(digest, None)
         review = {
             "apiVersion": "authentication.k8s.io/v1",
@@ -63,10 +69,11 @@ class WorkloadTokens:
         try:
             status = (await self._kube.create(review)).get("status") or {}
         except KubeError as error:
-            raise CkpError("the caller's token could not be checked", details=error.brief, resolution="try again in a moment") from error
+            raise Unavailable("the caller's token could not be checked", details=error.brief, resolution="try again in a moment") from error
         user = str((status.get("user") or {}).get("username", ""))
         if not status.get("authenticated") or self._audience not in (status.get("audiences") or []) or user != self._account:
             raise Unauthorized("the caller's token is not one that may enrol hosts", details=user)
         self._good[digest] = self._clock.monotonic() + CACHE_SECONDS
         while len(self._good) > CACHE_ENTRIES:
             self._good.popitem(last=False)
+        return HUB

@@ -1,61 +1,20 @@
-"""Domains and projects: which names they may have, and the namespace that belongs to one."""
+"""The namespace that belongs to a project."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from ckp.api import kinds, names
+from ckp.api import kinds
 from ckp.api.kinds import Kind
 from ckp.clients.kube import Kube, KubeError, Obj, Objs
-from ckp.kits.errors import Conflict, InvalidInput
+from ckp.compass.identity import ProjectRef
+from ckp.kits.errors import Conflict
 from ckp.kits.retry import wait_until_async
 
 RIGHTS_TIMEOUT = 10.0
 
-_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
-
-
-def check_label(field: str, value: str, *, limit: int = 63) -> str:
-    """`value` if it is a DNS label of at most `limit` characters (RFC 1123), as Kubernetes wants for names."""
-    if not _LABEL.fullmatch(value) or len(value) > limit:
-        raise InvalidInput(
-            f"{field}: {value!r} is not a valid name",
-            resolution=f"use at most {limit} lower-case letters, digits and hyphens, beginning and ending with a letter or a digit",
-        )
-    return value
-
-
-@dataclass(frozen=True)
-class ProjectRef:
-    """One project of one domain, by well-formed names."""
-
-    domain: str
-    project: str
-
-    @classmethod
-    def of(cls, domain: str, project: str) -> ProjectRef:
-        """Check the names.
-
-        A domain has no hyphen: `ckp-<domain>-<project>` would else be the same namespace for a-b/c and a/b-c, and one tenant in another's house.
-        """
-        check_label("domain", domain, limit=28)
-        check_label("project", project, limit=28)
-        if "-" in domain:
-            raise InvalidInput(f"domain: {domain!r} holds a hyphen", resolution="name domains with letters and digits only")
-        return cls(domain, project)
-
-    @property
-    def namespace(self) -> str:
-        """Where its hosts and clusters live."""
-        return names.tenant_namespace(self.domain, self.project)
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """What its namespace and objects are labelled with."""
-        return {names.DOMAIN_LABEL: self.domain, names.PROJECT_LABEL: self.project}
 
 
 class Namespaces:
@@ -63,7 +22,7 @@ class Namespaces:
 
     Args:
         own_account: `namespace/name` of Compass' ServiceAccount, with `tenant_role` for a RoleBinding in each tenant namespace: Compass may read
-            and write there, and nowhere else. Both empty: whoever installs CKP grants it.
+            and write there, and nowhere else. Both empty: the installation grants it.
         tenant_role: name of the ClusterRole that the RoleBinding gives.
     """
 
@@ -78,7 +37,7 @@ class Namespaces:
         return await self._kube.list(kind, project.namespace, labels=labels) if await self._present(project) else []
 
     async def get(self, kind: Kind, name: str, project: ProjectRef) -> Obj | None:
-        """One of a project's objects; None also while it has no namespace, and for what can be nobody's name (it would be another path of the API)."""
+        """One of a project's objects; None also while it has no namespace, and for what is not a valid name (it would be another path of the API)."""
         if not _NAME.fullmatch(name):
             return None
         return await self._kube.get(kind, name, project.namespace) if await self._present(project) else None
@@ -87,7 +46,7 @@ class Namespaces:
         """The project's namespace is there, with its labels and our rights in it; doing it again changes nothing.
 
         Raises:
-            Conflict: a namespace of that name is labelled as somebody else's.
+            Conflict: a namespace of that name is labelled as another project's.
         """
         self._check_ours(await self._kube.get(kinds.NAMESPACE, project.namespace), project)
         await self._kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": project.namespace, "labels": project.labels}})
@@ -112,7 +71,7 @@ class Namespaces:
         found = await self._kube.get(kinds.NAMESPACE, project.namespace)
         if found is None:
             return False
-        await self.ensure(project)  # made by another version of us, perhaps without the rights that we have come to need
+        await self.ensure(project)  # made by another version of Compass, perhaps without the rights that this one needs
         return True
 
     def _check_ours(self, found: Obj | None, project: ProjectRef) -> None:
@@ -121,7 +80,7 @@ class Namespaces:
             raise Conflict(f"namespace {project.namespace} belongs to another project", details=str(labels))
 
     async def _wait_for_rights(self, project: ProjectRef) -> None:
-        """API servers learn of a new RoleBinding a moment after it was made."""
+        """API servers take a moment to see a new RoleBinding."""
 
         async def allowed() -> bool:
             try:

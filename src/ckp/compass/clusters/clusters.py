@@ -1,4 +1,4 @@
-"""Clusters: asking for one, looking at one, resizing and deleting it. What they are lives in Kubernetes; nothing of it is kept here."""
+"""Clusters: creating, showing, scaling and deleting them. Their state is in Kubernetes; nothing of it is stored here."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import asyncio
 import base64
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import IPv4Network
 
 from ckp.api import kinds, names
+from ckp.api.compass.clusters import ClusterRequest, ClusterView, ScaleRequest
 from ckp.api.kinds import Kind
 from ckp.clients.kube import Kube, Obj
-from ckp.compass.access.projects import Namespaces, ProjectRef, check_label
+from ckp.compass.access.plane import translate_kube_errors
+from ckp.compass.access.projects import Namespaces
 from ckp.compass.clusters import networks
-from ckp.compass.clusters.manifests import REQUEST_ANNOTATION, ClusterSpec, cluster_objects, workers_name
-from ckp.compass.clusters.views import ClusterView, is_deleting, view
+from ckp.compass.clusters.manifests import REQUEST_ANNOTATION, cluster_objects, request_digest, workers_name
+from ckp.compass.clusters.views import is_deleting, view
 from ckp.compass.hosts.groups import group_of_template
 from ckp.compass.hosts.hosts import addresses_of, is_claimed, why_not_free
 from ckp.compass.hosts.operations import set_max_unhealthy
+from ckp.compass.identity import Caller, ProjectRef, check_label
 from ckp.compass.releases import Releases
 from ckp.compass.settings import Reserved
 from ckp.compass.store.database import Database
@@ -33,33 +36,19 @@ MAX_WORKERS = 5000
 
 
 @dataclass(frozen=True)
-class ClusterRequest:
-    """A cluster as a person asks for it, unchecked."""
-
-    name: str
-    version: str
-    cni: str
-    host_group: str
-    workers: int
-    pod_cidr: str
-    service_cidr: str
-    control_plane_replicas: int = 1
-    address: str = ""
-
-
-@dataclass(frozen=True)
 class _Capacity:
     """A group's hosts, and what is left of them for one cluster."""
 
     hosts: list[Obj]
     taken: dict[str, str]
-    """Those that the cluster can't have, with the reason."""
+    """Those that the cluster cannot have, with the reason."""
     promised: dict[str, int]
     """Free hosts that other clusters of the group asked for and have not claimed yet."""
     own: int
     """Hosts that the cluster itself holds already."""
 
 
+@translate_kube_errors
 class Clusters:
     """Use cases around clusters.
 
@@ -74,31 +63,31 @@ class Clusters:
         self._releases = releases
         self._clock = clock
         self._reserved = tuple(reserved)
-        # Two requests at once must not be promised the same free hosts. Compass is one process; see also _Capacity.promised.
+        # Two requests at once must not get the same free hosts. Compass is one process; see also _Capacity.promised.
         self._one_at_a_time: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def create(self, actor: str, project: ProjectRef, request: ClusterRequest) -> ClusterView:
-        """Check a request and apply its objects. If that breaks off in the middle, the same request again completes it.
+    async def create(self, caller: Caller, project: ProjectRef, spec: ClusterRequest) -> ClusterView:
+        """Check a request and apply its objects. After an interruption, the same request again completes it.
 
         Raises:
-            InvalidInput, NotFound, Conflict: the request cannot be; nothing was changed.
+            InvalidInput, NotFound, Conflict: the request cannot be fulfilled; nothing was changed.
         """
-        spec, pods, services = self._check(request)
+        cni_version, pods, services = self._check(spec)
         async with self._one_at_a_time[project.namespace]:
             existing = await self._namespaces.get(kinds.CLUSTER, spec.name, project)
             if existing:
-                await self._check_unfinished(existing, spec, project)
+                await self._check_unfinished(existing, spec, cni_version, project)
             capacity = await self._capacity(project, spec.host_group, spec.name, spec.version)
             self._check_hosts(spec, capacity, pods, services)
             requested_at = ((existing or {}).get("metadata", {}).get("annotations") or {}).get(names.REQUESTED_AT_ANNOTATION, rfc3339(self._clock.now()))
             await self._namespaces.ensure(project)
             make = {"namespace": project.namespace, "labels": project.labels, "requested_at": requested_at}
-            cluster = await self._kube.apply(cluster_objects(spec, **make)[0])
-            made = [await self._kube.apply(obj) for obj in cluster_objects(spec, **make, cluster_uid=cluster["metadata"]["uid"])[1:]]
+            cluster = await self._kube.apply(cluster_objects(spec, cni_version, **make)[0])
+            made = [await self._kube.apply(obj) for obj in cluster_objects(spec, cni_version, **make, cluster_uid=cluster["metadata"]["uid"])[1:]]
             async with self._database.unit() as unit:
                 detail = {"version": spec.version, "workers": spec.workers, "hostGroup": spec.host_group}
-                unit.audit(self._clock.now(), actor, project.domain, project.project, "cluster.create", spec.name, detail)
-        # From what was answered, not read again: a read that fails now would tell of a failure where there is a cluster.
+                unit.audit(caller, project, "cluster.create", spec.name, detail)
+        # From the answers, not read again: a read that fails now would report a failure although the cluster exists.
         return _assemble(cluster, [[obj for obj in made if obj["kind"] == kind.kind] for kind in _PARTS])
 
     async def list(self, project: ProjectRef) -> list[ClusterView]:
@@ -113,12 +102,13 @@ class Clusters:
         labels = {names.CLUSTER_NAME_LABEL: name}
         return _assemble(cluster, [await self._namespaces.list(kind, project, labels=None if kind is kinds.BYO_HOST else labels) for kind in _PARTS])
 
-    async def scale(self, actor: str, project: ProjectRef, name: str, workers: int) -> ClusterView:
+    async def scale(self, caller: Caller, project: ProjectRef, name: str, request: ScaleRequest) -> ClusterView:
         """Change the number of workers.
 
         Raises:
             InvalidInput, Conflict: there are too few free hosts, or no room in the pod network; nothing was changed.
         """
+        workers = request.workers
         _check_workers(workers)
         async with self._one_at_a_time[project.namespace]:
             cluster = await self._require(project, name)
@@ -133,19 +123,19 @@ class Clusters:
             await self._kube.merge(kinds.MACHINE_DEPLOYMENT, workers_name(name), project.namespace, {"spec": {"replicas": workers}})
             async with self._database.unit() as unit:
                 detail = {"from": current.workers, "to": workers}
-                unit.audit(self._clock.now(), actor, project.domain, project.project, "cluster.scale", name, detail)
+                unit.audit(caller, project, "cluster.scale", name, detail)
         return await self.get(project, name)
 
-    async def delete(self, actor: str, project: ProjectRef, name: str) -> None:
-        """Ask for a cluster's deletion: the controllers drain and clean its workers, then delete it. Asking again changes nothing."""
+    async def delete(self, caller: Caller, project: ProjectRef, name: str) -> None:
+        """Request a cluster's deletion: the controllers drain and clean its workers, then delete it. Idempotent."""
         await self._require(project, name)
         asked = {names.DELETE_REQUESTED_ANNOTATION: rfc3339(self._clock.now())}
         await self._kube.merge(kinds.CLUSTER, name, project.namespace, {"metadata": {"annotations": asked}})
         async with self._database.unit() as unit:
-            unit.audit(self._clock.now(), actor, project.domain, project.project, "cluster.delete", name)
+            unit.audit(caller, project, "cluster.delete", name)
 
-    async def kubeconfig(self, actor: str, project: ProjectRef, name: str) -> str:
-        """The administrator's kubeconfig, as the control plane provider keeps it (contract: Secret `<c>-kubeconfig`, key `value`)."""
+    async def kubeconfig(self, caller: Caller, project: ProjectRef, name: str) -> str:
+        """The administrator's kubeconfig, as the control plane provider stores it (contract: Secret `<c>-kubeconfig`, key `value`)."""
         cluster = await self._require(project, name)
         secret = await self._namespaces.get(kinds.SECRET, f"{name}-kubeconfig", project)
         value = ((secret or {}).get("data") or {}).get("value")
@@ -156,24 +146,28 @@ class Clusters:
                 resolution=f"its control plane is not up: see ckp cluster describe {name}",
             )
         async with self._database.unit() as unit:
-            unit.audit(self._clock.now(), actor, project.domain, project.project, "cluster.kubeconfig", name)
+            unit.audit(caller, project, "cluster.kubeconfig", name)
         return base64.b64decode(value).decode()
 
     # Checks.
 
-    def _check(self, request: ClusterRequest) -> tuple[ClusterSpec, IPv4Network, IPv4Network]:
-        """Everything that can be said without looking at the cluster."""
+    def _check(self, request: ClusterRequest) -> tuple[str, IPv4Network, IPv4Network]:
+        """Everything that can be checked without reading objects: the version of the CNI, the networks of pods and services."""
         check_label("name", request.name, limit=MAX_NAME)
         if not request.name[0].isalpha():
             raise InvalidInput(f"name: {request.name!r} begins with a digit", resolution="begin with a letter: services are named after it")
         check_label("hostGroup", request.host_group)
         _check_workers(request.workers)
-        if request.control_plane_replicas not in (1, 3, 5):
-            raise InvalidInput(f"controlPlane.replicas: {request.control_plane_replicas} is not 1, 3 or 5")
+        if request.control_plane.replicas != 1:
+            raise InvalidInput(
+                f"controlPlane.replicas: {request.control_plane.replicas} is not supported, only 1",
+                details="etcd runs as one member, so that more API servers would not make the control plane highly available",
+                resolution="leave it out, or use 1",
+            )
         try:
             release = self._releases.get(request.version)
         except NotFound as error:
-            # Asked for by a field of the body, an unknown release is a bad request, not a missing page.
+            # Named in a field of the body, an unknown release is a bad request, not a missing page.
             raise InvalidInput(error.brief, details=error.details, resolution=error.resolution) from None
         offered: dict[str, str] = {**release["cni"], "none": ""}
         if request.cni not in offered:
@@ -181,31 +175,23 @@ class Clusters:
         pods, services = networks.check_networks(request.pod_cidr, request.service_cidr, workers=request.workers, reserved=self._reserved, host_addresses=())
         if request.address:
             networks.check_address(request.address, [("podCIDR", pods), ("serviceCIDR", services)])
-        spec = ClusterSpec(
-            name=request.name,
-            version=request.version,
-            cni=request.cni,
-            cni_version=offered[request.cni],
-            host_group=request.host_group,
-            workers=request.workers,
-            pod_cidr=request.pod_cidr,
-            service_cidr=request.service_cidr,
-            control_plane_replicas=request.control_plane_replicas,
-            address=request.address,
-        )
-        return spec, pods, services
+        return offered[request.cni], pods, services
 
-    async def _check_unfinished(self, existing: Obj, spec: ClusterSpec, project: ProjectRef) -> None:
-        """Pass only if the Cluster is the beginning of this very request, and not all of its objects are there."""
+    async def _check_unfinished(self, existing: Obj, spec: ClusterRequest, cni_version: str, project: ProjectRef) -> None:
+        """Pass only if the Cluster was made by this same request, and not all of its objects exist.
+
+        Raises:
+            Conflict: it was made by another request, is complete, or is being deleted.
+        """
         if is_deleting(existing):
             raise Conflict(f"a cluster named {spec.name} is still being deleted", resolution=f"wait for it: ckp cluster delete {spec.name} --wait")
-        if (existing["metadata"].get("annotations") or {}).get(REQUEST_ANNOTATION) == spec.digest():
+        if (existing["metadata"].get("annotations") or {}).get(REQUEST_ANNOTATION) == request_digest(spec, cni_version):
             for kind, name in _COMPLETE:
                 if await self._namespaces.get(kind, name(spec.name), project) is None:
                     return
         raise Conflict(f"a cluster named {spec.name} exists already", resolution="choose another name, or delete it first")
 
-    def _check_hosts(self, spec: ClusterSpec, capacity: _Capacity, pods: IPv4Network, services: IPv4Network) -> None:
+    def _check_hosts(self, spec: ClusterRequest, capacity: _Capacity, pods: IPv4Network, services: IPv4Network) -> None:
         _check_enough(spec.host_group, spec.workers, capacity)
         addresses = [(host["metadata"]["name"], address) for host in capacity.hosts for address in addresses_of(host)]
         networks.check_networks(spec.pod_cidr, spec.service_cidr, workers=spec.workers, reserved=self._reserved, host_addresses=addresses)
@@ -214,11 +200,11 @@ class Clusters:
 
     async def _capacity(self, project: ProjectRef, group: str, cluster: str, version: str) -> _Capacity:
         async with self._database.unit() as unit:
-            if await unit.host_group(project.domain, project.project, group) is None:
-                known = [row.name for row in await unit.host_groups(project.domain, project.project)]
+            if await unit.host_group(project, group) is None:
+                known = [row.name for row in await unit.host_groups(project)]
                 raise InvalidInput(
                     f"hostGroup: there is no host group {group!r}",
-                    resolution=f"take one of: {', '.join(known)}" if known else "make one: ckp hostgroup create",
+                    resolution=f"take one of: {', '.join(known)}" if known else "create one: ckp hostgroup create",
                 )
         everyone = await self._namespaces.list(kinds.BYO_HOST, project)
         hosts = [host for host in everyone if names.group_label(group) in (host["metadata"].get("labels") or {})]
@@ -239,13 +225,13 @@ class Clusters:
         return _Capacity(hosts, {name: why for name, why in reasons.items() if why}, waiting, claimed[cluster])
 
     def _systems(self, version: str) -> frozenset[str]:
-        """The operating systems that the release can be installed on; none for one that is no longer known: then its machines say so."""
+        """The operating systems that the release can be installed on; none for a release that is no longer known: its machines report that."""
         return frozenset(self._releases.get(version).get("os") or ()) if version in self._releases.names() else frozenset()
 
     async def _require(self, project: ProjectRef, name: str) -> Obj:
         found = await self._namespaces.get(kinds.CLUSTER, name, project)
         if found is None:
-            raise NotFound(f"there is no cluster {name} in {project.domain}/{project.project}", resolution="list them: ckp cluster list")
+            raise NotFound(f"there is no cluster {name} in {project}", resolution="list them: ckp cluster list")
         return found
 
 
@@ -267,12 +253,16 @@ _COMPLETE = (
 
 
 def _assemble(cluster: Obj, parts: list[list[Obj]]) -> ClusterView:
+    """The view of a cluster from objects of the kinds of _PARTS, of this and other clusters."""
     name = cluster["metadata"]["name"]
-    of_this = [[obj for obj in objs if _cluster_of(obj) == name] for objs in parts[:4]]
-    template = next(iter(of_this[3]), None)
-    return replace(
-        view(cluster, next(iter(of_this[0]), None), next(iter(of_this[1]), None), of_this[2], parts[4]),
-        host_group=group_of_template(template) if template else "",
+    planes, deployments, machines, templates = ([obj for obj in objs if _cluster_of(obj) == name] for objs in parts[:4])
+    return view(
+        cluster,
+        control_plane=next(iter(planes), None),
+        deployment=next(iter(deployments), None),
+        template=next(iter(templates), None),
+        machines=machines,
+        hosts=parts[4],
     )
 
 

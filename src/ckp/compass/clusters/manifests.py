@@ -4,39 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from ckp.api import kinds, names
+from ckp.api.compass.clusters import ClusterRequest
 from ckp.api.kinds import Kind
 from ckp.clients.kube import Obj
 from ckp.rules.remediation import max_unhealthy
 
 REQUEST_ANNOTATION = f"{names.CKP}/request-digest"
-"""On the Cluster: which request made it, so that repeating the same one after a break completes it, and another one is refused."""
+"""On the Cluster: which request made it, so that the same request again completes an interrupted creation, and another one is refused."""
 PATCHES_DIRECTORY = "/etc/kubernetes/ckp-patches"
 SERVICE_DOMAIN = "cluster.local"
 UNHEALTHY_AFTER = "300s"
 
 
-@dataclass(frozen=True)
-class ClusterSpec:
-    """A cluster as it was asked for, checked, with what the catalog added."""
-
-    name: str
-    version: str
-    cni: str
-    cni_version: str
-    host_group: str
-    workers: int
-    pod_cidr: str
-    service_cidr: str
-    control_plane_replicas: int = 1
-    address: str = ""
-
-    def digest(self) -> str:
-        """A fingerprint of the whole request."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
+def request_digest(request: ClusterRequest, cni_version: str) -> str:
+    """A fingerprint of a request, with the version of the CNI that the catalog added to it. Compared across versions of Compass: its field names stay."""
+    fields = request.model_dump(exclude={"control_plane"}) | {"control_plane_replicas": request.control_plane.replicas, "cni_version": cni_version}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def workers_name(cluster: str) -> str:
@@ -44,7 +30,7 @@ def workers_name(cluster: str) -> str:
     return f"{cluster}-workers"
 
 
-def cluster_objects(spec: ClusterSpec, *, namespace: str, labels: dict[str, str], requested_at: str, cluster_uid: str = "") -> list[Obj]:
+def cluster_objects(spec: ClusterRequest, cni_version: str, *, namespace: str, labels: dict[str, str], requested_at: str, cluster_uid: str = "") -> list[Obj]:
     """All objects of a cluster: Cluster first, because it holds the name; MachineDeployment last, because it starts claiming hosts.
 
     Contract: controllers of Cluster API set the owner references and wait for the referenced objects, so the order is only ours. The two
@@ -77,17 +63,17 @@ def cluster_objects(spec: ClusterSpec, *, namespace: str, labels: dict[str, str]
                 "controlPlaneRef": _ref(kinds.MANAGED_CONTROL_PLANE, spec.name, namespace),
                 "infrastructureRef": _ref(kinds.BYO_CLUSTER, spec.name, namespace),
             },
-            {names.REQUESTED_AT_ANNOTATION: requested_at, REQUEST_ANNOTATION: spec.digest()},
+            {names.REQUESTED_AT_ANNOTATION: requested_at, REQUEST_ANNOTATION: request_digest(spec, cni_version)},
         ),
         make(
             kinds.MANAGED_CONTROL_PLANE,
             spec.name,
             {
                 "version": spec.version,
-                "replicas": spec.control_plane_replicas,
+                "replicas": spec.control_plane.replicas,
                 "loadBalancer": {"address": spec.address} if spec.address else {},
                 "etcd": {"replicas": 1, "size": "2Gi"},
-                "addons": {"cni": spec.cni, **({"cniVersion": spec.cni_version} if spec.cni_version else {})},
+                "addons": {"cni": spec.cni, **({"cniVersion": cni_version} if cni_version else {})},
             },
         ),
         make(kinds.BYO_CLUSTER, spec.name, {}),
@@ -116,7 +102,7 @@ def cluster_objects(spec: ClusterSpec, *, namespace: str, labels: dict[str, str]
             {
                 "clusterName": spec.name,
                 "selector": {"matchLabels": selector},
-                # A node that says nothing, or that it is not well, for this long is replaced by another host of the group.
+                # A node that is not Ready, or unknown, for this long is replaced by another host of the group.
                 "unhealthyConditions": [{"type": "Ready", "status": status, "timeout": UNHEALTHY_AFTER} for status in ("Unknown", "False")],
                 "maxUnhealthy": max_unhealthy(spec.workers),
                 "nodeStartupTimeout": "30m",
@@ -137,7 +123,7 @@ def cluster_objects(spec: ClusterSpec, *, namespace: str, labels: dict[str, str]
                         "clusterName": spec.name,
                         "version": spec.version,
                         "nodeDrainTimeout": "60s",
-                        # An API server that is away for a moment is no reason to leave a Node behind (Cluster API's own: 10 s).
+                        # An API server that is down for a moment must not leave a Node behind (Cluster API's default: 10 s).
                         "nodeDeletionTimeout": "120s",
                         "bootstrap": {"configRef": _ref(kinds.KUBEADM_CONFIG_TEMPLATE, workers, namespace)},
                         "infrastructureRef": _ref(kinds.BYO_MACHINE_TEMPLATE, workers, namespace),

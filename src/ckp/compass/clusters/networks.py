@@ -21,12 +21,12 @@ def parse_cidr(field: str, text: str) -> IPv4Network:
     """A network in canonical form.
 
     Raises:
-        InvalidInput: malformed, with host bits, IPv6, or of a range that is no network for pods (loopback, link-local, multicast, 0.0.0.0/8).
+        InvalidInput: malformed, with host bits, IPv6, or of a range that cannot be used for pods (loopback, link-local, multicast, 0.0.0.0/8).
     """
     address, slash, mask = text.partition("/")
     try:
         if not slash or not mask.isdecimal() or not mask.isascii() or mask != str(int(mask)):
-            raise AddressValueError("a prefix length is missing" if not slash else f"{mask!r} is no prefix length")
+            raise AddressValueError("a prefix length is missing" if not slash else f"{mask!r} is not a prefix length")
         network = IPv4Network((IPv4Address(address), int(mask)), strict=False)
     except (AddressValueError, NetmaskValueError, ValueError) as error:
         hint = "IPv6 is not supported yet; use an IPv4 network like 10.42.0.0/16" if ":" in text else "write it like 10.42.0.0/16"
@@ -51,7 +51,7 @@ _UNUSABLE = (
 def check_networks(
     pod_cidr: str, service_cidr: str, *, workers: int, reserved: Sequence[Reserved], host_addresses: Iterable[tuple[str, str]]
 ) -> tuple[IPv4Network, IPv4Network]:
-    """The two networks of a cluster, if it can live with them.
+    """The two networks of a cluster, once they are checked.
 
     Args:
         workers: nodes that each need a /24 of the pod network.
@@ -106,4 +106,4 @@ def _holds(network: IPv4Network, address: str) -> bool:
     try:
         return IPv4Address(address.partition("/")[0]) in network
     except AddressValueError:
-        return False  # an IPv6 address of a host collides with nothing here
+        return False  # an IPv6 address of a host cannot collide

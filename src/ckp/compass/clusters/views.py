@@ -1,58 +1,22 @@
-"""A cluster as people see it, put together from its Cluster API objects. Pure."""
+"""A cluster as people see it, assembled from its Cluster API objects. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from ckp.api import names
+from ckp.api.compass.base import readable_items
+from ckp.api.compass.clusters import ClusterView, MachineView, StepView
+from ckp.api.compass.conditions import ConditionView
 from ckp.api.objects.byo_host import ByoHost
 from ckp.api.states import ConditionType, HostPhase, StepState
 from ckp.clients.kube import Obj
+from ckp.compass.hosts.groups import group_of_template
 from ckp.kits.clock import parse_rfc3339
 from ckp.rules.conditions import get_condition, is_true
 
-
-@dataclass(frozen=True)
-class MachineView:
-    """One worker."""
-
-    name: str
-    phase: str
-    host: str
-    node: str
-    version: str
-    ready: bool
-    message: str
-
-
-@dataclass(frozen=True)
-class ClusterView:
-    """One cluster."""
-
-    name: str
-    phase: str
-    ready: bool
-    failed: bool
-    message: str
-    version: str
-    cni: str
-    cni_version: str
-    host_group: str
-    workers: int
-    workers_ready: int
-    pod_cidr: str
-    service_cidr: str
-    control_plane_replicas: int
-    control_plane_ready: bool
-    endpoint: str
-    created_at: datetime
-    requested_at: datetime
-    steps: tuple[Mapping[str, Any], ...]
-    conditions: tuple[Mapping[str, Any], ...]
-    machines: tuple[MachineView, ...]
+FINISHED_STEPS = (StepState.DONE, StepState.SKIPPED)
 
 
 def is_deleting(cluster: Obj) -> bool:
@@ -61,25 +25,25 @@ def is_deleting(cluster: Obj) -> bool:
     return bool(meta.get("deletionTimestamp")) or names.DELETE_REQUESTED_ANNOTATION in (meta.get("annotations") or {})
 
 
-def view(cluster: Obj, control_plane: Obj | None, deployment: Obj | None, machines: Sequence[Obj], hosts: Sequence[Obj]) -> ClusterView:
-    """Put a cluster together; what is not there yet is shown as empty."""
+def view(
+    cluster: Obj, *, control_plane: Obj | None, deployment: Obj | None, template: Obj | None, machines: Sequence[Obj], hosts: Sequence[Obj]
+) -> ClusterView:
+    """Assemble a cluster; what does not exist yet is shown as empty.
+
+    Args:
+        template: the ByoMachineTemplate of its workers.
+        machines: its Machines.
+        hosts: all hosts of the project.
+    """
     meta, spec, status = cluster["metadata"], cluster["spec"], cluster.get("status") or {}
     plane_spec = (control_plane or {}).get("spec") or {}
     plane_status = (control_plane or {}).get("status") or {}
-    workers = int(((deployment or {}).get("spec") or {}).get("replicas", 0))
-    workers_ready = int(((deployment or {}).get("status") or {}).get("readyReplicas") or 0)
-    steps = tuple(sorted(plane_status.get("steps") or (), key=lambda step: int(step.get("number", 0))))
+    workers, workers_ready = _replicas(deployment)
+    steps = sorted(readable_items(StepView, plane_status.get("steps")), key=lambda step: step.number)
     failure = str(status.get("failureMessage") or plane_status.get("failureMessage") or "")
     failed = bool(failure or status.get("phase") == "Failed")
     deleting = is_deleting(cluster)
-    ready = (
-        not deleting
-        and not failed
-        and deployment is not None
-        and bool(status.get("controlPlaneReady") and status.get("infrastructureReady"))
-        and workers_ready >= workers
-        and all(step.get("state") in (StepState.DONE, StepState.SKIPPED) for step in steps)
-    )
+    ready = not deleting and not failed and _is_ready(status, deployment, steps)
     endpoint = spec.get("controlPlaneEndpoint") or plane_spec.get("controlPlaneEndpoint") or {}
     network = spec.get("clusterNetwork") or {}
     addons = plane_spec.get("addons") or {}
@@ -95,7 +59,7 @@ def view(cluster: Obj, control_plane: Obj | None, deployment: Obj | None, machin
         version=str(plane_spec.get("version", "")),
         cni=str(addons.get("cni", "")),
         cni_version=str(addons.get("cniVersion", "")),
-        host_group="",
+        host_group=group_of_template(template) if template else "",
         workers=workers,
         workers_ready=workers_ready,
         pod_cidr=_first(network.get("pods")),
@@ -106,24 +70,46 @@ def view(cluster: Obj, control_plane: Obj | None, deployment: Obj | None, machin
         created_at=created_at,
         requested_at=parse_rfc3339(requested) if requested else created_at,
         steps=steps,
-        conditions=tuple(
-            {"object": obj["kind"], **entry}
-            for obj in (cluster, control_plane, deployment)
-            if obj
-            for entry in (obj.get("status") or {}).get("conditions") or ()
+        conditions=readable_items(
+            ConditionView,
+            [
+                {"object": obj["kind"], **entry}
+                for obj in (cluster, control_plane, deployment)
+                if obj
+                for entry in (obj.get("status") or {}).get("conditions") or ()
+            ],
         ),
-        machines=tuple(_machine(machine, claimed) for machine in sorted(machines, key=lambda m: str(m["metadata"]["name"]))),
+        machines=[_machine(machine, claimed) for machine in sorted(machines, key=lambda machine: str(machine["metadata"]["name"]))],
     )
+
+
+def _is_ready(status: Mapping[str, Any], deployment: Obj | None, steps: Sequence[StepView]) -> bool:
+    """The one place that decides whether a cluster is ready: control plane, infrastructure, workers, and every step.
+
+    Args:
+        status: of its Cluster.
+        deployment: the MachineDeployment of its workers.
+    """
+    if deployment is None or not (status.get("controlPlaneReady") and status.get("infrastructureReady")):
+        return False
+    wanted, ready = _replicas(deployment)
+    return ready >= wanted and all(step.state in FINISHED_STEPS for step in steps)
+
+
+def _replicas(deployment: Obj | None) -> tuple[int, int]:
+    """How many machines a MachineDeployment is asked for, and how many are ready."""
+    spec, status = (deployment or {}).get("spec") or {}, (deployment or {}).get("status") or {}
+    return int(spec.get("replicas", 0)), int(status.get("readyReplicas") or 0)
 
 
 def _machine(machine: Obj, claimed: Sequence[ByoHost]) -> MachineView:
     name, status = machine["metadata"]["name"], machine.get("status") or {}
     infrastructure = (machine["spec"].get("infrastructureRef") or {}).get("name", name)
     host = next((host for host in claimed if host.spec.machine_ref.name in (name, infrastructure)), ByoHost())
-    failed = bool(status.get("failureMessage"))  # its node may well go on for a while: it is to be replaced all the same
+    failed = bool(status.get("failureMessage"))  # its node may still run for a while: it is replaced all the same
     ready = not failed and (is_true(machine, ConditionType.NODE_HEALTHY) or (is_true(machine, ConditionType.READY) and bool(status.get("nodeRef"))))
-    said = [entry for entry in status.get("conditions") or () if entry.get("status") == "False" and entry.get("message")]
-    bad = next(iter(sorted(said, key=lambda entry: entry.get("type") == ConditionType.READY)), None)  # Ready only counts the others: "1 of 2 completed"
+    failing = [entry for entry in status.get("conditions") or () if entry.get("status") == "False" and entry.get("message")]
+    bad = next(iter(sorted(failing, key=lambda entry: entry.get("type") == ConditionType.READY)), None)  # Ready only counts the others: "1 of 2 completed"
     observed = host.status.observed
     message = str(status.get("failureMessage") or (observed.message if observed.phase == HostPhase.FAILED else "") or (bad or {}).get("message", ""))
     return MachineView(
@@ -137,18 +123,17 @@ def _machine(machine: Obj, claimed: Sequence[ByoHost]) -> MachineView:
     )
 
 
-def _why_not_ready(cluster: Obj, control_plane: Obj | None, steps: Sequence[Mapping[str, Any]]) -> str:
-    """The one sentence that says most: the failed step, else the running one, else what the Ready condition says."""
+def _why_not_ready(cluster: Obj, control_plane: Obj | None, steps: Sequence[StepView]) -> str:
+    """The most telling sentence: the failed step, else the running one, else the message of the Ready condition."""
     for state in (StepState.FAILED, StepState.RUNNING):
         for step in steps:
-            if step.get("state") == state:
-                said = step.get("message")
-                return f"step {step.get('number')} ({step.get('title')}): {said or 'under way'}"
+            if step.state == state:
+                return f"step {step.number} ({step.title}): {step.message or 'running'}"
     for obj in (control_plane, cluster):
         entry = get_condition(obj, ConditionType.READY) if obj else None
         if entry and entry.get("status") != "True" and (entry.get("message") or entry.get("reason")):
             return str(entry.get("message") or entry.get("reason"))
-    return "" if control_plane else "its control plane object is not there yet"
+    return "" if control_plane else "its control plane object does not exist yet"
 
 
 def _first(blocks: Mapping[str, Any] | None) -> str:

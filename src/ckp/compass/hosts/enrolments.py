@@ -1,4 +1,4 @@
-"""Machines that ask to become hosts: their requests, and what becomes of them."""
+"""The machine's side of enrolment: requests that come in through the hub, and their outcomes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Protocol
 from ckp.api import names
 from ckp.api.host_protocol import MAX_FACTS_BYTES, EnrolmentRequest, EnrolmentTicket
 from ckp.api.internal import Outcome
-from ckp.compass.access.projects import ProjectRef
 from ckp.compass.access.rate import FailureLimit
 from ckp.compass.errors import TooManyTries, WrongKey
 from ckp.compass.hosts.keys import HostKeys
+from ckp.compass.identity import Caller, ProjectRef
 from ckp.compass.store.database import Database
 from ckp.compass.store.models import HostRequest
 from ckp.compass.store.unit import Unit
@@ -24,17 +24,17 @@ from ckp.kits.errors import Conflict, InvalidInput, NotFound
 from ckp.rules import keys
 
 MAX_PENDING = 10_000
-"""Requests of one project that may wait; a leaked key must not fill the disk."""
+"""Pending requests of one project; a leaked key must not fill the disk."""
 
 
 def host_name_from(hostname: str) -> str:
-    """A valid object name out of whatever a machine calls itself: its first label, made lower-case, with hyphens for the rest."""
+    """A valid object name from a hostname: its first label in lower case, with hyphens for other characters."""
     short = re.sub(r"[^a-z0-9-]+", "-", hostname.split(".", maxsplit=1)[0].lower()).strip("-")[:50].strip("-")
     return short or "host"
 
 
 class Enrolments:
-    """The machine's side: requests that come in through the hub."""
+    """Use cases of machines that enrol."""
 
     def __init__(self, database: Database, keys: HostKeys, approval: Approval, clock: Clock, limit: FailureLimit | None = None) -> None:
         self._database = database
@@ -43,15 +43,15 @@ class Enrolments:
         self._clock = clock
         self._limit = limit or FailureLimit(clock)
 
-    async def take(self, request: EnrolmentRequest, source: str) -> EnrolmentTicket:
-        """Take a request in. The same machine with the same key sending again gets its old request with a new token: it lost our answer.
+    async def submit(self, request: EnrolmentRequest, source: str) -> EnrolmentTicket:
+        """Store a request. The same machine with the same key sending again gets its old request with a new token: it lost the answer.
 
         A machine that looks like a host of this project (same machine-id, or same key) was reinstalled or is a clone: a person decides (HostRequests.approve).
 
         Raises:
             WrongKey: the pre-shared key is not the project's (or the project has none), or has ended.
-            TooManyTries: too many wrong keys from `source`, or too many requests wait.
-            InvalidInput: the signing request is no good.
+            TooManyTries: too many wrong keys from `source`, or too many requests are pending.
+            InvalidInput: the signing request is not valid, or the facts are too large.
             Conflict: this machine, or this key, is a host of another project.
         """
         self._limit.check(source)
@@ -63,17 +63,17 @@ class Enrolments:
                 self._limit.failed(source)
                 raise WrongKey(
                     f"the pre-shared key is not the one of project {request.domain}/{request.project}",
-                    resolution="put the current key into /etc/ckp-agent/psk: `ckp host psk` tells when it was made, `ckp host psk --reset` makes a new one",
+                    resolution="put the current key into /etc/ckp-agent/psk: `ckp host psk` shows when it was made, `ckp host psk --reset` makes a new one",
                 )
             facts = request.facts.model_dump(mode="json")
             if len(json.dumps(facts)) > MAX_FACTS_BYTES:
-                raise InvalidInput(f"facts: they are larger than {MAX_FACTS_BYTES} bytes", resolution="mend the agent that sends them")
+                raise InvalidInput(f"facts: they are larger than {MAX_FACTS_BYTES} bytes", resolution="fix the agent that sends them")
             digest = keys.digest(keys.requested_key(request.csr))
             row, like = await self._same_or_like(unit, project, request, digest)
             if row is None:
                 self._keys.spend(key)
-                if await unit.pending_count(project.domain, project.project) >= MAX_PENDING:
-                    raise TooManyTries("too many host requests wait for a decision", resolution="approve or reject some: ckp host requests")
+                if await unit.pending_count(project) >= MAX_PENDING:
+                    raise TooManyTries("too many host requests are pending", resolution="approve or reject some: ckp host requests")
                 row = HostRequest(
                     id=secrets.token_hex(16),
                     domain=project.domain,
@@ -99,11 +99,11 @@ class Enrolments:
         return ticket
 
     async def outcome(self, request_id: str, token: str) -> Outcome:
-        """What became of a request, for whoever holds its token; NotFound without saying whether the id or the token was wrong."""
+        """What became of a request, for the holder of its token. NotFound does not show whether the id or the token was wrong."""
         async with self._database.unit() as unit:
             row = await self._held(unit, request_id, token)
         if row.state == "pending":
-            # Also here, not only when it came: a rule may be newer than the request, or we died before we could follow one.
+            # Also here, not only at submission: a rule may be newer than the request, or Compass was killed before it applied one.
             await self._approval.consider(ProjectRef.of(row.domain, row.project), row.id)
         async with self._database.unit() as unit:
             row = await self._held(unit, request_id, token)
@@ -112,15 +112,15 @@ class Enrolments:
             namespace = names.tenant_namespace(row.domain, row.project)
             return Outcome(state=row.state, reason=row.reason, namespace=namespace, host=row.host, csr=row.csr, certificate=row.certificate)
 
-    async def keep_certificate(self, request_id: str, token: str, certificate: str) -> str:
-        """Keep the certificate that the hub signed; the first one stays, and is the answer, so that asking twice never changes a host's serial."""
+    async def keep_certificate(self, caller: Caller, request_id: str, token: str, certificate: str) -> str:
+        """Store the certificate that the hub signed. The first one stays and is the answer, so that asking twice never changes a host's serial."""
         async with self._database.unit() as unit:
             row = await self._held(unit, request_id, token)
             if row.state != "approved":
                 raise Conflict(f"host request {request_id} is {row.state}, so it has no certificate")
             if not row.certificate:
                 row.certificate = certificate
-                unit.audit(self._clock.now(), "hub", row.domain, row.project, "host.certificate", row.host, {"request": row.id})
+                unit.audit(caller, ProjectRef(row.domain, row.project), "host.certificate", row.host, {"request": row.id})
             return row.certificate
 
     async def _held(self, unit: Unit, request_id: str, token: str) -> HostRequest:
@@ -131,18 +131,18 @@ class Enrolments:
         return row
 
     async def _same_or_like(self, unit: Unit, project: ProjectRef, request: EnrolmentRequest, digest: str) -> tuple[HostRequest | None, tuple[str, str]]:
-        """The request that is this very machine's with this very key; and the host that it looks like, with what they have in common."""
+        """The request of this same machine with this same key; and the host that it looks like, with what they have in common."""
         same: HostRequest | None = None
         like = ("", "")
         for row in await unit.requests_like(request.facts.machine_id, digest):
-            ours = (row.domain, row.project) == (project.domain, project.project)
+            ours = ProjectRef(row.domain, row.project) == project
             if ours and row.machine_id == request.facts.machine_id and row.key_digest == digest:
                 same = row
             elif row.state == "approved" and not ours:
                 raise Conflict(
                     "this machine, or its key, belongs to a host that is enrolled already in another project",
                     details=f"machine-id {request.facts.machine_id}",
-                    resolution="a machine that moves: remove its host there first (ckp host delete); "
+                    resolution="a machine that moves: delete its host there first (ckp host delete); "
                     "a cloned one: give it its own /etc/machine-id and remove /var/lib/ckp-agent/key.pem",
                 )
             elif row.state == "approved":
@@ -159,8 +159,8 @@ def _project_or_wrong_key(request: EnrolmentRequest) -> ProjectRef | None:
 
 
 class Approval(Protocol):
-    """Decides for people, where they have made rules for it."""
+    """Decides instead of people, where a project has rules for it."""
 
     async def consider(self, project: ProjectRef, request_id: str) -> None:
-        """Approve a waiting request if a rule says so. Never raises for what can be done again later."""
+        """Approve a pending request if a rule matches. Never raises for what can be done again later."""
         ...

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
 
 from ckp.api import kinds, names
+from ckp.api.compass.hosts import GroupChange, GroupRequest, GroupView
 from ckp.clients.kube import Kube, KubeError, Obj
-from ckp.compass.access.projects import Namespaces, ProjectRef, check_label
+from ckp.compass.access.plane import translate_kube_errors
+from ckp.compass.access.projects import Namespaces
 from ckp.compass.hosts.hosts import Hosts, groups_of, is_free
+from ckp.compass.identity import Caller, ProjectRef, check_label
 from ckp.compass.store.database import Database
 from ckp.compass.store.models import HostGroup
 from ckp.compass.store.unit import Unit
@@ -17,18 +18,7 @@ from ckp.kits.clock import Clock
 from ckp.kits.errors import Conflict, NotFound
 
 
-@dataclass(frozen=True)
-class GroupView:
-    """A group with its members."""
-
-    name: str
-    description: str
-    created_at: datetime
-    hosts: tuple[str, ...]
-    free: int
-    clusters: tuple[str, ...]
-
-
+@translate_kube_errors
 class HostGroups:
     """Use cases around host groups."""
 
@@ -42,7 +32,7 @@ class HostGroups:
     async def list(self, project: ProjectRef) -> list[GroupView]:
         """All groups with their members, by name."""
         async with self._database.unit() as unit:
-            rows = await unit.host_groups(project.domain, project.project)
+            rows = await unit.host_groups(project)
         hosts = await self._namespaces.list(kinds.BYO_HOST, project)
         templates = await self._namespaces.list(kinds.BYO_MACHINE_TEMPLATE, project)
         return [_view(row, hosts, templates) for row in rows]
@@ -54,26 +44,26 @@ class HostGroups:
         hosts = await self._namespaces.list(kinds.BYO_HOST, project)
         return _view(row, hosts, await self._namespaces.list(kinds.BYO_MACHINE_TEMPLATE, project))
 
-    async def create(self, actor: str, project: ProjectRef, name: str, description: str = "") -> GroupView:
+    async def create(self, caller: Caller, project: ProjectRef, request: GroupRequest) -> GroupView:
         """A new, empty group."""
-        check_label("name", name)
+        name = check_label("name", request.name)
         async with self._database.unit() as unit:
-            if await unit.host_group(project.domain, project.project, name):
+            if await unit.host_group(project, name):
                 raise Conflict(f"host group {name} exists already")
-            row = HostGroup(domain=project.domain, project=project.project, name=name, description=description, created_at=self._clock.now())
+            row = HostGroup(domain=project.domain, project=project.project, name=name, description=request.description, created_at=self._clock.now())
             unit.session.add(row)
-            unit.audit(self._clock.now(), actor, project.domain, project.project, "host-group.create", name)
+            unit.audit(caller, project, "host-group.create", name)
         return await self.get(project, name)
 
-    async def update(self, actor: str, project: ProjectRef, name: str, description: str) -> GroupView:
+    async def update(self, caller: Caller, project: ProjectRef, name: str, change: GroupChange) -> GroupView:
         """Change a group's description (its name is its identity)."""
         async with self._database.unit() as unit:
             row = await _required(unit, project, name)
-            row.description = description
-            unit.audit(self._clock.now(), actor, project.domain, project.project, "host-group.update", name)
+            row.description = change.description
+            unit.audit(caller, project, "host-group.update", name)
         return await self.get(project, name)
 
-    async def delete(self, actor: str, project: ProjectRef, name: str) -> None:
+    async def delete(self, caller: Caller, project: ProjectRef, name: str) -> None:
         """Delete a group; its hosts stay. Refused while a cluster takes its workers from it."""
         group = await self.get(project, name)
         if group.clusters:
@@ -86,37 +76,37 @@ class HostGroups:
             await self._label(project, host, name, member=False)
         async with self._database.unit() as unit:
             await unit.session.delete(await _required(unit, project, name))
-            unit.audit(self._clock.now(), actor, project.domain, project.project, "host-group.delete", name)
+            unit.audit(caller, project, "host-group.delete", name)
 
     async def _check_rules(self, project: ProjectRef, name: str) -> None:
         async with self._database.unit() as unit:
-            using = [rule.name for rule in await unit.approval_rules(project.domain, project.project) if name in rule.groups]
+            using = [rule.name for rule in await unit.approval_rules(project) if name in rule.groups]
         if using:
             raise Conflict(
-                f"host group {name} is what rule{'s' if len(using) > 1 else ''} {', '.join(using)} put hosts into",
-                resolution="delete the rule first (ckp host rule), or keep the group",
+                f"approval rule{'s' if len(using) > 1 else ''} {', '.join(using)} put{'' if len(using) > 1 else 's'} hosts into group {name}",
+                resolution="delete the rule first (ckp host rule delete), or keep the group",
             )
 
-    async def add(self, actor: str, project: ProjectRef, name: str, hosts: Sequence[str]) -> GroupView:
+    async def add(self, caller: Caller, project: ProjectRef, name: str, hosts: Sequence[str]) -> GroupView:
         """Put hosts into a group: all or, if one of them does not exist, none."""
-        return await self._change(actor, project, name, hosts, member=True)
+        return await self._change(caller, project, name, hosts, member=True)
 
-    async def remove(self, actor: str, project: ProjectRef, name: str, hosts: Sequence[str]) -> GroupView:
+    async def remove(self, caller: Caller, project: ProjectRef, name: str, hosts: Sequence[str]) -> GroupView:
         """Take hosts out of a group. One that a cluster claimed already stays in that cluster."""
-        return await self._change(actor, project, name, hosts, member=False)
+        return await self._change(caller, project, name, hosts, member=False)
 
-    async def _change(self, actor: str, project: ProjectRef, name: str, hosts: Sequence[str], *, member: bool) -> GroupView:
+    async def _change(self, caller: Caller, project: ProjectRef, name: str, hosts: Sequence[str], *, member: bool) -> GroupView:
         async with self._database.unit() as unit:
             await _required(unit, project, name)
         wanted = list(dict.fromkeys(hosts))
         objects = [await self._hosts.require(project, host) for host in wanted]
-        if not member and (strangers := [obj["metadata"]["name"] for obj in objects if name not in groups_of(obj)]):
-            raise NotFound(f"{', '.join(strangers)}: not in host group {name}")
+        if not member and (outsiders := [obj["metadata"]["name"] for obj in objects if name not in groups_of(obj)]):
+            raise NotFound(f"{', '.join(outsiders)}: not in host group {name}")
         for host in wanted:
             await self._label(project, host, name, member=member)
         async with self._database.unit() as unit:
             action = "host-group.add" if member else "host-group.remove"
-            unit.audit(self._clock.now(), actor, project.domain, project.project, action, name, {"hosts": wanted})
+            unit.audit(caller, project, action, name, {"hosts": wanted})
         return await self.get(project, name)
 
     async def _label(self, project: ProjectRef, host: str, group: str, *, member: bool) -> None:
@@ -131,14 +121,14 @@ class HostGroups:
 
 
 async def _required(unit: Unit, project: ProjectRef, name: str) -> HostGroup:
-    row = await unit.host_group(project.domain, project.project, name)
+    row = await unit.host_group(project, name)
     if row is None:
-        raise NotFound(f"there is no host group {name} in {project.domain}/{project.project}", resolution="list them: ckp hostgroup list")
+        raise NotFound(f"there is no host group {name} in {project}", resolution="list them: ckp hostgroup list")
     return row
 
 
 def group_of_template(template: Obj) -> str:
-    """The group that a ByoMachineTemplate takes its hosts from; '' if it selects otherwise."""
+    """The group that a ByoMachineTemplate takes its hosts from; '' if it selects in another way."""
     selector = template["spec"]["template"]["spec"].get("selector") or {}
     prefix = f"{names.HOST_GROUP_LABEL}/"
     return next((label.removeprefix(prefix) for label in selector.get("matchLabels") or {} if label.startswith(prefix)), "")
@@ -150,13 +140,11 @@ def _view(row: HostGroup, hosts: Sequence[Obj], templates: Sequence[Obj]) -> Gro
         name=row.name,
         description=row.description,
         created_at=row.created_at,
-        hosts=tuple(sorted(host["metadata"]["name"] for host in members)),
+        hosts=sorted(host["metadata"]["name"] for host in members),
         free=sum(1 for host in members if is_free(host)),
-        clusters=tuple(
-            sorted(
-                (template["metadata"].get("labels") or {}).get(names.CLUSTER_NAME_LABEL, template["metadata"]["name"])
-                for template in templates
-                if group_of_template(template) == row.name
-            )
+        clusters=sorted(
+            (template["metadata"].get("labels") or {}).get(names.CLUSTER_NAME_LABEL, template["metadata"]["name"])
+            for template in templates
+            if group_of_template(template) == row.name
         ),
     )

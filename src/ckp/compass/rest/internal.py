@@ -8,7 +8,7 @@ from fastapi import FastAPI, Header
 
 from ckp.api.host_protocol import EnrolmentTicket
 from ckp.api.internal import ENROLMENTS_PATH, TOKEN_HEADER, CertificateBody, EnrolmentBody, Outcome
-from ckp.compass.rest.plumbing import Gate, install_handlers
+from ckp.compass.rest.plumbing import By, Gate, install_handlers
 from ckp.compass.services import UseCases
 
 MAX_BODY_BYTES = 1 << 16
@@ -21,19 +21,15 @@ def make_internal_app(cases: UseCases) -> Gate:
     install_handlers(app)
 
     @app.post(ENROLMENTS_PATH, status_code=202)
-    async def take(body: EnrolmentBody) -> EnrolmentTicket:
-        return await cases.enrolments.take(body.request, body.source)
+    async def submit(body: EnrolmentBody) -> EnrolmentTicket:
+        return await cases.enrolments.submit(body.request, body.source)
 
     @app.get(ENROLMENTS_PATH + "/{request_id}")
     async def outcome(request_id: str, token: Token) -> Outcome:
         return await cases.enrolments.outcome(request_id, token)
 
     @app.put(ENROLMENTS_PATH + "/{request_id}/certificate")
-    async def keep_certificate(request_id: str, token: Token, body: CertificateBody) -> CertificateBody:
-        return CertificateBody(certificate=await cases.enrolments.keep_certificate(request_id, token, body.certificate))
+    async def keep_certificate(by: By, request_id: str, token: Token, body: CertificateBody) -> CertificateBody:
+        return CertificateBody(certificate=await cases.enrolments.keep_certificate(by, request_id, token, body.certificate))
 
-    async def authenticate(token: str) -> str:
-        await cases.hub.require(token)
-        return "hub"
-
-    return Gate(app, authenticate=authenticate, max_bytes=MAX_BODY_BYTES)
+    return Gate(app, authenticate=cases.hub.caller, max_bytes=MAX_BODY_BYTES)

@@ -1,20 +1,21 @@
-"""What every request goes through: size, token, and errors told in one shape."""
+"""What every request passes: size, token, and errors in one shape."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated
 
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ckp.api.errors import error_body
-from ckp.clients.kube import KubeError
-from ckp.compass.errors import TooManyTries, Unauthorized, WrongKey
+from ckp.api.compass.base import sentences
+from ckp.api.errors import ErrorBody, ErrorDetail, error_body
+from ckp.compass.errors import TooManyTries, Unauthorized, Unavailable, WrongKey
+from ckp.compass.identity import Caller, ProjectRef
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
 
 log = structlog.get_logger("compass")
@@ -26,8 +27,14 @@ _CODES: tuple[tuple[type[CkpError], int], ...] = (
     (WrongKey, 401),
     (Unauthorized, 401),
     (TooManyTries, 429),
+    (Unavailable, 503),
 )
 _OPEN_PATHS = ("/healthz", "/readyz")
+
+
+def body_of(error: CkpError) -> ErrorBody:
+    """An error as the caller gets it."""
+    return ErrorBody(error=ErrorDetail(code=status_of(error)[1], message=error.brief, details=error.details, resolution=error.resolution))
 
 
 def status_of(error: CkpError) -> tuple[int, str]:
@@ -35,45 +42,21 @@ def status_of(error: CkpError) -> tuple[int, str]:
     for kind, status in _CODES:
         if isinstance(error, kind):
             return status, kind.__name__
-    if isinstance(error, KubeError):
-        if error.code == 409:
-            return 409, "Conflict"
-        if error.code == 404:  # it was removed between our look and our change
-            return 404, "NotFound"
-        if error.code in (400, 422):
-            return 422, "InvalidInput"
-        if error.code in (0, 429) or error.code >= 500:
-            return 503, "Unavailable"
     return 500, "Failed"
 
 
 def error_response(error: CkpError) -> JSONResponse:
     """An expected failure as an answer."""
-    status, code = status_of(error)
+    status, _ = status_of(error)
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else {"Retry-After": "60"} if status == 429 else None
-    resolution = error.resolution or ("try again in a moment: the management cluster does not answer" if status == 503 else "")
-    return JSONResponse(error_body(code, error.brief, error.details, resolution), status, headers)
-
-
-def _sentence(problem: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in problem.get("loc", ()) if part not in ("body", "query", "path"))
-    kind, said = problem.get("type", ""), str(problem.get("msg", ""))
-    if kind == "missing":
-        said = "is missing"
-    elif kind == "extra_forbidden":
-        said = "is not a field that is known here"
-    elif kind == "json_invalid":
-        return "the body is not valid JSON"
-    else:
-        said = said[:1].lower() + said[1:]
-    return f"{where or 'the body'}: {said}"
+    return JSONResponse(body_of(error).model_dump(), status, headers)
 
 
 def install_handlers(app: FastAPI) -> None:
     """Every failure of `app` becomes JSON in the one shape."""
 
     @app.exception_handler(CkpError)
-    async def told(request: Request, error: CkpError) -> JSONResponse:
+    async def expected(request: Request, error: CkpError) -> JSONResponse:
         response = error_response(error)
         if response.status_code >= 500:
             log.warning("request failed", path=request.url.path, error=error.brief, details=error.details)
@@ -83,8 +66,8 @@ def install_handlers(app: FastAPI) -> None:
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
         problems = list(error.errors())
         malformed = any(problem.get("type") == "json_invalid" for problem in problems)
-        sentences = [_sentence(problem) for problem in problems]
-        return JSONResponse(error_body("InvalidInput", sentences[0], "\n".join(sentences[1:])), 400 if malformed else 422)
+        first, *others = sentences(problems)
+        return JSONResponse(error_body("InvalidInput", first, "\n".join(others)), 400 if malformed else 422)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -95,18 +78,18 @@ def install_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         log.error("unexpected failure", path=request.url.path, exc_info=error)
-        return JSONResponse(error_body("Internal", "an unexpected failure; it is in Compass' log"), 500)
+        return JSONResponse(error_body("Internal", "an unexpected failure; see Compass' log"), 500)
 
 
 class Gate:
     """Before anything of a request is parsed: its token is checked, its size bounded.
 
     Args:
-        authenticate: from the bearer token to the caller's name; raises what the caller is told.
+        authenticate: from the bearer token to the caller; raises the error that is answered.
         max_bytes: largest body.
     """
 
-    def __init__(self, app: ASGIApp, *, authenticate: Callable[[str], Awaitable[str]], max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, authenticate: Callable[[str], Awaitable[Caller]], max_bytes: int) -> None:
         self._app = app
         self._authenticate = authenticate
         self._max_bytes = max_bytes
@@ -120,7 +103,7 @@ class Gate:
         try:
             if scheme.lower() != "bearer" or not token.strip():
                 raise Unauthorized("a token is needed", resolution="send it as: Authorization: Bearer TOKEN")
-            scope.setdefault("state", {})["actor"] = await self._authenticate(token.strip())
+            scope.setdefault("state", {})["caller"] = await self._authenticate(token.strip())
             if int(headers.get(b"content-length", b"0") or b"0") > self._max_bytes:
                 response = JSONResponse(error_body("TooLarge", self._too_large().detail), 413)
                 await response(scope, receive, send)
@@ -150,6 +133,17 @@ class Gate:
         return HTTPException(413, f"the body is larger than {self._max_bytes} bytes")
 
 
-def actor_of(request: Request) -> str:
-    """The caller, as the gate found out."""
-    return str(request.scope.get("state", {}).get("actor", ""))
+def caller_of(request: Request) -> Caller:
+    """The caller, as the gate recognised it."""
+    caller = request.scope.get("state", {}).get("caller")
+    if not isinstance(caller, Caller):
+        raise Unauthorized("the request did not pass the gate")
+    return caller
+
+
+def _project(domain: str, project: str) -> ProjectRef:
+    return ProjectRef.of(domain, project)
+
+
+Project = Annotated[ProjectRef, Depends(_project)]
+By = Annotated[Caller, Depends(caller_of)]

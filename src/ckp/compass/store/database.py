@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from ckp.compass.store.unit import Unit
+from ckp.kits.clock import Clock
 from ckp.kits.errors import CkpError
 
 MIGRATIONS = Path(__file__).with_name("migrations")
@@ -25,11 +26,13 @@ class Database:
     """Compass' SQL database. One process writes it; the file lies on a volume that outlives the pod.
 
     Args:
-        path: the SQLite file; its directory must exist or be makeable.
+        path: the SQLite file; its directory is made if it is not there.
+        clock: for the times of audit entries.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Clock) -> None:
         self._path = path
+        self._clock = clock
         self._engine: AsyncEngine | None = None
         self._sessions: async_sessionmaker[AsyncSession] | None = None
 
@@ -45,7 +48,7 @@ class Database:
         except (OSError, SQLAlchemyError, sqlite3.Error) as error:
             raise CkpError(
                 f"the database {self._path} could not be opened or brought up to date: {error}",
-                resolution="look whether its volume is mounted and writable; the file itself is unchanged",
+                resolution="check that its volume is mounted and writable; the file itself is unchanged",
             ) from error
         self._engine = create_async_engine(f"sqlite+aiosqlite:///{self._path}", pool_size=4, max_overflow=4)
         event.listen(self._engine.sync_engine, "connect", _set_pragmas)
@@ -69,7 +72,7 @@ class Database:
         if self._sessions is None:
             raise CkpError("the database is not open")
         async with self._sessions() as session, session.begin():
-            yield Unit(session)
+            yield Unit(session, self._clock)
 
 
 def migrate(path: Path) -> None:

@@ -111,7 +111,7 @@ class HostGroup(Base):
 
 
 class AuditEntry(Base):
-    """One change that somebody asked for, and how it ended."""
+    """One change, and who asked for it."""
 
     __tablename__ = "audit_log"
     __table_args__ = (Index("ix_audit_log_at", "at"),)
@@ -119,6 +119,7 @@ class AuditEntry(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
     at: Mapped[datetime] = mapped_column(UtcTime())
     actor: Mapped[str] = mapped_column(String(128))
+    credential: Mapped[str] = mapped_column(String(32), default="")
     domain: Mapped[str] = mapped_column(String(63))
     project: Mapped[str] = mapped_column(String(63))
     action: Mapped[str] = mapped_column(String(64))

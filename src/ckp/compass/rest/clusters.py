@@ -1,0 +1,48 @@
+"""REST: clusters."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from ckp.api.compass.base import Items
+from ckp.api.compass.clusters import ClusterRequest, ClusterView, DeletionView, ScaleRequest
+from ckp.compass.rest.plumbing import By, Project
+from ckp.compass.services import UseCases
+
+
+def routers(cases: UseCases) -> tuple[APIRouter, ...]:
+    """Below a project."""
+    router = APIRouter(prefix="/clusters", tags=["clusters"])
+
+    @router.get("")
+    async def list_clusters(project: Project) -> Items[ClusterView]:
+        """List clusters by name."""
+        return Items(items=await cases.clusters.list(project))
+
+    @router.post("", status_code=201)
+    async def create_cluster(by: By, project: Project, body: ClusterRequest) -> ClusterView:
+        """Create a cluster. The answer comes at once; `ready` and `steps` show how far it is."""
+        return await cases.clusters.create(by, project, body)
+
+    @router.get("/{name}")
+    async def get_cluster(project: Project, name: str) -> ClusterView:
+        """Show a cluster with its steps, machines and conditions."""
+        return await cases.clusters.get(project, name)
+
+    @router.patch("/{name}")
+    async def scale_cluster(by: By, project: Project, name: str, body: ScaleRequest) -> ClusterView:
+        """Change the number of workers."""
+        return await cases.clusters.scale(by, project, name, body)
+
+    @router.delete("/{name}", status_code=202)
+    async def delete_cluster(by: By, project: Project, name: str) -> DeletionView:
+        """Delete a cluster: its workers are drained and cleaned first. It is gone when GET answers 404. Idempotent."""
+        await cases.clusters.delete(by, project, name)
+        return DeletionView()
+
+    @router.get("/{name}/kubeconfig", response_class=Response, responses={200: {"content": {"application/yaml": {}}}})
+    async def get_kubeconfig(by: By, project: Project, name: str) -> Response:
+        """Get the administrator's kubeconfig, as YAML."""
+        return Response(await cases.clusters.kubeconfig(by, project, name), media_type="application/yaml")
+
+    return (router,)
