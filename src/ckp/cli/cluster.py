@@ -1,4 +1,4 @@
-"""`ckp cluster`: asking for clusters, watching them come up, using and deleting them."""
+"""`ckp cluster`: creating clusters, watching them come up, using, scaling and deleting them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from typing import Any
 
 import click
 
+from ckp.api.compass.clusters import ClusterRequest, ClusterView, MachineView, ScaleRequest, StepView
+from ckp.api.compass.conditions import ConditionView
 from ckp.cli.cluster_progress import ClusterProgress, seconds_of
 from ckp.cli.host import CONDITION_COLUMNS
 from ckp.cli.output import Column, Duration, age, describe, output_option, section, show_data, show_list, show_one, table
 from ckp.cli.progress import planned, waiting
 from ckp.cli.session import say, with_session
-from ckp.clients.compass import Session, Unreachable
+from ckp.clients.compass import Session, Unreachable, read
 from ckp.kits.clock import human_duration
 from ckp.kits.errors import CkpError, NotFound, TimedOut
 from ckp.kits.files import atomic_write
+from ckp.kits.retry import wait_until
 from ckp.kits.steps import Steps
 
 POLL_SECONDS = 1.0
@@ -37,19 +40,19 @@ def cluster() -> None:
     """Kubernetes clusters."""
 
 
-COLUMNS = (
-    Column("NAME", lambda row: row["name"]),
-    Column("STATUS", lambda row: row["phase"]),
-    Column("VERSION", lambda row: row["version"]),
-    Column("CONTROL-PLANE", lambda row: "Ready" if row["controlPlaneReady"] else "NotReady"),
-    Column("WORKERS", lambda row: f"{row['workersReady']}/{row['workers']}"),
-    Column("AGE", lambda row: age(row["createdAt"])),
-    Column("ENDPOINT", lambda row: row["endpoint"], wide=True),
-    Column("CNI", lambda row: f"{row['cni']} {row['cniVersion']}".strip(), wide=True),
-    Column("GROUP", lambda row: row["hostGroup"], wide=True),
-    Column("PODS", lambda row: row["podCIDR"], wide=True),
-    Column("SERVICES", lambda row: row["serviceCIDR"], wide=True),
-    Column("MESSAGE", lambda row: row["message"], wide=True),
+COLUMNS: tuple[Column[ClusterView], ...] = (
+    Column("NAME", lambda row: row.name),
+    Column("STATUS", lambda row: row.phase),
+    Column("VERSION", lambda row: row.version),
+    Column("CONTROL-PLANE", lambda row: "Ready" if row.control_plane_ready else "NotReady"),
+    Column("WORKERS", lambda row: f"{row.workers_ready}/{row.workers}"),
+    Column("AGE", lambda row: age(row.created_at)),
+    Column("ENDPOINT", lambda row: row.endpoint, wide=True),
+    Column("CNI", lambda row: f"{row.cni} {row.cni_version}".strip(), wide=True),
+    Column("GROUP", lambda row: row.host_group, wide=True),
+    Column("PODS", lambda row: row.pod_cidr, wide=True),
+    Column("SERVICES", lambda row: row.service_cidr, wide=True),
+    Column("MESSAGE", lambda row: row.message, wide=True),
 )
 
 
@@ -58,12 +61,12 @@ COLUMNS = (
 @click.option("--version", required=True, metavar="RELEASE", help="Release, such as v1.35.1 (ckp release list).")
 @click.option("--cni", default="cilium", show_default=True, help="Network plugin, or none.")
 @click.option("--host-group", required=True, metavar="GROUP", help="Group that its workers come from.")
-@click.option("--workers", type=int, default=1, show_default=True, help="How many.")
+@click.option("--workers", type=int, default=1, show_default=True, help="How many workers.")
 @click.option("--pod-cidr", default="10.42.0.0/16", show_default=True, help="Network of its pods.")
 @click.option("--service-cidr", default="10.43.0.0/16", show_default=True, help="Network of its services.")
-@click.option("--control-plane-replicas", type=int, default=1, show_default=True, help="1, 3 or 5.")
+@click.option("--control-plane-replicas", type=int, default=1, show_default=True, help="API servers; only 1 is supported yet.")
 @click.option("--address", default="", help="Address of its API, instead of one from the pool.")
-@click.option("--wait", is_flag=True, help="Show the steps until it is ready.")
+@click.option("--wait", is_flag=True, help="Wait until it is ready, and show its steps.")
 @click.option("--timeout", type=Duration(), default="20m", show_default=True, help="How long to wait.")
 @output_option
 @with_session
@@ -82,26 +85,26 @@ def create(
     timeout: float,
     output: str,
 ) -> None:
-    """Ask for a cluster."""
-    body = {
-        "name": name,
-        "version": version,
-        "cni": cni,
-        "hostGroup": host_group,
-        "workers": workers,
-        "podCIDR": pod_cidr,
-        "serviceCIDR": service_cidr,
-        "controlPlane": {"replicas": control_plane_replicas},
-        "address": address,
-    }
-    row = session.call("POST", "/clusters", body=body)
+    """Create a cluster."""
+    request = ClusterRequest.of(
+        name=name,
+        version=version,
+        cni=cni,
+        host_group=host_group,
+        workers=workers,
+        pod_cidr=pod_cidr,
+        service_cidr=service_cidr,
+        control_plane={"replicas": control_plane_replicas},
+        address=address,
+    )
+    row = session.call("POST", "/clusters", body=request)
     (say if output in ("json", "yaml") else click.echo)(f"cluster/{name} created")
     if wait:
         row = wait_until_ready(session, name, timeout)
     if output in ("json", "yaml"):
         show_data(row, output)
     elif output == "wide":
-        show_one(row, COLUMNS, output)
+        show_one(row, ClusterView, COLUMNS, output)
 
 
 @cluster.command("list")
@@ -109,7 +112,7 @@ def create(
 @with_session
 def list_clusters(session: Session, output: str) -> None:
     """List clusters."""
-    show_list(session.get("/clusters")["items"], COLUMNS, output, none=f"No clusters found in {session.where}.")
+    show_list(session.get("/clusters"), ClusterView, COLUMNS, output, none=f"No clusters found in {session.where}.")
 
 
 @cluster.command("describe")
@@ -118,48 +121,49 @@ def list_clusters(session: Session, output: str) -> None:
 @with_session
 def describe_cluster(session: Session, name: str, output: str) -> None:
     """Show a cluster with its steps, machines and conditions."""
-    row = session.get(f"/clusters/{name}")
+    answer = session.get(f"/clusters/{name}")
     if output in ("json", "yaml"):
-        show_data(row, output)
+        show_data(answer, output)
         return
+    row = read(ClusterView, answer)
     text = describe(
         [
-            ("Name", row["name"]),
-            ("Status", row["phase"]),
-            ("Message", row["message"]),
-            ("Version", row["version"]),
-            ("Endpoint", row["endpoint"]),
-            ("Control plane", f"{'Ready' if row['controlPlaneReady'] else 'NotReady'}, {row['controlPlaneReplicas']} asked for"),
-            ("Workers", f"{row['workersReady']} ready of {row['workers']}, from {row['hostGroup'] or 'no group'}"),
-            ("CNI", f"{row['cni']} {row['cniVersion']}".strip()),
-            ("Pod CIDR", row["podCIDR"]),
-            ("Service CIDR", row["serviceCIDR"]),
-            ("Requested", f"{row['requestedAt']} ({age(row['requestedAt'])} ago)"),
+            ("Name", row.name),
+            ("Status", row.phase),
+            ("Message", row.message),
+            ("Version", row.version),
+            ("Endpoint", row.endpoint),
+            ("Control plane", f"{'Ready' if row.control_plane_ready else 'NotReady'}, {row.control_plane_replicas} requested"),
+            ("Workers", f"{row.workers_ready} ready of {row.workers}, from {row.host_group or 'no group'}"),
+            ("CNI", f"{row.cni} {row.cni_version}".strip()),
+            ("Pod CIDR", row.pod_cidr),
+            ("Service CIDR", row.service_cidr),
+            ("Requested", f"{row.requested_at} ({age(row.requested_at)} ago)"),
         ]
     )
-    text += section("Steps", table(_STEP_COLUMNS, row["steps"]) if row["steps"] else "")
-    text += section("Machines", table(_MACHINE_COLUMNS, row["machines"]) if row["machines"] else "")
-    conditions = (Column("OBJECT", lambda entry: entry["object"]), *CONDITION_COLUMNS)
-    text += section("Conditions", table(conditions, row["conditions"]) if row["conditions"] else "")
+    text += section("Steps", table(_STEP_COLUMNS, row.steps) if row.steps else "")
+    text += section("Machines", table(_MACHINE_COLUMNS, row.machines) if row.machines else "")
+    conditions: tuple[Column[ConditionView], ...] = (Column("OBJECT", lambda entry: entry.object), *CONDITION_COLUMNS)
+    text += section("Conditions", table(conditions, row.conditions) if row.conditions else "")
     click.echo(text)
 
 
-_STEP_COLUMNS = (
-    Column("#", lambda step: step.get("number")),
-    Column("PHASE", lambda step: step.get("phase")),
-    Column("STEP", lambda step: step.get("title")),
-    Column("STATE", lambda step: step.get("state")),
-    Column("TOOK", took),
-    Column("MESSAGE", lambda step: step.get("message")),
+_STEP_COLUMNS: tuple[Column[StepView], ...] = (
+    Column("#", lambda step: step.number),
+    Column("PHASE", lambda step: step.phase),
+    Column("STEP", lambda step: step.title),
+    Column("STATE", lambda step: step.state),
+    Column("TOOK", lambda step: "" if step.seconds is None else human_duration(step.seconds)),
+    Column("MESSAGE", lambda step: step.message),
 )
-_MACHINE_COLUMNS = (
-    Column("NAME", lambda machine: machine["name"]),
-    Column("PHASE", lambda machine: machine["phase"]),
-    Column("HOST", lambda machine: machine["host"]),
-    Column("NODE", lambda machine: machine["node"]),
-    Column("VERSION", lambda machine: machine["version"]),
-    Column("READY", lambda machine: machine["ready"]),
-    Column("MESSAGE", lambda machine: machine["message"]),
+_MACHINE_COLUMNS: tuple[Column[MachineView], ...] = (
+    Column("NAME", lambda machine: machine.name),
+    Column("PHASE", lambda machine: machine.phase),
+    Column("HOST", lambda machine: machine.host),
+    Column("NODE", lambda machine: machine.node),
+    Column("VERSION", lambda machine: machine.version),
+    Column("READY", lambda machine: machine.ready),
+    Column("MESSAGE", lambda machine: machine.message),
 )
 
 
@@ -182,21 +186,54 @@ def kubeconfig(session: Session, name: str, file: Path | None) -> None:
 
 @cluster.command()
 @click.argument("name")
-@click.option("--workers", type=int, required=True, help="How many it shall have.")
+@click.option("--workers", type=int, required=True, help="The new number of workers.")
+@click.option("--wait", is_flag=True, help="Wait until all of them are ready, and those that leave are gone.")
+@click.option("--timeout", type=Duration(), default="20m", show_default=True, help="How long to wait.")
 @with_session
-def scale(session: Session, name: str, workers: int) -> None:
+def scale(session: Session, name: str, workers: int, wait: bool, timeout: float) -> None:
     """Change the number of workers."""
-    session.call("PATCH", f"/clusters/{name}", body={"workers": workers})
+    session.call("PATCH", f"/clusters/{name}", body=ScaleRequest.of(workers=workers))
     click.echo(f"cluster/{name} scaled to {workers}")
+    if wait:
+        _wait_until_scaled(session, name, workers, timeout)
+        click.echo(f"cluster/{name} has {workers} ready workers")
+
+
+def _wait_until_scaled(session: Session, name: str, workers: int, timeout: float) -> None:
+    """Return once the cluster is ready with exactly so many machines.
+
+    Raises:
+        TimedOut: it is not, within `timeout` seconds.
+        CkpError: it failed for good, is being deleted, or was scaled to another number meanwhile.
+    """
+    reason = ""
+
+    def scaled() -> bool:
+        nonlocal reason
+        try:
+            row = session.fetch(ClusterView, f"/clusters/{name}")
+        except Unreachable as error:  # Compass may be restarting; the cluster is scaled without it
+            reason = error.brief
+            return False
+        if row.failed or row.phase == "Deleting" or row.workers != workers:
+            why = row.message if row.failed else "it is being deleted" if row.phase == "Deleting" else f"it was scaled to {row.workers} meanwhile"
+            raise CkpError(f"cluster {name} will not have {workers} ready workers: {why}", resolution=f"see: ckp cluster describe {name}")
+        pending = [machine for machine in row.machines if not machine.ready]
+        lines = [f"machine {machine.name} ({machine.host or 'no host yet'}): {machine.message or machine.phase}" for machine in pending]
+        reason = "\n".join([f"{row.workers_ready} of {workers} workers are ready, {len(row.machines)} machines exist", *lines])
+        return row.ready and len(row.machines) == workers
+
+    resolution = f"it goes on being scaled; see: ckp cluster describe {name}"
+    wait_until(scaled, what=f"cluster {name} has {workers} ready workers", timeout=timeout, every=POLL_SECONDS, reason=lambda: reason, resolution=resolution)
 
 
 @cluster.command()
 @click.argument("name")
-@click.option("--wait", is_flag=True, help="Until nothing of it is left.")
+@click.option("--wait", is_flag=True, help="Wait until nothing of it is left.")
 @click.option("--timeout", type=Duration(), default="20m", show_default=True, help="How long to wait.")
 @with_session
 def delete(session: Session, name: str, wait: bool, timeout: float) -> None:
-    """Delete a cluster; its hosts are cleaned and become free again."""
+    """Delete a cluster. Its hosts are cleaned and become free again."""
     session.call("DELETE", f"/clusters/{name}")
     click.echo(f"cluster/{name} deletion begun" if wait else f"cluster/{name} is being deleted")
     if wait:

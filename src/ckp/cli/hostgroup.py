@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import click
 
+from ckp.api.compass.hosts import GroupRequest, GroupView, MembersRequest
 from ckp.cli.output import Column, age, output_option, show_list, show_one
 from ckp.cli.session import with_session
 from ckp.clients.compass import Session
 
-COLUMNS = (
-    Column("NAME", lambda row: row["name"]),
-    Column("HOSTS", lambda row: str(len(row["hosts"]))),
-    Column("FREE", lambda row: str(row["free"])),
-    Column("CLUSTERS", lambda row: row["clusters"]),
-    Column("AGE", lambda row: age(row["createdAt"])),
-    Column("MEMBERS", lambda row: row["hosts"], wide=True),
-    Column("DESCRIPTION", lambda row: row["description"], wide=True),
+COLUMNS: tuple[Column[GroupView], ...] = (
+    Column("NAME", lambda row: row.name),
+    Column("HOSTS", lambda row: str(len(row.hosts))),
+    Column("FREE", lambda row: str(row.free)),
+    Column("CLUSTERS", lambda row: row.clusters),
+    Column("AGE", lambda row: age(row.created_at)),
+    Column("MEMBERS", lambda row: row.hosts, wide=True),
+    Column("DESCRIPTION", lambda row: row.description, wide=True),
 )
 
 
@@ -30,8 +31,8 @@ def hostgroup() -> None:
 @click.option("--description", default="", help="What it is for.")
 @with_session
 def create(session: Session, name: str, hosts: tuple[str, ...], description: str) -> None:
-    """Make a group, with hosts if some are named."""
-    session.call("POST", "/host-groups", body={"name": name, "description": description})
+    """Create a group, with the hosts that are named."""
+    session.call("POST", "/host-groups", body=GroupRequest.of(name=name, description=description))
     click.echo(f"hostgroup/{name} created")
     if hosts:
         _members(session, name, hosts, add=True)
@@ -42,7 +43,7 @@ def create(session: Session, name: str, hosts: tuple[str, ...], description: str
 @with_session
 def list_groups(session: Session, output: str) -> None:
     """List groups."""
-    show_list(session.get("/host-groups")["items"], COLUMNS, output, none=f"No host groups found in {session.where}.")
+    show_list(session.get("/host-groups"), GroupView, COLUMNS, output, none=f"No host groups found in {session.where}.")
 
 
 @hostgroup.command()
@@ -51,7 +52,7 @@ def list_groups(session: Session, output: str) -> None:
 @with_session
 def get(session: Session, name: str, output: str) -> None:
     """Show one group."""
-    show_one(session.get(f"/host-groups/{name}"), COLUMNS, output)
+    show_one(session.get(f"/host-groups/{name}"), GroupView, COLUMNS, output)
 
 
 @hostgroup.command()
@@ -59,7 +60,7 @@ def get(session: Session, name: str, output: str) -> None:
 @click.argument("hosts", nargs=-1, required=True, metavar="HOST...")
 @with_session
 def add(session: Session, name: str, hosts: tuple[str, ...]) -> None:
-    """Put hosts into a group."""
+    """Add hosts to a group."""
     _members(session, name, hosts, add=True)
 
 
@@ -68,7 +69,7 @@ def add(session: Session, name: str, hosts: tuple[str, ...]) -> None:
 @click.argument("hosts", nargs=-1, required=True, metavar="HOST...")
 @with_session
 def remove(session: Session, name: str, hosts: tuple[str, ...]) -> None:
-    """Take hosts out of a group; a cluster that has them already keeps them."""
+    """Remove hosts from a group. They stay enrolled, and a cluster that has claimed one keeps it."""
     _members(session, name, hosts, add=False)
 
 
@@ -76,12 +77,12 @@ def remove(session: Session, name: str, hosts: tuple[str, ...]) -> None:
 @click.argument("name")
 @with_session
 def delete(session: Session, name: str) -> None:
-    """Delete a group that no cluster uses; its hosts stay."""
+    """Delete a group that no cluster uses. Its hosts stay."""
     session.call("DELETE", f"/host-groups/{name}")
     click.echo(f"hostgroup/{name} deleted")
 
 
 def _members(session: Session, name: str, hosts: tuple[str, ...], *, add: bool) -> None:
-    session.call("POST", f"/host-groups/{name}/members{'' if add else '/remove'}", body={"hosts": list(hosts)})
+    session.call("POST", f"/host-groups/{name}/members{'' if add else '/remove'}", body=MembersRequest.of(hosts=hosts))
     for host in hosts:
         click.echo(f"host/{host} {'added to' if add else 'removed from'} {name}")

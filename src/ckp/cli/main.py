@@ -19,7 +19,7 @@ COMMANDS = {
     "cluster": Lazy("ckp.cli.cluster:cluster", "Kubernetes clusters."),
     "dist": Lazy("ckp.cli.distribution.group:dist", "Build, sign, publish, carry and verify the distribution."),
     "down": Lazy("ckp.cli.down:down", "Remove hosts, bridge, registry, mounts and processes of the lab; keep the caches and the signing key."),
-    "host": Lazy("ckp.cli.host:host", "Machines: the key that lets them ask, their requests, and the hosts that they become."),
+    "host": Lazy("ckp.cli.host:host", "Hosts: the pre-shared key to enrol them, their requests, and what is done with them."),
     "hostgroup": Lazy("ckp.cli.hostgroup:hostgroup", "Named sets of hosts that clusters take their workers from."),
     "keys": Lazy("ckp.cli.distribution.keys:keys", "Make, rotate, revoke and export signing keys."),
     "lab": Lazy("ckp.cli.lab:lab", "Lab hosts: systemd machines in systemd-nspawn on this one."),

@@ -1,4 +1,4 @@
-"""How answers look: tables as kubectl prints them, or JSON and YAML for programs."""
+"""How answers are printed: as tables like kubectl's, or as JSON and YAML for programs."""
 
 from __future__ import annotations
 
@@ -7,25 +7,29 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import click
 import yaml
 
+from ckp.api.compass.base import View
+from ckp.clients.compass import read
 from ckp.kits.clock import parse_rfc3339
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+V = TypeVar("V", bound=View)
 
 GAP = 3
 """Spaces between columns."""
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column: its head, how to get its text from an item, and whether only `-o wide` shows it."""
+class Column(Generic[T]):
+    """A column: its head, how to get its value from an item, and whether only `-o wide` shows it."""
 
     head: str
-    value: Callable[[Any], Any]
+    value: Callable[[T], Any]
     wide: bool = False
 
 
@@ -35,7 +39,7 @@ def output_option(command: F) -> F:
     return click.option("-o", "--output", type=choice, default="table", show_default=True, help="How to print it.")(command)
 
 
-def table(columns: Sequence[Column], items: Sequence[Any], *, wide: bool = False) -> str:
+def table(columns: Sequence[Column[T]], items: Sequence[T], *, wide: bool = False) -> str:
     """Aligned columns without borders; an empty cell is `<none>`, as kubectl has it."""
     shown = [column for column in columns if wide or not column.wide]
     rows = [[column.head for column in shown], *([cell(column.value(item)) for column in shown] for item in items)]
@@ -45,7 +49,7 @@ def table(columns: Sequence[Column], items: Sequence[Any], *, wide: bool = False
 
 def cell(value: Any) -> str:
     """One value as a table's cell, on one line."""
-    if value is None or value in ("", []):
+    if value is None or value in ("", [], ()):
         return "<none>"
     if isinstance(value, bool):
         return "True" if value else "False"
@@ -54,22 +58,28 @@ def cell(value: Any) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", str(value))
 
 
-def show_list(items: Sequence[Any], columns: Sequence[Column], output: str, *, none: str) -> None:
-    """Print many things; `none` is said (not printed) if there are none."""
+def show_list(answer: dict[str, Any], view: type[V], columns: Sequence[Column[V]], output: str, *, none: str) -> None:
+    """Print a list.
+
+    Args:
+        answer: as Compass sent it; `-o json` and `-o yaml` print it unchanged.
+        view: what a table reads its items as.
+        none: printed to standard error if the list is empty.
+    """
     if output in ("json", "yaml"):
-        show_data({"items": list(items)}, output)
-    elif items:
-        click.echo(table(columns, items, wide=output == "wide"))
+        show_data(answer, output)
+    elif answer["items"]:
+        click.echo(table(columns, [read(view, item) for item in answer["items"]], wide=output == "wide"))
     else:
         click.echo(none, err=True)
 
 
-def show_one(item: Any, columns: Sequence[Column], output: str) -> None:
-    """Print one thing as a list prints it, or as data."""
+def show_one(answer: dict[str, Any], view: type[V], columns: Sequence[Column[V]], output: str) -> None:
+    """Print one object as a list prints it, or unchanged as data."""
     if output in ("json", "yaml"):
-        show_data(item, output)
+        show_data(answer, output)
     else:
-        click.echo(table(columns, [item], wide=output == "wide"))
+        click.echo(table(columns, [read(view, answer)], wide=output == "wide"))
 
 
 def show_data(data: Any, output: str) -> None:
@@ -91,11 +101,12 @@ def section(title: str, body: str) -> str:
     return f"\n{title}:\n" + "\n".join(f"  {line}" for line in body.splitlines()) if body else ""
 
 
-def age(moment: str | None, *, now: datetime | None = None) -> str:
+def age(moment: datetime | str | None, *, now: datetime | None = None) -> str:
     """How long ago, as kubectl writes it: 45s, 7m12s, 53m, 4h7m, 19h, 3d5h, 12d."""
     if not moment:
         return "<unknown>"
-    return short_duration(((now or datetime.now(UTC)) - parse_rfc3339(moment)).total_seconds())
+    since = parse_rfc3339(moment) if isinstance(moment, str) else moment
+    return short_duration(((now or datetime.now(UTC)) - since).total_seconds())
 
 
 def short_duration(total: float) -> str:
@@ -128,7 +139,7 @@ class Duration(click.ParamType[float]):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read it, or fail telling how to write one."""
+        """Read it, or fail with how to write one."""
         if isinstance(value, (int, float)):
             return float(value)
         match = re.fullmatch(r"(\d+)([smh]?)", str(value))

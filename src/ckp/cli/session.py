@@ -1,4 +1,4 @@
-"""A session with Compass for a command, and lines for its reader."""
+"""A session with Compass for a command, and messages to its user."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def with_session(command: F) -> F:
 
 
 def say(text: str) -> None:
-    """A line for the reader, not for a pipe."""
+    """Print a message to standard error, so that a pipe does not get it."""
     click.echo(text, file=sys.stderr)

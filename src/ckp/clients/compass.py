@@ -1,4 +1,4 @@
-"""The client of Compass' REST API, and the file that says where Compass is."""
+"""The client of Compass' REST API, and the file with its address and token."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ import stat
 import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
+from pydantic import BaseModel, ValidationError
 
+from ckp.api.compass.base import Request, sentences
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
 from ckp.kits.files import atomic_write
 
 TIMEOUT = 30.0
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class Unreachable(CkpError):
@@ -24,12 +28,12 @@ class Unreachable(CkpError):
 
 
 class Unauthorized(CkpError):
-    """Compass does not take our token."""
+    """Compass refuses the token."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """What stands in config.json. `ca` is PEM text, or the path of a PEM file (relative ones: beside config.json); empty trusts the system's CAs."""
+    """The contents of config.json. `ca` is PEM text, or the path of a PEM file (relative ones: beside config.json); empty trusts the system's CAs."""
 
     server: str
     token: str
@@ -57,7 +61,7 @@ def read_config(path: Path | None = None) -> Config:
 
     Raises:
         NotFound: there is none.
-        InvalidInput: it is not as it must be.
+        InvalidInput: it is not JSON, or a field is missing or wrong.
     """
     path = path or config_path()
     try:
@@ -86,6 +90,22 @@ def read_config(path: Path | None = None) -> Config:
     return Config(**values)
 
 
+def read(view: type[M], data: Any) -> M:
+    """An answer as its view.
+
+    Raises:
+        CkpError: it does not have the view's fields: it is of another version of Compass.
+    """
+    try:
+        return view.model_validate(data)
+    except ValidationError as error:
+        raise CkpError(
+            f"Compass answered with a {view.__name__} that this ckp cannot read",
+            details="\n".join(sentences(error.errors())),
+            resolution="use the ckp of the same version as Compass (ckp --version); -o json shows the answer as it is",
+        ) from None
+
+
 class Session:
     """Calls Compass.
 
@@ -110,19 +130,27 @@ class Session:
         return f"{self.config.domain}/{self.config.project}"
 
     def get(self, path: str, **params: str) -> Any:
-        """GET below the project, or from /api/v1 if the path begins so."""
+        """The JSON of a GET below the project, or of the path itself if it begins with /api/."""
         return self.call("GET", path, params=params)
 
-    def call(self, method: str, path: str, *, body: Any = None, params: dict[str, str] | None = None) -> Any:
-        """One request; JSON as data, anything else as text.
+    def fetch(self, view: type[M], path: str, **params: str) -> M:
+        """A GET, read as a view."""
+        return read(view, self.get(path, **params))
+
+    def fetch_items(self, view: type[M], path: str, **params: str) -> list[M]:
+        """A GET of a list, each item read as a view."""
+        return [read(view, item) for item in self.get(path, **params)["items"]]
+
+    def call(self, method: str, path: str, *, body: Request | dict[str, Any] | None = None, params: dict[str, str] | None = None) -> Any:
+        """One request. The answer is data if it is JSON, else text.
 
         Raises:
             Unreachable: no connection, or Compass cannot answer now.
-            NotFound, Conflict, InvalidInput, Unauthorized, CkpError: as Compass says.
+            NotFound, Conflict, InvalidInput, Unauthorized, CkpError: as Compass answers.
         """
         full = path if path.startswith("/api/") else f"/api/v1/domains/{self.config.domain}/projects/{self.config.project}{path}"
         try:
-            response = self._http.request(method, full, json=body, params=params)
+            response = self._http.request(method, full, json=body.body() if isinstance(body, Request) else body, params=params)
         except httpx.HTTPError as error:
             raise self._unreached(error) from None
         if not response.is_success:
@@ -141,7 +169,7 @@ class Session:
     def _unreached(self, error: Exception) -> CkpError:
         server = self.config.server
         if isinstance(error, httpx.TimeoutException):
-            return Unreachable(f"Compass at {server} did not answer within {TIMEOUT:.0f} s", resolution="try again; see whether its pod is Ready")
+            return Unreachable(f"Compass at {server} did not answer within {TIMEOUT:.0f} s", resolution="try again; check that its pod is Ready")
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             return Unreachable(
                 f"the certificate of Compass at {server} is not trusted",
@@ -152,18 +180,18 @@ class Session:
 
     def _refused(self, response: httpx.Response) -> CkpError:
         try:
-            told = response.json()["error"]
-            brief, details, resolution = str(told["message"]), str(told.get("details", "")), str(told.get("resolution", ""))
+            error = response.json()["error"]
+            brief, details, resolution = str(error["message"]), str(error.get("details", "")), str(error.get("resolution", ""))
         except (ValueError, KeyError, TypeError):
             return self._not_compass(response)
         if response.status_code == 401:
-            return Unauthorized(f"Compass refuses us: {brief}", resolution=f"put a valid token into {config_path()}")
+            return Unauthorized(f"Compass refuses the token: {brief}", resolution=f"put a valid token into {config_path()}")
         kind = {404: NotFound, 409: Conflict, 400: InvalidInput, 422: InvalidInput, 502: Unreachable, 503: Unreachable}.get(response.status_code, CkpError)
         return kind(brief, details=details, resolution=resolution)
 
     def _not_compass(self, response: httpx.Response) -> CkpError:
         return CkpError(
-            f"{self.config.server} answered {response.status_code}, and not as Compass does",
+            f"{self.config.server} answered {response.status_code}, but not as Compass does",
             details=response.text[:500],
             resolution=f"is `server` in {config_path()} right?",
         )
@@ -175,4 +203,4 @@ def _trust(ca: str) -> ssl.SSLContext:
             return ssl.create_default_context(cadata=ca)
         return ssl.create_default_context(cafile=ca or None)
     except OSError as error:
-        raise InvalidInput(f"the CA {ca[:80]!r} does not load: {error}", resolution=f"mend `ca` in {config_path()}") from None
+        raise InvalidInput(f"the CA {ca[:80]!r} cannot be loaded: {error}", resolution=f"fix `ca` in {config_path()}") from None

@@ -31,7 +31,7 @@ from ckp.cli.hostgroup import hostgroup
 from ckp.cli.output import Column, Duration, age, short_duration, table
 from ckp.clients.compass import Config, Session, Unauthorized, Unreachable, read_config, write_config
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound, TimedOut
-from tests.worlds.compass import ADMIN, AGENTS, MACHINE_B, NAMESPACE, World, make_world
+from tests.worlds.compass import ADMIN, AGENTS, MACHINE_B, NAMESPACE, World, facts, make_world
 
 
 @click.group()
@@ -181,7 +181,7 @@ def test_hosts_are_listed_described_and_deleted(desk: Desk) -> None:
     desk.bad("host", "describe", "two", kind=NotFound)
 
 
-def test_a_key_with_an_end_is_made_only_anew(desk: Desk) -> None:
+def test_a_key_with_limits_is_made_only_by_a_reset(desk: Desk) -> None:
     assert desk.good("host", "psk", "--reset", "--expires", "12h", "--uses", "3").startswith("ckphk_")
     assert "expires at" in desk.bad("host", "psk").details
     assert desk.ckp("host", "psk", "--uses", "3").exit_code == 2
@@ -197,6 +197,68 @@ def test_hosts_are_labelled_cordoned_and_taken_out_of_their_cluster(desk: Desk) 
     desk.good("host", "uncordon", "one")
     assert "in no cluster" in desk.bad("host", "remove", "one", kind=Conflict).brief
     assert "no certificate" in desk.bad("host", "revoke", "one", kind=Conflict).brief
+
+
+def test_a_host_that_leaves_is_waited_for_until_it_is_clean(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    world, tried = desk.world, list[str]()
+    desk.run_async(world.add_host("one", claimed="byo-1", phase="Joined"))
+    for kind, name, spec in ((kinds.BYO_MACHINE, "byo-1", {}), (kinds.MACHINE, "demo-1", {"infrastructureRef": {"kind": "ByoMachine", "name": "byo-1"}})):
+        meta = {"name": name, "namespace": NAMESPACE}
+        desk.run_async(world.kube.create({"apiVersion": kind.api_version, "kind": kind.kind, "metadata": meta, "spec": spec}))
+    refused = desk.bad("host", "remove", "one", "--wait", "--timeout", "0s", kind=TimedOut)
+    assert "machine byo-1 still holds it" in refused.details
+
+    def controllers(_: float) -> None:
+        """Instead of sleeping: first the agent is reset, then the machine lets the host go."""
+        tried.append("")
+        phase, holder = ("Resetting", {"name": "byo-1"}) if len(tried) == 1 else ("Resetting", None) if len(tried) == 2 else ("Free", None)
+        desk.run_async(world.kube.merge(kinds.BYO_HOST, "one", NAMESPACE, {"spec": {"machineRef": holder}}))
+        desk.run_async(world.kube.merge(kinds.BYO_HOST, "one", NAMESPACE, {"status": {"observed": {"phase": phase}}}, subresource="status"))
+        if len(tried) == 1:  # and once more asked for, as after an interruption
+            meta = {"name": "demo-1", "namespace": NAMESPACE}
+            spec = {"infrastructureRef": {"kind": "ByoMachine", "name": "byo-1"}}
+            desk.run_async(world.kube.create({"apiVersion": kinds.MACHINE.api_version, "kind": "Machine", "metadata": meta, "spec": spec}))
+
+    controllers(0)
+    monkeypatch.setattr("ckp.kits.retry.time.sleep", controllers)
+    assert desk.good("host", "remove", "one", "--wait").splitlines() == ["host/one leaves its cluster", "host/one has left its cluster"]
+    assert len(tried) == 3, "released is not enough: it is also clean"
+
+
+def test_a_drain_may_be_begun_without_waiting_for_it(desk: Desk) -> None:
+    desk.run_async(desk.world.add_host("one", claimed="byo-1", phase="Joined"))
+    assert desk.good("host", "drain", "one", "--no-wait") == "host/one is being drained\n"
+    assert "nothing was done yet" in desk.bad("host", "drain", "one", "--timeout", "0s", kind=TimedOut).details
+    condition = {"type": "Drained", "status": "True", "reason": "Drained"}
+    desk.run_async(desk.world.kube.merge(kinds.BYO_HOST, "one", NAMESPACE, {"status": {"conditions": [condition]}}, subresource="status"))
+    assert desk.good("host", "drain", "one") == "host/one drained\n"
+
+
+def test_a_rollout_in_stages_cannot_go_on_without_waiting(desk: Desk) -> None:
+    old, new = AGENTS
+    for name in ("one", "two"):
+        desk.run_async(desk.world.add_host(name))
+        agent_of(desk, name, old)
+    assert desk.ckp("host", "upgrade-agent", "--all", "--no-wait").exit_code == 2
+    assert (wanted_of(desk, "one"), wanted_of(desk, "two")) == ("", "")
+    assert desk.good("host", "upgrade-agent", "--all", "--no-wait", "--at-once", "2").splitlines() == [
+        f"host/{name} is being upgraded to ckp-agent {new}" for name in ("one", "two")
+    ]
+    assert (wanted_of(desk, "one"), wanted_of(desk, "two")) == (new, new)
+
+
+def test_what_stands_against_a_host_is_shown_with_its_remediation(desk: Desk) -> None:
+    desk.run_async(desk.world.add_host("one"))
+    seen = json.loads(facts().model_dump_json()) | {"findings": [{"problem": "swap is on", "mend": "swapoff -a"}]}
+    desk.run_async(desk.world.kube.merge(kinds.BYO_HOST, "one", NAMESPACE, {"status": {"facts": seen}}, subresource="status"))
+    shown = desk.good("host", "describe", "one")
+    assert "swap is on" in shown and "swapoff -a" in shown and "50.0Gi" in shown
+
+
+def test_leaving_a_cluster_and_being_deleted_are_told_apart_by_their_help(desk: Desk) -> None:
+    leave, forget = (" ".join(desk.good("host", command, "--help").split()) for command in ("remove", "delete"))
+    assert "out of their cluster, and keep them in CKP" in leave and "use `ckp host delete`" in leave
+    assert "Remove hosts from CKP altogether" in forget and "`ckp host remove`" in forget
 
 
 def agent_of(desk: Desk, name: str, version: str, reason: str = "") -> None:
@@ -225,7 +287,7 @@ def test_agents_are_upgraded_in_stages_which_stop_at_the_first_that_goes_back(de
             agent_of(desk, name, old if name == "two" else new, "AgentUpgradeReturned" if name == "two" else "")
         assert probe()
 
-    monkeypatch.setattr("ckp.cli.host_care.wait_until", wait)
+    monkeypatch.setattr("ckp.cli.host_operations.wait_until", wait)
     error = desk.bad("host", "upgrade-agent", "--all")
     assert "host two stays with 0.1.0+1-ckp" in error.brief
     assert asked == [{"three"}, {"three", "two"}], "one at a time, and the newest version by itself"
@@ -293,6 +355,49 @@ def test_a_cluster_is_asked_for_with_the_defaults_shown(desk: Desk) -> None:
     assert lines[1].split()[:5] == ["demo", "Pending", "v1.35.1", "NotReady", "0/2"]
     assert json.loads(desk.good("cluster", "describe", "demo", "-o", "json"))["podCIDR"] == "10.42.0.0/16"
     assert "10.42.0.0/16" in desk.good("cluster", "describe", "demo")
+
+
+def test_scaling_waits_until_new_workers_are_ready_and_old_ones_are_gone(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = desk.world
+    desk.run_async(world.group_with_hosts(count=3))
+    desk.good(*CREATE)
+
+    def machine(name: str) -> None:
+        meta = {"name": name, "namespace": NAMESPACE, "labels": {names.CLUSTER_NAME_LABEL: "demo"}}
+        desk.run_async(world.kube.create({"apiVersion": kinds.MACHINE.api_version, "kind": "Machine", "metadata": meta, "spec": {"version": "v1.35.1"}}))
+
+    def ready(count: int) -> None:
+        up = {"status": {"readyReplicas": count}}
+        desk.run_async(world.kube.merge(kinds.MACHINE_DEPLOYMENT, "demo-workers", NAMESPACE, up, subresource="status"))
+
+    up = {"status": {"phase": "Provisioned", "controlPlaneReady": True, "infrastructureReady": True}}
+    desk.run_async(world.kube.merge(kinds.CLUSTER, "demo", NAMESPACE, up, subresource="status"))
+    for name in ("demo-1", "demo-2"):
+        machine(name)
+    ready(2)
+    machine("demo-3")
+    late = desk.bad("cluster", "scale", "demo", "--workers", "3", "--wait", "--timeout", "0s", kind=TimedOut)
+    assert "2 of 3 workers are ready" in late.details and "machine demo-3 (no host yet)" in late.details
+    assert late.exit_code == 4
+    ready(3)
+    assert "has 3 ready workers" in desk.good("cluster", "scale", "demo", "--workers", "3", "--wait")
+    monkeypatch.setattr("ckp.kits.retry.time.sleep", lambda _: desk.run_async(world.kube.delete(kinds.MACHINE, "demo-3", NAMESPACE)))
+    assert "has 2 ready workers" in desk.good("cluster", "scale", "demo", "--workers", "2", "--wait")
+    assert desk.run_async(world.kube.get(kinds.MACHINE, "demo-3", NAMESPACE)) is None, "it was waited for until the third was gone"
+
+
+def test_a_scaling_that_cannot_come_true_is_not_waited_for(desk: Desk) -> None:
+    desk.run_async(desk.world.group_with_hosts(count=3))
+    desk.good(*CREATE)
+    failure = {"status": {"failureMessage": "beyond repair"}}
+    desk.run_async(desk.world.kube.merge(kinds.CLUSTER, "demo", NAMESPACE, failure, subresource="status"))
+    assert "beyond repair" in desk.bad("cluster", "scale", "demo", "--workers", "1", "--wait").brief
+
+
+def test_more_than_one_api_server_is_refused_with_what_can_be_done(desk: Desk) -> None:
+    desk.run_async(desk.world.group_with_hosts())
+    refused = desk.bad(*CREATE, "--control-plane-replicas", "3", kind=InvalidInput)
+    assert refused.brief == "controlPlane.replicas: 3 is not supported, only 1" and "use 1" in refused.resolution
 
 
 def test_a_refusal_keeps_its_sentence_its_findings_and_its_advice(desk: Desk) -> None:
@@ -459,6 +564,24 @@ def test_an_answer_that_is_not_compass_is_told_as_such(desk: Desk) -> None:
     other = httpx.MockTransport(lambda _: httpx.Response(418, text="<html>teapot</html>"))
     with pytest.raises(CkpError, match="not as Compass does"):
         Session(read_config(), transport=other).get("/hosts")
+
+
+def test_data_is_printed_as_it_was_sent_also_what_this_ckp_does_not_know(desk: Desk) -> None:
+    sent = {"items": [{"name": "workers", "colour": "red", "hosts": []}]}
+    newer = httpx.MockTransport(lambda _: httpx.Response(200, json=sent))
+    result = CliRunner().invoke(root, ["hostgroup", "list", "-o", "json"], obj=newer)
+    assert json.loads(result.stdout) == sent
+    result = CliRunner().invoke(root, ["hostgroup", "list"], obj=newer)
+    assert isinstance(result.exception, CkpError)
+    assert "description: is missing" in result.exception.details
+    assert "-o json" in result.exception.resolution
+
+
+def test_input_that_compass_would_refuse_is_refused_with_the_same_sentence(desk: Desk) -> None:
+    refused = desk.bad("hostgroup", "create", "workers", "--description", "x" * 1001, kind=InvalidInput)
+    sent = {"name": "workers", "description": "x" * 1001}
+    answer = desk.run_async(desk.world.call("POST", "/host-groups", json=sent, expect=422))
+    assert refused.brief == answer["error"]["message"]
 
 
 def test_a_second_machine_is_shown_beside_the_first(desk: Desk) -> None:

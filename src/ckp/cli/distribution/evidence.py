@@ -163,7 +163,7 @@ def _show_statement(statement: Mapping[str, Any]) -> None:
             f"  {'gcc' if name.startswith('pause ') else 'go build'} " + " ".join(f"'{part}'" if " " in part or not part else part for part in how["flags"])
         )
         click.echo("  " + " ".join(f"{key}={value}" for key, value in sorted(how["environment"].items())))
-    columns = [
+    columns: list[Column[Any]] = [
         Column("KIND", lambda item: item.get("annotations", {}).get("kind", "")),
         Column("NAME", lambda item: item["name"]),
         Column("DIGEST", lambda item: ", ".join(f"{kind}:{value}" for kind, value in item.get("digest", {}).items())),
@@ -241,7 +241,7 @@ def _show_findings(findings: Sequence[Finding], output: str) -> None:
     if output == "json":
         show_data({"items": [finding.to_json() for finding in findings]}, "json")
         return
-    columns = [
+    columns: list[Column[Finding]] = [
         Column("KIND", lambda item: item.kind),
         Column("COMPONENT", lambda item: item.component),
         Column("NAME", lambda item: item.name),
@@ -304,7 +304,7 @@ def _show_comparisons(comparisons: Sequence[Comparison], output: str) -> None:
     differing = [(item.program, check) for item in comparisons for check in item.findings("differs", "deliberate", "stamp")]
     if differing:
         click.echo("\nAll that is not the same:")
-        columns = [
+        columns: list[Column[Any]] = [
             Column("PROGRAM", lambda row: row[0]),
             Column("WHAT", lambda row: f"{row[1].about} {row[1].name}"),
             Column("OURS", lambda row: row[1].ours),
