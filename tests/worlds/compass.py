@@ -64,7 +64,7 @@ def facts(hostname: str = "worker-1", machine_id: str = MACHINE_A, **more: Any) 
 
 
 def review(obj: dict[str, Any]) -> dict[str, Any]:
-    """What an API server says about tokens: the hub's is good, for the audience that was asked for; so is somebody else's."""
+    """An API server's review of tokens: the hub's is good for the requested audience, and so is another account's."""
     users = {HUB: "system:serviceaccount:ckp-system:ckp-hub", "token-of-another": "system:serviceaccount:default:default"}
     user = users.get(obj["spec"]["token"])
     return obj | {"status": {"authenticated": bool(user), "user": {"username": user or ""}, "audiences": obj["spec"]["audiences"] if user else []}}

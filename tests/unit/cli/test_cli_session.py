@@ -134,7 +134,7 @@ def test_requests_are_listed_and_approved_by_the_beginning_of_their_id(desk: Des
     assert "c" * 32 in desk.good("host", "requests", "-o", "wide")
 
 
-def test_approve_all_takes_every_pending_one_and_needs_to_be_said(desk: Desk) -> None:
+def test_approve_all_takes_every_pending_request_and_must_be_asked_for(desk: Desk) -> None:
     desk.enrol("c" * 32, "d" * 32)
     assert desk.ckp("host", "approve").exit_code == 2
     assert desk.ckp("host", "approve", "x", "--all").exit_code == 2
@@ -142,7 +142,7 @@ def test_approve_all_takes_every_pending_one_and_needs_to_be_said(desk: Desk) ->
     assert desk.ckp("host", "approve", "--all").stderr.startswith("No pending")
 
 
-def test_a_decision_that_fails_is_told_and_the_others_stand(desk: Desk) -> None:
+def test_a_failed_decision_is_reported_and_the_others_stand(desk: Desk) -> None:
     first, second = desk.enrol("c" * 32, "c" * 32)
     result = desk.ckp("host", "approve", first, second)
     assert f"{first[:12]} approved" in result.stdout
@@ -318,7 +318,7 @@ def test_a_machine_that_looks_like_a_host_is_decided_by_name(desk: Desk) -> None
     assert "host worker-1" in desk.good("host", "approve", second, "--replace")
 
 
-def test_nothing_found_is_said_and_not_printed(desk: Desk) -> None:
+def test_an_empty_list_is_a_message_on_standard_error(desk: Desk) -> None:
     result = desk.ckp("host", "list")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "No hosts found in default/default.\n")
     assert json.loads(desk.good("host", "list", "-o", "json")) == {"items": []}
@@ -529,7 +529,7 @@ def test_without_a_configuration_it_says_how_to_get_one(desk: Desk, monkeypatch:
     ("text", "says"),
     [("{", "cannot be read"), ("[]", "not a JSON object"), ('{"token": "t"}', "server is missing"), ('{"server": "http://x", "token": "t"}', "https")],
 )
-def test_a_bad_configuration_is_told_by_field(tmp_path: Path, text: str, says: str) -> None:
+def test_a_bad_configuration_names_the_field(tmp_path: Path, text: str, says: str) -> None:
     file = tmp_path / "config.json"
     file.write_text(text)
     with pytest.raises(InvalidInput, match=says):
@@ -546,7 +546,7 @@ def test_the_configuration_is_written_for_its_owner_only_and_others_are_warned_o
     assert "chmod 600" in capsys.readouterr().err
 
 
-def test_a_compass_that_cannot_be_reached_is_told_with_advice(desk: Desk) -> None:
+def test_an_unreachable_compass_is_an_error_with_advice(desk: Desk) -> None:
     write_config(Config(server="https://127.0.0.1:1", token=ADMIN))
     result = CliRunner().invoke(root, ["host", "list"])
     assert isinstance(result.exception, Unreachable)
@@ -554,13 +554,13 @@ def test_a_compass_that_cannot_be_reached_is_told_with_advice(desk: Desk) -> Non
     assert "config" in result.exception.resolution
 
 
-def test_a_token_that_is_not_taken_is_told_with_the_files_name(desk: Desk, tmp_path: Path) -> None:
+def test_a_refused_token_is_an_error_with_the_files_name(desk: Desk, tmp_path: Path) -> None:
     write_config(Config(server="https://compass", token="another"))
     told = desk.bad("host", "list", kind=Unauthorized)
     assert str(tmp_path / "config.json") in told.resolution
 
 
-def test_an_answer_that_is_not_compass_is_told_as_such(desk: Desk) -> None:
+def test_an_answer_that_is_not_compass_is_an_error(desk: Desk) -> None:
     other = httpx.MockTransport(lambda _: httpx.Response(418, text="<html>teapot</html>"))
     with pytest.raises(CkpError, match="not as Compass does"):
         Session(read_config(), transport=other).get("/hosts")
@@ -631,6 +631,6 @@ def test_durations_are_read(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-5s", "1d", "1.5h"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
+def test_an_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter):
         Duration().convert(text, None, None)

@@ -162,7 +162,7 @@ async def test_templates_belong_to_the_cluster_from_the_start(world: World) -> N
         ({"colour": "red"}, "colour"),
     ],
 )
-async def test_a_request_that_cannot_be_is_told_by_field_and_changes_nothing(world: World, changes: dict[str, Any], field: str) -> None:
+async def test_an_invalid_request_names_its_field_and_changes_nothing(world: World, changes: dict[str, Any], field: str) -> None:
     await world.group_with_hosts()
     before = world.kube._store.version
     answer = await world.call("POST", "/clusters", json=cluster_body(**changes), expect=422)
@@ -193,7 +193,7 @@ async def test_a_network_that_holds_a_hosts_address_is_refused(world: World) -> 
     assert "far" in answer["error"]["message"]
 
 
-async def test_too_few_free_hosts_are_told_host_by_host(world: World) -> None:
+async def test_too_few_free_hosts_are_listed_with_their_reasons(world: World) -> None:
     await world.call("POST", "/host-groups", json={"name": "workers"})
     await world.add_host("good", group="workers")
     await world.add_host("away", group="workers", connected=False)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
+from alembic.config import Config
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import text
 
 from ckp.api import kinds, names
 from ckp.api.host_protocol import MAX_FACTS_BYTES, EnrolmentRequest
 from ckp.clients.kube import KubeError
+from ckp.compass.store.database import MIGRATIONS
 from tests.simulators.kube import KubeSimulator
 from tests.worlds.compass import ADMIN, BASE, HUB, MACHINE_A, MACHINE_B, NAMESPACE, World, facts, make_csr, make_world
 
@@ -212,7 +216,7 @@ async def test_a_replacement_that_broke_off_is_finished_by_the_next(world: World
 # Keys that end, and rules.
 
 
-async def test_a_key_ends_when_its_time_is_over_and_only_who_has_it_is_told(world: World) -> None:
+async def test_an_expired_key_is_refused_and_only_its_holder_learns_why(world: World) -> None:
     made = await world.call("POST", "/host-psk/reset", json={"lifetimeSeconds": 3600}, expect=200)
     assert made["expiresAt"] == "2026-04-01T13:00:00Z"
     world.clock.advance(3599)
@@ -236,7 +240,7 @@ async def make_rule(world: World, expect: int = 201, **criteria: Any) -> Any:
     return await world.call("POST", "/host-approval-rules", json={"name": "lab", "criteria": criteria, "groups": ["workers"]}, expect=expect)
 
 
-async def test_a_rule_lets_a_machine_in_at_once_and_puts_it_into_its_groups(world: World) -> None:
+async def test_a_rule_approves_a_machine_at_once_and_puts_it_into_its_groups(world: World) -> None:
     await world.call("POST", "/host-groups", json={"name": "workers"}, expect=201)
     await make_rule(world, networks=["10.88.0.0/24"], systems=["debian-12"], minCpus=2)
     ticket = (await world.enrol(await world.psk())).json()
@@ -282,7 +286,7 @@ async def test_a_rule_that_makes_no_sense_is_refused(world: World, criteria: dic
     assert (await world.call("GET", "/host-approval-rules"))["items"] == []
 
 
-# Care of hosts.
+# Operations on hosts.
 
 
 async def test_a_host_is_labelled_and_not_with_others_labels(world: World) -> None:
@@ -514,7 +518,7 @@ async def test_a_claimed_host_is_deleted_only_by_force(world: World) -> None:
     assert await world.kube.get(kinds.BYO_HOST, "busy", NAMESPACE) is None
 
 
-async def test_a_machine_whose_host_was_deleted_may_enrol_anew(world: World) -> None:
+async def test_a_machine_whose_host_was_deleted_may_enrol_again(world: World) -> None:
     await approve_one(world)
     await world.call("DELETE", "/hosts/worker-1", expect=204)
     assert (await world.enrol(await world.psk())).status_code == 202
@@ -567,7 +571,7 @@ async def test_what_one_host_reports_oddly_does_not_hide_the_others(world: World
         ("m", "Failed", "Create Failed"),
     ],
 )
-async def test_a_hosts_creation_is_told_in_three_words(world: World, claimed: str, phase: str, expected: str) -> None:
+async def test_a_hosts_creation_has_one_of_three_states(world: World, claimed: str, phase: str, expected: str) -> None:
     await world.add_host("one", claimed=claimed, phase=phase)
     assert (await world.call("GET", "/hosts/one", expect=200))["creation"] == expected
 
@@ -615,7 +619,7 @@ async def test_deleting_a_group_takes_its_label_off_the_hosts(world: World) -> N
 
 
 @pytest.mark.parametrize("name", ["", "Upper", "a" * 64, "-x", "a/b", "a.b"])
-async def test_a_bad_group_name_is_told_by_field(world: World, name: str) -> None:
+async def test_a_bad_group_name_names_the_field(world: World, name: str) -> None:
     refused = await world.call("POST", "/host-groups", json={"name": name}, expect=422)
     assert refused["error"]["message"].startswith("name:")
 
@@ -632,12 +636,12 @@ async def test_a_bad_group_name_is_told_by_field(world: World, name: str) -> Non
         (b'{"name": 5}', 422, "name: input should be a valid string"),
     ],
 )
-async def test_a_bad_body_is_told_in_a_sentence_naming_the_field(world: World, content: bytes, status: int, message: str) -> None:
+async def test_a_bad_body_gets_a_sentence_that_names_the_field(world: World, content: bytes, status: int, message: str) -> None:
     answer = await world.call("POST", "/host-groups", content=content, headers={"content-type": "application/json"}, expect=status)
     assert answer["error"]["message"] == message
 
 
-async def test_unknown_paths_and_methods_are_told_in_the_same_shape(world: World) -> None:
+async def test_unknown_paths_and_methods_get_the_same_error_shape(world: World) -> None:
     assert (await world.call("GET", "/nothing", expect=404))["error"]["code"] == "NotFound"
     assert (await world.call("PUT", "/hosts", expect=405))["error"]["code"] == "MethodNotAllowed"
 
@@ -708,6 +712,24 @@ async def test_what_compass_knows_survives_its_death(tmp_path: Path) -> None:
         assert [group["name"] for group in (await world.call("GET", "/host-groups"))["items"]] == ["workers"]
 
 
+async def test_audit_entries_of_an_older_compass_are_read_after_an_upgrade(tmp_path: Path) -> None:
+    file = tmp_path / "compass.db"
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("sqlalchemy.url", f"sqlite:///{file}")
+    await asyncio.to_thread(command.upgrade, config, "0002")
+    with sqlite3.connect(file) as before:
+        before.execute(
+            "insert into audit_log (at, actor, domain, project, action, target, detail) values"
+            " ('2026-03-01 00:00:00', 'admin', 'default', 'default', 'cluster.create', 'demo', '{}')"
+        )
+    async with make_world(tmp_path) as world:
+        await world.psk()
+        newest, oldest = (await world.call("GET", "/audit", expect=200))["items"]
+    assert (newest["action"], newest["credential"]) == ("host-psk.reset", "admin-token")
+    assert (oldest["action"], oldest["actor"], oldest["credential"]) == ("cluster.create", "admin", "")
+
+
 async def test_many_writers_at_once_all_get_through(world: World) -> None:
     psk = await world.psk()
     answers = await asyncio.gather(*(world.enrol(psk, machine_id=f"{number:032x}") for number in range(40)))
@@ -715,10 +737,10 @@ async def test_many_writers_at_once_all_get_through(world: World) -> None:
     assert (await world.call("GET", "/host-psk"))["useCount"] == 40
 
 
-# What strangers and slips of the hand can do.
+# Hostile and mistaken input.
 
 
-async def test_a_machine_that_says_too_much_about_itself_is_refused(world: World) -> None:
+async def test_facts_that_are_too_large_are_refused(world: World) -> None:
     request = EnrolmentRequest(psk=await world.psk(), facts=facts(links=[{"name": "x" * 10}] * 500), csr=make_csr())
     answer = await world.internal.post("/internal/v1/enrolments", json={"request": json.loads(request.model_dump_json()), "source": "10.88.0.21"})
     assert answer.status_code == 422 and f"larger than {MAX_FACTS_BYTES} bytes" in answer.json()["error"]["message"]
@@ -763,7 +785,7 @@ async def test_a_group_that_a_rule_puts_hosts_into_is_not_deleted(world: World) 
 
 
 @pytest.mark.parametrize("key", ["a..b/x", ".a/x", "a./x", "-a/x", "a/" + "x" * 64, "x" * 254 + "/a"])
-async def test_what_is_no_key_for_kubernetes_is_none_here(world: World, key: str) -> None:
+async def test_invalid_label_keys_are_rejected(world: World, key: str) -> None:
     await world.add_host("one")
     await world.call("PATCH", "/hosts/one", json={"labels": {key: "1"}}, expect=422)
     await world.call("PATCH", "/hosts/one", json={"taints": [f"{key}=:NoSchedule"]}, expect=422)
@@ -779,20 +801,20 @@ async def test_a_name_in_the_path_never_becomes_another_path_of_the_api_server(w
 
 
 @pytest.mark.parametrize("group", ["a%20b", "-x", "a,b", "A"])
-async def test_a_group_that_can_be_none_is_no_selector(world: World, group: str) -> None:
+async def test_an_invalid_group_name_is_never_a_selector(world: World, group: str) -> None:
     await world.add_host("one")
     assert (await world.call("GET", f"/hosts?group={group}", expect=422))["error"]["message"].startswith("group:")
 
 
 @pytest.mark.parametrize(("code", "status"), [(404, 404), (422, 422), (400, 422), (409, 409), (0, 503)])
-async def test_what_the_api_server_refuses_is_no_failure_of_ours(world: World, code: int, status: int) -> None:
+async def test_a_refusal_of_the_api_server_gets_the_fitting_status(world: World, code: int, status: int) -> None:
     await world.add_host("one")
     world.kube.on_fault(lambda verb, *_: KubeError("no", code=code) if verb == "merge" else None)
     await world.call("PATCH", "/hosts/one", json={"labels": {"rack": "r7"}}, expect=status)
 
 
 async def test_a_deletion_that_broke_off_is_finished_by_the_next(world: World) -> None:
-    """Also where somebody has deleted the object by kubectl: the request that is left would keep the machine from enrolling anew."""
+    """Also where the object was deleted by kubectl: the request that is left would keep the machine from enrolling again."""
     await approve_one(world)
     await world.kube.delete(kinds.BYO_HOST, "worker-1", NAMESPACE)
     await world.call("DELETE", "/hosts/worker-1", expect=204)
