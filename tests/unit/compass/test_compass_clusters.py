@@ -296,6 +296,8 @@ async def test_a_cluster_is_ready_only_with_its_workers_and_all_its_steps(world:
     assert not await set_status(kinds.MACHINE_DEPLOYMENT, "demo-workers", {"readyReplicas": 1})
     assert not await set_status(kinds.MANAGED_CONTROL_PLANE, "demo", {"steps": [{"number": 1, "state": "Running"}]})
     assert not await set_status(kinds.MACHINE_DEPLOYMENT, "demo-workers", {"readyReplicas": 2})
+    unreadable = {"number": 2, "state": "Running", "startedAt": "soon"}
+    assert not await set_status(kinds.MANAGED_CONTROL_PLANE, "demo", {"steps": [{"number": 1, "state": "Done"}, unreadable]}), "though it cannot be shown"
     assert await set_status(kinds.MANAGED_CONTROL_PLANE, "demo", {"steps": [{"number": 1, "state": "Done"}, {"number": 2, "state": "Skipped"}]})
     assert (await world.call("GET", "/clusters"))["items"][0]["phase"] == "Ready"
     assert not await set_status(kinds.CLUSTER, "demo", {"failureMessage": "broken for good"})

@@ -13,7 +13,7 @@ from ckp.api import kinds, names
 from ckp.api.compass.clusters import ClusterRequest, ClusterView, ScaleRequest
 from ckp.api.kinds import Kind
 from ckp.clients.kube import Kube, Obj
-from ckp.compass.access.plane import translate_kube_errors
+from ckp.compass.access.kube_errors import translate_kube_errors
 from ckp.compass.access.projects import Namespaces
 from ckp.compass.clusters import networks
 from ckp.compass.clusters.manifests import REQUEST_ANNOTATION, cluster_objects, request_digest, workers_name

@@ -43,7 +43,7 @@ def view(
     failure = str(status.get("failureMessage") or plane_status.get("failureMessage") or "")
     failed = bool(failure or status.get("phase") == "Failed")
     deleting = is_deleting(cluster)
-    ready = not deleting and not failed and _is_ready(status, deployment, steps)
+    ready = not deleting and not failed and _is_ready(status, deployment, plane_status.get("steps") or ())
     endpoint = spec.get("controlPlaneEndpoint") or plane_spec.get("controlPlaneEndpoint") or {}
     network = spec.get("clusterNetwork") or {}
     addons = plane_spec.get("addons") or {}
@@ -83,17 +83,18 @@ def view(
     )
 
 
-def _is_ready(status: Mapping[str, Any], deployment: Obj | None, steps: Sequence[StepView]) -> bool:
+def _is_ready(status: Mapping[str, Any], deployment: Obj | None, steps: Sequence[Mapping[str, Any]]) -> bool:
     """The one place that decides whether a cluster is ready: control plane, infrastructure, workers, and every step.
 
     Args:
         status: of its Cluster.
         deployment: the MachineDeployment of its workers.
+        steps: as the control plane's status has them: also one that cannot be shown must be finished.
     """
     if deployment is None or not (status.get("controlPlaneReady") and status.get("infrastructureReady")):
         return False
     wanted, ready = _replicas(deployment)
-    return ready >= wanted and all(step.state in FINISHED_STEPS for step in steps)
+    return ready >= wanted and all(step.get("state") in FINISHED_STEPS for step in steps)
 
 
 def _replicas(deployment: Obj | None) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ckp.api import kinds, names
 from ckp.api.compass.hosts import GroupChange, GroupRequest, GroupView
 from ckp.clients.kube import Kube, KubeError, Obj
-from ckp.compass.access.plane import translate_kube_errors
+from ckp.compass.access.kube_errors import translate_kube_errors
 from ckp.compass.access.projects import Namespaces
 from ckp.compass.hosts.hosts import Hosts, groups_of, is_free
 from ckp.compass.identity import Caller, ProjectRef, check_label

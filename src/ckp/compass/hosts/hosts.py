@@ -14,7 +14,7 @@ from ckp.api.objects.base import time_of
 from ckp.api.objects.byo_host import ByoHost
 from ckp.api.states import ConditionType, HostPhase
 from ckp.clients.kube import Kube, Obj
-from ckp.compass.access.plane import translate_kube_errors
+from ckp.compass.access.kube_errors import translate_kube_errors
 from ckp.compass.access.projects import Namespaces
 from ckp.compass.identity import Caller, ProjectRef, check_label
 from ckp.compass.store.database import Database

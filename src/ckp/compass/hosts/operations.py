@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from ckp.api import kinds, names
 from ckp.api.compass.hosts import AgentRequest, HostChange, HostView, LeaveRequest
 from ckp.clients.kube import Kube, KubeError, Obj
-from ckp.compass.access.plane import translate_kube_errors
+from ckp.compass.access.kube_errors import translate_kube_errors
 from ckp.compass.access.projects import Namespaces
 from ckp.compass.hosts.hosts import Hosts, is_claimed
 from ckp.compass.identity import Caller, ProjectRef

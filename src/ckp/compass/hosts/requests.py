@@ -11,7 +11,7 @@ from ckp.api.compass.base import readable
 from ckp.api.compass.enrolment import ApproveRequest, BulkRequest, Duplicate, HostRequestView, RejectRequest
 from ckp.api.compass.facts import HostFactsView
 from ckp.clients.kube import Kube, KubeError, Obj
-from ckp.compass.access.plane import translate_kube_errors
+from ckp.compass.access.kube_errors import translate_kube_errors
 from ckp.compass.access.projects import Namespaces
 from ckp.compass.hosts.enrolments import host_name_from
 from ckp.compass.identity import Caller, ProjectRef
