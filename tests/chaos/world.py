@@ -311,11 +311,9 @@ class World:
         elif kind == kinds.BYO_HOST and event != "DELETED":
             claim = (obj.get("spec") or {}).get("machineRef") or {}
             others = [
-                key[2]
-                for key, other in self.kube._store.objects.items()
-                if key[0] == kinds.BYO_HOST
-                and key[2] != obj["metadata"]["name"]
-                and ((other.get("spec") or {}).get("machineRef") or {}).get("uid") == claim.get("uid")
+                other["metadata"]["name"]
+                for other in self.kube.all_stored(kinds.BYO_HOST)
+                if other["metadata"]["name"] != obj["metadata"]["name"] and ((other.get("spec") or {}).get("machineRef") or {}).get("uid") == claim.get("uid")
             ]
             if claim and others:
                 self.seen.append(f"machine {claim['name']} took {obj['metadata']['name']} while it holds {', '.join(others)}")

@@ -85,9 +85,9 @@ class KubeApi:
 
     def _list(self, kind: Kind, namespace: str | None, query: dict[str, str]) -> dict[str, Any]:
         begin, most = int(query.get("continue") or 0), int(query.get("limit") or 1 << 30)
-        items = list(self.simulator._matching(kind, namespace, _labels(query)))
+        items = self.simulator.matching(kind, namespace, _labels(query))
         more = {"continue": str(begin + most)} if begin + most < len(items) else {}
-        meta = {"resourceVersion": str(self.simulator._store.version)} | more
+        meta = {"resourceVersion": str(self.simulator.version)} | more
         return {"apiVersion": kind.api_version, "kind": f"{kind.kind}List", "metadata": meta, "items": items[begin : begin + most]}
 
     async def _watch(self, kind: Kind, namespace: str | None, query: dict[str, str], writer: asyncio.StreamWriter) -> None:
@@ -100,11 +100,8 @@ class KubeApi:
         writer.write(b"0\r\n\r\n")
 
     def _trim(self) -> None:
-        store = self.simulator._store
-        del store.calls[:]
-        if len(store.events) > 2 * HISTORY:
-            store.expired = store.events[-HISTORY - 1].version
-            del store.events[:-HISTORY]
+        self.simulator.calls.clear()
+        self.simulator.trim_history(HISTORY, beyond=2 * HISTORY)
 
     def _count(self, verb: str) -> None:
         self.requests[verb] = self.requests.get(verb, 0) + 1

@@ -116,7 +116,7 @@ class Site:
         conditions = [
             condition
             for number in range(count)
-            for condition in (self.kube._store.objects[kinds.BYO_HOST, TENANT, name_of(number)].get("status") or {}).get("conditions") or []
+            for condition in (self.kube.stored(kinds.BYO_HOST, name_of(number), TENANT).get("status") or {}).get("conditions") or []
         ]
         return sum(entry["type"] == "AgentConnected" and entry["status"] == "False" for entry in conditions)
 

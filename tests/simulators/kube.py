@@ -35,7 +35,9 @@ _LIST_KEYS = {"conditions": "type", "ownerReferences": "uid", "containers": "nam
 
 
 @dataclass
-class _Event:
+class Change:
+    """One write: the object as it was then, and what a watch calls it."""
+
     version: int
     type: EventType
     kind: Kind
@@ -48,7 +50,7 @@ class _Store:
     owned: dict[Key, dict[Owner, set[Path]]] = field(default_factory=dict)
     version: int = 0
     expired: int = 0
-    events: list[_Event] = field(default_factory=list)
+    events: list[Change] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     fault: Callable[[str, Kind, str], KubeError | None] | None = None
     virtual: dict[str, Callable[[Obj], Obj]] = field(default_factory=dict)
@@ -89,6 +91,33 @@ class KubeSimulator(Kube):
         self._store.expired = self._store.version
         self._store.events.clear()
         self._wake()
+
+    @property
+    def version(self) -> int:
+        """The newest resource version: every write makes another."""
+        return self._store.version
+
+    def stored(self, kind: Kind, name: str, namespace: str | None = None) -> Obj:
+        """An object as it is kept, not a copy: a test that changes it does what a write from elsewhere does, without an event. KeyError if there is none."""
+        return self._store.objects[kind, namespace or "", name]
+
+    def all_stored(self, kind: Kind) -> list[Obj]:
+        """All objects of a kind, as they are kept."""
+        return [obj for (of_kind, _, _), obj in self._store.objects.items() if of_kind == kind]
+
+    def matching(self, kind: Kind, namespace: str | None, labels: Mapping[str, str | None] | None) -> list[Obj]:
+        """What a list gives, as it is kept: for a server in front of the simulator that copies by writing JSON."""
+        return list(self._matching(kind, namespace, labels))
+
+    def events(self, since: int = 0) -> list[Change]:
+        """Every change that is still in the history, from the `since`th on: as many as `len(events())` was before."""
+        return self._store.events[since:]
+
+    def trim_history(self, keep: int, *, beyond: int) -> None:
+        """Once there are more than `beyond` changes forget all but the newest `keep`, as etcd's compaction does: watches from before end with 410."""
+        if len(self._store.events) > beyond:
+            self._store.expired = self._store.events[-keep - 1].version
+            del self._store.events[:-keep]
 
     @property
     def calls(self) -> list[tuple[str, str, str]]:
@@ -282,7 +311,7 @@ class KubeSimulator(Kube):
             self._store.owned.pop(key, None)
         else:
             self._store.objects[key] = obj
-        self._store.events.append(_Event(self._store.version, event, kind, copy.deepcopy(obj)))
+        self._store.events.append(Change(self._store.version, event, kind, copy.deepcopy(obj)))
         self._wake()
         return copy.deepcopy(obj)
 

@@ -164,10 +164,10 @@ async def test_templates_belong_to_the_cluster_from_the_start(world: World) -> N
 )
 async def test_an_invalid_request_names_its_field_and_changes_nothing(world: World, changes: dict[str, Any], field: str) -> None:
     await world.group_with_hosts()
-    before = world.kube._store.version
+    before = world.kube.version
     answer = await world.call("POST", "/clusters", json=cluster_body(**changes), expect=422)
     assert field in answer["error"]["message"], answer
-    assert world.kube._store.version == before
+    assert world.kube.version == before
     assert await objects_of(world) == []
 
 

@@ -761,12 +761,12 @@ async def test_requests_are_listed_in_parts_and_those_that_wait_come_first(world
 
 async def test_a_revocation_is_of_the_certificate_that_is_in_use_when_it_is_written(world: World) -> None:
     await host_with_certificate(world)
-    store, once = world.kube._store, list[str]()
+    once: list[str] = []
 
     def renewed(verb: str, kind: kinds.Kind, name: str) -> None:
         if (verb, kind) == ("merge", kinds.BYO_HOST) and not once:
             once.append(name)
-            host = store.objects[kinds.BYO_HOST, NAMESPACE, name]
+            host = world.kube.stored(kinds.BYO_HOST, name, NAMESPACE)
             host["metadata"]["resourceVersion"] += "1"
             host["status"]["agent"]["certificateSerial"] = "b2"
 

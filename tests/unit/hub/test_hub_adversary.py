@@ -356,7 +356,7 @@ async def test_five_hundred_come_back_at_once_after_a_restart_and_nobody_is_mark
     for number in range(count):  # as the hub before left them
         status = shape.with_connection({}, hub="hub-0", condition=True, reason="Connected", message="", seen=long_enough, at=long_enough)
         await kube.apply(shape.apply_body(HostId(TENANT, f"h{number}"), status), subresource="status")
-    events = len(kube._store.events)
+    events = len(kube.events())
     offline = 12.0
     async with make_door(tmp_path / "second", kube, authorities=(first.root, first.host_ca), offline=offline, sweep_every=1.0) as door:
         began = asyncio.get_running_loop().time()
@@ -379,7 +379,7 @@ async def test_five_hundred_come_back_at_once_after_a_restart_and_nobody_is_mark
         assert len(door.server.hosts) == count
         assert len({one.host for one in back}) == count
         await asyncio.sleep(max(0.0, began + offline + 1.5 - asyncio.get_running_loop().time()))  # and the sweep has looked at all of them
-        marked = [event.obj["metadata"]["name"] for event in kube._store.events[events:] if shape.condition_of(event.obj).get("status") == "False"]
+        marked = [event.obj["metadata"]["name"] for event in kube.events(events) if shape.condition_of(event.obj).get("status") == "False"]
         assert marked == []
         done.set()
         await asyncio.gather(*hosts)

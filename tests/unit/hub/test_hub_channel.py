@@ -409,11 +409,11 @@ async def test_the_last_word_of_an_old_connection_never_follows_the_first_of_a_n
         newer = await door.connect(context)
         await hello(newer)
         await eventually(lambda: _sync(lambda: not door.server.is_absent(identity)))
-        events = len(door.kube._store.events)
+        events = len(door.kube.events())
     async with newer:
         await newer.send(report(phase="Joined"))
         await eventually(lambda: with_phase(door, "Joined"))
-        values = [shape.condition_of(event.obj).get("status") for event in door.kube._store.events[events:]]
+        values = [shape.condition_of(event.obj).get("status") for event in door.kube.events(events)]
         assert values
         assert set(values) == {"True"}
 

@@ -274,7 +274,7 @@ async def test_a_serial_is_written_on_top_of_what_was_read(desk: Desk) -> None:
     def meanwhile(verb: str, kind: kinds.Kind, name: str) -> None:
         if (verb, kind) == ("merge", kinds.BYO_HOST) and not once:
             once.append(name)
-            kube._store.objects[kinds.BYO_HOST, NAMESPACE, name]["metadata"]["resourceVersion"] += "1"
+            kube.stored(kinds.BYO_HOST, name, NAMESPACE)["metadata"]["resourceVersion"] += "1"
 
     kube.on_fault(meanwhile)
     outcome = await desk.outcome(ticket)

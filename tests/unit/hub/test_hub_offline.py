@@ -78,7 +78,7 @@ def condition(host: dict[str, Any]) -> str:
 
 def verdicts(kube: KubeSimulator, since: int = 0, of: str = "") -> list[str]:
     """What AgentConnected was, change for change; of all hosts, or of one."""
-    found = [event.obj for event in kube._store.events[since:] if event.kind == kinds.BYO_HOST and of in ("", event.obj["metadata"]["name"])]
+    found = [event.obj for event in kube.events(since) if event.kind == kinds.BYO_HOST and of in ("", event.obj["metadata"]["name"])]
     return [condition(host) for host in found if condition(host) != "None"]
 
 
@@ -133,7 +133,7 @@ async def test_after_an_outage_of_the_api_server_nobody_is_marked_though_all_lea
                 await hello(one)
             await eventually(lambda: with_condition(first, "True"))
             await eventually(lambda: with_condition(first, "True", "two"))
-            events = len(kube._store.events)
+            events = len(kube.events())
             kube.on_fault(lambda verb, *_: KubeError("away", code=0))
             for _round in range(6):
                 for one in (websocket, other):
@@ -151,7 +151,7 @@ async def test_the_last_word_of_one_replica_never_follows_the_first_of_another(t
     async with two_replicas(tmp_path, kube) as (first, second):
         async with at_both(first, second) as (_, older, newer):
             await desired_of(newer)
-            events = len(kube._store.events)
+            events = len(kube.events())
             await older.close()
             await eventually(lambda: is_so(first.server.hosts == []))
             await asyncio.sleep(0.5)
@@ -170,7 +170,7 @@ async def test_between_reading_and_writing_the_last_word_others_may_change_the_h
         def meanwhile(verb: str, kind: kinds.Kind, name: str) -> None:
             if (verb, kind) == ("apply", kinds.BYO_HOST) and not once:
                 once.append(name)
-                kube._store.objects[kinds.BYO_HOST, TENANT, "one"]["metadata"]["resourceVersion"] += "1"
+                kube.stored(kinds.BYO_HOST, "one", TENANT)["metadata"]["resourceVersion"] += "1"
 
         kube.on_fault(meanwhile)
         await websocket.close()
@@ -224,9 +224,9 @@ async def test_a_write_that_was_given_up_and_is_done_after_the_next_is_set_right
         await kube.apply(shape.apply_body(ONE, late), subresource="status")
         await eventually(lambda: with_phase(door, "Joined"))
         await asyncio.sleep(0.5)
-        writes = len(kube._store.events)
+        writes = len(kube.events())
         await asyncio.sleep(0.5)
-        assert len(kube._store.events) == writes, "and what is right is left alone"
+        assert len(kube.events()) == writes, "and what is right is left alone"
 
 
 async def test_one_host_that_cannot_be_marked_keeps_no_other_from_it(tmp_path: Path, kube: KubeSimulator) -> None:
@@ -234,7 +234,7 @@ async def test_one_host_that_cannot_be_marked_keeps_no_other_from_it(tmp_path: P
         for name in ("a-bad", "a-odd", "one"):
             await door.add_host(name, serial="abc")
             await stale(kube, "hub-gone", HostId(TENANT, name))
-        kube._store.objects[kinds.BYO_HOST, TENANT, "a-odd"]["status"]["agent"]["lastSeen"] = "yesterday"
+        kube.stored(kinds.BYO_HOST, "a-odd", TENANT)["status"]["agent"]["lastSeen"] = "yesterday"
         kube.on_fault(lambda verb, _, name: KubeError("not valid", code=422) if (verb, name) == ("apply", "a-bad") else None)
         await eventually(lambda: with_condition(door, "False"), within=10)
 
@@ -316,7 +316,7 @@ async def test_a_replica_is_steady_while_it_renews_without_a_gap(kube: KubeSimul
     assert replicas.steady() == 0.0
     keeping = asyncio.ensure_future(replicas.keep())
     try:
-        await eventually(lambda: is_so(bool(kube._store.objects.get((kinds.LEASE, names.HOSTS_NAMESPACE, "hub-1")))))
+        await eventually(lambda: is_so(any(lease["metadata"]["name"] == "hub-1" for lease in kube.all_stored(kinds.LEASE))))
         for _step in range(10):
             clock.advance(0.02)
             await asyncio.sleep(0.05)
