@@ -18,7 +18,7 @@ def scheduled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The roles that were handed to the schedule."""
     roles: list[str] = []
 
-    def build_all(catalog: Catalog, components: Sequence[Chosen], stamp: str, say: object) -> dict[str, Built]:
+    def build_all(catalog: Catalog, components: Sequence[Chosen], stamp: str, say: object, steps: object) -> dict[str, Built]:
         roles.extend(item.role for item in components)
         return {item.role: Built(item, Path("/nowhere"), "key", fresh=False) for item in components}
 
