@@ -1,4 +1,4 @@
-"""Hub and Compass as the processes that run in their pods: started by their modules, over HTTPS, against a real API server."""
+"""Hub, Compass and controllers as the processes that run in their pods: started by their modules, against a real API server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.worlds.tls import Authority, client_context, make_authority, make_lea
 pytestmark = pytest.mark.component
 
 TOKEN = "admin-token-of-at-least-twenty"
-MOST_MIB = {"ckp.compass": 160, "ckp.hub": 110}
+MOST_MIB = {"ckp.compass": 160, "ckp.hub": 110, "ckp.controllers": 110}
 """Resident memory after the first requests; measured some 20 % lower. More is a leak or a heavy new import."""
 
 
@@ -169,3 +169,31 @@ def test_the_hub_serves_both_ports_and_ends_when_told(plane: TestControlPlane, t
         print(f"ckp.hub: {resident:.0f} MiB resident")
         assert resident < MOST_MIB["ckp.hub"]
         ends_well(hub)
+
+
+def lease(plane: TestControlPlane) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(plane.kubectl("get", "lease", "ckp-controllers", "-n", "ckp-system", "-o", "json"))["spec"]
+    return found
+
+
+def test_the_controllers_lead_answer_probes_log_as_json_and_release_their_lease_when_told(plane: TestControlPlane, tmp_path: Path) -> None:
+    (tmp_path / "releases.json").write_text(json.dumps({"releases": {}}))
+    more = {"CKP_ADDONS_IMAGE": "addons", "CKP_RELEASES_FILE": str(tmp_path / "releases.json"), "POD_NAME": "pod-1", "POD_NAMESPACE": "ckp-system"}
+    with running("ckp.controllers", "CKP", plane, tmp_path, ("PROBE_PORT",), more) as process:
+        wait_until(lambda: '"event": "leading"' in process.log.read_text(), what="it leads", timeout=20, every=0.1, reason=process.log.read_text)
+        assert lease(plane)["holderIdentity"] == f"pod-1_{process.child.pid}"
+        assert process.probe("/healthz") == 200
+        metrics = httpx.get(f"http://127.0.0.1:{process.ports['PROBE_PORT']}/metrics", timeout=5, trust_env=False).text
+        assert "ckp_reconcile_seconds" in metrics and "process_resident_memory_bytes" in metrics
+        assert {"event", "level", "timestamp"} <= json.loads(process.log.read_text().splitlines()[0]).keys()
+        resident = process.resident_mib()
+        print(f"ckp.controllers: {resident:.0f} MiB resident")
+        assert resident < MOST_MIB["ckp.controllers"]
+        ends_well(process)
+        assert not lease(plane).get("holderIdentity")
+
+
+def test_the_controllers_say_what_is_missing_and_do_not_start() -> None:
+    env = {name: value for name, value in os.environ.items() if name != "CKP_ADDONS_IMAGE"} | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run([sys.executable, "-m", "ckp.controllers"], env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (2, "error: CKP_ADDONS_IMAGE: it is not set\n")

@@ -23,8 +23,9 @@ from ckp.controllers.providers.byo.cluster import ByoClusterReconciler
 from ckp.controllers.providers.byo.host import ByoHostReconciler
 from ckp.controllers.providers.byo.machine import ByoMachineReconciler
 from ckp.controllers.scope import cluster_name, owner
+from ckp.controllers.settings import Settings
 from ckp.kits.clock import SystemClock
-from ckp.kits.errors import CkpError, InvalidInput
+from ckp.kits.errors import CkpError
 from ckp.runtime import logs
 from ckp.runtime.controller import Controller
 from ckp.runtime.informer import Informer, Key, key_of
@@ -97,30 +98,30 @@ def _host_of(machine: Obj) -> list[Key]:
     return [(machine["metadata"]["namespace"], name)] if name else []
 
 
-async def _run() -> None:
-    if not (addons_image := os.environ.get("CKP_ADDONS_IMAGE", "")):
-        raise InvalidInput("CKP_ADDONS_IMAGE: it is not set", resolution="set it to the image that addons are installed with")
+async def _run(settings: Settings) -> None:
+    releases = Releases.load(settings.releases_file)
     kube = Kube(manager="ckp-controllers")
-    manager = build(kube, Releases.load(), addons_image)
+    manager = build(kube, releases, settings.addons_image)
     try:
-        await manager.run(manager.probes(), asyncio.Event())
+        await manager.run(manager.probes(settings.bind, settings.probe_port), asyncio.Event())
     finally:
         await kube.close()
 
 
 def main() -> int:
-    """Run until SIGTERM; 1 if the lease was lost, or the configuration is not right."""
-    logs.configure("INFO")
+    """Run until SIGTERM; 1 if the lease was lost or the work failed, 2 if the configuration is not right."""
     code = 0
     try:
-        asyncio.run(_run())
+        settings = Settings.from_environment()
+        logs.configure(settings.log_level)
+        asyncio.run(_run(settings))
     except* LeaseLost as lost:
         log.error("the lease was lost: this process ends, and is started again", reason=str(lost.exceptions[0]))
         code = 1
     except* CkpError as failed:
-        for error in failed.exceptions:
-            print(error.render() if isinstance(error, CkpError) else error, file=sys.stderr)
-        code = 1
+        error = failed.exceptions[0]
+        print(error.render() if isinstance(error, CkpError) else error, file=sys.stderr)
+        code = error.exit_code if isinstance(error, CkpError) else 1
     return code
 
 

@@ -34,14 +34,17 @@ class EnvironmentSettings(BaseSettings):
         """Read the variables.
 
         Raises:
-            InvalidInput: names each variable that is wrong.
+            InvalidInput: names each variable that is wrong or missing.
         """
         try:
             return cls()
         except ValidationError as error:
             problems = []
             for problem in error.errors(include_url=False):
-                reason = problem.get("ctx", {}).get("error") or f"{problem['input']!r}: {problem['msg']}"
+                if problem["type"] == "missing":
+                    reason = "it is not set"
+                else:
+                    reason = str(problem.get("ctx", {}).get("error") or f"{problem['input']!r}: {problem['msg']}")
                 problems.append(f"{cls._variable(str(problem['loc'][0]) if problem['loc'] else '')}: {reason}")
             raise InvalidInput(problems[0], details="\n".join(problems[1:])) from None
 

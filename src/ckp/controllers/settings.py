@@ -1,0 +1,24 @@
+"""The controllers' configuration: CKP_* environment variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic_settings import SettingsConfigDict
+
+from ckp.api.platform import DEFAULT_PATH
+from ckp.runtime.environment import EnvironmentSettings, Port
+from ckp.runtime.manager import PROBE_PORT
+
+
+class Settings(EnvironmentSettings):
+    """The configuration of one process of controllers; `addons_image` is CKP_ADDONS_IMAGE, and so on."""
+
+    model_config = SettingsConfigDict(env_prefix="CKP_")
+
+    addons_image: str
+    """The image whose pods install addons."""
+    releases_file: Path = DEFAULT_PATH
+    bind: str = "0.0.0.0"
+    probe_port: Port = PROBE_PORT
+    log_level: str = "INFO"
