@@ -208,23 +208,28 @@ def _wait_until_scaled(session: Session, name: str, workers: int, timeout: float
     """
     reason = ""
 
-    def scaled() -> bool:
+    def scaled(missing: Callable[[str], None]) -> bool:
         nonlocal reason
         try:
             row = session.fetch(ClusterView, f"/clusters/{name}")
         except Unreachable as error:  # Compass may be restarting; the cluster is scaled without it
             reason = error.brief
+            missing(reason)
             return False
         if row.failed or row.phase == "Deleting" or row.workers != workers:
             why = row.message if row.failed else "it is being deleted" if row.phase == "Deleting" else f"it was scaled to {row.workers} meanwhile"
             raise CkpError(f"cluster {name} will not have {workers} ready workers: {why}", resolution=f"see: ckp cluster describe {name}")
         pending = [machine for machine in row.machines if not machine.ready]
         lines = [f"machine {machine.name} ({machine.host or 'no host yet'}): {machine.message or machine.phase}" for machine in pending]
-        reason = "\n".join([f"{row.workers_ready} of {workers} workers are ready, {len(row.machines)} machines exist", *lines])
+        summary = f"{row.workers_ready} of {workers} workers are ready, {len(row.machines)} machines exist"
+        reason = "\n".join([summary, *lines])
+        missing(summary)
         return row.ready and len(row.machines) == workers
 
     resolution = f"it goes on being scaled; see: ckp cluster describe {name}"
-    wait_until(scaled, what=f"cluster {name} has {workers} ready workers", timeout=timeout, every=POLL_SECONDS, reason=lambda: reason, resolution=resolution)
+    what = f"cluster {name} has {workers} ready workers"
+    with waiting("cluster scale", f"{workers} workers ready") as missing:
+        wait_until(lambda: scaled(missing), what=what, timeout=timeout, every=POLL_SECONDS, reason=lambda: reason, resolution=resolution)
 
 
 @cluster.command()

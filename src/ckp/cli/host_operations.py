@@ -9,6 +9,7 @@ import click
 from ckp.api.compass.hosts import AgentRequest, HostChange, HostView, LeaveRequest
 from ckp.api.compass.releases import AgentVersions
 from ckp.cli.output import Duration
+from ckp.cli.progress import waiting
 from ckp.cli.session import say, with_session
 from ckp.clients.compass import Session, Unreachable
 from ckp.kits.errors import CkpError, NotFound
@@ -79,7 +80,7 @@ def drain(session: Session, names: tuple[str, ...], wait: bool, timeout: float) 
     for name in names:
         session.call("PATCH", f"/hosts/{name}", body=HostChange.of(drained=True))
         if wait:
-            _wait_for_host(session, name, timeout, what=f"host {name} is drained", there=_is_drained, seen=_drain_message)
+            _wait_for_host(session, name, timeout, command="host drain", what=f"host {name} is drained", there=_is_drained, seen=_drain_message)
         click.echo(f"host/{name} {'drained' if wait else 'is being drained'}")
 
 
@@ -91,10 +92,13 @@ def _drain_message(row: HostView) -> str:
     return next((condition.message for condition in row.conditions if condition.type == "Drained"), "nothing was done yet")
 
 
-def _wait_for_host(session: Session, name: str, timeout: float, *, what: str, there: Callable[[HostView], bool], seen: Callable[[HostView], str]) -> None:
+def _wait_for_host(
+    session: Session, name: str, timeout: float, *, command: str, what: str, there: Callable[[HostView], bool], seen: Callable[[HostView], str]
+) -> None:
     """Return once `there` is true of a host.
 
     Args:
+        command: the command that waits: how long it took is kept under its name.
         what: the state that is waited for, as a sentence.
         seen: from the host to why it is not there yet.
 
@@ -103,17 +107,20 @@ def _wait_for_host(session: Session, name: str, timeout: float, *, what: str, th
     """
     reason = ""
 
-    def probe() -> bool:
+    def probe(missing: Callable[[str], None]) -> bool:
         nonlocal reason
         try:
             row = session.fetch(HostView, f"/hosts/{name}")
         except Unreachable as error:  # Compass may be restarting; the host goes on without it
             reason = error.brief
+            missing(reason)
             return False
         reason = seen(row)
+        missing(reason)
         return there(row)
 
-    wait_until(probe, what=what, timeout=timeout, every=1.0, reason=lambda: reason, resolution=f"see: ckp host describe {name}")
+    with waiting(command, what[:1].upper() + what[1:]) as missing:
+        wait_until(lambda: probe(missing), what=what, timeout=timeout, every=1.0, reason=lambda: reason, resolution=f"see: ckp host describe {name}")
 
 
 @click.command()
@@ -145,9 +152,12 @@ def remove(session: Session, names: tuple[str, ...], shrink: bool, force: bool, 
         session.call("POST", f"/hosts/{name}/leave", body=LeaveRequest.of(shrink=shrink, force=force))
         click.echo(f"host/{name} leaves its cluster")
         say(f"It stays cordoned: ckp host uncordon {name} allows clusters to claim it again.")
+
+    def has_left(row: HostView) -> bool:
+        return not row.machine and (force or row.phase == "Free")
+
     for name in names if wait else ():
-        what = f"host {name} has left its cluster"
-        _wait_for_host(session, name, timeout, what=what, there=lambda row: not row.machine and (force or row.phase == "Free"), seen=_why_still_there)
+        _wait_for_host(session, name, timeout, command="host remove", what=f"host {name} has left its cluster", there=has_left, seen=_why_still_there)
         click.echo(f"host/{name} has left its cluster")
 
 
@@ -214,7 +224,7 @@ def _wait_for_agent(session: Session, name: str, version: str, timeout: float) -
     def seen(row: HostView) -> str:
         return f"it runs {row.agent_version}: {row.reason} {row.message}".strip()
 
-    _wait_for_host(session, name, timeout, what=f"host {name} reports with ckp-agent {version}", there=there, seen=seen)
+    _wait_for_host(session, name, timeout, command="host upgrade-agent", what=f"host {name} reports with ckp-agent {version}", there=there, seen=seen)
 
 
 COMMANDS = (label, taint, cordon, uncordon, drain, revoke, remove, upgrade_agent)
