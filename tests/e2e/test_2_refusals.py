@@ -140,7 +140,7 @@ def test_overlapping_and_malformed_networks_of_a_standalone_node(world: World, s
     for arguments, words in (
         (["--pod-cidr", "10.96.0.0/16", "--service-cidr", "10.96.0.0/16"], "overlap"),
         (["--pod-cidr", "10.244.0.1/16"], "host bits"),
-        (["--pod-cidr", "banana"], "no CIDR"),
+        (["--pod-cidr", "banana"], "not a CIDR"),
     ):
         done = spare.run(["ckp-agent", "standalone", "install", "--bundle", folder, *arguments], timeout=60, check=False)
         assert done.code == 2 and words in done.stdout + done.stderr

@@ -1,1 +1,1 @@
-"""The verification of packages, bundles and repositories: on hosts and where releases are made, there is this one."""
+"""Verification of packages, bundles and repositories, the same on hosts and where releases are built."""

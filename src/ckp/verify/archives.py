@@ -1,4 +1,4 @@
-"""Reading what packers wrote, within bounds: gzip, xz, zstd and tar, without ever unpacking to disk."""
+"""Bounded reading of gzip, xz, zstd and tar, without unpacking to the disk."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ XZ_MEMORY = 256 << 20
 ZSTD_MEMORY_MIB = 256
 BLOCK = 512
 Broken = Callable[[str], VerificationFailed]
-"""Makes the error for a sentence that says what is wrong with an archive."""
+"""Makes the error for a sentence about what is wrong with an archive."""
 
 
 @contextmanager
 def unpacked(stream: BinaryIO, start: int, size: int, packing: str, broken: Broken) -> Iterator[Iterator[bytes]]:
-    """The unpacked bytes of a part of `stream`, in pieces of bounded size. The caller bounds their sum.
+    """The decompressed bytes of a part of `stream`, in pieces of bounded size. The caller limits their sum.
 
     Args:
         packing: "", gz, xz or zst.
     Raises:
-        VerificationFailed: the part is broken, goes on after its end, or there is no program that knows zstd.
+        VerificationFailed: the data is broken or has bytes after its end, or no program for zstd is installed.
     """
     if packing == "gz":
         yield _gunzip(_part(stream, start, size), broken)
@@ -61,7 +61,7 @@ def _gunzip(packed: Iterator[bytes], broken: Broken) -> Iterator[bytes]:
         for chunk in packed:
             while chunk:
                 if unpacker.eof:
-                    raise broken("something follows the end of the packed data")
+                    raise broken("data follows the end of the compressed data")
                 piece = unpacker.decompress(chunk, CHUNK)
                 if piece:
                     yield piece
@@ -69,7 +69,7 @@ def _gunzip(packed: Iterator[bytes], broken: Broken) -> Iterator[bytes]:
         while not unpacker.eof:
             piece = unpacker.decompress(unpacker.unconsumed_tail, CHUNK)
             if not piece:
-                raise broken("the packed data is cut off")
+                raise broken("the compressed data is truncated")
             yield piece
     except zlib.error as error:
         raise broken(str(error)) from None
@@ -80,7 +80,7 @@ def _unxz(packed: Iterator[bytes], broken: Broken) -> Iterator[bytes]:
     try:
         for chunk in packed:
             if unpacker.eof:
-                raise broken("something follows the end of the packed data")
+                raise broken("data follows the end of the compressed data")
             piece = unpacker.decompress(chunk, CHUNK)
             while True:
                 if piece:
@@ -89,23 +89,23 @@ def _unxz(packed: Iterator[bytes], broken: Broken) -> Iterator[bytes]:
                     break
                 piece = unpacker.decompress(b"", CHUNK)
             if unpacker.unused_data:
-                raise broken("something follows the end of the packed data")
+                raise broken("data follows the end of the compressed data")
         if not unpacker.eof:
-            raise broken("the packed data is cut off")
+            raise broken("the compressed data is truncated")
     except (lzma.LZMAError, EOFError) as error:
         raise broken(str(error)) from None
 
 
 @contextmanager
 def _unzstd(packed: Iterator[bytes], broken: Broken) -> Iterator[Iterator[bytes]]:
-    """Python has no zstd before 3.14, so a program unpacks it: zstd, or dpkg-deb, which every host with debs has."""
+    """Python has no zstd before 3.14, so a program decompresses it: zstd, or dpkg-deb, which every host with debs has."""
     if have("zstd"):
         argv, feed = ["zstd", "-d", "-c", "-q", "--no-progress", f"--memory={ZSTD_MEMORY_MIB}MiB"], packed
     elif have("dpkg-deb"):
         argv, feed = ["dpkg-deb", "--fsys-tarfile", "-"], _as_package(packed)
     else:
         raise VerificationFailed(
-            str(broken("it is packed by zstd, and neither zstd nor dpkg-deb is here to unpack it")), check="unpacker", resolution="install the package zstd"
+            str(broken("it is compressed with zstd, and neither zstd nor dpkg-deb is installed")), check="unpacker", resolution="install the package zstd"
         )
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env={"PATH": PATH, "LC_ALL": "C.UTF-8"})
@@ -142,11 +142,11 @@ def _feed(target: IO[bytes], packed: Iterator[bytes]) -> None:
             for chunk in packed:
                 target.write(chunk)
     except (OSError, ValueError):
-        pass  # the reader has seen enough; how it ended says why
+        pass  # the reader has stopped; its exit code tells why
 
 
 def _as_package(packed: Iterator[bytes]) -> Iterator[bytes]:
-    """zstd data as a Debian package around it. Its length stands before it, so it goes through a file."""
+    """zstd data wrapped in a Debian package. The header needs its length, so it is stored in a file first."""
     with tempfile.TemporaryFile() as spool:
         for chunk in packed:
             spool.write(chunk)
@@ -170,7 +170,7 @@ def _as_package(packed: Iterator[bytes]) -> Iterator[bytes]:
 
 
 class _Reader:
-    """Bytes by count from pieces; counts them against a limit."""
+    """Reads bytes by count from pieces of any size, up to a limit in total."""
 
     def __init__(self, pieces: Iterator[bytes], limit: int, broken: Broken) -> None:
         self._pieces = pieces
@@ -184,7 +184,7 @@ class _Reader:
         piece, self._rest = self._rest or next(self._pieces, b""), b""
         self._taken += len(piece)
         if self._taken > self._limit:
-            raise self._broken(f"it is longer than {self._limit >> 20} MiB unpacked")
+            raise self._broken(f"it is longer than {self._limit >> 20} MiB when decompressed")
         return piece
 
     def exactly(self, count: int) -> bytes:
@@ -201,12 +201,12 @@ class _Reader:
         return b"".join(parts)
 
     def skip(self, count: int) -> None:
-        """Pass over `count` bytes, which must be there."""
+        """Skip `count` bytes. VerificationFailed if there are fewer."""
         missing = count
         while missing:
             piece = self.some()
             if not piece:
-                raise self._broken("the tar archive is cut off")
+                raise self._broken("the tar archive is truncated")
             self._give_back(piece[missing:])
             missing -= min(missing, len(piece))
 
@@ -221,21 +221,21 @@ _LONG = {b"L": "path", b"K": "target"}
 
 
 def tar_entries(pieces: Iterator[bytes], limit: int, broken: Broken, *, wanted: str = "", wanted_limit: int = 0) -> Iterator[tuple[Entry, bytes | None]]:
-    """The entries of a tar archive as dpkg reads it: ustar, with GNU's long names, and nothing else.
+    """(entry, content) of a tar archive as dpkg reads it: ustar with GNU's long names, and nothing else.
 
     Args:
-        limit: bytes that the archive may have, unpacked.
-        wanted: the entry whose content is wanted (`./` before it does not count), up to `wanted_limit` bytes.
+        limit: largest size of the archive in bytes, decompressed.
+        wanted: the entry to return the content of (a leading `./` does not count), up to `wanted_limit` bytes.
 
     Raises:
-        VerificationFailed: by `broken`.
+        VerificationFailed: made by `broken`.
     """
     reader = _Reader(pieces, limit, broken)
     long: dict[str, str] = {}
     while True:
         block = reader.exactly(BLOCK)
         if len(block) != BLOCK:
-            raise broken("the tar archive is cut off")
+            raise broken("the tar archive is truncated")
         if not any(block):
             break
         kind_byte, size = block[156:157], _number(block[124:136], "size", broken)
@@ -244,7 +244,7 @@ def tar_entries(pieces: Iterator[bytes], limit: int, broken: Broken, *, wanted: 
         padding = -size % BLOCK
         if kind_byte in _LONG:
             if size > MAX_PATH + 1 or _LONG[kind_byte] in long:
-                raise broken("a long name in the tar archive is too long, or there are two")
+                raise broken("a long name in the tar archive is too long, or given twice")
             long[_LONG[kind_byte]] = _text(reader.exactly(size), broken)
             reader.skip(padding)
             continue
@@ -263,16 +263,16 @@ def tar_entries(pieces: Iterator[bytes], limit: int, broken: Broken, *, wanted: 
         )
         long = {}
         if entry.kind != "file" and size:
-            raise broken(f"{entry.path!r} in the tar archive is no file and has content")
+            raise broken(f"{entry.path!r} in the tar archive is not a file, but has content")
         content = None
         if wanted and entry.kind == "file" and re.sub(r"^\./", "", entry.path) == wanted:
             if size > wanted_limit:
                 raise broken(f"{entry.path!r} is larger than {wanted_limit >> 10} KiB")
             content = reader.exactly(size)
             if len(content) != size:
-                raise broken("the tar archive is cut off")
+                raise broken("the tar archive is truncated")
             size = 0
-        yield entry, content  # before its content is passed over: the caller may find it too large
+        yield entry, content  # before its content is skipped: the caller may refuse its size
         reader.skip(size + padding)
     if long:
         raise broken("the tar archive ends after a long name")
@@ -281,20 +281,20 @@ def tar_entries(pieces: Iterator[bytes], limit: int, broken: Broken, *, wanted: 
         if not rest:
             return
         if any(rest):
-            raise broken("something follows the end of the tar archive")
+            raise broken("data follows the end of the tar archive")
 
 
 def _number(field: bytes, what: str, broken: Broken) -> int:
-    """An octal number, as tar has it; GNU's binary numbers are for sizes that no package has."""
+    """An octal number of a tar header. GNU's binary numbers are refused: they are for sizes that no package has."""
     if not re.fullmatch(rb" *[0-7]+[ \0]*", field):
-        raise broken(f"the tar archive has a {what} that is no octal number")
+        raise broken(f"the tar archive has a {what} that is not an octal number")
     return int(field.strip(b" \0"), 8)
 
 
 def _text(field: bytes, broken: Broken) -> str:
     text, _, rest = field.partition(b"\0")
     if any(rest):
-        raise broken("a name in the tar archive goes on after its end")
+        raise broken("a name in the tar archive has data after its end")
     try:
         return os.fsdecode(text)
     except UnicodeError:

@@ -1,17 +1,17 @@
-"""The verification of CKP: is this what Coredge released, whole and unchanged?
+"""Verification of a bundle: is this what Coredge released, complete and unchanged?
 
-Order of trust in a bundle, from the outside in; nothing is used before the line above it holds:
+Order of trust, from the outside in. Nothing is used before the checks above it have passed:
 
 1. the folder holds regular files only (no link, no sub-folder);
 2. bundle.json.asc is one good signature over bundle.json by a key of the keyring (gpgv decides);
-3. bundle.json is well formed, of the wanted release, and names every file of the folder: nothing missing, nothing unlisted;
-4. each file has the SHA-256 that bundle.json says;
-5. each package is whole and signed, byte for byte (ckp.verify.debfile, ckp.verify.rpmfile);
-6. it says the expected name, version and architecture, and a maintainer or packager of Coredge.io;
-7. what it lays into the file system stays below the root, and holds no devices and nothing that runs with its owner's rights.
+3. bundle.json is well-formed and of the expected release, and it names every file of the folder: none is missing, none is unlisted;
+4. each file has the SHA-256 given in bundle.json;
+5. each package is complete and signed, byte for byte (ckp.verify.debfile, ckp.verify.rpmfile);
+6. it has the expected name, version and architecture, and its maintainer or packager is Coredge.io;
+7. its entries stay below the root folder, and none is a device, setuid or setgid.
 
-There is no second implementation: the agent, the standalone installer, `ckp-agent verify` and `ckp dist verify` call this one.
-Repositories are checked by ckp.verify.repositories, which verifies packages the same way.
+This is the only implementation: the agent, the standalone installer, `ckp-agent verify` and `ckp dist verify` call it.
+ckp.verify.repositories checks repositories, and verifies packages in the same way.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_MANIFEST = 1 << 20
 MAX_FILES = 256
 VERSIONED_BY_RELEASE = ("kubeadm", "kubelet", "kubectl")
 """Packages whose version is the release's own; the others have their component's."""
-OWN_BUNDLE = "ask for the release's own bundle (ckp release show)"
+OWN_BUNDLE = "use the release's own bundle (ckp release show)"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,199}\Z")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+\Z")
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
@@ -46,7 +46,7 @@ _RELEASE = re.compile(r"v[0-9]+\.[0-9]+\.[0-9]+(-[A-Za-z0-9.]+)?\Z")
 
 @dataclass(frozen=True)
 class Package:
-    """A package as the signed manifest names it."""
+    """A package as the signed manifest lists it."""
 
     file: str
     name: str
@@ -79,32 +79,32 @@ class BundleManifest:
     """Fingerprint of the key that signed it."""
 
     def path(self, file: str) -> str:
-        """Where a file that the manifest names lies. KeyError for any other."""
+        """The path of a file that the manifest lists. KeyError for any other."""
         if file not in self.files and file not in [package.file for package in self.packages]:
             raise KeyError(file)
         return os.path.join(self.folder, file)
 
     def package(self, name: str) -> Package | None:
-        """The package of that name, if the bundle has it."""
+        """The package with this name; None if the bundle does not have it."""
         return next((package for package in self.packages if package.name == name), None)
 
 
 def verify_bundle(folder: str, keyring: str, release: str | None = None, *, packages: Mapping[str, str] | None = None) -> BundleManifest:
-    """Check a pulled bundle, everything in it; see the module's text for the order.
+    """Check a pulled bundle and everything in it, in the order of the module's docstring.
 
     Args:
         folder: the flat folder that imgpkg wrote.
         keyring: OpenPGP keyring with the trusted keys (binary, as gpgv reads it).
-        release: the release that is wanted (v1.35.1); None takes any.
-        packages: versions that packages must have, by name, as the release's catalog entry says; None takes what bundle.json says.
+        release: the release that it must be of (v1.35.1); None accepts any.
+        packages: versions that packages must have, by name, from the release's catalog entry; None accepts those of bundle.json.
 
     Raises:
-        VerificationFailed: names the file, the check and the key. Nothing of the bundle may be used then.
+        VerificationFailed: with the file, the check and the key. Nothing of the bundle may be used then.
     """
     names = _list_folder(folder)
     for needed in (MANIFEST, SIGNATURE):
         if needed not in names:
-            raise VerificationFailed(f"{needed} is missing in the bundle {folder}", check="manifest present", resolution=AGAIN)
+            raise VerificationFailed(f"{needed} is missing from the bundle {folder}", check="manifest present", resolution=AGAIN)
     raw = read_bounded(os.path.join(folder, MANIFEST), MAX_MANIFEST)
     signature = read_bounded(os.path.join(folder, SIGNATURE), MAX_SIGNATURE)
     key = check_signature(iter([raw]), signature, keyring, MANIFEST)
@@ -112,12 +112,12 @@ def verify_bundle(folder: str, keyring: str, release: str | None = None, *, pack
     _check_release(manifest, release, packages)
     listed = {package.file for package in manifest.packages} | set(manifest.files)
     for name in sorted(listed - names):
-        raise VerificationFailed(f"{name} is named in {MANIFEST} and missing in the bundle", check="completeness", resolution=AGAIN)
+        raise VerificationFailed(f"{name} is named in {MANIFEST}, but is missing from the bundle", check="completeness", resolution=AGAIN)
     for name in sorted(names - listed - {MANIFEST, SIGNATURE}):
         raise VerificationFailed(
-            f"{name} lies in the bundle and is not named in {MANIFEST}",
+            f"{name} is in the bundle, but is not named in {MANIFEST}",
             check="nothing unlisted",
-            details="an unlisted file is covered by no signature",
+            details="no signature covers an unlisted file",
             resolution=AGAIN,
         )
     for name, digest in sorted(manifest.files.items()):
@@ -139,36 +139,36 @@ def _list_folder(folder: str) -> set[str]:
     for entry in entries:
         if not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
             raise VerificationFailed(
-                f"{entry.name} in the bundle is no regular file (a link, a folder or a device)", check="regular files only", resolution=AGAIN
+                f"{entry.name} in the bundle is not a regular file (a link, a folder or a device)", check="regular files only", resolution=AGAIN
             )
     return {entry.name for entry in entries}
 
 
 def _check_release(manifest: BundleManifest, release: str | None, packages: Mapping[str, str] | None) -> None:
-    """The bundle is of the wanted release, and so are the packages in it: an older one under a newer name is refused."""
+    """The bundle and its packages are of the expected release: an older bundle under a newer name is refused."""
 
     def wrong(why: str, check: str) -> VerificationFailed:
         return VerificationFailed(why, check=check, key=manifest.key, resolution=OWN_BUNDLE)
 
     if release is not None and manifest.release != release:
-        raise wrong(f"{MANIFEST} is of release {manifest.release}, wanted is {release}", "release")
+        raise wrong(f"{MANIFEST} is of release {manifest.release}, but must be of {release}", "release")
     if manifest.version != f"{manifest.release[1:]}-ckp":
-        raise wrong(f"{MANIFEST} is of release {manifest.release} and says the version {manifest.version}", "release version")
+        raise wrong(f"{MANIFEST} is of release {manifest.release}, but has the version {manifest.version}", "release version")
     check_versions(manifest, dict.fromkeys(VERSIONED_BY_RELEASE, manifest.version), f"release {manifest.release}")
     check_versions(manifest, packages or {}, "the catalog")
 
 
 def check_versions(manifest: BundleManifest, versions: Mapping[str, str], source: str) -> None:
-    """The packages that a signed list names have these versions, as far as it has them. VerificationFailed otherwise.
+    """Those of these packages that the manifest lists have these versions. VerificationFailed otherwise.
 
     Args:
-        source: who says so.
+        source: where the versions come from, for the error.
     """
     for name, version in sorted(versions.items()):
         package = manifest.package(name)
         if package is not None and package.version != version:
             raise VerificationFailed(
-                f"{MANIFEST} names {name} {package.version}, and {source} has {version}",
+                f"{MANIFEST} lists {name} {package.version}, but {source} has {version}",
                 check="release packages",
                 key=manifest.key,
                 resolution=OWN_BUNDLE,
@@ -176,7 +176,7 @@ def check_versions(manifest: BundleManifest, versions: Mapping[str, str], source
 
 
 def parse_manifest(raw: bytes, folder: str, key: str) -> BundleManifest:
-    """The bundle.json of a bundle in `folder`, signed by `key`. VerificationFailed if it is malformed."""
+    """Parse the bundle.json of a bundle in `folder`, signed by `key`. VerificationFailed if it is malformed."""
 
     def broken(why: str) -> VerificationFailed:
         return VerificationFailed(f"{MANIFEST} is malformed: {why}", check="manifest", key=key, resolution=AGAIN)
@@ -191,15 +191,15 @@ def parse_manifest(raw: bytes, folder: str, key: str) -> BundleManifest:
     def text(source: Any, name: str) -> str:
         value = source.get(name) if isinstance(source, dict) else None
         if not isinstance(value, str) or not value:
-            raise broken(f"{name} is missing or no text")
+            raise broken(f"{name} is missing or not a string")
         return value
 
     def file_of(source: Any) -> tuple[str, str]:
         name, digest = text(source, "file"), text(source, "sha256")
         if not _NAME.match(name) or name in (MANIFEST, SIGNATURE):
-            raise broken(f"{name!r} is no allowed file name (letters, digits, . _ + ~ - only, no path)")
+            raise broken(f"{name!r} is not an allowed file name (only letters, digits and . _ + ~ -, no path)")
         if not _HEX64.match(digest):
-            raise broken(f"the sha256 of {name} is no digest")
+            raise broken(f"the sha256 of {name} is not a digest")
         if name in seen:
             raise broken(f"{name} is named twice")
         seen.add(name)
@@ -210,12 +210,12 @@ def parse_manifest(raw: bytes, folder: str, key: str) -> BundleManifest:
     files: dict[str, str] = {}
     for name in ("packages", "files"):
         if not isinstance(data.get(name), list):
-            raise broken(f"{name} is no list")
+            raise broken(f"{name} is not a list")
     for entry in data["packages"]:
         file, digest = file_of(entry)
         name = text(entry, "name")
         if not _PACKAGE.match(name):
-            raise broken(f"{name!r} is no package name")
+            raise broken(f"{name!r} is not a package name")
         if not file.endswith((".deb", ".rpm")):
             raise broken(f"the package {file} is neither .deb nor .rpm")
         if name in [package.name for package in packages]:
@@ -227,13 +227,13 @@ def parse_manifest(raw: bytes, folder: str, key: str) -> BundleManifest:
     images = data.get("images", {})
     stand_ins = data.get("stand_ins", [])
     if not isinstance(images, dict) or not all(isinstance(part, str) for pair in images.items() for part in pair):
-        raise broken("images is no table of names and tags")
+        raise broken("images is not a map of names to tags")
     if unpinned := [name for name, pinned in images.items() if not _PINNED.match(pinned)]:
-        raise broken(f"the image {unpinned[0]} is not named by tag and digest (tag@sha256:…), so the registry could give another one")
+        raise broken(f"the image {unpinned[0]} is not named by tag and digest (tag@sha256:…), so the registry could serve another one")
     if not isinstance(stand_ins, list) or not all(isinstance(part, str) for part in stand_ins):
-        raise broken("stand_ins is no list of texts")
+        raise broken("stand_ins is not a list of strings")
     if not _RELEASE.match(text(data, "release")):
-        raise broken(f"{data['release']!r} is no release")
+        raise broken(f"{data['release']!r} is not a release")
     return BundleManifest(
         folder=folder,
         release=text(data, "release"),
@@ -279,12 +279,12 @@ def write_manifest(manifest: BundleManifest) -> bytes:
 def _check_digest(name: str, found: str, wanted: str) -> None:
     if found != wanted:
         raise VerificationFailed(
-            f"the SHA-256 of {name} is not what {MANIFEST} says", check="sha256", details=f"expected {wanted}\nfound    {found}", resolution=AGAIN
+            f"the SHA-256 of {name} is not the one in {MANIFEST}", check="sha256", details=f"expected {wanted}\nfound    {found}", resolution=AGAIN
         )
 
 
 def describe_bundle(manifest: BundleManifest) -> list[str]:
-    """What a verified bundle is, in lines for people."""
+    """A description of a verified bundle, in lines for people."""
     return [
         f"bundle {manifest.release} ({manifest.version}) for {manifest.os} {manifest.os_version}/{manifest.architecture}: verified",
         f"  {len(manifest.packages)} packages, {len(manifest.files)} other files, signed by {manifest.key}",

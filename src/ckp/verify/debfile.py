@@ -1,7 +1,7 @@
-"""A signed .deb: an ar archive in which every byte is either signed or fixed.
+"""Verification of a signed .deb: an ar archive in which every byte is either signed or fixed.
 
-The signature is debsigs' (debsigs(1)): a member `_gpgorigin`, detached over the contents of the three members before it. The members' own
-headers are under no signature, so they must look as CKP writes them; then nothing can be changed unseen.
+The signature is that of debsigs(1): a member `_gpgorigin` with a detached signature over the contents of the three members before it. The
+headers of the members are not signed, so they must be exactly as CKP writes them; then no change goes unnoticed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HEADER = 60
 
 @dataclass(frozen=True)
 class ArMember:
-    """A member of an ar archive: its name, and where its header and content lie."""
+    """A member of an ar archive: its name, the offsets of header and content, and the content's size in bytes."""
 
     name: str
     header: int
@@ -34,15 +34,15 @@ class ArMember:
 
     @property
     def end(self) -> int:
-        """The first byte after its content, without padding."""
+        """The offset of the first byte after its content, before padding."""
         return self.start + self.size
 
 
 def verify_deb(path: str, keyring: str) -> PackageInfo:
-    """Check a .deb's structure, signature, control file and list of files. The caller compares what it says.
+    """Check a .deb's structure, signature, control file and list of files. The caller compares the result with what it expects.
 
     Raises:
-        VerificationFailed: names the file, the check and the key.
+        VerificationFailed: with the file, the check and the key.
     """
     file = os.path.basename(path)
     with open_file(path) as stream:
@@ -50,7 +50,7 @@ def verify_deb(path: str, keyring: str) -> PackageInfo:
         _check_members(members, file)
         version = _member(stream, members[0], 16)
         if version != b"2.0\n":
-            raise VerificationFailed(f"{file}: debian-binary says {version!r}, expected is 2.0", check="debian-binary", resolution=AGAIN)
+            raise VerificationFailed(f"{file}: debian-binary is {version!r}, but must be 2.0", check="debian-binary", resolution=AGAIN)
         signature = _bounded_member(stream, members[3], MAX_SIGNATURE, file)
         key = check_signature(_signed_bytes(stream, members[:3]), signature, keyring, file)
         _bounded_member(stream, members[1], MAX_CONTROL, file)
@@ -66,15 +66,15 @@ def verify_deb(path: str, keyring: str) -> PackageInfo:
 
 
 def read_ar(stream: BinaryIO, file: str) -> list[ArMember]:
-    """The members of an ar archive as dpkg writes it (deb(5)): plain short names, decimal sizes, even offsets, nothing after the last."""
+    """The members of an ar archive as dpkg writes it (deb(5)): short names, decimal sizes, even offsets, nothing after the last member."""
 
     def broken(why: str) -> VerificationFailed:
-        return VerificationFailed(f"{file} is no well-formed Debian package: {why}", check="ar archive", resolution=AGAIN)
+        return VerificationFailed(f"{file} is not a well-formed Debian package: {why}", check="ar archive", resolution=AGAIN)
 
     total = os.fstat(stream.fileno()).st_size
     stream.seek(0)
     if stream.read(8) != b"!<arch>\n":
-        raise broken("it does not begin as an ar archive")
+        raise broken("it does not begin like an ar archive")
     members: list[ArMember] = []
     times: set[bytes] = set()
     offset = 8
@@ -82,7 +82,7 @@ def read_ar(stream: BinaryIO, file: str) -> list[ArMember]:
         stream.seek(offset)
         header = stream.read(HEADER)
         if len(header) != HEADER or header[58:] != b"`\n":
-            raise broken(f"broken member header at byte {offset}")
+            raise broken(f"malformed member header at byte {offset}")
         match = re.fullmatch(rb"([A-Za-z0-9_][A-Za-z0-9_.-]{0,14})/? *", header[:16])
         if match is None:
             raise broken(f"member name {header[:16]!r}")
@@ -95,7 +95,7 @@ def read_ar(stream: BinaryIO, file: str) -> list[ArMember]:
             raise broken(f"time, owner or mode of {name} is not as CKP writes it")
         member = ArMember(name, offset, offset + HEADER, int(size_text.group(1)))
         if member.end > total:
-            raise broken(f"{name} is cut off")
+            raise broken(f"{name} is truncated")
         members.append(member)
         if len(members) > 8:
             raise broken("it has more than 8 members")
@@ -103,7 +103,7 @@ def read_ar(stream: BinaryIO, file: str) -> list[ArMember]:
         if member.size % 2:
             stream.seek(member.end)
             if stream.read(1) != b"\n":
-                raise broken(f"{name} is not padded by a line end")
+                raise broken(f"{name} is not padded with a newline")
             offset += 1
     return members
 
@@ -123,7 +123,7 @@ def _check_members(members: list[ArMember], file: str) -> None:
     )
     if not good:
         raise VerificationFailed(
-            f"{file} has other members than a signed package may have",
+            f"{file} does not have the members of a signed package",
             check="members",
             details=f"expected: {', '.join(MEMBERS)}\nfound:    {', '.join(names)}",
             resolution=AGAIN,
@@ -142,7 +142,7 @@ def _bounded_member(stream: BinaryIO, member: ArMember, limit: int, file: str) -
 
 
 def _signed_bytes(stream: BinaryIO, members: list[ArMember]) -> Iterator[bytes]:
-    """The contents of the members one after another: what debsigs signs."""
+    """The concatenated contents of the members, which debsigs signs."""
     for member in members:
         position, left = member.start, member.size
         while left:
@@ -160,7 +160,7 @@ def _broken(file: str, member: str, check: str, key: str) -> Broken:
 
 
 def _packing(name: str) -> str:
-    """gz of data.tar.gz; "" of data.tar."""
+    """gz for data.tar.gz; "" for data.tar."""
     return name.partition(".tar")[2].lstrip(".")
 
 
@@ -175,9 +175,9 @@ def _control(stream: BinaryIO, member: ArMember, file: str, key: str) -> dict[st
             if "/" in plain or plain == "..":
                 raise broken(f"it names {entry.path!r}, a path outside the control folder")
             if plain == "control" and (content is None or text is not None):
-                raise broken("its control file is no regular file, or there are two")
+                raise broken("its control file is not a regular file, or is there twice")
             if entry.kind != "file":
-                raise broken(f"{entry.path!r} is no regular file")
+                raise broken(f"{entry.path!r} is not a regular file")
             text = content if content is not None else text
     if text is None:
         raise broken("it has no control file")
@@ -197,10 +197,10 @@ def _check_data(stream: BinaryIO, member: ArMember, file: str, key: str) -> None
 
 
 def parse_deb822(raw: bytes, broken: Broken) -> Iterator[dict[str, str]]:
-    """The paragraphs of a control file, a Packages or a Release (deb822(5)); a value's further lines keep their line ends.
+    """The paragraphs of a control file, a Packages or a Release file (deb822(5)); values keep the newlines between their lines.
 
     Raises:
-        VerificationFailed: by `broken`, for what is no UTF-8, a line that belongs to no field, or a field that is there twice.
+        VerificationFailed: made by `broken`, for text that is not UTF-8, a line that belongs to no field, or a repeated field.
     """
     try:
         text = raw.decode("utf-8")
@@ -221,7 +221,7 @@ def parse_deb822(raw: bytes, broken: Broken) -> Iterator[dict[str, str]]:
         else:
             label, colon, value = line.partition(":")
             if not colon or not re.fullmatch(r"[!-9;-~]+", label) or label[0] in "#-":
-                raise broken(f"the line {line[:80]!r} is no field")
+                raise broken(f"the line {line[:80]!r} is not a field")
             if label.lower() in (known.lower() for known in fields):
                 raise broken(f"it has {label} twice")
             fields[label], last = value.strip(), label

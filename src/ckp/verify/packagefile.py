@@ -1,4 +1,4 @@
-"""What the checks of debs and rpms share: opening with bounds, who maintains a package, and what it may lay into the file system."""
+"""What the checks of debs and rpms share: bounded reading, the maintainer, and the entries that a package may have."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ MAINTAINER = "Coredge.io"
 """What the Maintainer of every package must hold (white paper §5.2)."""
 MAX_FILE = 1 << 30
 MAX_UNPACKED = 1 << 30
-"""Bytes that one package may lay into the file system; the largest of a release has about 130 MiB."""
+"""Largest installed size of one package in bytes; the largest of a release has about 130 MiB."""
 MAX_ENTRIES = 100_000
 MAX_PATH = 4096
 CHUNK = 128 << 10
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "noarch": "all"}
-"""rpm's names of architectures, and Debian's, which CKP uses for both."""
+"""rpm's names of architectures, and Debian's, which CKP uses for both formats."""
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
 class PackageInfo:
-    """What a verified package says about itself; `key` is the fingerprint of the certificate that signed it."""
+    """The metadata of a verified package; `key` is the fingerprint of the certificate that signed it."""
 
     name: str
     version: str
@@ -38,25 +38,25 @@ class PackageInfo:
 
 
 def maintained_by_coredge(maintainer: str) -> bool:
-    """The maintainer's name is Coredge.io, not merely something that contains it ("Not Coredge.io.example")."""
+    """Whether the maintainer's name is exactly Coredge.io, not something that contains it ("Not Coredge.io.example")."""
     return re.fullmatch(re.escape(MAINTAINER) + r"(\s*<[^<>@\s]+@[^<>@\s]+>)?", maintainer.strip()) is not None
 
 
 def check_identity(info: PackageInfo, file: str, *, name: str | None = None, version: str | None = None, architecture: str | None = None) -> None:
-    """The package is the expected one, as far as that is given, and Coredge.io maintains it. VerificationFailed otherwise."""
+    """Check that the package is the expected one, as far as given, and that Coredge.io maintains it. VerificationFailed otherwise."""
     for label, wanted, found in (("Package", name, info.name), ("Version", version, info.version)):
         if wanted is not None and found != wanted:
-            raise VerificationFailed(f"{file}: {label} is {found!r}, expected is {wanted!r}", check=label.lower(), key=info.key, resolution=AGAIN)
+            raise VerificationFailed(f"{file}: {label} is {found!r}, must be {wanted!r}", check=label.lower(), key=info.key, resolution=AGAIN)
     if architecture is not None and info.architecture not in (architecture, "all"):
         raise VerificationFailed(
-            f"{file}: Architecture is {info.architecture!r}, expected is {architecture!r}", check="architecture", key=info.key, resolution=AGAIN
+            f"{file}: Architecture is {info.architecture!r}, must be {architecture!r}", check="architecture", key=info.key, resolution=AGAIN
         )
     if not maintained_by_coredge(info.maintainer):
         raise VerificationFailed(
-            f"{file}: Maintainer is {info.maintainer!r}, and only packages of {MAINTAINER} may be installed",
+            f"{file}: Maintainer is {info.maintainer!r}, but only packages of {MAINTAINER} may be installed",
             check="maintainer",
             key=info.key,
-            resolution="use packages that CKP released (ckp dist build), not others signed by the same key",
+            resolution="use packages of a CKP release (ckp dist build), not others that are signed by the same key",
         )
 
 
@@ -64,7 +64,7 @@ def check_identity(info: PackageInfo, file: str, *, name: str | None = None, ver
 
 
 def open_file(path: str, limit: int = MAX_FILE) -> BinaryIO:
-    """Open a regular file of at most `limit` bytes, without following a link, however it came there. VerificationFailed otherwise."""
+    """Open a regular file of at most `limit` bytes; a symbolic link is not followed. VerificationFailed otherwise."""
     name = os.path.basename(path)
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -75,7 +75,7 @@ def open_file(path: str, limit: int = MAX_FILE) -> BinaryIO:
     info = os.fstat(stream.fileno())
     if not stat.S_ISREG(info.st_mode):
         stream.close()
-        raise VerificationFailed(f"{name} is no regular file", check="regular files only", resolution=AGAIN)
+        raise VerificationFailed(f"{name} is not a regular file", check="regular files only", resolution=AGAIN)
     if info.st_size > limit:
         stream.close()
         size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit >> 10} KiB"
@@ -90,7 +90,7 @@ def read_bounded(path: str, limit: int) -> bytes:
 
 
 def sha256_of(path: str) -> str:
-    """The SHA-256 of a regular file, in hex. VerificationFailed if it is none."""
+    """The SHA-256 of a regular file, in hex. VerificationFailed if it is not one."""
     digest = hashlib.sha256()
     with open_file(path) as stream:
         while True:
@@ -100,12 +100,12 @@ def sha256_of(path: str) -> str:
             digest.update(chunk)
 
 
-# -- what a package lays into the file system ----------------------------------------------------------------------------
+# -- what a package may contain ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a package: `kind` is file, folder, link (symbolic), hardlink, or the name of something that is refused."""
+    """One entry of a package: `kind` is file, folder, link (symbolic), hardlink, or the name of a kind that is refused."""
 
     path: str
     kind: str
@@ -117,8 +117,8 @@ class Entry:
 class Contents:
     """Checks the entries of one package, one after another, before anything is unpacked.
 
-    The signature covers them already; this is the second line: a package that was signed by mistake can't leave the places that its
-    own list of files shows.
+    The signature covers them already. This is a second line of defence: a package that was signed by mistake can't write outside of the
+    paths that its list of files shows.
     """
 
     def __init__(self, file: str, key: str) -> None:
@@ -129,53 +129,53 @@ class Contents:
         self._bytes = 0
 
     def add(self, entry: Entry) -> None:
-        """Take one entry in. VerificationFailed: it is one that a package may not have."""
+        """Check one more entry. VerificationFailed if a package may not have it."""
         parts = self._parts(entry.path)
         path = "/".join(parts)
         if entry.kind not in ("file", "folder", "link", "hardlink"):
-            raise self._refused(f"{entry.path!r} is {entry.kind}, and a package may hold files, folders and links only", "content type")
+            raise self._refused(f"{entry.path!r} is {entry.kind}, but a package may only contain files, folders and links", "content type")
         if entry.kind != "link" and entry.mode & 0o6000:
-            raise self._refused(f"{entry.path!r} would run with its owner's rights (mode {entry.mode & 0o7777:04o})", "setuid")
+            raise self._refused(f"{entry.path!r} is setuid or setgid (mode {entry.mode & 0o7777:04o})", "setuid")
         if not parts and entry.kind != "folder":
-            raise self._refused(f"{entry.path!r} is the root, and would be {entry.kind} instead of a folder", "path")
+            raise self._refused(f"{entry.path!r} is the root folder, but of the kind {entry.kind}", "path")
         if self.kinds.get(path, "folder") != "folder" or (path in self.kinds and entry.kind != "folder"):
             raise self._refused(f"{entry.path!r} is there twice", "content twice")
         for parent in ("/".join(parts[:depth]) for depth in range(1, len(parts))):
             if self.kinds.get(parent, "folder") != "folder":
-                raise self._refused(f"{entry.path!r} lies below {parent!r}, which is no folder", "path through a link")
+                raise self._refused(f"{entry.path!r} is below {parent!r}, which is not a folder", "path through a link")
             self._parents.add(parent)
         if entry.kind != "folder" and path in self._parents:
-            raise self._refused(f"{entry.path!r} is no folder, and others lie below it", "path through a link")
+            raise self._refused(f"{entry.path!r} is not a folder, and other entries are below it", "path through a link")
         if entry.kind == "link":
             self._check_link(entry, parts)
         if entry.kind == "hardlink" and self.kinds.get("/".join(self._parts(entry.target))) != "file":
-            raise self._refused(f"{entry.path!r} is a hard link to {entry.target!r}, which is no file of this package", "link target")
+            raise self._refused(f"{entry.path!r} is a hard link to {entry.target!r}, which is not a file of this package", "link target")
         self.kinds[path] = entry.kind
         self._bytes += entry.size
         if len(self.kinds) > MAX_ENTRIES:
             raise self._refused(f"it holds more than {MAX_ENTRIES} entries", "unpacked size")
         if self._bytes > MAX_UNPACKED:
-            raise self._refused(f"it unpacks to more than {MAX_UNPACKED >> 30} GiB", "unpacked size")
+            raise self._refused(f"its installed size is more than {MAX_UNPACKED >> 30} GiB", "unpacked size")
 
     def _parts(self, path: str) -> Sequence[str]:
-        """A path below the root, in parts; `./` or `/` may precede it."""
+        """The components of a path below the root folder; a leading `./` or `/` is allowed."""
         plain = path[2:] if path.startswith("./") else path[1:] if path.startswith("/") else path
         parts = plain.rstrip("/").split("/") if plain.rstrip("/") else []
         if path in (".", "./", "/"):
             return []
         if not parts or len(path) > MAX_PATH or _CONTROL_CHARACTER.search(path) or any(part in ("", ".", "..") for part in parts):
-            raise self._refused(f"{path!r} is no plain path below the root", "path")
+            raise self._refused(f"{path!r} is not a plain path below the root", "path")
         return parts
 
     def _check_link(self, entry: Entry, parts: Sequence[str]) -> None:
         target = entry.target
         if not target or len(target) > MAX_PATH or _CONTROL_CHARACTER.search(target):
-            raise self._refused(f"the link {entry.path!r} has no plain target", "link target")
+            raise self._refused(f"the link {entry.path!r} has no valid target", "link target")
         depth = 0 if target.startswith("/") else len(parts) - 1
         for part in target.split("/"):
             depth += -1 if part == ".." else 0 if part in ("", ".") else 1
             if depth < 0:
-                raise self._refused(f"the link {entry.path!r} leads out of the root: {target!r}", "link target")
+                raise self._refused(f"the link {entry.path!r} leads out of the root folder: {target!r}", "link target")
 
     def _refused(self, why: str, check: str) -> VerificationFailed:
-        return VerificationFailed(f"{self.file}: {why}", check=check, key=self.key, resolution="don't install it; tell the people who signed it")
+        return VerificationFailed(f"{self.file}: {why}", check=check, key=self.key, resolution="don't install it, and report it to those who signed it")

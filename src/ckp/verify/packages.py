@@ -1,4 +1,4 @@
-"""One deb or rpm: whole, signed by a trusted key, of Coredge.io, and what it was said to be."""
+"""Verification of one deb or rpm: complete, signed by a trusted key, maintained by Coredge.io, and the expected package."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ckp.verify.rpmfile import verify_rpm
 
 
 def verify_package(path: str, keyring: str, *, name: str | None = None, version: str | None = None, architecture: str | None = None) -> PackageInfo:
-    """Check one .deb or .rpm: signature, maintainer and, where given, what it must be.
+    """Check one .deb or .rpm: signature, maintainer and, where given, name, version and architecture.
 
     Args:
-        architecture: as Debian calls it (amd64), for rpms too; packages for all architectures fit any.
+        architecture: Debian's name (amd64), for rpms too; packages for all architectures are accepted for any.
 
     Raises:
-        VerificationFailed: names the file, the check and the key.
+        VerificationFailed: with the file, the check and the key.
     """
     file = os.path.basename(path)
     if not path.endswith((".deb", ".rpm")):

@@ -1,4 +1,4 @@
-"""Whatever a person names, verified: a package, a folder of packages, a bundle or a repository."""
+"""Verification of a path: a package, a folder of packages, a bundle or a repository."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ckp.verify.repositories.check import is_repository, verify_repository
 
 
 def verify_path(target: str, keyring: str, release: str | None = None, further: Callable[[BundleManifest], list[str]] | None = None) -> list[str]:
-    """Check whatever `target` is: a package, a bundle's folder, a repository, or a folder of packages.
+    """Check `target`, which may be a package, a bundle's folder, a repository, or a folder of packages.
 
     Args:
         release: the release that a bundle must be of.
-        further: a further check of a bundle that is good so far; returns lines as well.
+        further: a further check of a verified bundle; returns lines too.
 
     Returns:
         What was checked, in lines for people.
 
     Raises:
-        VerificationFailed: also for what is none of these.
-        InvalidInput: a release was named for what is no bundle.
+        VerificationFailed: also if it is none of these.
+        InvalidInput: a release was given, but `target` is not a bundle.
     """
     if os.path.isdir(target) and os.path.lexists(os.path.join(target, MANIFEST)):
         manifest = verify_bundle(target, keyring, release)
         return [*describe_bundle(manifest), *(further(manifest) if further else [])]
     if release is not None:
-        raise InvalidInput(f"{target} is no bundle, so it can't be said to be of release {release}", resolution="leave out --release")
+        raise InvalidInput(f"{target} is not a bundle, so its release can't be checked to be {release}", resolution="leave out --release")
     if not os.path.isdir(target):
         return [_describe(target, verify_package(target, keyring))]
     if is_repository(target):
@@ -39,7 +39,7 @@ def verify_path(target: str, keyring: str, release: str | None = None, further: 
     names = sorted(os.listdir(target))
     for name in names:
         if not name.endswith((".deb", ".rpm")):
-            raise VerificationFailed(f"{name} in {target} is no package, and no signature covers it", check="nothing unlisted")
+            raise VerificationFailed(f"{name} in {target} is not a package, and no signature covers it", check="nothing unlisted")
     if not names:
         raise VerificationFailed(f"{target} is empty: there is nothing to verify", check="folder")
     return [_describe(path, verify_package(path, keyring)) for path in (os.path.join(target, name) for name in names)]
@@ -50,6 +50,6 @@ def _describe(path: str, info: PackageInfo) -> str:
 
 
 def verify_command(target: str, keyring: str, release: str | None) -> None:
-    """`ckp-agent verify`: says what holds."""
+    """`ckp-agent verify`: log what was verified."""
     for line in verify_path(target, keyring, release):
         log(line)

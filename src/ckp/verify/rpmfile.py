@@ -1,9 +1,9 @@
-"""A signed .rpm, read and checked without rpm: the layout is that of rpm 4 (rpm's doc/manual/format.md), narrowed to what CKP writes.
+"""Verification of a signed .rpm without rpm: the format of rpm 4 (rpm's doc/manual/format.md), restricted to what CKP writes.
 
     lead (96 bytes) | signature header, padded to 8 | main header | payload
 
-The signature (RPMSIGTAG_RSA) covers the main header; the main header holds the payload's SHA-256. Lead and signature header are under no
-signature, so they must be byte for byte what follows from the signed header: then nothing can be changed, added or taken away unseen.
+The signature (RPMSIGTAG_RSA) covers the main header; the main header has the payload's SHA-256. Lead and signature header are not
+signed, so they must be byte for byte what is computed from the signed header: then no change, addition or removal goes unnoticed.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ Value = Union[bytes, "tuple[int, ...]", "tuple[str, ...]"]
 
 
 class Malformed(Exception):
-    """The bytes are no rpm of this kind; the text says why."""
+    """The bytes are not an rpm of this kind; the message tells why."""
 
 
 @dataclass(frozen=True)
 class Rpm:
-    """An rpm in parts; nothing of it is trusted yet. Reading the main header's tags waits until its signature was found good."""
+    """The parts of an rpm, not trusted yet. The main header's tags are parsed only after its signature has been verified."""
 
     lead: bytes
     raw_signature: bytes
@@ -81,17 +81,17 @@ class Rpm:
         return parse_header(self.header, REGION, "main header")
 
     def text(self, tag: int) -> str:
-        """A text of the main header; "" if it has none."""
+        """A string of the main header; "" if it does not have exactly one."""
         value = self.tags.get(tag, ())
         return value[0] if isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], str) else ""
 
     def texts(self, tag: int) -> tuple[str, ...]:
-        """Texts of the main header."""
+        """The strings of a tag of the main header."""
         value = self.tags.get(tag, ())
         return tuple(part for part in value if isinstance(part, str)) if isinstance(value, tuple) else ()
 
     def numbers(self, tag: int) -> tuple[int, ...]:
-        """Numbers of the main header."""
+        """The numbers of a tag of the main header."""
         value = self.tags.get(tag, ())
         return tuple(part for part in value if isinstance(part, int)) if isinstance(value, tuple) else ()
 
@@ -100,15 +100,15 @@ class Rpm:
 
 
 def parse(stream: BinaryIO, total: int) -> Rpm:
-    """The parts of an rpm of `total` bytes. Malformed if it is none."""
+    """Split an rpm of `total` bytes into its parts. Malformed if it is not an rpm."""
     stream.seek(0)
     lead = _exactly(stream, LEAD_BYTES, "lead")
     if lead[:4] != b"\xed\xab\xee\xdb":
-        raise Malformed("it does not begin as an rpm")
+        raise Malformed("it does not begin like an rpm")
     raw_signature = _read_header(stream, MAX_SIGNATURE_HEADER, "signature header")
     padding = _exactly(stream, -len(raw_signature) % 8, "signature header")
     if any(padding):
-        raise Malformed("something stands between the signature header and the main header")
+        raise Malformed("there are bytes between the signature header and the main header")
     header = _read_header(stream, MAX_HEADER, "main header")
     return Rpm(lead, raw_signature, header, LEAD_BYTES + len(raw_signature) + len(padding) + len(header), total)
 
@@ -116,22 +116,22 @@ def parse(stream: BinaryIO, total: int) -> Rpm:
 def _exactly(stream: BinaryIO, count: int, what: str) -> bytes:
     data = stream.read(count)
     if len(data) != count:
-        raise Malformed(f"the {what} is cut off")
+        raise Malformed(f"the {what} is truncated")
     return data
 
 
 def _read_header(stream: BinaryIO, limit: int, what: str) -> bytes:
     start = _exactly(stream, 16, what)
     if start[:8] != MAGIC:
-        raise Malformed(f"the {what} has no magic")
+        raise Malformed(f"the {what} does not have its magic number")
     tags, size = struct.unpack(">II", start[8:])
     if not 0 < tags <= MAX_TAGS or 16 * tags + size > limit:
-        raise Malformed(f"the {what} says that it has {tags} tags and {size} bytes")
+        raise Malformed(f"the {what} claims {tags} tags and {size} bytes")
     return start + _exactly(stream, 16 * tags + size, what)
 
 
 def parse_header(raw: bytes, region: int, what: str) -> dict[int, Value]:
-    """The tags of a header, all of which must lie within its region (the part that is signed as it is). Malformed otherwise."""
+    """The tags of a header, all of which must be within its region (the immutable part). Malformed otherwise."""
     tags, size = struct.unpack(">II", raw[8:16])
     store = raw[16 + 16 * tags :]
     trailer = struct.pack(">IIiI", region, BIN, -16 * tags, 16)
@@ -144,24 +144,24 @@ def parse_header(raw: bytes, region: int, what: str) -> dict[int, Value]:
         if tag in found:
             raise Malformed(f"the {what} has the tag {tag} twice")
         if not 0 <= offset < size - 16 or not 0 < count <= left:
-            raise Malformed(f"the tag {tag} of the {what} lies outside of it")
+            raise Malformed(f"the tag {tag} of the {what} is outside of it")
         found[tag], used = _value(store, size - 16, tag, kind, offset, count, what)
-        left -= used  # tags that share bytes would let a small header unfold to a large one
+        left -= used  # if tags could share bytes, a small header could expand to a large one
         if left < 0:
-            raise Malformed(f"the tags of the {what} say more than it holds")
+            raise Malformed(f"the tags of the {what} overlap")
     return found
 
 
 def _value(store: bytes, end: int, tag: int, kind: int, offset: int, count: int, what: str) -> tuple[Value, int]:
-    """The value of a tag, and the bytes that it takes of the store."""
+    """The value of a tag, and how many bytes of the store it takes."""
     if kind in (STRING, STRING_ARRAY, I18N):
         if kind == STRING and count != 1:
-            raise Malformed(f"the tag {tag} of the {what} is one text and says that it has {count}")
+            raise Malformed(f"the tag {tag} of the {what} is a single string, but its count is {count}")
         texts, position = [], offset
         for _ in range(count):
             stop = store.find(b"\0", position, end)
             if stop < 0:
-                raise Malformed(f"a text of the tag {tag} of the {what} has no end")
+                raise Malformed(f"a string of the tag {tag} of the {what} has no end")
             texts.append(os.fsdecode(store[position:stop]))
             position = stop + 1
         return tuple(texts), position - offset
@@ -170,21 +170,21 @@ def _value(store: bytes, end: int, tag: int, kind: int, offset: int, count: int,
     width = _WIDTH[kind]
     data = store[offset : min(end, offset + width * count)]
     if offset % width or len(data) != width * count:
-        raise Malformed(f"the tag {tag} of the {what} lies outside of it")
+        raise Malformed(f"the tag {tag} of the {what} is outside of it")
     if kind in _LETTER:
         return struct.unpack(f">{count}{_LETTER[kind]}", data), len(data)
     return data, len(data)
 
 
-# -- writing: what the parts that are under no signature must be ---------------------------------------------------------
+# -- building: what the unsigned parts must be ---------------------------------------------------------
 
 
 def build_lead(rpm: Rpm) -> bytes:
-    """The lead that an rpm with this header has."""
+    """The lead of an rpm with this main header. Malformed for an architecture that CKP does not build for."""
     name = f"{rpm.text(NAME)}-{rpm.text(VERSION)}-{rpm.text(RELEASE)}"
     architecture = LEAD_ARCHITECTURES.get(rpm.text(ARCH))
     if architecture is None:
-        raise Malformed(f"the architecture {rpm.text(ARCH)!r} is none that CKP builds for")
+        raise Malformed(f"CKP does not build for the architecture {rpm.text(ARCH)!r}")
     return struct.pack(">4sBBHH66sHH16x", b"\xed\xab\xee\xdb", 3, 0, 0, architecture, os.fsencode(name)[:65], 1, 5)
 
 
@@ -213,10 +213,10 @@ def build_signature_header(rpm: Rpm, signature: bytes) -> bytes:
 
 
 def verify_rpm(path: str, keyring: str) -> PackageInfo:
-    """Check an .rpm's structure, signature, payload digest and list of files. The caller compares what it says.
+    """Check an .rpm's structure, signature, payload digest and list of files. The caller compares the result with what it expects.
 
     Raises:
-        VerificationFailed: names the file, the check and the key.
+        VerificationFailed: with the file, the check and the key.
     """
     file = os.path.basename(path)
     with open_file(path) as stream:
@@ -225,21 +225,21 @@ def verify_rpm(path: str, keyring: str) -> PackageInfo:
             rpm = parse(stream, total)
             signature = _only_signature(rpm, file)
         except Malformed as error:
-            raise VerificationFailed(f"{file} is no well-formed rpm: {error}", check="rpm header", resolution=AGAIN) from None
+            raise VerificationFailed(f"{file} is not a well-formed rpm: {error}", check="rpm header", resolution=AGAIN) from None
         key = check_signature(iter([rpm.header]), signature, keyring, file)
-        # From here on the main header is trusted; what is around it must follow from it.
+        # From here on the main header is trusted, and the unsigned parts are computed from it.
         try:
             _check_form(rpm)
             around = build_lead(rpm) + build_signature_header(rpm, signature)
         except Malformed as error:
-            raise VerificationFailed(f"{file} is no rpm that may be installed: {error}", check="rpm header", key=key, resolution=AGAIN) from None
+            raise VerificationFailed(f"{file} is not an rpm that may be installed: {error}", check="rpm header", key=key, resolution=AGAIN) from None
         _check_payload(stream, rpm, file, key)
     found = rpm.lead + rpm.raw_signature + bytes(-len(rpm.raw_signature) % 8)
     if found != around:
         raise VerificationFailed(
-            f"{file}: its lead or its signature header is not what follows from the signed header",
+            f"{file}: its lead or its signature header does not match the signed header",
             check="unsigned parts",
-            details="sizes, digests and names in them are under no signature",
+            details="no signature covers the sizes, digests and names in them",
             key=key,
             resolution=AGAIN,
         )
@@ -253,24 +253,24 @@ def verify_rpm(path: str, keyring: str) -> PackageInfo:
 
 
 def _only_signature(rpm: Rpm, file: str) -> bytes:
-    """The one header signature. Others are refused: rpm would count them too, and nobody here would have checked them."""
+    """The one header signature. Others are refused: rpm would accept them too, and they are not checked here."""
     present = [tag for tag in SIGNATURE_TAGS if tag in rpm.signature]
     if not present:
         raise VerificationFailed(f"{file} is not signed: its signature header has no signature", check="signature present", resolution=AGAIN)
     for tag in present:
         if tag != SIG_RSA:
             raise VerificationFailed(
-                f"{file} carries a signature of another kind ({tag}: {SIGNATURE_TAGS[tag]}), exactly one of RSA over the header ({SIG_RSA}) is allowed",
+                f"{file} has a signature of another kind ({tag}: {SIGNATURE_TAGS[tag]}); only one of RSA over the header ({SIG_RSA}) is allowed",
                 check="signature kind",
                 resolution=AGAIN,
             )
     signature = rpm.signature[SIG_RSA]
     if not isinstance(signature, bytes) or len(signature) > MAX_SIGNATURE:
-        raise VerificationFailed(f"{file} carries no readable OpenPGP signature", check="signature present", resolution=AGAIN)
+        raise VerificationFailed(f"{file} has no readable OpenPGP signature", check="signature present", resolution=AGAIN)
     others = sorted(set(rpm.signature) - {SIG_REGION, SIG_RSA, SIG_SHA256, SIG_SIZE, SIG_PAYLOAD_SIZE})
     if others:
         raise VerificationFailed(
-            f"{file} has other tags in its signature header than a signed package may have: {', '.join(map(str, others[:10]))}",
+            f"{file} has tags in its signature header that are not allowed: {', '.join(map(str, others[:10]))}",
             check="signature tags",
             resolution=AGAIN,
         )
@@ -278,7 +278,7 @@ def _only_signature(rpm: Rpm, file: str) -> bytes:
 
 
 def _check_form(rpm: Rpm) -> None:
-    """A binary package with a payload that its header pins."""
+    """Check that it is a binary package whose header has the payload's digest. Raises Malformed."""
     for tag, what, pattern in (
         (NAME, "name", r"[A-Za-z0-9][A-Za-z0-9._+-]*"),
         (VERSION, "version", r"[A-Za-z0-9._+~^]+"),
@@ -292,7 +292,7 @@ def _check_form(rpm: Rpm) -> None:
         if not re.fullmatch(pattern, rpm.text(tag)):
             raise Malformed(f"its {what} is {rpm.text(tag)!r}")
     if rpm.numbers(PAYLOAD_DIGEST_ALGORITHM) != (SHA256_ALGORITHM,):
-        raise Malformed("its payload digest is no SHA-256")
+        raise Malformed("its payload digest is not a SHA-256")
     if SOURCE_PACKAGE in rpm.tags:
         raise Malformed("it is a source package")
     if len(rpm.numbers(EPOCH)) > 1:
@@ -305,7 +305,7 @@ def _check_payload(stream: BinaryIO, rpm: Rpm, file: str, key: str) -> None:
         digest.update(chunk)
     if digest.hexdigest() != rpm.text(PAYLOAD_DIGEST):
         raise VerificationFailed(
-            f"{file}: the payload is not the one that the signed header names",
+            f"{file}: the payload does not match the signed header",
             check="payload digest",
             details=f"expected {rpm.text(PAYLOAD_DIGEST)}\nfound    {digest.hexdigest()}",
             key=key,
@@ -323,19 +323,19 @@ def _chunks(stream: BinaryIO, start: int) -> Iterator[bytes]:
 
 
 def _check_files(rpm: Rpm, file: str, key: str) -> None:
-    """The list of files: rpm takes names, modes and links from the signed header, and refuses a payload that has others."""
+    """Check the list of files: rpm uses names, modes and links of the signed header, and refuses a payload with others."""
     contents = Contents(file, key)
     names, folders, indexes, modes = rpm.texts(BASE_NAMES), rpm.texts(DIR_NAMES), rpm.numbers(DIR_INDEXES), rpm.numbers(FILE_MODES)
     targets, sizes = rpm.texts(LINK_TARGETS), rpm.numbers(LONG_FILE_SIZES) or rpm.numbers(FILE_SIZES)
     count = len(names)
     fits = all(len(column) == count for column in (indexes, modes, targets, sizes)) and all(index < len(folders) for index in indexes)
     if not fits or OLD_NAMES in rpm.tags or count > MAX_ENTRIES:
-        raise VerificationFailed(f"{file}: the list of files in its header does not hold together", check="file list", key=key, resolution=AGAIN)
+        raise VerificationFailed(f"{file}: the list of files in its header is inconsistent", check="file list", key=key, resolution=AGAIN)
     for number, name in enumerate(names):
         folder, mode = folders[indexes[number]], modes[number]
         if not folder.startswith("/") or not folder.endswith("/") or "/" in name:
-            raise VerificationFailed(f"{file}: {folder + name!r} is no plain path below the root", check="path", key=key)
+            raise VerificationFailed(f"{file}: {folder + name!r} is not a plain path below the root", check="path", key=key)
         kind = _FILE_TYPES.get(mode >> 12, "something unknown")
         contents.add(Entry(folder + name, kind, mode & 0o7777, sizes[number] if kind == "file" else 0, targets[number]))
     if sum(rpm.numbers(ARCHIVE_SIZE)) > MAX_UNPACKED:
-        raise VerificationFailed(f"{file}: it unpacks to more than {MAX_UNPACKED >> 30} GiB", check="unpacked size", key=key)
+        raise VerificationFailed(f"{file}: its installed size is more than {MAX_UNPACKED >> 30} GiB", check="unpacked size", key=key)

@@ -1,7 +1,7 @@
-"""One OpenPGP signature, judged by gpgv with our keyring alone; every way in which it can be wrong has its own sentence.
+"""Verification of one OpenPGP signature by gpgv, with one keyring only. Each kind of failure has its own message.
 
-gpgv ends with code 0 for keys that are expired or revoked: its status lines decide, its exit code must merely agree. An expiry or a
-revocation counts from the moment when the keyring says so: what an old key signed stays good until then.
+gpgv exits with 0 also for expired and revoked keys: its status lines decide, and its exit code must agree. An expiry or a revocation counts
+once the keyring has it: until then, what an old key signed stays valid.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from ckp.hostkit.processes import PATH
 GPGV_SECONDS = 300
 MAX_SIGNATURE = 64 << 10
 MAX_KEYRING = 16 << 20
-AGAIN = "pull it again from a registry you trust; if it stays so, somebody changed it: tell the people who run the registry"
-NEWER = "get a bundle signed by a key in use, or an agent package with newer keys"
+AGAIN = "pull it again from a registry that you trust; if the error stays, it was changed there: tell the administrators of the registry"
+NEWER = "use a bundle that is signed by a current key, or an agent package with newer keys"
 BINARY, TEXT = "00", "01"
 DIGESTS = {"8": "SHA-256", "9": "SHA-384", "10": "SHA-512"}
-"""Numbers of the digests that a signature may be made over (RFC 9580, 9.5); SHA-1, MD5 and RIPEMD-160 are not among them."""
+"""Hash algorithms that are accepted, by their IDs (RFC 9580, 9.5); SHA-1, MD5 and RIPEMD-160 are not among them."""
 BEGIN, MIDDLE, END = b"-----BEGIN PGP SIGNED MESSAGE-----", b"-----BEGIN PGP SIGNATURE-----", b"-----END PGP SIGNATURE-----"
 
 
 def check_signature(data: Iterator[bytes], signature: bytes, keyring: str, file: str) -> str:
-    """One good detached signature over `data` by a key of `keyring`; returns the fingerprint of its primary key.
+    """Check one detached signature over `data` by a key of `keyring`; returns the fingerprint of the primary key.
 
     Raises:
-        VerificationFailed: each kind of failure has its own sentence.
+        VerificationFailed: with a message of its own for each kind of failure.
     """
     ring = check_keyring(keyring, file)
     if len(signature) > MAX_SIGNATURE:
@@ -41,39 +41,37 @@ def check_signature(data: Iterator[bytes], signature: bytes, keyring: str, file:
         code, status, words = _gpgv(home, ring, [signature_path, "-"], data, file)
     key = _judge(status, code, words, file, ring, BINARY)
     if not signature.startswith(b"-----") and not _is_one_packet(signature):
-        raise VerificationFailed(f"the signature of {file} is followed by something else", check="signature form", key=key, resolution=AGAIN)
+        raise VerificationFailed(f"the signature of {file} is followed by other data", check="signature form", key=key, resolution=AGAIN)
     return key
 
 
 def _is_one_packet(signature: bytes) -> bool:
-    """Whether the bytes are one signature packet from the first to the last (RFC 9580, 4.2); gpgv passes over what else there is."""
+    """Whether the bytes are exactly one signature packet (RFC 9580, 4.2); gpgv ignores what else there is."""
     first, length = signature[0], signature[1:6]
-    if first == 0xC2:  # the new format
+    if first == 0xC2:  # OpenPGP format
         if length[0] < 192:
             return len(signature) == 2 + length[0]
         if length[0] < 224:
             return len(signature) == 3 + ((length[0] - 192) << 8) + length[1] + 192
         return length[0] == 255 and len(signature) == 6 + int.from_bytes(length[1:], "big")
-    width = {0x88: 1, 0x89: 2, 0x8A: 4}.get(first, 0)  # the old one
+    width = {0x88: 1, 0x89: 2, 0x8A: 4}.get(first, 0)  # legacy format
     return width > 0 and len(signature) == 1 + width + int.from_bytes(length[:width], "big")
 
 
 def check_cleartext(text: bytes, keyring: str, file: str) -> tuple[bytes, str]:
-    """A text with a good cleartext signature around it: what was signed, as gpgv gives it, and the fingerprint of the primary key.
+    """Check a text with a cleartext signature; returns the signed content, as gpgv writes it, and the fingerprint of the primary key.
 
     Raises:
-        VerificationFailed: also when anything stands before, between or after the signed text and its signature.
+        VerificationFailed: also if there is any text before, between or after the signed text and its signature.
     """
     ring = check_keyring(keyring, file)
     lines = text.rstrip(b"\n").split(b"\n")
     plain = [line.rstrip(b" \t\r") for line in lines]
     if BEGIN not in plain:
-        raise VerificationFailed(f"{file} carries no cleartext signature", check="signature present", resolution=AGAIN)
+        raise VerificationFailed(f"{file} has no cleartext signature", check="signature present", resolution=AGAIN)
     frame = [line for line in plain if line.startswith(b"-----")]
     if plain[0] != BEGIN or plain[-1] != END or frame != [BEGIN, MIDDLE, END]:
-        raise VerificationFailed(
-            f"{file} holds more than one signed text: something stands outside of it, and is covered by no signature", check="cleartext frame", resolution=AGAIN
-        )
+        raise VerificationFailed(f"{file} has text outside of its one signed part, which no signature covers", check="cleartext frame", resolution=AGAIN)
     with tempfile.TemporaryDirectory(prefix="ckp-verify-") as home:
         output = os.path.join(home, "text")
         code, status, words = _gpgv(home, ring, ["--output", output, "-"], iter([text]), file)
@@ -82,13 +80,13 @@ def check_cleartext(text: bytes, keyring: str, file: str) -> tuple[bytes, str]:
             with open(output, "rb") as stream:
                 return stream.read(), key
         except OSError:
-            raise VerificationFailed(f"gpgv gave no text for {file}", check="gpgv", details=words) from None
+            raise VerificationFailed(f"gpgv wrote no text for {file}", check="gpgv", details=words) from None
 
 
 def check_keyring(keyring: str, file: str) -> str:
-    """The absolute path of a keyring that gpgv can read. VerificationFailed, with what is wrong with it, otherwise."""
+    """The absolute path of the keyring, if gpgv can read it. VerificationFailed otherwise."""
     path = os.path.abspath(keyring)
-    resolution = "install the ckp-agent package again, or name the keyring with --keyring"
+    resolution = "install the ckp-agent package again, or set the keyring's path with --keyring"
     try:
         with open(path, "rb") as stream:
             start = stream.read(64)
@@ -101,12 +99,12 @@ def check_keyring(keyring: str, file: str) -> str:
         )
     if start.lstrip().startswith(b"-----BEGIN"):
         raise VerificationFailed(
-            f"the keyring {path} is in ASCII armour, and gpgv reads binary ones only",
+            f"the keyring {path} is ASCII-armoured, but gpgv only reads binary ones",
             check="keyring",
-            resolution=f"gpg --dearmor < {path} > trusted.gpg, and name that one",
+            resolution=f"convert it (gpg --dearmor < {path} > trusted.gpg), and use the result",
         )
     if start[0] not in (0x98, 0x99, 0x9A, 0xC6) or size > MAX_KEYRING:  # a public-key packet in the old format (1, 2 or 4 octets of length), or in the new one
-        raise VerificationFailed(f"the keyring {path} is no binary OpenPGP keyring", check="keyring", resolution=resolution)
+        raise VerificationFailed(f"the keyring {path} is not a binary OpenPGP keyring", check="keyring", resolution=resolution)
     return path
 
 
@@ -126,7 +124,7 @@ def _gpgv(home: str, keyring: str, arguments: list[str], data: Iterator[bytes], 
                     child.stdin.write(chunk)
                 child.stdin.close()
             except BrokenPipeError:
-                pass  # it has seen enough; its status says why
+                pass  # gpgv has stopped; its status lines tell why
             code = child.wait(timeout=GPGV_SECONDS)
         except subprocess.TimeoutExpired:
             raise VerificationFailed(f"gpgv did not end within {GPGV_SECONDS} s over {file}", check="gpgv") from None
@@ -142,7 +140,7 @@ def _gpgv(home: str, keyring: str, arguments: list[str], data: Iterator[bytes], 
 
 
 def _judge(status: list[list[str]], code: int, words: str, file: str, keyring: str, kind: str) -> str:
-    """gpgv's status lines (doc/DETAILS of GnuPG) to a fingerprint or a sentence."""
+    """The fingerprint, from gpgv's status lines (GnuPG's doc/DETAILS). VerificationFailed with a message for each kind of failure."""
 
     def of(name: str) -> list[list[str]]:
         return [line[1:] for line in status if line[0] == name]
@@ -153,20 +151,20 @@ def _judge(status: list[list[str]], code: int, words: str, file: str, keyring: s
     good, valid, errors = of("GOODSIG"), of("VALIDSIG"), of("ERRSIG")
     signer, primary = first(valid), first(valid, 9)
     if not of("NEWSIG"):
-        raise VerificationFailed(f"{file} carries no readable OpenPGP signature", check="signature present", details=words, resolution=AGAIN)
+        raise VerificationFailed(f"{file} has no readable OpenPGP signature", check="signature present", details=words, resolution=AGAIN)
     if len(of("NEWSIG")) != 1:
-        raise VerificationFailed(f"{file} carries {len(of('NEWSIG'))} signatures, exactly one is allowed", check="one signature", resolution=AGAIN)
+        raise VerificationFailed(f"{file} has {len(of('NEWSIG'))} signatures, but exactly one is allowed", check="one signature", resolution=AGAIN)
     if of("BADSIG"):
         raise VerificationFailed(
-            f"{file} was changed after it was signed: the signature does not fit its content",
+            f"{file} was changed after it was signed: the signature does not match its content",
             check="signature",
             key=first(of("BADSIG")),
             resolution=AGAIN,
         )
     for name, what, check in (
-        ("REVKEYSIG", "a key that was revoked", "revoked key"),
-        ("EXPKEYSIG", "a key that has expired", "expired key"),
-        ("EXPSIG", "a key in use, but the signature itself has expired", "expired signature"),
+        ("REVKEYSIG", "a revoked key", "revoked key"),
+        ("EXPKEYSIG", "an expired key", "expired key"),
+        ("EXPSIG", "a valid key, but the signature itself has expired", "expired signature"),
     ):
         if of(name):
             of_whom = f"the signing key {signer} of {primary}" if signer != primary else ""
@@ -177,21 +175,21 @@ def _judge(status: list[list[str]], code: int, words: str, file: str, keyring: s
             check="trusted key",
             details=f"the trusted keys are those in {keyring}",
             key=first(errors, 6) or first(of("NO_PUBKEY")),
-            resolution="use a bundle that Coredge (or your own CKP build) signed; add the key to the keyring only if you know whose it is",
+            resolution="use a bundle signed by Coredge (or by your own CKP build); add the key to the keyring only if you know its owner",
         )
     digest = first(valid, 7) or first(errors, 2)
     if digest and digest not in DIGESTS:
         raise VerificationFailed(
-            f"the signature of {file} is made over a weak digest (number {digest}); {', '.join(DIGESTS.values())} are allowed",
+            f"the signature of {file} uses a weak digest (algorithm {digest}); {', '.join(DIGESTS.values())} are allowed",
             check="weak digest",
             key=signer or first(errors, 6),
-            resolution="sign it anew",
+            resolution="sign it again",
         )
     if len(good) != 1 or len(valid) != 1 or len(valid[0]) < 10 or code != 0:
         raise VerificationFailed(f"the signature of {file} is not valid", check="signature", details=words, key=first(good), resolution=AGAIN)
     if valid[0][8] != kind:
         raise VerificationFailed(
-            f"the signature of {file} is of class {valid[0][8]}, only one over a {'binary document (00)' if kind == BINARY else 'text (01)'} is allowed",
+            f"the signature of {file} is of class {valid[0][8]}, but must be over a {'binary document (00)' if kind == BINARY else 'text (01)'}",
             check="signature class",
             key=signer,
             resolution=AGAIN,

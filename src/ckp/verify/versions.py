@@ -1,4 +1,4 @@
-"""Which of two package versions is newer, as dpkg and rpm decide it, and the rule that the agent never goes back by itself."""
+"""Comparison of package versions, as dpkg and rpm do it, and the rule against unrequested downgrades."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def compare_deb(first: str, second: str) -> int:
 
 
 def _parts(version: str) -> tuple[str, str, str]:
-    """Epoch, version, and revision or release; empty where there is none."""
+    """Epoch, version, and revision or release; "" for each that is absent."""
     epoch, colon, rest = version.partition(":")
     upstream, dash, revision = (rest if colon else version).rpartition("-")
     return epoch if colon else "", upstream if dash else revision, revision if dash else ""
 
 
 def _deb_order(text: str, position: int) -> int:
-    """`~` before the end, the end before letters, letters before all others."""
+    """The sort order of a character: `~`, the end, letters, all others."""
     if position >= len(text) or text[position] in "0123456789":
         return 0
     letter = text[position]
@@ -53,7 +53,7 @@ def _digits(text: str, position: int) -> str:
 
 
 def _decimal(first: str, second: str) -> int:
-    """Digits as numbers of any length."""
+    """Compare digits as numbers of any length."""
     left, right = first.lstrip("0"), second.lstrip("0")
     return _numbers(len(left), len(right)) or (left > right) - (left < right)
 
@@ -63,7 +63,7 @@ def _numbers(first: int, second: int) -> int:
 
 
 def compare_rpm(first: str, second: str) -> int:
-    """-1, 0 or 1, as rpm orders `[epoch:]version[-release]` (rpmverCmp in rpm's lib/rpmver.c); no release is older than any."""
+    """-1, 0 or 1, as rpm orders `[epoch:]version[-release]` (rpmverCmp in rpm's lib/rpmver.c); a version without release is older than with any."""
     left, right = _parts(first), _parts(second)
     order = _decimal(left[0], right[0]) or _rpm_part(left[1], right[1])
     if order or not (left[2] and right[2]):
@@ -72,7 +72,7 @@ def compare_rpm(first: str, second: str) -> int:
 
 
 def _rpm_part(first: str, second: str) -> int:
-    """Runs of digits and of letters, one after another; what is neither only separates them, except `~` and `^`."""
+    """Compare runs of digits and of letters one by one; other characters only separate them, except `~` and `^`."""
     left, right = _runs(first), _runs(second)
     for index in range(max(len(left), len(right))):
         one = left[index] if index < len(left) else ""
@@ -105,22 +105,22 @@ def compare(kind: str, first: str, second: str) -> int:
 
 
 def refuse_downgrade(kind: str, installed: Mapping[str, str], wanted: Mapping[str, str], *, allowed: bool = False) -> None:
-    """Nothing that is installed is replaced by something older, however well that is signed, unless the desired state asks for it.
+    """Refuse to replace an installed package by an older one, even if that is signed, unless the desired state allows it.
 
     Args:
         kind: `dpkg` or `rpm`, an Installer's name.
         installed: versions of what is installed, by package.
         wanted: versions of what is to be installed, by package.
-        allowed: the desired state asks for it.
+        allowed: the desired state allows it.
 
     Raises:
-        VerificationFailed: names each such package (check `downgrade`).
+        VerificationFailed: with each such package (check `downgrade`).
     """
     older = [name for name in sorted(wanted) if name in installed and compare(kind, wanted[name], installed[name]) < 0]
     if older and not allowed:
         raise VerificationFailed(
-            f"{older[0]} {installed[older[0]]} is installed, and {wanted[older[0]]} is older: going back is refused",
+            f"{older[0]} {installed[older[0]]} is installed, and {wanted[older[0]]} is older: a downgrade is refused",
             check="downgrade",
             details="\n".join(f"{name}: installed {installed[name]}, wanted {wanted[name]}" for name in older),
-            resolution="take a newer bundle, or say in the desired state that going back is wanted",
+            resolution="take a newer bundle, or set `allow_downgrade` in the desired state",
         )

@@ -92,7 +92,7 @@ def test_an_older_package_is_refused_before_installer_and_journal_are_touched(
     manifest = bundle(tmp_path / "old", key, KINDS[installer], "v1.35.9")
     host = InstallerSimulator(installer, dict(there))
     before = snapshot(tmp_path)
-    with pytest.raises(VerificationFailed, match=r"kubelet 1\.35\.10-ckp is installed, and 1\.35\.9-ckp is older: going back is refused") as caught:
+    with pytest.raises(VerificationFailed, match=r"kubelet 1\.35\.10-ckp is installed, and 1\.35\.9-ckp is older: a downgrade is refused") as caught:
         install_packages(journal, host, manifest, ["kubelet", "kubeadm"])
     assert caught.value.check == "downgrade" and caught.value.permanent
     assert host.handed == [] and host.have == there

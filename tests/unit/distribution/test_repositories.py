@@ -134,7 +134,7 @@ def test_hosts_own_verification_accepts_what_was_published_and_pruned(repositori
     repositories.publish([packages["kubectl-1.35.1.deb"]], "agent", said)
     repositories.remove("v1.35", versions=["1.35.1-ckp"], say=said)
     lines = repositories.verify()
-    assert "apt: 3 packages verified, nothing missing, nothing unlisted" in lines
+    assert "apt: 3 packages verified, none missing, none unlisted" in lines
     assert any(line.startswith("dnf v1.35/x86_64: 2 packages verified") for line in lines)
     spoil(next(repositories.root.rglob("*.rpm")))
     with pytest.raises(VerificationFailed):

@@ -78,7 +78,7 @@ def test_without_keys_nothing_is_verified(packages: Path, tmp_path: Path, monkey
 
 def test_a_release_is_asked_of_bundles_only(packages: Path) -> None:
     result = run(packages / "kubelet.deb", "--release", "v1.35.1")
-    assert result.exception is not None and "is no bundle" in str(result.exception)
+    assert result.exception is not None and "is not a bundle" in str(result.exception)
 
 
 def test_the_agent_says_the_same(packages: Path, key: SigningKey, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,13 +182,13 @@ def test_a_bundles_packages_are_held_against_the_catalogs_release(
 @pytest.mark.parametrize(
     ("versions", "stand_ins", "words"),
     [
-        ({**PINNED, "containerd": "1.7.27-ckp"}, (), "names containerd 1.7.27-ckp, and the catalog has 1.7.28-ckp"),
-        ({**PINNED, "helm": "3.99.0-ckp"}, (), "names helm 3.99.0-ckp, and the catalog has 3.19.2-ckp"),
-        ({**PINNED, "cri-tools": "1.30.0-ckp"}, (), "names cri-tools 1.30.0-ckp, and the catalog has 1.27.0-ckp"),
-        ({**PINNED, "cri-tools": "1.27.0-ckp"}, (STAND_IN,), "names cri-tools 1.27.0-ckp, and the catalog has 1.30.0-ckp"),
+        ({**PINNED, "containerd": "1.7.27-ckp"}, (), "lists containerd 1.7.27-ckp, but the catalog has 1.7.28-ckp"),
+        ({**PINNED, "helm": "3.99.0-ckp"}, (), "lists helm 3.99.0-ckp, but the catalog has 3.19.2-ckp"),
+        ({**PINNED, "cri-tools": "1.30.0-ckp"}, (), "lists cri-tools 1.30.0-ckp, but the catalog has 1.27.0-ckp"),
+        ({**PINNED, "cri-tools": "1.27.0-ckp"}, (STAND_IN,), "lists cri-tools 1.27.0-ckp, but the catalog has 1.30.0-ckp"),
         # A stand-in that the release file does not know is none.
-        ({**PINNED, "helm": "3.0.0-ckp"}, ("helm v3.0.0 stands in for helm v3.19.2",), "names helm 3.0.0-ckp, and the catalog has 3.19.2-ckp"),
-        ({**PINNED, "cri-tools": "1.31.0-ckp"}, ("cri-tools v1.31.0 stands in for cri-tools v1.27.0",), "names cri-tools 1.31.0-ckp, and the catalog"),
+        ({**PINNED, "helm": "3.0.0-ckp"}, ("helm v3.0.0 stands in for helm v3.19.2",), "lists helm 3.0.0-ckp, but the catalog has 3.19.2-ckp"),
+        ({**PINNED, "cri-tools": "1.31.0-ckp"}, ("cri-tools v1.31.0 stands in for cri-tools v1.27.0",), "lists cri-tools 1.31.0-ckp, but the catalog"),
     ],
 )
 def test_a_well_signed_bundle_with_other_packages_than_its_release_is_refused(
@@ -236,9 +236,9 @@ def test_a_bundle_is_verified_to_its_packages(images: Images, key: SigningKey) -
     ("files", "tag", "release", "words"),
     [
         (lambda key: bundle(key, release="v1.35.0"), "v1.35.1-ckp", None, "the tag was given to another release's bundle"),
-        (lambda key: bundle(key, release="v1.35.0"), "v1.35.1-ckp", "v1.35.1", "is of release v1.35.0, wanted is v1.35.1"),
+        (lambda key: bundle(key, release="v1.35.0"), "v1.35.1-ckp", "v1.35.1", "is of release v1.35.0, but must be of v1.35.1"),
         (lambda key: bundle(key, os_version="13"), "v1.35.1-ckp", None, "belongs into byoh-bundle-debian_13"),
-        (lambda key: {**bundle(key), "extra": b"x"}, "v1.35.1-ckp", None, "extra lies in the bundle and is not named"),
+        (lambda key: {**bundle(key), "extra": b"x"}, "v1.35.1-ckp", None, "extra is in the bundle, but is not named"),
         (lambda key: {**bundle(key), "kubelet.deb": b"x"}, "v1.35.1-ckp", None, "the SHA-256 of kubelet.deb"),
         (lambda key: {**bundle(key), "../evil": b"x"}, "v1.35.1-ckp", None, "a flat folder of regular files"),
         (lambda key: {name: data for name, data in bundle(key).items() if name != "bundle.json.asc"}, "v1.35.1-ckp", None, "bundle.json.asc is missing"),

@@ -262,7 +262,7 @@ def test_an_extra_member_anywhere_is_refused(tmp_path: Path, keyring: str, key: 
     members.append(("_gpgorigin", detached(key, b"".join(data for _, data in members))))
     members.insert(position, ("_extra", b"x"))
     write_bundle(tmp_path / "b", key, {"kubelet.deb": ar(members)})
-    refused(tmp_path / "b", keyring, "other members", "members")
+    refused(tmp_path / "b", keyring, "does not have the members", "members")
 
 
 def test_a_second_data_member_in_place_of_another_is_refused(tmp_path: Path, keyring: str, key: Any) -> None:
@@ -270,21 +270,21 @@ def test_a_second_data_member_in_place_of_another_is_refused(tmp_path: Path, key
     members = [members[0], members[2], members[1]]
     members.append(("_gpgorigin", detached(key, b"".join(data for _, data in members))))
     write_bundle(tmp_path / "b", key, {"kubelet.deb": ar(members)})
-    refused(tmp_path / "b", keyring, "other members", "members")
+    refused(tmp_path / "b", keyring, "does not have the members", "members")
 
 
 def test_bytes_after_the_last_member_are_refused(tmp_path: Path, keyring: str, key: Any) -> None:
     path = tmp_path / "kubelet.deb"
     raw = Deb().build(key)
     path.write_bytes(raw + b"\n" * (len(raw) % 2) + b"trailing")
-    with pytest.raises(VerificationFailed, match="no well-formed Debian package"):
+    with pytest.raises(VerificationFailed, match="not a well-formed Debian package"):
         verify_deb(str(path), keyring)
 
 
 @pytest.mark.parametrize(
     ("deb", "words"),
     [
-        (Deb(name="kubectl"), "Package is 'kubectl', expected is 'kubelet'"),
+        (Deb(name="kubectl"), "Package is 'kubectl', must be 'kubelet'"),
         (Deb(version="1.35.0-ckp"), "Version is '1.35.0-ckp'"),
         (Deb(architecture="arm64"), "Architecture is 'arm64'"),
     ],
@@ -311,12 +311,12 @@ def test_a_control_archive_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, 
 
 def test_an_unlisted_file_is_refused(bundle: Path, keyring: str) -> None:
     (bundle / "extra.sh").write_text("echo")
-    refused(bundle, keyring, "extra.sh lies in the bundle and is not named", "nothing unlisted")
+    refused(bundle, keyring, "extra.sh is in the bundle, but is not named", "nothing unlisted")
 
 
 def test_a_missing_file_is_refused(bundle: Path, keyring: str) -> None:
     (bundle / "chart-cilium.tgz").unlink()
-    refused(bundle, keyring, "chart-cilium.tgz is named in bundle.json and missing", "completeness")
+    refused(bundle, keyring, "chart-cilium.tgz is named in bundle.json, but is missing", "completeness")
 
 
 def test_a_changed_plain_file_is_refused(bundle: Path, keyring: str) -> None:
@@ -361,18 +361,18 @@ def test_a_file_named_twice_is_refused(bundle: Path, keyring: str, key: Any) -> 
 
 
 def test_another_release_is_refused(bundle: Path, keyring: str) -> None:
-    refused(bundle, keyring, "bundle.json is of release v1.35.1, wanted is v1.34.0", "release", "v1.34.0")
+    refused(bundle, keyring, "bundle.json is of release v1.35.1, but must be of v1.34.0", "release", "v1.34.0")
 
 
 def test_links_and_folders_are_refused(bundle: Path, keyring: str, tmp_path: Path) -> None:
     outside = tmp_path / "outside.deb"
     (bundle / "kubelet.deb").rename(outside)
     (bundle / "kubelet.deb").symlink_to(outside)
-    refused(bundle, keyring, "kubelet.deb in the bundle is no regular file", "regular files only")
+    refused(bundle, keyring, "kubelet.deb in the bundle is not a regular file", "regular files only")
     (bundle / "kubelet.deb").unlink()
     outside.rename(bundle / "kubelet.deb")
     (bundle / "folder").mkdir()
-    refused(bundle, keyring, "folder in the bundle is no regular file", "regular files only")
+    refused(bundle, keyring, "folder in the bundle is not a regular file", "regular files only")
 
 
 def test_without_a_keyring_nothing_is_trusted(bundle: Path, tmp_path: Path) -> None:
@@ -427,7 +427,7 @@ def test_an_expired_key_has_its_own_sentence(tmp_path: Path) -> None:
     ring = tmp_path / "old.gpg"
     ended = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=10)  # keys are made a minute old
     ring.write_bytes(bytes(old.extract_certificate().set_expiration(ended, old.certifier())))
-    refused(folder, str(ring), "a key that has expired", "expired key")
+    refused(folder, str(ring), "an expired key", "expired key")
 
 
 def test_an_unreadable_bundle_is_a_sentence(tmp_path: Path, keyring: str) -> None:

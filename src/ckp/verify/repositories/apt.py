@@ -1,4 +1,4 @@
-"""An apt repository: InRelease, then the indices that it names, then the packages that those name (Debian's repository format)."""
+"""Verification of an apt repository: InRelease, the indices that it names, and the packages that they name (Debian's repository format)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ckp.verify.signatures import AGAIN, MAX_SIGNATURE, check_cleartext, check_s
 
 MAX_RELEASE = 4 << 20
 COMPARED = ("Maintainer", "Depends", "Pre-Depends", "Conflicts", "Breaks", "Replaces", "Provides", "Essential", "Multi-Arch")
-"""Fields by which apt decides; an index that differs from the package in one would make apt decide otherwise than the package wants."""
+"""Fields that apt's resolver uses: if one differs in index and package, apt decides by wrong data."""
 _BY_HASH = re.compile(r"(?:.*/)?by-hash/SHA256/([0-9a-f]{64})\Z")
 _INDEX = re.compile(r"(?:.*/)?binary-[a-z0-9-]+/Packages\Z")
 
 
 def verify_apt(root: str, keyring: str) -> list[str]:
-    """Check the apt repository in `root`, all suites of it. Returns what was checked; VerificationFailed otherwise."""
+    """Check the apt repository in `root` with all its suites; returns what was checked. VerificationFailed otherwise."""
     tree = Tree(root)
     suites = sorted({name.split("/")[1] for name in tree.names if name.startswith(f"{APT}/") and name.count("/") > 1})
     if not suites:
@@ -33,7 +33,7 @@ def verify_apt(root: str, keyring: str) -> list[str]:
         lines.append(f"apt {suite}: {count} packages in its indices, signed by {key}")
     tree.refuse((name for name in tree.names if name.startswith(f"{APT}/") and name.count("/") < 2), "any suite", "unlisted metadata")
     tree.refuse((name for name in tree.names - packages.named if not name.startswith(f"{APT}/")), "any index", "unlisted package")
-    return [*lines, f"apt: {len(packages.named)} packages verified, nothing missing, nothing unlisted"]
+    return [*lines, f"apt: {len(packages.named)} packages verified, none missing, none unlisted"]
 
 
 def _verify_suite(tree: Tree, suite: str, packages: Packages) -> tuple[int, str]:
@@ -41,7 +41,7 @@ def _verify_suite(tree: Tree, suite: str, packages: Packages) -> tuple[int, str]
     fields, key = _release(tree, base, packages.keyring)
     if suite not in (fields.get("Codename"), fields.get("Suite")):
         raise VerificationFailed(
-            f"{base}InRelease is of {fields.get('Codename') or fields.get('Suite')!r}: another suite's", check="suite", key=key, resolution=AGAIN
+            f"{base}InRelease is of another suite: {fields.get('Codename') or fields.get('Suite')!r}", check="suite", key=key, resolution=AGAIN
         )
     _check_time(fields, base, key)
     listed = _listed(fields, base, key)
@@ -51,7 +51,7 @@ def _verify_suite(tree: Tree, suite: str, packages: Packages) -> tuple[int, str]
     for plain, names in sorted(groups.items()):
         present = [name for name in names if base + name in tree.names]
         if not present:
-            raise VerificationFailed(f"{base}{plain} is named in {base}InRelease and missing in the repository", check="missing metadata", resolution=AGAIN)
+            raise VerificationFailed(f"{base}{plain} is named in InRelease, but is missing from the repository", check="missing metadata", resolution=AGAIN)
         for name in present:
             tree.check_listed(base + name, listed[name][1], listed[name][0], f"{base}InRelease")
     _check_unlisted(tree, base, set(listed))
@@ -67,18 +67,19 @@ def _plain(name: str) -> str:
 
 
 def _release(tree: Tree, base: str, keyring: str) -> tuple[dict[str, str], str]:
-    """The signed fields. Release with Release.gpg may stand beside InRelease, and must say the same."""
+    """The signed fields, and the signing key. Release with Release.gpg may exist beside InRelease, with the same content."""
     if base + "InRelease" not in tree.names:
         raise VerificationFailed(f"{base}InRelease is missing: the suite is not signed", check="signature present", resolution=AGAIN)
     text, key = check_cleartext(read_bounded(tree.path(base + "InRelease"), MAX_RELEASE), keyring, base + "InRelease")
     pair = {name for name in ("Release", "Release.gpg") if base + name in tree.names}
     if len(pair) == 1:
-        raise VerificationFailed(f"{base} has {pair.pop()} without the other of Release and Release.gpg", check="release pair", resolution=AGAIN)
+        missing = ({"Release", "Release.gpg"} - pair).pop()
+        raise VerificationFailed(f"{base} has {pair.pop()}, but not {missing}", check="release pair", resolution=AGAIN)
     if pair:
         release = read_bounded(tree.path(base + "Release"), MAX_RELEASE)
         check_signature(iter([release]), read_bounded(tree.path(base + "Release.gpg"), MAX_SIGNATURE), keyring, base + "Release")
         if release.rstrip(b"\n") != text.rstrip(b"\n"):
-            raise VerificationFailed(f"{base}Release and {base}InRelease do not say the same", check="release pair", key=key, resolution=AGAIN)
+            raise VerificationFailed(f"{base}Release and {base}InRelease differ", check="release pair", key=key, resolution=AGAIN)
 
     def broken(why: str) -> VerificationFailed:
         return VerificationFailed(f"{base}InRelease is malformed: {why}", check="release file", key=key, resolution=AGAIN)
@@ -96,18 +97,18 @@ def _check_time(fields: dict[str, str], base: str, key: str) -> None:
     try:
         end = parsedate_to_datetime(until).timestamp()
     except (TypeError, ValueError, IndexError, OverflowError):
-        raise VerificationFailed(f"{base}InRelease has a Valid-Until that is no date: {until[:60]!r}", check="release file", key=key) from None
+        raise VerificationFailed(f"{base}InRelease has a Valid-Until that is not a date: {until[:60]!r}", check="release file", key=key) from None
     if end < time.time():
         raise VerificationFailed(
-            f"{base}InRelease was valid until {until}: it is an old one",
+            f"{base}InRelease was valid until {until}: it is out of date",
             check="valid until",
             key=key,
-            resolution="publish or reindex the repository, or fetch it anew",
+            resolution="publish or reindex the repository, or download it again",
         )
 
 
 def _listed(fields: dict[str, str], base: str, key: str) -> dict[str, tuple[str, int]]:
-    """Paths with SHA-256 and size."""
+    """(SHA-256, size) by path, from the field SHA256."""
     found: dict[str, tuple[str, int]] = {}
     for line in fields.get("SHA256", "").split("\n"):
         if not line.strip():
@@ -130,7 +131,7 @@ def _check_unlisted(tree: Tree, base: str, listed: set[str]) -> None:
         if match is None:
             tree.refuse([base + name], f"{base}InRelease", "unlisted metadata")
         elif sha256_of(tree.path(base + name)) != match.group(1):
-            raise VerificationFailed(f"{base}{name} has not the SHA-256 that is its name", check="by hash", resolution=AGAIN)
+            raise VerificationFailed(f"{base}{name} does not have the SHA-256 that is its name", check="by hash", resolution=AGAIN)
 
 
 def _verify_index(tree: Tree, name: str, plain: tuple[str, int] | None, packages: Packages) -> int:
@@ -139,7 +140,7 @@ def _verify_index(tree: Tree, name: str, plain: tuple[str, int] | None, packages
 
     text = read_index(tree, name, broken)
     if plain is not None and len(text) != plain[1]:
-        raise broken("unpacked, it is not the index that InRelease names")
+        raise broken("decompressed, it does not have the size that InRelease gives")
     count = 0
     assert len(text) <= MAX_INDEX
     for fields in parse_deb822(text, broken):
@@ -147,7 +148,7 @@ def _verify_index(tree: Tree, name: str, plain: tuple[str, int] | None, packages
         if lacking:
             raise broken(f"a package in it has no {lacking[0]}")
         if not re.fullmatch(r"[0-9]{1,12}", fields["Size"]) or not re.fullmatch(r"[0-9a-f]{64}", fields["SHA256"]):
-            raise broken(f"{fields['Package']} in it has no proper Size or SHA256")
+            raise broken(f"{fields['Package']} in it has no valid Size or SHA256")
         info = packages.check(
             fields["Filename"],
             name,
@@ -160,11 +161,11 @@ def _verify_index(tree: Tree, name: str, plain: tuple[str, int] | None, packages
         for label in COMPARED:
             if fields.get(label, "").split() != info.fields.get(label, "").split():
                 raise VerificationFailed(
-                    f"{name} has another {label} for {fields['Filename']} than the package itself",
+                    f"{name} and the package {fields['Filename']} differ in {label}",
                     check="metadata and package",
                     details=f"index:   {fields.get(label, '(none)')}\npackage: {info.fields.get(label, '(none)')}",
                     key=info.key,
-                    resolution="make the indices anew (ckp dist repository reindex)",
+                    resolution="rebuild the indices (ckp dist repository reindex)",
                 )
         count += 1
     return count

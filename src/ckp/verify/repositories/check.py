@@ -1,4 +1,4 @@
-"""A repository of apt or dnf, or CKP's root of both: which it is, and that all of it holds."""
+"""Verification of a repository of apt or dnf, or of CKP's root folder with both."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ckp.verify.signatures import AGAIN
 
 
 def is_repository(root: str) -> bool:
-    """Whether a folder looks like a repository of apt or dnf, or like CKP's root of both."""
+    """Whether a folder looks like a repository of apt or dnf, or like CKP's root folder with both."""
     return any(os.path.isdir(os.path.join(root, name)) for name in (APT, DNF, "apt", "rpm"))
 
 
 def verify_repository(root: str, keyring: str) -> list[str]:
-    """Check a repository, or CKP's root with `apt/` and `rpm/`, and each package in it.
+    """Check a repository, or CKP's root folder with `apt/` and `rpm/`, and each package in it.
 
     Returns:
         What was checked, and what no signature covers, in lines for people.
 
     Raises:
-        VerificationFailed: the first thing that is wrong.
+        VerificationFailed: for the first failure.
     """
     root = os.path.abspath(root)
     if os.path.isdir(os.path.join(root, APT)):
@@ -37,7 +37,7 @@ def verify_repository(root: str, keyring: str) -> list[str]:
         lines += _verify_dnf_tree(os.path.join(root, "rpm"), keyring)
     others = sorted(name for name in os.listdir(root) if name not in ("apt", "rpm") and not name.startswith("."))
     if others:
-        lines.append(f"not covered by any signature, and not looked at: {', '.join(others)}")
+        lines.append(f"not covered by any signature, and not checked: {', '.join(others)}")
     return lines
 
 
@@ -46,7 +46,7 @@ def _verify_dnf_tree(root: str, keyring: str) -> list[str]:
     found = [folder for folder, folders, _ in os.walk(root) if DNF in folders]
     for name in sorted(Tree(root).names):
         if not any(os.path.join(root, name).startswith(folder + os.sep) for folder in found):
-            raise VerificationFailed(f"{name} in {root} lies in no repository, and no signature covers it", check="unlisted package", resolution=AGAIN)
+            raise VerificationFailed(f"{name} in {root} is in no repository, and no signature covers it", check="unlisted package", resolution=AGAIN)
     for folder in sorted(found):
         lines += verify_dnf(folder, keyring)
     if not found:

@@ -1,4 +1,4 @@
-"""A dnf repository: repomd.xml by its signature, then the metadata that it names, then the packages that those name (createrepo's format)."""
+"""Verification of a dnf repository: repomd.xml, the metadata that it names, and the packages that the metadata names (createrepo's format)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NAMED_BY_DIGEST = re.compile(r"repodata/([0-9a-f]{64})-[A-Za-z0-9._-]+\Z")
 
 
 def verify_dnf(root: str, keyring: str) -> list[str]:
-    """Check the dnf repository in `root`. Returns what was checked; VerificationFailed otherwise."""
+    """Check the dnf repository in `root`; returns what was checked. VerificationFailed otherwise."""
     tree = Tree(root)
     packages = Packages(tree, keyring)
     for name in (REPOMD, REPOMD + ".asc"):
@@ -38,11 +38,11 @@ def verify_dnf(root: str, keyring: str) -> list[str]:
     _check_unlisted(tree, {path for path, _, _ in files.values()})
     count = _primary(tree, files["primary"][0], packages)
     tree.refuse((name for name in tree.names - packages.named if not name.startswith(f"{DNF}/")), files["primary"][0], "unlisted package")
-    return [f"dnf {os.path.join(*root.split(os.sep)[-2:])}: {count} packages verified, nothing missing, nothing unlisted, signed by {key}"]
+    return [f"dnf {os.path.join(*root.split(os.sep)[-2:])}: {count} packages verified, none missing, none unlisted, signed by {key}"]
 
 
 def _repomd(raw: bytes, key: str) -> dict[str, tuple[str, int, str]]:
-    """Path, size and SHA-256 of each kind of metadata."""
+    """(path, size, SHA-256) by kind of metadata."""
 
     def broken(why: str) -> VerificationFailed:
         return VerificationFailed(f"{REPOMD} is malformed: {why}", check="repomd", key=key, resolution=AGAIN)
@@ -50,18 +50,18 @@ def _repomd(raw: bytes, key: str) -> dict[str, tuple[str, int, str]]:
     found: dict[str, tuple[str, int, str]] = {}
     root = parse_xml(raw, broken)
     if root.tag != f"{REPO}repomd":
-        raise broken(f"it is {root.tag!r}")
+        raise broken(f"its root element is {root.tag!r}")
     for data in root.iterfind(f"{REPO}data"):
         kind, checksum, location = data.get("type", ""), data.find(f"{REPO}checksum"), data.find(f"{REPO}location")
         size = data.findtext(f"{REPO}size", "")
         if not kind or kind in found or checksum is None or location is None or not re.fullmatch(r"[0-9]{1,12}", size):
-            raise broken(f"the entry {kind!r} is not whole, or is there twice")
+            raise broken(f"the entry {kind!r} is incomplete, or given twice")
         digest = (checksum.text or "").strip()
         if checksum.get("type") != "sha256" or not re.fullmatch(r"[0-9a-f]{64}", digest):
             raise broken(f"the entry {kind!r} has no SHA-256")
         path = _location(location, REPOMD, broken)
         if not path.startswith(f"{DNF}/"):
-            raise broken(f"the entry {kind!r} lies outside of {DNF}")
+            raise broken(f"the entry {kind!r} is outside of {DNF}")
         found[kind] = (path, int(size), digest)
     for kind in REQUIRED:
         if kind not in found:
@@ -71,7 +71,7 @@ def _repomd(raw: bytes, key: str) -> dict[str, tuple[str, int, str]]:
 
 def _location(element: ET.Element, index: str, broken: Broken) -> str:
     if any(name.endswith("base") for name in element.attrib):
-        raise broken("a location lies on another server")
+        raise broken("a location is on another server")
     return safe_path(element.get("href", ""), index)
 
 
@@ -83,7 +83,7 @@ def _check_unlisted(tree: Tree, listed: set[str]) -> None:
         if match is None:
             tree.refuse([name], REPOMD, "unlisted metadata")
         elif sha256_of(tree.path(name)) != match.group(1):
-            raise VerificationFailed(f"{name} has not the SHA-256 that its name begins with", check="by hash", resolution=AGAIN)
+            raise VerificationFailed(f"{name} does not have the SHA-256 with which its name begins", check="by hash", resolution=AGAIN)
 
 
 def _primary(tree: Tree, index: str, packages: Packages) -> int:
@@ -93,14 +93,14 @@ def _primary(tree: Tree, index: str, packages: Packages) -> int:
     root = parse_xml(read_index(tree, index, broken), broken)
     items = root.findall(f"{COMMON}package")
     if root.tag != f"{COMMON}metadata" or len(items) != len(root) or root.get("packages") != str(len(items)):
-        raise broken("it does not hold the packages that it says")
+        raise broken("its number of packages is wrong")
     for item in items:
         version, checksum, location, size = (item.find(f"{COMMON}{name}") for name in ("version", "checksum", "location", "size"))
         if version is None or checksum is None or location is None or size is None:
-            raise broken("a package in it is not whole")
+            raise broken("a package in it is incomplete")
         digest, length = (checksum.text or "").strip(), size.get("package", "")
         if checksum.get("type") != "sha256" or not re.fullmatch(r"[0-9a-f]{64}", digest) or not re.fullmatch(r"[0-9]{1,12}", length):
-            raise broken("a package in it has no proper size or SHA-256")
+            raise broken("a package in it has no valid size or SHA-256")
         epoch = version.get("epoch") or "0"
         architecture = item.findtext(f"{COMMON}arch", "")
         info = packages.check(
@@ -114,16 +114,16 @@ def _primary(tree: Tree, index: str, packages: Packages) -> int:
         )
         if item.findtext(f"{COMMON}packager", "") != info.fields.get("Packager", ""):
             raise VerificationFailed(
-                f"{index} has another packager for {info.name} than the package itself",
+                f"{index} and the package {info.name} differ in their packager",
                 check="metadata and package",
                 key=info.key,
-                resolution="make the indices anew (ckp dist repository reindex)",
+                resolution="rebuild the indices (ckp dist repository reindex)",
             )
     return len(items)
 
 
 def parse_xml(data: bytes, broken: Broken) -> ET.Element:
-    """A document of plain elements, bounded: no document type, so no entities that unfold. VerificationFailed by `broken`."""
+    """Parse XML with limits on depth and size, and without a document type, so without entities. VerificationFailed, made by `broken`."""
     builder = ET.TreeBuilder()
     parser = expat.ParserCreate("utf-8", "}")
     parser.buffer_text = True

@@ -1,7 +1,7 @@
-"""Repositories of apt and dnf, checked from the signature down to each package, as a client would trust them, and more strictly.
+"""Common parts of the verification of apt and dnf repositories, from the signature down to each package, stricter than clients are.
 
-Everything that a client may fetch is either named by signed metadata or lies under its own SHA-256 (apt's by-hash folders, dnf's metadata of
-an earlier state). A file that is missing, or that nothing names, is refused: it came or went behind the signature's back.
+Everything that a client may fetch is either named by signed metadata or stored under its own SHA-256 (apt's by-hash folders, dnf's metadata of
+an earlier state). A file that is missing, or that nothing names, is refused: it was removed or added after the signature was made.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ckp.verify.signatures import AGAIN
 
 MAX_TREE = 200_000
 MAX_INDEX = 64 << 20
-"""Bytes of an index, unpacked; a package has about 1 KiB in it."""
+"""Largest size of an index in bytes, decompressed; a package takes about 1 KiB of it."""
 PACKINGS = {"": "", ".gz": "gz", ".xz": "xz", ".zst": "zst"}
 APT, DNF = "dists", "repodata"
 _PART = re.compile(r"[A-Za-z0-9_+~^:][A-Za-z0-9._+~^:-]*\Z")
 
 
 class Tree:
-    """The files of a repository. Hidden ones (a lock, a scratch folder) are never served under a name that metadata may have."""
+    """The files of a repository. Hidden ones (a lock, a scratch folder) are ignored: metadata can't name them. Raises VerificationFailed."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -49,40 +49,40 @@ class Tree:
                 elif stat.S_ISREG(mode):
                     self.names.add(relative)
                 else:
-                    raise VerificationFailed(f"{relative} in {root} is no regular file (a link or a device)", check="regular files only", resolution=AGAIN)
+                    raise VerificationFailed(f"{relative} in {root} is not a regular file (a link or a device)", check="regular files only", resolution=AGAIN)
                 if len(self.names) + len(pending) > MAX_TREE:
                     raise VerificationFailed(f"{root} holds more than {MAX_TREE} files", check="folder")
 
     def path(self, name: str) -> str:
-        """Where a file of the tree lies."""
+        """The path of a file of the tree."""
         return os.path.join(self.root, name)
 
     def check_listed(self, name: str, size: int, sha256: str, index: str) -> None:
-        """A metadata file is the one that the signed `index` names."""
+        """Check that a metadata file is the one that the signed `index` names. VerificationFailed otherwise."""
         if name not in self.names:
-            raise VerificationFailed(f"{name} is named in {index} and missing in the repository", check="missing metadata", resolution=AGAIN)
+            raise VerificationFailed(f"{name} is named in {index}, but is missing from the repository", check="missing metadata", resolution=AGAIN)
         if os.path.getsize(self.path(name)) != size or sha256_of(self.path(name)) != sha256:
             raise VerificationFailed(
-                f"{name} is not what {index} says: metadata of two times are mixed, or it was changed", check="mixed metadata", resolution=AGAIN
+                f"{name} is not what {index} says: metadata of two versions is mixed, or it was changed", check="mixed metadata", resolution=AGAIN
             )
 
     def refuse(self, names: Iterable[str], what: str, check: str) -> None:
-        """Refuse the first of `names`, if there is one."""
+        """VerificationFailed for the first of `names`, if there is one."""
         for name in sorted(names):
             raise VerificationFailed(
-                f"{name} lies in the repository and is not named by {what}", check=check, details="no signature covers it", resolution=AGAIN
+                f"{name} is in the repository, but is not named by {what}", check=check, details="no signature covers it", resolution=AGAIN
             )
 
 
 def safe_path(name: str, index: str) -> str:
-    """A path below a repository as metadata may have it: relative, plain parts, nothing hidden. VerificationFailed otherwise."""
+    """Check a path in metadata: relative to the repository, plain components, none hidden. VerificationFailed otherwise."""
     if len(name) > 1024 or not all(_PART.match(part) for part in name.split("/")):
-        raise VerificationFailed(f"{index} names {name!r}, which is no plain path below the repository", check="metadata path", resolution=AGAIN)
+        raise VerificationFailed(f"{index} names {name!r}, which is not a plain path below the repository", check="metadata path", resolution=AGAIN)
     return name
 
 
 def read_index(tree: Tree, name: str, broken: Broken) -> bytes:
-    """The unpacked content of a metadata file, bounded. VerificationFailed by `broken`, or as `unpacked` says."""
+    """The decompressed content of a metadata file, up to MAX_INDEX bytes. VerificationFailed, made by `broken`, or as of `unpacked`."""
     suffix = next((suffix for suffix in PACKINGS if suffix and name.endswith(suffix)), "")
     packed = read_bounded(tree.path(name), MAX_INDEX)
     parts, total = [], 0
@@ -90,13 +90,13 @@ def read_index(tree: Tree, name: str, broken: Broken) -> bytes:
         for piece in pieces:
             total += len(piece)
             if total > MAX_INDEX:
-                raise broken(f"it is longer than {MAX_INDEX >> 20} MiB unpacked")
+                raise broken(f"it is longer than {MAX_INDEX >> 20} MiB when decompressed")
             parts.append(piece)
     return b"".join(parts)
 
 
 class Packages:
-    """The packages of a repository: each is checked once, however many indices name it."""
+    """The packages of a repository. Each is verified once, even if several indices name it."""
 
     def __init__(self, tree: Tree, keyring: str) -> None:
         self.tree = tree
@@ -105,18 +105,18 @@ class Packages:
 
     @property
     def named(self) -> set[str]:
-        """The paths that indices name."""
+        """The paths of all packages that indices name."""
         return set(self._known)
 
     def check(self, path: str, index: str, *, size: int, sha256: str, name: str, version: str, architecture: str) -> PackageInfo:
-        """The package at `path` is the one that `index` names, signed by a trusted key, and says the same of itself.
+        """Check that the package at `path` is the one that `index` names, is signed by a trusted key, and has the same metadata.
 
         Raises:
-            VerificationFailed: it is missing, another one, not well signed, or says something else.
+            VerificationFailed: it is missing, is another one, has no valid signature, or has other metadata.
         """
         safe_path(path, index)
         if path not in self.tree.names:
-            raise VerificationFailed(f"{path} is named in {index} and missing in the repository", check="missing package", resolution=AGAIN)
+            raise VerificationFailed(f"{path} is named in {index}, but is missing from the repository", check="missing package", resolution=AGAIN)
         if path not in self._known:
             digest = sha256_of(self.tree.path(path))
             if digest == sha256:
@@ -131,13 +131,13 @@ class Packages:
                 resolution=AGAIN,
             )
         info = self._known[path][1]
-        said, found = (name, version, architecture), (info.name, info.version, info.architecture)
-        if said != found:
+        listed, found = (name, version, architecture), (info.name, info.version, info.architecture)
+        if listed != found:
             raise VerificationFailed(
-                f"{index} says that {path} is {' '.join(said)}, and the package says {' '.join(found)}",
+                f"{path} is {' '.join(listed)} in {index}, but {' '.join(found)} in the package",
                 check="metadata and package",
                 key=info.key,
-                resolution="make the indices anew (ckp dist repository reindex)",
+                resolution="rebuild the indices (ckp dist repository reindex)",
             )
         check_identity(info, path)
         return info
