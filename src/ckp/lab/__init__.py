@@ -1,4 +1,4 @@
-"""A data centre on one Linux machine: systemd hosts in systemd-nspawn on a bridge of their own.
+"""The lab: hosts on one Linux machine, each a systemd in a systemd-nspawn container, on a bridge of their own.
 
 Needs root, cgroups, overlayfs and bridges, and these Debian or Ubuntu packages (APT_PACKAGES, for the Makefile's setup):
 systemd-container, mmdebstrap, debian-archive-keyring, iproute2, iptables, util-linux.

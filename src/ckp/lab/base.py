@@ -1,4 +1,4 @@
-"""The root file system that all hosts share: Debian 12 and what a Kubernetes node needs from its distribution, made once by mmdebstrap."""
+"""The root file system that all hosts share, built once by mmdebstrap: Debian 12, with what a Kubernetes node needs from its distribution."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ckp.kits.processes import run
 SUITE = "bookworm"
 
 RECIPE = 1
-"""Counts up with every change of this module that changes what it makes."""
+"""To be increased with every change of this module that changes its result."""
 
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "kmod", "mount", "util-linux", "procps", "e2fsprogs"),
@@ -24,7 +24,7 @@ PACKAGES = (
 )
 
 ROOTFS = Path(__file__).parent / "rootfs"
-"""Files that are laid over the packages' own."""
+"""Files that are copied over those of the packages."""
 
 LEFT_OUT = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*")
 
@@ -46,16 +46,16 @@ MASKED = (
     *("systemd-journald-audit.socket", "systemd-ask-password-console.path", "systemd-ask-password-wall.path"),
     "systemd-network-generator.service",
 )
-"""Units that have nothing to do on a lab host, and would cost it time at boot or wake it up later."""
+"""Units that a lab host does not need, and that would slow down its boot or run later."""
 
 MASKED_SYSCTLS = ("50-pid-max.conf", "99-protect-links.conf")
-"""Kernel settings of Debian that are not per network namespace: a host that boots must not change them for the whole machine."""
+"""Debian's files with global sysctls: a booting host must not change them for the whole machine."""
 
 BUILD_TIMEOUT = 1800.0
 
 
 def key() -> str:
-    """Names one base: equal keys mean equal packages and files (as far as Debian's archive stands still)."""
+    """The key of the base: equal keys mean equal packages and files, as long as Debian's archive does not change."""
     digest = hashlib.sha256()
     for part in (str(RECIPE), SUITE, platform.machine(), *PACKAGES, *LEFT_OUT, *MASKED, *MASKED_SYSCTLS, *map(str, ENABLED.items())):
         digest.update(part.encode() + b"\0")
@@ -65,49 +65,49 @@ def key() -> str:
 
 
 def directory() -> Path:
-    """Where the base of this recipe is, or will be."""
+    """The base's directory, existing or not."""
     return paths.cache().absolute() / "lab" / f"base-{key()}"
 
 
 def ensure(say: Callable[[str], None]) -> Path:
-    """The base's directory; makes it (1 to 3 minutes, some 250 MB, from a Debian mirror) unless it is there.
+    """The base's directory; builds it (1 to 3 minutes, about 250 MB, from a Debian mirror) unless it exists.
 
     Raises:
-        ProcessFailed: mmdebstrap failed, its own words in the details.
-        TimedOut: another process has been making it for half an hour.
+        ProcessFailed: mmdebstrap failed; its output is in the details.
+        TimedOut: another process has been building it for half an hour.
     """
     final = directory()
     if final.is_dir():
         return final
-    with exclusive(final.parent / "base.lock", what="making the base of the lab's hosts", timeout=BUILD_TIMEOUT):
+    with exclusive(final.parent / "base.lock", what="building the base of the lab's hosts", timeout=BUILD_TIMEOUT):
         if final.is_dir():
             return final
-        final.parent.chmod(0o700)  # the base has setuid programs, which users of this machine shall not find here
+        final.parent.chmod(0o700)  # the base has setuid programs, which other users of this machine must not reach
         require_free_space(final.parent, 2, what="the base of the lab's hosts")
-        for leftover in final.parent.glob(".base-*"):  # of a build that was killed; we hold the lock, so nobody is at it
-            run(["rm", "-rf", "--one-file-system", leftover], timeout=300, check=False, what="removing a half-made base")
-        say(f"making the hosts' base file system: Debian 12 ({SUITE}) with {len(PACKAGES)} packages and what they need, a minute or two")
+        for leftover in final.parent.glob(".base-*"):  # of a build that was killed: no other is in progress, since this process holds the lock
+            run(["rm", "-rf", "--one-file-system", leftover], timeout=300, check=False, what="removing an incomplete base")
+        say(f"building the hosts' base file system: Debian 12 ({SUITE}) with {len(PACKAGES)} packages and their dependencies, a minute or two")
         with building_directory(final) as scratch:
             run(
                 mmdebstrap(scratch),
                 timeout=BUILD_TIMEOUT,
                 what="mmdebstrap (the base of the lab's hosts)",
-                resolution="it needs a Debian mirror; see the details for what it could not do",
+                resolution="it needs a Debian mirror; the details show what failed",
             )
             furnish(scratch)
-        say(f"base file system made: {tree_size(final) / 1e6:.0f} MB in {final}")
+        say(f"base file system built: {tree_size(final) / 1e6:.0f} MB in {final}")
     return final
 
 
 def adopt(archive: Path, say: Callable[[str], None]) -> Path:
-    """Unpack a base that another machine made (a tar of `directory()`), unless there is one. The caller has verified it.
+    """Unpack a base that another machine built (a tar of `directory()`), unless it exists. The caller has verified it.
 
     Raises:
         ProcessFailed: tar could not unpack it.
-        TimedOut: another process has been making it for half an hour.
+        TimedOut: another process has been building it for half an hour.
     """
     final = directory()
-    with exclusive(final.parent / "base.lock", what="making the base of the lab's hosts", timeout=BUILD_TIMEOUT):
+    with exclusive(final.parent / "base.lock", what="building the base of the lab's hosts", timeout=BUILD_TIMEOUT):
         if final.is_dir():
             return final
         final.parent.chmod(0o700)
@@ -122,7 +122,7 @@ def adopt(archive: Path, say: Callable[[str], None]) -> Path:
 def mmdebstrap(target: Path) -> list[str | Path]:
     """The command that unpacks Debian into `target`, an empty directory.
 
-    It runs in namespaces that end with us: if we are killed, so is all that it has started, and what it has mounted is gone.
+    It runs in namespaces that end with this process: if it is killed, so are all child processes, and their mounts are gone.
     """
     left_out = [f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT]
     return [
@@ -141,11 +141,11 @@ def mmdebstrap(target: Path) -> list[str | Path]:
 
 
 def furnish(tree: Path) -> None:
-    """Lay our files over Debian's, and decide which units start."""
+    """Copy CKP's files over Debian's, and enable and mask units."""
     for file in _rootfs_files():
         target = tree / file.relative_to(ROOTFS)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.parent.chmod(0o755)  # whatever our umask
+        target.parent.chmod(0o755)  # independent of the umask
         shutil.copyfile(file, target)
         target.chmod(0o644)
     units = tree / "etc/systemd/system"
@@ -155,13 +155,13 @@ def furnish(tree: Path) -> None:
         _link(units / link, unit)
     for name in MASKED_SYSCTLS:
         _link(tree / "etc/sysctl.d" / name, "/dev/null")
-    # Each host brings its own: an empty file would be taken for a first boot.
+    # Each host has its own. Removed, not emptied: systemd takes an empty one for a first boot.
     for name in ("etc/machine-id", "var/lib/dbus/machine-id", "etc/hostname", "etc/resolv.conf", "etc/hosts"):
         (tree / name).unlink(missing_ok=True)
     _link(tree / "var/lib/dbus/machine-id", "/etc/machine-id")
     for name in ("var/lib/containerd", "var/lib/kubelet", "var/lib/etcd", "var/lib/ckp"):
         (tree / name).mkdir(parents=True, exist_ok=True)
-    # There is nobody to type a password, and nothing that asks for one.
+    # No password login: the lab enters hosts by their namespaces.
     run(["chroot", tree, "passwd", "--lock", "root"], timeout=30, what="locking root's password in the base")
 
 

@@ -1,7 +1,7 @@
-"""A host's cgroups: one of its own in every hierarchy of the machine, v1 and v2.
+"""The cgroups of a host: one in every hierarchy of the machine, v1 and v2.
 
-They root the host's cgroup namespace, so that what one host attaches to "the" cgroup2 root (Cilium's socket programs) stays with that
-host. And they name every process of a host exactly, which makes pulling its plug possible.
+They are the roots of the host's cgroup namespace, so that what a host attaches to its cgroup2 root (Cilium's socket programs) affects only
+that host. And they hold exactly the processes of the host, so that a power cut can be simulated by killing them all.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pathlib import Path
 from ckp.kits.errors import CkpError, TimedOut
 
 TOP = "ckp-lab"
-"""The cgroup below which all labs of a machine are; each lab has one in it, named as its bridge."""
+"""The parent cgroup of all labs of a machine; each lab's cgroup in it has the name of its bridge."""
 
 KEEPER = "keeper"
-"""Where the process is that starts systemd-nspawn (again after a reboot)."""
+"""The cgroup of the process that starts systemd-nspawn, and starts it again after a reboot."""
 
 MACHINE = "machine"
-"""Where systemd-nspawn and the host are; on the hierarchy that systemd uses, nspawn puts the host into `payload` below."""
+"""The cgroup of systemd-nspawn and the host; in the hierarchy that systemd uses, nspawn puts the host into `payload` below it."""
 
 SESSION = "ckp-session"
-"""Where commands are that the lab runs inside a host: below the root of the host's namespace, and so a part of the host."""
+"""The cgroup of commands that the lab runs inside a host: below the root of the host's cgroup namespace, so part of the host."""
 
 
 @dataclass(frozen=True)
@@ -39,25 +39,25 @@ class Hierarchy:
 
     @property
     def is_cpuset(self) -> bool:
-        """A v1 cpuset: its new groups have no CPU until told, and a process can't enter them."""
+        """Whether it is a v1 cpuset: a new group has no CPUs until they are set, and no process can enter it before."""
         return not self.unified and "cpuset" in self.options
 
 
 def parse_hierarchies(mountinfo: str) -> list[Hierarchy]:
-    """The hierarchies in a /proc/PID/mountinfo (proc(5)), each once, wherever else it is mounted too."""
+    """The hierarchies in a /proc/PID/mountinfo (proc(5)), each once, even if it has several mounts."""
     found: dict[str, Hierarchy] = {}
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         fields = before.split()
         kind, _source, options = after.split(" ", 2)
-        # Only a mount of a whole hierarchy will do: field 4 is the part of it that is mounted here.
+        # Only mounts of a complete hierarchy: field 4 is the part of it that is mounted.
         if kind in {"cgroup", "cgroup2"} and fields[3] == "/":
             found.setdefault(fields[2], Hierarchy(Path(fields[4]), kind == "cgroup2", frozenset(options.split(","))))
     return list(found.values())
 
 
 def machine_hierarchies() -> list[Hierarchy]:
-    """The hierarchies of this machine. Raises CkpError if there are none to write to."""
+    """The hierarchies of this machine. Raises CkpError if there are none."""
     found = parse_hierarchies(Path("/proc/self/mountinfo").read_text())
     if not found:
         raise CkpError("no cgroup hierarchy is mounted on this machine", resolution="mount cgroup2 on /sys/fs/cgroup, as every distribution does")
@@ -74,11 +74,11 @@ class HostCgroup:
 
     @property
     def roots(self) -> list[Path]:
-        """The host's directory in each hierarchy, there or not."""
+        """The host's directory in each hierarchy, existing or not."""
         return [hierarchy.mount / TOP / self.lab / self.host for hierarchy in self.hierarchies]
 
     def make(self, leaf: str) -> list[Path]:
-        """Make the host's cgroup `leaf` in every hierarchy; returns the files that a process writes its pid to in order to enter."""
+        """Create the host's cgroup `leaf` in every hierarchy; returns their cgroup.procs files, into which a process writes its pid to enter."""
         files = [self._make(hierarchy, leaf) / "cgroup.procs" for hierarchy in self.hierarchies]
         _forbid_swap(self.roots)
         return files
@@ -94,9 +94,9 @@ class HostCgroup:
                     if hierarchy.is_cpuset:
                         _inherit_cpuset(current)
             except FileNotFoundError:
-                continue  # Another lab that is going down has just removed the level that all labs share.
+                continue  # Another lab, on its way down, has just removed the parent that all labs share.
             return current
-        raise CkpError(f"cgroup {current} could not be made: something keeps removing the ones above it")
+        raise CkpError(f"cgroup {current} could not be created: something keeps removing its parents")
 
     def session(self) -> list[Path]:
         """As `make`, for the cgroup of the commands that are run inside the host."""
@@ -113,11 +113,11 @@ class HostCgroup:
         return files
 
     def pids(self) -> set[int]:
-        """Every process of the host; zombies are not among them."""
+        """The pids of all processes of the host, without zombies."""
         return {pid for root in self.roots for group in _groups(root) for pid in _pids(group)}
 
     def memory(self) -> int:
-        """Bytes of memory that the host holds, its page cache included; 0 where the machine doesn't count."""
+        """Bytes of memory that the host uses, with its page cache; 0 if the machine does not account memory."""
         for root in self.roots:
             for name in ("memory.usage_in_bytes", "memory.current"):
                 if (root / name).exists():
@@ -128,7 +128,7 @@ class HostCgroup:
         """Kill every process of the host at once, and wait until they are gone.
 
         Raises:
-            TimedOut: some were still there after `timeout` seconds.
+            TimedOut: some were still alive after `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -138,7 +138,7 @@ class HostCgroup:
             left = self.pids()
             if not left:
                 return
-            # For kernels before 5.14, and for what entered only some of the hierarchies (a command killed while it was starting).
+            # For kernels before 5.14, and for a process that entered only some of the hierarchies (a command killed while it started).
             for pid in left:
                 try:
                     os.kill(pid, signal.SIGKILL)
@@ -148,18 +148,18 @@ class HostCgroup:
                 raise TimedOut(
                     f"host {self.host}: {len(left)} processes did not die within {timeout:.0f} s",
                     details="\n".join(f"{pid} {_command(pid)}" for pid in sorted(left)),
-                    resolution="look at what they wait for (state D in `ps`): a hanging network mount or disk, most likely",
+                    resolution="see what they wait for (state D in `ps`): most likely a network mount or disk that does not answer",
                 )
             time.sleep(0.02)
 
     def remove(self, *, timeout: float) -> None:
-        """Remove the host's cgroups, which must hold no process any more. Raises TimedOut after `timeout` seconds."""
+        """Remove the host's cgroups, which must be empty of processes. Raises TimedOut after `timeout` seconds."""
         for root in self.roots:
             remove_tree(root, timeout=timeout)
 
 
 def remove_empty_levels(lab: str, hierarchies: tuple[Hierarchy, ...]) -> bool:
-    """Remove the cgroup of a lab whose hosts are gone, and the one of all labs if it was the last; returns whether it was."""
+    """Remove the cgroup of a lab without hosts, and the parent of all labs if it was the last; returns whether it was."""
     for hierarchy in hierarchies:
         for level in (hierarchy.mount / TOP / lab, hierarchy.mount / TOP):
             try:
@@ -172,14 +172,14 @@ def remove_empty_levels(lab: str, hierarchies: tuple[Hierarchy, ...]) -> bool:
 
 
 def known_hosts(lab: str, hierarchies: tuple[Hierarchy, ...]) -> set[str]:
-    """Names of the hosts of `lab` that have a cgroup, whoever made it."""
+    """The names of all hosts of `lab` that have a cgroup."""
     return {
         entry.name for hierarchy in hierarchies if (hierarchy.mount / TOP / lab).is_dir() for entry in (hierarchy.mount / TOP / lab).iterdir() if entry.is_dir()
     }
 
 
 def remove_tree(root: Path, *, timeout: float) -> None:
-    """Remove a cgroup and those below it; one that is still busy, as just after a kill, is tried again for `timeout` seconds."""
+    """Remove a cgroup and those below it. While one is busy, as just after a kill, it is retried. Raises TimedOut after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     for group in reversed(list(_groups(root))):
         while True:
@@ -196,7 +196,7 @@ def remove_tree(root: Path, *, timeout: float) -> None:
 
 
 def _groups(root: Path) -> Iterator[Path]:
-    """`root` and all cgroups below it, each before its children; groups that vanish meanwhile are left out."""
+    """`root` and all cgroups below it, each before its children, without groups that are removed in the meantime."""
     try:
         children = [Path(entry.path) for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
@@ -214,7 +214,7 @@ def _pids(group: Path) -> list[int]:
 
 
 def _open_controllers(hierarchy: Hierarchy, group: Path) -> None:
-    """Hand all controllers of a v2 cgroup to its children, as far as it can."""
+    """Enable all available controllers of a v2 cgroup for its children, as far as possible."""
     if not hierarchy.unified:
         return
     available = (group / "cgroup.controllers").read_text().split()
@@ -230,7 +230,7 @@ def _inherit_cpuset(group: Path) -> None:
 
 
 def _forbid_swap(roots: list[Path]) -> None:
-    """Keep the host out of the machine's swap: kubelets refuse to run with swap, and the host shows none (see rootfs/.../prepare)."""
+    """Keep the host out of the machine's swap: kubelets refuse to run with swap, and the host shows none (rootfs/.../prepare)."""
     for root in roots:
         for name in ("memory.swap.max", "memory.swappiness"):
             if (root / name).exists():
@@ -238,7 +238,7 @@ def _forbid_swap(roots: list[Path]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write to a control file; a kernel that refuses, or a group that has just gone, is not an error here."""
+    """Write to a control file; a refusal by the kernel, or a group that was just removed, is not an error."""
     try:
         path.write_text(text)
     except OSError:

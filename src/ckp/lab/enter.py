@@ -1,4 +1,4 @@
-"""Running commands inside a host, from the machine: into its namespaces with nsenter, and into its cgroups."""
+"""Running commands inside a host: in its namespaces (nsenter) and its cgroups."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "USER": "root",
 }
-"""What a command inside sees: nothing of the machine's own environment, which may hold secrets and proxies."""
+"""The environment of a command inside: without the machine's own, which may hold secrets and proxies."""
 
 
 def inside(leader: int, session: Sequence[Path], argv: Sequence[str | Path], env: Mapping[str, str] | None = None) -> list[str]:
     """The command that runs `argv` as root in the host whose first process is `leader` (its pid on the machine).
 
-    The host's cgroups are entered first: nsenter alone gives a process the host's view of the cgroups, and leaves it outside of them.
+    The host's cgroups are entered first: nsenter alone only changes a process's view of the cgroups.
     """
     variables = [f"{name}={value}" for name, value in {**ENVIRONMENT, **(env or {})}.items()]
     namespaces = ["-m", "-u", "-i", "-n", "-p", "-C"]
@@ -40,11 +40,11 @@ def stream(
     stdin: str | bytes | Path | None = None,
     what: str,
 ) -> int:
-    """Run a program, and hand over what it says (both streams) line by line as it comes; returns its exit code.
+    """Run a program, and call `on_line` for each line of its output (both streams) as it comes; returns its exit code.
 
     Args:
         timeout: seconds after which it is killed with all its children.
-        stdin: its standard input; a Path is a file on the machine that is read by the program itself, however big.
+        stdin: its standard input; a Path is a file on the machine, of any size.
 
     Raises:
         ProcessFailed: it could not be started, or did not end in time.
@@ -85,7 +85,7 @@ def _input(stdin: str | bytes | Path | None) -> IO[bytes]:
         return stdin.open("rb")
     if stdin is None:
         return Path(os.devnull).open("rb")
-    # A file rather than a pipe: nobody has to feed it while the output is being read.
+    # A file instead of a pipe: no thread has to write to it while the output is read.
     source: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     source.write(stdin.encode() if isinstance(stdin, str) else stdin)
     source.seek(0)

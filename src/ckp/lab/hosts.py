@@ -1,12 +1,12 @@
-"""One host of the lab: a systemd machine with a disk that outlives it, which can be started, entered, shut down, and cut off.
+"""One host of the lab: a systemd container with a persistent disk, which can be started, entered, shut down, or have its power cut.
 
-Its disk is an overlay: the base that all hosts share below, and its own writes above. The directories in VOLUMES are plain ones, because
-containerd's own overlays can't lie on an overlay, and etcd wants a real disk. All of it is in the host's directory:
+Its disk is an overlay of the shared base and its own writes. The directories in VOLUMES are plain ones, because containerd's
+overlays can't be on an overlay, and etcd needs a real disk. The host's directory:
 
-    host.json            what it is (HostRecord)
+    host.json            its record (HostRecord)
     upper/ work/ root/   the overlay's writes, its scratch space, and where it is mounted (seen by the host alone)
     volumes/             the plain directories
-    pid console.log      the process that keeps it going, and what that and the boot said
+    pid console.log      the pid of its keeper process, and the output of keeper and boot
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ from ckp.lab.network import HostSpec, LabNetwork
 __all__ = ["HostRecord", "HostSpec", "LabHost", "VOLUMES"]
 
 VOLUMES = {"containerd": "/var/lib/containerd", "kubelet": "/var/lib/kubelet", "etcd": "/var/lib/etcd", "ckp": "/var/lib/ckp"}
-"""Directories of the host that are plain ones on the machine's disk: name below volumes/, and place inside."""
+"""Directories that are plain ones on the machine's disk: name below volumes/, and path inside the host."""
 
 BOOT_TIMEOUT = 180.0
-"""Seconds until a host must be up; it takes some two, but many may boot on a busy machine."""
+"""Seconds until a host must be up. It takes about two, but many may boot at once on a busy machine."""
 
 SHUTDOWN_TIMEOUT = 90.0
 KILL_TIMEOUT = 30.0
 LOCK_TIMEOUT = 300.0
 CONSOLE_LIMIT = 1 << 20
-"""Bytes after which console.log begins anew at the next start."""
+"""Size in bytes above which console.log is deleted at the next start."""
 
 PREPARE = "ckp-lab-prepare.service"
-"""The unit of the base that makes a machine of the container (rootfs/). Other units may fail, as on any machine; not this one."""
+"""The unit of the base that prepares the container as a host (rootfs/). Unlike other units, it must not fail."""
 
 _BOOT_SCRIPT = Path(__file__).with_name("boot.sh")
 
 
 class _WentDown(CkpError):
-    """The host ended while somebody waited for it to come up."""
+    """The host stopped while it was booting."""
 
 
 @dataclass(frozen=True)
 class HostRecord:
-    """What is written down of a host when it is made; nothing of it ever changes."""
+    """A host's record, written when it is created, and never changed."""
 
     name: str
     address: str
@@ -68,15 +68,15 @@ class HostRecord:
 
     @classmethod
     def from_json(cls, text: str) -> HostRecord:
-        """The record in host.json. Raises CkpError if it isn't one."""
+        """Parse host.json. Raises CkpError if it is malformed."""
         try:
             return cls(**json.loads(text))
         except (ValueError, TypeError) as error:
-            raise CkpError(f"host.json is not a host's record: {error}", resolution="`ckp lab down` removes the lab's hosts whatever their state") from error
+            raise CkpError(f"host.json is malformed: {error}", resolution="`ckp lab down` removes the lab's hosts whatever their state") from error
 
 
 class LabHost:
-    """A host of the lab, running or not. Methods may be called from any thread; what changes the host is done under its lock."""
+    """A host of the lab, running or not. Thread-safe: changes are made under the host's lock."""
 
     def __init__(self, directory: Path, lock: Path, network: LabNetwork, record: HostRecord) -> None:
         self.directory = directory
@@ -88,7 +88,7 @@ class LabHost:
 
     @property
     def name(self) -> str:
-        """Its name, which is its hostname too."""
+        """Its name, which is also its host name."""
         return self.record.name
 
     @property
@@ -103,7 +103,7 @@ class LabHost:
 
     @property
     def memory(self) -> int:
-        """Bytes of memory that it holds now, its page cache included; 0 if it is off."""
+        """Bytes of memory that it uses now, with its page cache; 0 if it is off."""
         return self._cgroup.memory()
 
     # -- inside
@@ -118,14 +118,14 @@ class LabHost:
         env: Mapping[str, str] | None = None,
         what: str = "",
     ) -> Finished:
-        """Run a command inside as root, in `/`, to its end, and return what it said.
+        """Run a command inside as root, in `/`, to its end, and return its output.
 
         Args:
             timeout: seconds after which it is killed.
-            stdin: its standard input. Give secrets this way: arguments and `env` can be read by anyone in the machine's process list.
-            check: raise when it ends with another code than 0.
-            env: added to a bare environment (PATH, HOME, LANG, USER); nothing is inherited from the machine.
-            what: how to name the work in an error.
+            stdin: its standard input. Pass secrets this way: every user of the machine can read arguments and `env` in /proc.
+            check: raise if its exit code is not 0.
+            env: added to a minimal environment (PATH, HOME, LANG, USER); nothing is inherited from the machine.
+            what: the work's name in an error.
 
         Raises:
             ProcessFailed: it failed (with `check`), or ran out of time.
@@ -135,22 +135,22 @@ class LabHost:
         return run(self._inside(argv, env), timeout=timeout, stdin=stdin, check=check, what=name, cwd=Path("/"))
 
     def stream(self, argv: Sequence[str | Path], *, timeout: float, on_line: Callable[[str], None], stdin: str | bytes | None = None) -> int:
-        """Run a command inside, and hand over what it says (both streams) line by line as it comes; returns its exit code.
+        """Run a command inside, and call `on_line` for each line of its output (both streams) as it comes; returns its exit code.
 
         Raises ProcessFailed if it did not end within `timeout` seconds, CkpError if the host is not running.
         """
         return enter.stream(self._inside(argv), timeout=timeout, on_line=on_line, stdin=stdin, what=f"{Path(argv[0]).name} on {self.name}")
 
     def shell(self) -> int:
-        """A login shell inside, on our terminal; returns its exit code. Unbounded: it ends when the person ends it."""
+        """A login shell inside, on this terminal; returns its exit code. No timeout: the user ends it."""
         login = ["bash", "--login"]
         if sys.stdin.isatty():
-            # The machine's terminal has no name inside; `script` makes one of the host's own, and passes on what is typed and resized.
+            # The machine's terminal has no device inside. `script` creates one, and forwards input and window size.
             login = ["script", "--quiet", "--return", "--command", "bash --login", "/dev/null"]
         return subprocess.call(self._inside(login, {"TERM": os.environ.get("TERM", "xterm")}))
 
     def push(self, source: Path | bytes, target: str, *, mode: int = 0o644) -> None:
-        """Write a file of the machine, or some bytes, to `target` inside: whole or not at all, missing directories made.
+        """Write a file of the machine, or bytes, to `target` inside, atomically; missing directories are created.
 
         Raises ProcessFailed if it can't be written, CkpError if the host is not running.
         """
@@ -175,10 +175,11 @@ class LabHost:
     # -- power
 
     def start(self) -> None:
-        """Boot it unless it runs, and wait until systemd inside has started everything and its network answers.
+        """Boot it unless it runs, and wait until systemd has started all units and the network works.
 
         Raises:
-            TimedOut: it was not up in time; what it was busy with is in the details.
+            TimedOut: it was not up in time; the details show what it waited for.
+            NotFound: it was removed, or its base was.
         """
         with self._locked("starting"):
             if not (self.directory / "host.json").exists():
@@ -187,7 +188,7 @@ class LabHost:
                 try:
                     self._wait_up()
                 except _WentDown:
-                    pass  # Somebody was shutting it down, and did not live to see it.
+                    pass  # A process that was shutting it down was killed before it had finished.
                 else:
                     return
             self._clear()
@@ -195,20 +196,20 @@ class LabHost:
             self._wait_up()
 
     def power_off(self) -> None:
-        """Shut it down as its administrator would; what is still there after a minute and a half is killed. Off already is fine."""
+        """Shut it down cleanly, and kill it after SHUTDOWN_TIMEOUT. No error if it is off."""
         with self._locked("shutting down"):
             self._daemon.stop(grace=SHUTDOWN_TIMEOUT)
             self._clear()
 
     def power_cut(self) -> None:
-        """Kill everything of it at once, as if its plug were pulled; its disk stays as it is. Off already is fine."""
-        # Kill before asking for the lock: whoever is starting the host shall not delay it, and will see it die.
+        """Kill all its processes at once, as a power cut does; its disk stays as it is. No error if it is off."""
+        # Kill before waiting for the lock: a process that is starting the host must not delay it, and will see it die.
         self._cgroup.kill(timeout=KILL_TIMEOUT)
         with self._locked("cutting the power of"):
             self._clear()
 
     def remove(self) -> None:
-        """Cut its power and delete its disk. Not there is fine."""
+        """Cut its power and delete its disk. No error if it does not exist."""
         self._cgroup.kill(timeout=KILL_TIMEOUT)
         with self._locked("removing"):
             self._clear()
@@ -233,7 +234,7 @@ class LabHost:
         return enter.inside(leader, self._cgroup.session(), argv, env)
 
     def _clear(self) -> None:
-        """Leave nothing of an earlier run: processes that lost their keeper, cgroups, cable, pid file."""
+        """Remove what an earlier run left: processes without keeper, cgroups, network link, pid file."""
         self._cgroup.kill(timeout=KILL_TIMEOUT)
         self._cgroup.remove(timeout=KILL_TIMEOUT)
         self._network.unplug(machine_name(self._network, self.name))
@@ -244,7 +245,7 @@ class LabHost:
         if not base.is_dir():
             raise NotFound(
                 f"the base file system of host {self.name} is gone: {base}",
-                resolution="a host's disk is of no use without it (was the cache cleaned?): `ckp lab down`, then up again",
+                resolution="its disk can't be used without it (was the cache cleaned?): run `ckp lab down`, then `ckp lab up`",
             )
         if self._daemon.log.exists() and self._daemon.log.stat().st_size > CONSOLE_LIMIT:
             self._daemon.log.unlink()
@@ -284,10 +285,10 @@ class LabHost:
         wait_until(up, what=f"host {self.name} is up", timeout=BOOT_TIMEOUT, every=0.1, reason=reason)
 
     def _try(self, argv: list[str]) -> str:
-        """What a command inside says; nothing if it can't be run, or not now."""
+        """The output of a command inside; "" if it can't be run at the moment."""
         try:
             return self.run(argv, timeout=10, check=False).stdout.strip()
-        except (CkpError, OSError):  # It is going down, or has not got its cgroups yet.
+        except (CkpError, OSError):  # It is going down, or does not have its cgroups yet.
             return ""
 
     @contextmanager
@@ -297,7 +298,7 @@ class LabHost:
 
 
 def machine_name(network: LabNetwork, name: str) -> str:
-    """What systemd-nspawn calls the host: with the bridge, so that hosts of two labs may have one name."""
+    """The host's name for systemd-nspawn: with the bridge, so that hosts of two labs may have the same name."""
     return f"{network.bridge}-{name}"
 
 
@@ -305,7 +306,7 @@ def nspawn(network: LabNetwork, record: HostRecord, directory: Path) -> list[str
     """The command that boots a host whose root file system is mounted at `directory`/root."""
     binds = [f"--bind={directory}/volumes/{name}:{place}" for name, place in VOLUMES.items()]
     if Path("/lib/modules").is_dir():
-        binds.append("--bind-ro=/lib/modules")  # so that modprobe inside works, as far as the machine has modules
+        binds.append("--bind-ro=/lib/modules")  # so that modprobe works inside
     return [
         "systemd-nspawn",
         "--quiet",
@@ -314,11 +315,11 @@ def nspawn(network: LabNetwork, record: HostRecord, directory: Path) -> list[str
         f"--machine={machine_name(network, record.name)}",
         f"--hostname={record.name}",
         f"--uuid={record.machine_id}",
-        # There may be no systemd on the machine to ask for a scope; our cgroups do its work.
+        # The machine may not run systemd, which would create a scope; the lab makes the cgroups instead.
         "--register=no",
         "--keep-unit",
         f"--network-bridge={network.bridge}",
-        # A node's runtime, kubelet and network plugin need all that root can do.
+        # A node's runtime, kubelet and network plugin need all capabilities.
         "--capability=all",
         "--system-call-filter=add_key keyctl bpf perf_event_open",
         # The kubelet watches the kernel's log for processes that ran out of memory.
@@ -332,12 +333,12 @@ def nspawn(network: LabNetwork, record: HostRecord, directory: Path) -> list[str
 
 
 def identity_files(network: LabNetwork, record: HostRecord) -> dict[str, str]:
-    """The files of a new host that make it this one: path inside, and content."""
+    """The files that give a new host its identity: path inside, and content."""
     return {
         "etc/machine-id": f"{record.machine_id}\n",
         "etc/hostname": f"{record.name}\n",
         "etc/hosts": f"127.0.0.1 localhost\n::1 localhost\n{record.address} {record.name}\n{network.gateway} registry.ckp.lab\n",
-        # Nothing answers there, and says so at once: no name outside can be looked up from a lab.
+        # Nothing listens there, so lookups of outside names fail at once: they are not possible from a lab.
         "etc/resolv.conf": f"nameserver {network.gateway}\n",
         # Sorts before 80-container-host0.network, which would ask for DHCP.
         "etc/systemd/network/10-host0.network": (
@@ -347,12 +348,12 @@ def identity_files(network: LabNetwork, record: HostRecord) -> dict[str, str]:
 
 
 def furnish(directory: Path, network: LabNetwork, record: HostRecord) -> None:
-    """Lay out a new host's directory: an empty disk but for what tells the host who it is."""
+    """Create the content of a new host's directory: a disk with only its identity files."""
     for name in ("upper", "work", "root", *(f"volumes/{volume}" for volume in VOLUMES)):
         (directory / name).mkdir(parents=True)
     for path, content in identity_files(network, record).items():
         atomic_write(directory / "upper" / path, content)
-    # The host sees these directories as its own /, /etc and so on: our umask must not show in them.
+    # The host sees these directories as its own /, /etc and so on: their modes must not depend on the umask.
     for made in directory.rglob("*"):
         if made.is_dir():
             made.chmod(0o755)
@@ -362,7 +363,7 @@ def furnish(directory: Path, network: LabNetwork, record: HostRecord) -> None:
 
 
 def discard(directory: Path) -> None:
-    """Delete a host's directory; it takes its name away first, so that a half-deleted one is never taken for a host."""
+    """Delete a host's directory. It is renamed first, so that a partly deleted one is never taken for a host."""
     doomed = directory.with_name(f".{directory.name}.doomed-{time.time_ns()}")
     try:
         directory.rename(doomed)

@@ -1,4 +1,4 @@
-"""The lab as a whole: its network, its hosts, and how all of it goes away again."""
+"""The lab as a whole: its network and its hosts, and their removal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROGRAMS = ("systemd-nspawn", "mmdebstrap", "nsenter", "unshare", "ip", "iptable
 
 
 class Lab:
-    """Hosts on one bridge. All that is known of them is below `root`, so any process, of any checkout, finds and removes them."""
+    """Hosts on one bridge. All state is below `root`, so any process of any checkout can find and remove them."""
 
     BRIDGE: ClassVar[str] = LabNetwork.bridge
     GATEWAY: ClassVar[str] = LabNetwork.gateway
@@ -40,7 +40,7 @@ class Lab:
         return base.ensure(say)
 
     def ensure_host(self, spec: HostSpec) -> LabHost:
-        """Make the host unless it is there, boot it unless it runs, and wait until it is up. May be called from many threads.
+        """Create the host unless it exists, boot it unless it runs, and wait until it is up. Thread-safe.
 
         Raises:
             InvalidInput: its name or address can't be used in this lab.
@@ -62,25 +62,25 @@ class Lab:
         return [self._host(directory) for directory in directories]
 
     def host(self, name: str) -> LabHost:
-        """The host of that name. Raises NotFound."""
+        """The host with this name. Raises NotFound."""
         directory = self._hosts / name
         if not re.fullmatch(r"[a-z0-9-]+", name) or not (directory / "host.json").exists():
             known = ", ".join(host.name for host in self.hosts()) or "none"
-            raise NotFound(f"the lab has no host {name!r}", resolution=f"hosts there are: {known}")
+            raise NotFound(f"the lab has no host {name!r}", resolution=f"its hosts are: {known}")
         return self._host(directory)
 
     def down(self) -> None:
-        """Stop and remove every host, the bridge, cgroups, mounts and firewall rules: all that a lab with this root and bridge may have
+        """Stop and remove everything that a lab with this root and bridge may have left: hosts, bridge, cgroups, mounts and firewall rules.
 
-        left, whoever made it, and wherever it was killed. What is not there is fine. A host takes a fraction of a second and its disk some
-        seconds; nothing is waited for without an end.
+        Works on an incomplete lab, too, and whichever process created it. All waits have timeouts; a host takes less than a second, and its
+        disk some seconds.
 
         Raises:
-            TimedOut: a process can't be killed, or somebody else was at work on a host all the time.
+            TimedOut: a process can't be killed, or another process kept the lock of a host.
         """
         hierarchies = tuple(cgroups.machine_hierarchies())
         lab = self.network.bridge
-        # Everything dies first: whoever is just booting a host sees it fail, and lets go of its lock.
+        # Kill everything first: a process that is booting a host then fails, and releases its lock.
         names = cgroups.known_hosts(lab, hierarchies) | {path.name for path in self._hosts.glob("[!.]*")}
         groups = {name: cgroups.HostCgroup(lab, name, hierarchies) for name in sorted(names)}
         for group in groups.values():
@@ -96,7 +96,7 @@ class Lab:
                 machine.restore()
             self.network.down()
             self._unmount()
-            if self._hosts.exists():  # half-made and half-deleted hosts are left in it
+            if self._hosts.exists():  # incomplete and partly deleted hosts
                 run(["rm", "-rf", "--one-file-system", self._hosts], timeout=600, what="deleting the lab's hosts")
 
     # -- how
@@ -109,7 +109,7 @@ class Lab:
         return exclusive(self._lock(name), what=what, timeout=LOCK_TIMEOUT)
 
     def _lock(self, name: str) -> Path:
-        # Outside of what is deleted: a lock whose file is gone would be held by two.
+        # Not in the host's directory, which is deleted: with a new file, a second process could take the lock.
         return self.root / "locks" / f"{name}.lock"
 
     def _host(self, directory: Path) -> LabHost:
@@ -130,27 +130,27 @@ class Lab:
         return self._host(directory)
 
     def _unmount(self) -> None:
-        """Hosts mount in namespaces of their own; this is for what a person may have mounted below our root."""
+        """Unmount what a user may have mounted below the root; hosts mount in namespaces of their own."""
         mountinfo = Path("/proc/self/mountinfo").read_text()
         for point in mounts_below(self.root.resolve(), mountinfo):
             run(["umount", "--lazy", point], timeout=30, check=False, what=f"unmounting {point}")
 
     def _require_machine(self) -> None:
         if os.geteuid() != 0:
-            raise CkpError("the lab needs root: it boots whole hosts", resolution="run it with sudo, or as root")
+            raise CkpError("the lab needs root, to boot its hosts", resolution="run it with sudo, or as root")
         missing = [program for program in PROGRAMS if shutil.which(program) is None]
         if missing:
             raise CkpError(f"the lab needs {', '.join(missing)}", resolution=f"apt-get install {' '.join(APT_PACKAGES)}")
         for path in (self.root, paths.cache()):
             if any(character in str(path) for character in ",:\\"):
-                raise InvalidInput(f"{path} can't hold the lab: overlay mounts take no comma, colon or backslash in a path")
+                raise InvalidInput(f"the lab can't be in {path}: paths of overlay mounts must not have a comma, colon or backslash")
         self._hosts.mkdir(parents=True, exist_ok=True)
-        self._hosts.chmod(0o700)  # as systemd keeps /var/lib/machines: what is private inside a host stays so
-        kind = run(["stat", "--file-system", "--format=%T", self.root], timeout=30, what="looking at the lab's disk").stdout.strip()
+        self._hosts.chmod(0o700)  # like systemd's /var/lib/machines: private files of hosts stay private
+        kind = run(["stat", "--file-system", "--format=%T", self.root], timeout=30, what="reading the type of the lab's file system").stdout.strip()
         if kind == "overlayfs":
             raise CkpError(
-                f"{self.root} is on an overlay (a container's file system?), and the hosts' disks can't be",
-                resolution="point CKP_STATE to a directory on a real disk, such as a volume",
+                f"{self.root} is on an overlay file system (of a container?), on which the hosts' disks can't be",
+                resolution="set CKP_STATE to a directory on a real disk, such as a volume",
             )
         # systemd-nspawn derives the hosts' hardware addresses from it.
         identity = Path("/etc/machine-id")

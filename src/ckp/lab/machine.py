@@ -1,7 +1,7 @@
-"""Kernel settings that all hosts share with the machine, because the kernel has only one of each.
+"""Kernel settings that all hosts share with the machine, because they are not namespaced.
 
-A kubelet sets some of them; and a machine's defaults for inotify are too few for many hosts' worth of systemd, containerd and kubelets,
-which all count as one user. The values from before the first lab come back when the last one goes.
+Kubelets set some of them; and the defaults for inotify are too low for systemd, containerd and kubelet of many hosts, which all count
+as one user. The values from before the first lab are restored when the last lab goes down.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ckp.kits.files import atomic_write
 SYSCTLS = Path("/proc/sys")
 
 REMEMBERED = Path("/run/ckp-lab-sysctls.json")
-"""What was set before: of the machine, not of one lab, and gone with a reboot as the settings are."""
+"""The original values: one file for all labs of the machine, lost with a reboot like the settings themselves."""
 
 AT_LEAST = {"fs/inotify/max_user_instances": 8192, "fs/inotify/max_user_watches": 1048576}
 
@@ -22,7 +22,7 @@ CHANGED_BY_KUBELETS = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_
 
 
 def prepare(sysctls: Path = SYSCTLS, remembered: Path = REMEMBERED) -> None:
-    """Remember the settings, unless another lab has done it since the machine started, and raise what is too low for hosts."""
+    """Record the settings, unless another lab has done so since the machine started, and raise those that are too low."""
     if not remembered.exists():
         before = {name: (sysctls / name).read_text().strip() for name in (*AT_LEAST, *CHANGED_BY_KUBELETS) if (sysctls / name).exists()}
         atomic_write(remembered, json.dumps(before, indent=2) + "\n")
@@ -32,7 +32,7 @@ def prepare(sysctls: Path = SYSCTLS, remembered: Path = REMEMBERED) -> None:
 
 
 def restore(sysctls: Path = SYSCTLS, remembered: Path = REMEMBERED) -> None:
-    """Set everything back to what was remembered; nothing remembered is fine."""
+    """Restore the recorded settings, if there are any."""
     try:
         before = json.loads(remembered.read_text())
     except FileNotFoundError:

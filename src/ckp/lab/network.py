@@ -1,4 +1,4 @@
-"""The lab's network: its address plan, its bridge, and the few firewall rules that let the hosts reach each other and nothing else."""
+"""The lab's network: its address plan, its bridge, and the firewall rules that allow traffic between hosts only."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ckp.kits.errors import Conflict, InvalidInput
 from ckp.kits.processes import run
 
 COMMAND_TIMEOUT = 30.0
-"""Seconds for one `ip` or `iptables` command; they take milliseconds, unless somebody holds the xtables lock."""
+"""Seconds for one `ip` or `iptables` command; they take milliseconds, unless another process holds the xtables lock."""
 
 HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
-"""A DNS label; short enough that bridge and name together are a machine name (64 characters)."""
+"""A DNS label, short enough that bridge and name fit in a machine name (64 characters)."""
 
 
 @dataclass(frozen=True)
 class HostSpec:
-    """What a host of the lab is called, and where it is on the lab's network."""
+    """Name and IPv4 address of a host of the lab."""
 
     name: str
     address: str
@@ -29,7 +29,7 @@ class HostSpec:
 
 @dataclass(frozen=True)
 class LabNetwork:
-    """A bridge and its IPv4 subnet. Two labs on one machine need two of these that differ in both."""
+    """A bridge and its IPv4 subnet. Two labs on one machine must differ in both."""
 
     bridge: str = "ckp0"
     gateway: str = "10.88.0.1"
@@ -37,16 +37,16 @@ class LabNetwork:
 
     @property
     def subnet(self) -> ipaddress.IPv4Network:
-        """The subnet that the bridge and all hosts are in."""
+        """The subnet of the bridge and all hosts."""
         return ipaddress.IPv4Interface(f"{self.gateway}/{self.prefix}").network
 
     @property
     def load_balancers(self) -> tuple[str, str]:
-        """First and last address that no host gets, so that clusters can give them to LoadBalancer services."""
+        """First and last address of the range that is reserved for Services of type LoadBalancer."""
         return str(self.subnet[100]), str(self.subnet[199])
 
     def management(self) -> HostSpec:
-        """The host that carries the management cluster."""
+        """The host of the management cluster."""
         return HostSpec("management", str(self.subnet[10]))
 
     def worker(self, number: int) -> HostSpec:
@@ -56,11 +56,11 @@ class LabNetwork:
         return HostSpec(f"worker-{number}", str(self.subnet[20 + number]))
 
     def hosts(self, workers: int) -> list[HostSpec]:
-        """The management host and so many workers."""
+        """The management host and `workers` worker hosts."""
         return [self.management(), *(self.worker(number) for number in range(1, workers + 1))]
 
     def check(self, spec: HostSpec) -> None:
-        """Raise InvalidInput for a host that can't be on this network."""
+        """Raise InvalidInput if the host's name or address is not allowed on this network."""
         if not HOST_NAME.fullmatch(spec.name):
             raise InvalidInput(f"{spec.name!r} is not a host name: lower-case letters, digits and dashes, at most 40")
         try:
@@ -78,7 +78,7 @@ class LabNetwork:
     # -- the bridge
 
     def up(self) -> None:
-        """Make the bridge, its address and the firewall rules, as far as they are missing.
+        """Create the bridge, its address and the firewall rules, as far as they are missing.
 
         Raises:
             Conflict: the machine already routes the subnet, or a part of it, elsewhere.
@@ -91,7 +91,7 @@ class LabNetwork:
         self._allow()
 
     def down(self) -> None:
-        """Remove the rules, the bridge and every interface still plugged into it; nothing there is fine."""
+        """Remove the rules, the bridge and every interface that is still attached to it, as far as they exist."""
         self._forget_rules()
         for port in self.ports():
             _ip("link", "del", port, check=False)
@@ -99,12 +99,12 @@ class LabNetwork:
             _ip("link", "del", self.bridge)
 
     def ports(self) -> list[str]:
-        """The machine's ends of the hosts' virtual cables."""
+        """The machine's ends of the hosts' veth pairs."""
         said = run(["ip", "-json", "link", "show", "master", self.bridge], timeout=COMMAND_TIMEOUT, check=False, what="listing the bridge's ports").stdout
         return sorted(str(link["ifname"]) for link in json.loads(said or "[]") if "ifname" in link)
 
     def unplug(self, machine: str) -> None:
-        """Drop a cable that a killed host left: the kernel removes it a moment later, but the next start needs its name now."""
+        """Remove the veth link of a killed host: the kernel removes it a moment later, but the next start needs its name now."""
         # systemd-nspawn names it vb-MACHINE; a name over 15 characters is shortened to a hash and the full one becomes an alternative.
         wanted = f"vb-{machine}"
         listing = json.loads(run(["ip", "-json", "link", "show"], timeout=COMMAND_TIMEOUT, what="listing network interfaces").stdout or "[]")
@@ -113,11 +113,11 @@ class LabNetwork:
                 _ip("link", "del", str(link["ifname"]), check=False)
 
     def _bridge_exists(self) -> bool:
-        # Asked by netlink: /sys/class/net shows the network namespace that mounted it, which need not be the one that we are in.
+        # By netlink: /sys/class/net shows the network namespace in which it was mounted, which may be another one.
         return run(["ip", "link", "show", "dev", self.bridge], timeout=COMMAND_TIMEOUT, check=False, what="looking for the bridge").code == 0
 
     def _mac(self) -> str:
-        # Without a fixed one the bridge takes that of a port, and changes it as hosts come and go.
+        # Without a fixed one the bridge takes that of a port, and changes it when hosts are added and removed.
         octets = ipaddress.IPv4Address(self.gateway).packed
         return "02:42:" + ":".join(f"{octet:02x}" for octet in octets)
 
@@ -135,11 +135,11 @@ class LabNetwork:
     # -- the firewall
 
     def rules(self) -> list[list[str]]:
-        """The rules, each as `iptables` arguments after the command (-I or -D), in the order in which they must stand.
+        """The rules, each as the `iptables` arguments after the command (-I or -D), in the order that they must have.
 
-        Where bridged packets pass through iptables (net.bridge.bridge-nf-call-iptables) and somebody, such as Docker or ufw, set the
-        policy to DROP, the hosts would not reach each other. And where the machine forwards packets, they would reach beyond the lab.
-        Of the machine itself they reach the gateway's address only.
+        Without them, hosts could not reach each other if bridged packets pass through iptables (net.bridge.bridge-nf-call-iptables) and the
+        policy is DROP, as Docker and ufw set it. And if the machine forwards packets, hosts would reach networks outside of the lab. Of the
+        machine itself they reach only the gateway's address.
         """
         mark = ["-m", "comment", "--comment", self._mark]
         return [
@@ -152,7 +152,7 @@ class LabNetwork:
 
     def _allow(self) -> None:
         if shutil.which("iptables") is None:
-            return  # Nothing filters then; and without NAT no packet from here finds its way back.
+            return  # Then nothing filters; and without NAT, answers to packets from here do not arrive.
         if all(_iptables("-C", rule) for rule in self.rules()):
             return
         self._forget_rules()
@@ -162,7 +162,7 @@ class LabNetwork:
     def _forget_rules(self) -> None:
         if shutil.which("iptables") is None:
             return
-        # By the mark, not by what we would write today: another version of this code may have made them.
+        # By the comment, not by the present rules: another version of this code may have added them.
         listing = run(["iptables", "--wait", "10", "-S"], timeout=COMMAND_TIMEOUT, what="listing firewall rules").stdout
         for line in listing.splitlines():
             command, *rule = shlex.split(line)

@@ -43,9 +43,13 @@ def test_a_worker_beyond_the_plan_is_refused(number: int) -> None:
         NETWORK.worker(number)
 
 
-def test_every_planned_host_passes_the_check_of_its_own_network() -> None:
-    for spec in [NETWORK.management(), *(NETWORK.worker(number) for number in range(1, 80))]:
+def test_every_planned_host_has_a_name_and_an_address_of_its_own_that_the_network_accepts() -> None:
+    planned = NETWORK.hosts(79)
+    assert len({spec.name for spec in planned}) == len({spec.address for spec in planned}) == 80
+    first = ipaddress.IPv4Address(NETWORK.load_balancers[0])
+    for spec in planned:
         NETWORK.check(spec)
+        assert ipaddress.IPv4Address(NETWORK.gateway) < ipaddress.IPv4Address(spec.address) < first
 
 
 @pytest.mark.parametrize("address", ["10.88.0.1", "10.88.0.0", "10.88.0.255", "10.88.0.100", "10.88.0.199", "10.89.0.21", "nowhere", "::1"])
