@@ -122,7 +122,7 @@ class EnrolmentTicket:
 
 @dataclass(frozen=True)
 class EnrolmentStatus:
-    """`approved` carries the client certificate, the CA, and the host's name."""
+    """`approved` has the client certificate, the CA, and the host's name."""
 
     state: str
     reason: str = ""
@@ -152,7 +152,7 @@ class JoinFile:
 
 @dataclass(frozen=True)
 class Membership:
-    """All that a host needs to be a node of one cluster."""
+    """Everything that a host needs to be a node of one cluster."""
 
     cluster: str
     machine: str
@@ -190,7 +190,7 @@ class AgentTarget:
 
 @dataclass(frozen=True)
 class Desired:
-    """The whole desired state of one host."""
+    """The complete desired state of one host."""
 
     generation: int
     host: str
@@ -218,7 +218,7 @@ class IssuedCertificate:
 
 @dataclass(frozen=True)
 class Renewal:
-    """A signing request for a new key, sent only after RenewalDue."""
+    """A CSR for a new key, sent only after RenewalDue."""
 
     csr: str
     type: str = "renewal"
@@ -236,7 +236,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class JournalEntry:
-    """One thing that was done on the host."""
+    """One event of a step on the host."""
 
     at: str
     step: str

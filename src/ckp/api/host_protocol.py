@@ -1,20 +1,20 @@
-"""What the hub and a host's agent say to each other, protocol 1.
+"""The protocol between the hub and the agents, version 1.
 
 Enrolment is plain HTTPS (the agent knows the hub's CA; the hub does not know the agent yet):
 
     POST /v1/enrolments            EnrolmentRequest  -> 202 EnrolmentTicket
-    GET  /v1/enrolments/{id}       Authorization: Bearer <ticket's token>  -> 200 EnrolmentStatus
+    GET  /v1/enrolments/{id}       Authorization: Bearer <the ticket's token>  -> 200 EnrolmentStatus
 
-The channel is a WebSocket over mutual TLS (`wss://hub:9443/v1/agent`), JSON text frames, one message a frame:
+The channel is a WebSocket over mutual TLS (`wss://hub:9443/v1/agent`), JSON in text frames, one message per frame:
 
-    agent -> hub   Hello, then Report after every change and every `report_seconds`
-    hub -> agent   Desired, at once after Hello and after every change: always the whole desired state
-    hub -> agent   RenewalDue, when a third or less of the certificate's life is left
-    agent -> hub   Renewal, only after RenewalDue: a signing request for a new key
-    hub -> agent   IssuedCertificate; the old certificate is good until the new one is first used
+    agent -> hub   Hello, then a Report after every change and every `report_seconds`
+    hub -> agent   Desired, immediately after Hello and after every change: always the complete desired state
+    hub -> agent   RenewalDue, when at most a third of the certificate's lifetime is left
+    agent -> hub   Renewal, only after RenewalDue: a CSR for a new key
+    hub -> agent   IssuedCertificate; the old certificate stays valid until the first use of the new one
 
-The agent is level-triggered: it compares the desired state with what its journal says it has done, and works towards it.
-The agent ships its own copy of these shapes for system Python (ckp.agent.messages); a contract test holds the two together.
+The agent is level-triggered: it compares the desired state with its journal, and reconciles the difference.
+The agent has its own copy of these messages for system Python (ckp.agent.messages); a contract test keeps the two equal.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PROTOCOL = 1
 MAX_FRAME_BYTES = 1 << 20
-"""Larger frames are refused by both sides; the connection is closed with 1009."""
+"""Both sides reject larger frames, and close the connection with 1009."""
 MAX_FACTS_BYTES = 20_480
 """Largest facts that are accepted, at enrolment and on the channel. Up to 0.2.0 the limit was MAX_SENT_FACTS_BYTES: the rest is for what `Finding` adds."""
 MAX_SENT_FACTS_BYTES = 16_384
 """Largest facts that an agent sends: a hub of 0.2.0 accepts no more."""
 REPORT_SECONDS = 20.0
 OFFLINE_SECONDS = 60.0
-"""A host that was silent for this long counts as offline (AgentConnected=False)."""
+"""A host from which nothing was received for this long is offline (AgentConnected=False)."""
 
 
 class Message(BaseModel):
-    """Unknown fields are ignored (a newer peer may send them), missing ones are an error."""
+    """Unknown fields are ignored, since a newer peer may send them; missing required ones are an error."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 MAX_INT = (1 << 63) - 1
 Int = Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)]
-"""What a Kubernetes object can hold: one number beyond it and no status of that host could be written."""
+"""The integers of a Kubernetes object: with a larger one in it, the host's status could not be written."""
 Count = Annotated[int, Field(ge=0, le=MAX_INT)]
 
 
@@ -56,12 +56,12 @@ class DiskFacts(Message):
 
 
 class LinkFacts(Message):
-    """A network link that leads somewhere, not one that a cluster's network made."""
+    """A network link to the outside of the host, not one that a cluster's network plugin made."""
 
     name: str = Field(max_length=64)
     mac: str = Field(default="", max_length=32)
     mtu: Int = 0
-    speed_mbps: Int = 0  # 0: not known
+    speed_mbps: Int = 0  # 0: unknown
     up: bool = False
 
 
@@ -86,7 +86,7 @@ class Finding(Message):
 
 
 class HostFacts(Message):
-    """What a host says about itself; nothing here is trusted for identity."""
+    """What a host reports about itself; never used to identify it."""
 
     hostname: str = Field(max_length=253)
     machine_id: str = Field(pattern=r"^[0-9a-f]{32}$")
@@ -99,19 +99,19 @@ class HostFacts(Message):
     disk_bytes: Count
     disk_free_bytes: Count
     addresses: tuple[str, ...] = ()
-    default_address: str = ""  # the address that the route to the hub leaves from
+    default_address: str = ""  # the source address of packets to the hub
     cgroup: Literal["v1", "v2"] = "v2"
     swap: bool = False
     agent_version: str = ""
     disks: tuple[DiskFacts, ...] = ()
     links: tuple[LinkFacts, ...] = ()
-    installed: tuple[str, ...] = ()  # "containerd 1.7.28-ckp": what of a node's packages is here already
+    installed: tuple[str, ...] = ()  # "containerd 1.7.28-ckp": packages of a node that are installed already
     findings: tuple[Finding, ...] = ()
-    clock: float = Field(default=0.0, ge=0, le=1e11)  # the host's time when it said this, seconds since 1970; 0: not said
+    clock: float = Field(default=0.0, ge=0, le=1e11)  # the host's time when it sent this, in seconds since 1970; 0: not sent
 
 
 class EnrolmentRequest(Message):
-    """The first word of a host: the project's pre-shared key, its facts, and a CSR whose subject the server ignores."""
+    """A host's first request: the project's pre-shared key, its facts, and a CSR whose subject the server ignores."""
 
     protocol: int = PROTOCOL
     domain: str = "default"
@@ -122,14 +122,14 @@ class EnrolmentRequest(Message):
 
 
 class EnrolmentTicket(Message):
-    """Where to ask for the outcome, and the secret that lets only this agent ask."""
+    """Where to ask for the outcome, and the token that only this agent has."""
 
     request_id: str
     token: str = Field(repr=False)
 
 
 class EnrolmentStatus(Message):
-    """`approved` carries the client certificate, the CA that it and the hub's channel chain to, and the host's name."""
+    """`approved` has the client certificate, the CA of it and of the hub's channel, and the host's name."""
 
     state: Literal["pending", "approved", "rejected"]
     reason: str = ""
@@ -139,7 +139,7 @@ class EnrolmentStatus(Message):
 
 
 class BundleRef(Message):
-    """A bundle in a registry, by digest: the tag is for people."""
+    """A bundle in a registry, by digest; the tag is only for display."""
 
     image: str  # registry:port/path/byoh-bundle-debian_12_x86-64_k8s@sha256:...
     tag: str
@@ -156,9 +156,9 @@ class JoinFile(Message):
 
 
 class Membership(Message):
-    """All that a host needs to be a node of one cluster.
+    """Everything that a host needs to be a node of one cluster.
 
-    Before the control plane is up there is no join data: `files` is empty, and the host does everything but join (phase Prepared).
+    Before the control plane is ready there is no join data: `files` is empty, and the host does every step before the join (phase Prepared).
     """
 
     cluster: str  # namespace/name
@@ -171,27 +171,27 @@ class Membership(Message):
     join_config: str = ""  # path of the kubeadm JoinConfiguration among `files`
     pre_commands: tuple[str, ...] = ()  # KubeadmConfig preKubeadmCommands
     post_commands: tuple[str, ...] = ()
-    sandbox_image: str  # pause, from the same registry
+    sandbox_image: str  # the pause image, from the same registry
     registry: str  # host:port that images come from
-    images: tuple[str, ...] = ()  # what a node of this cluster will run at once: fetched before it joins
+    images: tuple[str, ...] = ()  # images that every node of this cluster runs: pulled before it joins
     registry_ca: str = ""
-    node_labels: tuple[str, ...] = ()  # key=value, for the node as it registers
+    node_labels: tuple[str, ...] = ()  # key=value, set when the node registers
     node_taints: tuple[str, ...] = ()  # key=value:effect
-    allow_downgrade: bool = False  # whether packages may become older than those that the host has
+    allow_downgrade: bool = False  # whether installed packages may be replaced by older ones
 
 
 class AgentTarget(Message):
-    """Which version of the agent is to run on a host, and what it returns to if that one does not report."""
+    """The version of the agent that is to run on a host, and the one to return to if it does not report."""
 
     version: str = Field(max_length=128)  # of the package ckp-agent
     image: str = Field(max_length=512)  # registry:port/path/ckp-agent@sha256:..., holding ckp-agent.deb and ckp-agent.rpm
-    fallback_image: str = Field(default="", max_length=512)  # the version that runs now, for a host that has no package of it
+    fallback_image: str = Field(default="", max_length=512)  # the running version, for a host that has no package of it
     registry_ca: str = ""
-    confirm_seconds: float = 0.0  # 0: the agent's own default
+    confirm_seconds: float = 0.0  # 0: the agent's default
 
 
 class Desired(Message):
-    """The whole desired state of one host. `membership: null` means: be free, undo whatever you were."""
+    """The complete desired state of one host. `membership: null` means a free host: reset it if it is a member."""
 
     type: Literal["desired"] = "desired"
     generation: int
@@ -202,13 +202,13 @@ class Desired(Message):
 
 
 class RenewalDue(Message):
-    """The host's certificate comes to its end: the agent is asked for a signing request. An agent that knows no renewal ignores this frame."""
+    """The host's certificate expires soon: the hub asks the agent for a CSR. An agent without support for renewal ignores this frame."""
 
     type: Literal["renewal-due"] = "renewal-due"
 
 
 class IssuedCertificate(Message):
-    """The answer to a Renewal: the certificate, and the CAs that it and the hub's own chain to."""
+    """The answer to a Renewal: the certificate, and the CAs of it and of the hub's certificate."""
 
     type: Literal["certificate"] = "certificate"
     certificate: str = Field(max_length=16384)
@@ -216,7 +216,7 @@ class IssuedCertificate(Message):
 
 
 class Hello(Message):
-    """The agent's first frame on the channel, and once more whenever its facts have changed."""
+    """The agent's first frame on the channel, sent again whenever its facts have changed."""
 
     type: Literal["hello"] = "hello"
     protocol: int = PROTOCOL
@@ -242,7 +242,7 @@ Phase = Literal[
 
 
 class JournalEntry(Message):
-    """One thing that was done on the host."""
+    """One event of a step on the host."""
 
     at: str  # RFC 3339
     step: str
@@ -252,10 +252,10 @@ class JournalEntry(Message):
 
 
 class Report(Message):
-    """The observed state of one host: what it is, what it did, and why it is stuck if it is."""
+    """The observed state of one host: its phase, its journal, and why it does not progress, if so."""
 
     type: Literal["report"] = "report"
-    generation: Int  # the desired generation that this speaks of
+    generation: Int  # the generation of the desired state that this refers to
     phase: Phase
     cluster: str = ""
     machine: str = ""
@@ -263,11 +263,11 @@ class Report(Message):
     reason: str = ""  # CamelCase, for machines
     message: str = ""  # a sentence, for people
     attempts: Int = 0
-    journal: tuple[JournalEntry, ...] = ()  # the last ones, oldest first
+    journal: tuple[JournalEntry, ...] = ()  # the newest entries, oldest first
 
 
 class Renewal(Message):
-    """A signing request over a new key of this host; the hub ignores its subject. Never sent unasked, since an older hub would not know it."""
+    """A CSR for a new key of this host; the hub ignores its subject. Sent only after RenewalDue, since an older hub does not know this frame."""
 
     type: Literal["renewal"] = "renewal"
     csr: str = Field(max_length=8192)
