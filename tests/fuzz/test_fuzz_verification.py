@@ -1,6 +1,7 @@
-"""Whatever bytes come: the parsers of the verification answer or raise VerificationFailed, in bounded time and memory, and never anything else.
+"""For any input the parsers of the verification return or raise VerificationFailed, in bounded time and memory, and raise nothing else.
 
-Two kinds of input: anything at all, and good inputs that were cut, flipped, doubled or spliced, which get further.
+Two kinds of input: random bytes, and valid inputs that were cut, flipped, doubled or spliced, which get further. What is accepted has a property
+of its own: it reads back equal after it was written again, or is what a reference implementation reads, or what was signed.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ import json
 import resource
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pysequoia import SignatureMode, Tsk
+from pysequoia import sign as openpgp_sign
 
 from ckp.hostkit.errors import VerificationFailed
 from ckp.verify import archives, packagefile, rpmfile
-from ckp.verify.bundle import parse_manifest
+from ckp.verify.bundle import BundleManifest, parse_manifest
 from ckp.verify.debfile import parse_deb822, read_ar, verify_deb
 from ckp.verify.packagefile import Contents, Entry
 from ckp.verify.repositories.apt import _listed, _verify_index
@@ -49,7 +53,7 @@ def broken(why: str) -> VerificationFailed:
 
 @pytest.fixture(autouse=True)
 def bounded() -> Iterator[None]:
-    """At most the memory that a small host has to spare, whatever a module's examples do."""
+    """Limits the memory of all examples of a test to what a small host can spare."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < MEGABYTES
@@ -65,7 +69,7 @@ def only_refusals() -> Iterator[None]:
 
 @st.composite
 def spoilt(draw: st.DrawFn, *goods: bytes) -> bytes:
-    """A good input after a few accidents, or anything."""
+    """A valid input with a few faults, or random bytes."""
     if draw(st.integers(0, 9)) == 0:
         return draw(st.binary(max_size=4096))
     raw = bytearray(draw(st.sampled_from(goods)))
@@ -100,6 +104,17 @@ REPOMD = (
     )
     + b"</repomd>"
 )
+PRIMARY = (
+    b'<?xml version="1.0" encoding="UTF-8"?>\n<metadata xmlns="http://linux.duke.edu/metadata/common" xmlns:r="urn:rpm" packages="1">'
+    b'<package type="rpm"><name>kubelet</name><arch>x86_64</arch><version epoch="0" ver="1.35.1" rel="ckp"/><checksum type="sha256" pkgid="YES">'
+    + b"0" * 64
+    + b'</checksum><packager>Coredge.io &lt;a@b.c&gt; &amp; &#xe9;</packager><size package="4"/><format><r:vendor/></format>\n tail</package></metadata>'
+)
+KEY = Tsk.generate("CKP fuzz <fuzz@example.org>")
+FINGERPRINT = str(KEY.extract_certificate().fingerprint).upper()
+SIGNED = b"Origin: CKP\nSuite: noble\n"
+DETACHED = bytes(openpgp_sign(KEY.signer(), SIGNED, mode=SignatureMode.DETACHED, armor=False))
+CLEARTEXT = bytes(openpgp_sign(KEY.signer(), SIGNED, mode=SignatureMode.CLEAR, armor=True))
 MANIFEST = json.dumps(
     {
         "schema": 1,
@@ -109,8 +124,8 @@ MANIFEST = json.dumps(
         "os_version": "12",
         "architecture": "amd64",
         "registry": "r:5000/ckp",
-        "packages": [{"file": "kubelet.deb", "name": "kubelet", "version": "1.35.1-ckp", "sha256": "0" * 64}],
-        "files": [{"file": "chart.tgz", "sha256": "1" * 64}],
+        "packages": [{"file": "kubelet.deb", "name": "kubelet", "version": "1.35.1-ckp", "sha256": hashlib.sha256(b"kubelet").hexdigest()}],
+        "files": [{"file": "chart.tgz", "sha256": hashlib.sha256(b"chart").hexdigest()}],
         "images": {"pause": "3.10@sha256:" + "a" * 64},
         "stand_ins": ["a"],
     }
@@ -206,12 +221,20 @@ def test_rpm_header(raw: bytes) -> None:
         assert sum(sum(len(part) if isinstance(part, str) else 1 for part in value) for value in found.values() if isinstance(value, tuple)) <= size
 
 
+def squeezed(text: str) -> list[str]:
+    """The lines of a text that are not blank, without white space."""
+    return ["".join(line.split()) for line in text.split("\n") if line.strip()]
+
+
 @FUZZ
 @given(raw=spoilt(PACKAGES, MANIFEST))
 def test_deb822(raw: bytes) -> None:
     with only_refusals():
-        for fields in parse_deb822(raw, broken):
-            assert all("\n" not in label and ":" not in label for label in fields)
+        paragraphs = list(parse_deb822(raw, broken))
+        assert all("\n" not in label and ":" not in label for fields in paragraphs for label in fields)
+        written = "\n".join("".join(f"{label}: {value}\n".replace("\n", "\n ").rstrip(" ") for label, value in fields.items()) for fields in paragraphs)
+        assert squeezed(written) == squeezed(raw.decode())
+        assert list(parse_deb822(written.encode(), broken)) == paragraphs
 
 
 @FUZZ
@@ -247,11 +270,18 @@ def test_repomd(raw: bytes) -> None:
         assert set(_repomd(raw, "")) >= {"primary", "filelists", "other"}
 
 
+def flat(element: ET.Element) -> list[tuple[str, dict[str, str], str | None, str | None, int]]:
+    """All of a document, in the order of its elements."""
+    return [(item.tag, dict(item.attrib), item.text, item.tail, len(item)) for item in element.iter()]
+
+
 @FUZZ
-@given(raw=st.binary(max_size=300).map(lambda tail: b'<?xml version="1.0"?><a>' + tail + b"</a>"))
+@given(raw=spoilt(REPOMD, PRIMARY) | st.binary(max_size=300).map(lambda tail: b'<?xml version="1.0"?><a>' + tail + b"</a>"))
 def test_xml(raw: bytes) -> None:
+    """What is accepted is what the standard library reads."""
     with only_refusals():
-        parse_xml(raw, broken)
+        found = parse_xml(raw, broken)
+        assert flat(found) == flat(ET.fromstring(raw, parser=ET.XMLParser(encoding="utf-8")))
 
 
 def test_xml_that_unfolds_is_refused_at_once() -> None:
@@ -269,12 +299,26 @@ def only_refusals_time() -> Iterator[None]:
     assert time.process_time() - started < SECONDS
 
 
+def written(manifest: BundleManifest) -> bytes:
+    """The bundle.json of a parsed manifest."""
+    same = ("release", "version", "os", "os_version", "architecture", "registry", "images", "stand_ins")
+    return json.dumps(
+        {
+            "schema": 1,
+            **{name: getattr(manifest, name) for name in same},
+            "packages": [vars(package) for package in manifest.packages],
+            "files": [{"file": name, "sha256": digest} for name, digest in manifest.files.items()],
+        }
+    ).encode()
+
+
 @FUZZ
 @given(raw=spoilt(MANIFEST))
 def test_manifest(raw: bytes) -> None:
     with only_refusals():
         manifest = parse_manifest(raw, "/bundle", "")
         assert all("/" not in package.file and not package.file.startswith(".") for package in manifest.packages)
+        assert parse_manifest(written(manifest), "/bundle", "") == manifest
 
 
 @SLOW
@@ -287,24 +331,56 @@ def test_any_json_in_any_place_of_a_manifest(value: object) -> None:
     good = json.loads(MANIFEST)
     for place in good:
         with only_refusals():
-            parse_manifest(json.dumps({**good, place: value}).encode(), "/bundle", "")
+            manifest = parse_manifest(json.dumps({**good, place: value}).encode(), "/bundle", "")
+            assert parse_manifest(written(manifest), "/bundle", "") == manifest
     for place in ("packages", "files"):
         with only_refusals():
             parse_manifest(json.dumps({**good, place: [value]}).encode(), "/bundle", "")
-    with only_refusals():
+    with pytest.raises(VerificationFailed), only_refusals_time():
         parse_manifest(b"[" * 100_000, "/bundle", "")
 
 
+@pytest.fixture(scope="session")
+def ring(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A keyring with KEY alone."""
+    path = tmp_path_factory.mktemp("keys") / "ring"
+    path.write_bytes(bytes(KEY.extract_certificate()))
+    return str(path)
+
+
+def lines(text: bytes) -> list[bytes]:
+    """A text as a cleartext signature covers it: without the blanks at the ends of lines (RFC 9580, 7.2)."""
+    return [line.rstrip(b" \t\r") for line in text.split(b"\n")]
+
+
 @SLOW
-@given(raw=spoilt(sign(b"")), kind=st.sampled_from([check_signature, check_cleartext]))
-def test_signatures(raw: bytes, kind: Callable[..., object], tmp_path_factory: pytest.TempPathFactory) -> None:
-    ring = tmp_path_factory.getbasetemp() / "ring"
-    ring.write_bytes(b"\x99\x00\x01x")
+@given(raw=spoilt(DETACHED, sign(b"")), data=st.sampled_from([SIGNED, SIGNED]) | spoilt(SIGNED))
+def test_detached_signatures(raw: bytes, data: bytes, ring: str) -> None:
+    """What is accepted is signed by KEY, and is what was signed."""
     with only_refusals():
-        if kind is check_signature:
-            check_signature(iter([b"data"]), raw, str(ring), "file")
-        else:
-            check_cleartext(b"-----BEGIN PGP SIGNED MESSAGE-----\n" + raw, str(ring), "file")
+        assert check_signature(iter([data]), raw, ring, "file") == FINGERPRINT
+        assert data == SIGNED
+
+
+@SLOW
+@given(raw=spoilt(CLEARTEXT, b"-----BEGIN PGP SIGNED MESSAGE-----\n" + sign(b"")))
+def test_cleartext_signatures(raw: bytes, ring: str) -> None:
+    with only_refusals():
+        text, key = check_cleartext(raw, ring, "file")
+        assert key == FINGERPRINT
+        assert lines(text.rstrip(b"\n")) == lines(SIGNED.rstrip(b"\n"))
+
+
+def test_the_valid_inputs_are_accepted(ring: str) -> None:
+    """If they were refused, the faults in them would test nothing."""
+    assert flat(parse_xml(REPOMD, broken)) and flat(parse_xml(PRIMARY, broken))
+    assert set(_repomd(REPOMD, "")) == {"primary", "filelists", "other"}
+    assert parse_manifest(MANIFEST, "/bundle", "").release == "v1.35.1"
+    assert [fields["Package"] for fields in parse_deb822(PACKAGES, broken)] == ["kubelet"]
+    assert [entry.path for entry, _ in archives.tar_entries(iter([TAR]), 1 << 20, broken)][1] == "./control"
+    assert check_signature(iter([SIGNED]), DETACHED, ring, "file") == FINGERPRINT
+    text, key = check_cleartext(CLEARTEXT, ring, "file")
+    assert key == FINGERPRINT and lines(text.rstrip(b"\n")) == lines(SIGNED.rstrip(b"\n"))
 
 
 @SLOW
