@@ -71,7 +71,7 @@ def test_over_a_network_that_breaks_every_five_megabytes_nothing_is_fetched_twic
     assert relay.passed < 27 * MB, "24 MB, and what TLS and HTTP add: with each break at most a block was lost"
 
 
-def test_imgpkg_alone_would_begin_anew_and_never_end(registry: Served, imgpkg: Path, bundle: tuple[Path, str], relay: CuttingRelay, tmp_path: Path) -> None:
+def test_imgpkg_alone_restarts_from_zero_and_never_ends(registry: Served, imgpkg: Path, bundle: tuple[Path, str], relay: CuttingRelay, tmp_path: Path) -> None:
     """The rule that the agent's own fetching rests on: if imgpkg learns to resume, it is not needed any more."""
     relay.limit = 5 * MB
     reference = f"127.0.0.1:{relay.port}/ckp/bundle@{bundle[1]}"

@@ -29,7 +29,7 @@ MAX_FRAME_BYTES = 1 << 20
 MAX_FACTS_BYTES = 20_480
 """Largest facts that are accepted, at enrolment and on the channel. Up to 0.2.0 the limit was MAX_SENT_FACTS_BYTES: the rest is for what `Finding` adds."""
 MAX_SENT_FACTS_BYTES = 16_384
-"""Largest facts that an agent sends: a hub of 0.2.0 accepts no more."""
+"""Largest facts that an agent sends: the limit of a hub of 0.2.0."""
 REPORT_SECONDS = 20.0
 OFFLINE_SECONDS = 60.0
 """A host from which nothing was received for this long is offline (AgentConnected=False)."""

@@ -156,16 +156,16 @@ class LabHost:
         """
         size = source.stat().st_size if isinstance(source, Path) else len(source)
         script = 'mkdir -p "$(dirname "$1")"; t=$(mktemp "$1.XXXXXX"); trap \'rm -f "$t"\' EXIT; cat >"$t"; chmod "$2" "$t"; mv -T "$t" "$1"'
-        said: list[str] = []
+        output: list[str] = []
         code = enter.stream(
             self._inside(["sh", "-euc", script, "push", target, f"{mode:o}"]),
             timeout=60 + size / 5e6,  # a very slow disk
-            on_line=said.append,
+            on_line=output.append,
             stdin=source,
             what=f"writing {target} on {self.name}",
         )
         if code:
-            raise CkpError(f"{target} could not be written on {self.name}", details="\n".join(said))
+            raise CkpError(f"{target} could not be written on {self.name}", details="\n".join(output))
 
     def pull(self, source: str) -> bytes:
         """The content of a file inside. Raises ProcessFailed if it can't be read, CkpError if the host is not running."""

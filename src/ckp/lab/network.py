@@ -100,8 +100,8 @@ class LabNetwork:
 
     def ports(self) -> list[str]:
         """The machine's ends of the hosts' veth pairs."""
-        said = run(["ip", "-json", "link", "show", "master", self.bridge], timeout=COMMAND_TIMEOUT, check=False, what="listing the bridge's ports").stdout
-        return sorted(str(link["ifname"]) for link in json.loads(said or "[]") if "ifname" in link)
+        listed = run(["ip", "-json", "link", "show", "master", self.bridge], timeout=COMMAND_TIMEOUT, check=False, what="listing the bridge's ports").stdout
+        return sorted(str(link["ifname"]) for link in json.loads(listed or "[]") if "ifname" in link)
 
     def unplug(self, machine: str) -> None:
         """Remove the veth link of a killed host: the kernel removes it a moment later, but the next start needs its name now."""

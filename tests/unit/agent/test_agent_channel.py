@@ -218,7 +218,7 @@ def agent(hub: Hub, tmp_path: Path) -> Iterator[Agent]:
     found.stop()
 
 
-def test_it_says_hello_then_reports_and_takes_the_desired_state(hub: Hub, agent: Agent) -> None:
+def test_it_sends_hello_and_reports_and_applies_the_desired_state(hub: Hub, agent: Agent) -> None:
     hello = hub.next("hello")
     assert hello["protocol"] == 1 and hello["facts"]["hostname"] == "h" and hello["boot_id"] == "boot"
     report = hub.next("report")
@@ -299,7 +299,7 @@ def test_it_reports_at_the_pace_that_the_hub_asks_for(hub: Hub, tmp_path: Path) 
     assert 0.6 < took < 3.0
 
 
-def test_a_lost_connection_comes_back_and_says_everything_again(hub: Hub, agent: Agent) -> None:
+def test_after_a_lost_connection_it_reconnects_and_sends_the_whole_state(hub: Hub, agent: Agent) -> None:
     hub.next("hello")
     hub.next("report")
     port = hub.port
@@ -373,7 +373,7 @@ def test_a_certificate_of_another_ca_gets_nothing(hub: Hub, tmp_path: Path) -> N
     assert hub.connections == [] and hub.said.empty()
 
 
-def test_a_revoked_certificate_is_said_in_a_sentence(hub: Hub, tmp_path: Path) -> None:
+def test_a_revoked_certificate_is_reported_with_its_remediation(hub: Hub, tmp_path: Path) -> None:
     hub.refuse = True
     hub.start()
     agent = make_agent(hub, tmp_path / "agent")
@@ -395,7 +395,7 @@ def test_delays_grow_are_jittered_and_bounded() -> None:
     assert backoff.delay() <= 1.0
 
 
-def test_facts_that_change_are_told_again_and_only_then(hub: Hub, tmp_path: Path) -> None:
+def test_facts_are_sent_again_only_when_they_change(hub: Hub, tmp_path: Path) -> None:
     hub.start()
     found = make_agent(hub, tmp_path / "agent")
     facts = [FACTS]
@@ -414,7 +414,7 @@ def test_facts_that_change_are_told_again_and_only_then(hub: Hub, tmp_path: Path
         found.stop()
 
 
-def test_what_the_status_says_is_written_when_the_disk_has_room_again(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_status_is_written_when_the_disk_has_space_again(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found by chaos, seed 66: connected for long, the agent's status still said that the hub could not be reached."""
     hub.start()
     hub.desired = messages.Desired(1, "worker-1", None, None, 0.1)
@@ -475,7 +475,7 @@ def test_a_certificate_for_another_key_changes_nothing(hub: Hub, agent: Agent, t
 
 
 @pytest.mark.parametrize("killed_after", ["certificate written", "key moved", "nothing"])
-def test_a_renewal_that_was_cut_off_is_finished_at_the_next_start(hub: Hub, tmp_path: Path, killed_after: str) -> None:
+def test_an_interrupted_renewal_is_completed_at_the_next_start(hub: Hub, tmp_path: Path, killed_after: str) -> None:
     folder = tmp_path / "cut"
     hub.authority.issue(folder, "worker-1")
     cert, key = hub.authority.issue(tmp_path / "new", "worker-1")

@@ -238,7 +238,7 @@ def test_a_failed_reset_is_tried_again(bench: Bench) -> None:
     assert bench.phase == "Free" and bench.journal.member is None
 
 
-def test_what_a_step_did_is_on_the_disk_before_the_journal_says_that_it_is_done(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_steps_changes_are_synced_before_the_journal_marks_it_done(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found by chaos, seed 11: after a power cut the journal said joined, and the node's files, which nobody had synced, were gone for good."""
     happened: list[str] = []
     record = bench.journal.record
@@ -257,7 +257,7 @@ def test_what_a_step_did_is_on_the_disk_before_the_journal_says_that_it_is_done(
         assert happened[done - 2 : done] == [f"{step} started", "sync"]
 
 
-def test_a_host_does_not_say_that_it_is_free_before_its_journal_is_written(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_does_not_report_that_it_is_free_before_its_journal_is_written(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.engine.submit(Desired(1, "h", member()))
     bench.settle()
     bench.engine.submit(Desired(2, "h", None))
@@ -314,7 +314,7 @@ def test_another_release_for_a_joined_node_is_reported_but_not_installed(bench: 
     assert (report.phase, report.reason, report.release) == ("Joined", "UpgradeNotSupported", "v1.35.1")
 
 
-def test_a_failed_step_is_tried_again_after_growing_delays_and_says_why(bench: Bench) -> None:
+def test_a_failed_step_is_retried_with_backoff_and_reports_the_cause(bench: Bench) -> None:
     bench.host.broken = [AgentError(f"no {number}", reason="PullFailed") for number in range(3)]
     bench.engine.submit(Desired(1, "h", member()))
     assert bench.engine.work_once() == 0.0
@@ -345,7 +345,7 @@ def test_a_failed_verification_is_shown_as_failed_and_tried_again_rarely(bench: 
     assert bench.host.packages == {} and not bench.host.prepared, "nothing was changed"
     bench.now += PERMANENT_DELAY
     bench.settle()
-    assert bench.actions.running.count("pull") == 2, "what was bad is pulled anew"
+    assert bench.actions.running.count("pull") == 2, "a bundle that does not verify is pulled again"
 
 
 def test_something_else_that_is_wanted_ends_the_wait_of_a_failure(bench: Bench) -> None:

@@ -89,12 +89,12 @@ def test_a_retry_after_a_failure_forgets_nothing_that_the_first_attempt_opened(u
     assert rules(ufw) == []
 
 
-def test_a_firewall_that_is_switched_off_is_left_alone(ufw: Path, journal: Journal) -> None:
+def test_a_firewall_that_is_off_is_not_changed(ufw: Path, journal: Journal) -> None:
     (ufw / "ufw.conf").write_text("ENABLED=no\n")
     assert firewall.open_ports(journal) == [] and journal.notes == {}
 
 
-def test_what_will_be_done_is_said_before(ufw: Path) -> None:
+def test_a_finding_announces_the_ports_that_will_be_opened(ufw: Path) -> None:
     [(problem, remediation)] = firewall.findings()
     assert problem == "ufw is on" and remediation.startswith("the installer will open 10250/tcp") and "close them when the host leaves" in remediation
 

@@ -66,7 +66,7 @@ def test_a_folder_is_emptied_and_mounts_in_it_are_not_entered(journal: Journal, 
     assert not folder.exists() and tmp_path.exists()
 
 
-def test_mount_points_of_others_are_not_looked_at(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mount_points_of_others_are_not_accessed(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even lstat of one waits for ever while its server (NFS, sshfs) is away."""
     import os
 
@@ -93,7 +93,7 @@ def test_a_folder_that_its_owner_has_linked_elsewhere_is_emptied_there_and_link_
     assert folders.left_in(journal, str(tmp_path / "containerd")) == []
 
 
-def test_what_was_there_before_stays_and_is_no_leftover(journal: Journal, place: Path) -> None:
+def test_what_was_there_before_stays_and_is_not_reported_as_a_leftover(journal: Journal, place: Path) -> None:
     fill(place, f"{CNI}/87-podman-bridge.conflist", "podman's")
     fill(place, "/var/lib/cni/networks/podman/10.88.0.2")
     folders.remember_present(journal)
@@ -124,7 +124,7 @@ def test_a_standalone_clusters_etcd_is(journal: Journal, place: Path) -> None:
     assert not data.exists()
 
 
-def test_what_came_with_the_cluster_is_never_taken_for_its_owners(journal: Journal, place: Path) -> None:
+def test_content_of_the_cluster_is_never_recorded_as_the_owners(journal: Journal, place: Path) -> None:
     """An agent that is upgraded in the midst of a join by an older one, which had not looked, does not look any more."""
     journal.note("sysctl", {"net.ipv4.ip_forward": "0"})
     fill(place, f"{CONTAINERD}/io.containerd.snapshotter.v1.overlayfs/metadata.db")
@@ -151,7 +151,7 @@ def test_a_runtime_that_no_package_tells_of_keeps_a_host_from_being_a_node(journ
     assert any(f"{CONTAINERD} is not empty: software that was not installed from a package uses it" in line for line in found.lines)
 
 
-def test_a_host_that_was_given_back_before_anything_was_done_is_left_alone(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_was_released_before_any_change_is_not_touched(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its owner may have made it a node of another cluster meanwhile, which is why the preflight refused it."""
 
     def never() -> object:

@@ -173,7 +173,7 @@ def test_a_refusal_is_a_sentence_with_the_hubs_own_words(hub: Hub, config: Confi
     assert Path(config.psk_file).exists()
 
 
-def test_a_rejection_is_told_with_its_reason(hub: Hub, config: Config) -> None:
+def test_a_rejection_is_reported_with_its_reason(hub: Hub, config: Config) -> None:
     hub.outcomes = [(200, {"state": "rejected", "reason": "not one of ours"})]
     with pytest.raises(EnrolmentFailed) as caught:
         run(config)
@@ -207,7 +207,7 @@ def test_a_certificate_for_another_key_is_not_stored(hub: Hub, config: Config) -
 
 
 @pytest.mark.parametrize(("content", "mode", "reason"), [("short", 0o600, "NoKey"), (PSK, 0o644, "KeyExposed"), (None, 0, "NoKey")])
-def test_a_bad_key_file_is_said(config: Config, content: str | None, mode: int, reason: str) -> None:
+def test_an_invalid_key_file_is_reported(config: Config, content: str | None, mode: int, reason: str) -> None:
     path = Path(config.psk_file)
     if content is None:
         path.unlink()

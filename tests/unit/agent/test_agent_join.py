@@ -49,7 +49,7 @@ class Host:
             files=(JoinFile(str(tmp_path / "run/join.yaml"), "x", "0600"),),
             join_config=str(tmp_path / "run/join.yaml"),
             pre_commands=(f"echo before >> {self.seen}",),
-            post_commands=(f"echo one >> {self.seen}", f"[ -e {tmp_path}/mended ] && echo two >> {self.seen}", f"echo three >> {self.seen}"),
+            post_commands=(f"echo one >> {self.seen}", f"[ -e {tmp_path}/fixed ] && echo two >> {self.seen}", f"echo three >> {self.seen}"),
         )
 
     def run(self, argv: list[str], **more: object) -> object:
@@ -83,7 +83,7 @@ def test_a_command_after_the_join_that_fails_is_tried_again_and_those_behind_it_
         with pytest.raises(ProcessFailed, match="a command of postKubeadmCommands"):
             host.join()
         assert not Path(join.SUCCESS).exists(), "the sign of success waits for all of them"
-    (tmp_path / "mended").touch()
+    (tmp_path / "fixed").touch()
     assert host.join() == "kubeadm join succeeded before"
     assert host.words == ["before", "one", "two", "three"] and host.joined == 1
     host.join()
@@ -91,7 +91,7 @@ def test_a_command_after_the_join_that_fails_is_tried_again_and_those_behind_it_
 
 
 def test_a_kill_between_two_of_them_passes_none_over(host: Host, tmp_path: Path) -> None:
-    (tmp_path / "mended").touch()
+    (tmp_path / "fixed").touch()
     host.killed_at = "echo two"
     with pytest.raises(Killed):
         host.join()
@@ -101,8 +101,8 @@ def test_a_kill_between_two_of_them_passes_none_over(host: Host, tmp_path: Path)
     assert host.words == ["before", "one", "two", "two", "three"], "the one that was cut off is done again, the one before is not"
 
 
-def test_no_command_stands_in_an_argument(host: Host, tmp_path: Path) -> None:
-    (tmp_path / "mended").touch()
+def test_commands_are_not_passed_as_arguments(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "fixed").touch()
     host.join()
     assert all(argv == ["/bin/sh", str(host.command_file)] for argv in host.argv if argv[0] != "kubeadm")
     assert not host.command_file.exists()

@@ -22,7 +22,7 @@ def again(journal: Journal) -> Journal:
     return Journal(journal.path, journal.saved_dir)
 
 
-def test_everything_comes_back_after_a_restart(journal: Journal) -> None:
+def test_everything_is_loaded_after_a_restart(journal: Journal) -> None:
     journal.begin(Member("k", cluster="c"))
     journal.add_packages(["kubelet"])
     journal.add_packages(["kubelet", "kubeadm"])
@@ -69,7 +69,7 @@ def test_the_newest_entries_are_kept_and_long_messages_cut(journal: Journal) -> 
     assert kept[-1].message.startswith(f"{KEPT_ENTRIES + 19} ") and len(kept[-1].message) <= 1000
 
 
-def test_a_replaced_file_comes_back_with_content_and_mode(journal: Journal, tmp_path: Path) -> None:
+def test_a_replaced_file_is_restored_with_content_and_mode(journal: Journal, tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text("mine")
     path.chmod(0o640)
@@ -82,7 +82,7 @@ def test_a_replaced_file_comes_back_with_content_and_mode(journal: Journal, tmp_
     assert list(Path(journal.saved_dir).iterdir()) == []
 
 
-def test_a_new_file_goes_with_the_folders_that_were_made_for_it(journal: Journal, tmp_path: Path) -> None:
+def test_a_new_file_is_removed_with_the_folders_that_were_created_for_it(journal: Journal, tmp_path: Path) -> None:
     path = tmp_path / "etc/containerd/certs.d/r:5000/hosts.toml"
     journal.replace_file(str(path), "x")
     (tmp_path / "etc/kept").write_text("somebody's")
@@ -91,7 +91,7 @@ def test_a_new_file_goes_with_the_folders_that_were_made_for_it(journal: Journal
     assert (tmp_path / "etc/kept").exists()
 
 
-def test_restoring_twice_is_no_harm(journal: Journal, tmp_path: Path) -> None:
+def test_restoring_twice_is_harmless(journal: Journal, tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_text("mine")
     journal.replace_file(str(path), "ours")

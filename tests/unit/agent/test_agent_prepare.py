@@ -34,7 +34,7 @@ def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root / "etc"
 
 
-def test_an_ordinary_host_is_told_nothing_special() -> None:
+def test_a_usual_host_gets_no_special_settings() -> None:
     assert ORDINARY.kubelet() == {"cgroupDriver": "systemd"}
     assert ORDINARY.ignored_preflight() == [] and ORDINARY.notes == []
 
@@ -56,7 +56,7 @@ def test_containerds_configuration_is_toml_and_follows_the_decisions(decisions: 
     assert cri["registry"]["config_path"] == "/etc/containerd/certs.d"
 
 
-def test_the_registry_and_its_ca_are_told_to_containerd(journal: Journal, etc: Path) -> None:
+def test_containerd_gets_the_registry_and_its_ca(journal: Journal, etc: Path) -> None:
     prepare.containerd(journal, ORDINARY, "r.example:5000/ckp/pause:3.10", "r.example:5000/ckp", "PEM")
     hosts = tomllib.loads((etc / "containerd/certs.d/r.example:5000/hosts.toml").read_text())
     assert hosts["server"] == "https://r.example:5000"
@@ -65,7 +65,7 @@ def test_the_registry_and_its_ca_are_told_to_containerd(journal: Journal, etc: P
     assert "containerd.sock" in (etc / "crictl.yaml").read_text()
 
 
-def test_all_that_was_written_goes_again_and_what_was_there_comes_back(journal: Journal, etc: Path) -> None:
+def test_written_files_are_removed_and_originals_restored(journal: Journal, etc: Path) -> None:
     (etc / "containerd").mkdir(parents=True)
     (etc / "containerd/config.toml").write_text("mine")
     (etc / "default").mkdir()
@@ -80,7 +80,7 @@ def test_all_that_was_written_goes_again_and_what_was_there_comes_back(journal: 
 
 
 @pytest.mark.parametrize("bad", ['r.example"\n[evil]', "r example", "", "-r", "r.example:port", 'x"'])
-def test_a_registry_that_is_no_host_is_refused(bad: str) -> None:
+def test_a_malformed_registry_host_is_rejected(bad: str) -> None:
     with pytest.raises(InvalidInput):
         prepare.registry_host(bad)
 

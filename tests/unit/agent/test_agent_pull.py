@@ -120,7 +120,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_ended(site: Site) -> None
     assert site.asked() == ["", "bytes=1048576-", "bytes=2097152-"]
 
 
-def test_the_next_attempt_goes_on_where_an_earlier_process_ended(site: Site) -> None:
+def test_the_next_attempt_resumes_where_an_earlier_process_ended(site: Site) -> None:
     site.simulator.faults = [Fault(site.layer, times=1, cut=True, after=2 << 20), Fault(site.layer, times=9, status=503)]
     with pytest.raises(ProcessFailed) as failed:
         site.pull()
@@ -161,7 +161,7 @@ def test_a_blob_that_was_corrupted_on_the_disk_is_deleted_and_fetched_again(site
     assert site.is_whole()
 
 
-def test_a_part_that_is_longer_than_the_blob_is_no_end(site: Site) -> None:
+def test_a_part_that_is_longer_than_the_blob_is_fetched_again(site: Site) -> None:
     part = Path(f"{site.target}.blobs") / f"{site.layer.partition(':')[2]}.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(bytes(site.size + 10))
@@ -196,7 +196,7 @@ def test_a_registry_that_wants_credentials_is_left_to_imgpkg(site: Site) -> None
         (Fault("manifests", times=9, status=404), "it does not have this image"),
     ],
 )
-def test_what_the_registry_says_is_told(site: Site, fault: Fault, words: str) -> None:
+def test_the_registrys_error_is_reported(site: Site, fault: Fault, words: str) -> None:
     site.simulator.faults = [fault]
     with pytest.raises(ProcessFailed) as failed:
         site.pull()
@@ -251,7 +251,7 @@ def test_references_as_registries_have_them(image: str) -> None:
         b'{"manifests": []}',
     ],
 )
-def test_a_manifest_that_is_no_images_is_left_to_imgpkg(manifest: bytes) -> None:
+def test_a_manifest_that_is_not_an_images_is_left_to_imgpkg(manifest: bytes) -> None:
     with pytest.raises(pulling.NeedsImgpkg):
         list(pulling._blobs(manifest))
 

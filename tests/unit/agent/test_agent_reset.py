@@ -41,7 +41,7 @@ def test_only_our_chains_and_what_leads_to_them_is_removed() -> None:
     ]
 
 
-def test_a_host_without_our_chains_is_left_alone() -> None:
+def test_a_host_without_kubernetes_chains_is_not_changed() -> None:
     assert reset.iptables_plan([":INPUT ACCEPT [0:0]", "-A INPUT -j ACCEPT", ":DOCKER - [0:0]"]) == []
 
 

@@ -72,7 +72,7 @@ LINES = st.sampled_from(
 
 
 @given(st.lists(LINES).map("\n".join))
-def test_whatever_fstab_was_it_comes_back(text: str) -> None:
+def test_any_fstab_is_restored(text: str) -> None:
     off = swap.fstab_off(text)
     assert swap.fstab_on(off) == text
     assert swap.fstab_off(off) == off, "twice is once"
@@ -97,7 +97,7 @@ def test_a_host_that_an_earlier_agent_prepared_loses_nothing_either(machine: Mac
     assert list(Path(journal.saved_dir).iterdir()) == []
 
 
-def test_units_of_swap_are_masked_and_come_back(machine: Machine, journal: Journal) -> None:
+def test_swap_units_are_masked_and_restored(machine: Machine, journal: Journal) -> None:
     (machine.units / "dev-sda2.swap").write_text("[Swap]\nWhat=/dev/sda2\n")
     assert swap.swap_off(journal) == ["swap lines in /etc/fstab are off", "swap was on and is off now"]
     assert machine.on == [] and {path.name: path.read_text() for path in machine.units.iterdir()} == {"dev-sda2.swap": "", "dev-zram0.swap": ""}

@@ -59,7 +59,7 @@ def test_an_address_that_is_taken_or_elsewhere_is_refused(address: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "UPPER", "-a", "a-", "a.b", "a/b", "..", "x" * 41])
-def test_a_name_that_is_no_host_name_is_refused(name: str) -> None:
+def test_an_invalid_host_name_is_rejected(name: str) -> None:
     with pytest.raises(InvalidInput, match="host name"):
         NETWORK.check(HostSpec(name, "10.88.0.21"))
 
@@ -85,7 +85,7 @@ def test_hosts_of_one_name_in_two_labs_share_no_cgroup_and_no_machine_name() -> 
     assert machine_name(NETWORK, "one") != machine_name(LabNetwork(bridge="ckp1"), "one")
 
 
-def test_cgroups_that_never_were_have_no_processes_and_need_no_killing(tmp_path: Path) -> None:
+def test_missing_cgroups_have_no_processes_and_are_removed_without_error(tmp_path: Path) -> None:
     group = HostCgroup("ckp0", "one", (Hierarchy(tmp_path, True, frozenset()),))
     assert group.pids() == set()
     group.kill(timeout=1)
@@ -117,7 +117,7 @@ def test_a_command_inside_enters_the_cgroups_and_sees_a_bare_environment() -> No
     assert argv[-2:] == ["true", "/x"]
 
 
-def test_a_record_survives_its_file_and_a_broken_file_is_told() -> None:
+def test_a_record_is_read_back_and_a_malformed_file_is_an_error() -> None:
     assert HostRecord.from_json(RECORD.to_json()) == RECORD
     for text in ("", "{", "[]", '{"name": "x"}'):
         with pytest.raises(CkpError, match=r"host\.json"):
@@ -161,7 +161,7 @@ def test_a_stopped_host_says_that_it_is_not_running(tmp_path: Path) -> None:
         Lab(tmp_path).host("worker-1").run(["true"], timeout=5)
 
 
-def test_a_pid_that_somebody_else_has_now_is_not_taken_for_ours(tmp_path: Path) -> None:
+def test_a_reused_pid_is_not_taken_for_the_hosts(tmp_path: Path) -> None:
     (tmp_path / "pid").write_text("1 1\n")
     assert Daemon("x", tmp_path / "pid", tmp_path / "log").pid() is None
 

@@ -384,7 +384,7 @@ def test_what_an_old_key_signed_stays_good_until_it_is_revoked(world: World, tmp
 
 
 @pytest.mark.parametrize(("content", "words"), [(b"-----BEGIN PGP PUBLIC KEY BLOCK-----\n", "is ASCII-armoured"), (b"hello", "not a binary OpenPGP keyring")])
-def test_a_keyring_of_another_form_is_said_to_be_one(world: World, tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_keyring_in_another_format_is_rejected_with_the_reason(world: World, tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "kubelet.deb").write_bytes(Deb().build(world.sign))
     (tmp_path / "ring").write_bytes(content)
     with pytest.raises(VerificationFailed, match=words) as caught:
@@ -449,7 +449,7 @@ SHARED: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "rpm": (
         ("flipped byte in the signature", "flipped byte in the header"),
-        # What is unsigned is made anew from the signed header and compared as a whole.
+        # The unsigned parts are computed from the signed header and compared as a whole.
         ("flipped byte in the lead", "another size"),
         # One digest covers the payload to the file's end.
         ("flipped byte in the payload", "another payload", "something after the end"),
@@ -483,7 +483,7 @@ def test_each_row_of_the_table_has_its_own_sentence(world: World, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["expired subkey", "revoked subkey"])
-def test_a_subkeys_end_is_told_from_its_primary_keys_in_the_details(world: World, tmp_path: Path, name: str) -> None:
+def test_details_distinguish_an_ended_subkey_from_its_primary_key(world: World, tmp_path: Path, name: str) -> None:
     path, details = tmp_path / "kubelet.deb", {}
     for key in (world.gpg[name], world.gpg[name.partition(" ")[0]]):
         path.write_bytes(Deb().build(key.sign))

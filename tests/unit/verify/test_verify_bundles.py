@@ -157,7 +157,7 @@ def test_a_good_bundle_is_taken_with_all_that_it_names(bundle: Path, keyring: st
 
 
 @pytest.mark.parametrize("pack", ["gz", "xz"])
-def test_a_good_package_says_who_it_is(tmp_path: Path, keyring: str, key: Any, pack: str) -> None:
+def test_a_valid_package_is_accepted_with_its_metadata(tmp_path: Path, keyring: str, key: Any, pack: str) -> None:
     path = tmp_path / "kubelet.deb"
     path.write_bytes(Deb(pack=pack).build(key))
     info = verify_deb(str(path), keyring)

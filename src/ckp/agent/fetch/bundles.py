@@ -13,7 +13,7 @@ from ckp.hostkit.processes import Finished, own_command, run
 
 PULL_SECONDS = 1800.0
 FULL_BYTES = 16 << 20
-"""If no more bytes than these are free, a pull that failed has failed because the disk is full."""
+"""If at most these bytes are free, a failed pull has failed because the disk is full."""
 
 
 def bundle_folder(state_dir: str, image: str) -> str:

@@ -58,8 +58,8 @@ def node_of_certificate() -> str:
     """The node name in the kubelet's client certificate; "" if there is none."""
     if not os.path.exists(NODE_CERTIFICATE):
         return ""
-    said = run(["openssl", "x509", "-noout", "-subject", "-nameopt", "RFC2253", "-in", NODE_CERTIFICATE], timeout=20, check=False)
-    match = re.search(r"CN=system:node:([^,+\s]+)", said.stdout)
+    result = run(["openssl", "x509", "-noout", "-subject", "-nameopt", "RFC2253", "-in", NODE_CERTIFICATE], timeout=20, check=False)
+    match = re.search(r"CN=system:node:([^,+\s]+)", result.stdout)
     return match.group(1) if match else ""
 
 

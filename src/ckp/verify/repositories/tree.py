@@ -63,7 +63,7 @@ class Tree:
             raise VerificationFailed(f"{name} is named in {index}, but is missing from the repository", check="missing metadata", resolution=AGAIN)
         if os.path.getsize(self.path(name)) != size or sha256_of(self.path(name)) != sha256:
             raise VerificationFailed(
-                f"{name} is not what {index} says: metadata of two versions is mixed, or it was changed", check="mixed metadata", resolution=AGAIN
+                f"{name} is not the file that {index} names: metadata of two versions is mixed, or it was changed", check="mixed metadata", resolution=AGAIN
             )
 
     def refuse(self, names: Iterable[str], what: str, check: str) -> None:

@@ -26,8 +26,8 @@ class DpkgInstaller:
         """dpkg's records of these packages: version, state, and error flag."""
         if not names:
             return {}
-        said = run(["dpkg-query", "-W", "-f", "${Package}\t${Version}\t${db:Status-Status}\t${db:Status-Eflag}\n", *names], timeout=60, check=False)
-        rows = [(line.split("\t") + ["", "", ""])[:4] for line in said.stdout.splitlines()]
+        result = run(["dpkg-query", "-W", "-f", "${Package}\t${Version}\t${db:Status-Status}\t${db:Status-Eflag}\n", *names], timeout=60, check=False)
+        rows = [(line.split("\t") + ["", "", ""])[:4] for line in result.stdout.splitlines()]
         return {name: (version, state, flag) for name, version, state, flag in rows}
 
     def installed(self, names: Sequence[str]) -> dict[str, str]:
@@ -87,7 +87,7 @@ class DpkgInstaller:
         for is_last in (False, True):
             planned = run(["apt-get", "-s", *install], timeout=120, env=QUIET, check=False)
             remember(re.findall(r"^Inst (\S+) \(", planned.stdout, re.M))  # a line with [version] after the name is an upgrade of an installed package
-            said = run(
+            result = run(
                 ["apt-get", *install],
                 timeout=900,
                 env=QUIET,
@@ -96,7 +96,7 @@ class DpkgInstaller:
                 resolution=f"make a Debian or Ubuntu package source reachable, or install {' '.join(packages)} by hand",
                 reason="SystemToolsMissing",
             )
-            if said.code == 0:
+            if result.code == 0:
                 break
             run(["apt-get", "-q", "update"], timeout=600, env=QUIET, check=False)
         return packages
@@ -110,11 +110,11 @@ class DpkgInstaller:
 
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
-            said = run([*DPKG, *arguments], timeout=900, env=QUIET, check=False)
-            if said.code == 0 or not check:
+            result = run([*DPKG, *arguments], timeout=900, env=QUIET, check=False)
+            if result.code == 0 or not check:
                 return
-            if "lock" in said.stderr and time.monotonic() < deadline:
+            if "lock" in result.stderr and time.monotonic() < deadline:
                 time.sleep(3)
                 continue
-            hint = "the host's package manager is busy: wait until apt or unattended-upgrades has finished, and try again" if "lock" in said.stderr else ""
-            raise AgentError(f"{what} failed", details=said.tail(), resolution=hint or "see dpkg's output", reason="InstallFailed")
+            hint = "the host's package manager is busy: wait until apt or unattended-upgrades has finished, and try again" if "lock" in result.stderr else ""
+            raise AgentError(f"{what} failed", details=result.tail(), resolution=hint or "see dpkg's output", reason="InstallFailed")

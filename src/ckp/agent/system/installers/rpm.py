@@ -49,9 +49,9 @@ class RpmInstaller:
         """See base.Installer. A package that an interrupted transaction left in two versions has both in its text, which equals no wanted version."""
         found = {}
         for name in names:
-            said = run([*self._rpm, "-q", "--qf", "%{VERSION}-%{RELEASE}\n", name], timeout=60, check=False)
-            if said.code == 0:
-                found[name] = BETWEEN_VERSIONS.join(said.stdout.split())
+            result = run([*self._rpm, "-q", "--qf", "%{VERSION}-%{RELEASE}\n", name], timeout=60, check=False)
+            if result.code == 0:
+                found[name] = BETWEEN_VERSIONS.join(result.stdout.split())
         return found
 
     def install(self, manifest: BundleManifest, packages: Sequence[Package]) -> None:
@@ -108,8 +108,8 @@ class RpmInstaller:
 
     def _all(self) -> dict[str, str]:
         """Every installed package, with the number of the transaction that installed it."""
-        said = run([*self._rpm, "-qa", "--qf", "%{NAME}\t%{INSTALLTID}\n"], timeout=120, check=False)
-        return {name: number for name, _, number in (line.partition("\t") for line in said.stdout.splitlines())}
+        result = run([*self._rpm, "-qa", "--qf", "%{NAME}\t%{INSTALLTID}\n"], timeout=120, check=False)
+        return {name: number for name, _, number in (line.partition("\t") for line in result.stdout.splitlines())}
 
     def add_tools(self, tools: Sequence[str], remember: Callable[[Sequence[str]], None]) -> list[str]:
         packages = sorted({PACKAGE_OF.get(tool, tool) for tool in tools})
