@@ -271,7 +271,7 @@ def test_a_bundle_that_imgpkg_pushed_is_verified_in_the_registry(world: World, t
         assert result.exit_code == 0, result.output
         assert "is signed by a trusted key for images" in result.output and "bundle v1.35.1 (1.35.1-ckp) for debian 12/amd64: verified" in result.output
         result = CliRunner().invoke(group, [*verify[:-1], f"{address}/{repository}:v1.35.2-ckp"])
-        assert isinstance(result.exception, VerificationRefused) and "the tag was given to another release's bundle" in result.output
+        assert isinstance(result.exception, VerificationRefused) and "the tag was moved to another release's bundle" in result.output
     finally:
         registry.close()
         server.stop()

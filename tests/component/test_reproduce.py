@@ -136,7 +136,7 @@ def test_statements_that_contradict_each_other_are_refused(world: World) -> None
         return {"subject": [{"digest": {"sha256": digest}}], "predicate": {"buildDefinition": definition}}
 
     assert Expected.of([statement("aa"), statement("aa")]).hashes == {("binary", "c/a"): "aa"}
-    with pytest.raises(InvalidInput, match="different things of the binary c/a: aa and bb"):
+    with pytest.raises(InvalidInput, match="different digests of the binary c/a: aa and bb"):
         Expected.of([statement("aa"), statement("bb")])
     with pytest.raises(InvalidInput, match="not what `ckp dist` writes"):
         Expected.of([{"subject": []}])

@@ -1,6 +1,6 @@
-"""Whether a source lock is in step with itself: source.toml, go.mod and go.sum say the same.
+"""Whether a source lock is consistent: source.toml, go.mod and go.sum name the same versions.
 
-A build takes what go.mod and go.sum say and stamps what source.toml says; were they of two versions, the result would lie about itself.
+A build takes what go.mod and go.sum say and stamps what source.toml says; with two different versions, the result would carry a wrong version.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PSEUDO_VERSION = re.compile(r"-(?:.*\.)?\d{14}-[0-9a-f]{12}$")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to mend, and where."""
+    """One fault of a lock, and where."""
 
     file: Path
     line: int
@@ -49,7 +49,7 @@ class GoMod:
 
     @classmethod
     def parse(cls, text: str) -> GoMod:
-        """Read a go.mod. Lines of other directives are passed over."""
+        """Read a go.mod. Lines of other directives are skipped."""
         required: dict[str, tuple[str, int]] = {}
         replaced: list[Replacement] = []
         for verb, words, line in _directives(text):
@@ -80,7 +80,7 @@ def _directives(text: str) -> Iterator[tuple[str, list[str], int]]:
 
 
 def lock_findings(source: Source) -> list[Finding]:
-    """What is out of step in a lock; nothing if it holds together."""
+    """The inconsistencies of a lock; none if it is consistent."""
     described, mod, sums = (source.folder / name for name in ("source.toml", "go.mod", "go.sum"))
     missing = [Finding(path, 1, "the file is missing") for path in (mod, sums) if not path.exists()]
     if missing:
@@ -117,7 +117,7 @@ def _sum_findings(source: Source, sums: Path) -> Iterator[Finding]:
     for number, line in enumerate(sums.read_text().splitlines(), start=1):
         words = line.split()
         if len(words) != 3 or not words[2].startswith("h1:"):
-            yield Finding(sums, number, "is no line of a go.sum: module, version, h1:hash")
+            yield Finding(sums, number, "is not a line of a go.sum: module, version, h1:hash")
         else:
             known[words[0], words[1]] = number
     for item in source.modules:

@@ -65,7 +65,7 @@ class Catalog:
     def release(self, name: str) -> Release:
         """The release called `name`; NotFound lists those that there are."""
         if name not in self.names():
-            raise NotFound(f"there is no release {name} in the catalog", resolution=f"take one of: {', '.join(self.names())}")
+            raise NotFound(f"there is no release {name} in the catalog", resolution=f"use one of: {', '.join(self.names())}")
         path = self.release_path(name)
         release = _parse(path, Release, _read(path))
         if release.name != name:
@@ -74,7 +74,7 @@ class Catalog:
             raise InvalidInput(
                 f"{path}: {findings[0]}",
                 details="\n".join(findings[1:]),
-                resolution=f"mend the release's file, or {self.root / 'matrix.toml'} if the matrix itself has changed",
+                resolution=f"correct the release's file, or {self.root / 'matrix.toml'} if the matrix itself has changed",
             )
         return release
 
@@ -83,7 +83,7 @@ class Catalog:
         return self.root / "sources" / component / version
 
     def source(self, component: str, version: str) -> Source:
-        """The source lock of a component; NotFound if that version is not locked, InvalidInput with file and line if the lock is out of step."""
+        """The source lock of a component; NotFound if that version is not locked, InvalidInput with file and line if the lock is inconsistent."""
         folder = self.source_path(component, version)
         if not (folder / "source.toml").exists():
             raise NotFound(f"{component} {version} has no source lock in {self.root / 'sources'}", resolution="add its go.mod, go.sum and source.toml")
@@ -92,9 +92,9 @@ class Catalog:
             raise InvalidInput(f"{folder}/source.toml is the lock of {source.component} {source.version}, not of {component} {version}")
         if findings := lock_findings(source):
             raise InvalidInput(
-                f"the source lock of {component} {version} is out of step",
+                f"the source lock of {component} {version} is inconsistent",
                 details="\n".join(map(str, findings)),
-                resolution="mend the lines named, or make the lock anew (a lock of Kubernetes: remove its folder and run `ckp release add`)",
+                resolution="correct the lines named above, or make the lock again (for Kubernetes: remove its folder and run `ckp release add`)",
             )
         return source
 
@@ -112,7 +112,7 @@ class Catalog:
         return [Chosen(component, self.source(component, str(version))) for component, version in _read(self.root / "test-tools.toml").items()]
 
     def check(self, name: str) -> list[str]:
-        """Everything that is wrong with a release: its file, the locks of all that it names, their toolchains. Nothing if all is in step."""
+        """All faults of a release: in its file, the locks of all that it names, and their toolchains. None if all is consistent."""
         try:
             release = self.release(name)
         except CkpError as error:

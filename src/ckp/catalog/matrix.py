@@ -1,4 +1,4 @@
-"""The compatibility matrix as data (`catalog/matrix.toml`), and whether a release keeps to it."""
+"""The compatibility matrix as data (`catalog/matrix.toml`), and whether a release complies with it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Component(Strict):
 
     @property
     def versioned(self) -> bool:
-        """Whether the row says anything of the version, and not of an image's tag only."""
+        """Whether the row restricts the version, and not only an image's tag."""
         return self.exact is not None or self.from_ is not None or self.major is not None
 
     @property
@@ -102,7 +102,7 @@ class Matrix(Strict):
         return next((row for row in self.components if row.name == name), None)
 
     def findings(self, release: Release) -> list[str]:
-        """Where a release leaves the matrix: field, found, allowed; nothing if it keeps to it."""
+        """Where a release violates the matrix: field, found, allowed; empty if it complies."""
         found: list[str] = []
 
         def expect(field: str, value: str | None, allowed: str, good: bool) -> None:

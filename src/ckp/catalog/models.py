@@ -18,13 +18,13 @@ def version_key(version: str) -> tuple[int, ...]:
 
 
 class Strict(BaseModel):
-    """Data of the catalog: a field that is not known is refused, and nothing changes it once it is read."""
+    """Data of the catalog: unknown fields are rejected, and the data is immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class StandIn(Strict):
-    """What takes a pin's place in the profile `lab`."""
+    """The component that replaces a pin in the profile `lab`."""
 
     component: Name
     version: Version
@@ -71,7 +71,7 @@ class Release(Strict):
             if self.pins.get(component, version) != version:
                 raise ValueError(f"cni.{component} is {version}, and pins.{component} is {self.pins[component]}: they must be the same")
         if unknown := set(self.stand_ins) - set(self.pins):
-            raise ValueError(f"stand-ins for what is no pin: {', '.join(sorted(unknown))}")
+            raise ValueError(f"stand-ins for components that are not pins: {', '.join(sorted(unknown))}")
         return self
 
     @property
@@ -101,7 +101,7 @@ class SourceFile(Strict):
 
 
 class Source(Strict):
-    """The lock of one component's source: with its go.mod and go.sum it says what is built, from which hashes, and how."""
+    """The lock of one component's source: together with its go.mod and go.sum it determines what is built, from which hashes, and how."""
 
     component: Name
     version: Version

@@ -114,13 +114,13 @@ def table(catalog: Catalog) -> str:
 
 
 def page_findings(catalog: Catalog) -> list[str]:
-    """Whether the page is there and says what the catalog says; a catalog without docs beside it has none."""
+    """Whether the page exists and is up to date; no findings for a catalog without docs beside it."""
     path = page_path(catalog)
     if not path.parent.is_dir():
         return []
     if path.exists() and path.read_text() == markdown(catalog):
         return []
-    return [f"{path}:1: is out of step with the catalog; `{COMMAND}` renders it anew"]
+    return [f"{path}:1: is not up to date with the catalog; `{COMMAND}` renders it again"]
 
 
 def write_page(catalog: Catalog) -> Path | None:

@@ -50,9 +50,9 @@ class Artifacts:
 
     @cached_property
     def packages(self) -> list[Package]:
-        """Packages of what is built, the agent's among them; made or found made.
+        """All packages, the agent's among them, packed if they are not in the cache.
 
-        NotFound if a component is not built, or there is no signing key: who only looks makes none.
+        NotFound if a component is not built, or there is no signing key: commands that only read do not make one.
         """
         if not (paths.keys() / SIGNING).exists():
             raise NotFound(f"there is no signing key in {paths.keys()}, so no packages were made here", resolution=f"ckp dist build {self.release}")
@@ -61,7 +61,7 @@ class Artifacts:
 
     @cached_property
     def images(self) -> list[Image]:
-        """Images of what is built, made or found made; NotFound if a component is not built."""
+        """All images, made if they are not in the cache; NotFound if a component is not built."""
         self._made.make_images()
         return self._made.images
 
@@ -69,7 +69,7 @@ class Artifacts:
         """The artifact called `name`.
 
         Raises:
-            NotFound: there is none, with how names look.
+            NotFound: there is none; with the forms that names have.
         """
         kind, slash, rest = name.partition("/")
         wanted = kind if slash and kind in KINDS else ""
@@ -87,7 +87,7 @@ class Artifacts:
                 if image.repository == short:
                     return image
         raise NotFound(
-            f"{self.release} has noartifact called {name} that is built here",
+            f"{self.release} has no artifact {name} that is built here",
             resolution="name a program (kubelet), a package (kubelet.deb), an image (image/kube-apiserver), a bundle (ubuntu_22.04), a file, "
             "or a reference (host:port/repository:tag)",
         )
@@ -100,7 +100,7 @@ class Artifacts:
             if name in (f"{package.name}.{package.format}", package.path.name):
                 return package
         names = ", ".join(sorted(f"{package.name}.{package.format}" for package in self.packages))
-        raise NotFound(f"{self.release} has no package {name}", resolution=f"take one of: {names}")
+        raise NotFound(f"{self.release} has no package {name}", resolution=f"use one of: {names}")
 
     def _bundle(self, name: str) -> Bundle | None:
         for target in self.built.release.bundles:
@@ -115,7 +115,7 @@ class Artifacts:
         return None
 
     def _file(self, path: Path) -> Artifact:
-        """A file is one of ours by its hash, or any Go program."""
+        """The artifact that a file is, by its hash; else its path, as that of any Go program."""
         digest = sha256_file(path)
         if path.suffix in (".deb", ".rpm"):
             for package in self.packages:
@@ -146,10 +146,13 @@ class Artifacts:
             return provenance.image_statement(self.built, artifact)
         if isinstance(artifact, Bundle):
             return provenance.bundle_statement(self.built, artifact, self.packages, self.images)
-        raise InvalidInput(f"{artifact} is nothing that was made here, and no signed provenance", resolution="name an envelope, or something of the release")
+        raise InvalidInput(
+            f"{artifact} is neither an artifact that was made here nor signed provenance",
+            resolution="name the file of an envelope, or an artifact of the release",
+        )
 
     def statements(self, *, everything: bool) -> list[Json]:
-        """The provenance of all programs; with `everything` of packages, images and bundles as well."""
+        """The provenance of all programs; with `everything`, also of packages, images and bundles."""
         found = [provenance.binary_statement(self.built, item) for item in self.built.programs.values()]
         if everything:
             found += [provenance.package_statement(self.built, item) for item in self.packages]

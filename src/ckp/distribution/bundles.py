@@ -1,4 +1,4 @@
-"""BYOH bundles: all that a host of one operating system needs for one release, in one OCI artifact that imgpkg pushes and pulls."""
+"""BYOH bundles: everything that a host of one operating system needs for one release, as one OCI artifact that imgpkg pushes and pulls."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ def make_bundle(
     registry: str,
     key: SigningKey,
 ) -> Bundle:
-    """Lay out, list and sign a bundle, or find it done.
+    """Make and sign a bundle, or find it in the cache.
 
-    `bundle.json` lists each file with its SHA-256 and is signed; what it does not list does not belong to the bundle.
+    `bundle.json` lists each file with its SHA-256 and is signed; a file that it does not list makes the bundle invalid.
     """
     stand_ins = sorted(
         stand_in_line(item.chosen.source.component, item.chosen.source.version, item.chosen.stands_in_for)
@@ -192,7 +192,7 @@ def packed_chart(folder: Path, name: str) -> Path:
 
 
 def is_pushed(bundle: Bundle, release: Release, registry: Registry) -> bool:
-    """Whether the release's tag names this very content: by the record of an earlier push, else by a look at what it names."""
+    """Whether the release's tag names exactly this content: by the record of an earlier push, else by pulling what the tag names."""
     repository = f"{PREFIX}/{bundle.target.repository}"
     manifest = registry.find_manifest(repository, release.stamp)
     if manifest is None:
@@ -211,7 +211,7 @@ def is_pushed(bundle: Bundle, release: Release, registry: Registry) -> bool:
 
 
 def _record(bundle: Bundle) -> Path:
-    """Keeps the digest that a bundle got in a registry: imgpkg decides it."""
+    """The file with the digest that a bundle got in a registry: imgpkg decides it."""
     return bundle.folder.with_name(bundle.folder.name + ".digest")
 
 
@@ -220,7 +220,7 @@ def _contents(folder: Path) -> dict[str, str]:
 
 
 def push_bundle(bundle: Bundle, release: Release, registry: Registry, address: str, ca: Path | None, imgpkg: Path, credentials: Path | None = None) -> str:
-    """Push with imgpkg under the release's tag unless that tag holds this very content; returns the digest.
+    """Push with imgpkg under the release's tag unless that tag names exactly this content; returns the digest.
 
     Args:
         address: `host:port` under which this machine reaches the registry.
@@ -242,27 +242,27 @@ def push_bundle(bundle: Bundle, release: Release, registry: Registry, address: s
         run(argv, timeout=600, env={"DOCKER_CONFIG": home}, what=f"pushing {bundle.target.repository}")
     digest = registry.digest(repository, release.stamp)
     if digest is None:
-        raise CkpError(f"{repository}:{release.stamp} was pushed, and the registry does not have it")
+        raise CkpError(f"{repository}:{release.stamp} was pushed, but the registry does not have it")
     atomic_write(record, digest)
     return digest
 
 
 @contextmanager
 def pulled_bundle(registry: Registry, repository: str, manifest: Manifest, name: str) -> Iterator[Path]:
-    """A bundle's content in a folder for the block. VerificationFailed if it is none; nothing of it is verified yet."""
+    """A bundle's content in a temporary folder, not verified yet. VerificationFailed if it is not a bundle."""
     with tempfile.TemporaryDirectory(prefix="ckp-verify-") as scratch:
         folder = Path(scratch) / "bundle"
         folder.mkdir()
         store = BlobStore(Path(scratch) / "blobs")
         for layer in manifest.layers:
             if layer.size > MAX_FILE:
-                raise VerificationFailed(f"{name} has a layer of {layer.size >> 20} MiB, and {MAX_FILE >> 20} MiB are the most")
+                raise VerificationFailed(f"{name} has a layer of {layer.size >> 20} MiB, and the limit is {MAX_FILE >> 20} MiB")
             unpack_bundle(registry.pull_blob(repository, layer, store), folder, name)
         yield folder
 
 
 def unpack_bundle(layer: Path, folder: Path, name: str) -> None:
-    """Lay out a layer of a bundle, which is flat: regular files only, in bounds. VerificationFailed for anything else."""
+    """Unpack a layer of a bundle: regular files in one flat folder, within the limits. VerificationFailed for anything else."""
     left = MAX_BUNDLE
     try:
         with naming_full_disk(folder), tarfile.open(layer, "r|*") as archive:
@@ -283,4 +283,4 @@ def unpack_bundle(layer: Path, folder: Path, name: str) -> None:
     except FileExistsError as error:
         raise VerificationFailed(f"{name} holds {Path(error.filename).name!r} twice") from error
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise VerificationFailed(f"{name} has a layer that is no tar archive: {error}") from error
+        raise VerificationFailed(f"{name} has a layer that is not a tar archive: {error}") from error

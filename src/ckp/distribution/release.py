@@ -36,13 +36,16 @@ from ckp.kits.stopping import pool, raise_if_cancelled
 from ckp.verify.bundle import MANIFEST
 
 PUSHES = 4
-"""How many images are signed and described at the same time."""
+"""How many images are signed and attested at the same time."""
 
 FORMATS: tuple[Format, ...] = ("deb", "rpm")
 
 
 class Deliverable(Protocol):
-    """What a site needs of a release, made here (Distribution) or brought in a file (ckp.distribution.carry.archive)."""
+    """What a site needs of a release: built on this machine (Distribution) or imported from a file (ckp.distribution.carry.airgap.ImportedRelease).
+
+    `ckp.site` takes either, and does not know which.
+    """
 
     @property
     def release(self) -> Release: ...
@@ -53,7 +56,7 @@ class Deliverable(Protocol):
 
     @property
     def keyring(self) -> Path:
-        """Keys that hosts are to trust."""
+        """The keyring that hosts trust."""
         ...
 
     @property
@@ -68,7 +71,7 @@ class Deliverable(Protocol):
 
     @property
     def stand_ins(self) -> Sequence[str]:
-        """Pins that something else stands in for."""
+        """Pins that a stand-in replaces."""
         ...
 
     def agent(self, format: Format) -> Package:
@@ -76,10 +79,10 @@ class Deliverable(Protocol):
         ...
 
     def push(self, registry: Registry, address: str, ca: Path | None, credentials: Path | None = None, *, replace: bool = False) -> dict[str, str]:
-        """Push images and bundles, and return each repository's digest. What is there already is not sent again.
+        """Push images and bundles, and return each repository's digest. What the registry has is not sent again.
 
         Args:
-            replace: let tags that name other content name this release's, and say which.
+            replace: move tags that name other content to this release's, and report each.
 
         Raises:
             Conflict: a tag names other content; nothing was pushed.
@@ -89,7 +92,7 @@ class Deliverable(Protocol):
 
 @dataclass
 class Distribution:
-    """One release, as far as it is made.
+    """One release, built step by step on this machine: build, pack, make_images, make_bundles, push.
 
     Args:
         say: takes lines of progress.
@@ -107,7 +110,7 @@ class Distribution:
     bundles: list[Bundle] = field(default_factory=list)
     registry_name: str = ""
     trusted: Path | None = None
-    """The keyring that the agent's package brings, if it is not that of the signing key: who makes a release again has another key."""
+    """The keyring that the agent's package brings, if it is not that of the signing key: a rebuild is signed by another key than the published release."""
 
     @cached_property
     def key(self) -> SigningKey:
@@ -140,16 +143,16 @@ class Distribution:
         return [self.catalog.choose(self.release, role, self.profile) for role in roles]
 
     def build(self, steps: Steps | None = None, also: Sequence[Chosen] = ()) -> None:
-        """Build every component that is not built.
+        """Build every component that is not in the cache.
 
         Args:
             steps: shows each of them inside its current step.
-            also: programs that are no part of the release, built in the same schedule.
+            also: programs that are not part of the release, built in the same schedule.
         """
         components = self.chosen()
         for chosen in components:
             if chosen.stands_in_for:
-                self.say(f"STAND-IN: {chosen.source.component} {chosen.source.version} takes the place of {chosen.stands_in_for}, which is not served here")
+                self.say(f"STAND-IN: {chosen.source.component} {chosen.source.version} takes the place of {chosen.stands_in_for}")
         built = build_all(self.catalog, [*components, *also], self.release.stamp, self.say, steps)
         self.built = {chosen.role: built[chosen.role] for chosen in components}
         self.say(f"{len(components)} components of {self.release.stamp} are built")
@@ -206,12 +209,12 @@ class Distribution:
         return digests
 
     def _claim(self, bundle: Bundle) -> tuple[str, str, str]:
-        """What the tag of a bundle is to name, for check_tags; imgpkg decides the digest when it pushes."""
+        """What a bundle's tag will name, for check_tags. In words: imgpkg decides the digest when it pushes."""
         listing = sha256_bytes(bundle.listing)
         return f"{PREFIX}/{bundle.target.repository}", self.release.stamp, f"a bundle whose {MANIFEST} has the SHA-256 {listing}"
 
     def _attest(self, registry: Registry, digests: Mapping[str, str]) -> None:
-        """Sign and describe what was pushed; what is signed and described already is left alone."""
+        """Sign what was pushed and attach SBOMs and provenance; what has them already does not change."""
         built = BuiltRelease(Reader(self.catalog), self.release, self.profile, self.built)
         key = self.key.image_key.read_bytes()
 
@@ -231,4 +234,4 @@ class Distribution:
                 jobs.append(threads.submit(one, bundle.target.repository, self.release.stamp, sbom, statement))
             for job in jobs:
                 job.result()
-        self.say(f"{len(jobs)} images and bundles are signed, and carry SBOM and provenance")
+        self.say(f"{len(jobs)} images and bundles are signed, with SBOM and provenance attached")

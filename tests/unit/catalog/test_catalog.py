@@ -214,13 +214,13 @@ LOCK = "sources/kubernetes/v1.35.1"
         ),
         ("source.toml", "kubernetes@v1.35.1", "kubernetes@v1.34.3", "source.toml:3: the main module is v1.34.3, and the lock is of kubernetes v1.35.1"),
         ("go.sum", "k8s.io/kubernetes v1.35.1 h1:", "k8s.io/kubernetes v1.35.0 h1:", "go.sum:1: has no hash of k8s.io/kubernetes v1.35.1"),
-        ("go.sum", "k8s.io/kubernetes v1.35.1/go.mod h1:", "k8s.io/kubernetes v1.35.1/go.mod ", "is no line of a go.sum"),
+        ("go.sum", "k8s.io/kubernetes v1.35.1/go.mod h1:", "k8s.io/kubernetes v1.35.1/go.mod ", "is not a line of a go.sum"),
     ],
 )
 def test_a_lock_out_of_step_stops_a_build_with_file_and_line(copy: Path, file: str, old: str, new: str, says: str) -> None:
     spoil(copy, old, new, f"{LOCK}/{file}")
     catalog = Catalog(copy)
-    with pytest.raises(InvalidInput, match=r"the source lock of kubernetes v1\.35\.1 is out of step") as caught:
+    with pytest.raises(InvalidInput, match=r"the source lock of kubernetes v1\.35\.1 is inconsistent") as caught:
         catalog.choose(catalog.release("v1.35.1"), "kubernetes", "release")
     assert f"{copy / LOCK / file}:" in caught.value.details
     assert says in caught.value.details
@@ -268,12 +268,12 @@ def test_the_page_says_what_the_catalog_says() -> None:
     assert page_findings(CATALOG) == [], "run `ckp release matrix --write`"
 
 
-def test_a_page_out_of_step_is_found_and_rendered_anew(copy: Path) -> None:
+def test_a_page_that_is_not_up_to_date_is_found_and_rendered_again(copy: Path) -> None:
     catalog = Catalog(copy)
     assert page_findings(catalog) == [], "a catalog without docs has no page"
     page = copy.parent / "docs/reference/compatibility.md"
     page.parent.mkdir(parents=True)
-    assert page_findings(catalog)[0].startswith(f"{page}:1: is out of step")
+    assert page_findings(catalog)[0].startswith(f"{page}:1: is not up to date")
     assert write_page(catalog) == page
     assert page_findings(catalog) == []
     spoil(copy, 'helm = "v3.19.2"', 'helm = "v3.19.3"')
@@ -297,7 +297,7 @@ def test_the_matrix_is_printed_for_people_and_programs() -> None:
 
 
 def test_check_list_and_show_speak_of_every_release() -> None:
-    assert CliRunner().invoke(release, ["check"]).output == f"in step: {', '.join(CATALOG.names())}\n"
+    assert CliRunner().invoke(release, ["check"]).output == f"consistent: {', '.join(CATALOG.names())}\n"
     listed = CliRunner().invoke(release, ["list"]).output
     assert all(name in listed for name in CATALOG.names())
     shown = CliRunner().invoke(release, ["show", "v1.33.7"]).output

@@ -264,14 +264,14 @@ REFUSED: dict[Callable[[World], None], str] = {
     _flipped_payload_in_storage: "sends other bytes for sha256:",
     _flipped_payload_pushed: "its signature is not by a trusted key, or what it signs was altered",
     _flipped_signature: "its signature is not by a trusted key, or what it signs was altered",
-    _no_signature_at_all: "is damaged: it is no ECDSA signature",
-    _no_base64: "is damaged: it is no ECDSA signature",
-    _empty_signature: "is damaged: it is no ECDSA signature",
-    _other_layers_only: "what is under its signatures' tag is of another kind",
-    _huge_payload: "are the most that are read",
-    _payload_gone: "a signature's payload is gone",
-    _manifest_flipped: "the bytes that came have the digest",
-    _signature_manifest_flipped: "the bytes that came have the digest",
+    _no_signature_at_all: "is damaged: it is not an ECDSA signature",
+    _no_base64: "is damaged: it is not an ECDSA signature",
+    _empty_signature: "is damaged: it is not an ECDSA signature",
+    _other_layers_only: "what its signatures' tag names is something else",
+    _huge_payload: "the limit is",
+    _payload_gone: "a signature's payload is missing",
+    _manifest_flipped: "the bytes received have the digest",
+    _signature_manifest_flipped: "the bytes received have the digest",
 }
 
 

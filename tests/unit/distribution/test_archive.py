@@ -39,7 +39,7 @@ def archive(tmp_path: Path, key: SigningKey) -> Path:
 
 
 def rewritten(archive: Path, change: Rewrite) -> Path:
-    """The archive with other members, packed anew as an attacker could."""
+    """The archive with other members, packed again as an attacker could."""
     plain = subprocess.run(["zstd", "-dc", archive], capture_output=True, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(plain)) as tar:
         members = [(info, (tar.extractfile(info) or io.BytesIO()).read()) for info in tar]
@@ -61,7 +61,7 @@ def test_what_went_in_comes_out_once(archive: Path, key: SigningKey, tmp_path: P
     assert index["release"] == "v1.35.1"
     again, _ = read_archive(archive, key.keyring, tmp_path / "out", lines.append)
     assert again == folder
-    assert "release.ckp was read before" in lines
+    assert "release.ckp was imported before" in lines
 
 
 def swap(name: str, data: bytes) -> Rewrite:

@@ -69,7 +69,7 @@ def runc() -> tuple[Catalog, Source]:
 
 
 def test_the_toolchain_is_what_is_named_and_all_that_it_depends_on() -> None:
-    """`gcc` depends on the compiler, and its own version stays when that is mended."""
+    """`gcc` depends on the compiler, and its own version stays when that is fixed."""
     assert [item.name for item in toolchain_here(("gcc", "libc6-dev"))] == ["binutils", "gcc", "gcc-12", "libc6-dev", "libgcc-12-dev", "libisl23"]
     assert [(item.name, item.version, item.architecture) for item in installed_here(("gcc",))] == [("gcc", "4:12.2.0-3", "amd64")]
 

@@ -141,7 +141,7 @@ def test_replaced_modules_are_read_with_what_they_replace() -> None:
     )
     assert found.modules == (Module("b", "v2", "h1:b", "a@v1"),)
     assert found.settings == {"-tags": "x"}
-    with pytest.raises(InvalidInput, match="no build info"):
+    with pytest.raises(InvalidInput, match="not build info"):
         parse({"Path": "p"})
 
 
@@ -316,5 +316,5 @@ def test_the_command_ends_with_code_3_when_something_differs(tmp_path: Path) -> 
     shutil.copy(built.program("static").source.folder / "go.mod", tmp_path)
     with pytest.raises(InvalidInput, match="is not the tree of any"):
         CliRunner().invoke(transparency.compare, ["--binary", "static", "--profile", "lab", "--upstream-tree", str(tmp_path)], catch_exceptions=False)
-    with pytest.raises(InvalidInput, match="laid beside one program"):
+    with pytest.raises(InvalidInput, match="compares one program"):
         CliRunner().invoke(transparency.compare, ["--upstream", str(tmp_path / "go.mod")], catch_exceptions=False)

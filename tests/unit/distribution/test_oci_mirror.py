@@ -323,7 +323,7 @@ def test_a_registry_that_cannot_delete_a_shared_tag_says_so_and_loses_nothing(tm
     site.push("ckp/etcd", "old", b"same")
     site.push("ckp/etcd", "new", b"same")
     before = site.state()
-    with pytest.raises(CkpError, match="does not do that"):
+    with pytest.raises(CkpError, match="does not support that"):
         prune(site.registry, [("ckp/etcd", "old")], nothing, yes=True)
     assert site.state() == before
 

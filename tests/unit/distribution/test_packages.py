@@ -225,7 +225,7 @@ def test_a_program_without_completions_is_told_by_name(tmp_path: Path) -> None:
     silent = tmp_path / "silent"
     silent.write_text("#!/bin/sh\n")
     silent.chmod(0o755)
-    with pytest.raises(CkpError, match="silent completion bash says nothing"):
+    with pytest.raises(CkpError, match="silent completion bash printed nothing"):
         completions.completion(silent, "bash")
 
 
@@ -331,7 +331,7 @@ def test_against_upstreams_the_same_version_is_newer_for_dpkg_and_older_for_rpm(
     "version", ["", "1.35.1", "v1.35.1-ckp", "1.35.1-", "1.35.1-ckp-2", "1:1.35.1-ckp", "1.35.1_ckp", "1.35.1-CKP", "1.35.1-rc.1-ckp", "1.35.1-ckp\n"]
 )
 def test_a_version_that_would_not_sort_is_refused(built: dict[str, Built], key: SigningKey, version: str) -> None:
-    with pytest.raises(InvalidInput, match="is no version of a package"):
+    with pytest.raises(InvalidInput, match="is not a version of a package"):
         make_package(Recipe.read("helm"), version, built, built["nfpm"].binary("nfpm"), key)
 
 

@@ -128,13 +128,13 @@ def test_one_command_adds_the_next_patch_release(catalog: Catalog, proxy: Module
 @pytest.mark.parametrize(
     ("version", "kind", "says"),
     [
-        (NEW[1:], InvalidInput, f"'{NEW[1:]}' is no version of Kubernetes"),
-        (f"{NEW}/../x", InvalidInput, "is no version of Kubernetes"),
-        (f"v1.{MINOR}.02", InvalidInput, "is no version of Kubernetes"),
+        (NEW[1:], InvalidInput, f"'{NEW[1:]}' is not a version of Kubernetes"),
+        (f"{NEW}/../x", InvalidInput, "is not a version of Kubernetes"),
+        (f"v1.{MINOR}.02", InvalidInput, "is not a version of Kubernetes"),
         (BASE, Conflict, f"{BASE} is in the catalog already"),
         (NEXT_MINOR, InvalidInput, rf"{NEXT_MINOR} is outside the compatibility matrix, which has 1\.33, .*1\.{MINOR}"),
-        (patch(99), NotFound, rf"Kubernetes {patch(99)} can't be had from GOPROXY=http://127\.0\.0\.1:\d+"),
-        (patch(2), NotFound, f"{patch(2)} can't be locked: 1 of its modules can't be had"),
+        (patch(99), NotFound, rf"Kubernetes {patch(99)} is not served by GOPROXY=http://127\.0\.0\.1:\d+"),
+        (patch(2), NotFound, f"{patch(2)} can't be locked: 1 of its modules cannot be fetched"),
         (patch(3), CkpError, f"{patch(3)} has no build/pause/linux/pause.c, which the lock names"),
     ],
 )
@@ -282,7 +282,7 @@ def test_a_real_patch_release_is_added(catalog: Catalog) -> None:
 
 @pytest.mark.usefixtures("served")
 def test_what_is_made_for_a_release_of_the_catalog_is_its_lock_to_the_byte(catalog: Catalog) -> None:
-    """The lock of v1.35.1 has been built and run; made anew from v1.34.3, it must be the same."""
+    """The lock of v1.35.1 has been built and run; made again from v1.34.3, it must be the same."""
     kept = digests(catalog.source_path("kubernetes", "v1.35.1"))
     for name in [name for name in catalog.names() if version_key(name) >= version_key("v1.35.1")]:
         catalog.release_path(name).unlink()

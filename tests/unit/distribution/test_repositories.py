@@ -302,7 +302,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> SigningKey:
 
 def test_a_component_is_a_minor_version_or_the_agent(repositories: Repositories, packages: dict[str, Package]) -> None:
     for name in ("1.35", "v1.35.1", "../x", "main", ""):
-        with pytest.raises(InvalidInput, match="is no component"):
+        with pytest.raises(InvalidInput, match="is not a component"):
             repositories.publish(list(packages.values()), name, said)
     assert not repositories.root.exists()
 
@@ -692,7 +692,7 @@ def test_prune_says_first_and_removes_only_when_told_so(tmp_path: Path, key: Sig
     assert "v1.35 kubelet 1.35.1-ckp (rpm)" in asked.output
     assert "nothing was removed" in asked.output
     assert len(repositories.contents()) == 8
-    with pytest.raises(InvalidInput, match="say what to remove"):
+    with pytest.raises(InvalidInput, match="nothing to remove is selected"):
         runner.invoke(repository, ["prune", where, "v1.35", "--yes"], catch_exceptions=False, standalone_mode=False)
     assert runner.invoke(repository, ["prune", where, "v1.35", "--version", "1.35.1-ckp", "--yes"]).exit_code == 0
     assert len(repositories.contents()) == 4

@@ -380,7 +380,7 @@ def test_a_document_is_made_once(private_cache: Path) -> None:
     assert list((private_cache / "sbom" / "documents").glob("*.json")) == kept
     for path in (private_cache / "sbom").rglob("*.json"):
         path.unlink()
-    assert render(sbom.image_sbom(built, image)) == first, "made anew it is the same"
+    assert render(sbom.image_sbom(built, image)) == first, "made again, it is the same"
 
 
 def test_module_components_name_what_they_replace() -> None:

@@ -67,7 +67,7 @@ def test_all_targets_are_looked_at_and_one_bad_one_is_enough(packages: Path) -> 
 @pytest.mark.parametrize("target", ["nowhere.deb", "registry/with space:1", "registry:5000/ckp/etcd", "registry:5000/ckp/etcd@sha256:12"])
 def test_what_is_neither_here_nor_an_image_is_bad_input(packages: Path, target: str) -> None:
     result = run(target)
-    assert isinstance(result.exception, InvalidInput) and "no reference to an image" in result.exception.brief
+    assert isinstance(result.exception, InvalidInput) and "nor a reference to an image" in result.exception.brief
 
 
 def test_without_keys_nothing_is_verified(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +223,7 @@ def test_an_image_is_verified_by_its_signature(images: Images) -> None:
         images.verify("ckp/etcd:3.7")
     with pytest.raises(NotFound):
         images.verify("ckp/etcd:3.8")
-    with pytest.raises(InvalidInput, match="is no bundle"):
+    with pytest.raises(InvalidInput, match="is not a bundle"):
         images.verify("ckp/etcd:3.5", "v1.35.1")
 
 
@@ -235,9 +235,9 @@ def test_a_bundle_is_verified_to_its_packages(images: Images, key: SigningKey) -
 @pytest.mark.parametrize(
     ("files", "tag", "release", "words"),
     [
-        (lambda key: bundle(key, release="v1.35.0"), "v1.35.1-ckp", None, "the tag was given to another release's bundle"),
+        (lambda key: bundle(key, release="v1.35.0"), "v1.35.1-ckp", None, "the tag was moved to another release's bundle"),
         (lambda key: bundle(key, release="v1.35.0"), "v1.35.1-ckp", "v1.35.1", "is of release v1.35.0, but must be of v1.35.1"),
-        (lambda key: bundle(key, os_version="13"), "v1.35.1-ckp", None, "belongs into byoh-bundle-debian_13"),
+        (lambda key: bundle(key, os_version="13"), "v1.35.1-ckp", None, "belongs in byoh-bundle-debian_13"),
         (lambda key: {**bundle(key), "extra": b"x"}, "v1.35.1-ckp", None, "extra is in the bundle, but is not named"),
         (lambda key: {**bundle(key), "kubelet.deb": b"x"}, "v1.35.1-ckp", None, "the SHA-256 of kubelet.deb"),
         (lambda key: {**bundle(key), "../evil": b"x"}, "v1.35.1-ckp", None, "a flat folder of regular files"),

@@ -1,4 +1,4 @@
-"""`ckp dist build`, `publish`, `export` and `import`: making a release, bringing it into registries and repositories, and to sites without a network."""
+"""`ckp dist build`, `publish`, `export` and `import`: make a release, publish it, and carry it to a site without a network."""
 
 from __future__ import annotations
 
@@ -29,15 +29,26 @@ MADE = ("Building components from source", "Packing and signing", "Making images
 """The steps of `made`."""
 
 KEYRING_OPTION = click.option(
-    "--keyring", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="Whom to trust; default: this machine's own signing keys."
+    "--keyring",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="OpenPGP keys to trust (binary); default: this machine's own signing keys.",
 )
 NAME_OPTION = click.option(
-    "--registry-name", default=REGISTRY.address, show_default=True, help="host:port that hosts pull from; it is written into the bundles, which are signed."
+    "--registry-name",
+    default=REGISTRY.address,
+    show_default=True,
+    help="host:port of the registry that hosts pull from; it is written into the signed bundles.",
 )
 
 
 def made(name: str, profile: Profile, registry_name: str, steps: Steps, *, test_tools: bool = False) -> Distribution:
-    """A release, made or found made: the steps of MADE. The tests' own tools are built beside it on request."""
+    """A release, made or found in the cache: the steps of MADE.
+
+    Args:
+        registry_name: `host:port` that hosts pull from.
+        test_tools: build the tests' own tools as well.
+    """
     catalog = Catalog()
     release = Distribution(catalog, catalog.release(name), profile, steps.say)
     building, packing, images, bundles = MADE
@@ -59,7 +70,10 @@ def made(name: str, profile: Profile, registry_name: str, steps: Steps, *, test_
 @NAME_OPTION
 @click.option("--test-tools", is_flag=True, help="Build the programs that only the tests use as well (catalog/test-tools.toml).")
 def dist_build(name: str, profile: Profile, registry_name: str, test_tools: bool) -> None:
-    """Build a release: programs, signed packages, images, bundles. What has not changed is not made again."""
+    """Build release NAME: programs, signed packages, images, bundles. What has not changed is not built again.
+
+    Without NAME, the newest supported release is built.
+    """
     with planned("dist build", MADE) as steps:
         release = made(name, profile, registry_name, steps, test_tools=test_tools)
     click.echo(f"\n{release.release.stamp}: {len(release.packages)} packages signed by {release.key.fingerprint}, {len(release.images)} images")
@@ -69,22 +83,34 @@ def dist_build(name: str, profile: Profile, registry_name: str, test_tools: bool
 @click.argument("name", default=default_release)
 @PROFILE_OPTION
 @NAME_OPTION
-@click.option("--from", "archive", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="A file of `ckp dist export` instead.")
+@click.option(
+    "--from",
+    "archive",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="Publish a file that `ckp dist export` wrote, instead of building the release.",
+)
 @KEYRING_OPTION
 @click.option("--registry", default=None, help="host:port to push images and bundles to.")
 @click.option(
-    "--registry-ca", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="The CA of its certificate; default: the system's."
+    "--registry-ca",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="The CA of the registry's certificate; default: the system's.",
 )
-@click.option("--credentials", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="A docker config.json that only you can read.")
+@click.option(
+    "--credentials",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="Users and passwords, in the format of docker's config.json, readable by its owner only.",
+)
 @click.option(
     "--repositories",
     type=click.Path(file_okay=False, path_type=Path),
     default=None,
-    help="The folder of the apt and dnf repositories to fill; with --from one below it, by the release's name.",
+    help="The folder of the apt and dnf repositories to fill; with --from, a folder below it with the release's name.",
 )
-@click.option(
-    "--replace", is_flag=True, help="Replace what is there under the same name: tags that name other content, and with --from a release's repositories."
-)
+@click.option("--replace", is_flag=True, help="Replace what exists under the same name: tags of other content, and with --from the release's repositories.")
 @repository_options
 def dist_publish(
     name: str,
@@ -100,9 +126,12 @@ def dist_publish(
     url: str,
     valid_days: int | None,
 ) -> None:
-    """Bring a release into a registry, into package repositories, or both. What is there is left alone; interrupted, it goes on."""
+    """Publish release NAME to a registry, to package repositories, or both. What exists is kept; an interrupted run can be repeated.
+
+    Without NAME, the newest supported release is published.
+    """
     if not registry and not repositories:
-        raise InvalidInput("there is nowhere to publish to", resolution="name --registry, --repositories, or both")
+        raise InvalidInput("no target to publish to is given", resolution="give --registry, --repositories, or both")
     reading = f"Reading and verifying {archive.name if archive else ''}"
     filling, pushing = f"Filling the package repositories in {repositories}", f"Pushing images and bundles to {registry}"
     titles = [*([reading] if archive else MADE), *([filling] if repositories else []), *([pushing] if registry else [])]
@@ -125,18 +154,18 @@ def dist_publish(
 
 
 def publish_packages(release: Distribution, repositories: Repositories) -> None:
-    """The packages of a release into its minor's component, the agent's into one of its own."""
+    """Publish a release's packages in the component of its minor version, and the agent's in a component of its own."""
     repositories.publish(release.packages, component(release.release.name), release.say)
     repositories.publish(release.agents, AGENT_COMPONENT, release.say)
 
 
 def component(release: str) -> str:
-    """The component of the package repositories that a release belongs to: its minor, as v1.35."""
+    """The component of the package repositories that a release belongs to: its minor version, such as v1.35."""
     return release.rpartition(".")[0]
 
 
 def push(release: Deliverable, address: str, ca: Path | None, credentials: Path | None, *, replace: bool = False) -> None:
-    """Push, and say where everything is."""
+    """Push a release to a registry, and print the reference of each bundle."""
     client = Registry(address, ca, credentials=credentials)
     try:
         digests = release.push(client, address, ca, credentials, replace=replace)
@@ -151,9 +180,9 @@ def push(release: Deliverable, address: str, ca: Path | None, credentials: Path 
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @PROFILE_OPTION
 @NAME_OPTION
-@click.option("--lab/--no-lab", default=True, show_default=True, help="Take the lab hosts' root file system along, for `ckp up --from`.")
+@click.option("--lab/--no-lab", default=True, show_default=True, help="Include the lab hosts' root file system, for `ckp up --from`.")
 def dist_export(name: str, file: Path, profile: Profile, registry_name: str, lab: bool) -> None:
-    """Write release NAME into FILE, one signed file with all that a site without a network needs."""
+    """Write release NAME into FILE: one signed file with everything that a site without a network needs."""
     filling, writing = "Filling package repositories", f"Writing {file}"
     with planned("dist export", [*MADE, filling, writing]) as steps:
         release = made(name, profile, registry_name, steps)

@@ -1,4 +1,8 @@
-"""`ckp dist sbom`, `provenance`, `reproduce` and `compare`: what is in a release, where it comes from, and how anyone can prove it."""
+"""`ckp dist sbom`, `provenance`, `reproduce` and `compare`: evidence of what a release contains, what it was built from, and that it can be rebuilt.
+
+`sbom` and `provenance` show the documents about one artifact, built here or in a registry. `reproduce` builds a release again and compares it bit by bit;
+`compare` shows in what our programs differ from upstream's. The work is done in ckp.distribution.artifacts, .attest and .prove; here are options and tables.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +36,15 @@ from ckp.kits.errors import InvalidInput, NotFound, VerificationFailed
 F = TypeVar("F", bound=Callable[..., Any])
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-_release = click.option("--release", "release", default=default_release, show_default=DEFAULT_HELP, help="The release that a name is looked for in.")
-_format = click.option("--format", "output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print it.")
+_release = click.option("--release", "release", default=default_release, show_default=DEFAULT_HELP, help="The release in which NAME is looked up.")
+_format = click.option("--format", "output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Output format.")
 
 
 def _registry_options(command: F) -> F:
     for option in (
-        click.option("--image-key", type=_FILE, default=None, help="Public keys of which one must have signed provenance (PEM); default: this machine's own."),
+        click.option(
+            "--image-key", type=_FILE, default=None, help="Public keys (PEM), one of which must have signed the provenance; default: this machine's own."
+        ),
         click.option("--registry-ca", type=_FILE, default=None, help="The CA of the registry's certificate; default: those that this system trusts."),
         click.option("--credentials", type=_FILE, default=None, help="Users and passwords, in the format of docker's config.json, readable by its owner only."),
     ):
@@ -54,9 +60,9 @@ def _manifest(text: str, ca: Path | None, credentials: Path | None) -> Iterator[
     try:
         digest = reference.digest or registry.digest(reference.repository, reference.tag)
         if not digest:
-            raise NotFound(f"{text} is not there")
+            raise NotFound(f"{text} does not exist")
         if reference.tag and reference.digest and registry.digest(reference.repository, reference.tag) != reference.digest:
-            raise VerificationFailed(f"the tag of {text} has another digest by now", resolution="name the digest alone, or find out who moved the tag")
+            raise VerificationFailed(f"the tag of {text} names another digest now", resolution="give the digest alone, or find out who moved the tag")
         yield registry, reference.repository, digest
     finally:
         registry.close()
@@ -68,7 +74,7 @@ def _is_reference(target: str) -> bool:
 
 
 def _quiet(_: str) -> None:
-    """Looking something up says nothing."""
+    """Takes lines of progress and prints none."""
 
 
 @click.command("sbom")
@@ -78,10 +84,11 @@ def _quiet(_: str) -> None:
 @_format
 @_registry_options
 def sbom(target: str, release: str, profile: Profile, output: str, image_key: Path | None, registry_ca: Path | None, credentials: Path | None) -> None:
-    """Show what something is made of, as CycloneDX.
+    """Show the software bill of materials (SBOM) of an artifact, as CycloneDX.
 
-    NAME is a program (kubelet), a package (kubelet.deb), an image (image/kube-apiserver) or a bundle (ubuntu_22.04) of the release as it is
-    built here; IMAGE is host:port/repository:tag, of which the attached document is read, once its signed provenance vouches for it.
+    NAME is a program (kubelet), a package (kubelet.deb), an image (image/kube-apiserver) or a bundle (ubuntu_22.04) of the release as built on this
+    machine. PATH is a package, or any program written in Go. IMAGE is host:port/repository:tag: its attached SBOM is shown if the signed provenance
+    names it.
     """
     if _is_reference(target):
         with _manifest(target, registry_ca, credentials) as (registry, repository, digest):
@@ -129,9 +136,9 @@ def _licence(item: Mapping[str, Any]) -> str:
 @_format
 @_registry_options
 def provenance(target: str, release: str, profile: Profile, output: str, image_key: Path | None, registry_ca: Path | None, credentials: Path | None) -> None:
-    """Show from which sources, with which toolchain and flags something was made, as in-toto with SLSA's predicate.
+    """Show the provenance of an artifact: its sources, toolchain and flags, as an in-toto statement with SLSA's predicate.
 
-    Of an IMAGE, or of the PATH of an envelope, the signature is checked first; a bad one ends with code 3.
+    Targets are those of `ckp dist sbom`, and the PATH of a signed envelope. The signature of an IMAGE or envelope is checked first; exit code 3 if it is bad.
     """
     signed = ""
     if _is_reference(target):
@@ -144,7 +151,7 @@ def provenance(target: str, release: str, profile: Profile, output: str, image_k
     else:
         artifacts = Artifacts(Catalog(), release, profile, _quiet)
         statement = artifacts.statement(artifacts.find(target))
-    click.echo(f"signature: {signed or 'none: this is told by what is built here; what is pushed is signed'}", err=True)
+    click.echo(f"signature: {signed or 'none: made from what is built on this machine; it is signed when it is pushed'}", err=True)
     if output == "json":
         show_data(statement, "json")
     else:
@@ -173,12 +180,19 @@ def _show_statement(statement: Mapping[str, Any]) -> None:
 
 @click.command("reproduce")
 @click.argument("name", default=default_release)
-@click.option("--component", "components", multiple=True, help="Make only this one's programs again; may be given several times.")
+@click.option("--component", "components", multiple=True, help="Rebuild only the programs of this component; may be repeated.")
 @PROFILE_OPTION
-@click.option("--against", multiple=True, metavar="FILE|IMAGE", help="Published provenance to compare with; default: what is built on this machine.")
-@click.option("--keyring", type=_FILE, default=None, help="The published OpenPGP keys, which the agent's package brings; default: this machine's own.")
-@click.option("--fresh-modules", is_flag=True, help="Fetch all sources anew, instead of taking them from this machine's module cache.")
-@click.option("--directory", type=click.Path(file_okay=False, path_type=Path), default=None, help="Where to work; emptied before and after.")
+@click.option(
+    "--against", multiple=True, metavar="FILE|IMAGE", help="Published provenance to compare with; may be repeated; default: what is built on this machine."
+)
+@click.option("--keyring", type=_FILE, default=None, help="The published OpenPGP keys, which are part of the agent's package; default: this machine's own.")
+@click.option("--fresh-modules", is_flag=True, help="Download all sources again, instead of using this machine's module cache.")
+@click.option(
+    "--directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Working folder, emptied before and after; default: one below the temporary folder.",
+)
 @_format
 @_registry_options
 def reproduce(
@@ -194,9 +208,9 @@ def reproduce(
     registry_ca: Path | None,
     credentials: Path | None,
 ) -> None:
-    """Make a release again in another place, and compare it bit by bit. Anything that differs, or was published and did not come, ends with code 3.
+    """Rebuild release NAME in another folder, and compare it bit by bit. Exit code 3 if anything differs, or was published and not rebuilt.
 
-    Packages are compared without their signatures. Everything takes an hour or more on a small machine; a component takes minutes.
+    Packages are compared without their signatures. A whole release takes an hour or more on a small machine, a component minutes.
     """
     catalog = Catalog()
     release = catalog.release(name)
@@ -214,9 +228,9 @@ def reproduce(
     wrong = [finding for finding in findings if finding.verdict in ("differs", "not made again")]
     if wrong or not any(finding.verdict == "identical" for finding in findings):
         raise VerificationFailed(
-            f"{len(wrong)} of {len(findings)} are not what was published",
+            f"{len(wrong)} of {len(findings)} artifacts differ from what was published",
             details="\n".join(f"{finding.kind} {finding.name} {finding.verdict}" for finding in wrong),
-            resolution="is it the same release file, profile and checkout? the notes say where the difference lies",
+            resolution="check that release file, profile and checkout are the same; the notes say where the difference lies",
         )
 
 
@@ -255,18 +269,18 @@ def _show_findings(findings: Sequence[Finding], output: str) -> None:
 
 @click.command("compare")
 @click.argument("name", default=default_release)
-@click.option("--binary", "binaries", multiple=True, help="Only this program; may be given several times.")
+@click.option("--binary", "binaries", multiple=True, help="Only this program; may be repeated.")
 @PROFILE_OPTION
-@click.option("--upstream", type=_FILE, default=None, help="A program that upstream has built, to lay beside the one named with --binary.")
-@click.option("--upstream-tree", type=_FOLDER, default=None, help="A checkout of upstream's tree: compare staging modules with it, file by file.")
+@click.option("--upstream", type=_FILE, default=None, help="A program that upstream built, to compare with the one given by --binary.")
+@click.option("--upstream-tree", type=_FOLDER, default=None, help="A checkout of upstream's tree, with which staging modules are compared file by file.")
 @_format
 def compare(name: str, binaries: tuple[str, ...], profile: Profile, upstream: Path | None, upstream_tree: Path | None, output: str) -> None:
-    """Show in what each program is the same as upstream's, and in what not: modules by hash, toolchain, flags, version stamps.
+    """Compare each program of release NAME with upstream's: modules by hash, toolchain, flags, version stamps.
 
-    What differs and is not so by intent ends with code 3.
+    Exit code 3 if anything differs that is not declared as deliberate.
     """
     if upstream and len(binaries) != 1:
-        raise InvalidInput("--upstream is laid beside one program", resolution="name it with --binary")
+        raise InvalidInput("--upstream compares one program", resolution="name it with --binary")
     catalog = Catalog()
     built = open_built_release(catalog, catalog.release(name), profile)
     go = built.reader.go()
@@ -280,13 +294,17 @@ def compare(name: str, binaries: tuple[str, ...], profile: Profile, upstream: Pa
             extra += compare_tree(info, theirs, upstream_tree, go)
         comparisons.append(Comparison(found.program, found.component, found.main, found.go, (*found.checks, *extra)))
     if upstream_tree and not any(item.about("tree") for item in comparisons):
-        raise InvalidInput(f"{upstream_tree} is not the tree of any of these programs", resolution="name the folder that has the main module's go.mod")
+        raise InvalidInput(f"{upstream_tree} is not the tree of any of these programs", resolution="give the folder that has the main module's go.mod")
     _show_comparisons(comparisons, output)
     if wrong := [item for item in comparisons if not item.identical]:
         details = "\n".join(
             f"{item.program}: {check.about} {check.name}: {check.ours}, not {check.upstream}" for item in wrong for check in item.findings("differs")
         )
-        raise VerificationFailed(f"{len(wrong)} of {len(comparisons)} programs differ from upstream's", details=details, resolution="mend the lock, or say why")
+        raise VerificationFailed(
+            f"{len(wrong)} of {len(comparisons)} programs differ from upstream's",
+            details=details,
+            resolution="correct the lock, or declare the difference as deliberate in ckp.distribution.prove.compare",
+        )
 
 
 def _is_tree_of(folder: Path, module: str) -> bool:
@@ -303,7 +321,7 @@ def _show_comparisons(comparisons: Sequence[Comparison], output: str) -> None:
     click.echo(table([Column(head.upper(), itemgetter(head)) for head in heads], rows))
     differing = [(item.program, check) for item in comparisons for check in item.findings("differs", "deliberate", "stamp")]
     if differing:
-        click.echo("\nAll that is not the same:")
+        click.echo("\nDifferences:")
         columns: list[Column[Any]] = [
             Column("PROGRAM", lambda row: row[0]),
             Column("WHAT", lambda row: f"{row[1].about} {row[1].name}"),

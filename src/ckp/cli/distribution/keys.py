@@ -1,4 +1,4 @@
-"""`ckp keys`: the keys that packages, repositories, bundles and images are signed by."""
+"""`ckp keys`: the keys that sign packages, repositories, bundles and images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ckp.kits.files import atomic_write
 
 F = TypeVar("F", bound=Callable[..., Any])
 PRIMARY_OPTION = click.option(
-    "--primary", type=click.Path(path_type=Path), default=None, help="The file with the secret primary key, if it is kept elsewhere (ckp keys detach)."
+    "--primary", type=click.Path(path_type=Path), default=None, help="The file with the secret primary key, if it was detached (ckp keys detach)."
 )
 
 
@@ -33,21 +33,21 @@ def keys() -> None:
 
 
 @keys.command("make")
-@click.option("--user-id", default=OWNER, show_default=True, help="Whose keys they are: Name <mail>.")
+@click.option("--user-id", default=OWNER, show_default=True, help="The owner of the keys: Name <mail>.")
 def make(user_id: str) -> None:
-    """Make a primary key, a signing key and a key for images. They lie in a folder of yours with mode 0700."""
+    """Make a primary key, a signing key and an image key, in a folder with mode 0700 below your home folder."""
     ring = KeyRing.make(paths.keys(), user_id)
     click.echo(f"made {ring.key.fingerprint} in {ring.key.folder}\n")
     show(ring)
     click.echo()
     show_images(ImageKeys(ring.key))
-    click.echo("\nTake the primary key away from this machine: ckp keys detach /media/…/primary.pgp")
+    click.echo("\nMove the primary key to another medium: ckp keys detach /media/…/primary.pgp")
 
 
 @keys.command("list")
-@_images("Only the keys for images.")
+@_images("List only the image keys.")
 def list_keys(images: bool) -> None:
-    """List all keys that are trusted here, and which one signs."""
+    """List the keys that are trusted on this machine, and show which of them signs."""
     ring = KeyRing.at(paths.keys())
     if not images:
         show(ring)
@@ -56,7 +56,7 @@ def list_keys(images: bool) -> None:
 
 
 def show_images(images: ImageKeys) -> None:
-    """A table of the keys for images."""
+    """Print a table of the image keys."""
     signing = images.current()
 
     def state(info: ImageKeyInfo) -> str:
@@ -67,7 +67,7 @@ def show_images(images: ImageKeys) -> None:
 
 
 def show(ring: KeyRing) -> None:
-    """A table of the keys, but for those of images."""
+    """Print a table of the OpenPGP keys."""
     signing = ring.current()
 
     def state(info: KeyInfo) -> str:
@@ -85,18 +85,20 @@ def show(ring: KeyRing) -> None:
 
 
 @keys.command("rotate")
-@click.option("--life", default=None, help=f"How long the new key is valid (90d, 12m, 3y); {SIGNING_LIFE} if it is not said.")
-@click.option("--new-primary", is_flag=True, help="A new primary key too; the present one must be detached first.")
-@_images("A new key for images instead.")
+@click.option("--life", default=None, help=f"How long the new key is valid (90d, 12m, 3y); default: {SIGNING_LIFE}.")
+@click.option("--new-primary", is_flag=True, help="Make a new primary key too; the current one must be detached first.")
+@_images("Make a new image key instead.")
 @PRIMARY_OPTION
 def rotate(life: str | None, new_primary: bool, images: bool, primary: Path | None) -> None:
-    """Make a new signing key. What the old one signed stays installable until that is revoked."""
+    """Make a new signing key. What the old key signed stays valid until the old key is revoked."""
     ring = KeyRing.at(paths.keys())
     if images:
         _only_openpgp({"--life": life, "--new-primary": new_primary, "--primary": primary})
         click.echo(f"{ImageKeys(ring.key).rotate()} signs now\n")
         show_images(ImageKeys(ring.key))
-        click.echo("\nGive those who verify the public keys (ckp keys export --images) before the next `ckp dist publish`, which signs with it.")
+        click.echo(
+            "\nGive the public keys (ckp keys export --images) to those who verify images before the next `ckp dist publish`, which signs with the new key."
+        )
         return
     if new_primary:
         ring.rotate_primary()
@@ -104,23 +106,23 @@ def rotate(life: str | None, new_primary: bool, images: bool, primary: Path | No
         ring.rotate(primary=primary, life=life or SIGNING_LIFE)
     click.echo(f"{ring.key.subkey} signs now\n")
     show(ring)
-    click.echo("\nThe next `ckp dist build` signs with it, and its ckp-agent package brings hosts the new keyring.")
+    click.echo("\nThe next `ckp dist build` signs with it, and its ckp-agent package brings the new keyring to hosts.")
 
 
 def _only_openpgp(options: Mapping[str, object]) -> None:
     for name, value in options.items():
         if value:
-            raise InvalidInput(f"{name} means nothing for keys of images", resolution="leave it out, or leave out --images")
+            raise InvalidInput(f"{name} does not apply to image keys", resolution="leave it out, or leave out --images")
 
 
 @keys.command("revoke")
 @click.argument("fingerprint")
 @click.option("--reason", type=click.Choice(list(REASONS)), default="retired", show_default=True)
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@_images("It is a key for images.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@_images("Revoke an image key.")
 @PRIMARY_OPTION
 def revoke(fingerprint: str, reason: str, yes: bool, images: bool, primary: Path | None) -> None:
-    """Revoke a key for good: nothing that it signed is accepted any more, once those who verify have the new keys."""
+    """Revoke the key FINGERPRINT permanently: what it signed is rejected as soon as verifiers have the new public keys."""
     ring = KeyRing.at(paths.keys())
     if images:
         _only_openpgp({"--primary": primary})
@@ -130,7 +132,9 @@ def revoke(fingerprint: str, reason: str, yes: bool, images: bool, primary: Path
         done = ImageKeys(ring.key).revoke(fingerprint, reason=reason)
         click.echo(f"{done.fingerprint} is {done.state}\n")
         show_images(ImageKeys(ring.key))
-        click.echo("\nWhat only it has signed is refused until it is published again; those who verify need the new public keys (ckp keys export --images).")
+        click.echo(
+            "\nImages that only this key signed are rejected until they are published again; verifiers need the new public keys (ckp keys export --images)."
+        )
         return
     info = ring.revoke(fingerprint, reason=reason, primary=primary)
     click.echo(f"{info.fingerprint} is {info.state}\n")
@@ -140,18 +144,18 @@ def revoke(fingerprint: str, reason: str, yes: bool, images: bool, primary: Path
 @keys.command("detach")
 @click.argument("file", type=click.Path(path_type=Path))
 def detach(file: Path) -> None:
-    """Move the secret primary key to FILE (0600): bring that to a safe place. Signing works without it."""
+    """Move the secret primary key to FILE (mode 0600), to be kept in a safe place. Signing works without it."""
     KeyRing.at(paths.keys()).detach(file)
-    click.echo(f"the primary key lies in {file} now, and no longer here; `rotate` and `revoke` want it by --primary")
+    click.echo(f"moved the primary key to {file}; give it to `ckp keys rotate` and `ckp keys revoke` with --primary")
 
 
 @keys.command("export")
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True), default="-")
 @click.option("--armor/--binary", default=True, show_default=True, help="ASCII armour, or the binary keyring that gpgv and apt read.")
-@_images("The public keys of images that are trusted (PEM, the newest first) instead.")
-@click.option("--debsig", is_flag=True, help="Into the folder FILE: policies and keyrings for debsig-verify, as they lie below /.")
+@_images("Write the trusted image public keys instead (PEM, the newest first).")
+@click.option("--debsig", is_flag=True, help="Write policies and keyrings for debsig-verify into the folder FILE, with the paths that they have below /.")
 def export(file: Path, armor: bool, images: bool, debsig: bool) -> None:
-    """Write the public keys, for those who verify."""
+    """Write the public keys to FILE (default: standard output), for those who verify."""
     ring = KeyRing.at(paths.keys())
     if debsig:
         _export_debsig(ring, file)
@@ -161,19 +165,19 @@ def export(file: Path, armor: bool, images: bool, debsig: bool) -> None:
         click.echo(data, nl=False)
     else:
         if file.exists() and file.read_bytes() != data:
-            raise Conflict(f"{file} exists and holds something else", resolution="name another file, or remove it")
+            raise Conflict(f"{file} exists with other content", resolution="give another file, or remove it")
         atomic_write(file, data, mode=0o644)
         click.echo(f"{file}: the public keys of {ring.key.fingerprint}")
 
 
 def _export_debsig(ring: KeyRing, folder: Path) -> None:
-    """Write what debsig-verify needs, and remove what an earlier export had of keys that count no more."""
+    """Write what debsig-verify needs, and remove what an earlier export wrote for keys that are no longer valid."""
     files, live = ring.debsig(), ring.live()
     for info in ring.all():
         if info.fingerprint not in live:
             for path in debsig_paths(info.fingerprint):
                 (folder / path).unlink(missing_ok=True)
-                with suppress(OSError):  # there is none, or somebody else has put something there
+                with suppress(OSError):  # it does not exist, or holds files of another origin
                     (folder / path).parent.rmdir()
     for path, content in files.items():
         atomic_write(folder / path, content, mode=0o644)
@@ -186,6 +190,6 @@ def _export_debsig(ring: KeyRing, folder: Path) -> None:
 @keys.command("trust")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def trust(file: Path) -> None:
-    """Trust the public keys in FILE too, or take over their revocations."""
+    """Trust the public keys in FILE in addition, and import their revocations."""
     for fingerprint in KeyRing.at(paths.keys()).trust(file.read_bytes()):
         click.echo(f"trusted: {fingerprint}")

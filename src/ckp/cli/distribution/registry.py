@@ -1,4 +1,4 @@
-"""`ckp dist sign`, `ckp dist mirror` and `ckp dist prune`: what is in registries."""
+"""`ckp dist sign`, `ckp dist mirror` and `ckp dist prune`: commands on the content of registries."""
 
 from __future__ import annotations
 
@@ -45,20 +45,22 @@ def _open(address: str, ca: Path | None, credentials: Path | None) -> Iterator[R
 @click.command("sign")
 @click.argument("image")
 @click.option("--key", type=_FILE, default=None, help="Private key, ECDSA P-256 in PEM (PKCS#8); default: this machine's own.")
-@click.option("--identity", default="", metavar="HOST/REPOSITORY", help="What clients call the repository, if that is not the address given here.")
+@click.option(
+    "--identity", default="", metavar="HOST/REPOSITORY", help="The name by which clients pull the repository, if it differs from the address given here."
+)
 @_ca()
 @_credentials
 def sign(image: str, key: Path | None, identity: str, ca: Path | None, credentials: Path | None) -> None:
-    """Sign IMAGE (host:port/repository:tag) in cosign's format. What this key has signed already stays as it is."""
+    """Sign IMAGE (host:port/repository:tag) in cosign's format. Nothing changes if this key has signed it already."""
     match = re.fullmatch(r"([^/]+)/([^@]+):([^:/@]+)", image)
     if not match:
         raise InvalidInput(f"{image!r} does not name an image", resolution="write it as host:port/repository:tag")
     address, repository, tag = match.groups()
     secret = key or SigningKey(paths.keys()).image_key
     if not secret.exists():
-        raise NotFound(f"there is no key to sign images by at {secret}", resolution="`ckp keys make` makes one, or name one with --key")
+        raise NotFound(f"there is no image key at {secret}", resolution="`ckp keys make` makes one, or give one with --key")
     if secret.stat().st_mode & 0o077:
-        raise InvalidInput(f"{secret} is readable by others", resolution=f"chmod 600 {secret}, and think whether to replace it")
+        raise InvalidInput(f"{secret} is readable by others", resolution=f"chmod 600 {secret}, and consider replacing it (ckp keys rotate --images)")
     with _open(address, ca, credentials) as registry:
         digest = registry.get_manifest(repository, tag).digest
         signatures = sign_image(registry, repository, digest, secret.read_bytes(), {TAG: tag}, identity=identity)
@@ -68,13 +70,15 @@ def sign(image: str, key: Path | None, identity: str, ca: Path | None, credentia
 @click.command("mirror")
 @click.argument("source")
 @click.argument("target")
-@click.option("--release", "releases", multiple=True, metavar="NAME", help="Only this release's bundles, with the images that they name; may be repeated.")
-@click.option("--only", multiple=True, metavar="REPOSITORY[:TAG]", help="Also this; without --release only this. May be repeated.")
-@click.option("--platform/--no-platform", default=True, show_default=True, help="With --release: CKP's own images, in all their versions, as well.")
-@click.option("--prefix", default=PREFIX, show_default=True, help="Without --release and --only: all repositories below this.")
+@click.option(
+    "--release", "releases", multiple=True, metavar="NAME", help="Copy only this release: its bundles and the images that they name; may be repeated."
+)
+@click.option("--only", multiple=True, metavar="REPOSITORY[:TAG]", help="Copy this as well; without --release, only this. May be repeated.")
+@click.option("--platform/--no-platform", default=True, show_default=True, help="With --release, also copy CKP's own images in all their versions.")
+@click.option("--prefix", default=PREFIX, show_default=True, help="Without --release and --only, copy all repositories below this prefix.")
 @click.option("--image-key", type=_FILE, default=None, help="Public keys (PEM) that images must be signed by; default: this machine's own.")
-@click.option("--insecure-skip-signatures", is_flag=True, help="Copy without looking whether the images are signed.")
-@click.option("--replace", is_flag=True, help="Let tags that name other images at the target name the source's.")
+@click.option("--insecure-skip-signatures", is_flag=True, help="Copy without verifying the images' signatures.")
+@click.option("--replace", is_flag=True, help="Replace tags of the target that name other images.")
 @click.option("--threads", type=click.IntRange(1, 16), default=THREADS, show_default=True)
 @_ca("--source-ca", "the source's")
 @_ca("--target-ca", "the target's")
@@ -94,9 +98,9 @@ def mirror(
     target_ca: Path | None,
     credentials: Path | None,
 ) -> None:
-    """Copy releases from the registry SOURCE to TARGET (host:port each), with signatures, SBOMs and provenance; digests stay what they are.
+    """Copy releases from the registry SOURCE to TARGET (host:port each), with signatures, SBOMs and provenance; digests do not change.
 
-    Every image must be signed by the key, or nothing is copied. What is there is not sent again; after a break, run it again.
+    Nothing is copied unless every image is signed by a trusted key. What the target has is not sent again; an interrupted run can be repeated.
     """
     key = None if insecure_skip_signatures else trusted_image_key(image_key)
     catalog = Catalog()
@@ -110,7 +114,7 @@ def mirror(
         if not releases and not only:
             wanted = everything(origin, prefix)
         done = copy_releases(origin, destination, wanted, click.echo, image_key=key, replace=replace, threads=threads)
-    click.echo(str(done) + ("" if key else "; their signatures were not looked at"))
+    click.echo(str(done) + ("" if key else "; their signatures were not verified"))
 
 
 def _named(registry: Registry, name: str) -> list[tuple[str, str]]:
@@ -126,14 +130,14 @@ def _named(registry: Registry, name: str) -> list[tuple[str, str]]:
 @click.command("prune")
 @click.argument("address", metavar="REGISTRY")
 @click.option("--release", "name", required=True, help="The release to remove.")
-@click.option("--prefix", default=PREFIX, show_default=True, help="Repositories below this.")
-@click.option("--yes", is_flag=True, help="Remove; without it, only what would go is shown.")
+@click.option("--prefix", default=PREFIX, show_default=True, help="The prefix of the repositories.")
+@click.option("--yes", is_flag=True, help="Remove; without it, the command only lists what it would remove.")
 @_ca()
 @_credentials
 def prune(address: str, name: str, prefix: str, yes: bool, ca: Path | None, credentials: Path | None) -> None:
-    """Remove a release from REGISTRY (host:port): its tags, images, signatures, SBOMs and provenance, save what other releases or tags name too.
+    """Remove a release from REGISTRY (host:port): its tags, images, signatures, SBOMs and provenance, except those that other releases or tags name.
 
-    What others name is read from every bundle in the registry; if one can't be read, nothing is removed.
+    What other releases name is read from every bundle in the registry; if one can't be read, nothing is removed.
     """
     catalog = Catalog()
     known = {f"{prefix}/{target.repository}" for item in catalog.names() for target in catalog.release(item).bundles}
@@ -141,8 +145,8 @@ def prune(address: str, name: str, prefix: str, yes: bool, ca: Path | None, cred
         selection, keep = release_and_others(registry, name, known=known, prefix=prefix)
         done = remove_release(registry, selection, click.echo, keep=keep, yes=yes)
     if not done:
-        click.echo(f"there is nothing of {name} that nothing else names")
+        click.echo(f"nothing to remove: other releases or tags name all of {name}")
     elif yes:
-        click.echo(f"{len(done)} removed; the registry's own garbage collection frees the space")
+        click.echo(f"{len(done)} removed; the registry's garbage collection frees the space")
     else:
         click.echo(f"{len(done)} would be removed; nothing was. Add --yes to remove them")

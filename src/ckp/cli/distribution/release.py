@@ -1,4 +1,4 @@
-"""`ckp release`: what the catalog has, what goes with what, and adding to it."""
+"""`ckp release`: list, show, check and add releases of the catalog."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ def default_release() -> str:
 
 
 PROFILE_OPTION = click.option(
-    "--profile", type=click.Choice(list(get_args(Profile))), default="release", show_default=True, help="`lab` may use the release's named stand-ins."
+    "--profile",
+    type=click.Choice(list(get_args(Profile))),
+    default="release",
+    show_default=True,
+    help="In the profile `lab`, stand-ins that the release names may take the place of pins.",
 )
 
 
@@ -58,10 +62,10 @@ def release_show(name: str) -> None:
 
 
 @release.command("matrix")
-@click.option("--format", "form", type=click.Choice(["table", "markdown", "json"]), default="table", show_default=True, help="How to print it.")
-@click.option("--write", is_flag=True, help="Render docs/reference/compatibility.md instead of printing.")
+@click.option("--format", "form", type=click.Choice(["table", "markdown", "json"]), default="table", show_default=True, help="Output format.")
+@click.option("--write", is_flag=True, help="Write docs/reference/compatibility.md instead of printing.")
 def release_matrix(form: str, write: bool) -> None:
-    """Print the compatibility matrix: which versions go together."""
+    """Print the compatibility matrix: which versions of components a release may have."""
     catalog = Catalog()
     if write:
         path = render.write_page(catalog)
@@ -76,9 +80,9 @@ def release_matrix(form: str, write: bool) -> None:
 
 @release.command("add")
 @click.argument("version")
-@click.option("--from", "base", default=None, help="The release that all but Kubernetes is taken from; default: the newest of the same minor.")
+@click.option("--from", "base", default=None, help="The release that all other components are taken from; default: the newest of the same minor version.")
 def release_add(version: str, base: str | None) -> None:
-    """Add a release of another version of Kubernetes: its file and its source lock. All or nothing."""
+    """Add a release of Kubernetes VERSION: its release file and its source lock. Nothing is written if a step fails."""
     if paths.checkout() is None:
         raise InvalidInput(
             "the catalog of an installed ckp is not changed: the next installation would replace it",
@@ -89,17 +93,17 @@ def release_add(version: str, base: str | None) -> None:
     click.echo(f"wrote {added.release}")
     if added.page:
         click.echo(f"wrote {added.page}")
-    click.echo(f"build it: ckp dist build {version}; once it has passed the tests, write Supported in its file")
+    click.echo(f'build it: ckp dist build {version}; when it has passed the tests, set status = "Supported" in its file')
 
 
 @release.command("check")
 @click.argument("names", nargs=-1)
 def release_check(names: tuple[str, ...]) -> None:
-    """Check that release files, source locks, toolchains and the matrix are in step; all releases, or those named. Code 2 if not."""
+    """Check that release files, source locks, toolchains and the matrix are consistent, for all releases or NAMES. Exit code 2 if not."""
     catalog = Catalog()
     findings = sorted({finding for name in names or catalog.names() for finding in catalog.check(name)})
     if not findings and not names:
         findings = render.page_findings(catalog)
     if findings:
-        raise InvalidInput("the catalog is out of step", details="\n".join(findings), resolution="mend the lines named")
-    click.echo(f"in step: {', '.join(names or catalog.names())}")
+        raise InvalidInput("the catalog is inconsistent", details="\n".join(findings), resolution="correct the lines named above")
+    click.echo(f"consistent: {', '.join(names or catalog.names())}")

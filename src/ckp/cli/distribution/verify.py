@@ -1,4 +1,4 @@
-"""`ckp dist verify`: is this what Coredge, or one's own build, released?"""
+"""`ckp dist verify`: checks signatures and content of packages, bundles, repositories and images."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command("verify")
 @click.argument("targets", nargs=-1, required=True, metavar="PATH|IMAGE...")
 @click.option("--keyring", type=_FILE, default=None, help="Trusted OpenPGP keys (binary); default: this machine's own.")
-@click.option("--release", default=None, metavar="NAME", help="The release that a bundle must be of (v1.35.1).")
-@click.option("--image-key", type=_FILE, default=None, help="Trusted keys of images (PEM); default: this machine's own.")
+@click.option("--release", default=None, metavar="NAME", help="The release that bundles must belong to (v1.35.1).")
+@click.option("--image-key", type=_FILE, default=None, help="Trusted image keys (PEM); default: this machine's own.")
 @click.option("--registry-ca", type=_FILE, default=None, help="The CA of the registry's certificate; default: those that this system trusts.")
 @click.option("--credentials", type=_FILE, default=None, help="Users and passwords, in the format of docker's config.json, readable by its owner only.")
 def verify(
@@ -29,9 +29,8 @@ def verify(
     """Verify packages (.deb, .rpm), folders and images.
 
     A folder may be a bundle, an apt or dnf repository, the root of both, or a plain folder of packages. An image is host:port/repository:tag,
-    with or without @digest; of a bundle the content is verified too. The packages of a bundle must have the versions that its release's file in
-    the catalog names, if the catalog has it. All targets are looked at; if anything is wrong with one, the command
-    ends with code 3.
+    with or without @digest; a bundle's content is verified too. The packages of a bundle must have the versions that its release's file in
+    the catalog names, if the catalog has it. All targets are checked; exit code 3 if one of them fails.
     """
     ring = trusted_keys(keyring)
     refused: list[str] = []
@@ -56,5 +55,5 @@ def verify(
         raise VerificationFailed(
             f"{len(refused)} of {len(targets)} failed verification",
             details="\n".join(refused),
-            resolution="use nothing of what was refused; see the reasons above",
+            resolution="do not use what was refused; see the reasons above",
         )

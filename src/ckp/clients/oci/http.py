@@ -47,7 +47,7 @@ class Tries:
         self._failures = 0
 
     def progress(self) -> None:
-        """Something was achieved, so what fails from now on is counted anew."""
+        """A step succeeded: failures are counted from zero again."""
         self._failures = 0
 
     def failed(self, reason: str, wait: float = 0.0) -> None:
@@ -59,9 +59,9 @@ class Tries:
         self._failures += 1
         if self._failures >= self._limit:
             raise CkpError(
-                f"{self.what}: the registry {self.address} did not do it in {self._limit} tries",
+                f"{self.what}: the registry {self.address} failed {self._limit} times",
                 details=reason,
-                resolution="look whether it runs and can be reached, and run the same command again: it goes on from here",
+                resolution="check that it runs and can be reached, and run the same command again: it continues from here",
             )
         self._sleep(min(max(backoff(self._failures - 1, first=FIRST_PAUSE, limit=LONGEST_PAUSE), wait), LONGEST_PAUSE))
 
@@ -111,7 +111,7 @@ class RegistryHttp:
         sleep: Callable[[float], None] = pause,
     ) -> None:
         if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?", address):
-            raise InvalidInput(f"{address!r} is no registry's address", resolution="write host:port, without https:// and without a repository")
+            raise InvalidInput(f"{address!r} is not the address of a registry", resolution="write host:port, without https:// and without a repository")
         self.address = address
         self._base = httpx.URL(f"https://{address}")
         self._basic = Credentials(credentials, address).basic if credentials else ""
@@ -120,7 +120,7 @@ class RegistryHttp:
         try:
             context = ssl.create_default_context(cafile=str(ca) if ca else None) if transport is None else True
         except (OSError, ssl.SSLError) as error:
-            raise InvalidInput(f"{ca} is no file of CA certificates (PEM)", details=str(error)) from error
+            raise InvalidInput(f"{ca} is not a file of CA certificates (PEM)", details=str(error)) from error
         self._http = httpx.Client(base_url=self._base, verify=context, timeout=TIMEOUT, trust_env=False, transport=transport)
 
     def close(self) -> None:
@@ -154,7 +154,7 @@ class RegistryHttp:
         Args:
             what: names the work in an error.
             allow: the status codes that the caller deals with.
-            content: bytes, or what makes the body anew for each try.
+            content: bytes, or a function that makes the body for each attempt.
             limit: bytes that the answer may have.
 
         Raises:
@@ -177,7 +177,7 @@ class RegistryHttp:
             raise self.refused(answer, what)
         body = read(answer, limit)
         if body is None:
-            raise VerificationFailed(f"{what}: the registry {self.address} sends more than {limit} bytes, which is not read")
+            raise VerificationFailed(f"{what}: the registry {self.address} sends more than {limit} bytes, which is the limit")
         return Answer(answer.status_code, answer.headers, body)
 
     @contextmanager
@@ -217,7 +217,10 @@ class RegistryHttp:
 
     def _require_https(self, url: httpx.URL) -> None:
         if url.scheme != "https":
-            raise CkpError(f"the registry {self.address} sends us to {url.scheme}://{url.host}, which is not TLS", resolution="let it use https addresses only")
+            raise CkpError(
+                f"the registry {self.address} redirects to {url.scheme}://{url.host}, which is not TLS",
+                resolution="configure it to redirect to https addresses only",
+            )
 
     # -- credentials: basic, and the token flow of docker's and the distribution project's "Token Authentication Specification"
 
@@ -248,7 +251,7 @@ class RegistryHttp:
         finally:
             answer.close()
         if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
-            raise CkpError(f"the registry {self.address} has its tokens from {realm.host}, which gave none ({answer.status_code})", resolution=self._advice)
+            raise CkpError(f"the registry {self.address} gets its tokens from {realm.host}, which issued none ({answer.status_code})", resolution=self._advice)
         return token
 
     @property

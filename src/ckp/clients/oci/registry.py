@@ -127,27 +127,27 @@ class Registry:
         found = Manifest(media_type, answer.body)
         expected = reference if is_digest(reference) else answer.headers.get("Docker-Content-Digest", found.digest)
         if found.digest != expected:
-            raise VerificationFailed(f"{self.address}/{name}: the bytes that came have the digest {found.digest}, not {expected}")
+            raise VerificationFailed(f"{self.address}/{name}: the bytes received have the digest {found.digest}, not {expected}")
         if media_type not in MANIFESTS:
-            raise VerificationFailed(f"{self.address}/{name} is of the type {media_type!r}, which is no image's and no index's")
+            raise VerificationFailed(f"{self.address}/{name} is of the type {media_type!r}, which is neither that of an image nor of an index")
         # A document that can be read as two types is how one digest could mean two things (OCI advisory GHSA-mc8v-mgrf-8f4m).
         if found.content.get("mediaType", media_type) != media_type or (
             "manifests" in found.content and ("layers" in found.content or "config" in found.content)
         ):
-            raise VerificationFailed(f"{self.address}/{name} came as {media_type} and says of itself that it is something else")
+            raise VerificationFailed(f"{self.address}/{name} came as {media_type} but declares another media type in itself")
         return found
 
     def put_manifest(self, repository: str, manifest: Manifest, tag: str = "") -> None:
         """Push a manifest under its digest, or a tag; the same twice is one. If it has a subject, it is a referrer of that afterwards."""
         reference = tag or manifest.digest
         if len(manifest.body) > MANIFEST_LIMIT:
-            raise InvalidInput(f"the manifest for {_name(repository, reference)} has {len(manifest.body)} bytes, and {MANIFEST_LIMIT} are the most")
+            raise InvalidInput(f"the manifest for {_name(repository, reference)} has {len(manifest.body)} bytes, and the limit is {MANIFEST_LIMIT}")
         url = f"/v2/{_repository(repository)}/manifests/{_reference(reference)}"
         headers = {"Content-Type": manifest.media_type}
         answer = self._http.send("PUT", url, what=f"pushing {_name(repository, reference)}", allow=(201,), headers=headers, content=manifest.body)
         said = answer.headers.get("Docker-Content-Digest", manifest.digest)
         if said != manifest.digest:
-            raise VerificationFailed(f"pushing {_name(repository, reference)}: {manifest.digest} was sent, and {self.address} has {said}")
+            raise VerificationFailed(f"pushing {_name(repository, reference)}: {manifest.digest} was sent, but {self.address} has {said}")
         if manifest.subject is not None and "OCI-Subject" not in answer.headers:
             self._list_referrer(repository, manifest.subject.digest, manifest.referrer)
 
@@ -162,7 +162,7 @@ class Registry:
         answer = self._http.send("DELETE", url, what=what, allow=(200, 202, 404, 405))
         if answer.status == 405:
             raise CkpError(
-                f"{what}: the registry {self.address} does not do that",
+                f"{what}: the registry {self.address} does not support that",
                 details=answer.body[:300].decode(errors="replace"),
                 resolution="allow it in its configuration (distribution: storage.delete.enabled) and run the same again",
             )
@@ -210,7 +210,7 @@ class Registry:
     def get_blob(self, repository: str, blob: Descriptor, limit: int = BLOB_LIMIT) -> bytes:
         """A blob in memory, checked; VerificationFailed if its descriptor says more than `limit` bytes."""
         if blob.size > limit:
-            raise VerificationFailed(f"{blob.digest} in {self.address}/{repository} has {blob.size} bytes, and {limit} are the most that are read")
+            raise VerificationFailed(f"{blob.digest} in {self.address}/{repository} has {blob.size} bytes, and the limit is {limit}")
         url = f"/v2/{_repository(repository)}/blobs/{_digest(blob.digest)}"
         answer = self._http.send("GET", url, what=f"pulling {blob.digest} of {repository}", allow=(200, 404), limit=blob.size)
         if answer.status == 404:
@@ -374,7 +374,7 @@ class Registry:
                 items = json.loads(answer.body)[name] or []
                 found.update(item for item in items if (_TAG if name == "tags" else _REPOSITORY).fullmatch(item))
             except (ValueError, KeyError, TypeError):
-                raise CkpError(f"{what}: what {self.address} answers is no such list", details=answer.body[:300].decode(errors="replace")) from None
+                raise CkpError(f"{what}: what {self.address} answers is not such a list", details=answer.body[:300].decode(errors="replace")) from None
             link = re.match(r'<([^>]*)>; *rel="?next"?', answer.headers.get("Link", ""))
             following = following.join(link.group(1)) if link else None
             if following is None:
@@ -456,17 +456,19 @@ def _name(repository: str, reference: str) -> str:
 
 def _repository(name: str) -> str:
     if len(name) > 255 or not _REPOSITORY.fullmatch(name):
-        raise InvalidInput(f"{name[:300]!r} is no repository's name", resolution="lower-case letters, digits, and . _ - between them; / separates parts")
+        raise InvalidInput(
+            f"{name[:300]!r} is not the name of a repository", resolution="lower-case letters, digits, and . _ - between them; / separates parts"
+        )
     return name
 
 
 def _reference(text: str) -> str:
     if not (is_digest(text) or _TAG.fullmatch(text)):
-        raise InvalidInput(f"{text[:200]!r} is no tag and no SHA-256 digest")
+        raise InvalidInput(f"{text[:200]!r} is neither a tag nor a SHA-256 digest")
     return text
 
 
 def _digest(text: str) -> str:
     if not is_digest(text):
-        raise InvalidInput(f"{text[:200]!r} is no SHA-256 digest")
+        raise InvalidInput(f"{text[:200]!r} is not a SHA-256 digest")
     return text

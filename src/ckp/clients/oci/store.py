@@ -73,7 +73,7 @@ class Descriptor:
 
     @classmethod
     def from_json(cls, data: object) -> Descriptor:
-        """From a manifest that somebody else wrote.
+        """From a manifest of another origin.
 
         Raises:
             VerificationFailed: it is not a descriptor, or of another hash than SHA-256.
@@ -83,12 +83,12 @@ class Descriptor:
         named = isinstance(media_type, str) and isinstance(digest, str) and is_digest(digest)
         if named and type(size) is int and size >= 0 and isinstance(annotations, dict) and all(isinstance(value, str) for value in annotations.values()):
             return cls(str(media_type), str(digest), size, str(item.get("artifactType") or ""), tuple(sorted(annotations.items())))
-        raise VerificationFailed(f"this is no descriptor of a blob by SHA-256: {json.dumps(data)[:200]}")
+        raise VerificationFailed(f"this is not a descriptor of a blob by SHA-256: {json.dumps(data)[:200]}")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest's bytes as they were read, with what they say. Their digest is the manifest's name, so they are never written anew."""
+    """A manifest's bytes as they were read, with what they say. Their digest is the manifest's name, so they are never serialised again."""
 
     media_type: str
     body: bytes
@@ -105,7 +105,7 @@ class Manifest:
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        """The parsed manifest; VerificationFailed if it is no JSON object."""
+        """The parsed manifest; VerificationFailed if it is not a JSON object."""
         try:
             data = json.loads(self.body)
         except (ValueError, RecursionError):
@@ -157,9 +157,9 @@ class BlobStore:
     root: Path
 
     def path(self, digest: str) -> Path:
-        """Where the blob with this digest lies; InvalidInput if this is no digest, since it becomes a path."""
+        """Where the blob with this digest lies; InvalidInput if this is not a digest, since it becomes a path."""
         if not is_digest(digest):
-            raise InvalidInput(f"{digest[:100]!r} is no SHA-256 digest")
+            raise InvalidInput(f"{digest[:100]!r} is not a SHA-256 digest")
         return self.root / "sha256" / digest.removeprefix("sha256:")
 
     def partial(self, digest: str) -> Path:

@@ -158,7 +158,7 @@ class Signed:
 
     @property
     def malformed(self) -> bool:
-        """Whether it is no ECDSA signature at all."""
+        """Whether it is not an ECDSA signature at all."""
         try:
             decode_dss_signature(self.signature)
         except ValueError:
@@ -206,7 +206,7 @@ def verify_image(
     Args:
         trusted: the trusted keys, ECDSA P-256; one or several PEM blocks. Revoked ones may be among them (`revoked_keys`).
         annotations: what a signature must say (`cosign verify -a`).
-        tag: the tag by which the image was asked for, if it was: an older image that somebody gave a newer one's tag is refused.
+        tag: the tag by which the image was asked for, if it was: an older image under a newer one's tag is rejected.
         signed_as: the repository that must be named, if the mirror has renamed it.
 
     Raises:
@@ -229,7 +229,7 @@ def verify_image(
         if by := next((item for item in revoked if signed.by([item.key])), None):
             findings.append(f"is by {by}")
         elif not signed.by(keys):
-            findings.append("is damaged: it is no ECDSA signature" if signed.malformed else "is not by a trusted key, or what it signs was altered")
+            findings.append("is damaged: it is not an ECDSA signature" if signed.malformed else "is not by a trusted key, or what it signs was altered")
         elif problem := signed.wrong(repository, digest, annotations or {}, signed_as):
             findings.append(problem)
         else:
@@ -241,28 +241,26 @@ def verify_image(
     if tag and tags and tag not in tags:
         raise VerificationFailed(
             f"{name} is under the tag {tag}, and was signed for {', '.join(sorted(tags))}",
-            resolution="somebody moved the tag: take the image by its digest, or push the right one again",
+            resolution="the tag was moved: use the image by its digest, or push the right one again",
         )
 
 
 def _refuse(name: str, findings: list[str]) -> None:
     if not findings:
-        raise VerificationFailed(f"{name} has no signature: what is under its signatures' tag is of another kind")
+        raise VerificationFailed(f"{name} has no signature: what its signatures' tag names is something else")
     # A good key's signature that says something else tells more than one of a key that we don't know.
     telling = sorted(set(findings), key=lambda text: (text.startswith("is not by"), text.startswith("is damaged"), text))
     raise VerificationFailed(
         f"{name}: its signature {telling[0]}",
         details="\n".join(f"a signature {text}" for text in telling) if len(telling) > 1 else "",
-        resolution="if it is as it was made, publish it again: that signs it by the present key" if telling[0].startswith("is by the key") else "",
+        resolution="if it is unchanged, publish it again: that signs it with the current key" if telling[0].startswith("is by the key") else "",
     )
 
 
 def _signatures(registry: Registry, repository: str, manifest: Manifest) -> Iterator[Signed]:
     layers = [layer for layer in manifest.layers if layer.media_type == SIMPLE_SIGNING]
     if len(layers) > MAX_SIGNATURES:
-        raise VerificationFailed(
-            f"{registry.address}/{repository} lists {len(layers)} signatures of one image, and {MAX_SIGNATURES} are the most that are read"
-        )
+        raise VerificationFailed(f"{registry.address}/{repository} lists {len(layers)} signatures of one image, and the limit is {MAX_SIGNATURES}")
     for layer in layers:
         text = dict(layer.annotations).get(SIGNATURE, "")
         try:
@@ -272,7 +270,7 @@ def _signatures(registry: Registry, repository: str, manifest: Manifest) -> Iter
         try:
             payload = registry.get_blob(repository, layer, MAX_PAYLOAD)
         except NotFound as error:
-            raise VerificationFailed(f"{registry.address}/{repository}: a signature's payload is gone", details=error.brief) from error
+            raise VerificationFailed(f"{registry.address}/{repository}: a signature's payload is missing", details=error.brief) from error
         yield Signed(payload, signature)
 
 
@@ -308,7 +306,7 @@ def private_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     except (ValueError, TypeError):
         key = None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise InvalidInput("the key to sign images by is not an unencrypted ECDSA P-256 key in PEM (PKCS#8)")
+        raise InvalidInput("the image signing key is not an unencrypted ECDSA P-256 key in PEM (PKCS#8)")
     return key
 
 
@@ -316,9 +314,7 @@ def public_keys(pem: bytes) -> list[ec.EllipticCurvePublicKey]:
     """The ECDSA P-256 keys of a PEM file, but for those that it also has as revoked; InvalidInput if it has none, or something else."""
     keys = [_public_key(block) for block in re.findall(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", pem, re.DOTALL)]
     if not keys:
-        raise InvalidInput(
-            "there is no public key for images here (PEM)", resolution="name the file that `ckp keys export --images` wrote where they are signed"
-        )
+        raise InvalidInput("there is no image public key here (PEM)", resolution="name the file that `ckp keys export --images` wrote where they are signed")
     revoked = {key_id(item.key) for item in revoked_keys(pem)}
     return [key for key in keys if key_id(key) not in revoked]
 
@@ -335,7 +331,7 @@ def key_id(key: ec.EllipticCurvePublicKey) -> str:
 
 @dataclass(frozen=True)
 class RevokedKey:
-    """A key whose signatures count no more. It is written under a label of its own, so that nobody takes it for one to trust."""
+    """A key whose signatures are no longer accepted. It is written under a label of its own, so that it is not mistaken for a trusted key."""
 
     key: ec.EllipticCurvePublicKey
     reason: str
@@ -360,5 +356,5 @@ def _public_key(block: bytes) -> ec.EllipticCurvePublicKey:
     except ValueError:
         key = None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise InvalidInput("a public key for images is not an ECDSA P-256 public key")
+        raise InvalidInput("an image's public key is not an ECDSA P-256 public key")
     return key

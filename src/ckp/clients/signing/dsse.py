@@ -36,7 +36,7 @@ def envelope(statement: Mapping[str, Any], key_pem: bytes) -> bytes:
         key_pem: the private key, PKCS#8.
 
     Raises:
-        InvalidInput: that is no such key.
+        InvalidInput: that is not such a key.
     """
     payload = json.dumps(statement, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     key = _private(key_pem)
@@ -69,7 +69,7 @@ def open_envelope(data: bytes, trusted: bytes) -> dict[str, Any]:
         if named and named.isdisjoint(known):
             names, ours = ", ".join(sorted(name[:16] for name in named)), " or ".join(name[:16] for name in known)
             raise VerificationFailed(f"the envelope is signed by another key ({names}), not by {ours or 'one that is trusted'}", resolution=ADVICE)
-        raise VerificationFailed("the envelope's signature does not fit its payload: one of them was changed", resolution=ADVICE)
+        raise VerificationFailed("the envelope's signature does not match its payload: one of them was changed", resolution=ADVICE)
     return _statement(payload)
 
 
@@ -90,13 +90,13 @@ def _encoded(payload: bytes) -> bytes:
 def _taken_apart(data: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
     document = _json(data, "the envelope")
     if not isinstance(document, dict) or not isinstance(document.get("payload"), str) or not isinstance(document.get("signatures"), list):
-        raise VerificationFailed("this is no DSSE envelope: it has no payload or no list of signatures", resolution=ADVICE)
+        raise VerificationFailed("this is not a DSSE envelope: it has no payload or no list of signatures", resolution=ADVICE)
     if document.get("payloadType") != PAYLOAD_TYPE:
         raise VerificationFailed(f"the envelope's payload is of the type {document.get('payloadType')!r}, not {PAYLOAD_TYPE}", resolution=ADVICE)
     if not document["signatures"]:
         raise VerificationFailed("the envelope has no signature", resolution=ADVICE)
     if len(document["signatures"]) > SIGNATURES:
-        raise VerificationFailed(f"the envelope has {len(document['signatures'])} signatures, and no more than {SIGNATURES} are looked at", resolution=ADVICE)
+        raise VerificationFailed(f"the envelope has {len(document['signatures'])} signatures, and at most {SIGNATURES} are read", resolution=ADVICE)
     found = []
     for item in document["signatures"]:
         if not isinstance(item, dict) or not isinstance(item.get("sig"), str) or not isinstance(item.get("keyid", ""), str):
@@ -108,7 +108,7 @@ def _taken_apart(data: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
 def _statement(payload: bytes) -> dict[str, Any]:
     statement = _json(payload, "the envelope's payload")
     if not isinstance(statement, dict) or statement.get("_type") != STATEMENT_TYPE:
-        raise VerificationFailed(f"the envelope's payload is no in-toto statement ({STATEMENT_TYPE})", resolution=ADVICE)
+        raise VerificationFailed(f"the envelope's payload is not an in-toto statement ({STATEMENT_TYPE})", resolution=ADVICE)
     if not isinstance(statement.get("subject"), list) or not isinstance(statement.get("predicate"), dict):
         raise VerificationFailed("the in-toto statement has no subject or no predicate", resolution=ADVICE)
     return statement
@@ -147,7 +147,7 @@ def _private(pem: bytes) -> ec.EllipticCurvePrivateKey:
     try:
         key = serialization.load_pem_private_key(pem, None)
     except (ValueError, TypeError) as error:
-        raise InvalidInput("the key for images is no private key in PEM (PKCS#8)", resolution="`ckp keys make` makes one") from error
+        raise InvalidInput("the image key is not a private key in PEM (PKCS#8)", resolution="`ckp keys make` makes one") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise InvalidInput("the key for images is not of the kind ECDSA P-256", resolution="`ckp keys make` makes one")
+        raise InvalidInput("the image key is not an ECDSA P-256 key", resolution="`ckp keys make` makes one")
     return key

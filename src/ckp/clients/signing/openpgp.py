@@ -67,7 +67,7 @@ class SigningKey:
         """The keys in `folder`, made if it is empty.
 
         Raises:
-            CkpError: some keys are there and others are lost. Nothing is made then: an old certificate would stay trusted that nobody can revoke.
+            CkpError: some keys are there and others are lost. Nothing is made then: an old certificate would stay trusted and could not be revoked.
         """
         key = cls(folder)
         with key.locked():
@@ -178,7 +178,7 @@ class SigningKey:
             return path.read_bytes()
         except FileNotFoundError:
             raise CkpError(
-                f"there is no signing key in {self.folder}", resolution="`ckp keys make` makes one; what others signed is used as it is (ckp dist import)"
+                f"there is no signing key in {self.folder}", resolution="`ckp keys make` makes one; a release that others signed needs none (ckp dist import)"
             ) from None
 
 
@@ -236,7 +236,7 @@ def _end_agent(home: Path) -> None:
 
 
 def _clear_homes(folder: Path) -> None:
-    """Remove what killed processes left of gpg. The caller holds the lock, so nobody works with it."""
+    """Remove what killed processes left of gpg. The caller holds the lock, so it is not in use."""
     for home in folder.glob(f".{HOME}*"):
         with _short(home) as short:
             _end_agent(short)
@@ -297,11 +297,11 @@ def make_primary(key: SigningKey, user_id: str, *, signing_life: str = SIGNING_L
         Conflict: a primary key is here, and is never written over.
     """
     if not re.fullmatch(r"[^<>\n]{1,80} <[^<>@\s]+@[^<>@\s]+>", user_id):
-        raise InvalidInput(f"{user_id!r} is no user id", resolution="write it as: Name <mail@example.org>")
+        raise InvalidInput(f"{user_id!r} is not a user id", resolution="write it as: Name <mail@example.org>")
     if (key.folder / PRIMARY).exists():
         raise Conflict(
-            f"the present primary key still lies in {key.folder}: without it nobody could revoke what it certified",
-            resolution="take it away first: ckp keys detach FILE",
+            f"the present primary key still lies in {key.folder}: without it, what it certified could no longer be revoked",
+            resolution="detach it first: ckp keys detach FILE",
         )
     with gpg_home(within=key.folder) as home:
         gpg(home, "--quick-generate-key", user_id, ALGORITHM, "cert", PRIMARY_LIFE, what="making the primary key")
@@ -336,7 +336,7 @@ def store(key: SigningKey, home: Path, fingerprint: str, what: str, *, also: Fil
 
 
 def put_certificate(key: SigningKey, fingerprint: str, certificate: bytes) -> None:
-    """Keep a certificate and write the keyring anew."""
+    """Store a certificate and write the keyring again."""
     write_together(key.folder, CERTIFICATES, _public(key, fingerprint, certificate))
 
 

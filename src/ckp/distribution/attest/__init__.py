@@ -1,1 +1,1 @@
-"""What was made, and of what: SBOMs, provenance, and their signatures."""
+"""Attestations of artifacts: SBOMs, provenance, and their signatures."""

@@ -1,4 +1,4 @@
-"""SBOM and signed provenance beside what they are about: attached to images and bundles in a registry as referrers, and read back."""
+"""SBOMs and signed provenance in a registry: attached to images and bundles as referrers, and read back."""
 
 from __future__ import annotations
 
@@ -111,5 +111,5 @@ def _document(data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise VerificationFailed(f"the SBOM is not JSON: {error}") from error
     if not isinstance(document, dict) or document.get("bomFormat") != "CycloneDX":
-        raise VerificationFailed("the SBOM is no CycloneDX document")
+        raise VerificationFailed("the SBOM is not a CycloneDX document")
     return document

@@ -1,4 +1,4 @@
-"""A release as far as it is built on this machine, for those who look at it and build nothing: SBOM, provenance, comparison."""
+"""A release as far as it is built on this machine, for commands that build nothing: SBOM, provenance, comparison."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class BuiltRelease:
         found = [item for item in self.programs.values() if item.name == name]
         if not found:
             names = ", ".join(sorted({item.name for item in self.programs.values()}))
-            raise NotFound(f"{self.release.name} has no program {name} that is built here", resolution=f"take one of: {names}")
+            raise NotFound(f"{self.release.name} has no program {name} that is built here", resolution=f"use one of: {names}")
         return found[0]
 
 
@@ -61,14 +61,14 @@ def open_built_release(catalog: Catalog, release: Release, profile: Profile, rol
 
     Args:
         roles: those that are needed; default: all.
-        partial: go on without those that are not built.
+        partial: leave out those that are not built.
 
     Raises:
         NotFound: one of them is not built.
     """
     wanted = [role for role in (*release.tools, *release.pins) if not roles or role in roles]
     if unknown := sorted(set(roles) - set(wanted)):
-        raise NotFound(f"{release.name} has no component {unknown[0]}", resolution=f"take one of: {', '.join([*release.tools, *release.pins])}")
+        raise NotFound(f"{release.name} has no component {unknown[0]}", resolution=f"use one of: {', '.join([*release.tools, *release.pins])}")
     components, missing = {}, []
     for role in wanted:
         chosen = catalog.choose(release, role, profile)
@@ -83,7 +83,7 @@ def open_built_release(catalog: Catalog, release: Release, profile: Profile, rol
 
 
 def find_roles(catalog: Catalog, release: Release, profile: Profile, names: Iterable[str]) -> list[str]:
-    """The roles that components play in a release; a name may be either. NotFound for what is neither."""
+    """The roles of components in a release, by role or component name. NotFound for any other name."""
     roles = {}
     for role in (*release.tools, *release.pins):
         roles[role] = role
@@ -91,6 +91,6 @@ def find_roles(catalog: Catalog, release: Release, profile: Profile, names: Iter
     found = []
     for name in names:
         if name not in roles:
-            raise NotFound(f"{release.name} has no component {name}", resolution=f"take one of: {', '.join([*release.tools, *release.pins])}")
+            raise NotFound(f"{release.name} has no component {name}", resolution=f"use one of: {', '.join([*release.tools, *release.pins])}")
         found.append(roles[name])
     return found

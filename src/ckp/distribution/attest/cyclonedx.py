@@ -1,4 +1,6 @@
-"""CycloneDX 1.6 documents: equal content gives equal bytes, so nothing here asks a clock or draws a random number.
+"""CycloneDX 1.6 documents: equal content gives equal bytes, so neither clock nor random numbers are used.
+
+cyclonedx-python-lib is not used to write them: it has no compositions (which parts are complete), and it judges these documents in the tests.
 
 The format: https://cyclonedx.org/docs/1.6/json/
 """
@@ -19,7 +21,7 @@ from ckp.verify.packagefile import MAINTAINER
 SPEC_VERSION = "1.6"
 MEDIA_TYPE = "application/vnd.cyclonedx+json"
 CREATED = "2026-01-01T00:00:00Z"
-"""The time of every document: a real one would make each a new one."""
+"""The time of every document: a real time would make each build's document different."""
 Json = dict[str, Any]
 
 

@@ -1,6 +1,6 @@
 """What is in an image's layer, read from its blob: files with their hashes, Debian's packages, Python's packages.
 
-A layer is read once; what was found is kept by the layer's digest.
+A layer is read once; the result is cached by the layer's digest.
 """
 
 from __future__ import annotations

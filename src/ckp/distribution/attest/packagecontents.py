@@ -1,4 +1,4 @@
-"""What is in a deb or rpm, read by the tools of its own kind: dpkg-deb and rpm."""
+"""The contents of a deb or rpm, read by its own tools: dpkg-deb and rpm."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PackageContents:
 
 
 def read_package(package: Package) -> PackageContents:
-    """The contents of a package; read once, and kept by its hash. Raises InvalidInput if it cannot be read."""
+    """The contents of a package; read once, and cached by its hash. Raises InvalidInput if it cannot be read."""
     record = paths.cache() / "sbom" / "packages" / f"{RECIPE}-{package.sha256}.json"
     if record.exists():
         data = json.loads(record.read_text())
@@ -36,7 +36,7 @@ def read_package(package: Package) -> PackageContents:
     try:
         found = _read_deb(package.path) if package.format == "deb" else _read_rpm(package.path)
     except ProcessFailed as error:
-        raise InvalidInput(f"{package.path} is no {package.format} that can be read", details=str(error)) from error
+        raise InvalidInput(f"{package.path} cannot be read as a {package.format}", details=str(error)) from error
     atomic_write(record, json.dumps(asdict(found), sort_keys=True))
     return found
 

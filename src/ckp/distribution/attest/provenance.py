@@ -1,7 +1,7 @@
 """Provenance: from which sources, with which toolchain and flags each thing was made, as in-toto statements with SLSA's predicate.
 
-The predicate: https://slsa.dev/spec/v1.0/provenance. What our build type means is told in docs/how-to/verify-supply-chain.md.
-No clock is asked: the same release has the same statements.
+The predicate: https://slsa.dev/spec/v1.0/provenance. Our build type is described in docs/how-to/verify-supply-chain.md.
+No clock is used: the same release has the same statements.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Json = dict[str, Any]
 
 @dataclass
 class _Inputs:
-    """What went into something: how each component was built, and every source of it, once."""
+    """The inputs of an artifact: how each component was built, and each source once."""
 
     components: dict[str, Json] = field(default_factory=dict)
     sources: dict[str, Json] = field(default_factory=dict)
@@ -88,7 +88,7 @@ def binary_statement(built: BuiltRelease, program: Program) -> Json:
 
 
 def package_statement(built: BuiltRelease, package: Package) -> Json:
-    """The provenance of a package. Its second subject is the package without its signature, which anybody's build can be compared with."""
+    """The provenance of a package. Its second subject is the package without its signature, which a build by others can be compared with."""
     seed = ["package", package.name, package.version, package.sha256, _tree_hash(_recipe_files(package.name)), _release_hash(built)]
 
     def make() -> Json:

@@ -1,7 +1,7 @@
 """The software bill of materials of each program, package, image and bundle, down to the Go module and the Debian package.
 
-It is made of what the finished things say and hold: a program's own build info, the files of a package, the blobs of an image.
-Documents are CycloneDX 1.6, kept by what went into them.
+It is derived from the finished artifacts: a program's own build info, the files of a package, the blobs of an image.
+Documents are CycloneDX 1.6, cached by a hash of what goes into them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAKERS = ("attest.sbom", "attest.cyclonedx", "builder.debian", "attest.layercont
 """The modules whose code makes these documents."""
 DEBIAN_DISTRIBUTION = "debian-12"
 PREFIX = "ckp"
-"""Begins the names of our properties."""
+"""Prefix of the names of our properties."""
 
 
 def binary_sbom(built: BuiltRelease, program: Program) -> Json:
@@ -45,7 +45,7 @@ def binary_sbom(built: BuiltRelease, program: Program) -> Json:
 
 
 def path_sbom(reader: Reader, path: Path) -> Json:
-    """The document of any Go program, by nothing but what it says of itself. Raises InvalidInput for what is none."""
+    """The document of any Go program, from its build info alone. Raises InvalidInput for any other file."""
     digest = sha256_file(path)
     info = reader.read(path, digest)
     root = component("application", f"program:{path.name}:{digest[:16]}", path.name, version=info.main.version, hashes=sha256(digest))
@@ -150,7 +150,7 @@ def module_component(module: Module, licence: str = "") -> Json:
 
 
 def _add_c_packages(bom: Bom, recorded: Any, under: str) -> None:
-    """The C libraries and the compiler; a build that did not record them leaves the document incomplete, and says so."""
+    """The C libraries and the compiler; if the build did not record them, the document is marked incomplete."""
     if not recorded:
         bom.incomplete.add(under)
         return

@@ -132,7 +132,7 @@ def parse(data: Mapping[str, Any]) -> BuildInfo:
             settings={item["Key"]: item["Value"] for item in data.get("Settings") or ()},
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise InvalidInput(f"this is no build info of a Go program: {error!r}") from error
+        raise InvalidInput(f"this is not build info of a Go program: {error!r}") from error
 
 
 def _module(item: Mapping[str, Any]) -> Module:
@@ -168,9 +168,9 @@ def dirhash_hex(sum_: str) -> str:
     try:
         raw = base64.b64decode(encoded, validate=True)
     except binascii.Error as error:
-        raise InvalidInput(f"{sum_!r} is no hash of a Go module: {error}") from error
+        raise InvalidInput(f"{sum_!r} is not a hash of a Go module: {error}") from error
     if kind != "h1" or len(raw) != 32:
-        raise InvalidInput(f"{sum_!r} is no hash of a Go module: it must be h1: and 32 bytes in base64")
+        raise InvalidInput(f"{sum_!r} is not a hash of a Go module: it must be h1: and 32 bytes in base64")
     return raw.hex()
 
 

@@ -23,7 +23,7 @@ def explain(error: ProcessFailed, source: Source) -> CkpError:
         return VerificationFailed(
             f"the source of {name} is not what its lock says: {found['module']} has another hash than go.sum",
             details=error.details,
-            resolution="somebody changed it on the way: use another GOPROXY; change the lock only if you know that upstream published it anew",
+            resolution="it was changed on the way: use another GOPROXY; change the lock only if you know that upstream published it again",
         )
     if found := _REFUSED.search(text):
         which = found["module"] or "a module"
@@ -48,6 +48,6 @@ def explain(error: ProcessFailed, source: Source) -> CkpError:
         return CkpError(
             f"the sources of {name} can't be fetched: no module proxy answers",
             details=error.details,
-            resolution="look at GOPROXY and the network; a site without network imports a release (ckp dist import)",
+            resolution="check GOPROXY and the network; a site without network imports a release (ckp dist import)",
         )
     return error

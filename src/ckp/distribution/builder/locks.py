@@ -75,13 +75,13 @@ def add_release(catalog: Catalog, version: str, say: Callable[[str], None], *, b
         base: the release that all other versions are taken from; by default the newest of the same minor, else of the nearest.
 
     Raises:
-        InvalidInput: it is no version, or outside the compatibility matrix.
+        InvalidInput: it is not a version, or it is outside the compatibility matrix.
         Conflict: the release is in the catalog already.
         NotFound: the module proxy does not serve it.
         CkpError: one of its modules can't be had, or what came does not hold together.
     """
     if not VERSION.fullmatch(version):
-        raise InvalidInput(f"{version!r} is no version of Kubernetes", resolution="write it as v1.35.2")
+        raise InvalidInput(f"{version!r} is not a version of Kubernetes", resolution="write it as v1.35.2")
     with exclusive(paths.cache() / "release-add.lock", what="adding a release", timeout=DOWNLOAD_SECONDS):
         if version in catalog.names():
             raise Conflict(f"{version} is in the catalog already: {catalog.release_path(version)}", resolution=f"`ckp release show {version}` shows it")
@@ -130,16 +130,16 @@ def fetch_upstream(base: Source, version: str) -> Upstream:
             raise explain(ProcessFailed(f"{MODULE} {version} could not be fetched from {_proxy()}", details=said, resolution=UNCHANGED), source)
         listed = _listed(version)
         raise NotFound(
-            f"Kubernetes {version} can't be had from {_proxy()}",
+            f"Kubernetes {version} is not served by {_proxy()}",
             details=said,
-            resolution=f"{UNCHANGED}; use a GOPROXY that serves it" + (f", or ask for one that this one lists: {', '.join(listed)}" if listed else ""),
+            resolution=f"{UNCHANGED}; use a GOPROXY that serves it" + (f", or ask for one that it lists: {', '.join(listed)}" if listed else ""),
         )
     folder = Path(answer["Dir"])
     info = json.loads(Path(answer["Info"]).read_text())
     origin = answer.get("Origin") or info.get("Origin") or {}
     go = (folder / ".go-version").read_text().strip()
     if not GO_VERSION.fullmatch(go):
-        raise CkpError(f"{MODULE} {version} names {go!r} in .go-version, which is no version of Go")
+        raise CkpError(f"{MODULE} {version} names {go!r} in .go-version, which is not a version of Go")
     edited = run([_bootstrap(), "mod", "edit", "-json", folder / "go.mod"], env=go_environment(), timeout=LOOKUP_SECONDS, what="reading upstream's go.mod")
     parsed = json.loads(edited.stdout)
     requires = tuple(sorted((item["Path"], item["Version"]) for item in parsed["Require"]))
@@ -204,7 +204,7 @@ def source_text(base: str, upstream: Upstream) -> str:
     text = _with_lines(
         base,
         "lock",
-        "mend its source.toml",
+        "correct its source.toml",
         (
             (r'^version = ".*"$', f'version = "{upstream.version}"'),
             (r"^modules = \[.*\]$", f'modules = ["{MODULE}@{upstream.version}"]'),
@@ -221,7 +221,7 @@ def release_text(base: str, version: str) -> str:
     text = _with_lines(
         base,
         "release",
-        "mend its file",
+        "correct its file",
         (
             (r'^name = ".*"$', f'name = "{version}"'),
             (r'^stamp = ".*"$', f'stamp = "{version}-ckp"'),
@@ -259,7 +259,7 @@ def _staged(catalog: Catalog, root: Path, base: str, upstream: Upstream, say: Ca
         answer = _download(f"golang.org/toolchain@v0.0.1-go{upstream.go}.linux-amd64")
         if "Sum" not in answer:
             raise NotFound(
-                f"Go {upstream.go}, which upstream builds {upstream.version} with, can't be had from {_proxy()}",
+                f"Go {upstream.go}, which upstream builds {upstream.version} with, is not served by {_proxy()}",
                 details=str(answer.get("Error", "")),
                 resolution=f"{UNCHANGED}; use a GOPROXY that serves it",
             )
@@ -274,7 +274,7 @@ def _staged(catalog: Catalog, root: Path, base: str, upstream: Upstream, say: Ca
             (root / "sources" / folder.name).symlink_to(folder.resolve())
     kept, lock = catalog.source_path(KUBERNETES, upstream.version), staged.source_path(KUBERNETES, upstream.version)
     if kept.exists():
-        say(f"the lock {kept} is there, and is kept")
+        say(f"the lock {kept} exists, and is kept")
         shutil.copytree(kept, lock)
         source = catalog.source(KUBERNETES, upstream.version)
     else:
@@ -282,7 +282,7 @@ def _staged(catalog: Catalog, root: Path, base: str, upstream: Upstream, say: Ca
         source = staged.source(KUBERNETES, upstream.version)
     _verify(staged, source, upstream)
     if findings := staged.check(upstream.version):
-        raise CkpError(f"{upstream.version} does not hold together", details="\n".join(findings), resolution=UNCHANGED)
+        raise CkpError(f"{upstream.version} is inconsistent", details="\n".join(findings), resolution=UNCHANGED)
     say(f"verified: every package of {', '.join(binary.name for binary in source.binaries)} resolves from the lock")
     return staged, toolchain
 
@@ -296,7 +296,7 @@ def _make_lock(staged: Catalog, base: str, upstream: Upstream, lock: Path, say: 
     (lock / "source.toml").write_text(source_text(base, upstream))
     (lock / "go.mod").write_text(go_mod_text(upstream))
     (lock / "go.sum").write_bytes((upstream.folder / "go.sum").read_bytes())
-    say(f"{MODULE} {upstream.version} of {upstream.date}, commit {upstream.commit or 'not told by the proxy'}, Go {upstream.go}; fetching its modules")
+    say(f"{MODULE} {upstream.version} of {upstream.date}, commit {upstream.commit or 'not named by the proxy'}, Go {upstream.go}; fetching its modules")
     parsed = Source(**tomllib.loads((lock / "source.toml").read_text()), folder=lock)
     _list_packages(staged, parsed, "mod")
 
@@ -311,9 +311,9 @@ def _list_packages(staged: Catalog, source: Source, mode: str) -> None:
     said = "\n".join(line for line in ended.stderr.splitlines() if not line.startswith("go: downloading "))
     if refused := _refusals(said):
         raise NotFound(
-            f"Kubernetes {source.version} can't be locked: {len(refused)} of its modules can't be had, or not checked, from {_proxy()}",
+            f"Kubernetes {source.version} can't be locked: {len(refused)} of its modules cannot be fetched or checked by {_proxy()}",
             details="\n".join(refused),
-            resolution=f"{UNCHANGED}; use a GOPROXY (and a GOSUMDB) that has them: an unchecked hash does not go into a lock",
+            resolution=f"{UNCHANGED}; use a GOPROXY (and a GOSUMDB) that has them: a hash that was not checked is not written to a lock",
         )
     raise explain(ProcessFailed(f"{what} failed with exit code {ended.code}", details=said, resolution=UNCHANGED), source)
 
@@ -323,7 +323,7 @@ def _verify(staged: Catalog, source: Source, upstream: Upstream) -> None:
     _list_packages(staged, source, "readonly")
     for item in source.files:
         if item.module == MODULE and not (upstream.folder / item.path).exists():
-            raise CkpError(f"{MODULE} {upstream.version} has no {item.path}, which the lock names", resolution=f"{UNCHANGED}; take another release with --from")
+            raise CkpError(f"{MODULE} {upstream.version} has no {item.path}, which the lock names", resolution=f"{UNCHANGED}; use another release with --from")
 
 
 def _publish(catalog: Catalog, staged: Catalog, version: str, base: str, toolchain: str) -> Added:

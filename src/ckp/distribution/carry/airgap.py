@@ -79,7 +79,7 @@ def collect(registry: Registry, repository: str, tag: str, blobs: BlobStore) -> 
 
 
 def deliver(registry: Registry, items: Sequence[Item], blobs: BlobStore) -> None:
-    """Push what was collected; what is there already is not sent again, and signatures that others made stay beside ours."""
+    """Push what was collected; what the registry has is not sent again, and signatures by others are kept."""
     for item in items:
         if registry.digest(item.repository, item.tag or item.digest) == item.digest:
             continue
@@ -113,11 +113,11 @@ def own_registry(program: Path) -> Iterator[tuple[Registry, str, Path]]:
 
 
 def export_release(dist: Distribution, repositories: Path, base: Path | None, file: Path, registry_name: str, say: Callable[[str], None]) -> None:
-    """Write everything of a made release into one signed file.
+    """Write a release into one signed file.
 
     Args:
         repositories: the root of the published package repositories.
-        base: the lab hosts' root file system, if it is to go along.
+        base: the lab hosts' root file system, if it is to be included.
         registry_name: `host:port` that the bundles name; the site's registry answers to it.
     """
     with (
@@ -126,7 +126,7 @@ def export_release(dist: Distribution, repositories: Path, base: Path | None, fi
     ):
         scratch = Path(name)
         with own_registry(dist.built["distribution"].binary("registry")) as (registry, address, ca):
-            say("laying images and bundles out as a registry has them")
+            say("pushing images and bundles into a temporary registry")
             digests = dist.push(registry, address, ca, replace=True)
             tags = {**dist.tags, **{target.repository: dist.release.stamp for target in dist.targets}}
             items = [item for repository in digests for item in collect(registry, f"{PREFIX}/{repository}", tags[repository], store())]
@@ -274,7 +274,7 @@ class ImportedRelease:
 
     @property
     def base(self) -> Path | None:
-        """The lab hosts' root file system, packed, if it came along."""
+        """The lab hosts' root file system, packed, if the file has it."""
         path = self.folder / "lab" / "base.tar"
         return path if path.exists() else None
 
@@ -304,7 +304,7 @@ class ImportedRelease:
         return Package(item["name"], item["version"], self.folder / "packages" / item["file"], item["sha256"], format)
 
     def push(self, registry: Registry, address: str, ca: Path | None, credentials: Path | None = None, *, replace: bool = False) -> dict[str, str]:
-        """See Deliverable. Signatures, SBOMs and provenance go along."""
+        """See Deliverable. Signatures, SBOMs and provenance are pushed too."""
         items = [Item(**entry) for entry in json.loads((self.folder / "oci.json").read_text())]
         wanted = [(item.repository, item.tag, item.digest) for item in items if item.tag and not belongs_to(item.tag)]
         check_tags(registry, wanted, self.say, replace=replace)

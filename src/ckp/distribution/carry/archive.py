@@ -51,7 +51,7 @@ class Member:
 
 
 def write_archive(target: Path, about: Mapping[str, Any], members: Sequence[Member], key: SigningKey, say: Callable[[str], None]) -> None:
-    """Write an archive; `target` is there when it is whole, and not before. The same content and signature give the same bytes.
+    """Write an archive; `target` appears only when it is complete. The same content and signature give the same bytes.
 
     Args:
         about: what the index says beside the list of files.
@@ -95,7 +95,7 @@ def read_archive(file: Path, keyring: Path, root: Path, say: Callable[[str], Non
 
     Raises:
         VerificationFailed: not signed by a key of `keyring`, or a member is not as the index says. Nothing is left of it then.
-        InvalidInput: it is no archive of ours.
+        InvalidInput: it is not an archive of CKP.
         DiskFull: there is no room below `root`. Nothing is left of it then either.
     """
     with _zstd(["-dc", "--", file]) as unpacker:
@@ -106,7 +106,7 @@ def read_archive(file: Path, keyring: Path, root: Path, say: Callable[[str], Non
                 final = root / sha256_bytes(index)[:20]
                 with exclusive(final.with_name(final.name + ".lock"), what=f"reading {file.name}", timeout=1800):
                     if final.exists():
-                        say(f"{file.name} was read before")
+                        say(f"{file.name} was imported before")
                         return final, data
                     require_free_space(root, sum(entry["size"] for entry in data["files"].values()) / (1 << 30) + 0.5, what=f"unpacking {file.name}")
                     with building_directory(final) as scratch:
@@ -148,7 +148,7 @@ def _first(tar: tarfile.TarFile, name: str, limit: int, file: Path) -> bytes:
     member = tar.next()
     if member is None or member.name != name or not member.isreg() or member.size > limit:
         raise InvalidInput(
-            f"{file} is no archive of CKP: it does not begin with {INDEX} and {SIGNATURE}", resolution="name a file that `ckp dist export` wrote"
+            f"{file} is not an archive of CKP: it does not begin with {INDEX} and {SIGNATURE}", resolution="name a file that `ckp dist export` wrote"
         )
     stream = tar.extractfile(member)
     assert stream is not None
@@ -187,7 +187,7 @@ def _add(tar: tarfile.TarFile, name: str, stream: IO[bytes], size: int, mode: in
 
 @contextmanager
 def _zstd(arguments: Sequence[str | Path], stdout: IO[bytes] | int = subprocess.PIPE, where: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """zstd as a pipe: too much data for ckp.kits.processes.run, which keeps what a program says. Killed if the block fails; its failure is an error.
+    """zstd as a pipe: too much data for ckp.kits.processes.run, which keeps a program's output in memory. Killed if the block fails; its failure is an error.
 
     Args:
         where: the folder that it writes to, for the error.

@@ -1,4 +1,4 @@
-"""Layers of images: deterministic tar archives of files, and Debian file systems, kept by what went into them."""
+"""Layers of images: deterministic tar archives of files, and Debian file systems, cached by a hash of what goes into them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ckp.kits.files import CHUNK, atomic_write, exclusive, sha256_bytes, sha256_
 from ckp.kits.processes import run
 
 EPOCH = 1767225600
-"""2026-01-01: the time of every file in a layer of ours."""
+"""2026-01-01: the time of every file in our layers, in seconds since 1970."""
 CREATED = "2026-01-01T00:00:00Z"
 DEBIAN_SUITE = "bookworm"
 RECIPE = "3"
@@ -30,7 +30,7 @@ Layer = tuple[Descriptor, str]
 
 @dataclass(frozen=True)
 class Entry:
-    """A file, folder or link of a layer. A folder as `source` brings all that is in it."""
+    """A file, folder or link of a layer. A folder as `source` is copied with everything below it."""
 
     target: str
     source: Path | None = None
@@ -153,7 +153,7 @@ def _info(name: str, mode: int, uid: int) -> tarfile.TarInfo:
 def debian_layer(packages: Sequence[str]) -> Layer:
     """A minimal Debian file system with `packages`, without documentation, caches and package lists.
 
-    Kept by the list of packages: a newer point release comes in when the recipe's number goes up or the cache is dropped.
+    Cached by the list of packages: a newer point release is taken when RECIPE is raised or the cache is removed.
     """
     key = sha256_bytes(json.dumps(["debian", RECIPE, DEBIAN_SUITE, sorted(packages), DROPPED]).encode())
     with exclusive(paths.cache() / "layers" / f"{key}.lock", what="making a Debian file system", timeout=3600):
@@ -184,12 +184,12 @@ def _mmdebstrap(arguments: Sequence[str | Path], target: Path) -> None:
         timeout=1800,
         env={"SOURCE_DATE_EPOCH": str(EPOCH)},
         what="making a Debian file system",
-        resolution="look whether apt-get update works on this machine",
+        resolution="check that apt-get update works on this machine",
     )
 
 
 def program_layer(package: str, program: str, link: str, *, extra: Sequence[str] = ()) -> Layer:
-    """One program of a Debian package with the shared libraries that it needs, and nothing else, to lie on a `debian_layer`.
+    """One program of a Debian package with the shared libraries that it needs and nothing else, as a layer above a `debian_layer`.
 
     Args:
         program: its path.

@@ -71,7 +71,7 @@ class ImageBuilder:
     agents: Sequence[Package] = ()
 
     def all(self) -> list[Image]:
-        """Every image of the release, made or found made.
+        """All images of the release, made if they are not in the cache.
 
         Raises:
             InvalidInput: a recipe is wrong; nothing was made.
@@ -119,7 +119,7 @@ class _Plan:
                     self._source(content, place)
 
     def make(self) -> Image:
-        """The image, made or found made."""
+        """The image, made if it is not in the cache."""
         data = self.recipe.data
         layers = tuple(made for number, layer in enumerate(data.layers) if (made := self._layer(number, layer)))
         return Image(self.recipe.repository, self._tag(), layers, data.entrypoint, data.user, (PATH, *data.env), data.workdir, self._files())
@@ -193,7 +193,7 @@ class _Plan:
 
 
 def platform_code() -> Path:
-    """The project's own Python for the platform image: a copy without caches, kept by its content."""
+    """The project's own Python for the platform image: a copy without __pycache__, cached by its content."""
     root = paths.source()
     rooms = ("api", "catalog", "clients", "compass", "controllers", "hub", "kits", "rules", "runtime")
     files = [path for room in rooms for path in sorted((root / room).rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
@@ -211,7 +211,7 @@ def platform_code() -> Path:
 
 
 def platform_tag() -> str:
-    """The tag of CKP's own images: its version and what its code is, so that changed code rolls out and the same does not."""
+    """The tag of CKP's own images: CKP's version and a hash of the code, so that changed code is rolled out and unchanged code is not."""
     from ckp import __version__
 
     return f"v{__version__}-{platform_code().name[:8]}"

@@ -1,4 +1,4 @@
-"""The one program in C: upstream's pause.c, linked statically as its Makefile does, kept by all that decides it."""
+"""The one program in C: upstream's pause.c, linked statically as in its Makefile, cached by a hash of all that decides it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _place(source: Path, tag: str) -> Path:
 
 
 def build(source: Path, tag: str) -> Path:
-    """The program, made or found made.
+    """The program, compiled if it is not in the cache.
 
     Raises:
         NotFound: the compiler or the C library is not installed.
@@ -38,7 +38,7 @@ def build(source: Path, tag: str) -> Path:
 
 
 def recorded(source: Path, tag: str) -> dict[str, Any]:
-    """What the build says it was made with; nothing if it was not built with what is installed now."""
+    """The record of the build, with the C packages that it used; empty if it was not built with those that are installed now."""
     path = _place(source, tag) / "build.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return found

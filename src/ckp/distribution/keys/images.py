@@ -1,7 +1,7 @@
-"""The life of the keys for images: rotated and revoked. How images are signed: ckp.clients.signing.cosign.
+"""The life cycle of image keys: rotation and revocation. How images are signed: ckp.clients.signing.cosign.
 
 As with the other keys, a rotated one stays trusted until it is revoked. `cosign.pub` has all trusted ones, the newest first: it signs. Revoked
-ones are kept apart, so that a refusal can name them.
+keys are kept in a file of their own, so that an error can name them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ImageKeyInfo:
 
 @dataclass(frozen=True)
 class ImageKeys:
-    """The keys for images in one folder, and what may be done with them, under the same lock as the other keys."""
+    """The image keys in one folder, and their changes, under the same lock as the other keys."""
 
     key: SigningKey
 
@@ -63,18 +63,18 @@ class ImageKeys:
             return self.current()
 
     def revoke(self, fingerprint: str, *, reason: str = "retired") -> ImageKeyInfo:
-        """Take a key out of those that are trusted. What only it has signed is accepted no more.
+        """Revoke a key. What only this key signed is no longer accepted.
 
         Raises:
             NotFound: there is no such key here.
             Conflict: it is the one that signs now.
-            InvalidInput: this is no fingerprint, or no reason.
+            InvalidInput: this is not a fingerprint, or not a reason.
         """
         wanted = fingerprint.replace(" ", "").lower().removeprefix("0x")
         check_reason(reason)
         if not re.fullmatch(r"[0-9a-f]{64}", wanted):
             raise InvalidInput(
-                f"{fingerprint!r} is no fingerprint of a key for images", resolution="give all 64 digits, as `ckp keys list --images` shows them"
+                f"{fingerprint!r} is not the fingerprint of an image key", resolution="give all 64 digits, as `ckp keys list --images` shows them"
             )
         with self.key.locked():
             revoked = {key_id(item.key): item for item in self._revoked()}
@@ -83,7 +83,7 @@ class ImageKeys:
                 if wanted not in trusted:
                     raise NotFound(f"there is no key {wanted} for images in {self.key.folder}", resolution="`ckp keys list --images` shows all")
                 if wanted == self.current():
-                    raise Conflict(f"the key {wanted} signs now", resolution="make another one first: ckp keys rotate --images")
+                    raise Conflict(f"the key {wanted} signs now", resolution="make another key first: ckp keys rotate --images")
                 revoked[wanted] = RevokedKey(trusted.pop(wanted), reason)
                 files = {
                     openpgp.IMAGE_REVOKED: (b"".join(item.pem() for item in revoked.values()), 0o644),

@@ -1,4 +1,4 @@
-"""The life of the signing keys: made, rotated, revoked, kept offline, exported. What a key is and how it signs: ckp.clients.signing.openpgp.
+"""The life cycle of the signing keys: made, rotated, revoked, kept offline, exported. What a key is and how it signs: ckp.clients.signing.openpgp.
 
 Trust only grows by adding and only shrinks by revoking: a rotated key stays in the keyring, so what it signed stays installable, until
 `revoke` marks it. A revocation reaches hosts with the keyring of the next ckp-agent package.
@@ -44,7 +44,7 @@ class KeyRing:
 
     @classmethod
     def at(cls, folder: Path) -> KeyRing:
-        """The keys in `folder`; NotFound if there are none. A lost keyring is written anew from the certificates."""
+        """The keys in `folder`; NotFound if there are none. A lost keyring is written again from the certificates."""
         key = SigningKey(folder)
         if not key.files():
             raise NotFound(f"there are no signing keys in {folder}", resolution="`ckp keys make` makes them, and so does the first `ckp dist build`")
@@ -93,7 +93,7 @@ class KeyRing:
         return self.key.subkey
 
     def rotate_primary(self, user_id: str = OWNER) -> str:
-        """A new primary key with a new signing key. The certificate before it stays trusted, its secret signing keys go away from here."""
+        """A new primary key with a new signing key. The certificate before it stays trusted; its secret signing keys are removed."""
         with self.key.locked() as finished:
             if openpgp.PRIMARY in finished:
                 return self.key.fingerprint
@@ -111,7 +111,7 @@ class KeyRing:
         check_reason(reason)
         if not re.fullmatch(r"[0-9A-F]{40}", wanted):
             raise InvalidInput(
-                f"{fingerprint!r} is no fingerprint", resolution="give all 40 digits, as `ckp keys list` shows them; 64 are a key for images (--images)"
+                f"{fingerprint!r} is not a fingerprint", resolution="give all 40 digits, as `ckp keys list` shows them; 64 are a key for images (--images)"
             )
         with self.key.locked():
             owner, info = self._find(wanted)
@@ -121,7 +121,7 @@ class KeyRing:
             return self._find(wanted)[1]
 
     def detach(self, target: Path) -> None:
-        """Move the secret primary key to `target` (0600), for a place that is not this machine. Signing goes on without it.
+        """Move the secret primary key to `target` (0600), to be kept outside of this machine. Signing works without it.
 
         Raises:
             Conflict: `target` exists.
@@ -130,7 +130,7 @@ class KeyRing:
         with self.key.locked():
             here = self.key.folder / openpgp.PRIMARY
             if not here.exists():
-                raise NotFound(f"the primary key is not in {self.key.folder}", resolution="it was taken away before")
+                raise NotFound(f"the primary key is not in {self.key.folder}", resolution="it was detached before")
             if target.exists():
                 raise Conflict(f"{target} exists", resolution="name a file that does not")
             atomic_write(target, here.read_bytes(), mode=0o600)
@@ -164,13 +164,13 @@ class KeyRing:
         return files
 
     def trust(self, certificate: bytes) -> list[str]:
-        """Add somebody's public keys to those that are trusted here, or merge what is new in them (such as a revocation)."""
+        """Add public keys to those that are trusted here, or merge what is new in them (such as a revocation)."""
         try:
             certificates = pysequoia.Cert.split_bytes(certificate)
         except Exception as error:
-            raise InvalidInput(f"this is no OpenPGP certificate: {error}") from error
+            raise InvalidInput(f"this is not an OpenPGP certificate: {error}") from error
         if openpgp.holds_secrets(certificate):
-            raise InvalidInput("this file holds secret keys, and only public ones are to be trusted", resolution="export the public half (gpg --export)")
+            raise InvalidInput("this file holds secret keys, and only public keys can be trusted", resolution="export the public half (gpg --export)")
         added = []
         with self.key.locked():
             for item in certificates:
@@ -242,11 +242,11 @@ def debsig_paths(fingerprint: str) -> tuple[str, str]:
 
 
 def check_reason(reason: str) -> None:
-    """InvalidInput if it is none of REASONS."""
+    """InvalidInput if it is not one of REASONS."""
     if reason not in REASONS:
-        raise InvalidInput(f"{reason!r} is no reason", resolution=f"take one of: {', '.join(REASONS)}")
+        raise InvalidInput(f"{reason!r} is not a reason", resolution=f"use one of: {', '.join(REASONS)}")
 
 
 def _check_life(life: str) -> None:
     if not re.fullmatch(r"[1-9][0-9]{0,3}[dwmy]", life):
-        raise InvalidInput(f"{life!r} is no length of time", resolution="write it as gpg does: 90d, 12m, 3y")
+        raise InvalidInput(f"{life!r} is not a duration", resolution="write it as gpg does: 90d, 12m, 3y")

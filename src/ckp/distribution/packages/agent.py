@@ -34,9 +34,9 @@ def agent_sources() -> list[Path]:
 
 
 def agent_version(keyring: Path) -> str:
-    """The version of the agent's package: the project's, with what is in it, so that another code or another trusted keyring is another version.
+    """The version of the agent's package: the project's, with what is in it, so that other code or another trusted keyring gives another version.
 
-    The digest is written as a decimal number: dpkg and rpm sort numbers alike, and letters not. Which of two is newer it does not say; the
+    The digest is written as a decimal number: dpkg and rpm sort numbers alike, and letters not. It does not order two versions; the
     project's version does.
     """
     own = sorted(path for path in paths.data("packaging", "ckp-agent").iterdir() if path.is_file())
@@ -45,7 +45,7 @@ def agent_version(keyring: Path) -> str:
 
 
 def tag_of_version(version: str) -> str:
-    """The tag of the image with this version's packages: tags know no plus sign, and versions no underscore."""
+    """The tag of the image with this version's packages: a tag cannot have a plus sign, and a version has no underscore."""
     return version.replace("+", "_")
 
 
@@ -59,7 +59,7 @@ def _requirements() -> Path:
 
 
 def _code_digest() -> str:
-    """Of all that decides the one-file tool's bytes."""
+    """A hash of all that decides the one-file tool's bytes."""
     sources = "".join(f"{path.relative_to(paths.source())}{sha256_file(path)}" for path in agent_sources())
     return sha256_bytes("".join([RECIPE, sources, sha256_file(_requirements())]).encode())
 

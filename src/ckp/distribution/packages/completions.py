@@ -21,17 +21,17 @@ FOLDERS: dict[str, dict[Shell, str]] = {
         "fish": "/usr/share/fish/vendor_completions.d/{}.fish",
     },
 }
-"""By the kind of package. Debian's zsh reads vendor-completions, Red Hat's site-functions."""
+"""Folders by format of the package and shell. Debian's zsh reads vendor-completions, Red Hat's site-functions."""
 
 
 def completion(program: Path, shell: Shell) -> str:
-    """What `program completion SHELL` says. It runs with no environment of ours, so that nobody's settings get into a package.
+    """The output of `program completion SHELL`. It runs with an empty environment, so that no user's settings get into a package.
 
     Raises:
-        CkpError: it fails, or says nothing.
+        CkpError: it fails, or prints nothing.
     """
     argv: list[str | Path] = ["env", "-i", "HOME=/nonexistent", "PATH=/usr/bin:/bin", program, "completion", shell]
     said = run(argv, cwd=Path("/"), timeout=60, what=f"asking {program.name} for its {shell} completion").stdout
     if not said.strip():
-        raise CkpError(f"{program.name} completion {shell} says nothing", resolution="correct `completions` of its package.toml")
+        raise CkpError(f"{program.name} completion {shell} printed nothing", resolution="correct `completions` of its package.toml")
     return said if said.endswith("\n") else said + "\n"

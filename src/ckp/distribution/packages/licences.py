@@ -24,7 +24,7 @@ from ckp.kits.files import sha256_bytes
 from ckp.kits.processes import run
 
 NAMES = re.compile(r"(LICEN[CS]E|COPYING|COPYRIGHT|NOTICE|PATENTS|UNLICENSE)([._-].*)?", re.I)
-"""Files that say under what terms a source may be used, as upstreams call them."""
+"""Names of licence files, as upstreams call them."""
 NOT_TEXT = (".go", ".tpl", ".tmpl", ".json", ".yaml", ".yml", ".csv", ".sh", ".py", ".html")
 PASSED_OVER = {"testdata", "test", "tests", "vendor", "third_party_test", "examples", "_examples", "node_modules", "LICENSES", "hack", "website", "docs"}
 """Folders of a source that are not linked into a program. LICENSES is Kubernetes' own collection of what is collected here."""
@@ -127,7 +127,7 @@ def render(modules: Iterable[Module], notices: Sequence[str] = ()) -> str:
 
 
 def _folders(go: Path, environment: Mapping[str, str], source: Source, names: Sequence[str]) -> dict[str, Path]:
-    """Where the module cache has these modules of a lock; what is not there is fetched, and checked by go against go.sum."""
+    """Where the module cache has these modules of a lock; missing ones are fetched, and checked by go against go.sum."""
     with tempfile.TemporaryDirectory(prefix="ckp-licences-") as work:
         for file in ("go.mod", "go.sum"):
             shutil.copy(source.folder / file, work)
@@ -162,7 +162,7 @@ def _texts(folder: Path, what: str, *, deep: bool = True) -> tuple[tuple[str, st
             if NAMES.fullmatch(file) and not file.lower().endswith(NOT_TEXT) and path.stat().st_size < 1 << 20:
                 found.append((str(path.relative_to(folder)), _clean(path.read_bytes())))
     if not found:
-        raise CkpError(f"the source of {what} has no licence file", resolution="find out under what terms it may be passed on before it is packaged")
+        raise CkpError(f"the source of {what} has no licence file", resolution="find out under which terms it may be distributed before it is packaged")
     return tuple(sorted(found, key=lambda item: (item[0].count("/"), item[0])))
 
 

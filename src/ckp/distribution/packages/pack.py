@@ -42,7 +42,7 @@ Script = Literal["preinstall", "postinstall", "preremove", "postremove"]
 RECIPE = "4"
 MAIL = "support@coredge.io"
 BUILD_HOST = "ckp.invalid"
-"""An rpm names the machine that it was made on; ours names none, since the same input must give the same bytes everywhere."""
+"""An rpm names the machine that it was built on. Ours names an invalid one, since the same input must give the same bytes everywhere."""
 MTIME = "2026-01-01T00:00:00Z"
 VERSION = re.compile(r"([0-9]+(?:\.[0-9]+)*(?:\+[0-9]+)?)-([a-z][a-z0-9]*)")
 
@@ -76,7 +76,7 @@ class Package:
 class Content(Strict):
     """A file, folder or link of a package.
 
-    Sources are `<component>/bin/<program>`, `<component>/files/<path>`, `self/<file>` (beside the recipe) or `extra/<name>` (handed in by the
+    Sources are `<component>/bin/<program>`, `<component>/files/<path>`, `self/<file>` (beside the recipe) or `extra/<name>` (given by the
     caller); of a link, its target. A `config` keeps what the host's owner wrote into it.
     """
 
@@ -99,7 +99,7 @@ class Completion(Strict):
 
 
 class Note(Strict):
-    """A finding of lintian that upstream's nature demands, and why."""
+    """A finding of lintian that is unavoidable with upstream's layout, and why."""
 
     tag: str
     context: str
@@ -143,7 +143,7 @@ class Recipe:
 
     @classmethod
     def read(cls, name: str) -> Recipe:
-        """The recipe of the package `name`. InvalidInput names the file and the field that cannot be."""
+        """The recipe of the package `name`. InvalidInput names the file and the key that is wrong."""
         file = paths.data("packaging") / name / "package.toml"
         return cls(name, file.parent, read_recipe(file, Data, "a package"))
 
@@ -184,13 +184,13 @@ def make_package(
     extra: Mapping[str, Path] | None = None,
     format: Format = "deb",
 ) -> Package:
-    """Pack and sign, or find it done: the key of the result covers the content, the recipe and the signing key's fingerprint.
+    """Pack and sign a package, or find it in the cache, whose key covers the content, the recipe and the signing key's fingerprint.
 
     Raises:
         InvalidInput: the version is not `X.Y.Z-ckp`.
     """
     if not VERSION.fullmatch(version):
-        raise InvalidInput(f"{version!r} is no version of a package", resolution="write it as 1.35.1-ckp, which dpkg and rpm sort alike")
+        raise InvalidInput(f"{version!r} is not a version of a package", resolution="write it as 1.35.1-ckp, which dpkg and rpm sort alike")
     name, inputs = recipe.name, extra or {}
     digest = _digest(recipe, version, built, inputs, format, key.subkey)
     final = paths.cache() / "packages" / f"{name}-{version}-{digest}"
@@ -210,7 +210,7 @@ def _sign(unsigned: bytes, key: SigningKey, format: Format) -> bytes:
 
 
 def _digest(recipe: Recipe, version: str, built: Mapping[str, Built], extra: Mapping[str, Path], format: Format, signer: str) -> str:
-    """The content address of a package. Completions and licences follow from the programs, and so need no place of their own in it."""
+    """The content address of a package. Completions and licences follow from the programs, and so are not part of it."""
     parts = [RECIPE, version, format, signer, MAINTAINER, recipe.data.model_dump_json()]
     for content in recipe.contents(format):
         if content.src and content.type != "symlink":
@@ -269,7 +269,7 @@ def _nfpm_entry(content: Content, source: str) -> dict[str, Any]:
 
 
 def _added(recipe: Recipe, built: Mapping[str, Built], extra: Mapping[str, Path], format: Format) -> list[tuple[Content, str]]:
-    """What every package carries beside its recipe's files: completions, licences, and for lintian the reasons of what it would mark."""
+    """What every package carries beside its recipe's files: completions, licences, and lintian overrides with their reasons."""
     found: list[tuple[Content, str]] = []
     for item in recipe.data.completions:
         program = recipe.source(item.program, built, extra)
@@ -313,7 +313,7 @@ def _origin(role: str, holder: str, built: Mapping[str, Built], text: str) -> di
 
 
 def _changelog(recipe: Recipe, version: str) -> list[dict[str, Any]]:
-    """One entry: what changed upstream is upstream's changelog to tell."""
+    """One entry: upstream's changes are in upstream's changelog."""
     note = f"CKP's build of {recipe.name} from its source."
     entry = {"semver": version, "date": MTIME, "packager": f"{MAINTAINER} <{MAIL}>", "changes": [{"note": note}]}
     return [{**entry, "deb": {"urgency": "medium", "distributions": ["stable"]}}]
@@ -362,7 +362,7 @@ def _config(recipe: Recipe, version: str, built: Mapping[str, Built], format: Fo
 
 
 def copy_packages(packages: list[Package], folder: Path) -> None:
-    """Lay packages into a folder under the names that bundles use; hard links where the file system allows."""
+    """Copy packages into a folder under the names that bundles use, as hard links where the file system allows."""
     folder.mkdir(parents=True, exist_ok=True)
     for package in packages:
         target = folder / f"{package.name}.{package.format}"

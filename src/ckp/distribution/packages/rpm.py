@@ -28,8 +28,8 @@ def sign_rpm(unsigned: bytes, key: SigningKey) -> bytes:
         unsigned: an rpm as nFPM writes it, with the payload's SHA-256 in its header.
 
     Raises:
-        InvalidInput: the bytes are no such rpm.
-        CkpError: the key's signature is none that rpm knows.
+        InvalidInput: the bytes are not such an rpm.
+        CkpError: rpm does not support signatures of this key.
     """
     try:
         rpm = rpmfile.parse(io.BytesIO(unsigned), len(unsigned))

@@ -23,10 +23,10 @@ _NAME_SIZE, _FILE_SIZE = slice(94, 102), slice(54, 62)
 
 
 def with_relative_paths(unsigned: bytes) -> bytes:
-    """The rpm with its payload's paths made relative, and digest and size in its header to fit. It must not be signed yet.
+    """The rpm with its payload's paths made relative, and digest and size in its header adjusted. It must not be signed yet.
 
     Raises:
-        InvalidInput: it is no rpm with a cpio payload packed by zstd, as nFPM writes it.
+        InvalidInput: it is not an rpm with a cpio payload packed by zstd, as nFPM writes it.
     """
     try:
         rpm = rpmfile.parse(io.BytesIO(unsigned), len(unsigned))
@@ -43,7 +43,7 @@ def with_relative_paths(unsigned: bytes) -> bytes:
         header = _replaced(rpm.header, rpmfile.PAYLOAD_DIGEST, hashlib.sha256(payload).hexdigest().encode())
         if rpmfile.ARCHIVE_SIZE in rpm.tags:
             header = _replaced(header, rpmfile.ARCHIVE_SIZE, struct.pack(">I", len(archive)))
-        # The signature header is written anew when the rpm is signed; until then, what it says of the rest is to be true as well.
+        # The signature header is written again when the rpm is signed; until then, what it says of the rest must be true as well.
         outer = _replaced(rpm.raw_signature, rpmfile.SIG_SHA256, hashlib.sha256(header).hexdigest().encode())
         outer = _replaced(outer, rpmfile.SIG_SIZE, struct.pack(">I", len(header) + len(payload)))
         outer = _replaced(outer, rpmfile.SIG_PAYLOAD_SIZE, struct.pack(">I", len(archive)))
@@ -59,7 +59,7 @@ def relative(archive: bytes) -> bytes:
     while True:
         head = archive[position : position + _HEADER]
         if len(head) != _HEADER or not head.startswith(_MAGIC):
-            raise rpmfile.Malformed("its payload is no cpio archive of the new ASCII format")
+            raise rpmfile.Malformed("its payload is not a cpio archive of the new ASCII format")
         name_size, size = int(head[_NAME_SIZE], 16), int(head[_FILE_SIZE], 16)
         name = archive[position + _HEADER : position + _HEADER + name_size].rstrip(b"\0")
         start = _aligned(position + _HEADER + name_size)

@@ -1,4 +1,4 @@
-"""The part of a package that its signature is about: what two builds have in common whoever signs them."""
+"""A package without its signature: what two builds of it have in common if their signers differ."""
 
 from __future__ import annotations
 

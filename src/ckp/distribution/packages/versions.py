@@ -24,7 +24,7 @@ def component_version(version: str) -> str:
 
 
 def stand_in_line(component: str, version: str, stands_in_for: str) -> str:
-    """How a bundle's list names what takes a pin's place."""
+    """How a bundle's list names a stand-in."""
     return f"{component} {version} stands in for {stands_in_for}"
 
 
@@ -32,7 +32,7 @@ def package_versions(release: Release, stand_ins: Collection[str]) -> dict[str, 
     """The version of each package of a release's bundles.
 
     Args:
-        stand_ins: what the bundle's signed list says of stand-ins; those that the release names count, others don't.
+        stand_ins: the stand-ins of the bundle's signed list; only those that the release names are considered.
     """
     found = {}
     for package, role in PACKAGES:

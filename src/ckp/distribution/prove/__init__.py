@@ -1,1 +1,1 @@
-"""Whether it is what it says: comparison with upstream, and reproduction."""
+"""Proofs of origin: comparison with upstream, and reproduction."""

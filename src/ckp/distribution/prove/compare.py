@@ -1,6 +1,6 @@
-"""What makes our programs the same as upstream's: their modules, toolchain and flags against upstream's own word, and what differs by intent.
+"""What makes our programs the same as upstream's: their modules, toolchain and flags against what upstream declares, and what differs by intent.
 
-`differs` is a finding that needs an answer. `stamp` and `deliberate` are the differences that a program of ours has by its nature;
+`differs` is a finding that must be explained or corrected. `stamp` and `deliberate` are the differences that a program of ours has by its nature;
 they are listed, each with both sides.
 """
 
@@ -43,7 +43,7 @@ DECISIVE = (
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was compared. `about` is module, lock, toolchain, flag, stamp, defaults or setting."""
+    """One comparison. `about` is module, lock, toolchain, flag, stamp, defaults or setting."""
 
     about: str
     name: str
@@ -65,7 +65,7 @@ class Comparison:
 
     @property
     def identical(self) -> bool:
-        """Whether nothing differs but what does so by intent."""
+        """Whether nothing differs except by intent."""
         return not self.findings("differs")
 
     def findings(self, *verdicts: Verdict) -> list[Check]:
@@ -277,7 +277,7 @@ def compare_tree(info: BuildInfo, upstream: Upstream, tree: Path, go: Path) -> l
 
 
 def table_rows(comparisons: Sequence[Comparison]) -> list[dict[str, str]]:
-    """One row a program, for people."""
+    """One row for each program."""
     rows = []
     for item in comparisons:
         modules, flags = item.about("module"), item.about("flag")

@@ -22,7 +22,7 @@ from ckp.distribution.release import Distribution
 from ckp.kits.errors import CkpError
 
 UMASK = 0o077
-"""Not what people have: a mode that is taken over from it would show."""
+"""Unusual on purpose: a file mode that depends on the umask would show."""
 
 
 def component(catalog: Catalog, release: str, profile: Profile, role: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Proof that a release comes from its sources: made again, elsewhere and at another time, it is the same to the last bit.
+"""Proof that a release comes from its sources: rebuilt in another place and at another time, it is identical to the last bit.
 
 What is expected comes from provenance: that of this machine's own build, or one that was published. Packages are compared without
-their signatures, bundles with the published packages' hashes put in the place of those that were packed anew.
+their signatures, bundles with the published packages' hashes put in the place of those that were packed again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was made again, or should have been.
+    """An artifact that was made again, or should have been.
 
     Args:
         kind: `binary`, `package`, `image` or `bundle`.
@@ -74,7 +74,7 @@ class Expected:
     signed: dict[str, str] = field(default_factory=dict)
     """Unsigned hash of a package -> hash of the published, signed one."""
     files: dict[Key, Path] = field(default_factory=dict)
-    """Where a thing lies on this machine, to look for what differs."""
+    """Path of an artifact on this machine, to find what differs."""
     debian: dict[str, set[str]] = field(default_factory=dict)
     """Debian's packages of an image, as `name version`."""
     registry: str = ""
@@ -119,7 +119,7 @@ class Expected:
 
     def _set(self, key: Key, digest: str) -> None:
         if self.hashes.setdefault(key, digest) != digest:
-            raise InvalidInput(f"two statements say different things of the {key[0]} {key[1]}: {self.hashes[key]} and {digest}")
+            raise InvalidInput(f"two statements have different digests of the {key[0]} {key[1]}: {self.hashes[key]} and {digest}")
 
 
 @dataclass
@@ -128,7 +128,7 @@ class Reproduction:
 
     Args:
         folder: where to work; it is emptied. Its path must differ from the cache's.
-        fresh_modules: fetch all sources anew, instead of taking them from this machine's module cache.
+        fresh_modules: download all sources again, instead of using this machine's module cache.
         keyring: the published keyring, which the agent's package brings.
         program: what makes it: arguments of Python.
     """
@@ -144,16 +144,16 @@ class Reproduction:
     program: tuple[str, ...] = ("-m", "ckp.distribution.prove.rebuild")
 
     def run(self, roles: Collection[str] = ()) -> list[Finding]:
-        """Make everything, or these components only, and compare. What was expected and did not come is among the findings.
+        """Make everything, or these components only, and compare. What was expected and not made is among the findings.
 
         Raises:
             NotFound: there is no such component.
             InvalidInput: the folder is the cache itself or holds something else.
-            ProcessFailed: something could not be made at all.
+            ProcessFailed: something could not be built.
         """
         known = [*self.release.tools, *self.release.pins]
         if unknown := sorted(set(roles) - set(known)):
-            raise NotFound(f"{self.release.name} has no component {unknown[0]}", resolution=f"take one of: {', '.join(known)}")
+            raise NotFound(f"{self.release.name} has no component {unknown[0]}", resolution=f"use one of: {', '.join(known)}")
         if self.folder.resolve().is_relative_to(paths.cache().resolve()):
             raise InvalidInput(f"{self.folder} lies in the cache that is compared with", resolution="name a folder elsewhere with --directory")
         lock = self.folder.with_name(self.folder.name + ".lock")
@@ -229,7 +229,7 @@ class Reproduction:
         return findings
 
     def _not_made(self, findings: Iterable[Finding], roles: Collection[str]) -> list[Finding]:
-        """What was published and did not come out: of everything, or of the components that were made again."""
+        """What was published and not made again: of everything, or of the components that were made again."""
         components = {self.catalog.choose(self.release, role, self.profile).source.component for role in roles}
         made = {(item.kind, f"{item.component.partition(' ')[0]}/{item.name}" if item.kind == "binary" else item.name) for item in findings}
         missing = []
@@ -252,7 +252,7 @@ def with_published(bundle: str, packages: Mapping[Path, str], signed: Mapping[st
     """A bundle's list with the hashes of the published packages, where those are the same but for their signature.
 
     Args:
-        packages: path of each package that was packed anew -> its hash without the signature.
+        packages: path of each package that was packed again -> its hash without the signature.
         signed: such a hash -> the published package's.
     """
     manifest = parse_manifest(bundle.encode(), "", "")

@@ -1,4 +1,4 @@
-"""Upstream's own word on a component: its go.mod, go.sum, Go version and build script, out of the module zip whose hash the lock pins."""
+"""What upstream declares of a component: its go.mod, go.sum, Go version and build script, out of the module zip whose hash the lock pins."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def read_upstream(go: Path, module: Module) -> Upstream:
 
     Raises:
         VerificationFailed: the zip has another hash.
-        CkpError: it cannot be had.
+        CkpError: it cannot be fetched.
     """
     if not module.sum:
-        raise InvalidInput(f"{module} was linked without a hash, so there is nothing to compare with")
+        raise InvalidInput(f"{module} was linked without a hash, so there is nothing to compare it with")
     record = paths.cache() / "sbom" / "upstream" / f"{RECIPE}-{hashlib.sha256(f'{module} {module.sum}'.encode()).hexdigest()[:40]}.json"
     if record.exists():
         texts: dict[str, str] = json.loads(record.read_text())
@@ -135,7 +135,7 @@ def download(go: Path, module: Module) -> Path:
     except json.JSONDecodeError:
         data = {}
     if answer.code != 0 or "Zip" not in data:
-        raise CkpError(f"the source of {module} cannot be had", details=str(data.get("Error") or answer.stderr), resolution="look at GOPROXY")
+        raise CkpError(f"the source of {module} cannot be fetched", details=str(data.get("Error") or answer.stderr), resolution="check GOPROXY")
     found = zip_sum(Path(data["Zip"]))
     if found != module.sum:
         raise VerificationFailed(f"the source of {module} has the hash {found}, and the program was linked from {module.sum}")

@@ -1,1 +1,1 @@
-"""Registries of images: a server of our own, copies, clean-up, and verification of what lies in one."""
+"""Registries of images: our own server, copying between registries, removal of releases, verification."""

@@ -1,7 +1,7 @@
 """Copying releases between registries, with the signatures and referrers that belong to them.
 
 A registry is filled from the inside out: blobs, manifests, signatures, referrers, and the tag last. So a tag at the target never names an image
-that is not whole or not yet signed, and a copy that was killed goes on where it was.
+that is not whole or not yet signed, and a copy that was killed can be continued.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def release_selection(registry: Registry, release: Release, *, image_key: bytes 
     """A release's bundles that a registry has, with the images that their `bundle.json` names.
 
     Args:
-        image_key: the bundles must be signed by it before they are believed; None believes them.
+        image_key: public keys (PEM) that the bundles must be signed by; None does not verify them.
 
     Raises:
         NotFound: the registry has no bundle of it.
@@ -83,12 +83,15 @@ def release_selection(registry: Registry, release: Release, *, image_key: bytes 
         found.add((repository, release.stamp))
         found.update((f"{prefix}/{name}", tag_of(str(pinned))) for name, pinned in listed["images"].items())
     if not found:
-        raise NotFound(f"{registry.address} has no bundle of {release.name}", resolution="look at the release's name, and whether this registry was filled")
+        raise NotFound(
+            f"{registry.address} has no bundle of {release.name}",
+            resolution="check the release's name, and whether it was published to this registry (ckp dist publish)",
+        )
     return sorted(found)
 
 
 def bundle_list(registry: Registry, repository: str, manifest: Manifest) -> dict[str, Any]:
-    """A bundle's `bundle.json`; kept by the manifest's digest, since it lies in a layer of some hundred MiB."""
+    """A bundle's `bundle.json`; cached by the manifest's digest, since the layer with it has some hundred MiB."""
     kept = paths.cache() / "bundle-lists" / f"{manifest.digest.removeprefix('sha256:')}.json"
     if kept.exists():
         return dict(json.loads(kept.read_bytes()))
@@ -102,7 +105,7 @@ def bundle_list(registry: Registry, repository: str, manifest: Manifest) -> dict
             if isinstance(data, dict) and isinstance(data.get("images"), dict):
                 atomic_write(kept, json.dumps(data))
                 return data
-    raise VerificationFailed(f"{registry.address}/{repository}@{manifest.digest} is no bundle: it has no {MANIFEST} that can be read")
+    raise VerificationFailed(f"{registry.address}/{repository}@{manifest.digest} is not a bundle: it has no {MANIFEST} that can be read")
 
 
 def _member(layer: Path, name: str) -> bytes | None:
@@ -119,7 +122,7 @@ def _member(layer: Path, name: str) -> bytes | None:
 
 @contextmanager
 def scratch_store(name: str) -> Iterator[BlobStore]:
-    """A store for blobs on their way, for one at a time; what a failed or killed run left in it is there for the next."""
+    """A temporary store for blobs, for one process at a time; what a failed or killed run left in it is used by the next."""
     folder = paths.cache() / "mirror" / sha256_bytes(name.encode())[:16]
     with exclusive(folder.with_suffix(".lock"), what="another copy of the same", timeout=WAIT_SECONDS):
         yield BlobStore(folder)
@@ -149,12 +152,12 @@ class Mirrored:
 def mirror(
     source: Registry, target: Registry, selection: Selection, say: Say, *, image_key: bytes | None, replace: bool = False, threads: int = THREADS
 ) -> Mirrored:
-    """Copy images and bundles with their signatures and referrers; digests stay what they are, and what is there is not sent again.
+    """Copy images and bundles with their signatures and referrers; digests stay what they are, and what the target has is not sent again.
 
-    Everything is looked at before anything is copied. Two copies to the same registry on one machine take turns; after a break the next run goes on.
+    Everything is checked before anything is copied. Two copies to the same registry on one machine take turns; an interrupted run is continued by the next.
 
     Args:
-        image_key: the public keys (PEM) that each image must be signed by; None copies without looking.
+        image_key: the public keys (PEM) that each image must be signed by; None copies without verification.
         replace: let a tag that names another image at the target name the new one.
 
     Raises:
@@ -164,7 +167,7 @@ def mirror(
     """
     wanted = sorted(set(selection))
     if not wanted:
-        raise InvalidInput("there is nothing to copy", resolution="look at what the source has, and at what was selected of it")
+        raise InvalidInput("there is nothing to copy", resolution="check what the source has, and --release and --only")
     with scratch_store(f"mirror to {target.address}") as store:
         copy = _Copy(source, target, store, say, image_key, replace)
         _at_once(threads, copy.image, _at_once(threads, copy.plan, wanted, copy.stop), copy.stop)
@@ -172,7 +175,7 @@ def mirror(
 
 
 def _at_once(threads: int, work: Callable[[T], R], items: Sequence[T], stop: threading.Event) -> list[R]:
-    """Do the same with all items, in some threads. The first that fails ends it: those at work stop at their next blob."""
+    """Do the same with all items, in some threads. The first failure ends all: the others stop at their next blob."""
     with ThreadPoolExecutor(threads) as pool:
         jobs = [pool.submit(work, item) for item in items]
         try:
@@ -214,7 +217,7 @@ class _Copy:
     _blobs: dict[str, threading.Lock] = field(default_factory=dict)
 
     def plan(self, item: tuple[str, str]) -> _Planned:
-        """Look at one image: it is there, it is signed, and its tag at the target is free or the same."""
+        """Check one image: it exists, it is signed, and its tag at the target is free or names the same."""
         self._go_on()
         repository, tag = item
         manifest = self.source.get_manifest(repository, tag)
@@ -223,9 +226,9 @@ class _Copy:
         there = self.target.digest(repository, tag)
         if there not in (None, manifest.digest) and not self.replace:
             raise Conflict(
-                f"{self.target.address}/{repository}:{tag} names another image than {self.source.address} has under that tag",
+                f"{self.target.address}/{repository}:{tag} names another image than the same tag of {self.source.address}",
                 details=f"source {manifest.digest}\ntarget {there}",
-                resolution="find out which is right; `--replace` lets the tag name the source's",
+                resolution="find out which is right; --replace moves the tag to the source's image",
             )
         return _Planned(repository, tag, manifest, there == manifest.digest)
 
@@ -267,7 +270,7 @@ class _Copy:
         return attached
 
     def _layers(self, repository: str, tag: str) -> int:
-        """The manifest under one of cosign's tags; if the target has another, what that lacks is added, and what others put there stays."""
+        """The manifest under one of cosign's tags; if the target has another, what it lacks is added, and what others added stays."""
         wanted = self.source.find_manifest(repository, tag)
         present = self.target.find_manifest(repository, tag) if wanted else None
         if wanted is None or (present and {*wanted.layers} <= {*present.layers}):

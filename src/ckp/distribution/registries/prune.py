@@ -1,4 +1,4 @@
-"""Removing a release from a registry: what belongs to it, and to nothing that stays.
+"""Removing a release from a registry: everything that belongs to it and to nothing that stays.
 
 It goes from the outside in: what is attached to an image first, the image and its tag last, bundles after the images that they name, so that
 a run that was killed can be run again.
@@ -45,7 +45,7 @@ def release_and_others(registry: Registry, name: str, *, known: Iterable[str] = 
         known: repositories of bundles that are looked for in any case.
 
     Raises:
-        VerificationFailed: a bundle can't be read, so that nobody knows what it needs.
+        VerificationFailed: a bundle can't be read, so that what it needs is not known.
         NotFound: there is no bundle of the release, or the registry does not say what it holds.
     """
     held = set(registry.catalog())
@@ -66,7 +66,10 @@ def release_and_others(registry: Registry, name: str, *, known: Iterable[str] = 
             named.add((repository, tag))
             named.update((f"{prefix}/{image}", version) for image, version in images.items())
     if not own:
-        raise NotFound(f"{registry.address} has no bundle of {name}", resolution="look at the release's name, and whether this registry was filled")
+        raise NotFound(
+            f"{registry.address} has no bundle of {name}",
+            resolution="check the release's name, and whether it was published to this registry (ckp dist publish)",
+        )
     return sorted(own), sorted(others)
 
 
@@ -85,7 +88,7 @@ def _read(registry: Registry, repository: str, tag: str) -> tuple[str, dict[str,
     if _STAMP.fullmatch(tag) and tag != f"{release}-ckp":
         raise VerificationFailed(
             f"{where} is the bundle of {release}: nothing was removed",
-            resolution="push the right bundle again (ckp dist publish), and look who can write there",
+            resolution="push the right bundle again (ckp dist publish), and find out who can write there",
         )
     return release, {str(image): tag_of(str(pinned)) for image, pinned in listed["images"].items()}
 
@@ -108,11 +111,11 @@ def plan_prune(registry: Registry, selection: Selection, *, keep: Selection = ()
 def prune(registry: Registry, selection: Selection, say: Say, *, keep: Selection = (), yes: bool = False) -> list[Removal]:
     """Remove a release; without `yes` only say what would go. Returns what went, or would go.
 
-    What somebody else pushes while it runs is looked at once more just before each repository's turn, and not after that: don't publish the same
+    What others push meanwhile is read once more just before each repository is changed, and not after that: don't publish the same
     release at the same time.
 
     Raises:
-        CkpError: the registry does not let things be deleted, or does not answer; run again, it goes on.
+        CkpError: the registry does not let things be deleted, or does not answer; run again to continue.
     """
     selected, stay = sorted(set(selection)), sorted(set(keep))
     if not yes:
@@ -144,7 +147,7 @@ class _Repository:
     def plan(self, doomed: set[str]) -> list[Removal]:
         self._named = {tag: digest for tag in self.registry.tags(self.name) if (digest := self.registry.digest(self.name, tag))}
         going = {tag: digest for tag, digest in self._named.items() if tag in doomed}
-        # A tag of signatures or referrers lives with its manifest; one whose manifest is unknown here is nobody's to remove, and keeps what it names.
+        # A tag of signatures or referrers lives with its manifest; one whose manifest is unknown here is not removed, and keeps what it names.
         stays = {digest for tag, digest in self._named.items() if tag not in going and belongs_to(tag) is None}
         kept = {digest for root in stays for digest in self._reach(root, DEPTH)}
         reached = {digest for root in going.values() for digest in self._reach(root, DEPTH)}

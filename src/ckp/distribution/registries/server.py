@@ -89,11 +89,11 @@ class RegistryServer:
         return Registry(f"{self.listen}:{self.port}", self.ca)
 
     def running(self) -> bool:
-        """Whether its process lives."""
+        """Whether its process runs."""
         return self._daemon.pid() is not None
 
     def stop(self) -> None:
-        """Stop it; not running is fine."""
+        """Stop it if it runs."""
         self._daemon.stop()
 
     def _certificates(self) -> None:

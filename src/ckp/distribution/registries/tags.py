@@ -1,4 +1,4 @@
-"""A tag stands for one content: what pushing would change of that is found before anything is pushed."""
+"""Tags are not moved silently: what a push would change is found before anything is pushed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ckp.kits.errors import Conflict
 
 
 def check_tags(registry: Registry, wanted: Iterable[tuple[str, str, str]], say: Callable[[str], None], *, replace: bool) -> None:
-    """See that tags are free or name what they are to name; with `replace` say which will name something else.
+    """Check that tags are free or name what they will name; with `replace`, report those that will be moved.
 
     Args:
-        wanted: repository, tag, and what it is to name: a digest, or words where the digest is not known yet.
+        wanted: repository, tag, and what it will name: a digest, or words where the digest is not known yet.
 
     Raises:
         Conflict: naming tags and both contents; nothing was pushed.
@@ -23,7 +23,7 @@ def check_tags(registry: Registry, wanted: Iterable[tuple[str, str, str]], say: 
         raise Conflict(
             f"{registry.address}/{taken[0][0]} names other content{others}; nothing was pushed",
             details="\n".join(f"{name}\n  there {there}\n  here  {here}" for name, there, here in taken),
-            resolution="find out which is right: who has the tag's digest would never see a change; `--replace` lets the tags name this release's",
+            resolution="find out which is right: a client that has the tag's digest would never see a change; --replace moves the tags to this release",
         )
     for name, there, here in taken:
-        say(f"replacing {name}: {there} was there, {here} comes")
+        say(f"replacing {name}: {there} by {here}")

@@ -1,4 +1,4 @@
-"""Verifying what lies in a registry: the image's signature by key, and for a bundle all that is in it, as a host would do."""
+"""Verifying the content of a registry: an image's signature by key, and of a bundle all its content, as a host does."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Reference:
         match = _REFERENCE.fullmatch(text)
         if match is None or not (match["tag"] or match["digest"]):
             raise InvalidInput(
-                f"{text!r} is no file or folder here, and no reference to an image", resolution="write an image as host:port/repository:tag or …@sha256:…"
+                f"{text!r} is neither a file or folder here nor a reference to an image", resolution="write an image as host:port/repository:tag or …@sha256:…"
             )
         return cls(match["address"], match["repository"], match["tag"] or "", match["digest"] or "")
 
@@ -51,7 +51,7 @@ def verify_reference(reference: Reference, registry: Registry, image_key: bytes,
     Args:
         image_key: public keys for images, PEM.
         keyring: OpenPGP keys that bundles and packages are signed by.
-        release: the release that a bundle must be of; a tag says it as well.
+        release: the release that a bundle must be of; a tag names it as well.
 
     Raises:
         VerificationFailed, ckp.hostkit.errors.VerificationFailed: the first thing that is wrong.
@@ -61,12 +61,12 @@ def verify_reference(reference: Reference, registry: Registry, image_key: bytes,
 
     name = f"{reference.address}/{reference.repository}{f':{reference.tag}' if reference.tag else ''}"
     if release is not None and not reference.is_bundle:
-        raise InvalidInput(f"{name} is no bundle, so it can't be said to be of release {release}", resolution="leave out --release")
+        raise InvalidInput(f"{name} is not a bundle, so it can't be of release {release}", resolution="leave out --release")
     manifest = registry.get_manifest(reference.repository, reference.tag or reference.digest)
     if reference.digest and manifest.digest != reference.digest:
         raise VerificationFailed(
             f"{reference.repository}:{reference.tag} is {manifest.digest}, expected is {reference.digest}",
-            resolution="somebody moved the tag: take the image by its digest, or push the right one again",
+            resolution="the tag was moved: use the image by its digest, or push the right one again",
         )
     verify_image(registry, reference.repository, manifest.digest, image_key, tag=reference.tag)
     lines = [f"{name}: {manifest.digest} is signed by a trusted key for images"]
@@ -95,9 +95,9 @@ def _check_place(reference: Reference, found: BundleManifest, name: str) -> None
     """A bundle lies where its own list says: another release's tag, or another system's repository, is a swap."""
     if reference.tag and reference.tag != f"{found.release}-ckp":
         raise VerificationFailed(
-            f"{name} holds the bundle of {found.release}: the tag was given to another release's bundle",
-            resolution="push the right bundle again (ckp dist publish), and look who can write there",
+            f"{name} holds the bundle of {found.release}: the tag was moved to another release's bundle",
+            resolution="push the right bundle again (ckp dist publish), and find out who can write there",
         )
     home = BundleTarget.model_construct(os=found.os, os_version=found.os_version).repository
     if reference.repository.rpartition("/")[2] != home:
-        raise VerificationFailed(f"{name} holds the bundle for {found.os} {found.os_version}, which belongs into {home}")
+        raise VerificationFailed(f"{name} holds the bundle for {found.os} {found.os_version}, which belongs in {home}")

@@ -59,7 +59,7 @@ class AptRepository:
         return f"pool/{component}/{name}/{file_name}"
 
     def read(self) -> State:
-        """What the signed indices say; nothing if there are none yet.
+        """The content of the signed indices; empty if there are none yet.
 
         Raises:
             VerificationFailed: they are not what we signed.
@@ -71,7 +71,7 @@ class AptRepository:
                 continue
             release = check_index(folder / "Release", folder / "Release.gpg", self.key)
             if check_cleartext(folder / "InRelease", self.key) != release:
-                raise VerificationFailed(f"InRelease and Release in {folder} do not say the same", resolution=REINDEX)
+                raise VerificationFailed(f"InRelease and Release in {folder} differ", resolution=REINDEX)
             state.releases[codename] = release.decode()
             for path, (digest, _) in _listed(state.releases[codename]).items():
                 content = (folder / path).read_bytes() if (folder / path).is_file() else b""
@@ -85,12 +85,12 @@ class AptRepository:
         return state
 
     def replace(self, wanted: Mapping[str, Sequence[Entry]], state: State, scratch: Path, now: datetime, *, renew: bool = False) -> bool:
-        """Make the indices name `wanted` (component to packages, which lie in the pool); says whether anything was switched.
+        """Make the indices name `wanted` (component to packages, which lie in the pool); returns whether anything was switched.
 
         What has not changed keeps its bytes: neither the index of an untouched component nor, if all is the same, any signature.
 
         Args:
-            state: what `read` said; empty if it is not to be relied on.
+            state: what `read` said; empty if it cannot be relied on.
             renew: make and sign all again.
         """
         texts = {
@@ -171,7 +171,7 @@ class AptRepository:
         return "\n".join([*lines, ""]).encode()
 
     def _holds(self, release: str, texts: Mapping[str, bytes], signers: str, now: datetime) -> bool:
-        """Whether the present Release of a codename says all this already, and will for long enough."""
+        """Whether the current Release of a codename has all this already, and is valid for long enough."""
         fields = _fields(release)
         listed = {path: digest for path, (digest, _) in _listed(release).items() if path.endswith("/Packages")}
         until = fields.get("Valid-Until")
@@ -183,7 +183,7 @@ class AptRepository:
         return fields.get("Signed-By") == signers and listed == {f"{component}/{BINARY}/Packages": sha256_bytes(text) for component, text in texts.items()}
 
     def _dates(self) -> Iterator[datetime]:
-        """Dates of the present indices, whatever they are worth: the next must be later, since apt ignores an older one than it has."""
+        """Dates of the current indices, even if they are invalid: the next must be later, since apt ignores an older one than it has."""
         for path in self.dists.glob("*/Release"):
             try:
                 yield parsedate_to_datetime(_fields(path.read_text(errors="replace"))["Date"]).astimezone(UTC)

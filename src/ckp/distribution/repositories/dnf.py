@@ -39,7 +39,7 @@ class DnfRepository:
         return f"Packages/{file_name}"
 
     def read(self) -> list[Entry] | None:
-        """What the signed metadata says; None if there is none yet.
+        """The content of the signed metadata; None if there is none yet.
 
         Raises:
             VerificationFailed: it is not what we signed.
@@ -53,10 +53,10 @@ class DnfRepository:
         return _entries(self.repodata)
 
     def replace(self, wanted: Sequence[Entry], present: Sequence[Entry] | None, scratch: Path, now: datetime, *, renew: bool = False) -> bool:
-        """Make the metadata name `wanted`, whose files lie in Packages; says whether anything was switched.
+        """Make the metadata name `wanted`, whose files lie in Packages; returns whether anything was switched.
 
         Args:
-            present: what `read` said; None if it is not to be relied on.
+            present: what `read` said; None if it cannot be relied on.
             renew: make and sign it again even if it names all this already.
         """
         if not renew and present is not None and sorted(wanted) == sorted(present):
@@ -87,7 +87,7 @@ class DnfRepository:
         return True
 
     def _revision(self) -> int:
-        """The present revision, whatever it is worth: the next is higher, so that each state can be told from those before it."""
+        """The current revision, even if it is invalid: the next is higher, so that each state can be told from those before it."""
         try:
             return int(ET.parse(self.repodata / "repomd.xml").findtext(f"{REPO}revision", "0"))  # noqa: S314
         except (FileNotFoundError, ET.ParseError, ValueError):

@@ -1,4 +1,4 @@
-"""What the apt and the dnf repository share: how packages come in, and how a new state takes the place of the old one at once.
+"""What the apt and the dnf repository share: how packages are added, and how a new state replaces the old one in one step.
 
 A folder of indices is never written to. A new one is made beside it and the two change places in one step, so that a client, a mirror
 or a power cut finds the old state or the new one. Files that the new state no longer names stay in it for a while: a client that read
@@ -49,7 +49,7 @@ class Entry:
 
 @contextmanager
 def scratch_folder(root: Path) -> Iterator[Path]:
-    """A folder on the file system of `root` for the block. What a killed process left is removed first: the caller holds the lock."""
+    """A temporary folder on the file system of `root`. What a killed process left is removed first: the caller holds the lock."""
     for leftover in root.glob(f"{SCRATCH}*"):
         shutil.rmtree(leftover)
     folder = Path(tempfile.mkdtemp(dir=root, prefix=SCRATCH))
@@ -87,7 +87,7 @@ def require_exchange(scratch: Path) -> None:
 
 
 def switch(new: Path, live: Path) -> None:
-    """Put the folder `new` in the place of `live`, on disk before it is seen; what was there lies at `new` then."""
+    """Exchange the folders `new` and `live`, after `new` is on disk."""
     _sync_tree(new)
     if live.exists():
         _exchange(new, live)
@@ -122,7 +122,7 @@ def _sync(path: Path) -> None:
 
 
 def write(path: Path, content: bytes, *, date: datetime | None = None) -> None:
-    """Write a file of a folder that nobody sees yet. `date` becomes its time, by which web servers answer If-Modified-Since."""
+    """Write a file of a folder that is not published yet. `date` becomes its time, by which web servers answer If-Modified-Since."""
     path.write_bytes(content)
     path.chmod(0o644)
     if date:
@@ -169,7 +169,7 @@ def bring(package: Package, key: SigningKey, folder: Path) -> Path:
 
 
 def check(path: Path, key: SigningKey, *, name: str | None = None, version: str | None = None) -> PackageInfo:
-    """Verify a package by the one verification that hosts use; its refusal as an error of ours."""
+    """Verify a package as hosts do (ckp.verify), with its errors as CkpErrors."""
     try:
         return verify_package(str(path), str(key.keyring), name=name, version=version, architecture="amd64")
     except AgentError as error:
@@ -180,7 +180,7 @@ def check_index(file: Path, signature: Path, key: SigningKey) -> bytes:
     """The content of an index that one of our keys signed.
 
     Raises:
-        VerificationFailed: somebody else's, changed, or by a key that is revoked or has expired.
+        VerificationFailed: signed by another key, changed, or by a key that is revoked or expired.
     """
     with _refusals():
         content = file.read_bytes()
@@ -204,11 +204,11 @@ def _refusals() -> Iterator[None]:
         raise VerificationFailed(error.brief, details=error.details, resolution=REINDEX) from error
 
 
-REINDEX = "look who changed it; `ckp dist repository reindex` verifies all packages and makes the indices anew"
+REINDEX = "find out who changed it; `ckp dist repository reindex` verifies all packages and makes the indices again"
 
 
 def same_but_signature(one: Path, two: Path) -> bool:
-    """Whether two packages of one kind differ in nothing that their signatures cover."""
+    """Whether two packages of one format are equal in everything that their signatures cover."""
     read = _deb_content if one.suffix == ".deb" else _rpm_content
     return read(one.read_bytes()) == read(two.read_bytes())
 
@@ -227,7 +227,7 @@ def _rpm_content(data: bytes) -> object:
 def compare_index(found: Iterable[Entry], wanted: Iterable[Entry], *, where: Path) -> None:
     """Raise unless an index that a tool has just made names what was verified, and nothing else.
 
-    It is what stands between a file that was changed in the pool and our signature.
+    Without it, our signature would cover a file that was changed in the pool.
     """
     have, want = {entry.path: entry for entry in found}, {entry.path: entry for entry in wanted}
     wrong = sorted(path for path in have.keys() | want.keys() if have.get(path) != want.get(path))
@@ -235,5 +235,5 @@ def compare_index(found: Iterable[Entry], wanted: Iterable[Entry], *, where: Pat
         raise VerificationFailed(
             f"{len(wrong)} packages below {where} are not what the signed index says; nothing was switched",
             details="\n".join(wrong[:20]),
-            resolution="publish the release that they belong to again, which puts them back, and look who can write there",
+            resolution="publish the release that they belong to again, which puts them back, and find out who can write there",
         )

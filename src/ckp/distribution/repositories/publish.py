@@ -57,7 +57,7 @@ class Published:
     Args:
         added: files that were not there before.
         kept: files that were there already, the published bytes unchanged.
-        switched: which indices were made anew: `apt`, `dnf`; none if all was there.
+        switched: which indices were made again: `apt`, `dnf`; none if all was there.
     """
 
     component: str
@@ -123,7 +123,7 @@ class Repositories:
     def publish(self, packages: Sequence[Package], component: str, say: Callable[[str], None]) -> Published:
         """Add packages to a component. Doing it again changes no byte; after a kill, it finishes.
 
-        A name and version stands for one content for ever, since clients that have it would never see another. A package that differs from
+        The content of a name and version never changes, since clients that have it would not see the change. A package that differs from
         the published one in its signature alone (made again after a rotation of the key) is passed over, and the published one stays.
 
         Raises:
@@ -156,7 +156,7 @@ class Repositories:
                         continue
                 entry = Entry(_place(package, component), package.name, package.version, sha256_file(source), source.stat().st_size)
                 if added.setdefault(source.name, (package.format, source, entry))[2] != entry:
-                    raise InvalidInput(f"{source.name} is handed in twice, with different content")
+                    raise InvalidInput(f"{source.name} is given twice, with different content")
             self._announce()
             for kind, source, entry in added.values():
                 target = self._base(kind, component) / entry.path
@@ -206,7 +206,7 @@ class Repositories:
         return gone
 
     def reindex(self, say: Callable[[str], None]) -> int:
-        """Verify every package that lies there and make and sign all indices anew, by nothing but the packages; returns how many there are.
+        """Verify every package, and make and sign all indices again, from the packages alone; returns the number of packages.
 
         For a new signing key, a Valid-Until that runs out, and indices that were damaged.
 
@@ -230,9 +230,9 @@ class Repositories:
                 contents.of(kind).setdefault(component, []).append(entry)
             if wrong:
                 raise VerificationFailed(
-                    f"{len(wrong)} packages below {self.root} are not good; nothing was changed",
+                    f"{len(wrong)} packages below {self.root} failed verification; nothing was changed",
                     details="\n".join(wrong),
-                    resolution="look where they come from, delete them, run it again, and publish their releases again",
+                    resolution="find out where they come from, delete them, run this again, and publish their releases again",
                 )
             # What holds no package any more was emptied by `remove`, and stays.
             for folder in self.root.glob("rpm/el9/*/x86_64"):
@@ -242,11 +242,11 @@ class Repositories:
             self._announce()
             self._write(contents, scratch, renew=True)
         count = len(list(contents.all()))
-        say(f"{count} packages verified, all indices made anew and signed by {self.key.fingerprint}")
+        say(f"{count} packages verified, all indices made again and signed by {self.key.fingerprint}")
         return count
 
     def verify(self) -> list[str]:
-        """Check all of it as `ckp dist verify` and the agent do, by one of our keys; returns what was checked, in lines for people.
+        """Verify everything as `ckp dist verify` and the agent do, with one of our keys; returns what was verified, as lines of text.
 
         Raises:
             VerificationFailed: the first thing that is wrong.
@@ -261,7 +261,7 @@ class Repositories:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Nobody else changes the repositories in the block."""
+        """The lock under which the repositories are changed."""
         with exclusive(self.root / ".lock", what=f"a change of the repositories in {self.root}", timeout=LOCK_TIMEOUT):
             yield
 
@@ -293,18 +293,18 @@ class Repositories:
         return (*switched, "dnf") if any(results) else tuple(switched)
 
     def _pass_over(self, source: Path, there: Listed) -> str:
-        """A sentence why the published package stays; raises if it is not the same one."""
+        """Why the published package stays, as a sentence; raises if it is not the same package."""
         known = self._file(there)
         what = f"{there.entry.name} {there.entry.version} ({there.format})"
         if not self._whole(there):
             raise VerificationFailed(
                 f"{known} is not what the signed index says; nothing was published",
-                resolution=f"look who can write there, delete it and take it out: {self._prune(there)}",
+                resolution=f"find out who can write there, delete the file, and remove the package from the indices: {self._prune(there)}",
             )
         if not same_but_signature(source, known):
             raise Conflict(
                 f"{what} is published in {there.component} with other content; nothing was published",
-                resolution=f"publish it under a new version: hosts that have this one would never see the change. Or first take it out: {self._prune(there)}",
+                resolution=f"publish it under a new version: hosts that have this one would never see the change. Or remove it first: {self._prune(there)}",
             )
         try:
             check(known, self.key)
@@ -312,7 +312,7 @@ class Repositories:
             raise Conflict(
                 f"{what} is published in {there.component} with a signature that no longer holds; nothing was published",
                 details=error.brief,
-                resolution=f"take it out first: {self._prune(there)}",
+                resolution=f"remove it first: {self._prune(there)}",
             ) from error
         return f"{what} differs from the published one in its signature only: the published one stays"
 
@@ -339,7 +339,7 @@ class Repositories:
         return self._base(item.format, item.component) / item.entry.path
 
     def _whole(self, item: Listed) -> bool:
-        """Whether a published package still is what its index says."""
+        """Whether a published package still has the hash that its index names."""
         path = self._file(item)
         return path.is_file() and sha256_file(path) == item.entry.sha256
 
@@ -363,7 +363,7 @@ class Repositories:
     def _announce(self) -> None:
         """The trusted keys and the templates, before anything is signed by a key that clients could not find.
 
-        Templates into which an address was filled stay as they are, unless there is another address now.
+        Templates into which an address was filled stay as they are, unless another address is given.
         """
         keyring = self.key.keyring.read_bytes()
         address = self.url.rstrip("/") or URL
@@ -418,7 +418,7 @@ gpgkey=file:///etc/pki/rpm-gpg/RPM-GPG-KEY-ckp
 def armoured(keyring: bytes) -> bytes:
     """A keyring as rpm takes it: one armoured block for each certificate, without keys that are revoked.
 
-    rpm heeds no revocation, so what it is not to trust it must not be given; 4.18 cannot even import a certificate with a revoked subkey.
+    rpm heeds no revocation, so revoked keys must be left out; 4.18 cannot even import a certificate with a revoked subkey.
     """
     revoked = {info.fingerprint for info in inspect(keyring) if info.state == "revoked"}
     blocks = []
@@ -442,7 +442,7 @@ def _place(package: Package, component: str) -> str:
 
 def _check_component(component: str) -> None:
     if component != AGENT and not re.fullmatch(r"v\d+\.\d+", component):
-        raise InvalidInput(f"{component!r} is no component", resolution=f"write a minor version of Kubernetes (v1.35) or {AGENT}")
+        raise InvalidInput(f"{component!r} is not a component", resolution=f"write a minor version of Kubernetes (v1.35) or {AGENT}")
 
 
 def _link_again(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""The repositories over HTTP, for the lab and for tests. Trust lies in the signatures, so this needs none; a site uses its own web server."""
+"""The repositories over HTTP, for the lab and for tests. Clients verify signatures, so it needs no TLS; a site uses its own web server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RepositoryServer:
 
     @property
     def url(self) -> str:
-        """What clients write before `/apt` and `/rpm`."""
+        """The URL of the root, above `/apt` and `/rpm`."""
         return f"http://{self.listen}:{self.port}"
 
     @property
@@ -54,11 +54,11 @@ class RepositoryServer:
         return self.url
 
     def running(self) -> bool:
-        """Whether its process lives."""
+        """Whether its process runs."""
         return self._daemon.pid() is not None
 
     def stop(self) -> None:
-        """Stop it; not running is fine."""
+        """Stop it if it runs."""
         self._daemon.stop()
 
     def _answers(self) -> bool:

@@ -1,4 +1,4 @@
-"""The maker's package repositories at a site that takes releases from files and holds no signing key.
+"""The publisher's package repositories at a site that imports releases from files and has no signing key.
 
 One signature of the maker's covers an apt repository with all its components, so nothing can be added to it without the maker's key: each
 release keeps the repositories that came with it, below a folder of its name. A host follows one of them, or several.
@@ -40,7 +40,7 @@ def take_repositories(release: ImportedRelease, root: Path, *, replace: bool = F
                 raise Conflict(
                     f"{final} has other repositories of {release.release.name} than the file; nothing was changed",
                     details="\n".join([*wrong[:10], *([f"and {len(wrong) - 10} more"] if len(wrong) > 10 else [])]),
-                    resolution="was the release exported twice, or changed here? `--replace` puts the file's in their place",
+                    resolution="was the release exported twice, or changed here? `--replace` replaces them with the file's",
                 )
         require_free_space(root, tree_size(release.repositories) / (1 << 30) + 0.1, what=f"the package repositories of {release.release.name}")
         with scratch_folder(root.absolute()) as scratch:
