@@ -41,7 +41,7 @@ def described(lines: Sequence[str]) -> Layer:
 
 
 def entry_line(entry: Entry) -> str:
-    source = f"-> {entry.link}" if entry.link else str(entry.source or "").removeprefix(f"{BUILT}/").removeprefix(str(REPO))
+    source = f"-> {entry.link}" if entry.link else str(entry.source or "").removeprefix(f"{BUILT}/").removeprefix(str(paths.data()))
     return f"{entry.target} {entry.mode:04o} {source}".rstrip()
 
 
