@@ -129,7 +129,7 @@ def test_the_command_answers_without_a_checkout(installed: Installed) -> None:
     assert installed.ckp("--version") == f"ckp, version {__version__}\n"
     assert [line.split()[0] for line in installed.ckp("release", "list").splitlines()[1:]] == Catalog().names()
     assert "v1.35.1" in installed.ckp("release", "show", "v1.35.1")
-    assert installed.ckp("release", "check").startswith("in step: ")
+    assert installed.ckp("release", "check").startswith("consistent: ")
     assert "usage: " in installed.ckp("standalone", "install", "--help").lower()
 
 

@@ -92,7 +92,7 @@ def test_what_is_outside_of_the_wheels_is_not_looked_into(tmp_path: Path) -> Non
 
 
 def test_a_header_that_asks_for_gigabytes_of_memory_stops_it(tmp_path: Path) -> None:
-    """A long name is read as a whole, before anybody could look at it."""
+    """A long name is read as a whole, before its length could be checked."""
     name = tarfile.TarInfo("././@LongLink")
     name.type, name.size = tarfile.GNUTYPE_LONGNAME, 2 << 30
     folder = tmp_path / "x"
