@@ -19,7 +19,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from ckp.api import kinds, names
-from ckp.api.host_protocol import MAX_FRAME_BYTES, Desired, Hello, JournalEntry, Renewal, Report
+from ckp.api.host_protocol import MAX_FACTS_BYTES, MAX_FRAME_BYTES, Desired, Hello, JournalEntry, Renewal, Report
 from ckp.api.kinds import Kind
 from ckp.clients.kube import KubeError
 from ckp.hub import status as shape
@@ -659,7 +659,7 @@ async def test_the_first_frame_must_be_hello_in_a_protocol_that_is_spoken(door: 
 
 async def test_facts_that_would_bloat_the_object_are_refused(door: Door) -> None:
     async with door.connect(await door.enrolled()) as websocket:
-        big = facts().model_copy(update={"kernel": "k" * 20_000})
+        big = facts().model_copy(update={"kernel": "k" * MAX_FACTS_BYTES})
         await websocket.send(Hello(boot_id="b", facts=big).model_dump_json())
         assert await close_code(websocket) == 1008
 
