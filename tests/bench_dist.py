@@ -77,7 +77,7 @@ def component(catalog: Catalog, chosen: Chosen, stamp: str) -> Row:
             return timed(lambda: build_into(catalog, of, stamp, folder / target, quiet, cache))
 
         cold, warm = build(source, "cold"), build(source, "warm")
-        # Every stamped program is linked anew; one without a stamp gets another flag of the same effect.
+        # Every stamped program is relinked; one without a stamp gets another flag of the same effect.
         lock = build(source.model_copy(update={"ldflags": (*source.ldflags, "-X main.benchmark=changed")}), "lock")
         copy, file = editable(catalog, source, folder)
         build(copy, "copy")

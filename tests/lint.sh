@@ -15,5 +15,6 @@ if git grep -nIE '(proxy|sum)\.golang\.org|pypi\.org|pythonhosted\.org|registry\
     echo "lint: these lines name a package registry's host; the project must not" >&2
     exit 1
 fi
+echo "lint: the field's words"; $bin/python -m tests.lint_words
 echo "lint: module sizes"
 find src -name '*.py' -size +1c -exec wc -l {} + | awk '$2 != "total" && $1 > 600 { print "lint: " $2 " has " $1 " lines, 500 is the aim and 600 the limit"; bad = 1 } END { exit bad }'

@@ -167,7 +167,7 @@ class Kube:
         subresource: Literal["", "status"] = "",
         found: Obj | None = None,
     ) -> Obj | None:
-        """Merge what `patch_of` makes of the object, on top of exactly what it was made of; made anew if somebody was faster.
+        """Merge what `patch_of` makes of the object, on top of exactly what it was made of; patched again if somebody else changed it first.
 
         Args:
             patch_of: the patch for the object as it is, or None: it needs none. What it raises ends the change.

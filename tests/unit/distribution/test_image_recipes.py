@@ -151,7 +151,7 @@ contents = [{ src = "calico/bin/calico", dst = "/calico", when = { calico = "cal
     assert debian[0].startswith("debian bash ")
     assert files == [
         "/include 0644 cilium/files/bpf/include",
-        f"/start.sh 0755 {packaging}/images/debug/start.sh",
+        "/start.sh 0755 /packaging/images/debug/start.sh",
         "/usr/bin/cilium-dbg 0755 cilium/bin/cilium-dbg",
     ]
     assert [path.name for path in made.recipe] == ["debug.toml", "network.toml", "start.sh"]
