@@ -11,7 +11,7 @@ PYTEST ?= .venv/bin/python -m pytest
 # Two tests at a time or more, a file of tests in one process; what boots the lab runs one after the other.
 PARALLEL ?= -n auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: help setup setup-test up down status build build-test lint lint-words unit contract fuzz chaos component lab e2e airgap lab-chaos test test-all \
+.PHONY: help setup setup-test up down status build build-test lint unit contract fuzz chaos component lab e2e airgap lab-chaos test test-all \
     bench bench-dist bench-hub clean-cache
 
 help: ## Show the targets
@@ -40,9 +40,6 @@ build-test: setup-test ## Build the release and the programs that only the tests
 
 lint: setup-test ## ruff, mypy --strict, import-linter, shell, forbidden hosts
 	@tests/lint.sh
-
-lint-words: setup-test ## Words that the project does not use (tests/words.txt)
-	@.venv/bin/python -m tests.lint_words
 
 unit: setup-test ## Rules and small parts
 	@$(PYTEST) -q $(PARALLEL) tests/unit

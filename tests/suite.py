@@ -261,7 +261,7 @@ def write_durations(parts: Sequence[Part]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run all stages; 0 if every part passed. The last line is `N passed, N failed, N skipped in N s`, however it ends."""
+    """Run all stages; 0 if every part passed. The last line is `N passed, N failed, N skipped` (`interrupted: …` after a signal), however it ends: those who run us read that one."""
     parser = argparse.ArgumentParser(prog="python -m tests.suite", description="Run lint and all suites.")
     parser.add_argument("--all", action="store_true", help="those marked `long` as well")
     parser.add_argument("--release", default="v1.35.1", help="the release to build and test (default: %(default)s)")
@@ -288,7 +288,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nthe {len(slowest)} slowest tests ({os.path.relpath(LOGS / DURATIONS, ROOT)} has all):", *slowest, "", sep="\n")
     for item in done:
         say(f"{item.part.name:<10} {'stopped' if item.stopped else 'FAILED' if item.failed else 'passed':<8} {minutes(item.seconds):>7}  {counts(item)}")
-    print(f"{'interrupted: ' if interrupted else ''}{total} in {time.monotonic() - started:.0f} s", flush=True)
+    say(f"all of it took {minutes(time.monotonic() - started)}")
+    print(f"{'interrupted: ' if interrupted else ''}{total}", flush=True)
     return 130 if interrupted else 0 if ok else 1
 
 
