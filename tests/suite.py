@@ -111,7 +111,7 @@ class Running:
 
     def __init__(self, part: Part) -> None:
         self.part, self.started = part, time.monotonic()
-        self.stopped = False
+        self.stopped, self.stopped_at = False, 0.0
         for path in (part.log, part.results):
             if path is not None:
                 path.unlink(missing_ok=True)
@@ -119,7 +119,8 @@ class Running:
             out = subprocess.PIPE if part.live else log
             environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1", **part.env}
             # The parent's death signal: if this process is killed, no part goes on alone.
-            argv = ["setpriv", "--pdeathsig", "TERM", "--", *part.argv]
+            # A shell starts background jobs with SIGINT ignored, and a child would inherit that.
+            argv = ["env", "--default-signal=INT", "setpriv", "--pdeathsig", "TERM", "--", *part.argv]
             self.child = subprocess.Popen(
                 argv, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
             )
@@ -158,7 +159,7 @@ class Running:
 
     def interrupt(self) -> None:
         """As Ctrl-C does, for the whole group."""
-        self.stopped = True
+        self.stopped, self.stopped_at = True, time.monotonic()
         self._signal(signal.SIGINT)
 
     def end(self, within: float) -> None:
@@ -199,6 +200,9 @@ def run_stage(parts: Sequence[Part], parent: int) -> list[Running]:
             time.sleep(0.2)
             if os.getppid() != parent:
                 raise Ended
+            for item in left:
+                if item.stopped and time.monotonic() - item.stopped_at > END_SECONDS:
+                    item.end(0)
             for item in [item for item in left if item.ended()]:
                 left.remove(item)
                 report(item)

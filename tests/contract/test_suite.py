@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -133,7 +134,12 @@ def test_a_failure_is_shown_and_fails_the_run_and_later_parts_still_run(run: Cal
     assert last(output) == "0 passed, 1 failed, 0 skipped"
 
 
-def test_a_failure_beside_the_build_stops_the_build_and_what_needs_it(run: Callable[[list[list[suite.Part]]], tuple[int, str]]) -> None:
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "with SIGINT ignored, as shells start background jobs"])
+def test_a_failure_beside_the_build_stops_the_build_and_what_needs_it(
+    run: Callable[[list[list[suite.Part]]], tuple[int, str]], ignored: bool, request: pytest.FixtureRequest
+) -> None:
+    if ignored:
+        request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_IGN)))
     started = time.monotonic()
     code, output = run([[shell("build", "exec sleep 600", work=True), shell("lint", "echo line too long; exit 1")], [shell("later", "echo it ran", live=True)]])
     assert time.monotonic() - started < 60
