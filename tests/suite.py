@@ -265,7 +265,10 @@ def write_durations(parts: Sequence[Part]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run all stages; 0 if every part passed. The last line is `N passed, N failed, N skipped` (`interrupted: …` after a signal), however it ends: those who run us read that one."""
+    """Run all stages; 0 if every part passed.
+
+    The last line is `N passed, N failed, N skipped` (`interrupted: …` after a signal), however it ends: CI reads that one.
+    """
     parser = argparse.ArgumentParser(prog="python -m tests.suite", description="Run lint and all suites.")
     parser.add_argument("--all", action="store_true", help="those marked `long` as well")
     parser.add_argument("--release", default="v1.35.1", help="the release to build and test (default: %(default)s)")

@@ -19,8 +19,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ckp.cli.frame import frame
-from ckp.cli.progress import folder
+from ckp.cli.view.frame import frame
+from ckp.cli.view.progress import folder
 from ckp.kits.steps import Group, State, Step, Steps
 
 HERE = Path(__file__).parent

@@ -19,7 +19,7 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from ckp.cli.host import host
+from ckp.cli.hosts.host import host
 from ckp.clients.compass import Config, write_config
 from ckp.kits.retry import wait_until
 from tests.support.control_plane import TestControlPlane, free_port

@@ -13,11 +13,11 @@ import click
 
 from ckp.api.compass.clusters import ClusterRequest, ClusterView, MachineView, ScaleRequest, StepView
 from ckp.api.compass.conditions import ConditionView
-from ckp.cli.cluster_progress import ClusterProgress, seconds_of
-from ckp.cli.host import CONDITION_COLUMNS
-from ckp.cli.output import Column, Duration, age, describe, output_option, section, show_data, show_list, show_one, table
-from ckp.cli.progress import planned, waiting
+from ckp.cli.hosts.host import CONDITION_COLUMNS
 from ckp.cli.session import say, with_session
+from ckp.cli.view.cluster import ClusterProgress, seconds_of
+from ckp.cli.view.output import Column, Duration, age, describe, output_option, section, show_data, show_list, show_one, table
+from ckp.cli.view.progress import planned, waiting
 from ckp.clients.compass import Session, Unreachable, read
 from ckp.kits.clock import human_duration
 from ckp.kits.errors import CkpError, NotFound, TimedOut

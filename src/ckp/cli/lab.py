@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from ckp.cli.progress import planned
+from ckp.cli.view.progress import planned
 from ckp.lab.lab import Lab
 
 

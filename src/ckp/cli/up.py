@@ -12,8 +12,8 @@ from ckp.catalog.load import Catalog
 from ckp.catalog.models import Release
 from ckp.cli.cluster import took, wait_until_ready
 from ckp.cli.distribution.release import DEFAULT_HELP, default_release
-from ckp.cli.progress import planned
 from ckp.cli.trust import trusted_keys
+from ckp.cli.view.progress import planned
 from ckp.clients.compass import Session, config_path, read_config
 from ckp.distribution.carry.airgap import ImportedRelease
 from ckp.distribution.release import Distribution

@@ -1,7 +1,7 @@
 """Numbered steps with times: the one way in which long work shows where it is.
 
 A plan is known in advance as far as possible. What happens to it is kept here and printed line by line; where a person watches a terminal,
-a View (ckp.cli.live) draws the same plan in place, and the lines go to a log.
+a View (ckp.cli.view.live) draws the same plan in place, and the lines go to a log.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ from hypothesis import strategies as st
 from ckp.api import kinds, names
 from ckp.cli import cluster as cluster_module
 from ckp.cli.cluster import cluster
-from ckp.cli.host import host
-from ckp.cli.hostgroup import hostgroup
-from ckp.cli.output import Column, Duration, age, short_duration, table
+from ckp.cli.hosts.groups import hostgroup
+from ckp.cli.hosts.host import host
+from ckp.cli.view.output import Column, Duration, age, short_duration, table
 from ckp.clients.compass import Config, Session, Unauthorized, Unreachable, read_config, write_config
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound, TimedOut
 from tests.worlds.compass import ADMIN, AGENTS, MACHINE_B, NAMESPACE, World, facts, make_world
@@ -287,7 +287,7 @@ def test_agents_are_upgraded_in_stages_which_stop_at_the_first_that_goes_back(de
             agent_of(desk, name, old if name == "two" else new, "AgentUpgradeReturned" if name == "two" else "")
         assert probe()
 
-    monkeypatch.setattr("ckp.cli.host_operations.wait_until", wait)
+    monkeypatch.setattr("ckp.cli.hosts.operations.wait_until", wait)
     error = desk.bad("host", "upgrade-agent", "--all")
     assert "host two stays with 0.1.0+1-ckp" in error.brief
     assert asked == [{"three"}, {"three", "two"}], "one at a time, and the newest version by itself"

@@ -23,11 +23,11 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from ckp.cli import live as live_module
-from ckp.cli.cluster_progress import ClusterProgress, seconds_of
-from ckp.cli.frame import frame
-from ckp.cli.live import LiveView
-from ckp.cli.progress import LOGS, drawable, folder, planned, waiting
+from ckp.cli.view import live as live_module
+from ckp.cli.view.cluster import ClusterProgress, seconds_of
+from ckp.cli.view.frame import frame
+from ckp.cli.view.live import LiveView
+from ckp.cli.view.progress import LOGS, drawable, folder, planned, waiting
 from ckp.kits import steps as steps_module
 from ckp.kits.durations import Durations
 from ckp.kits.errors import CkpError
@@ -266,7 +266,7 @@ def test_a_terminal_that_goes_away_ends_the_drawing_and_not_the_work() -> None:
 
 SCRIPT = """
 import sys, time, click
-from ckp.cli.progress import planned
+from ckp.cli.view.progress import planned
 from ckp.kits.errors import CkpError
 try:
     with planned("try it", ["one", "two"]) as steps:
@@ -346,7 +346,7 @@ def test_a_pipe_gets_plain_lines_without_escape_codes(tmp_path: Path) -> None:
 
 def test_the_help_loads_nothing_that_draws() -> None:
     """httpx imports rich, if it is there, for a command line of its own."""
-    code = "import sys, ckp.cli.main; print([name for name in sys.modules if name in ('ckp.cli.live', 'ckp.cli.frame')])"
+    code = "import sys, ckp.cli.main; print([name for name in sys.modules if name in ('ckp.cli.view.live', 'ckp.cli.view.frame')])"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(REPO / "src")})
     assert done.stdout == "[]\n"
 

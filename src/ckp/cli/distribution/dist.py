@@ -10,8 +10,8 @@ import click
 from ckp.catalog.load import Catalog, Profile
 from ckp.cli.distribution.release import PROFILE_OPTION, default_release
 from ckp.cli.distribution.repository import repository_options
-from ckp.cli.progress import planned
 from ckp.cli.trust import trusted_keys
+from ckp.cli.view.progress import planned
 from ckp.clients.oci.registry import Registry
 from ckp.distribution.bundles import PREFIX
 from ckp.distribution.carry.airgap import ImportedRelease, export_release

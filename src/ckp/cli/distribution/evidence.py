@@ -17,8 +17,8 @@ import click
 
 from ckp.catalog.load import Catalog, Profile
 from ckp.cli.distribution.release import DEFAULT_HELP, PROFILE_OPTION, default_release
-from ckp.cli.output import Column, describe, show_data, table
 from ckp.cli.trust import trusted_image_key
+from ckp.cli.view.output import Column, describe, show_data, table
 from ckp.clients.oci.registry import Registry
 from ckp.clients.signing import dsse
 from ckp.clients.signing.openpgp import IMAGE_PUBLIC, KEYRING

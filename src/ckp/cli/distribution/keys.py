@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ckp.cli.output import Column, table
+from ckp.cli.view.output import Column, table
 from ckp.clients.signing.openpgp import SIGNING_LIFE, KeyInfo
 from ckp.distribution.keys.images import ImageKeyInfo, ImageKeys
 from ckp.distribution.keys.signing import OWNER, REASONS, KeyRing, debsig_paths

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.segment import ControlType
 from rich.text import Text
 
-from ckp.cli.frame import frame, writable
+from ckp.cli.view.frame import frame, writable
 from ckp.kits.steps import Steps
 from ckp.kits.text import printable
 

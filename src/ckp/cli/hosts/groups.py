@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from ckp.api.compass.hosts import GroupRequest, GroupView, MembersRequest
-from ckp.cli.output import Column, age, output_option, show_list, show_one
 from ckp.cli.session import with_session
+from ckp.cli.view.output import Column, age, output_option, show_list, show_one
 from ckp.clients.compass import Session
 
 COLUMNS: tuple[Column[GroupView], ...] = (

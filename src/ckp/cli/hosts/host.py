@@ -11,10 +11,10 @@ from ckp.api.compass.hosts import EventView, HostView
 from ckp.api.compass.projects import KeyRequest, KeyView
 from ckp.api.errors import ErrorBody
 from ckp.api.host_protocol import DiskFacts, Finding, JournalEntry, LinkFacts
-from ckp.cli.host_operations import COMMANDS
-from ckp.cli.host_rules import rule
-from ckp.cli.output import Column, Duration, age, cell, describe, gibibytes, output_option, section, show_data, show_list, table
+from ckp.cli.hosts.operations import COMMANDS
+from ckp.cli.hosts.rules import rule
 from ckp.cli.session import say, with_session
+from ckp.cli.view.output import Column, Duration, age, cell, describe, gibibytes, output_option, section, show_data, show_list, table
 from ckp.clients.compass import Session, read
 from ckp.kits.clock import rfc3339
 from ckp.kits.errors import CkpError, InvalidInput, NotFound

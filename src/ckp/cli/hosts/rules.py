@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from ckp.api.compass.enrolment import CriteriaRequest, CriteriaView, RuleRequest, RuleView
-from ckp.cli.output import Column, age, gibibytes, output_option, show_list
 from ckp.cli.session import with_session
+from ckp.cli.view.output import Column, age, gibibytes, output_option, show_list
 from ckp.clients.compass import Session
 
 

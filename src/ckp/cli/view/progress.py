@@ -73,7 +73,7 @@ def drawable(stream: TextIO, environment: Mapping[str, str]) -> bool:
 
 
 def _live(stream: TextIO) -> View:
-    from ckp.cli.live import LiveView  # rich: only where something is drawn
+    from ckp.cli.view.live import LiveView
 
     return LiveView(stream)
 

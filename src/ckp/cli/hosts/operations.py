@@ -8,9 +8,9 @@ import click
 
 from ckp.api.compass.hosts import AgentRequest, HostChange, HostView, LeaveRequest
 from ckp.api.compass.releases import AgentVersions
-from ckp.cli.output import Duration
-from ckp.cli.progress import waiting
 from ckp.cli.session import say, with_session
+from ckp.cli.view.output import Duration
+from ckp.cli.view.progress import waiting
 from ckp.clients.compass import Session, Unreachable
 from ckp.kits.errors import CkpError, NotFound
 from ckp.kits.retry import wait_until

@@ -1,0 +1,1 @@
+"""How commands show things: tables, data, and the progress of long work."""
