@@ -19,7 +19,7 @@ from ckp.cli.view.cluster import ClusterProgress, seconds_of
 from ckp.cli.view.output import Column, Duration, age, describe, output_option, section, show_data, show_list, show_one, table
 from ckp.cli.view.progress import planned, waiting
 from ckp.clients.compass import Session, Unreachable, read
-from ckp.kits.clock import human_duration
+from ckp.kits.clock import human_duration, rfc3339
 from ckp.kits.errors import CkpError, NotFound, TimedOut
 from ckp.kits.files import atomic_write
 from ckp.kits.retry import wait_until
@@ -138,7 +138,7 @@ def describe_cluster(session: Session, name: str, output: str) -> None:
             ("CNI", f"{row.cni} {row.cni_version}".strip()),
             ("Pod CIDR", row.pod_cidr),
             ("Service CIDR", row.service_cidr),
-            ("Requested", f"{row.requested_at} ({age(row.requested_at)} ago)"),
+            ("Requested", f"{rfc3339(row.requested_at)} ({age(row.requested_at)} ago)"),
         ]
     )
     text += section("Steps", table(_STEP_COLUMNS, row.steps) if row.steps else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import stat
 import threading
 import time
@@ -355,6 +356,7 @@ def test_a_cluster_is_asked_for_with_the_defaults_shown(desk: Desk) -> None:
     assert lines[1].split()[:5] == ["demo", "Pending", "v1.35.1", "NotReady", "0/2"]
     assert json.loads(desk.good("cluster", "describe", "demo", "-o", "json"))["podCIDR"] == "10.42.0.0/16"
     assert "10.42.0.0/16" in desk.good("cluster", "describe", "demo")
+    assert re.search(r"^Requested: +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ \(", desk.good("cluster", "describe", "demo"), re.M)
 
 
 def test_scaling_waits_until_new_workers_are_ready_and_old_ones_are_gone(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
