@@ -24,8 +24,9 @@ def test_every_room_is_in_a_layer_and_says_what_it_holds() -> None:
         ("kits", [], []),
         ("agent", ["verify", "hostkit"], []),
         ("standalone", ["agent", "verify", "hostkit"], []),
-        ("lab", ["runtime", "standalone", "kits", "hostkit"], []),
-        ("rules", ["api", "verify", "kits", "hostkit"], ["kits.processes", "kits.files", "kits.retry"]),
+        ("lab", ["kits"], []),
+        ("hub", ["runtime", "rules", "clients", "api", "kits"], []),
+        ("rules", ["api", "kits"], ["kits.processes", "kits.files", "kits.retry"]),
     ],
 )
 def test_what_a_room_may_import_is_what_the_contracts_leave_it(room: str, rooms: list[str], parts: list[str]) -> None:
