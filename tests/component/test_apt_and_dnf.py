@@ -31,6 +31,7 @@ from ckp.distribution.carry.airgap import tree
 from ckp.distribution.carry.archive import write_archive
 from ckp.distribution.packages.pack import Package
 from ckp.distribution.repositories.publish import Repositories
+from ckp.kits.retry import wait_until
 from ckp.verify.path import verify_path
 from tests.simulators.clock import ManualClock
 from tests.support.small_packages import OWNER, small_package
@@ -457,8 +458,11 @@ def dnf(tmp_path: Path) -> Iterator[Dnf]:
     # dnf starts a gpg-agent for each repository's keys, and leaves it
     for home in tmp_path.rglob("var/cache/*/pubring"):
         subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=False, capture_output=True, timeout=30)
-    alive = subprocess.run(["pgrep", "-af", f"gpg-agent --homedir {tmp_path}"], capture_output=True, text=True, check=False).stdout
-    assert alive == "", "nothing is left running"
+
+    def alive() -> str:
+        return subprocess.run(["pgrep", "-af", f"gpg-agent --homedir {tmp_path}"], capture_output=True, text=True, check=False).stdout
+
+    wait_until(lambda: not alive(), what="the agents end", timeout=20, every=0.1, reason=alive)  # gpgconf does not wait for them
 
 
 def test_dnf_installs_with_dependencies_from_the_signed_repository(repositories: Repositories, dnf: Dnf) -> None:

@@ -24,7 +24,7 @@ LISTENER = "import socket\ns=socket.create_server(('0.0.0.0', 10250))\nwhile Tru
 AGENT = """
 import json, sys
 sys.path.insert(0, "/root/ckp-agent")
-from ckp.agent import firewall
+from ckp.agent.system import firewall
 from ckp.agent.journal import Journal
 journal = Journal("/root/journal/journal.json", "/root/journal/saved")
 what = sys.argv[1]
