@@ -112,6 +112,7 @@ class Running:
     def __init__(self, part: Part) -> None:
         self.part, self.started = part, time.monotonic()
         self.stopped, self.stopped_at = False, 0.0
+        self.ended_at: float | None = None
         for path in (part.log, part.results):
             if path is not None:
                 path.unlink(missing_ok=True)
@@ -139,12 +140,14 @@ class Running:
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.started
+        """How long it has run; once it has ended, how long it ran."""
+        return (self.ended_at or time.monotonic()) - self.started
 
     def ended(self) -> bool:
         """Whether it has ended, and all that it printed is copied."""
         if self.child.poll() is None:
             return False
+        self.ended_at = self.ended_at or time.monotonic()
         if self.copier is not None:
             self.copier.join(10)
         return True

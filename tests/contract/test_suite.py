@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -124,6 +125,11 @@ def test_the_last_line_adds_up_the_tests_of_all_parts(run: Callable[[list[list[s
     assert code == 0
     assert last(output) == "2 passed, 0 failed, 1 skipped"
     assert "::test_c" in (suite.LOGS / suite.DURATIONS).read_text()
+
+
+def test_each_part_is_shown_with_its_own_time(run: Callable[[list[list[suite.Part]]], tuple[int, str]]) -> None:
+    _, output = run([[shell("quick", "true"), shell("slow", "sleep 3")]])
+    assert re.search(r"^test: quick +passed +0m0[01]s", output, re.MULTILINE) and re.search(r"^test: slow +passed +0m0[3-9]s", output, re.MULTILINE)
 
 
 def test_a_failure_is_shown_and_fails_the_run_and_later_parts_still_run(run: Callable[[list[list[suite.Part]]], tuple[int, str]], tmp_path: Path) -> None:
