@@ -69,10 +69,10 @@ lab-chaos: setup-test ## The main job under real faults, by seed (CKP_LAB_CHAOS_
 	@$(PYTEST) -v tests/e2e/test_3_lab_chaos.py
 
 test: setup-test ## Lint and all suites but what is marked `long` (docs/how-to/tests.md)
-	@.venv/bin/python -m tests.suite --release $(RELEASE)
+	@.venv/bin/python -m tests.suite
 
 test-all: setup-test ## Lint and all suites
-	@.venv/bin/python -m tests.suite --release $(RELEASE) --all
+	@.venv/bin/python -m tests.suite --all
 
 bench: bench-dist bench-hub ## Measure all; writes docs/benchmarks.md, -distribution.md and -hub.md
 	@PYTHONPATH=src .venv/bin/python -m tests.bench

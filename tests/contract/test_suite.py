@@ -18,7 +18,9 @@ import pytest
 from _pytest.mark.expression import Expression
 
 from tests import suite
+from tests.support import built_release, release_packages
 from tests.support.checkout import REPO
+from tests.support.marks import not_built
 
 pytestmark = pytest.mark.contract
 
@@ -59,7 +61,7 @@ expression = cache(Expression.compile)
 
 def selected(collected: dict[str, set[str]], *, everything: bool) -> dict[str, list[str]]:
     """For each test the parts that run it."""
-    parts = [part for stage in suite.stages("v1.35.1", everything=everything) for part in stage]
+    parts = [part for stage in suite.stages(everything=everything) for part in stage]
     return {name: [part.name for part in parts if runs(part, name, marks)] for name, marks in collected.items()}
 
 
@@ -92,7 +94,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     (tmp_path / "logs").mkdir()
 
     def ran(stages: list[list[suite.Part]]) -> tuple[int, str]:
-        monkeypatch.setattr(suite, "stages", lambda release, everything: stages)
+        monkeypatch.setattr(suite, "stages", lambda everything: stages)
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
         try:
             code = suite.main([])
@@ -125,6 +127,26 @@ def test_the_last_line_adds_up_the_tests_of_all_parts(run: Callable[[list[list[s
     assert code == 0
     assert last(output) == "2 passed, 0 failed, 1 skipped"
     assert "::test_c" in (suite.LOGS / suite.DURATIONS).read_text()
+
+
+def test_a_part_that_was_killed_as_it_wrote_its_results_is_one_failure(run: Callable[[list[list[suite.Part]]], tuple[int, str]], tmp_path: Path) -> None:
+    results = tmp_path / "cut.xml"
+    cut = suite.Part("cut", ["sh", "-c", f"echo '<testsuites><testsuite>' >{results}; exit 1"], results=results)
+    code, output = run([[cut]])
+    assert (code, last(output)) == (1, "0 passed, 1 failed, 0 skipped")
+
+
+def test_what_is_built_is_what_the_tests_are_written_for() -> None:
+    assert suite.RELEASE == built_release.RELEASE == release_packages.RELEASE
+
+
+def test_where_the_release_should_be_built_a_test_without_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CKP_TESTS_BUILT", raising=False)
+    with pytest.raises(pytest.skip.Exception):
+        not_built("etcd")
+    monkeypatch.setenv("CKP_TESTS_BUILT", "1")
+    with pytest.raises(pytest.fail.Exception, match="etcd"):
+        not_built("etcd")
 
 
 def test_each_part_is_shown_with_its_own_time(run: Callable[[list[list[suite.Part]]], tuple[int, str]]) -> None:
@@ -169,7 +191,7 @@ def test_an_interrupted_run_ends_its_parts_and_says_so(tmp_path: Path, number: i
     program = (
         "import sys; from pathlib import Path; from tests import suite\n"
         f"suite.LOGS = Path({str(tmp_path)!r})\n"
-        f"suite.stages = lambda release, everything: [[suite.Part('long', ['sh', '-c', {script!r}])]]\n"
+        f"suite.stages = lambda everything: [[suite.Part('long', ['sh', '-c', {script!r}])]]\n"
         "sys.exit(suite.main([]))"
     )
     child = subprocess.Popen([sys.executable, "-c", program], cwd=REPO, env={**os.environ, "PYTHONPATH": "src:."}, stdout=subprocess.PIPE, text=True)

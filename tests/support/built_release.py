@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 
-import pytest
-
 from ckp.catalog.load import Catalog
 from ckp.distribution.attest.builtrelease import BuiltRelease, open_built_release
-from tests.support.marks import needs
+from tests.support.marks import needs, not_built
 
 RELEASE = "v1.35.1"
 
@@ -24,5 +22,5 @@ def built_release() -> BuiltRelease:
     needs("release")
     built = _built()
     if built.missing:
-        pytest.skip(f"needs the built release (make build): {', '.join(built.missing)} is not built")
+        not_built(", ".join(built.missing))
     return built

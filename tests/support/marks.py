@@ -5,6 +5,9 @@ pyproject.toml declares them; docs/how-to/tests.md says which command runs what.
 
 from __future__ import annotations
 
+import os
+from typing import NoReturn
+
 import pytest
 
 IMPLY = {"release": ("release", "component", "e2e")}
@@ -15,6 +18,14 @@ class Current:
     """The test that runs now, its fixtures included. tests/conftest.py sets it."""
 
     item: pytest.Item | None = None
+
+
+def not_built(what: str) -> NoReturn:
+    """Skips the test that needs it; where the release has just been built (tests.suite), fails it."""
+    text = f"needs the built release (make build): {what} is not built"
+    if os.environ.get("CKP_TESTS_BUILT"):
+        pytest.fail(text, pytrace=False)
+    pytest.skip(text)
 
 
 def needs(mark: str) -> None:

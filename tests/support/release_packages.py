@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from ckp.catalog.load import Catalog
 from ckp.distribution.builder.component import Built, build_component, is_built
 from ckp.distribution.packages import pack as packages
@@ -14,7 +12,7 @@ from ckp.distribution.packages.pack import Format, Package, Recipe, pack_unsigne
 from ckp.distribution.packages.versions import PACKAGES
 from ckp.kits import paths
 from ckp.kits.files import building_directory, exclusive, sha256_bytes, sha256_file
-from tests.support.marks import needs
+from tests.support.marks import needs, not_built
 
 RELEASE = "v1.35.1"
 ROLES = ("kubernetes", "cni-plugins", "cri-tools", "containerd", "runc", "helm", "imgpkg", "nfpm")
@@ -32,7 +30,7 @@ def built_release() -> dict[str, Built]:
     chosen = [catalog.choose(release, role, "lab") for role in ROLES]
     missing = [item.role for item in chosen if not is_built(catalog, item, release.stamp)]
     if missing:
-        pytest.skip(f"not built here (ckp dist build): {', '.join(missing)}")
+        not_built(", ".join(missing))
     return {item.role: build_component(catalog, item, release.stamp, lambda line: None) for item in chosen}
 
 

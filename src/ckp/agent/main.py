@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--release", help="the release that a bundle must be of (v1.35.1)")
     facts = commands.add_parser("facts", help="print this host's facts", description="Print what this host reports about itself, as JSON.")
     facts.set_defaults(command="facts")
-    guard = commands.add_parser("upgrade-guard", help="complete an upgrade of the agent, or take it back (run by ckp-agent-upgrade.service)")
+    guard = commands.add_parser("upgrade-guard", help="complete an upgrade of the agent, or roll it back (run by ckp-agent-upgrade.service)")
     guard.add_argument("--state-dir", default=STATE_DIR, help=argparse.SUPPRESS)
     fetch = commands.add_parser("pull", help="pull an image by digest into a folder; resumes an earlier attempt")
     fetch.add_argument("image", help="host/repository@sha256:…")

@@ -71,12 +71,12 @@ class Upgrades:
             pull: pulls an image (by digest) into a folder, with a CA; its arguments in this order.
 
         Raises:
-            AgentError: a package can't be pulled or verified, or this version was tried before and taken back (permanent).
+            AgentError: a package can't be pulled or verified, or this version was tried before and rolled back (permanent).
         """
         failed = self._load(self.failed_path)
         if failed.get("version") == target.version:
             raise AgentError(
-                f"the agent {target.version} was installed before and taken back: {failed.get('reason', '')}",
+                f"the agent {target.version} was installed before and rolled back: {failed.get('reason', '')}",
                 resolution="fix the cause and request this version again, or roll out another one (ckp host upgrade-agent)",
                 reason="AgentUpgradeReturned",
                 permanent=True,
@@ -105,7 +105,7 @@ class Upgrades:
         return f"{own} is being replaced by {target.version}; the guard returns to {own} if the new version does not report within {record.seconds:.0f} s"
 
     def forget_failure(self) -> None:
-        """The request for a version that was taken back is gone: if it is requested again, it is tried again."""
+        """The request for a version that was rolled back is gone: if it is requested again, it is tried again."""
         remove(self.failed_path)
 
     def confirm(self, own: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from ckp.api.host_protocol import BundleRef
-from ckp.kits.errors import NotFound
+from ckp.kits.errors import InvalidInput, NotFound
 
 DEFAULT_PATH = Path("/etc/ckp/releases.json")
 
@@ -52,8 +52,17 @@ class Releases(_Data):
 
     @classmethod
     def load(cls, path: Path = DEFAULT_PATH) -> Releases:
-        """Read the file."""
-        return cls.model_validate(json.loads(path.read_text()))
+        """Read the file.
+
+        Raises:
+            InvalidInput: it is missing, or not as `ckp.site.publish` writes it.
+        """
+        try:
+            return cls.model_validate(json.loads(path.read_text()))
+        except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
+            raise InvalidInput(
+                f"the releases file {path} cannot be read: {error}", resolution="it is written by `ckp up`, into the ConfigMap ckp-releases"
+            ) from None
 
     def get(self, name: str) -> InstalledRelease:
         """The release of this name; NotFound lists what there is."""

@@ -64,7 +64,7 @@ COLUMNS: tuple[Column[ClusterView], ...] = (
 @click.option("--workers", type=int, default=1, show_default=True, help="How many workers.")
 @click.option("--pod-cidr", default="10.42.0.0/16", show_default=True, help="Network of its pods.")
 @click.option("--service-cidr", default="10.43.0.0/16", show_default=True, help="Network of its services.")
-@click.option("--control-plane-replicas", type=int, default=1, show_default=True, help="API servers; only 1 is supported yet.")
+@click.option("--control-plane-replicas", type=int, default=1, show_default=True, help="API servers; only 1 is supported so far.")
 @click.option("--address", default="", help="Address of its API, instead of one from the pool.")
 @click.option("--wait", is_flag=True, help="Wait until it is ready, and show its steps.")
 @click.option("--timeout", type=Duration(), default="20m", show_default=True, help="How long to wait.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from pathlib import Path
@@ -78,6 +79,9 @@ def _as_user_error(error: Exception) -> CkpError | AgentError | None:
         return error
     if isinstance(error, OSError) and is_full(error):
         return disk_full("", Path(), details=str(error))
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        place = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return CkpError(place, resolution="run it as a user who may write there (for the lab: root), or choose other places: CKP_CACHE, CKP_STATE, CKP_KEYS")
     if isinstance(error, ExceptionGroup):
         return next((found for item in error.exceptions if (found := _as_user_error(item))), None)
     return None

@@ -24,6 +24,7 @@ from ckp.kits.files import atomic_write, exclusive, require_free_space
 from ckp.kits.steps import Steps
 from ckp.kits.text import printable
 from ckp.lab import base
+from ckp.lab.lab import require_root
 from ckp.site.enrol import Enrolment
 from ckp.site.install import Site
 from ckp.site.inventory import Inventory
@@ -53,6 +54,7 @@ MIN_DISK_GIB = 12
 )
 def up(release_name: str, workers: int, name: str, archive: Path | None, keyring: Path | None) -> None:
     """From upstream source to a running managed cluster, on this one machine. Running it again continues where it stopped."""
+    require_root("ckp up")
     catalog = Catalog()
     release = catalog.release(release_name)
     steps = planned("up", titles(release, archive, workers, name))
@@ -129,9 +131,7 @@ def read_release(archive: Path, keyring: Path | None, inventory: Inventory, step
 
 
 def check_machine() -> None:
-    """Root, memory and disk, before anything is started."""
-    if os.geteuid() != 0:
-        raise CkpError("`ckp up` boots whole hosts, which needs root", resolution="run it as root: sudo make up")
+    """Memory and disk, before anything is started."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     if memory < MIN_MEMORY_GIB:
         raise CkpError(f"this machine has {memory:.1f} GiB of memory, and the lab needs {MIN_MEMORY_GIB}", resolution="take a larger one, or fewer workers")

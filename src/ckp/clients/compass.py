@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import ssl
 import stat
 import sys
@@ -19,6 +20,8 @@ from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
 from ckp.kits.files import atomic_write
 
 TIMEOUT = 30.0
+_PATH = re.compile(r"(/[A-Za-z0-9][A-Za-z0-9._-]*)+")
+"""What names make of a path. A slash, `..`, `?` or `#` in one would ask for something else than it names."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -85,6 +88,12 @@ def read_config(path: Path | None = None) -> Config:
             raise InvalidInput(f"{path}: {name} is missing")
     if not values["server"].startswith("https://"):
         raise InvalidInput(f"{path}: server {values['server']!r} is not an https address", resolution="the token must not travel in the clear")
+    try:
+        httpx.URL(values["server"])
+    except httpx.InvalidURL as error:
+        raise InvalidInput(f"{path}: server {values['server']!r} is not an address: {error}") from None
+    if not re.fullmatch(r"[\x21-\x7e]+", values["token"]):
+        raise InvalidInput(f"{path}: token holds characters that no token has", resolution="copy it again, as one line")
     if (ca := values.get("ca", "")) and "-----BEGIN" not in ca:
         values["ca"] = str(path.parent / ca)
     return Config(**values)
@@ -149,6 +158,11 @@ class Session:
             NotFound, Conflict, InvalidInput, Unauthorized, CkpError: as Compass answers.
         """
         full = path if path.startswith("/api/") else f"/api/v1/domains/{self.config.domain}/projects/{self.config.project}{path}"
+        if not _PATH.fullmatch(full):
+            raise InvalidInput(
+                f"{path!r} holds a name that nothing in Compass can have",
+                resolution="names have letters, digits, hyphens and dots, and begin with a letter or a digit",
+            )
         try:
             response = self._http.request(method, full, json=body.body() if isinstance(body, Request) else body, params=params)
         except httpx.HTTPError as error:

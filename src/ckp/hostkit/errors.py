@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ckp.hostkit.text import printable
+
 
 class AgentError(Exception):
     """An expected failure, described in a sentence.
@@ -26,12 +28,12 @@ class AgentError(Exception):
         self.permanent = permanent
 
     def render(self) -> str:
-        """The error as plain text for a terminal or a log."""
-        lines = [f"error: {self.brief}"]
+        """The error as plain text for a terminal or a log; control characters in it are escaped."""
+        lines = [f"error: {printable(self.brief)}"]
         if self.details:
-            lines += [f"  | {line}" for line in self.details.rstrip().splitlines()]
+            lines += [f"  | {printable(line)}" for line in self.details.rstrip().split("\n")]
         if self.resolution:
-            lines.append(f"  what to do: {self.resolution}")
+            lines.append(f"  what to do: {printable(self.resolution)}")
         return "\n".join(lines)
 
     def sentence(self) -> str:

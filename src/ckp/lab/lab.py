@@ -19,9 +19,19 @@ from ckp.lab import APT_PACKAGES, base, cgroups, machine
 from ckp.lab.hosts import KILL_TIMEOUT, LOCK_TIMEOUT, HostRecord, LabHost, discard, furnish, machine_name
 from ckp.lab.network import HostSpec, LabNetwork
 
-__all__ = ["HostSpec", "Lab", "LabHost", "LabNetwork"]
+__all__ = ["HostSpec", "Lab", "LabHost", "LabNetwork", "require_root"]
 
 PROGRAMS = ("systemd-nspawn", "mmdebstrap", "nsenter", "unshare", "ip", "iptables")
+
+
+def require_root(command: str) -> None:
+    """What boots or removes lab hosts changes mounts, bridges and namespaces.
+
+    Raises:
+        CkpError: the user is not root.
+    """
+    if os.geteuid() != 0:
+        raise CkpError(f"`{command}` boots or removes whole hosts, which needs root", resolution=f"run it as root: sudo {command}")
 
 
 class Lab:

@@ -118,7 +118,7 @@ def test_a_version_that_does_not_report_or_install_is_taken_back_and_not_tried_a
     host.begin()
     assert host.watch().startswith(f"returned to {OLD}")
     assert host.version == OLD and host.started == (2 if installable else 1)
-    with pytest.raises(AgentError, match="installed before and taken back") as refused:
+    with pytest.raises(AgentError, match="installed before and rolled back") as refused:
         host.begin()
     assert refused.value.permanent and refused.value.reason == "AgentUpgradeReturned"
     assert ("did not report" if installable else "dpkg said no") in str(refused.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -11,8 +12,10 @@ from ckp.api.host_protocol import HostFacts, Phase
 from ckp.api.objects.byo_host import ByoHost, HostFinding
 from ckp.api.objects.byo_machine import ByoMachine
 from ckp.api.objects.control_plane import ManagedControlPlane
+from ckp.api.platform import Releases
 from ckp.api.states import ConditionType, HostPhase
-from ckp.kits.errors import CkpError
+from ckp.kits.errors import CkpError, InvalidInput
+from ckp.rules.claims import Wanted, candidate, choose_host
 
 FULL: dict[str, Any] = {
     "apiVersion": "infrastructure.cluster.x-k8s.io/v1beta1",
@@ -83,3 +86,42 @@ def test_reading_is_cheap_enough_for_thousands_of_hosts_in_one_pass() -> None:
     for _ in range(500):
         ByoHost.of(FULL)
     assert (time.process_time() - start) / 500 < 0.002
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"facts": {"hostname": ["x"]}},
+        {"facts": {"cpus": "many"}},
+        {"facts": "x"},
+        {"facts": {"findings": {"a": "b"}}},
+        {"observed": {"phase": ["Free"]}},
+        {"observed": 7},
+        {"journal": "abc"},
+        {"journal": ["abc"]},
+        {"agent": {"connected": True, "clockOffsetSeconds": "x"}},
+    ],
+    ids=str,
+)
+def test_a_part_that_the_crd_does_not_check_keeps_nothing_else_from_being_read(status: dict[str, Any]) -> None:
+    host = ByoHost.of({**FULL, "status": {**FULL["status"], **status}})
+    assert (host.name, host.status.agent.connected) == ("one", True)
+
+
+def test_a_host_whose_facts_cannot_be_read_is_not_claimed_and_does_not_keep_others_from_it() -> None:
+    def free(name: str, facts: Any) -> ByoHost:
+        return ByoHost.of({"metadata": {"name": name}, "status": {"agent": {"connected": True}, "observed": {"phase": "Free"}, "facts": facts}})
+
+    odd, good = candidate(free("a", {"hostname": ["x"]})), candidate(free("b", {"cpus": 2}))
+    choice = choose_host([odd, good], Wanted(), "m")
+    assert choice.host == "b"
+    assert odd.unavailable() == "unfit" and "cannot be read" in odd.unfit
+
+
+@pytest.mark.parametrize("content", [None, "no json", "{}", '{"releases": 3}'], ids=str)
+def test_a_releases_file_that_cannot_be_read_is_named(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "releases.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InvalidInput, match=r"the releases file .*releases\.json cannot be read"):
+        Releases.load(path)

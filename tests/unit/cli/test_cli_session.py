@@ -636,3 +636,26 @@ def test_durations_are_read(text: str, seconds: float) -> None:
 def test_an_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter):
         Duration().convert(text, None, None)
+
+
+@pytest.mark.parametrize("name", ["../clusters/demo", "demo#old", "worker-1?force=true", "..", "a b", "", "%2e%2e"])
+def test_a_name_that_would_make_another_path_is_refused_before_anything_is_sent(name: str) -> None:
+    sent: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        return httpx.Response(200, json={})
+
+    session = Session(Config(server="https://compass.test", token="t"), transport=httpx.MockTransport(answer))
+    with pytest.raises(InvalidInput, match="nothing in Compass can have"):
+        session.call("DELETE", f"/hosts/{name}")
+    assert sent == []
+
+
+@pytest.mark.parametrize(("field", "value"), [("server", "https://[::1"), ("token", "t\u00f6ken"), ("token", "two words")])
+def test_a_value_in_the_configuration_that_cannot_be_is_named(tmp_path: Path, field: str, value: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"server": "https://compass.test", "token": "t", field: value}))
+    path.chmod(0o600)
+    with pytest.raises(InvalidInput, match=field):
+        read_config(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -11,12 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import click
 import httpx
 import pytest
 from click.testing import CliRunner
 
 from ckp.catalog.load import Catalog
-from ckp.cli import up
+from ckp.cli import down, up
+from ckp.cli import main as main_module
 from ckp.cli.distribution.release import default_release
 from ckp.clients.compass import Config, Session
 from ckp.distribution.carry.airgap import ImportedRelease
@@ -29,10 +32,18 @@ from ckp.site.inventory import Inventory
 from ckp.site.lab import LabHosts
 
 
-def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", [up.up, down.down], ids=["up", "down"])
+def test_without_root_it_says_so_before_it_touches_anything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: click.Command) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("CKP_STATE", str(tmp_path / "state"))
     with pytest.raises(CkpError, match="needs root"):
-        up.check_machine()
+        CliRunner().invoke(command, [], catch_exceptions=False)
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_place_that_may_not_be_written_is_a_sentence() -> None:
+    error = main_module._as_user_error(PermissionError(errno.EACCES, "Permission denied", "/var/lib/ckp"))
+    assert error is not None and error.render().startswith("error: /var/lib/ckp: Permission denied") and "CKP_STATE" in error.render()
 
 
 def test_too_little_memory_is_refused_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import sqlite3
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -20,6 +21,8 @@ from ckp.compass.clusters.manifests import cluster_objects, request_digest
 from ckp.compass.clusters.networks import check_networks, parse_cidr
 from ckp.compass.clusters.views import _machine
 from ckp.compass.settings import Settings, parse_reserved, read_admin_token
+from ckp.compass.store.database import Database
+from ckp.kits.clock import SystemClock
 from ckp.kits.errors import CkpError, InvalidInput
 from tests.worlds.compass import NAMESPACE, World, cluster_body, make_world
 
@@ -473,3 +476,16 @@ def test_a_machine_that_waits_says_what_for_and_not_how_many_conditions_are_miss
     ]
     machine = {"metadata": {"name": "m"}, "spec": {}, "status": {"conditions": conditions}}
     assert _machine(machine, []).message == "none of 2 matching hosts is free: 1 in use, 1 cordoned"
+
+
+async def test_the_database_of_a_newer_compass_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "compass.db"
+    database = Database(path, SystemClock())
+    await database.open()
+    await database.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("update alembic_version set version_num = '9999'")
+    with pytest.raises(CkpError, match="of a newer Compass"):
+        await Database(path, SystemClock()).open()
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("select version_num from alembic_version").fetchall() == [("9999",)]

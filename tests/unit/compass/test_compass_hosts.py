@@ -820,3 +820,13 @@ async def test_a_deletion_that_broke_off_is_finished_by_the_next(world: World) -
     await world.call("DELETE", "/hosts/worker-1", expect=204)
     assert (await world.call("GET", "/host-requests"))["items"] == []
     await world.call("DELETE", "/hosts/worker-1", expect=404)
+
+
+@pytest.mark.parametrize(
+    "status", [{"facts": {"cpus": "many"}}, {"facts": "x"}, {"facts": {"findings": {"a": 1}}}, {"journal": ["abc"]}, {"journal": "abc"}], ids=str
+)
+async def test_a_host_with_unreadable_facts_or_journal_does_not_hide_the_others(world: World, status: dict[str, Any]) -> None:
+    for name in ("worker-1", "worker-2"):
+        await world.add_host(name)
+    await world.kube.merge(kinds.BYO_HOST, "worker-1", NAMESPACE, {"status": status}, subresource="status")
+    assert [item["name"] for item in (await world.call("GET", "/hosts", expect=200))["items"]] == ["worker-1", "worker-2"]

@@ -1,6 +1,6 @@
 """The table of attacks on packages: each is refused with its own sentence and its own check, and nothing was changed.
 
-Attacks on a bundle's list are in test_agent_verify.py, on repositories in test_verify_repositories.py, on images in test_cosign.py.
+Attacks on a bundle's list are in test_verify_bundles.py, on repositories in test_verify_repositories.py, on images in test_cosign.py.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 from pydantic.alias_generators import to_camel
 
 from ckp.api.names import CLUSTER_NAME_LABEL
@@ -47,6 +47,18 @@ class ApiModel(BaseModel):
         if isinstance(data, dict) and any(value is None for value in data.values()):
             return {key: value for key, value in data.items() if value is not None}
         return data
+
+
+def lenient(otherwise: Callable[[], Any]) -> WrapValidator:
+    """For a part that the CRD's schema does not check: where it cannot be read it counts as `otherwise()`, so that one odd object does not hide all others."""
+
+    def read(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            return otherwise()
+
+    return WrapValidator(read)
 
 
 Labels = Mapping[str, str]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from ckp.api.objects.base import ApiModel, Condition, Conditions, Labels, ObjectReference, Resource, Schema, Texts, Time, find_condition
+from ckp.api.objects.base import ApiModel, Condition, Conditions, Labels, ObjectReference, Resource, Schema, Texts, Time, find_condition, lenient
 
 
 class ByoHostSpec(ApiModel):
@@ -41,7 +41,7 @@ class AgentStatus(ApiModel):
     next_certificate_serial: Annotated[str, Schema("Of a renewed one that the host was given and has not used yet.")] = ""
     boot_ids: Annotated[Texts, Schema("The last boots that connected with the certificate bootIDsOf, oldest first.")] = Field(default=(), alias="bootIDs")
     boot_ids_of: str = Field(default="", alias="bootIDsOf")
-    clock_offset_seconds: Annotated[float | None, Schema("How far the host's clock is ahead of the hub's; good to a second.")] = None
+    clock_offset_seconds: Annotated[float | None, lenient(lambda: None), Schema("How far the host's clock is ahead of the hub's; good to a second.")] = None
 
 
 class HostFinding(ApiModel):
@@ -76,6 +76,12 @@ class Facts(ApiModel):
     memory_bytes: int = 0
     default_address: str = ""
     findings: tuple[HostFinding, ...] = ()
+
+
+def unreadable_facts() -> Facts:
+    """What stands for facts that cannot be read: such a host is not claimed, and a person sees why."""
+    problem, remediation = "what this host reports of itself cannot be read", "upgrade its agent (ckp host upgrade-agent), or restart it"
+    return Facts(findings=(HostFinding(problem=problem, remediation=remediation, blocking=True),))
 
 
 class Observed(ApiModel):
@@ -139,15 +145,15 @@ class ByoHostStatus(ApiModel):
     preserve_unknown: ClassVar[bool] = True
 
     agent: AgentStatus = Field(default_factory=AgentStatus)
-    facts: Annotated[Facts, Schema("What the host reports of itself.")] = Field(default_factory=Facts)
+    facts: Annotated[Facts, lenient(unreadable_facts), Schema("What the host reports of itself.")] = Field(default_factory=Facts)
     hostinfo: HostInfo = Field(default_factory=HostInfo)
     network: tuple[NetworkStatus, ...] = ()
     machine_ref: ObjectReference = Field(default_factory=ObjectReference)
     drained_for: Annotated[str, Schema("The request (spec.drain) that its node was, or is being, drained for.")] = ""
     node_marks: Annotated[NodeMarks, Schema("The labels and taints that its node got from it; not settled: may have got.")] = Field(default_factory=NodeMarks)
     flaps: Annotated[FlapStatus, Schema("How often the connection was lost lately, and when last.")] = Field(default_factory=FlapStatus)
-    observed: Annotated[Observed, Schema("What the agent reports: generation, phase, reason, message.")] = Field(default_factory=Observed)
-    journal: tuple[dict[str, Any], ...] = ()
+    observed: Annotated[Observed, lenient(Observed), Schema("What the agent reports: generation, phase, reason, message.")] = Field(default_factory=Observed)
+    journal: Annotated[tuple[dict[str, Any], ...], lenient(tuple)] = ()
     conditions: Conditions = ()
 
 

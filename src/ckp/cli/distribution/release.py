@@ -27,7 +27,7 @@ PROFILE_OPTION = click.option(
     type=click.Choice(list(get_args(Profile))),
     default="release",
     show_default=True,
-    help="In the profile `lab`, stand-ins that the release names may take the place of pins.",
+    help="`lab` may replace pins by the stand-ins that the release file lists.",
 )
 
 

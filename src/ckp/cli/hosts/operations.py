@@ -40,7 +40,7 @@ def label(session: Session, name: str, labels: tuple[str, ...]) -> None:
 @click.argument("taints", nargs=-1, metavar="[KEY=VALUE:EFFECT...]")
 @with_session
 def taint(session: Session, name: str, taints: tuple[str, ...]) -> None:
-    """Set the taints of this host's nodes; without TAINTS all are removed. Taints that others put on a node stay."""
+    """Set the taints of this host's nodes; without any, all are removed. Taints that others put on a node stay."""
     session.call("PATCH", f"/hosts/{name}", body=HostChange.of(taints=taints))
     click.echo(f"host/{name} tainted")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
@@ -45,6 +46,11 @@ class Database:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             await asyncio.to_thread(migrate, self._path)
+        except CommandError as error:
+            raise CkpError(
+                f"the database {self._path} is of a newer Compass: {error}",
+                resolution="run that version, or restore the database from a backup that this version made; the file is unchanged",
+            ) from error
         except (OSError, SQLAlchemyError, sqlite3.Error) as error:
             raise CkpError(
                 f"the database {self._path} could not be opened or brought up to date: {error}",

@@ -38,8 +38,10 @@ class BuiltRelease:
     def require_all(self) -> None:
         """NotFound naming what is not built, if anything is not."""
         if self.missing:
+            count = "one component" if len(self.missing) == 1 else f"{len(self.missing)} components"
             raise NotFound(
-                f"{', '.join(self.missing)} of {self.release.name} (profile {self.profile}) is not built on this machine",
+                f"{self.release.name} (profile {self.profile}) is not built on this machine: {count} missing",
+                details="\n".join(self.missing),
                 resolution=f"ckp dist build {self.release.name} --profile {self.profile}",
             )
 
