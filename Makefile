@@ -1,4 +1,4 @@
-# Two commands, always true: `make up` takes upstream source to a running managed cluster, `make test` passes.
+# Two commands, always true: `make up` takes upstream source to a running workload cluster, `make test` passes.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 RELEASE ?= v1.35.1
@@ -23,7 +23,7 @@ setup: ## Install what the project needs on this machine
 setup-test: ## Install what the tests need as well
 	@packaging/setup/setup.sh test
 
-up: setup ## From upstream source to a running managed cluster (RELEASE=v1.35.1 WORKERS=2 FROM=file)
+up: setup ## From upstream source to a running workload cluster (RELEASE=v1.35.1 WORKERS=2 FROM=file)
 	@./ckp up --release $(RELEASE) --workers $(WORKERS) $(if $(FROM),--from '$(FROM)') $(if $(KEYRING),--keyring '$(KEYRING)')
 
 down: setup ## Remove lab hosts, bridge, mounts and processes; keep the caches

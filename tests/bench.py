@@ -132,7 +132,7 @@ def main() -> None:
     names = [f"bench-{number}" for number in range(1, 6)]
     five = until_ready(lab, names)
     delete(lab, names)
-    print("bench: a managed cluster of two nodes", flush=True)
+    print("bench: a workload cluster of two nodes", flush=True)
     _, create = ckp("cluster", "create", "demo", "--version", RELEASE, "--host-group", "lab", "--workers", "2", "--wait")
     described, _ = ckp("cluster", "describe", "demo", "-o", "json")
     plane = sum(value for name, value in used.items() if name.startswith(f"{NAMESPACE}/bench-0-"))

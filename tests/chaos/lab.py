@@ -53,7 +53,7 @@ class Lab(Protocol):
     site: Site
 
     def kubectl(self, *arguments: str, timeout: float = 90, check: bool = True, stdin: str | None = None) -> Finished:
-        """Against the managed cluster."""
+        """Against the workload cluster."""
         ...
 
 

@@ -49,11 +49,11 @@ class World:
     cluster: str
 
     def kubectl(self, *arguments: str, timeout: float = 90, check: bool = True, stdin: str | None = None) -> Finished:
-        """Against the managed cluster, by the kubeconfig that `ckp` gave."""
+        """Against the workload cluster, by the kubeconfig that `ckp` gave."""
         return self.site.workload_kubectl(kubeconfig_path(self.cluster), *arguments, timeout=timeout, check=check, stdin=stdin)
 
     def get(self, *arguments: str) -> Any:
-        """`kubectl get … -o json` of the managed cluster."""
+        """`kubectl get … -o json` of the workload cluster."""
         return json.loads(self.kubectl("get", *arguments, "-o", "json").stdout)
 
     def management(self, *arguments: str, check: bool = True) -> Finished:

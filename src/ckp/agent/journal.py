@@ -31,7 +31,7 @@ def now() -> str:
 
 @dataclass(frozen=True)
 class Member:
-    """What this host is, or is becoming, a member of: a managed cluster, or its own standalone one."""
+    """What this host is, or is becoming, a member of: a workload cluster, or its own standalone one."""
 
     key: str  # messages.Membership.key(), or STANDALONE
     release: str = ""  # v1.35.1

@@ -28,7 +28,7 @@ COMMANDS = {
     "standalone": Lazy(
         "ckp.cli.standalone:standalone", "Make one host a cluster, or undo it: `install`, `reset`, `status` (see `ckp standalone install --help`)."
     ),
-    "up": Lazy("ckp.cli.up:up", "From upstream source to a running managed cluster, on this one machine."),
+    "up": Lazy("ckp.cli.up:up", "From upstream source to a running workload cluster, on this one machine."),
 }
 
 

@@ -1,4 +1,4 @@
-"""`ckp up`: the main job, from upstream source to a running managed cluster."""
+"""`ckp up`: the main job, from upstream source to a running workload cluster."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ MIN_DISK_GIB = 12
     "--keyring", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="Trusted keys for --from; default: this machine's own."
 )
 def up(release_name: str, workers: int, name: str, archive: Path | None, keyring: Path | None) -> None:
-    """From upstream source to a running managed cluster, on this one machine. Running it again continues where it stopped."""
+    """From upstream source to a running workload cluster, on this one machine. Running it again continues where it stopped."""
     require_root("ckp up")
     catalog = Catalog()
     release = catalog.release(release_name)
@@ -158,7 +158,7 @@ def create_cluster(session: Session, inventory: Inventory, release: str, name: s
 
 
 def kubeconfig_path(name: str) -> Path:
-    """Where a managed cluster's kubeconfig is kept on this machine."""
+    """Where a workload cluster's kubeconfig is kept on this machine."""
     return config_path().parent / f"{name}.kubeconfig"
 
 

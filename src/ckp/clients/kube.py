@@ -234,7 +234,7 @@ class Kube:
 
 
 def _trust(config: SingleConfig) -> ssl.SSLContext:
-    """What the kubeconfig says, its CA being enough though it is no root (a managed cluster's is signed by the Root CA): as Go has it."""
+    """What the kubeconfig says, its CA being enough though it is no root (a workload cluster's is signed by the Root CA): as Go has it."""
     context = verify_cluster(config.cluster, config.user or User(), config.abs_file, trust_env=False)
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context

@@ -140,7 +140,7 @@ def _check_same(begun: Member, wanted: Member) -> None:
 
 
 def refuse_managed(state_dir: str) -> None:
-    """InvalidInput if this host is a node of a managed cluster: the hub manages it."""
+    """InvalidInput if this host is a node of a workload cluster: the hub manages it."""
     import json
 
     try:
@@ -149,7 +149,7 @@ def refuse_managed(state_dir: str) -> None:
         member = {"cluster": "?"}
     if member:
         raise InvalidInput(
-            f"this host is a node of the managed cluster {member.get('cluster', '?')}", resolution="remove it from that cluster first, or use another host"
+            f"this host is a node of the workload cluster {member.get('cluster', '?')}", resolution="remove it from that cluster first, or use another host"
         )
 
 
@@ -157,7 +157,7 @@ def reset(state_dir: str, *, screen: Screen | None = None, force: bool = False) 
     """Undo a standalone installation, complete or not.
 
     Raises:
-        InvalidInput: this host has none (with `force` it is reset all the same), or is a node of a managed cluster.
+        InvalidInput: this host has none (with `force` it is reset all the same), or is a node of a workload cluster.
         AgentError: something could not be removed; it is listed in the details.
     """
     from ckp.agent.fetch.bundles import drop_other_bundles
