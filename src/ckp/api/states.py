@@ -118,6 +118,10 @@ class StepState(StrEnum):
     FAILED = "Failed"
 
 
+FINISHED_STEPS = (StepState.DONE, StepState.SKIPPED)
+"""The states in which nothing more is expected of a step."""
+
+
 class AddonState(StrEnum):
     """Of one of a cluster's addons."""
 

@@ -18,14 +18,13 @@ from ckp.cli.session import say, with_session
 from ckp.cli.view.cluster import ClusterProgress, seconds_of
 from ckp.cli.view.output import Column, Duration, age, describe, output_option, section, show_data, show_list, show_one, table
 from ckp.cli.view.progress import planned, waiting
+from ckp.cli.view.waits import POLL_SECONDS, wait_for
 from ckp.clients.compass import Session, Unreachable, read
 from ckp.kits.clock import human_duration, rfc3339
 from ckp.kits.errors import CkpError, NotFound, TimedOut
 from ckp.kits.files import atomic_write
-from ckp.kits.retry import wait_until
 from ckp.kits.steps import Steps
 
-POLL_SECONDS = 1.0
 DEFAULT_TIMEOUT = 1200.0
 
 
@@ -206,30 +205,27 @@ def _wait_until_scaled(session: Session, name: str, workers: int, timeout: float
         TimedOut: it is not, within `timeout` seconds.
         CkpError: it failed for good, is being deleted, or was scaled to another number meanwhile.
     """
-    reason = ""
 
-    def scaled(missing: Callable[[str], None]) -> bool:
-        nonlocal reason
-        try:
-            row = session.fetch(ClusterView, f"/clusters/{name}")
-        except Unreachable as error:  # Compass may be restarting; the cluster is scaled without it
-            reason = error.brief
-            missing(reason)
-            return False
+    def seen(row: ClusterView) -> str:
         if row.failed or row.phase == "Deleting" or row.workers != workers:
             why = row.message if row.failed else "it is being deleted" if row.phase == "Deleting" else f"it was scaled to {row.workers} meanwhile"
             raise CkpError(f"cluster {name} will not have {workers} ready workers: {why}", resolution=f"see: ckp cluster describe {name}")
         pending = [machine for machine in row.machines if not machine.ready]
         lines = [f"machine {machine.name} ({machine.host or 'no host yet'}): {machine.message or machine.phase}" for machine in pending]
-        summary = f"{row.workers_ready} of {workers} workers are ready, {len(row.machines)} machines exist"
-        reason = "\n".join([summary, *lines])
-        missing(summary)
-        return row.ready and len(row.machines) == workers
+        return "\n".join([f"{row.workers_ready} of {workers} workers are ready, {len(row.machines)} machines exist", *lines])
 
-    resolution = f"it goes on being scaled; see: ckp cluster describe {name}"
-    what = f"cluster {name} has {workers} ready workers"
-    with waiting("cluster scale", f"{workers} workers ready") as missing:
-        wait_until(lambda: scaled(missing), what=what, timeout=timeout, every=POLL_SECONDS, reason=lambda: reason, resolution=resolution)
+    wait_for(
+        session,
+        ClusterView,
+        f"/clusters/{name}",
+        timeout=timeout,
+        command="cluster scale",
+        title=f"{workers} workers ready",
+        what=f"cluster {name} has {workers} ready workers",
+        there=lambda row: row.ready and len(row.machines) == workers,
+        seen=seen,
+        resolution=f"it goes on being scaled; see: ckp cluster describe {name}",
+    )
 
 
 @cluster.command()

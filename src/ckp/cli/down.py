@@ -13,7 +13,7 @@ from ckp.site.lab import remove
 @click.command()
 def down() -> None:
     """Remove hosts, bridge, registry, mounts and processes of the lab; keep the caches and the signing key."""
-    require_root("ckp down")
+    require_root("`ckp down`")
     with exclusive(paths.state() / "up.lock", what="another `ckp up` or `ckp down`", timeout=5):
         remove()
     click.echo("the lab is down; caches and the signing key are kept")

@@ -54,7 +54,7 @@ MIN_DISK_GIB = 12
 )
 def up(release_name: str, workers: int, name: str, archive: Path | None, keyring: Path | None) -> None:
     """From upstream source to a running workload cluster, on this one machine. Running it again continues where it stopped."""
-    require_root("ckp up")
+    require_root("`ckp up`")
     catalog = Catalog()
     release = catalog.release(release_name)
     steps = planned("up", titles(release, archive, workers, name))

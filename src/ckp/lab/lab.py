@@ -24,14 +24,17 @@ __all__ = ["HostSpec", "Lab", "LabHost", "LabNetwork", "require_root"]
 PROGRAMS = ("systemd-nspawn", "mmdebstrap", "nsenter", "unshare", "ip", "iptables")
 
 
-def require_root(command: str) -> None:
-    """What boots or removes lab hosts changes mounts, bridges and namespaces.
+def require_root(what: str) -> None:
+    """Booting and removing lab hosts changes mounts, bridges and namespaces.
+
+    Args:
+        what: who needs root, for the error: a command in backticks, or the lab.
 
     Raises:
         CkpError: the user is not root.
     """
     if os.geteuid() != 0:
-        raise CkpError(f"`{command}` boots or removes whole hosts, which needs root", resolution=f"run it as root: sudo {command}")
+        raise CkpError(f"{what} needs root, to boot and remove hosts", resolution="run it with sudo, or as root")
 
 
 class Lab:
@@ -146,8 +149,7 @@ class Lab:
             run(["umount", "--lazy", point], timeout=30, check=False, what=f"unmounting {point}")
 
     def _require_machine(self) -> None:
-        if os.geteuid() != 0:
-            raise CkpError("the lab needs root, to boot its hosts", resolution="run it with sudo, or as root")
+        require_root("the lab")
         missing = [program for program in PROGRAMS if shutil.which(program) is None]
         if missing:
             raise CkpError(f"the lab needs {', '.join(missing)}", resolution=f"apt-get install {' '.join(APT_PACKAGES)}")

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from ckp.api.objects.control_plane import StepStatus
-from ckp.api.states import StepState
+from ckp.api.states import FINISHED_STEPS, StepState
 from ckp.kits.clock import rfc3339
 from ckp.rules.addons import Progress
 from ckp.rules.cluster_hosts import HostCounts
@@ -205,4 +205,4 @@ def advance(previous: Sequence[StepStatus], seen: Observation, now: datetime) ->
 
 def complete(records: Sequence[Mapping[str, Any]]) -> bool:
     """Whether nothing is left to wait for."""
-    return len(records) == len(STEPS) and all(record["state"] in (StepState.DONE, StepState.SKIPPED) for record in records)
+    return len(records) == len(STEPS) and all(record["state"] in FINISHED_STEPS for record in records)

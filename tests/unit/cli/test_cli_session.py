@@ -288,7 +288,7 @@ def test_agents_are_upgraded_in_stages_which_stop_at_the_first_that_goes_back(de
             agent_of(desk, name, old if name == "two" else new, "AgentUpgradeReturned" if name == "two" else "")
         assert probe()
 
-    monkeypatch.setattr("ckp.cli.hosts.operations.wait_until", wait)
+    monkeypatch.setattr("ckp.cli.view.waits.wait_until", wait)
     error = desk.bad("host", "upgrade-agent", "--all")
     assert "host two stays with 0.1.0+1-ckp" in error.brief
     assert asked == [{"three"}, {"three", "two"}], "one at a time, and the newest version by itself"

@@ -20,6 +20,7 @@ from ckp.rules.cluster_hosts import HostCounts
 from ckp.rules.conditions import make_condition, merge_conditions, summarize
 from ckp.rules.flapping import Flaps
 from ckp.rules.lifecycle import STEPS, Observation, advance, complete
+from tests.unit.rules.test_cluster_steps import FULL
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 LABELS = {"hostgroup.ckp.coredge.io/lab": ""}
@@ -161,20 +162,8 @@ def test_the_steps_of_a_phase_are_together_and_each_has_a_name_and_a_title_of_it
     assert len({step.name for step in STEPS}) == len({step.title for step in STEPS}) == len(STEPS) == 14
 
 
-DONE = Observation(
-    requested_at="2026-05-01T12:00:00Z",
-    infrastructure_ready=True,
-    workers=2,
-    hosts=HostCounts(provisioned=2, connected=2, approved=2, assigned=2, claimed=2),
-    resources=True,
-    machines=2,
-    control_plane_ready=True,
-    nodes_joined=2,
-    nodes_ready=2,
-    network=(Progress("cilium", installed=True),),
-    certificates=13,
-    certificates_ready=13,
-)
+DONE = replace(FULL, storage=())
+"""Without the addons that nobody asked for."""
 
 
 def recorded(steps: list[dict[str, Any]]) -> list[StepStatus]:

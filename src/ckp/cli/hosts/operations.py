@@ -10,10 +10,9 @@ from ckp.api.compass.hosts import AgentRequest, HostChange, HostView, LeaveReque
 from ckp.api.compass.releases import AgentVersions
 from ckp.cli.session import say, with_session
 from ckp.cli.view.output import Duration
-from ckp.cli.view.progress import waiting
-from ckp.clients.compass import Session, Unreachable
+from ckp.cli.view.waits import wait_for
+from ckp.clients.compass import Session
 from ckp.kits.errors import CkpError, NotFound
-from ckp.kits.retry import wait_until
 
 GIVEN_UP = ("AgentUpgradeReturned", "NoWayBack", "AgentPackageMissing")
 """Reasons in a host's report after which waiting for the wanted agent is useless."""
@@ -95,32 +94,9 @@ def _drain_message(row: HostView) -> str:
 def _wait_for_host(
     session: Session, name: str, timeout: float, *, command: str, what: str, there: Callable[[HostView], bool], seen: Callable[[HostView], str]
 ) -> None:
-    """Return once `there` is true of a host.
-
-    Args:
-        command: the command that waits: how long it took is kept under its name.
-        what: the state that is waited for, as a sentence.
-        seen: from the host to why it is not there yet.
-
-    Raises:
-        TimedOut: it was not true within `timeout` seconds; with what `seen` gave last, or why Compass could not be reached.
-    """
-    reason = ""
-
-    def probe(missing: Callable[[str], None]) -> bool:
-        nonlocal reason
-        try:
-            row = session.fetch(HostView, f"/hosts/{name}")
-        except Unreachable as error:  # Compass may be restarting; the host goes on without it
-            reason = error.brief
-            missing(reason)
-            return False
-        reason = seen(row)
-        missing(reason)
-        return there(row)
-
-    with waiting(command, what[:1].upper() + what[1:]) as missing:
-        wait_until(lambda: probe(missing), what=what, timeout=timeout, every=1.0, reason=lambda: reason, resolution=f"see: ckp host describe {name}")
+    """Return once `there` is true of a host (`view.waits.wait_for`)."""
+    title, resolution = what[:1].upper() + what[1:], f"see: ckp host describe {name}"
+    wait_for(session, HostView, f"/hosts/{name}", timeout=timeout, command=command, title=title, what=what, there=there, seen=seen, resolution=resolution)
 
 
 @click.command()

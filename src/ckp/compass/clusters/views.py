@@ -10,13 +10,11 @@ from ckp.api.compass.base import readable_items
 from ckp.api.compass.clusters import ClusterView, MachineView, StepView
 from ckp.api.compass.conditions import ConditionView
 from ckp.api.objects.byo_host import ByoHost
-from ckp.api.states import ConditionType, HostPhase, StepState
+from ckp.api.states import FINISHED_STEPS, ConditionType, HostPhase, StepState
 from ckp.clients.kube import Obj
 from ckp.compass.hosts.groups import group_of_template
 from ckp.kits.clock import parse_rfc3339
 from ckp.rules.conditions import get_condition, is_true
-
-FINISHED_STEPS = (StepState.DONE, StepState.SKIPPED)
 
 
 def is_deleting(cluster: Obj) -> bool:
