@@ -10,7 +10,7 @@ import pytest
 
 from ckp.agent.fetch.bundles import bundle_folder
 from ckp.agent.journal import Journal
-from ckp.agent.messages import JoinFile
+from ckp.agent.messages import JoinFile, to_json
 from ckp.agent.node import join, preflight
 from ckp.agent.system import facts, prepare
 from ckp.agent.system.prepare import HostDecisions
@@ -104,6 +104,22 @@ def test_labels_and_taints_are_arguments_of_the_kubelet_and_nothing_else() -> No
     for bad in ("rack=r7 --anonymous-auth=true", 'a="b', "a=b,c=d", "a=b\n"):
         with pytest.raises(InvalidInput):
             prepare.kubelet_arguments("", "", [bad])
+
+
+def test_the_kubelet_is_always_told_its_nodes_name() -> None:
+    assert prepare.kubelet_arguments("byoh://x", "10.0.0.1", node_name="worker-1-2").startswith("--hostname-override=worker-1-2 ")
+    for bad in ("Worker_1", "worker-1 --anonymous-auth=true", "-v", "a\n", "x" * 254):
+        with pytest.raises(InvalidInput):
+            prepare.kubelet_arguments("", "", node_name=bad)
+
+
+@pytest.mark.parametrize(
+    "name", ["worker-1", "Worker_1", "worker-3.site.example", "x" * 64, "localhost", "(none)", "", b"caf\xe9".decode("utf-8", "surrogateescape")]
+)
+def test_a_host_may_be_called_anything_by_its_owner(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: name)
+    assert to_json(facts.host_facts()).encode(), "it is only shown"
+    assert facts.host_facts().hostname == name.replace("\udce9", "\ufffd")
 
 
 def test_overrides_that_can_not_be_read_stop_and_change_nothing(tmp_path: Path) -> None:

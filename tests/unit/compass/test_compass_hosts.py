@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from sqlalchemy import text
 from ckp.api import kinds, names
 from ckp.api.host_protocol import MAX_FACTS_BYTES, EnrolmentRequest
 from ckp.clients.kube import KubeError
+from ckp.compass.hosts.enrolments import host_name_from
 from ckp.compass.store.database import MIGRATIONS
 from tests.simulators.kube import KubeSimulator
 from tests.worlds.compass import ADMIN, BASE, HUB, MACHINE_A, MACHINE_B, NAMESPACE, World, facts, make_csr, make_world
@@ -830,3 +832,26 @@ async def test_a_host_with_unreadable_facts_or_journal_does_not_hide_the_others(
         await world.add_host(name)
     await world.kube.merge(kinds.BYO_HOST, "worker-1", NAMESPACE, {"status": status}, subresource="status")
     assert [item["name"] for item in (await world.call("GET", "/hosts", expect=200))["items"]] == ["worker-1", "worker-2"]
+
+
+@pytest.mark.parametrize(
+    ("hostname", "name"),
+    [
+        ("worker-1", "worker-1"),
+        ("worker-3.site.example", "worker-3"),
+        ("WORKER_1", "worker-1"),
+        ("Büro-1", "b-ro-1"),
+        ("x" * 64, "x" * 50),
+        ("a" * 49 + "-bc", "a" * 49),
+        ("007", "007"),
+        ("10.1.2.3", "host-10-1-2-3"),
+        ("localhost", "host"),
+        ("localhost.localdomain", "host"),
+        ("(none)", "host"),
+        ("-", "host"),
+        ("", "host"),
+    ],
+)
+def test_a_host_gets_a_name_that_a_node_may_have(hostname: str, name: str) -> None:
+    assert host_name_from(hostname) == name
+    assert re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", f"{name}-10000"), "with the number that a namesake gets as well"

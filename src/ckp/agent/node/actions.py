@@ -97,7 +97,9 @@ class HostActions:
             sandbox_image=membership.sandbox_image,
             registry=membership.registry,
             registry_ca=membership.registry_ca,
-            kubelet_args=prepare.kubelet_arguments(membership.provider_id, facts.default_address(hub), membership.node_labels, membership.node_taints),
+            kubelet_args=prepare.kubelet_arguments(
+                membership.provider_id, facts.default_address(hub), membership.node_labels, membership.node_taints, node_name=membership.node_name
+            ),
         )
         return "; ".join(part for part in (added, note) if part)
 

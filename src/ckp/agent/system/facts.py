@@ -22,6 +22,11 @@ def version() -> str:
     return __version__
 
 
+def host_name() -> str:
+    """What the operating system calls this host, for people: any bytes are allowed there, and those that are no text are replaced."""
+    return os.fsencode(socket.gethostname()).decode("utf-8", "replace")[:253]
+
+
 def boot_id() -> str:
     """The kernel's ID of this boot."""
     return read_text("/proc/sys/kernel/random/boot_id").strip()
@@ -144,7 +149,7 @@ def host_facts(hub_host: str = "") -> HostFacts:
     total, free = disk()
     uname = os.uname()
     return HostFacts(
-        hostname=socket.gethostname()[:253],
+        hostname=host_name(),
         machine_id=read_text("/etc/machine-id").strip(),
         os_id=release.get("ID", ""),
         os_version=release.get("VERSION_ID", ""),

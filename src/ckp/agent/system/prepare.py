@@ -287,12 +287,23 @@ def kubelet(journal: Journal, decisions: HostDecisions, arguments: str) -> None:
     journal.replace_file(target, f'KUBELET_EXTRA_ARGS="{arguments}"\n')
 
 
-def kubelet_arguments(provider_id: str, node_ip: str, labels: Sequence[str] = (), taints: Sequence[str] = ()) -> str:
-    """The kubelet's extra arguments as one string. InvalidInput for labels or taints that are not plain."""
+def kubelet_arguments(provider_id: str, node_ip: str, labels: Sequence[str] = (), taints: Sequence[str] = (), *, node_name: str = "") -> str:
+    """The kubelet's extra arguments as one string. They come after those that kubeadm writes, so they win.
+
+    `node_name` is passed although kubeadm knows it: kubeadm writes it down only if the host had another name at that moment, and a host that is renamed
+    later must stay the node that it is.
+
+    Raises:
+        InvalidInput: a label or taint is not plain, or the name is none of a node.
+    """
+    if node_name and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", node_name):
+        raise InvalidInput(f"{node_name!r} can't be a node's name", permanent=True)
     for text in (*labels, *taints):
         if not re.fullmatch(r"[A-Za-z0-9._/=:-]+", text):
             raise InvalidInput(f"{text!r} is not a label or taint of a node", permanent=True)
     parts = []
+    if node_name:
+        parts.append(f"--hostname-override={node_name}")
     if provider_id:
         parts.append(f"--provider-id={provider_id}")
     if node_ip:

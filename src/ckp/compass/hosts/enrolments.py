@@ -26,11 +26,19 @@ from ckp.rules import keys
 MAX_PENDING = 10_000
 """Pending requests of one project; a leaked key must not fill the disk."""
 
+NO_NAMES = ("", "localhost", "none")
+"""What machines call themselves (`(none)`: the kernel) before anybody has given them a name."""
+
 
 def host_name_from(hostname: str) -> str:
-    """A valid object name from a hostname: its first label in lower case, with hyphens for other characters."""
+    """The name of a host and of its node, from what its operating system calls it: the first label in lower case, with hyphens for other characters.
+
+    An address is kept whole, and a machine without a name of its own is `host`.
+    """
+    if re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3}){3}", hostname):
+        return f"host-{hostname.replace('.', '-')}"
     short = re.sub(r"[^a-z0-9-]+", "-", hostname.split(".", maxsplit=1)[0].lower()).strip("-")[:50].strip("-")
-    return short or "host"
+    return "host" if short in NO_NAMES else short
 
 
 class Enrolments:

@@ -193,7 +193,7 @@ class ByoMachineReconciler:
         return None
 
     async def _membership(self, scope: Scope, cluster: Obj, machine: Obj, host: Obj, release: InstalledRelease, secret_name: str) -> Membership:
-        data = await self._bootstrap_data(scope.namespace, secret_name) if secret_name else None
+        data = await self._bootstrap_data(scope.namespace, secret_name, str(host["metadata"]["name"])) if secret_name else None
         found = ByoHost.of(host)
         host_name, target = found.name, candidate(found).system
         if target not in release.bundles:
@@ -217,11 +217,11 @@ class ByoMachineReconciler:
             node_taints=found.spec.taints,
         )
 
-    async def _bootstrap_data(self, namespace: str, name: str) -> BootstrapData:
+    async def _bootstrap_data(self, namespace: str, name: str, node_name: str) -> BootstrapData:
         secret = await self.kube.get(SECRET, name, namespace)
         if secret is None:
             raise CkpError(f"the bootstrap data {name} does not exist")
-        return parse_cloud_config(base64.b64decode(secret["data"]["value"]).decode())
+        return parse_cloud_config(base64.b64decode(secret["data"]["value"]).decode(), node_name)
 
     async def _observe(self, scope: Scope, host: ByoHost, desired: Desired, membership: Membership) -> None:
         """What the host reports of this very desired state, as the machine's status."""
