@@ -21,6 +21,7 @@ from typing import Any
 
 from ckp.agent.journal import Journal
 from ckp.agent.messages import AgentTarget, Membership
+from ckp.agent.node.settings import Settled
 from ckp.hostkit.errors import AgentError, Cancelled, VerificationFailed
 
 PACKAGES = ("containerd", "kubelet")
@@ -254,6 +255,9 @@ class SimulatedActions:
         self._tick()
         self.disk.happened("was reset")
         return ""
+
+    def settle(self, membership: Membership) -> Settled:
+        return Settled()
 
     def unhealthy(self) -> str:
         return "" if self.disk.node else "the kubelet does not answer on its health port"

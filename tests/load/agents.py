@@ -33,6 +33,7 @@ from ckp.agent.hub.identity import Identity
 from ckp.agent.journal import Journal
 from ckp.agent.node import engine as agent_engine
 from ckp.agent.node.engine import Engine
+from ckp.agent.node.settings import Settled
 from ckp.hub.transport.tls import shrink_tls_buffers
 
 STEP_SECONDS = (3.0, 9.0)
@@ -47,6 +48,9 @@ class Steps:
 
     def reset(self, cancelled: Callable[[], bool]) -> str:
         return "simulated"
+
+    def settle(self, membership: messages.Membership) -> Settled:
+        return Settled()
 
     def unhealthy(self) -> str:
         return ""

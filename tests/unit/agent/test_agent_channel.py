@@ -33,6 +33,7 @@ from ckp.agent.hub.identity import Identity
 from ckp.agent.hub.status import Status
 from ckp.agent.journal import Journal
 from ckp.agent.node.engine import Engine
+from ckp.agent.node.settings import Settled
 from ckp.hostkit.files import atomic_write
 
 FACTS = messages.HostFacts("h", "0" * 32, "debian", "12", "6.1", "amd64", 2, 1, 1, 1)
@@ -145,6 +146,9 @@ class Nothing:
 
     def reset(self, cancelled: Any) -> str:
         return ""
+
+    def settle(self, membership: messages.Membership) -> Settled:
+        return Settled()
 
     def unhealthy(self) -> str:
         return ""

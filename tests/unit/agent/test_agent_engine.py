@@ -18,6 +18,7 @@ from ckp.agent import journal as journal_module
 from ckp.agent.journal import Journal
 from ckp.agent.messages import AgentTarget, BundleRef, Desired, JoinFile, Membership
 from ckp.agent.node.engine import FIRST_DELAY, PERMANENT_DELAY, STEPS, Engine
+from ckp.agent.node.settings import Settled
 from ckp.hostkit.errors import AgentError, Cancelled, VerificationFailed
 from ckp.hostkit.files import atomic_write
 
@@ -85,6 +86,7 @@ class SimulatedActions:
         self.host, self.journal = host, journal
         self.verified = ""
         self.running: list[str] = []
+        self.settled: list[Settled | Exception] = []
 
     def step(self, name: str, wanted: Membership, cancelled: Callable[[], bool]) -> str:
         self.running.append(name)
@@ -134,6 +136,12 @@ class SimulatedActions:
         self.host.bundle = ""
         tick()
         return ""
+
+    def settle(self, membership: Membership) -> Settled:
+        found = self.settled.pop(0) if self.settled else Settled()
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def unhealthy(self) -> str:
         return ""
@@ -198,6 +206,39 @@ def test_before_there_is_join_data_a_host_prepares_itself_and_with_it_only_the_j
     assert bench.phase == "Joined"
     assert tuple(bench.actions.running) == ("join", "check")
     assert bench.engine.report()[0].generation == 2
+
+
+def test_a_node_takes_over_settings_without_joining_again(bench: Bench) -> None:
+    bench.engine.submit(Desired(1, "h", member()))
+    bench.settle()
+    bench.actions.running.clear()
+    bench.actions.settled = [
+        Settled("certs.d: ca.crt"),
+        Settled("", "SettingsChanging", "the kubelet is restarted"),
+        AgentError("no", reason="R"),
+        AgentError("no", reason="R"),
+    ]
+    bench.engine.submit(Desired(2, "h", replace(member(), registry_ca="new")))
+    assert bench.engine.work_once() == 60.0
+    assert bench.engine.report()[0].reason == ""
+    bench.engine.work_once()
+    report = bench.engine.report()[0]
+    assert (report.phase, report.reason, report.message, report.generation) == ("Joined", "SettingsChanging", "the kubelet is restarted", 2)
+    bench.engine.work_once()
+    bench.engine.work_once()
+    assert bench.engine.report()[0].reason == "R"
+    entries = [(entry.outcome, entry.message) for entry in bench.journal.entries if entry.step == "settings"]
+    assert entries == [("done", "certs.d: ca.crt"), ("failed", "no")], "what fails every minute is recorded once"
+    bench.engine.work_once()
+    assert bench.engine.report()[0].reason == "" and bench.actions.running == []
+
+
+def test_a_fault_in_the_settings_does_not_end_the_agent(bench: Bench) -> None:
+    bench.engine.submit(Desired(1, "h", member()))
+    bench.settle()
+    bench.actions.settled = [KeyError("x")]
+    assert bench.engine.work_once() == 60.0
+    assert bench.engine.report()[0].reason == "UnexpectedError"
 
 
 def test_without_a_desired_state_nothing_is_done(bench: Bench) -> None:

@@ -12,7 +12,7 @@ from ckp.agent.fetch.bundles import bundle_folder
 from ckp.agent.journal import Journal
 from ckp.agent.messages import JoinFile, to_json
 from ckp.agent.node import join, preflight
-from ckp.agent.system import facts, prepare
+from ckp.agent.system import facts, kubelet_flags, prepare
 from ckp.agent.system.prepare import HostDecisions
 from ckp.hostkit.errors import InvalidInput
 
@@ -29,8 +29,10 @@ def journal(tmp_path: Path) -> Journal:
 def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The places below /etc, moved into a folder of the test."""
     root = tmp_path / "root"
-    for name in ("SYSCTL_FILE", "MODULES_FILE", "CONTAINERD_CONFIG", "CERTS_D", "CRICTL_CONFIG", "KUBELET_DEFAULTS", "KUBELET_SYSCONFIG", "PATCHES_DIR"):
+    for name in ("SYSCTL_FILE", "MODULES_FILE", "CONTAINERD_CONFIG", "CERTS_D", "CRICTL_CONFIG", "PATCHES_DIR"):
         monkeypatch.setattr(prepare, name, f"{root}{getattr(prepare, name)}")
+    for name in ("DEBIAN_FILE", "RHEL_FILE"):
+        monkeypatch.setattr(kubelet_flags, name, f"{root}{getattr(kubelet_flags, name)}")
     return root / "etc"
 
 

@@ -14,6 +14,7 @@ from ckp.agent import upgrade as module
 from ckp.agent.journal import Journal
 from ckp.agent.messages import AgentTarget, Desired
 from ckp.agent.node.engine import Engine
+from ckp.agent.node.settings import Settled
 from ckp.agent.upgrade import Upgrades
 from ckp.hostkit.errors import AgentError, VerificationFailed
 
@@ -187,6 +188,9 @@ class Actions:
 
     def reset(self, cancelled: Any) -> str:
         return ""
+
+    def settle(self, membership: Any) -> Settled:
+        return Settled()
 
     def unhealthy(self) -> str:
         return ""

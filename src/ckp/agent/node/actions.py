@@ -11,6 +11,7 @@ from ckp.agent.fetch.bundles import bundle_folder, drop_other_bundles, pull_bund
 from ckp.agent.journal import Journal
 from ckp.agent.messages import AgentTarget, Membership
 from ckp.agent.node import join, preflight
+from ckp.agent.node.settings import Settings, Settled
 from ckp.agent.system import facts, folders, prepare, swap
 from ckp.agent.system.installers.base import NODE_PACKAGES, Installer, missing_tools
 from ckp.agent.system.installers.detect import of_host, select
@@ -42,6 +43,7 @@ class HostActions:
         self.journal = journal
         self.version = own_version(facts.version())
         self.upgrades = Upgrades(config.state_dir)
+        self.settings = Settings(journal, config.hub_host)
         self._manifest: BundleManifest | None = None
 
     def step(self, name: str, membership: Membership, cancelled: Callable[[], bool]) -> str:
@@ -166,6 +168,9 @@ class HostActions:
             pull_bundle(self.config.imgpkg, image, folder, ca)
 
         return self.upgrades.begin(target, self.version, self.config.keyring, pull)
+
+    def settle(self, membership: Membership) -> Settled:
+        return self.settings.apply(membership)
 
     def unhealthy(self) -> str:
         return swap.keep_off(self.journal) or join.kubelet_health()

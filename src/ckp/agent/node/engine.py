@@ -3,6 +3,7 @@
     desired: free     journal: no member      -> Free
     desired: free     journal: a member       -> reset                      -> Free
     desired: M        journal: M              -> the first step not done    -> ... -> Joined
+    desired: M, joined                        -> its settings, once a minute and with each new desired state
     desired: M, without join data             -> all steps before the join  -> Prepared
     desired: M        journal: another member -> reset, then as above
 
@@ -22,6 +23,7 @@ from typing import Callable, Protocol
 
 from ckp.agent.journal import Journal, Member
 from ckp.agent.messages import JOURNAL_SENT, AgentTarget, Desired, Membership, Report
+from ckp.agent.node.settings import Settled
 from ckp.hostkit.errors import AgentError, Cancelled
 from ckp.hostkit.files import sync_host
 from ckp.hostkit.logs import log
@@ -53,6 +55,10 @@ class Actions(Protocol):
 
     def reset(self, cancelled: Callable[[], bool]) -> str:
         """Undo everything that the journal records; returns a note for it. Raises AgentError."""
+        ...
+
+    def settle(self, membership: Membership) -> Settled:
+        """One pass over the settings of a joined host, which follow its membership without another join. Raises AgentError."""
         ...
 
     def unhealthy(self) -> str:
@@ -91,6 +97,7 @@ class Engine:
         self._agent_problem: AgentError | None = None
         self._agent_retry_at = 0.0
         self._agent_attempts = 0
+        self._unsettled = ("", "")
         self._phase = "Joined" if self._joined() else PHASE_OF.get(self._next_step() or "", "Preflight") if journal.member else "Free"
 
     # -- for other threads -------------------------------------------------------------------------------------------------
@@ -311,15 +318,36 @@ class Engine:
 
     def _joined_state(self, wanted: Membership) -> float:
         assert self.journal.member is not None
-        reason, message = "", ""
+        reason, message = self._settle(wanted)
         if self.journal.member.release != wanted.release:
             reason = "UpgradeNotSupported"
             message = f"this node runs {self.journal.member.release}, and {wanted.release} is desired; this agent can't upgrade a node in place"
-        else:
-            message = self.actions.unhealthy()
-            reason = "Unhealthy" if message else ""
+        elif unhealthy := self.actions.unhealthy():
+            reason, message = "Unhealthy", unhealthy
         self._show("Joined", reason=reason, message=message)
         return HEALTH_SECONDS
+
+    def _settle(self, wanted: Membership) -> tuple[str, str]:
+        """One pass over a joined host's settings; (reason, message) of what is not as it should be."""
+        started = self.clock()
+        try:
+            settled = self.actions.settle(wanted)
+        except AgentError as error:
+            problem = (error.reason, error.sentence())
+        except Exception as error:  # as in _do: a bug must not end the agent of a node
+            problem = ("UnexpectedError", f"settings: {type(error).__name__}: {error}")
+        else:
+            if settled.done:
+                self.sync()
+                self.journal.record("settings", "done", self.clock() - started, settled.done)
+                log(f"settings: {settled.done}")
+            self._unsettled = ("", "")
+            return settled.reason, settled.message
+        if problem != self._unsettled:  # it is tried again every minute: recorded once
+            self._unsettled = problem
+            self.journal.record("settings", "failed", self.clock() - started, problem[1])
+            log(f"settings: failed: {problem[1]}")
+        return problem
 
     def _clear_failure(self) -> None:
         self._attempts = 0

@@ -10,7 +10,7 @@ from typing import List, Optional, Tuple
 from ckp.agent.journal import Journal
 from ckp.agent.messages import DiskFacts, Finding, HostFacts, LinkFacts
 from ckp.agent.node import preflight
-from ckp.agent.system import facts
+from ckp.agent.system import facts, kubelet_flags
 from ckp.agent.system.installers.base import FOREIGN_RUNTIMES, NODE_PACKAGES
 from ckp.agent.system.installers.detect import of_host
 from ckp.hostkit.errors import AgentError
@@ -69,7 +69,8 @@ def host_facts(hub_host: str = "", journal: Optional[Journal] = None, version: s
     """All facts about this host for the hub. `version` is that of the agent's package."""
     from dataclasses import replace
 
-    found = facts.host_facts(hub_host)
+    joined = journal is not None and journal.member is not None
+    found = facts.host_facts(hub_host, kubelet_flags.node_ip() if joined else "")
     found = replace(found, agent_version=version or found.agent_version)
     return replace(found, disks=disks(), links=links(), installed=installed(), findings=findings(journal), clock=round(time.time(), 3))
 

@@ -94,21 +94,43 @@ def addresses() -> list[str]:
     return found
 
 
-def address_towards(host: str, port: int = 9) -> str:
+def address_towards(host: str, port: int = 9, family: int = socket.AF_UNSPEC) -> str:
     """The source address of packets to `host`; "" without a route. No packet is sent."""
     try:
-        for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
-            with socket.socket(family, kind) as probe:
+        targets = socket.getaddrinfo(host, port, family=family, type=socket.SOCK_DGRAM)
+    except OSError:
+        return ""
+    for found, kind, _, _, address in targets:
+        try:
+            with socket.socket(found, kind) as probe:
                 probe.connect(address)
                 return str(probe.getsockname()[0])
-    except OSError:
-        pass
+        except OSError:  # no route to this one: the host may have one to the next
+            continue
     return ""
 
 
-def default_address(hub_host: str = "") -> str:
-    """The source address towards the hub, or else that of the default route; "" if there is none."""
-    return (address_towards(hub_host) if hub_host else "") or address_towards("192.0.2.1") or next(iter(addresses()), "")
+ANYWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
+"""Addresses of no network (for documentation): only the default route leads to them. IPv4 first, since clusters have IPv4 networks."""
+
+
+def default_address(hub_host: str = "", current: str = "") -> str:
+    """The address by which others reach this host: the source address towards the hub, or else that of the default route; "" if there is none.
+
+    `current`, the address in use, is kept while the host has it, whatever addresses and routes are added; and while no route leads to the hub, since a
+    link that is down for a minute must not make a node change its address. It is followed by one of the same family.
+    """
+    have = addresses()
+    if current and (current in have or not have or (hub_host and not address_towards(hub_host))):
+        return current
+    for family, anywhere in ANYWHERE.items():
+        if current and (family == socket.AF_INET6) != (":" in current):
+            continue
+        for target in (hub_host, anywhere):
+            found = address_towards(target, family=family) if target else ""
+            if found and not found.startswith("127.") and found != "::1":
+                return found
+    return current or next(iter(have), "")
 
 
 def can_lower_oom_score() -> bool:
@@ -143,8 +165,8 @@ def file_system_of(path: str) -> str:
     return kind
 
 
-def host_facts(hub_host: str = "") -> HostFacts:
-    """The facts that need no installer; ckp.agent.node.inventory adds the rest."""
+def host_facts(hub_host: str = "", node_ip: str = "") -> HostFacts:
+    """The facts that need no installer; ckp.agent.node.inventory adds the rest. `node_ip` is the address of the node that this host is."""
     release = os_release()
     total, free = disk()
     uname = os.uname()
@@ -160,7 +182,7 @@ def host_facts(hub_host: str = "") -> HostFacts:
         disk_bytes=total,
         disk_free_bytes=free,
         addresses=tuple(addresses()),
-        default_address=default_address(hub_host),
+        default_address=default_address(hub_host, node_ip),
         cgroup=cgroup_version(),
         swap=swap_on(),
         agent_version=version(),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Sequence
 
 from ckp.agent.journal import Journal
-from ckp.agent.system import facts, firewall, swap
+from ckp.agent.system import facts, firewall, kubelet_flags, swap
 from ckp.hostkit.errors import AgentError, InvalidInput
 from ckp.hostkit.files import read_text
 from ckp.hostkit.locations import CONFIG_DIR
@@ -28,8 +28,6 @@ MODULES_FILE = "/etc/modules-load.d/ckp.conf"
 CONTAINERD_CONFIG = "/etc/containerd/config.toml"
 CERTS_D = "/etc/containerd/certs.d"
 CRICTL_CONFIG = "/etc/crictl.yaml"
-KUBELET_DEFAULTS = "/etc/default/kubelet"
-KUBELET_SYSCONFIG = "/etc/sysconfig/kubelet"
 PATCHES_DIR = "/etc/kubernetes/ckp-patches"
 CONTAINERD_SOCKET = "unix:///run/containerd/containerd.sock"
 MODULES = ("overlay", "br_netfilter")
@@ -279,12 +277,10 @@ def containerd(journal: Journal, decisions: HostDecisions, sandbox_image: str, r
 
 def kubelet(journal: Journal, decisions: HostDecisions, arguments: str) -> None:
     """Write the patch that kubeadm merges into the node's KubeletConfiguration, and the kubelet's extra arguments. Raises InvalidInput."""
-    if re.search(r"[\"\\$`\n]", arguments):
-        raise InvalidInput(f"the kubelet's arguments must not have a quote, a backslash, $ or a line break: {arguments!r}")
+    kubelet_flags.check(arguments)
     patch = f"{PATCHES_DIR}/kubeletconfiguration+merge.json"
     journal.replace_file(patch, json.dumps(decisions.kubelet(), indent=1, sort_keys=True) + "\n", mode=0o600)
-    target = KUBELET_DEFAULTS if have("dpkg") else KUBELET_SYSCONFIG  # the file that the package's drop-in reads
-    journal.replace_file(target, f'KUBELET_EXTRA_ARGS="{arguments}"\n')
+    kubelet_flags.write(journal, arguments)
 
 
 def kubelet_arguments(provider_id: str, node_ip: str, labels: Sequence[str] = (), taints: Sequence[str] = (), *, node_name: str = "") -> str:

@@ -1,0 +1,157 @@
+"""What a node takes over while it is one, without joining again: settings that its host or its platform may change at any time.
+
+Level-triggered: each pass compares what is with what should be. What needs a restart of the kubelet is done only if two passes in a row want the same,
+so that what lasts for seconds (a link that is down) restarts nothing. A restart that is due is journaled before the files change, so it is not forgotten.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Callable
+
+from ckp.agent.journal import Journal
+from ckp.agent.messages import Membership
+from ckp.agent.node import join
+from ckp.agent.system import facts, kubelet_flags, prepare
+from ckp.hostkit.errors import AgentError
+from ckp.hostkit.files import read_text
+from ckp.hostkit.processes import have, run
+
+KUBELET, CONTAINERD = "kubelet", "containerd"
+RESTARTS = "restarts"
+"""The journal's note of the services to restart."""
+HOST_PODS = "host_pods_since"
+"""The journal's note that pods in the host's network still have the node's old address, with the time (seconds since 1970) of the kubelet's restart."""
+NODE_UPDATE_SECONDS = 30.0
+"""The kubelet has written its new address into its Node after this time (nodeStatusUpdateFrequency is 10 s)."""
+LASTING_SECONDS = 45.0
+"""Only what is wanted for this long restarts the kubelet; there is a pass every minute."""
+NODE_IP, NODE_NAME = "--node-ip", "--hostname-override"
+TAKEN_AT_START = (NODE_IP,)
+"""Flags for whose change the kubelet is restarted. Its name is not among them: a kubelet that has joined runs under that name."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a pass did, for the journal; and what still differs, for people."""
+
+    done: str = ""
+    reason: str = ""
+    message: str = ""
+
+
+class Settings:
+    """Keeps the settings of one node up to date. `apply` is one pass."""
+
+    def __init__(self, journal: Journal, hub_host: str, *, clock: Callable[[], float] = time.time) -> None:
+        self.journal = journal
+        self.hub_host = hub_host
+        self.clock = clock
+        self._wanted: dict[str, str] = {}  # the flags that the last pass wanted and did not set yet
+        self._wanted_since = 0.0
+
+    def apply(self, membership: Membership) -> Settled:
+        """One pass. Idempotent.
+
+        Raises:
+            AgentError: something can't be set; it is tried again in the next pass.
+        """
+        done = [self._restart(), self._host_network_pods()]
+        flags, message = self._kubelet(membership)
+        done += [flags, self._restart()]
+        return Settled("; ".join(part for part in done if part), "SettingsChanging" if message else "", message)
+
+    # -- the kubelet's flags -----------------------------------------------------------------------------------------
+
+    def _kubelet(self, membership: Membership) -> tuple[str, str]:
+        """(what was done, what is to be done if the next pass finds the same)."""
+        path = kubelet_flags.file()
+        text = read_text(path)
+        now = kubelet_flags.flags(text)
+        wanted = {NODE_NAME: membership.node_name, NODE_IP: self._node_ip(now.get(NODE_IP, ""))}
+        differs = [f"{flag}={value}" + (f" (was {now[flag]})" if flag in now else "") for flag, value in wanted.items() if now.get(flag, "") != value]
+        takes_restart = any(now.get(flag, "") != wanted.get(flag, "") for flag in TAKEN_AT_START)
+        if takes_restart and not self._lasts(wanted):
+            return "", f"the kubelet is restarted with {', '.join(differs)}, if that is still so in a minute"
+        self._wanted = {}
+        if not differs:
+            return "", ""
+        if takes_restart:
+            self._plan_restart(KUBELET)
+            if now.get(NODE_IP, "") != wanted[NODE_IP]:
+                self.journal.note(HOST_PODS, self.clock())
+        self.journal.replace_file(path, kubelet_flags.changed(text, wanted))
+        return f"kubelet: {', '.join(differs)}", ""
+
+    def _lasts(self, wanted: dict[str, str]) -> bool:
+        """Whether an earlier pass, at least LASTING_SECONDS ago, wanted the same."""
+        if self._wanted != wanted:
+            self._wanted, self._wanted_since = wanted, self.clock()
+        return abs(self.clock() - self._wanted_since) >= LASTING_SECONDS
+
+    def _node_ip(self, current: str) -> str:
+        """The node's address. A person may have given it a second one, of IPv6: both are kept as long as the first is."""
+        first = current.partition(",")[0]
+        address = facts.default_address(self.hub_host, first)
+        return current if address == first else address
+
+    # -- restarts ----------------------------------------------------------------------------------------------------
+
+    def _plan_restart(self, service: str) -> None:
+        self.journal.note(RESTARTS, sorted({*self.journal.notes.get(RESTARTS, []), service}))
+
+    def _restart(self) -> str:
+        """Restart what is noted; returns a note. Containers keep running. Raises AgentError."""
+        services: list[str] = self.journal.notes.get(RESTARTS, [])
+        for service in services:
+            if service == CONTAINERD:
+                prepare.start_containerd()
+            else:
+                run(
+                    ["systemctl", "restart", "kubelet"],
+                    timeout=120,
+                    what="restarting the kubelet",
+                    resolution="journalctl -u kubelet",
+                    reason="KubeletUnhealthy",
+                )
+        if services:
+            self.journal.note(RESTARTS, [])
+        return f"restarted {', '.join(services)}" if services else ""
+
+    def _host_network_pods(self) -> str:
+        """After a change of the node's address: stop the pods in the host's network. The kubelet starts them again at once, with the new address.
+
+        They learn the address when they start (status.hostIP), and Cilium does not follow a Node's address while it runs.
+        """
+        since = self.journal.notes.get(HOST_PODS)
+        if not isinstance(since, (int, float)) or abs(self.clock() - since) < NODE_UPDATE_SECONDS or join.kubelet_health():
+            return ""
+        stopped = host_network_pods()
+        if stopped:
+            run([*_crictl(), "stopp", *stopped], timeout=180, what="stopping the pods in the host's network", reason="PodsNotStopped")
+        self.journal.note(HOST_PODS, None)
+        return f"{len(stopped)} pods in the host's network start again" if stopped else ""
+
+
+def _crictl() -> list[str]:
+    return ["crictl", f"--runtime-endpoint={prepare.CONTAINERD_SOCKET}", "--timeout=30s"]
+
+
+def host_network_pods() -> list[str]:
+    """The IDs of the running pods that are in the host's network. Raises AgentError."""
+    if not have("crictl"):
+        return []
+    found = []
+    for pod in run([*_crictl(), "pods", "-q", "--state=ready"], timeout=60).stdout.split():
+        status = run([*_crictl(), "inspectp", "-o=json", pod], timeout=60, check=False)
+        if status.code != 0:
+            continue  # it ended meanwhile
+        try:
+            network = json.loads(status.stdout)["status"]["linux"]["namespaces"]["options"]["network"]
+        except (ValueError, KeyError, TypeError):
+            raise AgentError(f"crictl's answer about the pod {pod} can't be read", reason="PodsNotStopped") from None
+        if network in ("NODE", 2):
+            found.append(pod)
+    return found

@@ -1,0 +1,259 @@
+"""What a node takes over while it is one: its host's address, its name, and what its platform says."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ckp.agent.journal import Journal, Member
+from ckp.agent.messages import BundleRef, Membership
+from ckp.agent.node import inventory, join, settings
+from ckp.agent.node.settings import Settings, Settled
+from ckp.agent.system import facts, kubelet_flags
+from ckp.hostkit.errors import AgentError
+
+HUB = "hub.example"
+NAME = "--hostname-override=worker-1"
+
+
+class Killed(BaseException):
+    """As by SIGKILL: no handler of the code sees it."""
+
+
+class Node:
+    """A joined host: its addresses and routes, the kubelet's file, and the pods that crictl lists."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path = tmp_path
+        self.addresses = ["10.0.0.9"]
+        self.routes: dict[int, dict[str, str]] = {socket.AF_INET: {HUB: "10.0.0.9", "192.0.2.1": "10.0.0.9"}, socket.AF_INET6: {}}
+        self.file = tmp_path / "etc/default/kubelet"
+        self.now = 1000.0
+        self.ran: list[str] = []
+        self.killed_at = ""
+        self.pods = {"a1": "NODE", "b2": "POD", "c3": "NODE"}
+        self.healthy = True
+        monkeypatch.setattr(kubelet_flags, "DEBIAN_FILE", str(self.file))
+        monkeypatch.setattr(kubelet_flags, "RHEL_FILE", str(self.file))
+        monkeypatch.setattr(facts, "addresses", lambda: list(self.addresses))
+        monkeypatch.setattr(facts, "address_towards", self.towards)
+        monkeypatch.setattr(settings, "run", self.run)
+        monkeypatch.setattr(settings, "have", lambda program: True)
+        monkeypatch.setattr(join, "kubelet_health", lambda: "" if self.healthy else "it does not answer")
+        self.member = Membership(
+            cluster="c",
+            machine="m",
+            node_name="worker-1",
+            provider_id="byoh://h/m",
+            release="v1.35.1",
+            bundle=BundleRef("r/b@sha256:" + "a" * 64, "v1.35.1", "v1.35.1"),
+            sandbox_image="r.example:5000/ckp/pause:3.10",
+            registry="r.example:5000",
+        )
+        self.start()
+        self.write(f"{NAME} --provider-id=byoh://h/m --node-ip=10.0.0.9 --node-labels=rack=r7")
+
+    def start(self) -> None:
+        """The agent's process, from its journal on the disk."""
+        self.journal = Journal(str(self.path / "journal.json"), str(self.path / "saved"))
+        self.settings = Settings(self.journal, HUB, clock=lambda: self.now)
+
+    def write(self, arguments: str) -> None:
+        self.journal.replace_file(str(self.file), f'KUBELET_EXTRA_ARGS="{arguments}"\n')
+
+    def towards(self, host: str, port: int = 9, family: int = socket.AF_UNSPEC) -> str:
+        families = [family] if family else [socket.AF_INET6, socket.AF_INET]
+        return next((self.routes[item][host] for item in families if host in self.routes[item]), "")
+
+    def move(self, *addresses: str) -> None:
+        """The host has these addresses from now on, and its routes use the first."""
+        self.addresses = list(addresses)
+        self.routes[socket.AF_INET] = dict.fromkeys((HUB, "192.0.2.1"), addresses[0]) if addresses else {}
+
+    def run(self, argv: list[str], **more: Any) -> Any:
+        self.ran.append(" ".join(word for word in argv if not word.startswith("--")))
+        if self.killed_at and self.killed_at in self.ran[-1]:
+            raise Killed
+        if "pods" in argv:
+            return SimpleNamespace(code=0, stdout="\n".join(self.pods))
+        if "inspectp" in argv:
+            return SimpleNamespace(code=0, stdout=json.dumps({"status": {"linux": {"namespaces": {"options": {"network": self.pods[argv[-1]]}}}}}))
+        return SimpleNamespace(code=0, stdout="")
+
+    def later(self, seconds: float = 60.0) -> Settled:
+        """The next pass."""
+        self.now += seconds
+        return self.settings.apply(self.member)
+
+    @property
+    def arguments(self) -> str:
+        return self.file.read_text()
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    return Node(tmp_path, monkeypatch)
+
+
+def test_a_node_that_is_as_it_should_be_is_left_alone(node: Node) -> None:
+    before = node.arguments
+    assert node.later() == node.later() == Settled()
+    assert node.arguments == before and node.ran == []
+
+
+def test_the_nodes_address_follows_its_host(node: Node) -> None:
+    node.move("10.0.0.7")
+    found = node.later()
+    assert found.reason == "SettingsChanging" and "--node-ip=10.0.0.7 (was 10.0.0.9)" in found.message
+    assert "--node-ip=10.0.0.9" in node.arguments and node.ran == [], "what lasts for seconds restarts nothing"
+    assert node.later(5.0).message, "the hub's next desired state comes at once; no minute has passed"
+    found = node.later()
+    assert (found.reason, found.done) == ("", "kubelet: --node-ip=10.0.0.7 (was 10.0.0.9); restarted kubelet")
+    assert node.arguments == f'KUBELET_EXTRA_ARGS="{NAME} --provider-id=byoh://h/m --node-ip=10.0.0.7 --node-labels=rack=r7"\n'
+    assert node.ran == ["systemctl restart kubelet"]
+    assert node.later().done == "2 pods in the host's network start again"
+    assert node.ran[-1] == "crictl stopp a1 c3", "Cilium and konnectivity keep the address that they started with"
+    node.ran.clear()
+    assert node.later() == Settled() and node.ran == []
+
+
+def test_pods_keep_running_until_the_kubelet_has_told_its_new_address(node: Node) -> None:
+    node.move("10.0.0.7")
+    node.later()
+    node.later()
+    assert node.later(5.0) == Settled(), "a pass that a new desired state caused"
+    node.healthy = False
+    assert node.later() == Settled()
+    node.healthy = True
+    assert "2 pods" in node.later().done
+
+
+def test_an_address_that_is_away_for_a_moment_changes_nothing(node: Node) -> None:
+    node.move()
+    assert node.later() == node.later() == Settled(), "its only link is down"
+    node.addresses = ["172.16.0.2"]
+    assert node.later() == node.later() == Settled(), "the other link does not lead to the hub"
+    node.move("10.0.0.7")
+    assert node.later().message
+    node.move("10.0.0.9")
+    assert node.later() == Settled()
+    node.move("10.0.0.7")
+    assert node.later().message, "the minute begins again"
+    assert node.ran == []
+
+
+def test_more_addresses_and_routes_do_not_move_a_node(node: Node) -> None:
+    node.addresses = ["192.168.7.7", "10.0.0.9", "fd00::7"]
+    node.routes = {family: dict.fromkeys((HUB, "192.0.2.1"), address) for family, address in ((socket.AF_INET, "192.168.7.7"), (socket.AF_INET6, "fd00::7"))}
+    assert node.later() == node.later() == Settled()
+
+
+def test_a_second_address_that_a_person_gave_the_node_stays_with_the_first(node: Node) -> None:
+    node.write(f"{NAME} --v=4 --node-ip=10.0.0.9,fd00::9")
+    assert node.later() == node.later() == Settled()
+    node.move("10.0.0.7")
+    node.later()
+    node.later()
+    assert node.arguments == f'KUBELET_EXTRA_ARGS="{NAME} --v=4 --node-ip=10.0.0.7"\n'
+
+
+@pytest.mark.parametrize("at", ["systemctl", "stopp"])
+def test_a_restart_that_is_due_is_not_forgotten(node: Node, at: str) -> None:
+    node.move("10.0.0.7")
+    node.later()
+    node.killed_at = at
+    with pytest.raises(Killed):
+        for _ in range(3):
+            node.later()
+    node.killed_at = ""
+    node.ran.clear()
+    node.start()
+    node.later()
+    node.later()
+    assert any(at in line for line in node.ran)
+    node.ran.clear()
+    assert node.later() == Settled() and node.ran == []
+
+
+def test_a_node_of_an_earlier_agent_is_told_its_name_without_a_restart(node: Node) -> None:
+    node.write("--provider-id=byoh://h/m --node-ip=10.0.0.9")
+    assert node.later().done == "kubelet: --hostname-override=worker-1"
+    assert node.arguments == f'KUBELET_EXTRA_ARGS="--provider-id=byoh://h/m --node-ip=10.0.0.9 {NAME}"\n'
+    assert node.ran == []
+
+
+@pytest.mark.parametrize("text", ["KUBELET_EXTRA_ARGS=\"--v=4 --x='a b'\"\n", "KUBELET_EXTRA_ARGS=$(id)\n", 'KUBELET_EXTRA_ARGS="--v=4\n'])
+def test_arguments_that_only_a_shell_can_read_are_left_alone_and_reported(node: Node, text: str) -> None:
+    node.file.write_text(text)
+    with pytest.raises(AgentError) as problem:
+        node.later()
+    assert problem.value.reason == "KubeletArgumentsUnreadable" and str(node.file) in problem.value.brief
+    assert node.arguments == text
+
+
+@pytest.mark.parametrize("text", ["", "# mine\nKUBELET_EXTRA_ARGS=\n# end\n", "KUBELET_EXTRA_ARGS='--v=4'\n"])
+def test_what_the_owner_wrote_stays_around_the_flags(text: str) -> None:
+    new = kubelet_flags.changed(text, {"--node-ip": "10.0.0.7", "--none": ""})
+    assert kubelet_flags.flags(new)["--node-ip"] == "10.0.0.7"
+    assert kubelet_flags.flags(kubelet_flags.changed(new, {"--node-ip": ""})) == kubelet_flags.flags(text)
+    assert [line for line in text.splitlines() if line.startswith("#")] == [line for line in new.splitlines() if line.startswith("#")]
+
+
+def test_the_original_file_comes_back_when_the_host_leaves(node: Node) -> None:
+    node.move("10.0.0.7")
+    node.later()
+    node.later()
+    node.journal.restore_files()
+    assert not node.file.exists()
+
+
+# The choice of an address.
+
+
+def test_an_address_of_ipv4_comes_before_one_of_ipv6(node: Node) -> None:
+    node.addresses = ["fd00::7", "10.0.0.9"]
+    node.routes = {socket.AF_INET6: {HUB: "fd00::7"}, socket.AF_INET: {"192.0.2.1": "10.0.0.9"}}
+    assert facts.default_address(HUB) == "10.0.0.9", "workload clusters have IPv4 networks"
+    assert facts.default_address(HUB, "10.0.0.8") == "10.0.0.9", "also when it follows another one"
+    node.routes[socket.AF_INET] = {}
+    assert facts.default_address(HUB) == "fd00::7"
+
+
+def test_the_address_is_the_one_towards_the_hub_or_else_of_the_default_route_or_else_the_first(node: Node) -> None:
+    node.addresses = ["10.0.0.9", "172.16.0.2"]
+    node.routes[socket.AF_INET] = {HUB: "172.16.0.2", "192.0.2.1": "10.0.0.9"}
+    assert facts.default_address(HUB) == "172.16.0.2"
+    assert facts.default_address("unknown.example") == "10.0.0.9"
+    node.routes[socket.AF_INET] = {HUB: "127.0.0.1"}
+    assert facts.default_address(HUB) == "10.0.0.9", "a hub on this very host, and no default route"
+    node.addresses = []
+    assert facts.default_address(HUB) == ""
+
+
+def test_the_address_that_is_reported_of_a_node_is_its_own(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory, "installed", lambda: ())
+    monkeypatch.setattr(inventory, "findings", lambda journal: ())
+    node.addresses = ["192.168.7.7", "10.0.0.9"]
+    node.routes[socket.AF_INET] = {HUB: "192.168.7.7"}
+    assert inventory.host_facts(HUB, node.journal).default_address == "192.168.7.7", "of a free host"
+    node.journal.begin(Member("k"))
+    assert inventory.host_facts(HUB, node.journal).default_address == "10.0.0.9"
+
+
+def test_a_route_to_any_of_the_hubs_addresses_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(family, socket.SOCK_DGRAM, 0, "", (address, 9)) for family, address in ((socket.AF_INET6, "::ffff"), (socket.AF_INET, "127.0.0.1"))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_arguments, **_more: found)
+    real = socket.socket
+
+    def without_ipv6(family: int, kind: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError("Network is unreachable")
+        return real(family, kind)
+
+    monkeypatch.setattr(socket, "socket", without_ipv6)
+    assert facts.address_towards(HUB) == "127.0.0.1"
