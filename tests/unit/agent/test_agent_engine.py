@@ -215,8 +215,8 @@ def test_a_node_takes_over_settings_without_joining_again(bench: Bench) -> None:
     bench.actions.settled = [
         Settled("certs.d: ca.crt"),
         Settled("", "SettingsChanging", "the kubelet is restarted"),
-        AgentError("no", reason="R"),
-        AgentError("no", reason="R"),
+        Settled("", "R", "no", True),
+        Settled("", "R", "no", True),
     ]
     bench.engine.submit(Desired(2, "h", replace(member(), registry_ca="new")))
     assert bench.engine.work_once() == 60.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +16,12 @@ from ckp.agent.journal import Journal, Member
 from ckp.agent.messages import BundleRef, Membership
 from ckp.agent.node import inventory, join, settings
 from ckp.agent.node.settings import Settings, Settled
-from ckp.agent.system import facts, kubelet_flags
+from ckp.agent.system import facts, kubelet_flags, prepare
+from ckp.agent.system.prepare import HostDecisions
 from ckp.hostkit.errors import AgentError
 
 HUB = "hub.example"
+LAB = HostDecisions("v1", "cgroupfs", True, "native")
 NAME = "--hostname-override=worker-1"
 
 
@@ -42,6 +46,10 @@ class Node:
         monkeypatch.setattr(kubelet_flags, "RHEL_FILE", str(self.file))
         monkeypatch.setattr(facts, "addresses", lambda: list(self.addresses))
         monkeypatch.setattr(facts, "address_towards", self.towards)
+        for name in ("CERTS_D", "CONTAINERD_CONFIG", "CRICTL_CONFIG"):
+            monkeypatch.setattr(prepare, name, str(tmp_path) + getattr(prepare, name))
+        monkeypatch.setattr(prepare, "start_containerd", lambda: self.run(["systemctl", "restart", "containerd"]))
+        monkeypatch.setattr(settings, "pull_image", self.pull)
         monkeypatch.setattr(settings, "run", self.run)
         monkeypatch.setattr(settings, "have", lambda program: True)
         monkeypatch.setattr(join, "kubelet_health", lambda: "" if self.healthy else "it does not answer")
@@ -54,8 +62,11 @@ class Node:
             bundle=BundleRef("r/b@sha256:" + "a" * 64, "v1.35.1", "v1.35.1"),
             sandbox_image="r.example:5000/ckp/pause:3.10",
             registry="r.example:5000",
+            registry_ca="OLD CA",
         )
+        self.pull_fails = False
         self.start()
+        prepare.containerd(self.journal, LAB, self.member.sandbox_image, self.member.registry, self.member.registry_ca)
         self.write(f"{NAME} --provider-id=byoh://h/m --node-ip=10.0.0.9 --node-labels=rack=r7")
 
     def start(self) -> None:
@@ -85,10 +96,18 @@ class Node:
             return SimpleNamespace(code=0, stdout=json.dumps({"status": {"linux": {"namespaces": {"options": {"network": self.pods[argv[-1]]}}}}}))
         return SimpleNamespace(code=0, stdout="")
 
+    def pull(self, image: str, seconds: float) -> None:
+        self.ran.append(f"pull {image}")
+        if self.pull_fails:
+            raise AgentError(f"pulling {image} failed", reason="ImagePullFailed")
+
     def later(self, seconds: float = 60.0) -> Settled:
         """The next pass."""
         self.now += seconds
         return self.settings.apply(self.member)
+
+    def read(self, path: str) -> str:
+        return Path(path).read_text()
 
     @property
     def arguments(self) -> str:
@@ -190,9 +209,8 @@ def test_a_node_of_an_earlier_agent_is_told_its_name_without_a_restart(node: Nod
 @pytest.mark.parametrize("text", ["KUBELET_EXTRA_ARGS=\"--v=4 --x='a b'\"\n", "KUBELET_EXTRA_ARGS=$(id)\n", 'KUBELET_EXTRA_ARGS="--v=4\n'])
 def test_arguments_that_only_a_shell_can_read_are_left_alone_and_reported(node: Node, text: str) -> None:
     node.file.write_text(text)
-    with pytest.raises(AgentError) as problem:
-        node.later()
-    assert problem.value.reason == "KubeletArgumentsUnreadable" and str(node.file) in problem.value.brief
+    problem = node.later()
+    assert problem.failed and problem.reason == "KubeletArgumentsUnreadable" and str(node.file) in problem.message
     assert node.arguments == text
 
 
@@ -210,6 +228,67 @@ def test_the_original_file_comes_back_when_the_host_leaves(node: Node) -> None:
     node.later()
     node.journal.restore_files()
     assert not node.file.exists()
+
+
+# Images.
+
+
+def test_a_registrys_new_ca_reaches_a_node(node: Node) -> None:
+    node.member = replace(node.member, registry_ca="NEW CA")
+    assert node.later() == Settled("containerd: address and CA of the registry r.example:5000")
+    assert node.read(f"{prepare.CERTS_D}/r.example:5000/ca.crt") == "NEW CA"
+    assert node.later() == Settled() and node.ran == [], "containerd reads it at each pull"
+
+
+def test_a_registry_that_needs_no_ca_any_longer_is_reached_by_the_systems(node: Node) -> None:
+    node.member = replace(node.member, registry_ca="")
+    node.later()
+    assert "ca.crt" not in node.read(f"{prepare.CERTS_D}/r.example:5000/hosts.toml")
+
+
+def test_a_registrys_new_address_reaches_a_node_and_nothing_of_it_stays_after_the_reset(node: Node) -> None:
+    node.member = replace(node.member, registry="new.example", registry_ca="NEW CA", sandbox_image="new.example/ckp/pause:3.10")
+    assert "restarted containerd" in node.later().done
+    assert tomllib.loads(node.read(f"{prepare.CERTS_D}/new.example/hosts.toml"))["server"] == "https://new.example"
+    assert node.read(f"{prepare.CERTS_D}/r.example:5000/ca.crt") == "OLD CA", "images of running pods come from there"
+    assert node.ran == ["pull new.example/ckp/pause:3.10", "systemctl restart containerd"]
+    wanted = tomllib.loads(prepare.containerd_config(LAB, "new.example/ckp/pause:3.10"))
+    assert tomllib.loads(node.read(prepare.CONTAINERD_CONFIG)) == wanted, "what was decided when the host joined stays"
+    node.journal.restore_files()
+    assert not (node.path / "etc").exists()
+
+
+def test_a_pause_image_that_can_not_be_pulled_is_not_used(node: Node) -> None:
+    before = node.read(prepare.CONTAINERD_CONFIG)
+    node.member = replace(node.member, sandbox_image="new.example/ckp/pause:3.10")
+    node.pull_fails = True
+    node.move("10.0.0.7")
+    problem = node.later()
+    assert problem.failed and problem.reason == "ImagePullFailed"
+    node.later()
+    assert "--node-ip=10.0.0.7" in node.arguments, "what fails holds up nothing else"
+    assert node.read(prepare.CONTAINERD_CONFIG) == before and "systemctl restart containerd" not in node.ran
+    node.pull_fails = False
+    assert "pause image" in node.later().done
+
+
+def test_a_restart_of_containerd_is_not_forgotten_either(node: Node) -> None:
+    node.member = replace(node.member, sandbox_image="new.example/ckp/pause:3.10")
+    node.killed_at = "containerd"
+    with pytest.raises(Killed):
+        node.later()
+    node.killed_at = ""
+    node.start()
+    assert node.later() == Settled("restarted containerd")
+    assert node.later() == Settled()
+
+
+def test_a_malformed_image_or_registry_changes_nothing(node: Node) -> None:
+    for bad in (replace(node.member, registry='r"\n[x]'), replace(node.member, sandbox_image='p"\nroot = "/x')):
+        before = node.read(prepare.CONTAINERD_CONFIG)
+        node.member = bad
+        assert node.later().failed
+        assert node.read(prepare.CONTAINERD_CONFIG) == before
 
 
 # The choice of an address.

@@ -61,16 +61,16 @@ class ImagePulls:
                 self._lock.wait(1.0)
 
 
-def pull_image(image: str) -> None:
-    """Pull one image into the container runtime, unless it is there; a failed pull is retried once. Raises ProcessFailed."""
+def pull_image(image: str, seconds: float = IMAGE_SECONDS) -> None:
+    """Pull one image into the container runtime, unless it is there; a failed pull is retried once, each within `seconds`. Raises ProcessFailed."""
     socket_path = prepare.CONTAINERD_SOCKET[len("unix://") :]
     if have("crictl"):
         endpoint = f"--image-endpoint={prepare.CONTAINERD_SOCKET}"
         if run(["crictl", endpoint, "inspecti", "-q", image], timeout=60, check=False).code == 0:
             return
-        argv = ["crictl", endpoint, f"--timeout={IMAGE_SECONDS:.0f}s", "pull", image]
+        argv = ["crictl", endpoint, f"--timeout={seconds:.0f}s", "pull", image]
     else:
         argv = ["ctr", "--address", socket_path, "-n", "k8s.io", "images", "pull", "--hosts-dir", prepare.CERTS_D, image]
-    if run(argv, timeout=IMAGE_SECONDS, check=False).code != 0:
+    if run(argv, timeout=seconds, check=False).code != 0:
         time.sleep(1)
-        run(argv, timeout=IMAGE_SECONDS, what=f"pulling {image}", reason="ImagePullFailed")
+        run(argv, timeout=seconds, what=f"pulling {image}", reason="ImagePullFailed")

@@ -58,7 +58,7 @@ class Actions(Protocol):
         ...
 
     def settle(self, membership: Membership) -> Settled:
-        """One pass over the settings of a joined host, which follow its membership without another join. Raises AgentError."""
+        """One pass over the settings of a joined host, which follow its membership without another join."""
         ...
 
     def unhealthy(self) -> str:
@@ -97,7 +97,7 @@ class Engine:
         self._agent_problem: AgentError | None = None
         self._agent_retry_at = 0.0
         self._agent_attempts = 0
-        self._unsettled = ("", "")
+        self._unsettled = Settled()
         self._phase = "Joined" if self._joined() else PHASE_OF.get(self._next_step() or "", "Preflight") if journal.member else "Free"
 
     # -- for other threads -------------------------------------------------------------------------------------------------
@@ -332,22 +332,17 @@ class Engine:
         started = self.clock()
         try:
             settled = self.actions.settle(wanted)
-        except AgentError as error:
-            problem = (error.reason, error.sentence())
-        except Exception as error:  # as in _do: a bug must not end the agent of a node
-            problem = ("UnexpectedError", f"settings: {type(error).__name__}: {error}")
-        else:
-            if settled.done:
-                self.sync()
-                self.journal.record("settings", "done", self.clock() - started, settled.done)
-                log(f"settings: {settled.done}")
-            self._unsettled = ("", "")
-            return settled.reason, settled.message
-        if problem != self._unsettled:  # it is tried again every minute: recorded once
-            self._unsettled = problem
-            self.journal.record("settings", "failed", self.clock() - started, problem[1])
-            log(f"settings: failed: {problem[1]}")
-        return problem
+        except Exception as error:  # as in _do: a full disk or a bug must not end the agent of a node
+            settled = Settled("", "UnexpectedError", f"settings: {type(error).__name__}: {error}", failed=True)
+        if settled.done:
+            self.sync()
+            self.journal.record("settings", "done", self.clock() - started, settled.done)
+            log(f"settings: {settled.done}")
+        if settled.failed and settled != self._unsettled:  # it is tried again every minute: recorded once
+            self.journal.record("settings", "failed", self.clock() - started, settled.message)
+            log(f"settings: failed: {settled.message}")
+        self._unsettled = settled
+        return settled.reason, settled.message
 
     def _clear_failure(self) -> None:
         self._attempts = 0

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Callable
 
+from ckp.agent.fetch.images import pull_image
 from ckp.agent.journal import Journal
 from ckp.agent.messages import Membership
 from ckp.agent.node import join
@@ -26,6 +27,8 @@ HOST_PODS = "host_pods_since"
 """The journal's note that pods in the host's network still have the node's old address, with the time (seconds since 1970) of the kubelet's restart."""
 NODE_UPDATE_SECONDS = 30.0
 """The kubelet has written its new address into its Node after this time (nodeStatusUpdateFrequency is 10 s)."""
+PAUSE_SECONDS = 60.0
+"""Time to pull the pause image, of less than a MiB."""
 LASTING_SECONDS = 45.0
 """Only what is wanted for this long restarts the kubelet; there is a pass every minute."""
 NODE_IP, NODE_NAME = "--node-ip", "--hostname-override"
@@ -35,11 +38,18 @@ TAKEN_AT_START = (NODE_IP,)
 
 @dataclass(frozen=True)
 class Settled:
-    """What a pass did, for the journal; and what still differs, for people."""
+    """What a pass did, for the journal; and what is not as it should be: the first of it, or something that failed (`failed`) before something that waits."""
 
     done: str = ""
     reason: str = ""
     message: str = ""
+    failed: bool = False
+
+    def and_then(self, other: Settled) -> Settled:
+        """Both as one."""
+        done = "; ".join(part for part in (self.done, other.done) if part)
+        problem = other if other.reason and (not self.reason or (other.failed and not self.failed)) else self
+        return Settled(done, problem.reason, problem.message, problem.failed)
 
 
 class Settings:
@@ -53,20 +63,39 @@ class Settings:
         self._wanted_since = 0.0
 
     def apply(self, membership: Membership) -> Settled:
-        """One pass. Idempotent.
+        """One pass. Idempotent. What can't be set holds up nothing else, and is tried again in the next pass."""
+        parts = (self._restart, self._host_network_pods, self._registry, self._kubelet, self._sandbox_image, self._restart)
+        settled = Settled()
+        for part in parts:
+            try:
+                found = part(membership)
+            except AgentError as error:
+                found = Settled("", error.reason, error.sentence(), failed=True)
+            settled = settled.and_then(found)
+        return settled
 
-        Raises:
-            AgentError: something can't be set; it is tried again in the next pass.
-        """
-        done = [self._restart(), self._host_network_pods()]
-        flags, message = self._kubelet(membership)
-        done += [flags, self._restart()]
-        return Settled("; ".join(part for part in done if part), "SettingsChanging" if message else "", message)
+    # -- images ------------------------------------------------------------------------------------------------------
+
+    def _registry(self, membership: Membership) -> Settled:
+        """What containerd knows of the registry. An address that is no longer used stays as well: images of running pods may come from there."""
+        if not prepare.registry_access(self.journal, membership.registry, membership.registry_ca):
+            return Settled()
+        return Settled(f"containerd: address and CA of the registry {membership.registry}")
+
+    def _sandbox_image(self, membership: Membership) -> Settled:
+        """The pause image, without which no pod starts: it is pulled before containerd is told of it."""
+        config = read_text(prepare.CONTAINERD_CONFIG)
+        wanted = prepare.with_sandbox_image(config, membership.sandbox_image)
+        if wanted == config:
+            return Settled()
+        pull_image(membership.sandbox_image, PAUSE_SECONDS)
+        self._plan_restart(CONTAINERD)
+        self.journal.replace_file(prepare.CONTAINERD_CONFIG, wanted)
+        return Settled(f"containerd: pause image {membership.sandbox_image}")
 
     # -- the kubelet's flags -----------------------------------------------------------------------------------------
 
-    def _kubelet(self, membership: Membership) -> tuple[str, str]:
-        """(what was done, what is to be done if the next pass finds the same)."""
+    def _kubelet(self, membership: Membership) -> Settled:
         path = kubelet_flags.file()
         text = read_text(path)
         now = kubelet_flags.flags(text)
@@ -74,16 +103,16 @@ class Settings:
         differs = [f"{flag}={value}" + (f" (was {now[flag]})" if flag in now else "") for flag, value in wanted.items() if now.get(flag, "") != value]
         takes_restart = any(now.get(flag, "") != wanted.get(flag, "") for flag in TAKEN_AT_START)
         if takes_restart and not self._lasts(wanted):
-            return "", f"the kubelet is restarted with {', '.join(differs)}, if that is still so in a minute"
+            return Settled("", "SettingsChanging", f"the kubelet is restarted with {', '.join(differs)}, if that is still so in a minute")
         self._wanted = {}
         if not differs:
-            return "", ""
+            return Settled()
         if takes_restart:
             self._plan_restart(KUBELET)
             if now.get(NODE_IP, "") != wanted[NODE_IP]:
                 self.journal.note(HOST_PODS, self.clock())
         self.journal.replace_file(path, kubelet_flags.changed(text, wanted))
-        return f"kubelet: {', '.join(differs)}", ""
+        return Settled(f"kubelet: {', '.join(differs)}")
 
     def _lasts(self, wanted: dict[str, str]) -> bool:
         """Whether an earlier pass, at least LASTING_SECONDS ago, wanted the same."""
@@ -102,8 +131,8 @@ class Settings:
     def _plan_restart(self, service: str) -> None:
         self.journal.note(RESTARTS, sorted({*self.journal.notes.get(RESTARTS, []), service}))
 
-    def _restart(self) -> str:
-        """Restart what is noted; returns a note. Containers keep running. Raises AgentError."""
+    def _restart(self, _membership: Membership) -> Settled:
+        """Restart what is noted. Containers keep running. Raises AgentError."""
         services: list[str] = self.journal.notes.get(RESTARTS, [])
         for service in services:
             if service == CONTAINERD:
@@ -118,21 +147,21 @@ class Settings:
                 )
         if services:
             self.journal.note(RESTARTS, [])
-        return f"restarted {', '.join(services)}" if services else ""
+        return Settled(f"restarted {', '.join(services)}" if services else "")
 
-    def _host_network_pods(self) -> str:
+    def _host_network_pods(self, _membership: Membership) -> Settled:
         """After a change of the node's address: stop the pods in the host's network. The kubelet starts them again at once, with the new address.
 
         They learn the address when they start (status.hostIP), and Cilium does not follow a Node's address while it runs.
         """
         since = self.journal.notes.get(HOST_PODS)
         if not isinstance(since, (int, float)) or abs(self.clock() - since) < NODE_UPDATE_SECONDS or join.kubelet_health():
-            return ""
+            return Settled()
         stopped = host_network_pods()
         if stopped:
             run([*_crictl(), "stopp", *stopped], timeout=180, what="stopping the pods in the host's network", reason="PodsNotStopped")
         self.journal.note(HOST_PODS, None)
-        return f"{len(stopped)} pods in the host's network start again" if stopped else ""
+        return Settled(f"{len(stopped)} pods in the host's network start again" if stopped else "")
 
 
 def _crictl() -> list[str]:

@@ -262,14 +262,27 @@ def check_image(image: str) -> str:
 
 def containerd(journal: Journal, decisions: HostDecisions, sandbox_image: str, registry: str, registry_ca: str) -> None:
     """Write containerd's configuration, the registry's CA, and crictl's configuration. Raises InvalidInput."""
-    host = registry_host(registry)
+    registry_host(registry)
     journal.replace_file(CONTAINERD_CONFIG, containerd_config(decisions, check_image(sandbox_image)))
-    lines = [f'server = "https://{host}"', "", f'[host."https://{host}"]', '  capabilities = ["pull", "resolve"]']
-    if registry_ca:
-        journal.replace_file(f"{CERTS_D}/{host}/ca.crt", registry_ca)
-        lines.append(f'  ca = "{CERTS_D}/{host}/ca.crt"')
-    journal.replace_file(f"{CERTS_D}/{host}/hosts.toml", "\n".join(lines) + "\n")
+    registry_access(journal, registry, registry_ca)
     journal.replace_file(CRICTL_CONFIG, f"runtime-endpoint: {CONTAINERD_SOCKET}\nimage-endpoint: {CONTAINERD_SOCKET}\ntimeout: 10\n")
+
+
+def registry_access(journal: Journal, registry: str, registry_ca: str) -> bool:
+    """Write how containerd reaches the registry; it reads this at each pull. Returns whether something changed. Raises InvalidInput."""
+    host = registry_host(registry)
+    lines = [f'server = "https://{host}"', "", f'[host."https://{host}"]', '  capabilities = ["pull", "resolve"]']
+    changed = False
+    if registry_ca:
+        changed = journal.replace_file(f"{CERTS_D}/{host}/ca.crt", registry_ca)
+        lines.append(f'  ca = "{CERTS_D}/{host}/ca.crt"')
+    return journal.replace_file(f"{CERTS_D}/{host}/hosts.toml", "\n".join(lines) + "\n") or changed
+
+
+def with_sandbox_image(config: str, image: str) -> str:
+    """containerd's configuration with this pause image, and with everything else as it was decided when the host joined. Raises InvalidInput."""
+    line = f'sandbox_image = "{check_image(image)}"'
+    return re.sub(r"^(\s*)sandbox_image\s*=.*$", lambda match: match.group(1) + line, config, flags=re.M)
 
 
 # -- kubelet -------------------------------------------------------------------------------------------------------------
