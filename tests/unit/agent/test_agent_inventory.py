@@ -54,6 +54,7 @@ def test_findings_are_reported_while_the_host_is_free_and_only_then(tmp_path: Pa
     seen.add("port 10250 is taken by nginx (pid 7)", "stop it")
     seen.add("swap is on", "the installer will turn it off", blocking=False)
     monkeypatch.setattr(preflight, "worker", lambda journal, installer: seen)
+    monkeypatch.setattr(preflight, "node", Findings)
     monkeypatch.setattr(inventory, "of_host", lambda: SimpleNamespace(installed=lambda names: {}))
     journal = Journal(str(tmp_path / "journal.json"), str(tmp_path / "saved"))
     assert [(item.problem, item.blocking) for item in inventory.findings(journal)] == [("port 10250 is taken by nginx (pid 7)", True), ("swap is on", False)]

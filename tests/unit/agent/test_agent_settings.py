@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
+from ckp.agent.config import Config
 from ckp.agent.journal import Journal, Member
-from ckp.agent.messages import BundleRef, Membership
-from ckp.agent.node import inventory, join, settings
+from ckp.agent.messages import BundleRef, JoinFile, Membership
+from ckp.agent.node import actions, inventory, join, preflight, settings
 from ckp.agent.node.settings import Settings, Settled
-from ckp.agent.system import facts, kubelet_flags, prepare
+from ckp.agent.system import facts, folders, kubelet_flags, prepare, resolver
 from ckp.agent.system.prepare import HostDecisions
 from ckp.hostkit.errors import AgentError
 
@@ -40,12 +41,17 @@ class Node:
         self.now = 1000.0
         self.ran: list[str] = []
         self.killed_at = ""
-        self.pods = {"a1": "NODE", "b2": "POD", "c3": "NODE"}
+        self.pods = {"a1": ("NODE", ["127.0.0.1"]), "b2": ("POD", ["10.96.0.10"]), "c3": ("NODE", []), "d4": ("POD", ["127.0.0.1"]), "e5": ("POD", [])}
         self.healthy = True
         monkeypatch.setattr(kubelet_flags, "DEBIAN_FILE", str(self.file))
         monkeypatch.setattr(kubelet_flags, "RHEL_FILE", str(self.file))
         monkeypatch.setattr(facts, "addresses", lambda: list(self.addresses))
         monkeypatch.setattr(facts, "address_towards", self.towards)
+        for name in ("OWN", "SYSTEM", "RESOLVED", "KUBELET_CONFIG", "KUBEADM_FLAGS"):
+            monkeypatch.setattr(resolver, name, str(tmp_path) + getattr(resolver, name))
+        monkeypatch.setattr(resolver, "BEHIND_LOCAL_SERVERS", (resolver.RESOLVED,))
+        self.lay(resolver.SYSTEM, "search site.example\nnameserver 10.0.0.1\n")
+        self.lay(resolver.KUBELET_CONFIG, "failSwapOn: false\nrotateCertificates: true\n")
         for name in ("CERTS_D", "CONTAINERD_CONFIG", "CRICTL_CONFIG"):
             monkeypatch.setattr(prepare, name, str(tmp_path) + getattr(prepare, name))
         monkeypatch.setattr(prepare, "start_containerd", lambda: self.run(["systemctl", "restart", "containerd"]))
@@ -93,7 +99,10 @@ class Node:
         if "pods" in argv:
             return SimpleNamespace(code=0, stdout="\n".join(self.pods))
         if "inspectp" in argv:
-            return SimpleNamespace(code=0, stdout=json.dumps({"status": {"linux": {"namespaces": {"options": {"network": self.pods[argv[-1]]}}}}}))
+            network, servers = self.pods[argv[-1]]
+            config = {"dns_config": {"servers": servers} if servers else {}}
+            status = {"linux": {"namespaces": {"options": {"network": network}}}}
+            return SimpleNamespace(code=0, stdout=json.dumps({"status": status, "info": {"config": config}}))
         return SimpleNamespace(code=0, stdout="")
 
     def pull(self, image: str, seconds: float) -> None:
@@ -105,6 +114,10 @@ class Node:
         """The next pass."""
         self.now += seconds
         return self.settings.apply(self.member)
+
+    def lay(self, path: str, text: str) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text)
 
     def read(self, path: str) -> str:
         return Path(path).read_text()
@@ -135,7 +148,7 @@ def test_the_nodes_address_follows_its_host(node: Node) -> None:
     assert (found.reason, found.done) == ("", "kubelet: --node-ip=10.0.0.7 (was 10.0.0.9); restarted kubelet")
     assert node.arguments == f'KUBELET_EXTRA_ARGS="{NAME} --provider-id=byoh://h/m --node-ip=10.0.0.7 --node-labels=rack=r7"\n'
     assert node.ran == ["systemctl restart kubelet"]
-    assert node.later().done == "2 pods in the host's network start again"
+    assert node.later().done == "2 pods start again, which had the old --node-ip"
     assert node.ran[-1] == "crictl stopp a1 c3", "Cilium and konnectivity keep the address that they started with"
     node.ran.clear()
     assert node.later() == Settled() and node.ran == []
@@ -255,7 +268,7 @@ def test_a_registrys_new_address_reaches_a_node_and_nothing_of_it_stays_after_th
     wanted = tomllib.loads(prepare.containerd_config(LAB, "new.example/ckp/pause:3.10"))
     assert tomllib.loads(node.read(prepare.CONTAINERD_CONFIG)) == wanted, "what was decided when the host joined stays"
     node.journal.restore_files()
-    assert not (node.path / "etc").exists()
+    assert not (node.path / "etc/containerd").exists()
 
 
 def test_a_pause_image_that_can_not_be_pulled_is_not_used(node: Node) -> None:
@@ -289,6 +302,113 @@ def test_a_malformed_image_or_registry_changes_nothing(node: Node) -> None:
         node.member = bad
         assert node.later().failed
         assert node.read(prepare.CONTAINERD_CONFIG) == before
+
+
+# Name servers for pods.
+
+
+@pytest.mark.parametrize(
+    ("text", "servers"),
+    [
+        ("search site.example\nnameserver 127.0.0.1\noptions rotate\n", "search site.example\noptions rotate\nnameserver 10.0.0.9\n"),
+        ("", "nameserver 10.0.0.9\n"),
+        ("nameserver\n", "nameserver 10.0.0.9\n"),
+        ("nameserver 127.0.0.1\nnameserver 10.0.0.1\n", "nameserver 10.0.0.1\n"),
+        ("nameserver ::1\nnameserver 0.0.0.0\nnameserver fe80::1%eth0\n", "nameserver 10.0.0.9\n"),
+    ],
+)
+def test_pods_of_a_node_get_name_servers_that_they_reach(node: Node, text: str, servers: str) -> None:
+    node.lay(resolver.SYSTEM, text)
+    assert "--resolv-conf" in node.later().message and not Path(resolver.OWN).exists(), "the list of servers is empty for a moment at each boot"
+    assert "restarted kubelet" in node.later().done
+    assert kubelet_flags.flags(node.arguments)["--resolv-conf"] == resolver.OWN
+    assert node.read(resolver.OWN) == resolver.HEADER + servers
+    assert node.later().done == "2 pods start again, which had the old --resolv-conf"
+    assert node.ran[-1] == "crictl stopp d4 e5", "not those that ask the cluster's DNS, and not those in the host's network"
+    assert node.later() == Settled()
+
+
+def test_the_name_servers_follow_the_hosts_without_another_restart(node: Node) -> None:
+    node.lay(resolver.SYSTEM, "")
+    for _ in range(3):
+        node.later()
+    node.ran.clear()
+    node.lay(resolver.SYSTEM, "nameserver 10.0.0.1\n")
+    assert node.later().done == f"{resolver.OWN}: name servers for pods"
+    assert node.read(resolver.OWN).endswith("\nnameserver 10.0.0.1\n") and node.ran == []
+    assert node.later() == Settled()
+
+
+def test_the_name_servers_of_a_node_with_systemd_resolved_are_its(node: Node) -> None:
+    node.lay(resolver.KUBELET_CONFIG, f"resolvConf: {resolver.RESOLVED}\n")
+    node.lay(resolver.SYSTEM, "nameserver 127.0.0.53\n")
+    node.lay(resolver.RESOLVED, "nameserver 10.0.0.1\n")
+    assert node.later() == node.later() == Settled() and node.ran == []
+
+
+def test_a_local_server_that_came_later_is_passed_over_for_those_that_it_asks(node: Node) -> None:
+    node.lay(resolver.SYSTEM, "nameserver 127.0.0.53\n")
+    node.lay(resolver.RESOLVED, "search site.example\nnameserver 10.0.0.1\n")
+    node.later()
+    node.later()
+    assert node.read(resolver.OWN) == resolver.HEADER + "search site.example\nnameserver 10.0.0.1\n"
+    assert preflight.node().items == [], "outside names resolve"
+
+
+def test_a_person_who_gave_the_kubelet_name_servers_is_not_overruled(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.lay(resolver.SYSTEM, "nameserver 127.0.0.1\n")
+    node.lay(resolver.KUBEADM_FLAGS, 'KUBELET_KUBEADM_ARGS="--resolv-conf=/etc/mine --v=4"\n')
+    assert node.later() == node.later() == Settled()
+    Path(resolver.KUBEADM_FLAGS).unlink()
+    monkeypatch.setattr(prepare, "decide", lambda: replace(LAB, overrides={"kubelet": {"resolvConf": "/etc/mine"}}))
+    assert node.later() == node.later() == Settled()
+    monkeypatch.undo()
+    assert resolver.wanted("/etc/mine") == "/etc/mine"
+
+
+def test_it_is_said_that_outside_names_do_not_resolve(node: Node) -> None:
+    node.journal.begin(Member("k"))
+    assert inventory.findings(node.journal) == ()
+    node.lay(resolver.SYSTEM, "nameserver 127.0.0.1\n")
+    (found,) = inventory.findings(node.journal)
+    assert found.problem == f"{resolver.SYSTEM} names only 127.0.0.1, which pods can't reach"[:200] and not found.blocking
+    node.lay(resolver.SYSTEM, "search x\n")
+    (found,) = inventory.findings(node.journal)
+    assert found.problem == f"{resolver.SYSTEM} names no name server"[:200] and found.remediation.endswith("answer on the host's address")
+
+
+@pytest.mark.parametrize(("active", "servers"), [("active", "nameserver 10.0.0.1\n"), ("inactive", "nameserver 10.0.0.9\n")])
+def test_before_the_join_the_file_is_the_one_that_kubeadm_will_choose(node: Node, monkeypatch: pytest.MonkeyPatch, active: str, servers: str) -> None:
+    monkeypatch.setattr(resolver, "run", lambda argv, **_more: SimpleNamespace(code=0, stdout=active + "\n"))
+    Path(resolver.KUBELET_CONFIG).unlink()
+    node.lay(resolver.SYSTEM, "")
+    node.lay(resolver.RESOLVED, "nameserver 10.0.0.1\n")
+    assert resolver.wanted("") == ("" if active == "active" else resolver.OWN)
+    assert resolver.content("10.0.0.9") == resolver.HEADER + servers
+
+
+@pytest.mark.parametrize(("text", "file", "given"), [("nameserver 127.0.0.1\n", True, False), ("nameserver 10.0.0.1\n", False, False), ("", False, True)])
+def test_a_host_gets_its_nodes_name_address_and_name_servers_before_it_joins(
+    node: Node, monkeypatch: pytest.MonkeyPatch, text: str, file: bool, given: bool
+) -> None:
+    asked: dict[str, str] = {}
+    monkeypatch.setattr(prepare, "prepare", lambda *_arguments, **more: asked.update(more) or "")
+    monkeypatch.setattr(actions, "of_host", SimpleNamespace)
+    monkeypatch.setattr(actions, "add_tools", lambda *_arguments: "")
+    monkeypatch.setattr(folders, "remember_present", lambda _journal: None)
+    Path(resolver.KUBELET_CONFIG).unlink()
+    monkeypatch.setattr(resolver, "run", lambda argv, **_more: SimpleNamespace(code=3, stdout="inactive\n"))
+    node.lay(resolver.SYSTEM, text)
+    join_file = JoinFile("/run/kubeadm/join.yaml", "nodeRegistration: {kubeletExtraArgs: {resolv-conf: /etc/mine}}")
+    member = replace(node.member, files=(join_file,), join_config=join_file.path) if given else node.member
+    actions.HostActions(Config(hub=f"https://{HUB}:8443", channel="", ca="", state_dir=str(node.path)), node.journal).step("prepare", member, lambda: False)
+    wanted = f"{NAME} --provider-id=byoh://h/m --node-ip=10.0.0.9" + (f" --resolv-conf={resolver.OWN}" if file else "")
+    assert asked["kubelet_args"] == wanted
+    assert Path(resolver.OWN).exists() == file
+    if file:
+        assert node.read(resolver.OWN) == resolver.HEADER + "nameserver 10.0.0.9\n"
+        node.journal.restore_files()
+        assert not Path(resolver.OWN).exists()
 
 
 # The choice of an address.

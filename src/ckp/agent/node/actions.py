@@ -12,7 +12,7 @@ from ckp.agent.journal import Journal
 from ckp.agent.messages import AgentTarget, Membership
 from ckp.agent.node import join, preflight
 from ckp.agent.node.settings import Settings, Settled
-from ckp.agent.system import facts, folders, prepare, swap
+from ckp.agent.system import facts, folders, prepare, resolver, swap
 from ckp.agent.system.installers.base import NODE_PACKAGES, Installer, missing_tools
 from ckp.agent.system.installers.detect import of_host, select
 from ckp.agent.upgrade import Upgrades, own_version
@@ -92,7 +92,13 @@ class HostActions:
         folders.remember_present(self.journal)
         added = add_tools(self.journal, installer)
         decisions = prepare.decide()
-        hub = self.config.hub_host
+        node_ip = facts.default_address(self.config.hub_host)
+        given = "resolvConf" in decisions.overrides.get("kubelet", {}) or any(
+            file.path == membership.join_config and "resolv-conf" in file.content for file in membership.files
+        )
+        resolv_conf = resolver.wanted("", given)
+        if resolv_conf:
+            resolver.write(self.journal, node_ip)
         note = prepare.prepare(
             self.journal,
             decisions,
@@ -100,7 +106,12 @@ class HostActions:
             registry=membership.registry,
             registry_ca=membership.registry_ca,
             kubelet_args=prepare.kubelet_arguments(
-                membership.provider_id, facts.default_address(hub), membership.node_labels, membership.node_taints, node_name=membership.node_name
+                membership.provider_id,
+                node_ip,
+                membership.node_labels,
+                membership.node_taints,
+                node_name=membership.node_name,
+                resolv_conf=resolv_conf,
             ),
         )
         return "; ".join(part for part in (added, note) if part)

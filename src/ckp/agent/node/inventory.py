@@ -55,11 +55,11 @@ def installed() -> Tuple[str, ...]:
 
 
 def findings(journal: Optional[Journal]) -> Tuple[Finding, ...]:
-    """What preflight finds now. Empty for a host that is a node already: its own kubelet is not a finding."""
-    if journal is None or journal.member is not None:
+    """What preflight finds now. For a host that is a node, or becomes one, only what matters to a node: its own kubelet is not a finding."""
+    if journal is None:
         return ()
     try:
-        seen: List[Finding] = preflight.worker(journal, of_host()).items
+        seen: List[Finding] = (preflight.worker(journal, of_host()) if journal.member is None else preflight.node()).items
     except AgentError as error:
         seen = [Finding(error.brief, error.resolution)]
     return tuple(Finding(item.problem[:PROBLEM_LENGTH], item.remediation[:REMEDIATION_LENGTH], item.blocking) for item in seen)[:MAX_ITEMS]

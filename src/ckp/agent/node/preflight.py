@@ -10,7 +10,7 @@ from typing import Iterable
 
 from ckp.agent.journal import Journal
 from ckp.agent.messages import Finding
-from ckp.agent.system import facts, firewall, folders
+from ckp.agent.system import facts, firewall, folders, resolver
 from ckp.agent.system.installers.base import FOREIGN_RUNTIMES, Installer
 from ckp.hostkit.errors import AgentError
 from ckp.hostkit.files import read_text
@@ -64,6 +64,8 @@ def worker(journal: Journal, installer: Installer) -> Findings:
     disk(found, WORKER_DISK_GIB)
     if not journal.packages:
         ports(found, (10250,))
+    names(found)
+    address(found)
     if facts.swap_on():
         found.add("swap is on", "the installer will turn it off, and on again when the host leaves", blocking=False)
     for problem, remediation in firewall.findings():
@@ -75,6 +77,27 @@ def worker(journal: Journal, installer: Installer) -> Findings:
             blocking=False,
         )
     return found
+
+
+def node() -> Findings:
+    """What a person should know about a host that is a node: the findings for free hosts that matter later as well. None blocks."""
+    found = Findings()
+    names(found)
+    return found
+
+
+def names(found: Findings) -> None:
+    """Say it if pods on this host can't resolve names outside of their cluster."""
+    if problem := resolver.problem():
+        remediation = "names of the cluster resolve; for others name a server there that pods reach, or let that one answer on the host's address"
+        found.add(problem, remediation, blocking=False)
+
+
+def address(found: Findings) -> None:
+    """Require an address of IPv4: workload clusters have IPv4 networks only."""
+    have_now = facts.addresses()
+    if have_now and all(":" in item for item in have_now):
+        found.add("this host has no IPv4 address", "give it one by which the other hosts of its cluster reach it")
 
 
 def common(found: Findings, journal: Journal, installer: Installer) -> None:

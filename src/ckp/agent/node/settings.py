@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, Sequence
 
 from ckp.agent.fetch.images import pull_image
 from ckp.agent.journal import Journal
 from ckp.agent.messages import Membership
 from ckp.agent.node import join
-from ckp.agent.system import facts, kubelet_flags, prepare
+from ckp.agent.system import facts, kubelet_flags, prepare, resolver
 from ckp.hostkit.errors import AgentError
 from ckp.hostkit.files import read_text
 from ckp.hostkit.processes import have, run
@@ -23,16 +23,16 @@ from ckp.hostkit.processes import have, run
 KUBELET, CONTAINERD = "kubelet", "containerd"
 RESTARTS = "restarts"
 """The journal's note of the services to restart."""
-HOST_PODS = "host_pods_since"
-"""The journal's note that pods in the host's network still have the node's old address, with the time (seconds since 1970) of the kubelet's restart."""
+STALE_PODS = "stale_pods"
+"""The journal's note that pods may have what old flags of the kubelet said: {"since": seconds since 1970, "of": [flags]}."""
 NODE_UPDATE_SECONDS = 30.0
 """The kubelet has written its new address into its Node after this time (nodeStatusUpdateFrequency is 10 s)."""
 PAUSE_SECONDS = 60.0
 """Time to pull the pause image, of less than a MiB."""
 LASTING_SECONDS = 45.0
 """Only what is wanted for this long restarts the kubelet; there is a pass every minute."""
-NODE_IP, NODE_NAME = "--node-ip", "--hostname-override"
-TAKEN_AT_START = (NODE_IP,)
+NODE_IP, NODE_NAME, RESOLV_CONF = "--node-ip", "--hostname-override", "--resolv-conf"
+TAKEN_AT_START = (NODE_IP, RESOLV_CONF)
 """Flags for whose change the kubelet is restarted. Its name is not among them: a kubelet that has joined runs under that name."""
 
 
@@ -64,7 +64,7 @@ class Settings:
 
     def apply(self, membership: Membership) -> Settled:
         """One pass. Idempotent. What can't be set holds up nothing else, and is tried again in the next pass."""
-        parts = (self._restart, self._host_network_pods, self._registry, self._kubelet, self._sandbox_image, self._restart)
+        parts = (self._restart, self._stop_stale_pods, self._registry, self._kubelet, self._sandbox_image, self._restart)
         settled = Settled()
         for part in parts:
             try:
@@ -99,20 +99,24 @@ class Settings:
         path = kubelet_flags.file()
         text = read_text(path)
         now = kubelet_flags.flags(text)
-        wanted = {NODE_NAME: membership.node_name, NODE_IP: self._node_ip(now.get(NODE_IP, ""))}
+        node_ip = self._node_ip(now.get(NODE_IP, ""))
+        given = "resolvConf" in prepare.decide().overrides.get("kubelet", {})
+        wanted = {NODE_NAME: membership.node_name, NODE_IP: node_ip, RESOLV_CONF: resolver.wanted(now.get(RESOLV_CONF, ""), given)}
         differs = [f"{flag}={value}" + (f" (was {now[flag]})" if flag in now else "") for flag, value in wanted.items() if now.get(flag, "") != value]
         takes_restart = any(now.get(flag, "") != wanted.get(flag, "") for flag in TAKEN_AT_START)
         if takes_restart and not self._lasts(wanted):
             return Settled("", "SettingsChanging", f"the kubelet is restarted with {', '.join(differs)}, if that is still so in a minute")
         self._wanted = {}
+        done = Settled()
+        if wanted[RESOLV_CONF] == resolver.OWN and resolver.write(self.journal, node_ip.partition(",")[0]):
+            done = Settled(f"{resolver.OWN}: name servers for pods")
         if not differs:
-            return Settled()
+            return done
         if takes_restart:
             self._plan_restart(KUBELET)
-            if now.get(NODE_IP, "") != wanted[NODE_IP]:
-                self.journal.note(HOST_PODS, self.clock())
+            self.journal.note(STALE_PODS, {"since": self.clock(), "of": [flag for flag in TAKEN_AT_START if now.get(flag, "") != wanted[flag]]})
         self.journal.replace_file(path, kubelet_flags.changed(text, wanted))
-        return Settled(f"kubelet: {', '.join(differs)}")
+        return done.and_then(Settled(f"kubelet: {', '.join(differs)}"))
 
     def _lasts(self, wanted: dict[str, str]) -> bool:
         """Whether an earlier pass, at least LASTING_SECONDS ago, wanted the same."""
@@ -149,38 +153,45 @@ class Settings:
             self.journal.note(RESTARTS, [])
         return Settled(f"restarted {', '.join(services)}" if services else "")
 
-    def _host_network_pods(self, _membership: Membership) -> Settled:
-        """After a change of the node's address: stop the pods in the host's network. The kubelet starts them again at once, with the new address.
+    def _stop_stale_pods(self, _membership: Membership) -> Settled:
+        """After a change of the kubelet's flags: stop the pods that have what the old ones said. The kubelet starts them again at once. Raises AgentError.
 
-        They learn the address when they start (status.hostIP), and Cilium does not follow a Node's address while it runs.
+        Pods in the host's network have the node's address from their start (status.hostIP), and Cilium does not follow a Node's address while it runs.
+        A pod's name servers are those of its start as well, whatever becomes of its containers: CoreDNS would go on failing.
         """
-        since = self.journal.notes.get(HOST_PODS)
-        if not isinstance(since, (int, float)) or abs(self.clock() - since) < NODE_UPDATE_SECONDS or join.kubelet_health():
+        noted = self.journal.notes.get(STALE_PODS)
+        if not noted or abs(self.clock() - noted["since"]) < NODE_UPDATE_SECONDS or join.kubelet_health():
             return Settled()
-        stopped = host_network_pods()
-        if stopped:
-            run([*_crictl(), "stopp", *stopped], timeout=180, what="stopping the pods in the host's network", reason="PodsNotStopped")
-        self.journal.note(HOST_PODS, None)
-        return Settled(f"{len(stopped)} pods in the host's network start again" if stopped else "")
+        stale = stale_pods(noted["of"])
+        if stale:
+            run([*_crictl(), "stopp", *stale], timeout=180, what="stopping pods that have old settings", reason="PodsNotStopped")
+        self.journal.note(STALE_PODS, None)
+        return Settled(f"{len(stale)} pods start again, which had the old {' and '.join(noted['of'])}" if stale else "")
 
 
 def _crictl() -> list[str]:
     return ["crictl", f"--runtime-endpoint={prepare.CONTAINERD_SOCKET}", "--timeout=30s"]
 
 
-def host_network_pods() -> list[str]:
-    """The IDs of the running pods that are in the host's network. Raises AgentError."""
+def stale_pods(flags: Sequence[str]) -> list[str]:
+    """The IDs of the running pods that keep what the kubelet's old flags said. Raises AgentError."""
     if not have("crictl"):
         return []
     found = []
     for pod in run([*_crictl(), "pods", "-q", "--state=ready"], timeout=60).stdout.split():
-        status = run([*_crictl(), "inspectp", "-o=json", pod], timeout=60, check=False)
-        if status.code != 0:
+        answer = run([*_crictl(), "inspectp", "-o=json", pod], timeout=60, check=False)
+        if answer.code != 0:
             continue  # it ended meanwhile
         try:
-            network = json.loads(status.stdout)["status"]["linux"]["namespaces"]["options"]["network"]
+            data = json.loads(answer.stdout)
+            in_hosts_network = data["status"]["linux"]["namespaces"]["options"].get("network") in ("NODE", 2)
+            names = (data["info"]["config"].get("dns_config") or {}).get("servers") or []
         except (ValueError, KeyError, TypeError):
             raise AgentError(f"crictl's answer about the pod {pod} can't be read", reason="PodsNotStopped") from None
-        if network in ("NODE", 2):
+        if in_hosts_network:
+            stale = NODE_IP in flags
+        else:
+            stale = RESOLV_CONF in flags and resolver.unreachable(names)
+        if stale:
             found.append(pod)
     return found

@@ -296,7 +296,9 @@ def kubelet(journal: Journal, decisions: HostDecisions, arguments: str) -> None:
     kubelet_flags.write(journal, arguments)
 
 
-def kubelet_arguments(provider_id: str, node_ip: str, labels: Sequence[str] = (), taints: Sequence[str] = (), *, node_name: str = "") -> str:
+def kubelet_arguments(
+    provider_id: str, node_ip: str, labels: Sequence[str] = (), taints: Sequence[str] = (), *, node_name: str = "", resolv_conf: str = ""
+) -> str:
     """The kubelet's extra arguments as one string. They come after those that kubeadm writes, so they win.
 
     `node_name` is passed although kubeadm knows it: kubeadm writes it down only if the host had another name at that moment, and a host that is renamed
@@ -317,6 +319,8 @@ def kubelet_arguments(provider_id: str, node_ip: str, labels: Sequence[str] = ()
         parts.append(f"--provider-id={provider_id}")
     if node_ip:
         parts.append(f"--node-ip={node_ip}")
+    if resolv_conf:
+        parts.append(f"--resolv-conf={resolv_conf}")
     if labels:
         parts.append(f"--node-labels={','.join(labels)}")
     if taints:
