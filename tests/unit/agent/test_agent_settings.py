@@ -360,7 +360,7 @@ def test_a_person_who_gave_the_kubelet_name_servers_is_not_overruled(node: Node,
     node.lay(resolver.KUBEADM_FLAGS, 'KUBELET_KUBEADM_ARGS="--resolv-conf=/etc/mine --v=4"\n')
     assert node.later() == node.later() == Settled()
     Path(resolver.KUBEADM_FLAGS).unlink()
-    monkeypatch.setattr(prepare, "decide", lambda: replace(LAB, overrides={"kubelet": {"resolvConf": "/etc/mine"}}))
+    monkeypatch.setattr(prepare, "overrides", lambda: {"kubelet": {"resolvConf": "/etc/mine"}})
     assert node.later() == node.later() == Settled()
     monkeypatch.undo()
     assert resolver.wanted("/etc/mine") == "/etc/mine"

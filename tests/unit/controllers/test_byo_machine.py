@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import yaml
 
 from ckp.api import kinds, names
 from ckp.api.kinds import Kind
@@ -368,3 +369,31 @@ async def test_what_no_waiting_mends_stands_in_the_machines_condition(bench: Ben
     reason, message = await condition(bench, "m1")
     assert reason == "CannotProvision" and "v9.9.9 is not among the installed releases" in message
     assert await bench.holder("a") == ""
+
+
+async def test_a_node_is_given_the_platforms_new_registry_without_being_asked_to_join_again(bench: Bench) -> None:
+    await bench.host("a")
+    await bench.machine("m1")
+    await bench.see()
+    await bench.machines.reconcile(TENANT, "m1")
+    before = (await bench.store.read(TENANT, "a")).membership
+    await bench.report("a", generation=1, phase="Joined", cluster=f"{TENANT}/demo", machine="m1")
+    bench.machines.releases = RELEASES.model_copy(update={"registry_ca": "NEW CA"})
+    await bench.machines.reconcile(TENANT, "m1")
+    after = (await bench.store.read(TENANT, "a")).membership
+    assert before is not None and after is not None
+    assert after == before.model_copy(update={"registry_ca": "NEW CA", "bundle": after.bundle})
+    assert (after.provider_id, after.machine, after.cluster) == (before.provider_id, before.machine, before.cluster), (
+        "what the agent tells memberships apart by"
+    )
+
+
+async def test_a_hosts_name_is_its_nodes_in_the_join_configuration(bench: Bench) -> None:
+    await bench.host("worker-1-2")
+    await bench.machine("m1")
+    await bench.see()
+    await bench.machines.reconcile(TENANT, "m1")
+    membership = (await bench.store.read(TENANT, "worker-1-2")).membership
+    assert membership is not None
+    config = next(file.content for file in membership.files if file.path == membership.join_config)
+    assert yaml.safe_load(config)["nodeRegistration"]["name"] == membership.node_name == "worker-1-2"

@@ -100,7 +100,7 @@ class Settings:
         text = read_text(path)
         now = kubelet_flags.flags(text)
         node_ip = self._node_ip(now.get(NODE_IP, ""))
-        given = "resolvConf" in prepare.decide().overrides.get("kubelet", {})
+        given = "resolvConf" in prepare.overrides().get("kubelet", {})
         wanted = {NODE_NAME: membership.node_name, NODE_IP: node_ip, RESOLV_CONF: resolver.wanted(now.get(RESOLV_CONF, ""), given)}
         differs = [f"{flag}={value}" + (f" (was {now[flag]})" if flag in now else "") for flag, value in wanted.items() if now.get(flag, "") != value]
         takes_restart = any(now.get(flag, "") != wanted.get(flag, "") for flag in TAKEN_AT_START)

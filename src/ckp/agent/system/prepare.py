@@ -92,20 +92,26 @@ class HostDecisions:
         return ["SystemVerification"] if self.cgroup == "v1" else []
 
 
+def overrides(host_json: str = HOST_JSON) -> dict[str, Any]:
+    """The overrides for this host; none without the file. InvalidInput if they can't be read."""
+    text = read_text(host_json)
+    if not text.strip():
+        return {}
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict) or not isinstance(found.get("kubelet", {}), dict):
+            raise ValueError("it must be a JSON object, and so must `kubelet` in it")
+    except ValueError as error:
+        raise InvalidInput(f"{host_json} can't be used: {error}", resolution="fix or remove it") from None
+    return found
+
+
 def decide(host_json: str = HOST_JSON) -> HostDecisions:
     """Decide from the facts of the host. InvalidInput if the overrides can't be read."""
-    text = read_text(host_json)
-    overrides: dict[str, Any] = {}
-    if text.strip():
-        try:
-            overrides = json.loads(text)
-            if not isinstance(overrides, dict) or not isinstance(overrides.get("kubelet", {}), dict):
-                raise ValueError("it must be a JSON object, and so must `kubelet` in it")
-        except ValueError as error:
-            raise InvalidInput(f"{host_json} can't be used: {error}", resolution="fix or remove it") from None
+    found = overrides(host_json)
     cgroup = facts.cgroup_version()
     snapshotter = "native" if facts.file_system_of("/var/lib/containerd") in ("overlay", "aufs") else "overlayfs"
-    return HostDecisions(cgroup, facts.cgroup_driver(cgroup), not facts.can_lower_oom_score(), snapshotter, overrides)
+    return HostDecisions(cgroup, facts.cgroup_driver(cgroup), not facts.can_lower_oom_score(), snapshotter, found)
 
 
 def prepare(
