@@ -37,18 +37,30 @@ async def run_once(kube: Kube, namespace: str, name: str, manifests: Callable[[]
         for obj in objects:
             await kube.apply(obj)
         return JobState.STARTED if objects else JobState.ABSENT
-    status = found.get("status") or {}
-    if status.get("succeeded"):
+    if (found.get("status") or {}).get("succeeded"):
         return JobState.SUCCEEDED
-    if any(item["type"] == "Failed" and item["status"] == "True" for item in status.get("conditions") or []):
+    if has_failed(found):
         # For instance a deadline in a long outage: run it again rather than stay stuck.
         await kube.delete(JOB, name, namespace)
         return JobState.FAILED
     return JobState.RUNNING
 
 
+def has_failed(job: Obj) -> bool:
+    """Whether Kubernetes has given a Job up."""
+    return any(item["type"] == "Failed" and item["status"] == "True" for item in (job.get("status") or {}).get("conditions") or [])
+
+
 def job(
-    metadata: Obj, labels: dict[str, str], containers: list[Obj], volumes: list[Obj], *, retries: int, deadline: int, keep_seconds: int | None = None
+    metadata: Obj,
+    labels: dict[str, str],
+    containers: list[Obj],
+    volumes: list[Obj],
+    *,
+    retries: int,
+    deadline: int,
+    keep_seconds: int | None = None,
+    restart: str = "OnFailure",
 ) -> Obj:
     """A Job's manifest; all its containers must succeed.
 
@@ -57,8 +69,9 @@ def job(
         retries: how many failed pods are replaced before it counts as failed.
         deadline: seconds after which it counts as failed.
         keep_seconds: how long it is kept after its end; None: until its owner goes.
+        restart: of containers that failed: OnFailure, or Never.
     """
-    pod = pod_spec(containers, volumes, restartPolicy="OnFailure")
+    pod = pod_spec(containers, volumes, restartPolicy=restart)
     spec: Obj = {"backoffLimit": retries, "activeDeadlineSeconds": deadline, "template": {"metadata": {"labels": labels}, "spec": pod}}
     if keep_seconds is not None:
         spec["ttlSecondsAfterFinished"] = keep_seconds

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ckp.api.platform import InstalledRelease, Releases
-from ckp.clients.kube import Obj
+from ckp.clients.kube import Kube, Obj
+from ckp.controllers.addons.helm import remove_interrupted
 from ckp.controllers.controlplane.plan import Plan
 from ckp.controllers.jobs import job
 from ckp.controllers.pods import config_volume, empty_volume, hardened, mount, secret_volume
@@ -37,6 +38,13 @@ class Addon(Protocol):
 
         Args:
             image: helm with the charts, as CKP builds it.
+        """
+
+    async def prepare(self, workload: Kube) -> None:
+        """Before its Job is started, and while no other Job of it runs: undo in the workload cluster what would make the installation fail.
+
+        Raises:
+            KubeError: the workload cluster can't be reached.
         """
 
 
@@ -70,10 +78,17 @@ class HelmAddon:
             "command": [*command, "--values=/values/values.json", "--kubeconfig=/kube/value", "--timeout=5m"],
             "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
             "securityContext": hardened(),
+            "terminationMessagePolicy": "FallbackToLogsOnError",
             "volumeMounts": [mount("values", "/values"), mount("kube", "/kube"), mount("tmp", "/tmp", writable=True)],
         }
         volumes = [config_volume("values", name), secret_volume("kube", plan.name("kubeconfig")), empty_volume("tmp")]
-        return [config, job(plan.meta(name), plan.selector(f"addon-{self.name}"), [container], volumes, retries=10, deadline=900)]
+        # No retry within the Job: before each further attempt, what the last one left in the cluster must be looked at (`prepare`).
+        made = job(plan.meta(name), plan.selector(f"addon-{self.name}"), [container], volumes, retries=0, deadline=900, restart="Never")
+        return [config, made]
+
+    async def prepare(self, workload: Kube) -> None:
+        """Remove what a helm that was killed has left."""
+        await remove_interrupted(workload, self.name, self.namespace)
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
