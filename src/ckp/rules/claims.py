@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any
 
 from ckp.api.objects.byo_host import ByoHost, Facts
 from ckp.api.objects.byo_machine import ByoMachineSpec, SelectorRequirement
@@ -13,6 +15,22 @@ from ckp.api.states import ConditionType, HostPhase
 UNAVAILABLE = ("in use", "offline", "cordoned", "not yet clean", "cloned", "flapping", "unfit", "going away")
 """Why a host is not free, in the order in which messages list the counts."""
 _PRECEDENCE = ("going away", "in use", "cordoned", "offline", "cloned", "not yet clean", "flapping", "unfit")
+
+
+Networks = tuple[tuple[str, IPv4Network | IPv6Network], ...]
+"""A cluster's own networks, each with what it is for."""
+
+
+def cluster_networks(cluster: Mapping[str, Any]) -> Networks:
+    """The pod and service networks of a Cluster; blocks that are not networks are left out, as nothing can collide with them."""
+    found: list[tuple[str, IPv4Network | IPv6Network]] = []
+    for key, what in (("pods", "pod"), ("services", "service")):
+        for block in (((cluster.get("spec") or {}).get("clusterNetwork") or {}).get(key) or {}).get("cidrBlocks") or ():
+            try:
+                found.append((what, ip_network(str(block), strict=False)))
+            except ValueError:
+                continue
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,7 @@ class Candidate:
     cpus: int = 0
     memory_bytes: int = 0
     system: str = ""  # its operating system as bundles are named for it: debian-12, rhel-9
+    addresses: tuple[str, ...] = ()  # all that it reported, perhaps with a prefix length
 
     def unavailable(self) -> str:
         """Why no new machine may claim it, in a word or two; "" if it is free."""
@@ -66,6 +85,7 @@ def candidate(host: ByoHost) -> Candidate:
         cpus=facts.cpus,
         memory_bytes=facts.memory_bytes,
         system=system_of(facts),
+        addresses=tuple(address for network in host.status.network for address in network.ip_addrs),
     )
 
 
@@ -101,9 +121,11 @@ class Wanted:
     release: str = ""
     systems: frozenset[str] = frozenset()
     """Those that the release has a bundle for; empty: any."""
+    networks: Networks = ()
+    """The cluster's own networks: a host with an address in one of them would be cut off from its pods or services, or they from it."""
 
     @classmethod
-    def of(cls, spec: ByoMachineSpec, release: str = "", systems: Iterable[str] = ()) -> Wanted:
+    def of(cls, spec: ByoMachineSpec, release: str = "", systems: Iterable[str] = (), networks: Networks = ()) -> Wanted:
         """From the spec of a ByoMachine, or of a template's machine; for a release, if a host is to be chosen for it."""
         return cls(
             labels=spec.selector.match_labels,
@@ -112,6 +134,7 @@ class Wanted:
             memory_bytes=spec.minimum.memory_bytes,
             release=release,
             systems=frozenset(systems),
+            networks=networks,
         )
 
     def has_bundle(self, host: Candidate) -> bool:
@@ -120,7 +143,25 @@ class Wanted:
 
     def unavailable(self, host: Candidate) -> str:
         """Why the machine may not claim this host, in a word or two; "" if it may."""
-        return host.unavailable() or ("" if self.has_bundle(host) else "unfit")
+        return host.unavailable() or ("unfit" if self.why_unfit(host) else "")
+
+    def why_unfit(self, host: Candidate) -> str:
+        """What is found against the host, with the remediation where there is one; "" if nothing is."""
+        return host.unfit or ("" if self.has_bundle(host) else no_bundle(self.release, host)) or self.collision(host)
+
+    def collision(self, host: Candidate) -> str:
+        """Which address of the host lies in one of the cluster's networks, or whose network overlaps one; "" if none."""
+        for text in host.addresses:
+            try:
+                address, network = ip_address(text.partition("/")[0]), ip_network(text, strict=False)
+            except ValueError:
+                continue
+            for what, own in self.networks:
+                if address.version == own.version and address in own:
+                    return f"its address {address} lies in the cluster's {what} network {own}"
+                if "/" in text and network.version == own.version and network.prefixlen and network.overlaps(own):
+                    return f"its network {network} overlaps the cluster's {what} network {own}"
+        return ""
 
     def fits(self, host: Candidate) -> bool:
         """Whether a host is one of those asked for, free or not."""
@@ -185,5 +226,5 @@ def _why_none(matching: list[Candidate], wanted: Wanted) -> str:
         return f"no host carries the labels that the machine asks for{size}"
     counts = Counter(wanted.unavailable(item) for item in matching)
     found = ", ".join(f"{counts[what]} {what}" for what in UNAVAILABLE if counts[what])
-    unfit = next((f"; {item.name}: {item.unfit or no_bundle(wanted.release, item)}" for item in matching if wanted.unavailable(item) == "unfit"), "")
+    unfit = next((f"; {item.name}: {wanted.why_unfit(item)}" for item in matching if wanted.unavailable(item) == "unfit"), "")
     return f"none of {len(matching)} matching hosts is free: {found}{unfit}"

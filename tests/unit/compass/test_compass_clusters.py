@@ -196,6 +196,93 @@ async def test_a_network_that_holds_a_hosts_address_is_refused(world: World) -> 
     assert "far" in answer["error"]["message"]
 
 
+async def service(world: World, namespace: str, name: str, *, asked: str = "", given: str = "", **spec: Any) -> None:
+    meta = {"name": name, "namespace": namespace, "annotations": {"lbipam.cilium.io/ips": asked} if asked else {}}
+    await world.kube.create({"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec})
+    if given:
+        await world.kube.merge(kinds.SERVICE, name, namespace, {"status": {"loadBalancer": {"ingress": [{"ip": given}]}}}, subresource="status")
+
+
+async def pool(world: World, *blocks: dict[str, str], **spec: Any) -> None:
+    meta = {"name": f"pool-{len(world.kube.all_stored(kinds.LB_POOL))}"}
+    await world.kube.create({"apiVersion": kinds.LB_POOL.api_version, "kind": kinds.LB_POOL.kind, "metadata": meta, "spec": {"blocks": list(blocks), **spec}})
+
+
+async def system(world: World) -> None:
+    await world.kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ckp-system"}})
+
+
+@pytest.mark.parametrize(
+    "has",
+    [{"given": "10.88.0.100"}, {"asked": "10.88.0.99, 10.88.0.100"}, {"loadBalancerIP": "10.88.0.100"}, {"externalIPs": ["10.88.0.100"]}],
+)
+async def test_an_address_that_a_service_has_is_refused_naming_it(world: World, has: dict[str, Any]) -> None:
+    await world.group_with_hosts()
+    await system(world)
+    await service(world, "ckp-system", "ckp-compass", **has)
+    answer = await world.call("POST", "/clusters", json=cluster_body(address="10.88.0.100"), expect=422)
+    assert answer["error"]["message"] == "address: 10.88.0.100 is taken by Service ckp-system/ckp-compass of the management cluster"
+    assert await objects_of(world) == []
+    await world.call("POST", "/clusters", json=cluster_body(address="10.88.0.101"), expect=201)
+
+
+async def test_an_address_that_another_cluster_asks_for_is_refused_naming_it(world: World) -> None:
+    """At once, before that cluster's Service exists."""
+    await world.group_with_hosts(count=4)
+    bodies = [cluster_body(name=name, address="10.88.0.101") for name in ("one", "two")]
+    answers = await asyncio.gather(*(world.rest.post("/api/v1/domains/default/projects/default/clusters", json=body) for body in bodies))
+    assert sorted(answer.status_code for answer in answers) == [201, 422]
+    made, refused = sorted((answer.json() for answer in answers), key=lambda body: "error" in body)
+    assert refused["error"]["message"] == f"address: 10.88.0.101 is taken by cluster {made['name']}"
+
+
+async def test_an_address_of_another_projects_cluster_is_refused_without_its_name(world: World) -> None:
+    await world.group_with_hosts()
+    await world.kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ckp-other-secret"}})
+    meta = {"name": "hidden", "namespace": "ckp-other-secret"}
+    endpoint = {"controlPlaneEndpoint": {"host": "10.88.0.101", "port": 6443}}
+    await world.kube.create({"apiVersion": kinds.MANAGED_CONTROL_PLANE.api_version, "kind": "ManagedControlPlane", "metadata": meta, "spec": endpoint})
+    answer = await world.call("POST", "/clusters", json=cluster_body(address="10.88.0.101"), expect=422)
+    assert answer["error"]["message"] == "address: 10.88.0.101 is taken by a cluster of another project"
+
+
+async def test_a_creation_that_broke_off_is_not_refused_for_its_own_address(world: World) -> None:
+    await world.group_with_hosts()
+    world.kube.on_fault(lambda verb, kind, _: KubeError("away", code=0) if (verb, kind.kind) == ("apply", "MachineDeployment") else None)
+    await world.call("POST", "/clusters", json=cluster_body(address="10.88.0.101"), expect=503)
+    world.kube.on_fault(None)
+    await service(world, NAMESPACE, "demo-apiserver", asked="10.88.0.101", given="10.88.0.101")
+    await world.call("POST", "/clusters", json=cluster_body(address="10.88.0.101"), expect=201)
+
+
+async def test_an_address_outside_of_all_pools_is_refused_and_the_pools_are_named(world: World) -> None:
+    await world.group_with_hosts()
+    await pool(world, {"start": "10.88.0.100", "stop": "10.88.0.199"}, {"cidr": "10.99.0.0/28"}, {"start": "10.99.1.1"})
+    await pool(world, {"cidr": "10.77.0.0/24"}, disabled=True)
+    for address in ("10.88.0.99", "10.88.0.200", "10.99.0.16", "10.99.1.2", "10.77.0.1"):
+        answer = await world.call("POST", "/clusters", json=cluster_body(address=address), expect=422)
+        assert answer["error"]["message"] == f"address: {address} is in no pool of the management cluster's load balancer"
+        assert answer["error"]["details"] == "its pools have: 10.88.0.100-10.88.0.199, 10.99.0.0/28, 10.99.1.1"
+    await world.call("POST", "/clusters", json=cluster_body(address="10.99.0.3"), expect=201)
+
+
+async def test_where_another_load_balancer_gives_addresses_its_pools_are_not_known(world: World) -> None:
+    await world.group_with_hosts()
+    missing = KubeError("list CiliumLoadBalancerIPPool: the server could not find the requested resource", code=404)
+    world.kube.on_fault(lambda verb, kind, _: missing if kind == kinds.LB_POOL else None)
+    await world.call("POST", "/clusters", json=cluster_body(address="203.0.113.7"), expect=201)
+
+
+async def test_a_host_that_came_later_with_an_address_of_the_clusters_networks_is_unfit(world: World) -> None:
+    await world.group_with_hosts()
+    await world.call("POST", "/clusters", json=cluster_body(), expect=201)
+    await world.add_host("late", group="workers", address="10.42.7.7")
+    answer = await world.call("PATCH", "/clusters/demo", json={"workers": 3}, expect=422)
+    assert "late: is not fit: its address 10.42.7.7 lies in the cluster's pod network 10.42.0.0/16" in answer["error"]["details"]
+    await world.add_host("good", group="workers", address="10.44.0.1")
+    await world.call("PATCH", "/clusters/demo", json={"workers": 3}, expect=200)
+
+
 async def test_too_few_free_hosts_are_listed_with_their_reasons(world: World) -> None:
     await world.call("POST", "/host-groups", json={"name": "workers"})
     await world.add_host("good", group="workers")

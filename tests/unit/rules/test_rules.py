@@ -15,7 +15,7 @@ from ckp.api.objects.byo_host import ByoHost, ByoHostStatus
 from ckp.api.objects.byo_machine import ByoMachineSpec
 from ckp.api.objects.control_plane import StepStatus
 from ckp.rules.addons import Progress
-from ckp.rules.claims import Candidate, Wanted, candidate, choose_host, user_labels
+from ckp.rules.claims import Candidate, Wanted, candidate, choose_host, cluster_networks, user_labels
 from ckp.rules.cluster_hosts import HostCounts
 from ckp.rules.conditions import make_condition, merge_conditions, summarize
 from ckp.rules.flapping import Flaps
@@ -51,6 +51,34 @@ def test_none_is_chosen_with_the_reason_counted() -> None:
     hosts = [host("a", claimed_by="x"), host("b", connected=False), host("c", cordoned=True), host("d", idle=False)]
     assert choose_host(hosts, LAB, "m").reason == "none of 4 matching hosts is free: 1 in use, 1 offline, 1 cordoned, 1 not yet clean"
     assert choose_host(hosts, Wanted({"other": ""}), "m").reason == "no host carries the labels that the machine asks for"
+
+
+NETWORKS = {"spec": {"clusterNetwork": {"pods": {"cidrBlocks": ["10.42.0.0/16", "odd"]}, "services": {"cidrBlocks": ["10.43.0.0/16", "fd00:43::/112"]}}}}
+
+
+@pytest.mark.parametrize(
+    ("addresses", "why"),
+    [
+        (("10.88.0.21", "10.42.3.1"), "its address 10.42.3.1 lies in the cluster's pod network 10.42.0.0/16"),
+        (("10.43.0.10",), "its address 10.43.0.10 lies in the cluster's service network 10.43.0.0/16"),
+        (("fd00:43::1",), "its address fd00:43::1 lies in the cluster's service network fd00:43::/112"),
+        (("10.41.9.9/15",), ""),
+        (("10.40.9.9/14",), "its network 10.40.0.0/14 overlaps the cluster's pod network 10.42.0.0/16"),
+        (("10.88.0.21", "fd00:44::1", "not an address"), ""),
+        ((), ""),
+    ],
+)
+def test_a_host_with_an_address_in_the_clusters_networks_is_unfit_with_the_reason(addresses: tuple[str, ...], why: str) -> None:
+    asked = replace(LAB, networks=cluster_networks(NETWORKS))
+    choice = choose_host([host("a", addresses=addresses)], asked, "m")
+    assert choice.host == ("" if why else "a")
+    assert choice.reason == (f"none of 1 matching hosts is free: 1 unfit; a: {why}" if why else "")
+    assert choose_host([host("a", addresses=addresses)], LAB, "m").host == "a", "only this cluster has these networks"
+
+
+def test_a_host_reports_the_addresses_that_are_compared() -> None:
+    status = ByoHostStatus.model_validate({"network": [{"ipAddrs": ["10.88.0.21"]}, {"ipAddrs": ["10.42.0.1", "fd00::1"]}]})
+    assert candidate(ByoHost(status=status)).addresses == ("10.88.0.21", "10.42.0.1", "fd00::1")
 
 
 def test_a_host_of_another_size_or_with_other_labels_is_not_asked_for() -> None:

@@ -77,6 +77,10 @@ def disk(path: str = "/var/lib") -> tuple[int, int]:
     return info.f_blocks * info.f_frsize, info.f_bavail * info.f_frsize
 
 
+PLUGIN_LINKS = re.compile(r"(cilium_|lxc|cni|cali|vxlan\.calico|docker|kube-|flannel|weave|nodelocaldns|tunl)")
+"""Links that network plugins make, some of which stay after a node has left its cluster."""
+
+
 def addresses() -> list[str]:
     """The host's global addresses, without those of links that a cluster's network plugin made."""
     from ckp.hostkit.errors import ProcessFailed
@@ -89,7 +93,7 @@ def addresses() -> list[str]:
     found = []
     for line in text.splitlines():
         parts = line.split()
-        if len(parts) > 3 and parts[2] in ("inet", "inet6") and not re.match(r"(cilium_|lxc|cni|cali|vxlan\.calico|docker|kube-)", parts[1]):
+        if len(parts) > 3 and parts[2] in ("inet", "inet6") and not PLUGIN_LINKS.match(parts[1]):
             found.append(parts[3].split("/")[0])
     return found
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
@@ -15,7 +16,7 @@ from ckp.api.kinds import Kind
 from ckp.clients.kube import Kube, Obj
 from ckp.compass.access.kube_errors import translate_kube_errors
 from ckp.compass.access.projects import Namespaces
-from ckp.compass.clusters import networks
+from ckp.compass.clusters import addresses, networks
 from ckp.compass.clusters.manifests import REQUEST_ANNOTATION, cluster_objects, request_digest, workers_name
 from ckp.compass.clusters.views import is_deleting, view
 from ckp.compass.hosts.groups import group_of_template
@@ -27,7 +28,7 @@ from ckp.compass.settings import Reserved
 from ckp.compass.store.database import Database
 from ckp.kits.clock import Clock, rfc3339
 from ckp.kits.errors import Conflict, InvalidInput, NotFound
-from ckp.rules.claims import Wanted
+from ckp.rules.claims import Networks, Wanted, cluster_networks
 
 MAX_NAME = 40
 """Names of Machines, nodes and Secrets are made from a cluster's name with suffixes, and must stay below 63."""
@@ -40,6 +41,8 @@ class _Capacity:
     """A group's hosts, and what is left of them for one cluster."""
 
     hosts: list[Obj]
+    everyone: list[Obj]
+    """The hosts of the whole project."""
     taken: dict[str, str]
     """Those that the cluster cannot have, with the reason."""
     promised: dict[str, int]
@@ -65,6 +68,7 @@ class Clusters:
         self._reserved = tuple(reserved)
         # Two requests at once must not get the same free hosts. Compass is one process; see also _Capacity.promised.
         self._one_at_a_time: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._one_address_at_a_time = asyncio.Lock()  # addresses are those of the site, not of a project
 
     async def create(self, caller: Caller, project: ProjectRef, spec: ClusterRequest) -> ClusterView:
         """Check a request and apply its objects. After an interruption, the same request again completes it.
@@ -73,12 +77,17 @@ class Clusters:
             InvalidInput, NotFound, Conflict: the request cannot be fulfilled; nothing was changed.
         """
         cni_version, pods, services = self._check(spec)
-        async with self._one_at_a_time[project.namespace]:
+        async with AsyncExitStack() as locks:
+            await locks.enter_async_context(self._one_at_a_time[project.namespace])
+            if spec.address:
+                await locks.enter_async_context(self._one_address_at_a_time)
             existing = await self._namespaces.get(kinds.CLUSTER, spec.name, project)
             if existing:
                 await self._check_unfinished(existing, spec, cni_version, project)
             capacity = await self._capacity(project, spec.host_group, spec.name, spec.version)
             self._check_hosts(spec, capacity, pods, services)
+            if spec.address:
+                await addresses.check_free(self._kube, spec.address, namespace=project.namespace, cluster=spec.name)
             requested_at = ((existing or {}).get("metadata", {}).get("annotations") or {}).get(names.REQUESTED_AT_ANNOTATION, rfc3339(self._clock.now()))
             await self._namespaces.ensure(project)
             make = {"namespace": project.namespace, "labels": project.labels, "requested_at": requested_at}
@@ -115,7 +124,7 @@ class Clusters:
             if is_deleting(cluster):
                 raise Conflict(f"cluster {name} is being deleted")
             current = await self.get(project, name)
-            capacity = await self._capacity(project, current.host_group, name, current.version)
+            capacity = await self._capacity(project, current.host_group, name, current.version, cluster_networks(cluster))
             _check_enough(current.host_group, workers, capacity)
             if current.pod_cidr and workers > current.workers:
                 networks.check_networks(current.pod_cidr, current.service_cidr, workers=workers, reserved=(), host_addresses=())
@@ -193,12 +202,14 @@ class Clusters:
 
     def _check_hosts(self, spec: ClusterRequest, capacity: _Capacity, pods: IPv4Network, services: IPv4Network) -> None:
         _check_enough(spec.host_group, spec.workers, capacity)
-        addresses = [(host["metadata"]["name"], address) for host in capacity.hosts for address in addresses_of(host)]
-        networks.check_networks(spec.pod_cidr, spec.service_cidr, workers=spec.workers, reserved=self._reserved, host_addresses=addresses)
-        if spec.address and (owner := next((host for host, address in addresses if address.partition("/")[0] == spec.address), "")):
+        of_hosts = [(host["metadata"]["name"], address) for host in capacity.hosts for address in addresses_of(host)]
+        networks.check_networks(spec.pod_cidr, spec.service_cidr, workers=spec.workers, reserved=self._reserved, host_addresses=of_hosts)
+        of_anyone = ((host["metadata"]["name"], address) for host in capacity.everyone for address in addresses_of(host))
+        if spec.address and (owner := next((host for host, address in of_anyone if address.partition("/")[0] == spec.address), "")):
             raise InvalidInput(f"address: {spec.address} is the address of host {owner}", resolution="take a free address of the hosts' network")
 
-    async def _capacity(self, project: ProjectRef, group: str, cluster: str, version: str) -> _Capacity:
+    async def _capacity(self, project: ProjectRef, group: str, cluster: str, version: str, networks: Networks = ()) -> _Capacity:
+        """Which hosts of a group a cluster can have; `networks`: those that no host of it may have an address in."""
         async with self._database.unit() as unit:
             if await unit.host_group(project, group) is None:
                 known = [row.name for row in await unit.host_groups(project)]
@@ -220,9 +231,9 @@ class Clusters:
             if owner in drawing and owner != cluster and not deployment["metadata"].get("deletionTimestamp"):
                 promised[owner] += deployment["spec"].get("replicas", 1)
         waiting = {name: count - claimed[name] for name, count in promised.items() if count > claimed[name]}
-        wanted = Wanted(release=version, systems=self._systems(version))
+        wanted = Wanted(release=version, systems=self._systems(version), networks=networks)
         reasons = {host["metadata"]["name"]: why_not_free(host, wanted) for host in hosts}
-        return _Capacity(hosts, {name: why for name, why in reasons.items() if why}, waiting, claimed[cluster])
+        return _Capacity(hosts, everyone, {name: why for name, why in reasons.items() if why}, waiting, claimed[cluster])
 
     def _systems(self, version: str) -> frozenset[str]:
         """The operating systems that the release can be installed on; none for a release that is no longer known: its machines report that."""

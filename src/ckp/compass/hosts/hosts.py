@@ -20,7 +20,7 @@ from ckp.compass.identity import Caller, ProjectRef, check_label
 from ckp.compass.store.database import Database
 from ckp.kits.clock import parse_rfc3339
 from ckp.kits.errors import Conflict, NotFound
-from ckp.rules.claims import Wanted, candidate, no_bundle
+from ckp.rules.claims import Wanted, candidate
 
 GROUP_PREFIX = f"{names.HOST_GROUP_LABEL}/"
 
@@ -56,7 +56,7 @@ def _why_not_free(host: ByoHost, wanted: Wanted) -> str:
         "cloned": "has a duplicate identity: two machines use its certificate",
         "not yet clean": "is not clean yet",
         "flapping": "has lost its connection several times lately",
-        "unfit": f"is not fit: {seen.unfit or no_bundle(wanted.release, seen)}",
+        "unfit": f"is not fit: {wanted.why_unfit(seen)}",
     }
     return words.get(wanted.unavailable(seen), "")
 

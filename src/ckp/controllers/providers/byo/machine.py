@@ -23,7 +23,7 @@ from ckp.controllers.scope import Scope, deleting, owner, paused
 from ckp.controllers.workload import Connect, connect, remove_stale_node, workload_cluster
 from ckp.kits.clock import Clock, rfc3339
 from ckp.kits.errors import CkpError
-from ckp.rules.claims import Candidate, Wanted, candidate, choose_host, user_labels
+from ckp.rules.claims import Candidate, Wanted, candidate, choose_host, cluster_networks, user_labels
 from ckp.rules.conditions import Condition, Severity, is_true, make_condition
 from ckp.runtime.controller import Result
 from ckp.runtime.informer import Informer
@@ -84,7 +84,7 @@ class ByoMachineReconciler:
         if host is None and was_node:
             return self._fail(scope)
         release = self.releases.get(machine["spec"]["version"])
-        host = host or await self._claim(scope, release)
+        host = host or await self._claim(scope, release, cluster)
         if host is None:
             return Result(after=POLL)
         # Without join data the host prepares itself meanwhile; with it, the same membership goes on to the join.
@@ -153,10 +153,10 @@ class ByoMachineReconciler:
             await self.kube.merge(KUBEADM_CONFIG, str(reference["name"]), scope.namespace, patch)
         return Result(after=NUDGE_SECONDS)
 
-    async def _claim(self, scope: Scope, release: InstalledRelease) -> Obj | None:
+    async def _claim(self, scope: Scope, release: InstalledRelease, cluster: Obj) -> Obj | None:
         """A free host made ours, with optimistic locking: of two machines that want it, one gets a conflict and chooses again."""
         uid = scope.obj["metadata"]["uid"]
-        wanted = Wanted.of(ByoMachine.of(scope.obj).spec, release.name, release.bundles)
+        wanted = Wanted.of(ByoMachine.of(scope.obj).spec, release.name, release.bundles, cluster_networks(cluster))
         choice = choose_host(map(_candidate, self.hosts.all(scope.namespace)), wanted, uid)
         if choice.host:
             # Our copy may be older than our own last claim. Before a host is taken, the API server itself is asked.
