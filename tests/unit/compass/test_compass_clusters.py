@@ -488,7 +488,7 @@ def test_networks_that_pass_never_overlap_and_have_room(pods: IPv4Network, servi
         assert "CIDR" in error.brief
         return
     assert not pods.overlaps(services)
-    assert pods.num_addresses >= 256 * workers
+    assert pods.num_addresses >= 256 * (workers + 1)
     assert services.num_addresses >= 16
     for network in (pods, services):
         assert not network.overlaps(reserved[0].network)
@@ -497,14 +497,49 @@ def test_networks_that_pass_never_overlap_and_have_room(pods: IPv4Network, servi
         assert not network.is_loopback
 
 
-@given(st.integers(0, 255), st.integers(9, 24), st.integers(0, 255))
+@given(st.integers(0, 255), st.integers(9, 23), st.integers(0, 255))
 def test_a_private_network_with_room_passes(second: int, prefix: int, other: int) -> None:
     pods = IPv4Network((f"10.{second}.0.0", prefix), strict=False)
     services = IPv4Network((f"172.{16 + other % 16}.0.0", 16))
-    workers = 2 ** (24 - prefix)
+    workers = 2 ** (24 - prefix) - 1  # and one that replaces another
     check_networks(str(pods), str(services), workers=workers, reserved=(), host_addresses=())
     with pytest.raises(InvalidInput, match="room for"):
         check_networks(str(pods), str(services), workers=workers + 1, reserved=(), host_addresses=())
+
+
+@pytest.mark.parametrize(
+    ("pods", "workers", "needed"), [("10.42.0.0/24", 1, "/23"), ("10.42.0.0/23", 2, "/22"), ("10.42.0.0/25", 1, "/23"), ("10.0.0.0/9", 32768, "/8")]
+)
+def test_a_pod_network_has_room_for_a_node_that_replaces_another(pods: str, workers: int, needed: str) -> None:
+    """The replacement comes before the node that it replaces has given its network back; without one it is NotReady for ever."""
+    with pytest.raises(InvalidInput, match="room for") as refused:
+        check_networks(pods, "172.16.0.0/16", workers=workers, reserved=(), host_addresses=())
+    assert f"{workers} for the workers, and 1 for a node that replaces" in refused.value.details
+    assert refused.value.resolution == f"use a {needed} or larger"
+    check_networks(pods.rpartition("/")[0] + needed, "172.16.0.0/16", workers=workers, reserved=(), host_addresses=())
+
+
+@pytest.mark.parametrize(
+    ("pods", "services", "workers"), [("10.0.0.0/8", "172.16.0.0/28", 5000), ("10.42.0.0/23", "10.43.0.0/28", 1), ("10.42.0.0/16", "172.16.0.0/12", 1)]
+)
+def test_the_smallest_and_the_largest_networks_pass(pods: str, services: str, workers: int) -> None:
+    check_networks(pods, services, workers=workers, reserved=(), host_addresses=())
+
+
+async def test_a_cluster_that_has_no_room_for_more_says_how_many_it_can_have(world: World) -> None:
+    """Its pod network can't be changed. Fewer workers are always possible."""
+    await world.group_with_hosts(count=8)
+    await world.call("POST", "/clusters", json=cluster_body(podCIDR="10.42.0.0/22"), expect=201)
+    answer = await world.call("PATCH", "/clusters/demo", json={"workers": 4}, expect=422)
+    assert "room for 4 nodes (a /24 each), and 5 are needed" in answer["error"]["message"]
+    assert answer["error"]["resolution"] == "this cluster can have 3 workers: make another with a larger pod network"
+    await world.call("PATCH", "/clusters/demo", json={"workers": 3}, expect=200)
+    answer = await world.call("PATCH", "/clusters/demo", json={"workers": 4}, expect=422)
+    assert answer["error"]["resolution"] == "this cluster can have no more workers: make another with a larger pod network"
+    # As 0.2.0 made it: without room for a replacement.
+    cluster = world.kube.stored(kinds.CLUSTER, "demo", NAMESPACE)
+    cluster["spec"]["clusterNetwork"]["pods"]["cidrBlocks"] = ["10.42.0.0/23"]
+    await world.call("PATCH", "/clusters/demo", json={"workers": 2}, expect=200)
 
 
 @given(st.text(max_size=24))

@@ -127,7 +127,7 @@ class Clusters:
             capacity = await self._capacity(project, current.host_group, name, current.version, cluster_networks(cluster))
             _check_enough(current.host_group, workers, capacity)
             if current.pod_cidr and workers > current.workers:
-                networks.check_networks(current.pod_cidr, current.service_cidr, workers=workers, reserved=(), host_addresses=())
+                _check_room(current, workers)
             await set_max_unhealthy(self._kube, project, workers_name(name), workers)
             await self._kube.merge(kinds.MACHINE_DEPLOYMENT, workers_name(name), project.namespace, {"spec": {"replicas": workers}})
             async with self._database.unit() as unit:
@@ -284,6 +284,16 @@ def _cluster_of(obj: Obj) -> str:
 def _check_workers(workers: int) -> None:
     if not 1 <= workers <= MAX_WORKERS:
         raise InvalidInput(f"workers: {workers} is not between 1 and {MAX_WORKERS}")
+
+
+def _check_room(cluster: ClusterView, workers: int) -> None:
+    """Pass if the pod network, which can't be changed any more, has room for more workers."""
+    try:
+        networks.check_networks(cluster.pod_cidr, cluster.service_cidr, workers=workers, reserved=(), host_addresses=())
+    except InvalidInput as error:
+        most = networks.pod_network_room(networks.parse_cidr("podCIDR", cluster.pod_cidr)) - networks.SPARE
+        more = f"this cluster can have {max(most, 0)} workers" if most > cluster.workers else "this cluster can have no more workers"
+        raise InvalidInput(error.brief, details=error.details, resolution=f"{more}: make another with a larger pod network") from None
 
 
 def _check_enough(group: str, workers: int, capacity: _Capacity) -> None:

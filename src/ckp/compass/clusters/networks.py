@@ -15,6 +15,14 @@ SERVICE_LARGEST = 12
 SERVICE_SMALLEST = 28
 """kubeadm wants room for ten services: the tenth address is DNS'."""
 POD_LARGEST = 8
+"""kube-controller-manager refuses a node mask that is more than sixteen bits longer than the cluster's."""
+SPARE = 1
+"""Nodes that the pod network has room for beside the workers: a node that replaces another comes before that one has given its network back."""
+
+
+def pod_network_room(pods: IPv4Network) -> int:
+    """How many nodes a pod network has room for."""
+    return 2 ** (NODE_MASK - pods.prefixlen) if pods.prefixlen <= NODE_MASK else 0
 
 
 def parse_cidr(field: str, text: str) -> IPv4Network:
@@ -54,7 +62,7 @@ def check_networks(
     """The two networks of a cluster, once they are checked.
 
     Args:
-        workers: nodes that each need a /24 of the pod network.
+        workers: nodes that each need a /24 of the pod network; SPARE more are needed.
         reserved: networks that are taken, with their names (the hosts' network, the management cluster's).
         host_addresses: (host, address) of the machines that will be its nodes.
 
@@ -66,11 +74,12 @@ def check_networks(
         raise InvalidInput(f"podCIDR {pods} and serviceCIDR {services} overlap", resolution="choose two networks that share no address")
     if pods.prefixlen < POD_LARGEST:
         raise InvalidInput(f"podCIDR: {pods} is larger than /{POD_LARGEST}")
-    if pods.prefixlen > NODE_MASK or 2 ** (NODE_MASK - pods.prefixlen) < workers:
-        room = 2 ** (NODE_MASK - pods.prefixlen) if pods.prefixlen <= NODE_MASK else 0
+    room = pod_network_room(pods)
+    if room < workers + SPARE:
         raise InvalidInput(
-            f"podCIDR: {pods} has room for {room} nodes (a /{NODE_MASK} each), and {workers} are asked for",
-            resolution=f"use a /{max(POD_LARGEST, NODE_MASK - max(workers - 1, 0).bit_length())} or larger",
+            f"podCIDR: {pods} has room for {room} {'node' if room == 1 else 'nodes'} (a /{NODE_MASK} each), and {workers + SPARE} are needed",
+            details=f"{workers} for the workers, and {SPARE} for a node that replaces one of them before that one's network is given back",
+            resolution=f"use a /{max(POD_LARGEST, NODE_MASK - (workers + SPARE - 1).bit_length())} or larger",
         )
     if not SERVICE_LARGEST <= services.prefixlen <= SERVICE_SMALLEST:
         raise InvalidInput(
