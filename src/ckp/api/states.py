@@ -81,6 +81,7 @@ class Reason(StrEnum):
     HOST_LOST = "HostLost"
     HOST_OFFLINE = "HostOffline"
     CLUSTER_NOT_REACHED = "ClusterNotReached"
+    JOIN_TOKEN_RENEWED = "JoinTokenRenewed"
     CANNOT_PROVISION = "CannotProvision"
     INSTALLATION_FAILED = "InstallationFailed"
     RESETTING = "Resetting"

@@ -535,7 +535,7 @@ async def test_a_cluster_that_has_no_room_for_more_says_how_many_it_can_have(wor
     assert answer["error"]["resolution"] == "this cluster can have 3 workers: make another with a larger pod network"
     await world.call("PATCH", "/clusters/demo", json={"workers": 3}, expect=200)
     answer = await world.call("PATCH", "/clusters/demo", json={"workers": 4}, expect=422)
-    assert answer["error"]["resolution"] == "this cluster can have no more workers: make another with a larger pod network"
+    assert answer["error"]["resolution"] == "this cluster has as many workers as it can have: make another with a larger pod network"
     # As 0.2.0 made it: without room for a replacement.
     cluster = world.kube.stored(kinds.CLUSTER, "demo", NAMESPACE)
     cluster["spec"]["clusterNetwork"]["pods"]["cidrBlocks"] = ["10.42.0.0/23"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from ckp.clients.kube import KubeError, Obj
 from ckp.controllers.providers.byo.desired import DesiredStore
 from ckp.controllers.providers.byo.host import ByoHostReconciler
 from ckp.controllers.providers.byo.machine import ByoMachineReconciler
+from ckp.kits.clock import parse_rfc3339
 from ckp.kits.errors import CkpError
 from ckp.rules.conditions import get_condition
 from ckp.runtime.informer import Informer
@@ -397,3 +398,84 @@ async def test_a_hosts_name_is_its_nodes_in_the_join_configuration(bench: Bench)
     assert membership is not None
     config = next(file.content for file in membership.files if file.path == membership.join_config)
     assert yaml.safe_load(config)["nodeRegistration"]["name"] == membership.node_name == "worker-1-2"
+
+
+TOKEN = "abcdef.0123456789abcdef"
+JOIN_WITH_TOKEN = yaml.safe_dump({"kind": "JoinConfiguration", "discovery": {"bootstrapToken": {"token": TOKEN, "apiServerEndpoint": "10.0.0.1:6443"}}})
+
+
+async def waiting_to_join(bench: Bench) -> str:
+    """A machine that was given its host and join data; returns the providerID of the node that it is to become."""
+    await kubeconfig_there(bench)
+    await bench.cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-system"}})
+    await bench.host("a")
+    await bench.machine("m1")
+    data = {"write_files": [{"path": "/run/kubeadm/kubeadm-join-config.yaml", "content": JOIN_WITH_TOKEN}], "runcmd": ["kubeadm join"]}
+    encoded = base64.b64encode(yaml.safe_dump(data).encode()).decode()
+    await bench.kube.merge(kinds.SECRET, "m1-data", TENANT, {"data": {"value": encoded}})
+    await bench.see()
+    await bench.machines.reconcile(TENANT, "m1")
+    membership = (await bench.store.read(TENANT, "a")).membership
+    assert membership is not None
+    return membership.provider_id
+
+
+async def later(bench: Bench, seconds: float = 31) -> dict[str, Any]:
+    """A pass some time later; the machine's condition after it."""
+    CLOCK.advance(seconds)
+    await bench.machines.reconcile(TENANT, "m1")
+    machine = await bench.get("m1")
+    assert machine is not None
+    return get_condition(machine, "BYOHostReady") or {}
+
+
+async def test_a_join_token_that_expired_while_its_host_was_away_is_made_again(bench: Bench) -> None:
+    """Cluster API's bootstrap provider prolongs it from then on, but makes none that is missing."""
+    await waiting_to_join(bench)
+    assert (await later(bench, 5))["reason"] == "WaitingForHost"
+    assert bench.cluster.all_stored(kinds.SECRET) == [], "the bootstrap provider has just made it, and is given time"
+    condition = await later(bench)
+    assert condition["reason"] == "JoinTokenRenewed" and condition["status"] == "False"
+    assert condition["message"] == "the join token of host a had expired, and was made again: the host goes on with its next try"
+    secret = bench.cluster.stored(kinds.SECRET, "bootstrap-token-abcdef", "kube-system")
+    data = {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
+    assert secret["type"] == "bootstrap.kubernetes.io/token" and f"{data['token-id']}.{data['token-secret']}" == TOKEN
+    assert (data["usage-bootstrap-signing"], data["usage-bootstrap-authentication"]) == ("true", "true")
+    assert data["auth-extra-groups"] == "system:bootstrappers:kubeadm:default-node-token"
+    assert parse_rfc3339(data["expiration"]) - CLOCK.now() == timedelta(minutes=15)
+    assert (await later(bench))["reason"] == "WaitingForHost", "it is there: what the host does is the message again"
+
+
+@pytest.mark.parametrize("evidence", ["report", "node", "machine", "deletion"])
+async def test_the_token_of_a_machine_that_has_joined_or_goes_is_not_made_again(bench: Bench, evidence: str) -> None:
+    identity = await waiting_to_join(bench)
+    if evidence == "report":
+        await bench.report("a", generation=1, phase="Joined", cluster=f"{TENANT}/demo", machine="m1")
+    elif evidence == "node":  # its host's report has not come
+        await bench.cluster.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a"}, "spec": {"providerID": identity}})
+    elif evidence == "machine":
+        await bench.kube.merge(kinds.MACHINE, "m1", TENANT, {"status": {"nodeRef": {"name": "a"}}}, subresource="status")
+    else:
+        await bench.kube.delete(kinds.BYO_MACHINE, "m1", TENANT)
+    await bench.see()
+    for _ in range(3):
+        await later(bench)
+    assert bench.cluster.all_stored(kinds.SECRET) == []
+
+
+async def test_a_token_that_is_there_is_left_to_the_bootstrap_provider(bench: Bench) -> None:
+    await waiting_to_join(bench)
+    meta = {"name": "bootstrap-token-abcdef", "namespace": "kube-system"}
+    made = await bench.cluster.create({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": {"expiration": "eA=="}})
+    for _ in range(2):
+        assert (await later(bench))["reason"] == "WaitingForHost"
+    assert bench.cluster.stored(kinds.SECRET, "bootstrap-token-abcdef", "kube-system") == made
+
+
+async def test_a_cluster_that_does_not_answer_does_not_hide_what_the_host_reports(bench: Bench) -> None:
+    await waiting_to_join(bench)
+    bench.cluster.on_fault(lambda _verb, _kind, _name: KubeError("get Secret: timed out", code=0))
+    await bench.report("a", generation=1, phase="Joining", cluster=f"{TENANT}/demo", machine="m1", message="kubeadm join: timed out", reason="JoinFailed")
+    assert (await later(bench))["message"] == "kubeadm join: timed out"
+    bench.cluster.on_fault(None)
+    assert (await later(bench))["reason"] == "JoinTokenRenewed"

@@ -292,7 +292,7 @@ def _check_room(cluster: ClusterView, workers: int) -> None:
         networks.check_networks(cluster.pod_cidr, cluster.service_cidr, workers=workers, reserved=(), host_addresses=())
     except InvalidInput as error:
         most = networks.pod_network_room(networks.parse_cidr("podCIDR", cluster.pod_cidr)) - networks.SPARE
-        more = f"this cluster can have {max(most, 0)} workers" if most > cluster.workers else "this cluster can have no more workers"
+        more = f"this cluster can have {max(most, 0)} workers" if most > cluster.workers else "this cluster has as many workers as it can have"
         raise InvalidInput(error.brief, details=error.details, resolution=f"{more}: make another with a larger pod network") from None
 
 

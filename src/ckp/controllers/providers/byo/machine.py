@@ -7,7 +7,7 @@ infrastructure and for the bootstrap data, deletion waits for neither.
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ckp.api.host_protocol import Desired, Membership
 from ckp.api.kinds import BYO_HOST, BYO_MACHINE, KUBEADM_CONFIG, MACHINE, SECRET
@@ -19,6 +19,7 @@ from ckp.api.states import ConditionType, HostPhase, Reason
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.providers.byo.bootstrap import JOIN_CONFIG, BootstrapData, parse_cloud_config
 from ckp.controllers.providers.byo.desired import DesiredStore
+from ckp.controllers.providers.byo.join_token import JoinTokens
 from ckp.controllers.scope import Scope, deleting, owner, paused
 from ckp.controllers.workload import Connect, connect, remove_stale_node, workload_cluster
 from ckp.kits.clock import Clock, rfc3339
@@ -46,6 +47,10 @@ class ByoMachineReconciler:
     hosts: Informer
     releases: Releases
     connect: Connect = connect
+    tokens: JoinTokens = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = JoinTokens(self.clock)
 
     async def reconcile(self, namespace: str, name: str) -> Result:
         """One pass."""
@@ -96,6 +101,7 @@ class ByoMachineReconciler:
         if not await self._is_there(scope, host, desired):
             return self._wait(scope, Reason.HOST_GONE, f"host {host['metadata']['name']} was removed")
         await self._observe(scope, ByoHost.of(host), desired, membership)
+        await self._keep_token(scope, cluster, machine, membership)
         return Result(after=POLL) if secret_name else await self._wait_for_bootstrap(scope, cluster, machine)
 
     async def _clear_node(self, scope: Scope, cluster: Obj, membership: Membership) -> str:
@@ -110,6 +116,20 @@ class ByoMachineReconciler:
         except KubeError as error:
             return error.brief
         return ""
+
+    async def _keep_token(self, scope: Scope, cluster: Obj, machine: Obj, membership: Membership) -> None:
+        """For a host that has not joined yet: its token is there, or is made again, and that is said."""
+        has_node = bool((machine.get("status") or {}).get("nodeRef"))
+        if scope.status.get("ready") or not self.tokens.is_due(ByoMachine.of(scope.obj), membership, has_node):
+            return
+        try:
+            async with workload_cluster(self.kube, scope.namespace, str(cluster["metadata"]["name"]), self.connect) as client:
+                renewed = client is not None and await self.tokens.restore(client, membership)
+        except KubeError:
+            return  # looked at again soon; what the host reports meanwhile is the better message
+        if renewed:
+            message = f"the join token of host {membership.node_name} had expired, and was made again: the host goes on with its next try"
+            scope.conditions = [make_condition(ConditionType.BYO_HOST_READY, False, self.clock.now(), reason=Reason.JOIN_TOKEN_RENEWED, message=message)]
 
     async def _is_there(self, scope: Scope, host: Obj, desired: Desired) -> bool:
         """Whether the host is still the one that we wrote to. What was written to one that was removed meanwhile is withdrawn."""
