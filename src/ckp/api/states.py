@@ -41,6 +41,8 @@ class ConditionType(StrEnum):
     KUBECONFIG_AVAILABLE = "KubeconfigAvailable"
     BOOTSTRAPPED = "Bootstrapped"
     DELETED = "Deleted"
+    WORKLOAD_READY = "WorkloadReady"
+    """A pod of the workload cluster was scheduled, resolves a name and reaches the API server. Not part of Ready: the control plane may be all right."""
 
     # Cluster API's own (api/v1beta1/condition_consts.go, v1.7.7)
     CONTROL_PLANE_INITIALIZED = "ControlPlaneInitialized"
@@ -89,6 +91,19 @@ class Reason(StrEnum):
     # ManagedControlPlane
     UNKNOWN_VERSION = "UnknownVersion"
     DELETING = "Deleting"
+
+    # WorkloadReady
+    NO_NODE = "NoNode"
+    NO_NETWORK = "NoNetwork"
+    NODES_NOT_READY = "NodesNotReady"
+    POD_NETWORK_FULL = "PodNetworkFull"
+    WEBHOOK_BLOCKS = "WebhookBlocks"
+    POD_NOT_CREATED = "PodNotCreated"
+    UNSCHEDULABLE = "Unschedulable"
+    POD_NOT_STARTED = "PodNotStarted"
+    DNS_NOT_READY = "DNSNotReady"
+    NAME_NOT_RESOLVED = "NameNotResolved"
+    API_NOT_REACHED = "APINotReached"
 
 
 class HostPhase(StrEnum):

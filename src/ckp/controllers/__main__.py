@@ -24,6 +24,7 @@ from ckp.controllers.providers.byo.host import ByoHostReconciler
 from ckp.controllers.providers.byo.machine import ByoMachineReconciler
 from ckp.controllers.scope import cluster_name, owner
 from ckp.controllers.settings import Settings
+from ckp.controllers.workload_health.reconciler import WorkloadHealthReconciler
 from ckp.kits.clock import SystemClock
 from ckp.kits.errors import CkpError
 from ckp.runtime import logs
@@ -79,6 +80,9 @@ def build(kube: Kube, releases: Releases, addons_image: str) -> Manager:
         .watches(manager.informer(MACHINE), planes_of_cluster)
         .watches(machines, planes_of_cluster),
     ]
+    # More workers than clusters that may be out of reach at once: each look at one of them waits for a timeout.
+    health = Controller("workloadhealth", WorkloadHealthReconciler(kube, clock, releases), planes, workers=8)
+    controllers.append(health.watches(manager.informer(MACHINE), planes_of_cluster))
     deletion = Controller("deletion", DeletionReconciler(kube), clusters, workers=2)
     deletion.watches(manager.informer(MACHINE), lambda obj: [(obj["metadata"]["namespace"], cluster_name(obj))])
     watched = {"byohost": hosts, "byomachine": machines, "managedcontrolplane": planes}

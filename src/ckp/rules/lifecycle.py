@@ -35,6 +35,9 @@ class Observation:
     control_plane_message: str = ""
     nodes_joined: int = 0
     nodes_ready: int = 0
+    workload_ready: bool = False
+    """A pod inside resolves a name and reaches the API server."""
+    workload_message: str = ""
     network: tuple[Progress, ...] = ()
     storage: tuple[Progress, ...] = ()
     """Addons for storage and backup."""
@@ -65,6 +68,12 @@ def _installed(addons: Sequence[Progress]) -> bool | None:
 
 def _installing(addons: Sequence[Progress]) -> str:
     return next((addon.message or f"{addon.name} is being installed" for addon in addons if not addon.installed), "")
+
+
+def _not_usable(seen: Observation) -> str:
+    nodes = "" if seen.enough(seen.nodes_ready) else f"{seen.nodes_ready} of {seen.workers} nodes ready"
+    pods = "" if seen.workload_ready else seen.workload_message or ("" if nodes else "no pod has been seen to work yet")
+    return "; ".join(part for part in (nodes, pods) if part)
 
 
 STEPS: tuple[Step, ...] = (
@@ -142,8 +151,8 @@ STEPS: tuple[Step, ...] = (
         CLUSTER_READY,
         "ClusterReady",
         "Cluster ready",
-        done=lambda seen: seen.control_plane_ready and seen.enough(seen.nodes_ready),
-        waiting=lambda seen: f"{seen.nodes_ready} of {seen.workers} nodes ready",
+        done=lambda seen: seen.control_plane_ready and seen.enough(seen.nodes_ready) and seen.workload_ready,
+        waiting=_not_usable,
     ),
     Step(
         ADDONS,

@@ -81,6 +81,9 @@ async def test_a_revoked_host_is_not_approved(bench: Bench) -> None:
     assert running((await bench.pass_once())[0]) == ["HostsApproved"]
 
 
+WORKS = {"type": "WorkloadReady", "status": "True", "lastTransitionTime": "2026-04-01T00:00:00Z"}
+
+
 async def test_a_cluster_with_all_that_it_asked_for_is_complete(bench: Bench) -> None:
     for name in ("m1", "m2"):
         uid = await bench.create(kinds.BYO_MACHINE, name, {})
@@ -88,13 +91,37 @@ async def test_a_cluster_with_all_that_it_asked_for_is_complete(bench: Bench) ->
         await bench.create(kinds.MACHINE, name, {}, {"nodeRef": {"name": name}, "conditions": [{"type": "NodeHealthy", "status": "True"}]})
     owners = [{"apiVersion": kinds.MANAGED_CONTROL_PLANE.api_version, "kind": "ManagedControlPlane", "name": "demo", "uid": "u"}]
     await bench.create(kinds.CERTIFICATE, "demo-ca", {}, {"conditions": [{"type": "Ready", "status": "True"}]}, ownerReferences=owners)
-    status: dict[str, Any] = {"ready": True, "addons": [{"name": "cilium", "state": "Installing", "message": "helm is installing the chart"}]}
+    status: dict[str, Any] = {
+        "ready": True,
+        "conditions": [WORKS],
+        "addons": [{"name": "cilium", "state": "Installing", "message": "helm is installing the chart"}],
+    }
     await bench.kube.merge(kinds.MANAGED_CONTROL_PLANE, "demo", TENANT, {"status": status}, subresource="status")
     assert running((await bench.pass_once())[0]) == ["NetworkInstalled"]
     status = {"addons": [{"name": "cilium", "state": "Installed"}]}
     await bench.kube.merge(kinds.MANAGED_CONTROL_PLANE, "demo", TENANT, {"status": status}, subresource="status")
     states, after = await bench.pass_once()
     assert set(states.values()) == {"Done", "Skipped"} and states["StorageAndBackup"] == "Skipped" and after == POLL_DONE
+
+
+async def test_a_cluster_in_which_pods_stop_working_is_not_ready_any_longer(bench: Bench) -> None:
+    for name in ("m1", "m2"):
+        await bench.host(f"host-{name}", machine=await bench.create(kinds.BYO_MACHINE, name, {}))
+        await bench.create(kinds.MACHINE, name, {}, {"nodeRef": {"name": name}, "conditions": [{"type": "NodeHealthy", "status": "True"}]})
+
+    async def step(*conditions: dict[str, str]) -> tuple[str, str]:
+        await bench.kube.merge(kinds.MANAGED_CONTROL_PLANE, "demo", TENANT, {"status": {"ready": True, "conditions": conditions}}, subresource="status")
+        await bench.pass_once()
+        plane = await bench.kube.get(kinds.MANAGED_CONTROL_PLANE, "demo", TENANT)
+        assert plane is not None
+        return plane["status"]["steps"][10]["state"], plane["status"]["steps"][10].get("message", "")
+
+    assert await step() == ("Running", "no pod has been seen to work yet"), "what was never seen is not so"
+    assert await step(WORKS) == ("Done", "")
+    assert await step() == ("Done", ""), "as 0.2.0 left it: until the canary has started"
+    broken = {**WORKS, "status": "False", "reason": "DNSNotReady", "message": "no pod of CoreDNS is ready"}
+    assert await step(broken) == ("Running", "no pod of CoreDNS is ready")
+    assert (await step({**broken, "status": "Unknown", "message": "it can't be asked"})) == ("Running", "it can't be asked")
 
 
 async def test_a_machine_that_failed_is_named_in_the_step(bench: Bench) -> None:

@@ -84,6 +84,7 @@ FULL = Observation(
     control_plane_ready=True,
     nodes_joined=2,
     nodes_ready=2,
+    workload_ready=True,
     network=(Progress("cilium", installed=True),),
     storage=(Progress("ceph", installed=True), Progress("velero", installed=True)),
     certificates=3,
@@ -123,6 +124,22 @@ def test_every_step_but_one_is_missing_alone_above() -> None:
     assert set(done(FULL)) - set(MISSING) == {"ControlPlaneUp"}
     assert all(done(FULL).values())
     assert {name for name, is_done in done(replace(FULL, control_plane_ready=False)).items() if not is_done} == {"ControlPlaneUp", "ClusterReady"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"workload_message": "no pod of CoreDNS is ready"}, "no pod of CoreDNS is ready"),
+        ({}, "no pod has been seen to work yet"),
+        ({"nodes_ready": 0, "workload_message": "the cluster has no network yet"}, "0 of 2 nodes ready; the cluster has no network yet"),
+        ({"nodes_ready": 0}, "0 of 2 nodes ready"),
+    ],
+)
+def test_a_cluster_in_which_no_pod_works_is_not_ready(changes: dict[str, Any], message: str) -> None:
+    """Nodes that are ready are not enough: a pod must resolve a name and reach the API server."""
+    seen = replace(FULL, workload_ready=False, **changes)
+    assert done(seen) == {**done(FULL), "ClusterReady": False}
+    assert next(waiting for step, _, waiting in evaluate(seen) if step.name == "ClusterReady") == message
 
 
 def test_nothing_counts_as_enough_before_there_is_a_machine_deployment() -> None:

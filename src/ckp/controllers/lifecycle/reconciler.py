@@ -9,7 +9,7 @@ from ckp.api.names import CLUSTER_NAME_LABEL, REQUESTED_AT_ANNOTATION
 from ckp.api.objects.byo_host import ByoHost
 from ckp.api.objects.byo_machine import ByoMachine, ByoMachineTemplate
 from ckp.api.objects.control_plane import ManagedControlPlane
-from ckp.api.states import ConditionType
+from ckp.api.states import ConditionType, StepState
 from ckp.clients.kube import Kube, Obj
 from ckp.controllers.scope import Scope, cluster_name, deleting, owner
 from ckp.kits.clock import Clock
@@ -23,6 +23,7 @@ from ckp.runtime.informer import Informer
 
 POLL = 5.0
 POLL_DONE = 60.0
+CLUSTER_STEP = "ClusterReady"
 
 
 @dataclass
@@ -57,6 +58,7 @@ class LifecycleReconciler:
         machines = [item for item in await self.kube.list(MACHINE, namespace, labels=labels) if not deleting(item)]
         byo = [ByoMachine.of(item) for item in await self.kube.list(BYO_MACHINE, namespace, labels=labels)]
         certificates = [item for item in await self.kube.list(CERTIFICATE, namespace, labels=labels) if owner(item, "ManagedControlPlane")]
+        workload = plane.condition(ConditionType.WORKLOAD_READY)
         workers = sum(int(item["spec"].get("replicas") or 0) for item in deployments)
         return Observation(
             requested_at=(cluster["metadata"].get("annotations") or {}).get(REQUESTED_AT_ANNOTATION) or cluster["metadata"]["creationTimestamp"],
@@ -76,11 +78,18 @@ class LifecycleReconciler:
             control_plane_message=plane.condition(ConditionType.READY).message,
             nodes_joined=sum(bool((item.get("status") or {}).get("nodeRef")) for item in machines),
             nodes_ready=sum(is_true(item, ConditionType.NODE_HEALTHY) for item in machines),
+            # Without a condition a cluster of 0.2.0 keeps its step until its canary has started; a new one is not ready.
+            workload_ready=workload.is_true or (not workload.status and _was_ready(plane)),
+            workload_message=workload.message,
             network=progress(plane, Purpose.NETWORK),
             storage=progress(plane, Purpose.STORAGE, Purpose.BACKUP),
             certificates=len(certificates),
             certificates_ready=sum(is_true(item, ConditionType.READY) for item in certificates),
         )
+
+
+def _was_ready(plane: ManagedControlPlane) -> bool:
+    return any(step.name == CLUSTER_STEP and step.state == StepState.DONE for step in plane.status.steps)
 
 
 def _failure(machines: list[ByoMachine]) -> str:

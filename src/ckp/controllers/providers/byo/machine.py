@@ -31,8 +31,8 @@ from ckp.runtime.informer import Informer
 
 NUDGE = f"{CKP}/looked-for-bootstrap-data"
 NUDGE_SECONDS = 3.0
-NODE_IMAGES = ("pause", "cilium", "konnectivity-agent", "coredns")
-"""What a node of a workload cluster runs first; fetched while the control plane comes up."""
+NODE_IMAGES = ("pause", "cilium", "konnectivity-agent", "coredns", "kubeadm")
+"""What a node of a workload cluster runs first; fetched while the control plane comes up. kubeadm's image has the canary's kubectl."""
 POLL = 15.0
 HOST_LOST = "UpdateError"
 """Of Cluster API's MachineStatusError (errors/machines.go, v1.7.7): what infrastructure providers report for an instance that is gone."""
