@@ -479,3 +479,18 @@ async def test_a_cluster_that_does_not_answer_does_not_hide_what_the_host_report
     assert (await later(bench))["message"] == "kubeadm join: timed out"
     bench.cluster.on_fault(None)
     assert (await later(bench))["reason"] == "JoinTokenRenewed"
+
+
+@pytest.mark.parametrize("joined", [False, True])
+async def test_other_images_to_fetch_are_news_only_for_a_host_that_has_not_joined(bench: Bench, joined: bool) -> None:
+    """A node of 0.2.0 is not told anything new by controllers that want one image more on new ones."""
+    await bench.host("a")
+    await bench.machine("m1")
+    await bench.see()
+    await bench.machines.reconcile(TENANT, "m1")
+    membership = (await bench.store.read(TENANT, "a")).membership
+    assert membership is not None
+    more = membership.model_copy(update={"images": (*membership.images, "r:5000/ckp/another:v1")})
+    assert (await bench.store.write(TENANT, "a", more, joined=joined)).generation == (1 if joined else 2)
+    other = more.model_copy(update={"node_labels": ("a=b",)})
+    assert (await bench.store.write(TENANT, "a", other, joined=joined)).generation == (2 if joined else 3)

@@ -80,7 +80,7 @@ class StepStatus(ApiModel):
 
 
 class ManagedControlPlaneStatus(ApiModel):
-    """What is so. `addons` and `steps` have a controller each, and `conditions` a third."""
+    """What is so. `addons` and `steps` have a controller each, and `conditions` two more: WorkloadReady is written beside the control plane's own."""
 
     initialized: Annotated[bool, Schema("The API server has answered once (contract).")] = False
     ready: Annotated[bool, Schema("The API server answers (contract).")] = False

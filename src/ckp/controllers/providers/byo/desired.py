@@ -30,14 +30,19 @@ class DesiredStore:
             return Desired(generation=0, host=host), ""
         return Desired.model_validate_json(base64.b64decode(secret["data"][DESIRED_KEY])), str(secret["metadata"]["resourceVersion"])
 
-    async def write(self, namespace: str, host: str, membership: Membership | None) -> Desired:
+    async def write(self, namespace: str, host: str, membership: Membership | None, *, joined: bool = False) -> Desired:
         """Set the host's membership (None: be free); the generation grows only with new content.
+
+        Args:
+            joined: it is a node already, for which other images to fetch before the join are nothing new.
 
         Raises:
             KubeError: among others Conflict, if the desired state was written by another process meanwhile.
         """
         now, version = await self._read(namespace, host)
         if now.membership == membership and now.generation > 0:
+            return now
+        if joined and membership and now.membership and now.membership.model_copy(update={"images": membership.images}) == membership:
             return now
         desired = Desired(generation=now.generation + 1, host=host, membership=membership)
         await self._put(namespace, host, desired, version)

@@ -97,7 +97,8 @@ class ByoMachineReconciler:
         membership = await self._membership(scope, cluster, machine, host, release, str(secret_name or ""))
         if membership.files and not ByoMachine.of(scope.obj).status.ready and (problem := await self._clear_node(scope, cluster, membership)):
             return self._wait(scope, Reason.CLUSTER_NOT_REACHED, problem)
-        desired = await DesiredStore(self.kube).write(scope.namespace, host["metadata"]["name"], membership)
+        joined = ByoMachine.of(scope.obj).status.ready
+        desired = await DesiredStore(self.kube).write(scope.namespace, host["metadata"]["name"], membership, joined=joined)
         if not await self._is_there(scope, host, desired):
             return self._wait(scope, Reason.HOST_GONE, f"host {host['metadata']['name']} was removed")
         await self._observe(scope, ByoHost.of(host), desired, membership)
