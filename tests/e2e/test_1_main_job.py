@@ -172,6 +172,15 @@ def test_pods_of_different_hosts_reach_each_other_and_a_service_and_dns(web: Wor
     assert seen == nodes
 
 
+def test_the_cluster_is_ready_because_a_pod_in_it_works(world: World) -> None:
+    """By the canary: its name by DNS, the API through the service network, its certificate verified. Its image was on the node before it joined."""
+    assert world.get("deployment", "ckp-canary", "-n", "kube-system")["status"]["availableReplicas"] == 1
+    plane = json.loads(world.management("get", "managedcontrolplane", "demo", "-n", "ckp-default-default", "-o", "json").stdout)
+    assert {item["type"]: item["status"] for item in plane["status"]["conditions"]}["WorkloadReady"] == "True"
+    account = "--as=system:serviceaccount:kube-system:ckp-canary"
+    assert world.kubectl("auth", "can-i", "get", "pods", "-n", "kube-system", account, check=False).stdout.strip() == "no"
+
+
 def test_logs_and_port_forward_go_through_konnectivity(web: World) -> None:
     pod = web.get("pods", "-n", "e2e", "-l", "app=web")["items"][0]
     fetch(web, f"http://{pod['status']['podIP']}:8080/for-the-log")

@@ -47,6 +47,21 @@ def test_the_pods_of_the_management_layer_may_die(world: World) -> None:
     world.wait(back, "Compass knows its groups and the agents are connected again", timeout=180)
 
 
+def test_a_cluster_whose_dns_does_not_answer_is_not_ready_and_says_so(world: World) -> None:
+    session = Session(read_config())
+    before = int(world.get("deployment", "coredns", "-n", "kube-system")["spec"]["replicas"])
+    world.kubectl("scale", "deployment/coredns", "-n", "kube-system", "--replicas=0")
+    try:
+        # Three probes that fail, the time for which True stays, and a poll.
+        seen = world.wait(lambda: (found := session.get("/clusters/demo")) and not found["ready"] and found, "the cluster is not ready", timeout=240)
+        assert "CoreDNS" in seen["message"]
+        [condition] = [item for item in seen["conditions"] if item["type"] == "WorkloadReady"]
+        assert (condition["status"], condition["reason"]) == ("False", "DNSNotReady")
+    finally:
+        world.kubectl("scale", "deployment/coredns", "-n", "kube-system", f"--replicas={before}")
+    world.wait(lambda: session.get("/clusters/demo")["ready"], "the cluster is ready again", timeout=240)
+
+
 def test_a_power_cut_of_the_management_host(world: World) -> None:
     mark(world, "before-the-cut")
     session = Session(read_config())

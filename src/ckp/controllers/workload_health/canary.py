@@ -100,7 +100,7 @@ class Canary:
             "terminationGracePeriodSeconds": 1,
             "priorityClassName": "system-cluster-critical",  # a cluster that is full is still a cluster that works
             "securityContext": pod_security(),
-            "dnsConfig": {"options": [{"name": "ndots", "value": "1"}]},
+            "dnsConfig": {"options": [{"name": name, "value": value} for name, value in (("ndots", "1"), ("timeout", "2"), ("attempts", "2"))]},
             # As CoreDNS: what keeps both away keeps every pod away. From a node that is lost it goes on within seconds.
             "tolerations": [
                 {"key": "CriticalAddonsOnly", "operator": "Exists"},
