@@ -195,7 +195,7 @@ def test_an_interrupted_run_ends_its_parts_and_says_so(tmp_path: Path, number: i
         "sys.exit(suite.main([]))"
     )
     child = subprocess.Popen([sys.executable, "-c", program], cwd=REPO, env={**os.environ, "PYTHONPATH": "src:."}, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
         assert time.monotonic() < deadline
         time.sleep(0.05)
