@@ -37,6 +37,7 @@ from ckp.kits.clock import SystemClock
 from ckp.rules.conditions import get_condition
 from ckp.runtime.informer import Informer
 from tests.support.checkout import REPO
+from tests.worlds.tls import key_pem, make_authority
 
 pytestmark = pytest.mark.component
 
@@ -349,7 +350,8 @@ async def test_a_control_plane_comes_up_phase_by_phase(kube: Kube, namespace: st
     assert cluster
     plan = Plan.of(plane, cluster, RELEASES, "10.88.0.150")
     for part in ["ca", "etcd", "proxy", *(leaf.name for leaf in leaves(plan))]:
-        data = {key: base64.b64encode(f"{part}-{key}".encode()).decode() for key in ("tls.crt", "tls.key")}
+        made = make_authority(part)
+        data = {key: base64.b64encode(text.encode()).decode() for key, text in (("tls.crt", made.pem), ("tls.key", key_pem(made.key)))}
         await kube.create({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": f"demo-{part}", "namespace": namespace}, "data": data})
     await reconciler.reconcile(namespace, "demo")
     assert [item["metadata"]["name"] for item in await kube.list(STATEFUL_SET, namespace)] == ["demo-etcd"]
@@ -390,7 +392,7 @@ async def test_components_trust_the_clusters_own_ca_and_never_a_leafs_ca_crt(kub
     plane, cluster = await plane_status(kube, namespace), await kube.get(CLUSTER, "demo", namespace)
     assert cluster
     plan = Plan.of(plane, cluster, RELEASES, "10.88.0.150")
-    objects = [*etcd.etcd_objects(plan), apiserver.api_server(plan), apiserver.controller_manager(plan), apiserver.scheduler(plan)]
+    objects = [*etcd.etcd_objects(plan), apiserver.api_server(plan), apiserver.controller_manager(plan, ""), apiserver.scheduler(plan)]
     text = json.dumps(objects)
     assert '"key": "ca.crt"' not in text
     assert '"secretName"' not in text, "whole Secrets are not mounted"
@@ -404,7 +406,7 @@ async def test_a_tenants_control_plane_never_puts_out_what_manages_it(kube: Kube
     plane, cluster = await plane_status(kube, namespace), await kube.get(CLUSTER, "demo", namespace)
     assert cluster
     plan = Plan.of(plane, cluster, RELEASES, "10.88.0.150")
-    hosted = [etcd.etcd_objects(plan)[-1], apiserver.api_server(plan), apiserver.controller_manager(plan), apiserver.scheduler(plan)]
+    hosted = [etcd.etcd_objects(plan)[-1], apiserver.api_server(plan), apiserver.controller_manager(plan, ""), apiserver.scheduler(plan)]
     classes = {obj["metadata"]["name"]: obj["value"] for obj in foundation() if obj["kind"] == "PriorityClass"}
     used = {obj["spec"]["template"]["spec"]["priorityClassName"] for obj in hosted}
     for path in sorted((REPO / "deploy").glob("*.yaml")):

@@ -39,8 +39,8 @@ def write_pair(directory: Path, name: str, pem: str, key: ec.EllipticCurvePrivat
     return cert, keyfile
 
 
-def make_authority(name: str, parent: Authority | None = None, *, days: int = 3650) -> Authority:
-    key = ec.generate_private_key(ec.SECP256R1())
+def make_authority(name: str, parent: Authority | None = None, *, days: int = 3650, key: ec.EllipticCurvePrivateKey | None = None) -> Authority:
+    key = key or ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     signer, issuer = (parent.key, parent.certificate.subject) if parent else (key, subject)
     now = datetime.now(UTC)

@@ -58,6 +58,7 @@ VALIDATING_WEBHOOK = Kind("admissionregistration.k8s.io", "v1", "ValidatingWebho
 MUTATING_WEBHOOK = Kind("admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration", "mutatingwebhookconfigurations", False)
 
 CERTIFICATE = Kind("cert-manager.io", "v1", "Certificate", "certificates")
+CERTIFICATE_REQUEST = Kind("cert-manager.io", "v1", "CertificateRequest", "certificaterequests")
 ISSUER = Kind("cert-manager.io", "v1", "Issuer", "issuers")
 CLUSTER_ISSUER = Kind("cert-manager.io", "v1", "ClusterIssuer", "clusterissuers", False)
 

@@ -234,9 +234,10 @@ class Kube:
 
 
 def _trust(config: SingleConfig) -> ssl.SSLContext:
-    """What the kubeconfig says, its CA being enough though it is no root (a workload cluster's is signed by the Root CA): as Go has it."""
+    """What the kubeconfig says. CKP 0.2.0's held an intermediate CA: one that is not renewed yet is taken as it is, as Go does."""
     context = verify_cluster(config.cluster, config.user or User(), config.abs_file, trust_env=False)
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    if any(ca["subject"] != ca["issuer"] for ca in context.get_ca_certs()):
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context
 
 

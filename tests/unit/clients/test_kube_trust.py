@@ -1,52 +1,40 @@
-"""Whom a client of an API server trusts: the CA in its kubeconfig, also where that is not a root, and nobody else."""
+"""Whom a client of an API server trusts: the CA in its kubeconfig and nobody else; an intermediate CA only where a kubeconfig of CKP 0.2.0 holds one."""
 
 from __future__ import annotations
 
 import base64
-import json
 import ssl
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lightkube import KubeConfig
 
 from ckp.api import kinds
-from ckp.clients.kube import Kube, KubeError
+from ckp.clients.kube import Kube, KubeError, _trust
+from tests.support.tls_clients import tls_server
 from tests.worlds.tls import Authority, make_authority, make_leaf, write_pair
 
 
-class Answer(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        body = json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "one"}}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+@pytest.fixture
+def intermediate() -> Authority:
+    """A cluster's CA as CKP 0.2.0 made it: signed by the Root CA, which the kubeconfig does not hold."""
+    return make_authority("kubernetes", make_authority("root"))
 
 
 @pytest.fixture
-def authority() -> Authority:
-    """A cluster's CA as CKP makes it: signed by the Root CA, which the kubeconfig does not hold."""
-    return make_authority("demo-ca", make_authority("root"))
+def anchor(intermediate: Authority) -> Authority:
+    """The same cluster's CA, self-signed."""
+    return make_authority("kubernetes", key=intermediate.key)
 
 
 @pytest.fixture
-def port(authority: Authority, tmp_path: Path) -> Iterator[int]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*write_pair(tmp_path, "server", *make_leaf(authority, server=True)))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_address[1]
-    server.shutdown()
-    server.server_close()
+def port(intermediate: Authority, tmp_path: Path) -> Iterator[int]:
+    """An API server whose certificate, with the intermediate behind it, is of CKP 0.2.0."""
+    leaf, key = make_leaf(intermediate, server=True)
+    with tls_server(*write_pair(tmp_path, "server", leaf + intermediate.pem, key)) as listening:
+        yield listening
 
 
 def kubeconfig(port: int, ca: str) -> dict[str, Any]:
@@ -55,16 +43,32 @@ def kubeconfig(port: int, ca: str) -> dict[str, Any]:
     return {"current-context": "c", "clusters": [{"name": "c", "cluster": cluster}], "users": [{"name": "u", "user": {"token": "t"}}], "contexts": [context]}
 
 
-async def test_a_clusters_own_ca_is_enough_though_it_is_no_root(port: int, authority: Authority) -> None:
-    """As kubectl and all Go programs have it."""
-    client = Kube.from_kubeconfig(kubeconfig(port, authority.pem))
-    found = await client.get(kinds.NODE, "one")
-    assert found is not None and found["metadata"]["name"] == "one"
-    await client.close()
+async def name_of_node(port: int, ca: str) -> str:
+    client = Kube.from_kubeconfig(kubeconfig(port, ca))
+    try:
+        found = await client.get(kinds.NODE, "one")
+    finally:
+        await client.close()
+    return str((found or {}).get("metadata", {}).get("name"))
+
+
+async def test_a_clusters_ca_is_enough_and_so_is_the_intermediate_of_a_kubeconfig_that_is_not_renewed_yet(
+    port: int, anchor: Authority, intermediate: Authority
+) -> None:
+    assert await name_of_node(port, anchor.pem) == "one"
+    assert await name_of_node(port, intermediate.pem) == "one"
+
+
+def test_an_intermediate_is_an_anchor_only_where_the_kubeconfig_holds_one(anchor: Authority, intermediate: Authority) -> None:
+    def flags(ca: Authority) -> int:
+        single = KubeConfig.from_dict(kubeconfig(1, ca.pem)).get()
+        assert single
+        return _trust(single).verify_flags & ssl.VERIFY_X509_PARTIAL_CHAIN
+
+    usual = ssl.create_default_context().verify_flags & ssl.VERIFY_X509_PARTIAL_CHAIN
+    assert (flags(anchor), flags(intermediate)) == (usual, ssl.VERIFY_X509_PARTIAL_CHAIN)
 
 
 async def test_another_cas_server_is_refused(port: int) -> None:
-    client = Kube.from_kubeconfig(kubeconfig(port, make_authority("demo-ca").pem))
     with pytest.raises(KubeError, match="CERTIFICATE_VERIFY_FAILED"):
-        await client.get(kinds.NODE, "one")
-    await client.close()
+        await name_of_node(port, make_authority("kubernetes").pem)

@@ -16,6 +16,7 @@ from ckp.controllers.pods import config_volume, empty_volume, hardened, mount, p
 PKI = "/etc/kubernetes/pki"
 SOCKETS = "/run/konnectivity"
 CONFIG = "/etc/kubernetes/config"
+AUTHORITY_ANNOTATION = "ckp.coredge.io/authority"
 ADDRESS_ANNOTATION = "lbipam.cilium.io/ips"
 
 
@@ -150,8 +151,12 @@ def _konnectivity(plan: Plan) -> Obj:
     }
 
 
-def controller_manager(plan: Plan) -> Obj:
-    """kube-controller-manager; it signs kubelets' certificates, so it alone beside the API server sees the CA's key."""
+def controller_manager(plan: Plan, authority: str) -> Obj:
+    """kube-controller-manager; it signs kubelets' certificates, so it alone beside the API server sees the CA's key.
+
+    Args:
+        authority: tells the CA's certificate from the one before it: the program reads what it puts into `kube-root-ca.crt` only when it starts.
+    """
     flags = {
         "allocate-node-cidrs": "true",
         "authentication-kubeconfig": f"{CONFIG}/kubeconfig.json",
@@ -174,7 +179,9 @@ def controller_manager(plan: Plan) -> Obj:
         "use-service-account-credentials": "true",
     }
     files = [("ca", "tls.crt", "ca.crt"), ("ca", "tls.key", "ca.key"), ("proxy", "tls.crt", "front-proxy-ca.crt"), ("sa", "tls.key", "sa.key")]
-    return _component(plan, "controller-manager", "kube-controller-manager", flags, 10257, files, memory="96Mi")
+    made = _component(plan, "controller-manager", "kube-controller-manager", flags, 10257, files, memory="96Mi")
+    made["spec"]["template"]["metadata"]["annotations"] = {AUTHORITY_ANNOTATION: authority}
+    return made
 
 
 def scheduler(plan: Plan) -> Obj:

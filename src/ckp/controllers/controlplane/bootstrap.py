@@ -54,10 +54,14 @@ def kubeconfig_secret(plan: Plan, name: str, text: str) -> Obj:
     }
 
 
-def bootstrap_objects(plan: Plan) -> list[Obj]:
-    """The Job's configuration and the Job; its name covers the content, so changed content runs again."""
+def bootstrap_objects(plan: Plan, authority: str) -> list[Obj]:
+    """The Job's configuration and the Job; its name covers the content, so changed content runs again.
+
+    Args:
+        authority: tells the CA's certificate, which kubeadm takes over into `cluster-info`, from the one before it.
+    """
     data = {"kubeadm.json": _kubeadm_config(plan), "manifests.json": json.dumps({"apiVersion": "v1", "kind": "List", "items": _manifests(plan)})}
-    digest = hashlib.sha256(json.dumps([data, plan.release.stamp], sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps([data, plan.release.stamp, authority], sort_keys=True).encode()).hexdigest()[:8]
     name = plan.name(f"bootstrap-{digest}")
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": plan.meta(name), "data": data}
     return [config, _job(plan, name)]

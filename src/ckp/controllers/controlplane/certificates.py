@@ -1,4 +1,7 @@
-"""The certificates of one cluster, issued by cert-manager: Root CA, three CAs of the cluster's own, and their leaves, for ten years.
+"""The certificates of one cluster, issued by cert-manager: three CAs of the cluster's own, each an anchor by itself, and their leaves, for ten years.
+
+The CAs are self-signed (docs/adr/0011): not every TLS library takes an intermediate CA as an anchor. The chain to the Root CA is kept beside them, by
+certificates of the same subjects and keys that the Root CA signed (`cross_signing_request`).
 
 Which certificates a control plane has, and their subjects, is kubeadm's rule (kubeadm's certs phase); `<c>-ca`, `-etcd`, `-proxy` and `-sa`
 are the names of the Cluster API contract.
@@ -7,20 +10,28 @@ are the names of the Cluster API contract.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from ckp.api.kinds import CERTIFICATE, ISSUER
+from ckp.api.kinds import CERTIFICATE, CERTIFICATE_REQUEST, ISSUER
 from ckp.api.names import CLUSTER_NAME_LABEL, CLUSTER_SECRET_TYPE
 from ckp.clients.kube import Obj
 from ckp.controllers.controlplane.plan import Plan
+from ckp.kits.errors import CkpError
 
 TEN_YEARS = "87600h"
 RENEW_BEFORE = "8760h"
 ROOT_ISSUER = "ckp-root"
+SELF_SIGNED_ISSUER = "ckp-self-signed"
+AUTHORITIES = {"ca": "kubernetes", "etcd": "etcd-ca", "proxy": "front-proxy-ca"}
+"""The cluster's CAs: the part of their objects' names, and their common names."""
+CA_USAGES = ("digital signature", "cert sign", "crl sign", "key encipherment")
+CHAIN = "ca-chain"
+"""The part of the name of the ConfigMap with the CAs' certificates that the Root CA signed."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +52,17 @@ SERVER = ("digital signature", "server auth")
 
 
 def authorities(plan: Plan) -> list[Obj]:
-    """The cluster's CAs, each with an Issuer of its own."""
+    """The cluster's CAs, each with an Issuer of its own.
+
+    Where CKP 0.2.0 had one signed by the Root CA, cert-manager issues it again with the same key: what it has signed, and whoever trusts it, stays.
+    """
     objects: list[Obj] = []
-    for part, common_name in (("ca", "kubernetes"), ("etcd", "etcd-ca"), ("proxy", "front-proxy-ca")):
+    for part, common_name in AUTHORITIES.items():
         spec = {
             "isCA": True,
             "commonName": common_name,
-            "usages": ["digital signature", "cert sign", "crl sign", "key encipherment"],
-            "issuerRef": {"group": "cert-manager.io", "kind": "ClusterIssuer", "name": ROOT_ISSUER},
+            "usages": list(CA_USAGES),
+            "issuerRef": _cluster_issuer(SELF_SIGNED_ISSUER),
         }
         objects.append(_certificate(plan, part, spec))
         issuer = {
@@ -59,6 +73,61 @@ def authorities(plan: Plan) -> list[Obj]:
         }
         objects.append(issuer)
     return objects
+
+
+def _cluster_issuer(name: str) -> Obj:
+    return {"group": "cert-manager.io", "kind": "ClusterIssuer", "name": name}
+
+
+def certificate_of(secret: Obj) -> x509.Certificate:
+    """The certificate in a Secret of cert-manager's; CkpError if there is none that can be read."""
+    try:
+        return x509.load_pem_x509_certificate(base64.b64decode(secret["data"]["tls.crt"]))
+    except (KeyError, ValueError) as error:
+        resolution = "put the CA's certificate back, or remove tls.crt alone: cert-manager issues it again by the key beside it, which hosts depend on"
+        raise CkpError(f"Secret {secret['metadata']['name']}: tls.crt is no certificate", details=str(error), resolution=resolution) from error
+
+
+def is_anchor(secret: Obj) -> bool:
+    """Whether any TLS library takes the CA in this Secret for an anchor: whether it is self-signed."""
+    certificate = certificate_of(secret)
+    return certificate.issuer == certificate.subject
+
+
+def fingerprint(secret: Obj) -> str:
+    """Tells a CA's certificate from the one before it: eight characters."""
+    return certificate_of(secret).fingerprint(hashes.SHA256()).hex()[:8]
+
+
+def cross_signing_name(plan: Plan, part: str, secret: Obj) -> str:
+    """The name of the request for a CA's cross-signed certificate: a renewed CA has another one."""
+    return plan.name(f"{part}-{fingerprint(secret)}")
+
+
+def cross_signing_request(plan: Plan, part: str, secret: Obj) -> Obj:
+    """Asks the Root CA for a certificate of the same subject and key as the CA in the Secret has. The key itself stays in that Secret."""
+    key = serialization.load_pem_private_key(base64.b64decode(secret["data"]["tls.key"]), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+        raise CkpError(f"the key in Secret {secret['metadata']['name']} can't sign a request", resolution="keep an ECDSA or RSA key in it")
+    request = x509.CertificateSigningRequestBuilder().subject_name(certificate_of(secret).subject).sign(key, hashes.SHA256())
+    return {
+        "apiVersion": CERTIFICATE_REQUEST.api_version,
+        "kind": CERTIFICATE_REQUEST.kind,
+        "metadata": plan.meta(cross_signing_name(plan, part, secret)),
+        "spec": {
+            "isCA": True,
+            "duration": TEN_YEARS,
+            "usages": list(CA_USAGES),
+            "request": base64.b64encode(request.public_bytes(serialization.Encoding.PEM)).decode(),
+            "issuerRef": _cluster_issuer(ROOT_ISSUER),
+        },
+    }
+
+
+def chain(plan: Plan, cross_signed: Mapping[str, str]) -> Obj:
+    """The ConfigMap with the CAs' certificates that the Root CA signed, as PEM by part: for who must follow a cluster's certificates to the Root CA."""
+    data = {f"{part}.crt": pem for part, pem in cross_signed.items()}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": plan.meta(plan.name(CHAIN)), "data": data}
 
 
 def leaves(plan: Plan) -> list[Leaf]:
@@ -115,7 +184,7 @@ def _certificate(plan: Plan, part: str, spec: Obj) -> Obj:
 
 def secret_names(plan: Plan, parts: Sequence[str] | None = None) -> list[str]:
     """The Secrets that must exist before the control plane's pods can mount them."""
-    return [plan.name(part) for part in (parts or ["ca", "etcd", "proxy", *(leaf.name for leaf in leaves(plan))])]
+    return [plan.name(part) for part in (parts or [*AUTHORITIES, *(leaf.name for leaf in leaves(plan))])]
 
 
 def service_account_key(plan: Plan) -> Obj:

@@ -7,10 +7,12 @@ neither drains nor deletes nodes; this provider writes the endpoint, and never w
 from __future__ import annotations
 
 import base64
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from ckp.api.kinds import DEPLOYMENT, JOB, MANAGED_CONTROL_PLANE, POD, PVC, SECRET, SERVICE, STATEFUL_SET, Kind
+import structlog
+
+from ckp.api.kinds import CERTIFICATE_REQUEST, DEPLOYMENT, JOB, MANAGED_CONTROL_PLANE, POD, PVC, SECRET, SERVICE, STATEFUL_SET, Kind
 from ckp.api.names import CLUSTER_NAME_LABEL, MANAGED_CONTROL_PLANE_FINALIZER
 from ckp.api.objects.control_plane import ManagedControlPlane
 from ckp.api.platform import Releases
@@ -23,9 +25,10 @@ from ckp.controllers.jobs import JobState, run_once
 from ckp.controllers.scope import Scope, deleting, owner, paused
 from ckp.kits.clock import Clock
 from ckp.kits.errors import NotFound
-from ckp.rules.conditions import make_condition
+from ckp.rules.conditions import get_condition, make_condition
 from ckp.runtime.controller import Result
 
+log = structlog.get_logger()
 POLL = 10.0
 SOON = 0.5
 
@@ -133,13 +136,30 @@ class ManagedControlPlaneReconciler:
             except KubeError as error:
                 if error.reason != "AlreadyExists":
                     raise
-        missing = [name for name in certificates.secret_names(plan) if not await self._has_certificate(plan, name)]
-        if missing:
+        secrets = {name: await self.kube.get(SECRET, name, plan.namespace) for name in certificates.secret_names(plan)}
+        issued = {name: secret for name, secret in secrets.items() if secret and (secret.get("data") or {}).get("tls.crt")}
+        if missing := [name for name in secrets if name not in issued]:
             raise NotYet(ConditionType.CERTIFICATES_AVAILABLE, f"cert-manager has not issued {', '.join(missing)} yet", after=SOON)
+        authorities = {part: issued[plan.name(part)] for part in certificates.AUTHORITIES}
+        if intermediate := [plan.name(part) for part, secret in authorities.items() if not certificates.is_anchor(secret)]:
+            message = f"{', '.join(intermediate)} of CKP 0.2.0 can't be verified by every program; cert-manager has not issued it again, self-signed, yet"
+            raise NotYet(ConditionType.CERTIFICATES_AVAILABLE, message, after=SOON)
+        await self._cross_sign(plan, authorities)
 
-    async def _has_certificate(self, plan: Plan, name: str) -> bool:
-        secret = await self.kube.get(SECRET, name, plan.namespace)
-        return bool(secret and (secret.get("data") or {}).get("tls.crt"))
+    async def _cross_sign(self, plan: Plan, authorities: Mapping[str, Obj]) -> None:
+        """Keep the chain from the cluster's CAs to the Root CA. No component of the cluster needs it, so nothing waits for it."""
+        cross_signed: dict[str, str] = {}
+        for part, secret in authorities.items():
+            name = certificates.cross_signing_name(plan, part, secret)
+            request = await self.kube.get(CERTIFICATE_REQUEST, name, plan.namespace)
+            if request is None:
+                request = await self.kube.create(certificates.cross_signing_request(plan, part, secret))
+            if pem := (request.get("status") or {}).get("certificate"):
+                cross_signed[part] = base64.b64decode(pem).decode()
+            elif (ready := get_condition(request, ConditionType.READY)) and ready.get("reason") in ("Failed", "Denied"):
+                log.warning("the Root CA did not sign a cluster's CA", request=f"{plan.namespace}/{name}", message=ready.get("message"))
+        if len(cross_signed) == len(authorities):
+            await self.applier.apply(certificates.chain(plan, cross_signed))
 
     async def _etcd_ready(self, scope: Scope, plan: Plan) -> None:
         found = await self.kube.get(STATEFUL_SET, plan.name("etcd"), plan.namespace)
@@ -152,7 +172,8 @@ class ManagedControlPlaneReconciler:
         await self.applier.apply(apiserver.config_map(plan), apiserver.api_server(plan))
         if not await self._available(plan, "apiserver"):
             raise NotYet(ConditionType.COMPONENTS_READY, "the API server is starting")
-        await self.applier.apply(apiserver.controller_manager(plan), apiserver.scheduler(plan))
+        authority = certificates.fingerprint(await self._authority(plan))
+        await self.applier.apply(apiserver.controller_manager(plan, authority), apiserver.scheduler(plan))
 
     async def _available(self, plan: Plan, part: str) -> bool:
         found = await self.kube.get(DEPLOYMENT, plan.name(part), plan.namespace)
@@ -167,16 +188,23 @@ class ManagedControlPlaneReconciler:
             await self.applier.apply(bootstrap.kubeconfig_secret(plan, plan.name(secret), text))
 
     async def _client_files(self, plan: Plan, leaf: str) -> bootstrap.ClientFiles:
-        ca = await self.kube.get(SECRET, plan.name("ca"), plan.namespace)
+        ca = await self._authority(plan)
         client = await self.kube.get(SECRET, plan.name(leaf), plan.namespace)
-        if ca is None or client is None:
+        if client is None:
             raise NotYet(ConditionType.KUBECONFIG_AVAILABLE, f"the certificate {plan.name(leaf)} does not exist yet")
         decode = base64.b64decode
         return bootstrap.ClientFiles(decode(ca["data"]["tls.crt"]), decode(client["data"]["tls.crt"]), decode(client["data"]["tls.key"]))
 
+    async def _authority(self, plan: Plan) -> Obj:
+        """The Secret of the CA that clients of the cluster trust."""
+        found = await self.kube.get(SECRET, plan.name("ca"), plan.namespace)
+        if found is None:
+            raise NotYet(ConditionType.CERTIFICATES_AVAILABLE, f"the Secret {plan.name('ca')} is gone")
+        return found
+
     async def _bootstrap(self, scope: Scope, plan: Plan) -> None:
         """The Job with kubeadm's phases. A Job can't be changed; changed content has another name."""
-        objects = bootstrap.bootstrap_objects(plan)
+        objects = bootstrap.bootstrap_objects(plan, certificates.fingerprint(await self._authority(plan)))
         name = str(objects[-1]["metadata"]["name"])
 
         async def manifests() -> list[Obj]:

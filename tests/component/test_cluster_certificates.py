@@ -1,0 +1,174 @@
+"""A cluster's CAs and leaves as the real cert-manager issues them from our objects, and who accepts them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from ckp.api.kinds import CERTIFICATE, CERTIFICATE_REQUEST, CONFIG_MAP, MANAGED_CONTROL_PLANE, NAMESPACE, SECRET
+from ckp.clients.kube import Kube, Obj
+from ckp.controllers.apply import Applier
+from ckp.controllers.controlplane import certificates
+from ckp.controllers.controlplane.plan import Plan
+from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler, NotYet
+from ckp.controllers.scope import Scope
+from ckp.kits.clock import SystemClock
+from ckp.kits.processes import Daemon
+from tests.component.test_controllers import RELEASES, make_control_plane, plane_status
+from tests.support.checkout import REPO
+from tests.support.control_plane import TestControlPlane, built
+from tests.support.tls_clients import CLIENTS, client, tls_server
+
+pytestmark = pytest.mark.component
+PATIENCE = 120.0
+
+
+@pytest.fixture(scope="module")
+def issuing(plane: TestControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestControlPlane]:
+    """cert-manager's controller with the issuers of deploy/."""
+    folder = tmp_path_factory.mktemp("cert-manager")
+    plane.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "cert-manager"}}))
+    manifests = [obj for obj in yaml.safe_load_all((REPO / "deploy" / "20-certificates.yaml").read_text()) if "root" in obj["metadata"]["name"]]
+    manifests += [obj for obj in yaml.safe_load_all((REPO / "deploy" / "20-certificates.yaml").read_text()) if obj["metadata"]["name"] == "ckp-self-signed"]
+    plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests}))
+    config = folder / "kubeconfig"
+    config.write_text(json.dumps(plane.kubeconfig()))
+    controller = Daemon("cert-manager", folder / "pid", folder / "log")
+    try:
+        controller.start(
+            [
+                built("cert-manager").binary("controller"),
+                f"--kubeconfig={config}",
+                "--cluster-resource-namespace=cert-manager",
+                "--leader-elect=false",
+                "--metrics-listen-address=127.0.0.1:0",
+            ]
+        )
+        yield plane
+    finally:
+        controller.stop()
+
+
+class Bench:
+    """The reconciler's phase of certificates, repeated until cert-manager has done its part."""
+
+    def __init__(self, kube: Kube, namespace: str, obj: Obj) -> None:
+        self.kube, self.namespace = kube, namespace
+        clock = SystemClock()
+        self.reconciler = ManagedControlPlaneReconciler(kube, clock, RELEASES, Applier(kube, clock))
+        self.scope = Scope(kube, clock, MANAGED_CONTROL_PLANE, obj)
+        self.plan = Plan.of(obj, {"metadata": {"name": "demo"}, "spec": {}}, RELEASES, "127.0.0.1")
+
+    async def until(self, what: str, done: Callable[[], object]) -> None:
+        for _ in range(int(PATIENCE / 0.5)):
+            if await done():  # type: ignore[misc]
+                return
+            await asyncio.sleep(0.5)
+        raise AssertionError(f"{what}: not within {PATIENCE} s")
+
+    async def finish(self) -> None:
+        """Until the phase is finished and the chain is written."""
+
+        async def phase() -> bool:
+            try:
+                await self.reconciler._certificates(self.scope, self.plan)
+            except NotYet:
+                return False
+            return await self.kube.get(CONFIG_MAP, "demo-ca-chain", self.namespace) is not None
+
+        await self.until("the phase of certificates", phase)
+
+    async def certificate(self, name: str) -> x509.Certificate:
+        return x509.load_pem_x509_certificate(base64.b64decode((await self.data(name))["tls.crt"]))
+
+    async def data(self, name: str) -> dict[str, str]:
+        secret = await self.kube.get(SECRET, name, self.namespace)
+        assert secret
+        return dict(secret["data"])
+
+    async def write(self, folder: Path, name: str) -> tuple[Path, Path]:
+        data, files = await self.data(name), (folder / f"{name}.crt", folder / f"{name}.key")
+        for file, key in zip(files, ("tls.crt", "tls.key"), strict=True):
+            file.write_bytes(base64.b64decode(data[key]))
+        return files
+
+
+@pytest.fixture
+async def bench(issuing: TestControlPlane, kube: Kube, namespace: str) -> AsyncIterator[Bench]:
+    assert await kube.get(NAMESPACE, "cert-manager")
+    await make_control_plane(kube, namespace)
+    yield Bench(kube, namespace, await plane_status(kube, namespace))
+
+
+async def test_every_program_verifies_the_api_server_by_the_clusters_ca(bench: Bench, tmp_path: Path) -> None:
+    await bench.finish()
+    ca, _ = await bench.write(tmp_path, "demo-ca")
+    refused, tried = {}, []
+    with tls_server(*(await bench.write(tmp_path, "demo-apiserver"))) as port:
+        for name in CLIENTS:
+            if verify := client(name, tmp_path):
+                tried.append(name)
+                if said := verify(ca, port):
+                    refused[name] = said
+    assert refused == {}
+    assert {"openssl"} < set(tried), "what CI's machine has"
+
+
+async def test_the_chain_leads_to_the_root_ca_and_the_anchors_do_not(bench: Bench) -> None:
+    await bench.finish()
+    root = x509.load_pem_x509_certificate(base64.b64decode((await bench.kube.get(SECRET, "ckp-root-ca", "cert-manager") or {})["data"]["tls.crt"]))
+    chain = await bench.kube.get(CONFIG_MAP, "demo-ca-chain", bench.namespace)
+    assert chain
+    for part in certificates.AUTHORITIES:
+        anchor, cross_signed = await bench.certificate(f"demo-{part}"), x509.load_pem_x509_certificate(chain["data"][f"{part}.crt"].encode())
+        anchor.verify_directly_issued_by(anchor)
+        cross_signed.verify_directly_issued_by(root)
+        assert cross_signed.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        assert (cross_signed.subject, cross_signed.public_key()) == (anchor.subject, anchor.public_key())
+    for name, part in {"apiserver": "ca", "etcd-server": "etcd", "front-proxy-client": "proxy"}.items():
+        leaf = await bench.certificate(f"demo-{name}")
+        leaf.verify_directly_issued_by(await bench.certificate(f"demo-{part}"))
+        leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(chain["data"][f"{part}.crt"].encode()))
+
+
+async def test_a_cluster_of_0_2_0_gets_an_anchor_with_the_same_key(bench: Bench, tmp_path: Path) -> None:
+    """What the old CA has signed is verified by the new one, and what the new one signs by a kubeconfig with the old one."""
+    kube = bench.kube
+    made = [*certificates.authorities(bench.plan), *certificates.leaf_certificates(bench.plan)]
+    for obj in made:
+        if obj["kind"] == "Certificate" and obj["spec"].get("isCA"):
+            obj["spec"]["issuerRef"]["name"] = certificates.ROOT_ISSUER
+        await kube.apply(obj)
+
+    async def issued() -> bool:
+        found = await kube.list(CERTIFICATE, bench.namespace)
+        return all(any(item["type"] == "Ready" and item["status"] == "True" for item in (obj.get("status") or {}).get("conditions", [])) for obj in found)
+
+    await bench.until("cert-manager issues as for CKP 0.2.0", issued)
+    before, old_leaf = await bench.certificate("demo-ca"), await bench.certificate("demo-apiserver")
+    assert before.issuer != before.subject
+    old_key = (await bench.data("demo-ca"))["tls.key"]
+    await bench.finish()
+    after = await bench.certificate("demo-ca")
+    assert after.issuer == after.subject == before.subject
+    assert (await bench.data("demo-ca"))["tls.key"] == old_key
+    identifiers = [cert.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest for cert in (before, after)]
+    assert identifiers[0] == identifiers[1], "OpenSSL compares it with that in the leaves"
+    assert await bench.certificate("demo-apiserver") == old_leaf, "no leaf is issued again"
+    ca, _ = await bench.write(tmp_path, "demo-ca")
+    with tls_server(*(await bench.write(tmp_path, "demo-apiserver"))) as port:
+        for name in CLIENTS:
+            if verify := client(name, tmp_path):
+                assert verify(ca, port) == "", name
+    requests = await kube.list(CERTIFICATE_REQUEST, bench.namespace)
+    pins = {cert.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo) for cert in (before, after)}
+    assert len(pins) == 1, "kubeadm's discovery pins this hash"
+    assert len([item for item in requests if item["spec"]["issuerRef"]["name"] == certificates.ROOT_ISSUER]) == 6, "three of 0.2.0, three for the chain"
