@@ -367,6 +367,7 @@ async def test_a_control_plane_comes_up_phase_by_phase(kube: Kube, namespace: st
     assert secret and secret["type"] == "cluster.x-k8s.io/secret"
     config = json.loads(base64.b64decode(secret["data"]["value"]))
     assert config["clusters"][0]["cluster"]["server"] == "https://10.88.0.150:6443"
+    assert config["current-context"] == f"demo.{namespace}"
     plane = await plane_status(kube, namespace)
     assert plane["status"]["ready"] is False, "not before kubeadm's phases"
 

@@ -29,16 +29,23 @@ class ClientFiles:
     key: bytes
 
 
-def kubeconfig(plan: Plan, server: str, user: str, files: ClientFiles) -> str:
-    """A kubeconfig that holds everything itself."""
+def kubeconfig(plan: Plan, server: str, role: str, files: ClientFiles) -> str:
+    """A kubeconfig that holds everything itself. Its names are of this cluster alone, so that those of many clusters can be merged.
+
+    Args:
+        server: the API server's URL.
+        role: of its user, such as `admin`. Whom the API server sees is the certificate's subject, the same in all clusters.
+    """
     encoded = {name: base64.b64encode(getattr(files, name)).decode() for name in ("ca", "certificate", "key")}
+    cluster = f"{plan.cluster}.{plan.namespace}"
+    user = f"{role}@{cluster}"
     config = {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": plan.cluster, "cluster": {"server": server, "certificate-authority-data": encoded["ca"]}}],
+        "clusters": [{"name": cluster, "cluster": {"server": server, "certificate-authority-data": encoded["ca"]}}],
         "users": [{"name": user, "user": {"client-certificate-data": encoded["certificate"], "client-key-data": encoded["key"]}}],
-        "contexts": [{"name": f"{user}@{plan.cluster}", "context": {"cluster": plan.cluster, "user": user}}],
-        "current-context": f"{user}@{plan.cluster}",
+        "contexts": [{"name": cluster, "context": {"cluster": cluster, "user": user}}],
+        "current-context": cluster,
     }
     return json.dumps(config, indent=1)  # JSON is YAML, which a kubeconfig is
 

@@ -182,9 +182,9 @@ class ManagedControlPlaneReconciler:
 
     async def _kubeconfig(self, scope: Scope, plan: Plan) -> None:
         """`<c>-kubeconfig` for Cluster API, users and addons; one for the bootstrap Job, whose user RBAC does not bind."""
-        for leaf, user, secret in (("admin", "kubernetes-admin", "kubeconfig"), ("super-admin", "kubernetes-super-admin", "super-admin-kubeconfig")):
-            files = await self._client_files(plan, leaf)
-            text = bootstrap.kubeconfig(plan, f"https://{plan.endpoint}", user, files)
+        for role, secret in (("admin", "kubeconfig"), ("super-admin", "super-admin-kubeconfig")):
+            files = await self._client_files(plan, role)
+            text = bootstrap.kubeconfig(plan, f"https://{plan.endpoint}", role, files)
             await self.applier.apply(bootstrap.kubeconfig_secret(plan, plan.name(secret), text))
 
     async def _client_files(self, plan: Plan, leaf: str) -> bootstrap.ClientFiles:
