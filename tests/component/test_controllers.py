@@ -37,6 +37,7 @@ from ckp.kits.clock import SystemClock
 from ckp.rules.conditions import get_condition
 from ckp.runtime.informer import Informer
 from tests.support.checkout import REPO
+from tests.unit.controllers.test_control_plane_certificates import with_names
 from tests.worlds.tls import key_pem, make_authority
 
 pytestmark = pytest.mark.component
@@ -350,7 +351,8 @@ async def test_a_control_plane_comes_up_phase_by_phase(kube: Kube, namespace: st
     assert cluster
     plan = Plan.of(plane, cluster, RELEASES, "10.88.0.150")
     for part in ["ca", "etcd", "proxy", *(leaf.name for leaf in leaves(plan))]:
-        made = make_authority(part)
+        leaf = next((leaf for leaf in leaves(plan) if leaf.name == part), None)
+        made = with_names(make_authority(part), leaf) if leaf else make_authority(part)
         data = {key: base64.b64encode(text.encode()).decode() for key, text in (("tls.crt", made.pem), ("tls.key", key_pem(made.key)))}
         await kube.create({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": f"demo-{part}", "namespace": namespace}, "data": data})
     await reconciler.reconcile(namespace, "demo")

@@ -22,6 +22,11 @@ CHANGED: dict[str, Any] = {
     "ManagedControlPlane.status.addons: x-kubernetes-list-type": "map",
     "ManagedControlPlane.status.addons: x-kubernetes-list-map-keys": ["name"],
     "ManagedControlPlane.status.addons[items]: required": ["name"],
+    # new: an API server that is reached by further names and addresses
+    "ManagedControlPlane.spec.certSANs: type": "array",
+    "ManagedControlPlane.spec.certSANs[items]: type": "string",
+    "ManagedControlPlaneTemplate.spec.template.spec.certSANs: type": "array",
+    "ManagedControlPlaneTemplate.spec.template.spec.certSANs[items]: type": "string",
 }
 """Every keyword that is another than at 0.2.0, and why."""
 

@@ -90,6 +90,11 @@ class Reason(StrEnum):
 
     # ManagedControlPlane
     UNKNOWN_VERSION = "UnknownVersion"
+    UNUSABLE_ENDPOINT = "UnusableEndpoint"
+    ADDRESS_LOST = "AddressLost"
+    """The API server's Service no longer has the address that the cluster was made with."""
+    REFUSED = "Refused"
+    """The management cluster refused an object, or holds one that can't be used: it takes a person."""
     DELETING = "Deleting"
 
     # WorkloadReady

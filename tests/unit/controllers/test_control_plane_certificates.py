@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,16 @@ def secret(name: str, authority: Authority) -> Obj:
     return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": TENANT}, "data": encoded}
 
 
+def with_names(authority: Authority, leaf: certificates.Leaf) -> Authority:
+    """A leaf's certificate, as far as it is read here."""
+    now = authority.certificate
+    names: list[x509.GeneralName] = [*map(x509.DNSName, leaf.dns), *(x509.IPAddress(ip_address(item)) for item in leaf.addresses)]
+    builder = x509.CertificateBuilder(now.subject, now.subject, authority.key.public_key(), 5, now.not_valid_before_utc, now.not_valid_after_utc)
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    return Authority(builder.sign(authority.key, hashes.SHA256()), authority.key)
+
+
 def sign(request: Obj) -> str:
     """What cert-manager does with the request, by the Root CA's key."""
     csr = x509.load_pem_x509_csr(base64.b64decode(request["spec"]["request"]))
@@ -67,7 +78,7 @@ class Bench:
         for part, authority in authorities.items():
             await self.kube.apply(secret(f"demo-{part}", authority))
         for leaf in certificates.leaves(PLAN):
-            await self.kube.apply(secret(f"demo-{leaf.name}", ROOT))
+            await self.kube.apply(secret(f"demo-{leaf.name}", with_names(ROOT, leaf)))
 
     async def phase(self) -> None:
         await self.reconciler._certificates(self.scope, PLAN)

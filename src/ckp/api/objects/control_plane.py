@@ -16,6 +16,7 @@ from ckp.api.objects.base import (
     Resource,
     Schema,
     TemplateMeta,
+    Texts,
     Time,
     find_condition,
 )
@@ -53,6 +54,7 @@ class ManagedControlPlaneSpec(ApiModel):
     replicas: Annotated[Int32, Schema("Of the API server, controller-manager and scheduler.", minimum=1, defaulted=True)] = 1
     control_plane_endpoint: ControlPlaneEndpoint = Field(default_factory=Endpoint)
     load_balancer: LoadBalancer = Field(default_factory=LoadBalancer)
+    cert_sans: Annotated[Texts, Schema("Further DNS names and IPv4 addresses in the API server's certificate.")] = Field(default=(), alias="certSANs")
     etcd: EtcdSpec = Field(default_factory=EtcdSpec)
     addons: AddonsSpec = Field(default_factory=AddonsSpec)
 

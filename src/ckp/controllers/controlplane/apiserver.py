@@ -62,7 +62,7 @@ def api_server(plan: Plan) -> Obj:
     """The API server and, beside it in the same pod, the konnectivity server that it dials through a socket."""
     flags = {
         # What stands behind the Service `kubernetes` in the cluster: not the pod's address, which no worker reaches.
-        "advertise-address": plan.host,
+        "advertise-address": plan.address,
         "allow-privileged": "true",
         "authorization-mode": "Node,RBAC",
         "client-ca-file": f"{PKI}/ca.crt",

@@ -81,7 +81,7 @@ def _kubeadm_config(plan: Plan) -> str:
             "apiVersion": "kubeadm.k8s.io/v1beta4",
             "kind": "InitConfiguration",
             # Neither is used by these phases; given, they keep kubeadm from inspecting the machine that it runs on.
-            "localAPIEndpoint": {"advertiseAddress": plan.host, "bindPort": 6443},
+            "localAPIEndpoint": {"advertiseAddress": plan.address, "bindPort": 6443},
             "nodeRegistration": {"name": plan.cluster, "criSocket": "unix:///run/containerd/containerd.sock"},
         },
         {

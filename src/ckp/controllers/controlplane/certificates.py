@@ -22,6 +22,7 @@ from ckp.api.names import CLUSTER_NAME_LABEL, CLUSTER_SECRET_TYPE
 from ckp.clients.kube import Obj
 from ckp.controllers.controlplane.plan import Plan
 from ckp.kits.errors import CkpError
+from ckp.rules.endpoints import is_ipv4
 
 TEN_YEARS = "87600h"
 RENEW_BEFORE = "8760h"
@@ -124,6 +125,17 @@ def cross_signing_request(plan: Plan, part: str, secret: Obj) -> Obj:
     }
 
 
+def lacking(plan: Plan, secret: Obj) -> list[str]:
+    """Names and addresses that the API server's certificate must have and does not have yet."""
+    leaf = next(leaf for leaf in leaves(plan) if leaf.name == "apiserver")
+    try:
+        found = certificate_of(secret).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return [*leaf.dns, *leaf.addresses]
+    has = {*found.get_values_for_type(x509.DNSName), *map(str, found.get_values_for_type(x509.IPAddress))}
+    return [item for item in (*leaf.dns, *leaf.addresses) if item not in has]
+
+
 def chain(plan: Plan, cross_signed: Mapping[str, str]) -> Obj:
     """The ConfigMap with the CAs' certificates that the Root CA signed, as PEM by part: for who must follow a cluster's certificates to the Root CA."""
     data = {f"{part}.crt": pem for part, pem in cross_signed.items()}
@@ -136,8 +148,10 @@ def leaves(plan: Plan) -> list[Leaf]:
     kubernetes = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", f"kubernetes.default.svc.{plan.domain}")
     api_names = (*kubernetes, "localhost", api, f"{api}.{plan.namespace}", f"{api}.{plan.namespace}.svc")
     etcd_names = ("localhost", etcd, f"{etcd}.{plan.namespace}.svc", f"*.{etcd}-peer.{plan.namespace}.svc")
+    reached = dict.fromkeys([plan.host, plan.address, *plan.cert_sans])
+    names, addresses = [item for item in reached if not is_ipv4(item)], [item for item in reached if is_ipv4(item)]
     return [
-        Leaf("apiserver", "ca", "kube-apiserver", SERVER, dns=api_names, addresses=("127.0.0.1", plan.service_ip, plan.host)),
+        Leaf("apiserver", "ca", "kube-apiserver", SERVER, dns=(*api_names, *names), addresses=("127.0.0.1", plan.service_ip, *addresses)),
         Leaf("apiserver-kubelet-client", "ca", "kube-apiserver-kubelet-client", CLIENT, ("kubeadm:cluster-admins",)),
         Leaf("apiserver-etcd-client", "etcd", "kube-apiserver-etcd-client", CLIENT),
         Leaf("etcd-server", "etcd", "etcd", (*SERVER, "client auth"), dns=etcd_names, addresses=("127.0.0.1",)),

@@ -11,8 +11,9 @@ from ckp.api.platform import InstalledRelease, Releases
 from ckp.clients.kube import Obj
 from ckp.controllers.pods import pki_volume
 from ckp.controllers.scope import owner_reference
+from ckp.rules import endpoints
 
-API_PORT = 6443
+API_PORT = endpoints.API_PORT
 KONNECTIVITY_PORT = 8132
 DEFAULT_PODS = "10.244.0.0/16"
 DEFAULT_SERVICES = "10.96.0.0/12"
@@ -37,10 +38,14 @@ class Plan:
     storage_class: str
     wanted_address: str
     host: str = ""
-    """The address under which workers and users reach the API server; empty until the load balancer has given one."""
+    """The address or name by which workers and users reach the API server; empty until the load balancer has given an address."""
+    address: str = ""
+    """The address that the API server advertises to pods: the host, or the load balancer's if that is a name."""
+    cert_sans: tuple[str, ...] = ()
+    """Further names and addresses in the API server's certificate."""
 
     @classmethod
-    def of(cls, control_plane: Obj, cluster: Obj, releases: Releases, host: str = "") -> Plan:
+    def of(cls, control_plane: Obj, cluster: Obj, releases: Releases, host: str = "", address: str = "") -> Plan:
         """From a ManagedControlPlane and its Cluster; NotFound if the version is not installed."""
         plane = ManagedControlPlane.of(control_plane)
         spec, etcd = plane.spec, plane.spec.etcd
@@ -59,6 +64,8 @@ class Plan:
             storage_class=etcd.storage_class,
             wanted_address=spec.load_balancer.address,
             host=host,
+            address=address or host,
+            cert_sans=spec.cert_sans,
         )
 
     def name(self, part: str) -> str:

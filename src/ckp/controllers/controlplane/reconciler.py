@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -20,25 +20,44 @@ from ckp.api.states import ConditionType, Reason
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.apply import Applier
 from ckp.controllers.controlplane import apiserver, bootstrap, certificates, etcd
-from ckp.controllers.controlplane.plan import API_PORT, Plan
+from ckp.controllers.controlplane.plan import Plan
 from ckp.controllers.jobs import JobState, run_once
 from ckp.controllers.scope import Scope, deleting, owner, paused
 from ckp.kits.clock import Clock
-from ckp.kits.errors import NotFound
-from ckp.rules.conditions import get_condition, make_condition
+from ckp.kits.errors import CkpError, NotFound
+from ckp.rules.conditions import Condition, Severity, get_condition, make_condition
+from ckp.rules.endpoints import API_PORT, Asked, settle
 from ckp.runtime.controller import Result
 
 log = structlog.get_logger()
 POLL = 10.0
 SOON = 0.5
+REFUSALS = (400, 403, 422)
+"""Codes of answers that the same request would get again."""
 
 
 class NotYet(Exception):
     """A phase is not finished; a change of what it waits for wakes the reconciler, and so does `after` (seconds)."""
 
-    def __init__(self, condition: ConditionType, message: str, *, after: float = POLL) -> None:
+    def __init__(self, condition: ConditionType, message: str, *, after: float = POLL, reason: Reason = Reason.WAITING, severity: Severity = "Info") -> None:
         super().__init__(message)
-        self.condition, self.message, self.after = condition, message, after
+        self.condition, self.message, self.after, self.reason, self.severity = condition, message, after, reason, severity
+
+
+def _asked(plane: ManagedControlPlane, cluster: Obj, service: Obj | None) -> Asked:
+    """What the control plane, its Cluster and the API server's Service say about the endpoint."""
+    endpoint, found = plane.spec.control_plane_endpoint, service or {}
+    ingress = ((found.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
+    return Asked(
+        host=endpoint.host,
+        port=endpoint.port,
+        cluster_host=str(((cluster.get("spec") or {}).get("controlPlaneEndpoint") or {}).get("host") or ""),
+        load_balancer=plane.spec.load_balancer.address,
+        names=plane.spec.cert_sans,
+        pinned=str((found.get("metadata", {}).get("annotations") or {}).get(apiserver.ADDRESS_ANNOTATION) or ""),
+        given=[str(item.get("ip") or item.get("hostname")) for item in ingress],
+        made=plane.status.initialized,
+    )
 
 
 @dataclass
@@ -73,6 +92,7 @@ class ManagedControlPlaneReconciler:
         plane = ManagedControlPlane.of(scope.obj)
         scope.status |= {"externalManagedControlPlane": True, "replicas": plane.spec.replicas}
         scope.status |= {"initialized": plane.status.initialized, "ready": plane.status.ready}
+        condition = ConditionType.ENDPOINT_AVAILABLE
         phases: list[tuple[ConditionType, Callable[[Scope, Plan], Awaitable[None]]]] = [
             (ConditionType.CERTIFICATES_AVAILABLE, self._certificates),
             (ConditionType.ETCD_READY, self._etcd_ready),
@@ -81,48 +101,85 @@ class ManagedControlPlaneReconciler:
             (ConditionType.BOOTSTRAPPED, self._bootstrap),
         ]
         try:
-            plan = await self._endpoint(scope, cluster)
-            done = [make_condition(ConditionType.ENDPOINT_AVAILABLE, True, self.clock.now())]
+            plan, lost = await self._endpoint(scope, cluster)
+            done = [self._waits(ConditionType.ENDPOINT_AVAILABLE, lost) if lost else make_condition(ConditionType.ENDPOINT_AVAILABLE, True, self.clock.now())]
             scope.conditions = done
-            waiting: list[NotYet] = []
+            waiting = [lost] if lost else []
             for condition, phase in phases:
                 try:
                     await phase(scope, plan)
                     done.append(make_condition(condition, True, self.clock.now()))
                 except NotYet as wait:
-                    done.append(make_condition(condition, False, self.clock.now(), reason=Reason.WAITING, message=wait.message))
+                    done.append(self._waits(condition, wait))
                     waiting.append(wait)
                     # etcd's and the components' pods start side by side; what needs a running API server must wait.
                     if condition is not ConditionType.ETCD_READY:
                         break
             if waiting:
                 # Ready becomes false only with the API server itself, not with a Job or certificate that is renewed.
-                scope.status["ready"] = scope.status["ready"] and await self._available(plan, "apiserver")
+                scope.status["ready"] = scope.status["ready"] and lost is None and await self._available(plan, "apiserver")
                 return Result(after=min(wait.after for wait in waiting))
             await self._ready(scope, plan)
         except NotYet as wait:
-            scope.conditions.append(make_condition(wait.condition, False, self.clock.now(), reason=Reason.WAITING, message=wait.message))
+            scope.conditions.append(self._waits(wait.condition, wait))
             return Result(after=wait.after)
         except NotFound as error:
             scope.conditions.append(
                 make_condition(ConditionType.ENDPOINT_AVAILABLE, False, self.clock.now(), reason=Reason.UNKNOWN_VERSION, message=error.brief, severity="Error")
             )
+        except CkpError as error:
+            self._failed(scope, condition, error)
+            raise
         return Result(after=60)
 
-    async def _endpoint(self, scope: Scope, cluster: Obj) -> Plan:
-        """The load balancer first: the API server's certificate needs its address."""
+    def _failed(self, scope: Scope, condition: ConditionType, error: CkpError) -> None:
+        """What is refused would be refused again: say so. After any other failure nothing is known, so nothing is said: least of all that all is well."""
+        if isinstance(error, KubeError) and error.code not in REFUSALS:
+            scope.conditions.clear()
+            return
+        message = f"{error.brief}: {error.resolution}" if error.resolution else error.brief
+        scope.conditions.append(make_condition(condition, False, self.clock.now(), reason=Reason.REFUSED, message=message, severity="Error"))
+
+    def _waits(self, condition: ConditionType, wait: NotYet) -> Condition:
+        return make_condition(condition, False, self.clock.now(), reason=wait.reason, message=wait.message, severity=wait.severity)
+
+    async def _endpoint(self, scope: Scope, cluster: Obj) -> tuple[Plan, NotYet | None]:
+        """The load balancer first: the API server's certificate needs its address.
+
+        Returns:
+            The plan, and what is wrong with the endpoint of a control plane that was up already and goes on.
+
+        Raises:
+            NotYet: it cannot come up with the endpoint as it is.
+        """
         plan = Plan.of(scope.obj, cluster, self.releases)
-        host = ManagedControlPlane.of(scope.obj).spec.control_plane_endpoint.host
-        await self.applier.apply(apiserver.service(plan))
-        if not host:
-            service = await self.kube.get(SERVICE, plan.name("apiserver"), plan.namespace)
-            ingress = (((service or {}).get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
-            if not ingress:
-                raise NotYet(ConditionType.ENDPOINT_AVAILABLE, "no load balancer has given the API server's Service an address yet", after=SOON)
-            host = ingress[0].get("ip") or ingress[0]["hostname"]
-            patch = {"spec": {"controlPlaneEndpoint": {"host": host, "port": API_PORT}}}
+        plane = ManagedControlPlane.of(scope.obj)
+        service = await self.kube.get(SERVICE, plan.name("apiserver"), plan.namespace)
+        settled = settle(_asked(plane, cluster, service))
+        if settled.reason is not Reason.UNUSABLE_ENDPOINT:
+            if service is None:  # deleted by somebody: applied at once, not only when drift is due to be corrected
+                self.applier.forget(plan.namespace, plan.name("apiserver"))
+            await self.applier.apply(apiserver.service(replace(plan, wanted_address=settled.ask)))
+            if not ((service or {}).get("status") or {}).get("loadBalancer"):
+                service = await self.kube.get(SERVICE, plan.name("apiserver"), plan.namespace)
+                settled = settle(_asked(plane, cluster, service))
+        if settled.reason is None and not (plane.spec.control_plane_endpoint.host and plane.spec.control_plane_endpoint.port):
+            patch = {"spec": {"controlPlaneEndpoint": {"host": settled.host, "port": API_PORT}}}
             scope.obj = await self.kube.merge(MANAGED_CONTROL_PLANE, scope.name, scope.namespace, patch)
-        return Plan.of(scope.obj, cluster, self.releases, str(host))
+        plan = Plan.of(scope.obj, cluster, self.releases, settled.host, settled.address)
+        if settled.reason is None:
+            return plan, None
+        trouble = NotYet(
+            ConditionType.ENDPOINT_AVAILABLE,
+            settled.message,
+            after=SOON if settled.reason is Reason.WAITING else POLL,
+            reason=settled.reason,
+            severity="Info" if settled.reason is Reason.WAITING else "Error",
+        )
+        if plane.status.initialized and settled.host and settled.address:
+            return plan, trouble
+        scope.status["ready"] = False
+        raise trouble
 
     async def _certificates(self, scope: Scope, plan: Plan) -> None:
         """CAs, leaves, the pair of keys for tokens; then wait until cert-manager has written all their Secrets.
@@ -143,6 +200,9 @@ class ManagedControlPlaneReconciler:
         authorities = {part: issued[plan.name(part)] for part in certificates.AUTHORITIES}
         if intermediate := [plan.name(part) for part, secret in authorities.items() if not certificates.is_anchor(secret)]:
             message = f"{', '.join(intermediate)} of CKP 0.2.0 can't be verified by every program; cert-manager has not issued it again, self-signed, yet"
+            raise NotYet(ConditionType.CERTIFICATES_AVAILABLE, message, after=SOON)
+        if lacking := certificates.lacking(plan, issued[plan.name("apiserver")]):
+            message = f"cert-manager has not issued {plan.name('apiserver')} with {', '.join(lacking)} yet"
             raise NotYet(ConditionType.CERTIFICATES_AVAILABLE, message, after=SOON)
         await self._cross_sign(plan, authorities)
 
