@@ -13,8 +13,8 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from ckp.api.kinds import CERTIFICATE, CERTIFICATE_REQUEST, CONFIG_MAP, MANAGED_CONTROL_PLANE, NAMESPACE, SECRET
-from ckp.clients.kube import Kube, Obj
+from ckp.api.kinds import CERTIFICATE, CERTIFICATE_REQUEST, CONFIG_MAP, CSR, MANAGED_CONTROL_PLANE, NAMESPACE, SECRET
+from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.apply import Applier
 from ckp.controllers.controlplane import certificates
 from ckp.controllers.controlplane.plan import Plan
@@ -22,10 +22,12 @@ from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconcile
 from ckp.controllers.scope import Scope
 from ckp.kits.clock import SystemClock
 from ckp.kits.processes import Daemon
+from ckp.rules.kubelet_certificates import Member, is_pending, objection
 from tests.component.test_controllers import RELEASES, make_control_plane, plane_status
 from tests.support.checkout import REPO
 from tests.support.control_plane import TestControlPlane, built
 from tests.support.tls_clients import CLIENTS, client, tls_server
+from tests.unit.rules.test_kubelet_certificates import request
 
 pytestmark = pytest.mark.component
 PATIENCE = 120.0
@@ -137,6 +139,23 @@ async def test_the_chain_leads_to_the_root_ca_and_the_anchors_do_not(bench: Benc
         leaf = await bench.certificate(f"demo-{name}")
         leaf.verify_directly_issued_by(await bench.certificate(f"demo-{part}"))
         leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(chain["data"][f"{part}.crt"].encode()))
+
+
+async def test_the_api_server_takes_the_approval_of_a_kubelets_request(plane: TestControlPlane, kube: Kube, namespace: str) -> None:
+    """By the client that the controllers have of a workload cluster; the node itself makes the request."""
+    asked = request(f"n-{namespace}", (f"n-{namespace}", "10.0.0.1"))
+    name = f"csr-{namespace}"
+    body = json.dumps({**asked, "metadata": {"name": name}, "spec": {key: value for key, value in asked["spec"].items() if key not in ("username", "groups")}})
+    plane.kubectl("create", f"--as=system:node:n-{namespace}", "--as-group=system:nodes", "-f", "-", stdin=body)
+    found = await kube.get(CSR, name)
+    assert found and is_pending(found)
+    assert objection(found, {f"n-{namespace}": Member(f"n-{namespace}", frozenset({"10.0.0.1"}))}) == ""
+    await kube.approve(found, reason="Test", message="why")
+    after = await kube.get(CSR, name)
+    assert after and [item["type"] for item in after["status"]["conditions"]] == ["Approved"] and not is_pending(after)
+    with pytest.raises(KubeError) as stale:
+        await kube.approve(found, reason="Test", message="once more, as it was read")
+    assert stale.value.reason == "Conflict"
 
 
 async def test_a_cluster_of_0_2_0_gets_an_anchor_with_the_same_key(bench: Bench, tmp_path: Path) -> None:

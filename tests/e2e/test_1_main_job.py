@@ -279,6 +279,23 @@ def test_a_program_outside_verifies_the_api_server_by_the_kubeconfig(world: Worl
     assert httpx.get(f"{config['server']}/version", verify=context, trust_env=False, timeout=20).json()["gitVersion"] == STAMP
 
 
+def test_kubelets_serve_certificates_of_the_clusters_ca(world: World) -> None:
+    """As metrics-server and `kubectl top` need it; approved within seconds of the join."""
+    config = yaml.safe_load(kubeconfig_path("demo").read_text())["clusters"][0]["cluster"]
+    context = ssl.create_default_context(cadata=base64.b64decode(config["certificate-authority-data"]).decode())
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    for node in world.get("nodes")["items"]:
+        address = next(item["address"] for item in node["status"]["addresses"] if item["type"] == "InternalIP")
+
+        def serves(address: str = address) -> bool:
+            try:
+                return httpx.get(f"https://{address}:10250/pods", verify=context, trust_env=False, timeout=20).status_code == 401
+            except httpx.HTTPError:
+                return False
+
+        world.wait(serves, f"the kubelet of {node['metadata']['name']} serves a certificate of the cluster's CA", timeout=60)
+
+
 def test_clusterctl_sees_every_object_ready(world: World) -> None:
     program = world.site.dist.built["cluster-api"].binary("clusterctl")
     command = [str(program), "describe", "cluster", "demo", "-n", "ckp-default-default", "--kubeconfig", str(world.site.kubeconfig), "--show-conditions", "all"]

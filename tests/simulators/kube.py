@@ -227,6 +227,11 @@ class KubeSimulator(Kube):
         _merge_patch(new, copy.deepcopy(wanted))
         return self._put(kind, key, old, new)
 
+    async def approve(self, request: Obj, *, reason: str, message: str) -> None:
+        condition = {"type": "Approved", "status": "True", "reason": reason, "message": message}
+        patch = {"metadata": {"resourceVersion": request["metadata"]["resourceVersion"]}, "status": {"conditions": [condition]}}
+        await self.merge(kinds.CSR, request["metadata"]["name"], None, patch, subresource="status")
+
     async def replace(self, obj: Obj) -> Obj:
         obj = copy.deepcopy(obj)
         kind, name = kind_of(obj), obj["metadata"]["name"]

@@ -19,9 +19,10 @@ from lightkube.config.kubeconfig import SingleConfig
 from lightkube.config.models import User
 from lightkube.core.exceptions import ApiError
 from lightkube.generic_resource import create_global_resource, create_namespaced_resource
+from lightkube.resources.certificates_v1 import CertificateSigningRequestApproval
 from lightkube.types import CascadeType, PatchType
 
-from ckp.api.kinds import Kind, kind_of
+from ckp.api.kinds import CSR, Kind, kind_of
 from ckp.kits.errors import CkpError
 
 Obj = dict[str, Any]
@@ -194,6 +195,18 @@ class Kube:
                     raise
             found = None
         raise AssertionError("the last attempt returns or raises")
+
+    async def approve(self, request: Obj, *, reason: str, message: str) -> None:
+        """Approve a CertificateSigningRequest exactly as it was read; KubeError with reason Conflict if somebody else has decided meanwhile."""
+        meta = request["metadata"]
+        condition = {"type": "Approved", "status": "True", "reason": reason, "message": message}
+        patch = {"metadata": {"resourceVersion": meta["resourceVersion"]}, "status": {"conditions": [condition]}}
+        try:
+            await self._client.patch(CertificateSigningRequestApproval, meta["name"], patch, patch_type=PatchType.MERGE)
+        except ApiError as error:
+            raise _told(error, "approve", CSR, meta["name"], None) from error
+        except (httpx2.HTTPError, ssl.SSLError) as error:
+            raise _unreached(error, "approve", CSR, meta["name"], None) from error
 
     async def _patch(self, kind: Kind, name: str, namespace: str | None, body: Obj, subresource: str, params: Mapping[str, Any]) -> Obj:
         resource = _resource(kind).Status if subresource == "status" else _resource(kind)

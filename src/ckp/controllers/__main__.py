@@ -22,6 +22,7 @@ from ckp.controllers.lifecycle.reconciler import LifecycleReconciler
 from ckp.controllers.providers.byo.cluster import ByoClusterReconciler
 from ckp.controllers.providers.byo.host import ByoHostReconciler
 from ckp.controllers.providers.byo.machine import ByoMachineReconciler
+from ckp.controllers.providers.byo.serving_certificates import ServingCertificatesReconciler
 from ckp.controllers.scope import cluster_name, owner
 from ckp.controllers.settings import Settings
 from ckp.controllers.workload_health.reconciler import WorkloadHealthReconciler
@@ -63,6 +64,12 @@ def build(kube: Kube, releases: Releases, addons_image: str) -> Manager:
         return [(obj["metadata"]["namespace"], str(reference["name"]))] if reference else []
 
     planes_of_cluster = of_cluster(planes)
+
+    def planes_of_host(obj: Obj) -> list[Key]:
+        reference = (obj.get("spec") or {}).get("machineRef") or {}
+        machine = machines.get(obj["metadata"]["namespace"], str(reference.get("name") or ""))
+        return planes_of_cluster(machine) if machine else []
+
     controllers = [
         Controller("byocluster", ByoClusterReconciler(kube, clock), manager.informer(BYO_CLUSTER), workers=1),
         Controller("byohost", ByoHostReconciler(kube, clock, releases), hosts, workers=2).watches(machines, _host_of),
@@ -78,6 +85,9 @@ def build(kube: Kube, releases: Releases, addons_image: str) -> Manager:
         Controller("addons", AddonsReconciler(kube, clock, releases, addons_image), planes, workers=2).watches(jobs, owned),
         Controller("lifecycle", LifecycleReconciler(kube, clock, hosts), planes, workers=2)
         .watches(manager.informer(MACHINE), planes_of_cluster)
+        .watches(machines, planes_of_cluster),
+        Controller("servingcertificates", ServingCertificatesReconciler(kube, clock, planes, hosts, machines), planes, workers=2)
+        .watches(hosts, planes_of_host)
         .watches(machines, planes_of_cluster),
     ]
     # More workers than clusters that may be out of reach at once: each look at one of them waits for a timeout.

@@ -75,6 +75,7 @@ class Facts(ApiModel):
     cpus: int = 0
     memory_bytes: int = 0
     default_address: str = ""
+    addresses: Texts = ()
     findings: tuple[HostFinding, ...] = ()
 
 

@@ -103,6 +103,8 @@ def _kubeadm_config(plan: Plan) -> str:
             "clusterDNS": [plan.dns_ip],
             "clusterDomain": plan.domain,
             "rotateCertificates": True,
+            # The cluster's CA signs what kubelets serve; controllers/providers/byo/serving_certificates.py approves it.
+            "serverTLSBootstrap": True,
             "serializeImagePulls": False,
         },
     ]
