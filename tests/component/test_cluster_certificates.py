@@ -21,7 +21,7 @@ from ckp.controllers.controlplane.plan import Plan
 from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler, NotYet
 from ckp.controllers.scope import Scope
 from ckp.kits.clock import SystemClock
-from ckp.kits.processes import Daemon
+from ckp.kits.processes import Daemon, run
 from ckp.rules.kubelet_certificates import Member, is_pending, objection
 from tests.component.test_controllers import RELEASES, make_control_plane, plane_status
 from tests.support.checkout import REPO
@@ -139,6 +139,44 @@ async def test_the_chain_leads_to_the_root_ca_and_the_anchors_do_not(bench: Benc
         leaf = await bench.certificate(f"demo-{name}")
         leaf.verify_directly_issued_by(await bench.certificate(f"demo-{part}"))
         leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(chain["data"][f"{part}.crt"].encode()))
+
+
+async def test_agents_verify_hub_and_compass_by_the_root_ca(bench: Bench, tmp_path: Path) -> None:
+    """Agents run on the system's Python, 3.9 and newer."""
+    deployed = yaml.safe_load_all((REPO / "deploy" / "20-certificates.yaml").read_text())
+    made = next(obj for obj in deployed if obj["metadata"]["name"] == "ckp-hub-tls")
+    made["metadata"]["namespace"] = bench.namespace
+    made["spec"] |= {"dnsNames": ["localhost"], "ipAddresses": ["127.0.0.1"]}
+    await bench.kube.apply(made)
+
+    async def issued() -> bool:
+        found = await bench.kube.get(SECRET, "ckp-hub-tls", bench.namespace)
+        return bool((found or {}).get("data", {}).get("ca.crt"))
+
+    await bench.until("the hub's certificate", issued)
+    root = tmp_path / "ca.pem"
+    root.write_bytes(base64.b64decode((await bench.data("ckp-hub-tls"))["ca.crt"]))
+    with tls_server(*(await bench.write(tmp_path, "ckp-hub-tls"))) as port:
+        assert {name: verify(root, port) for name in CLIENTS if (verify := client(name, tmp_path))}.items() <= dict.fromkeys(CLIENTS, "").items()
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_every_program_verifies_a_standalone_clusters_api_server(name: str, standalone: Path, tmp_path: Path) -> None:
+    """Its CA is kubeadm's own."""
+    verify = client(name, tmp_path)
+    if verify is None:
+        pytest.skip(f"there is no {name} on this machine")
+    with tls_server(standalone / "apiserver.crt", standalone / "apiserver.key") as port:
+        assert verify(standalone / "ca.crt", port) == ""
+
+
+@pytest.fixture(scope="module")
+def standalone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `kubeadm init` makes of certificates."""
+    folder = tmp_path_factory.mktemp("kubeadm") / "pki"
+    command: list[str | Path] = [built("kubernetes").binary("kubeadm"), "init", "phase", "certs", "all", f"--cert-dir={folder}"]
+    run([*command, "--apiserver-advertise-address=192.0.2.1", "--apiserver-cert-extra-sans=localhost", "--kubernetes-version=v1.35.1"], timeout=120)
+    return folder
 
 
 async def test_the_api_server_takes_the_approval_of_a_kubelets_request(plane: TestControlPlane, kube: Kube, namespace: str) -> None:

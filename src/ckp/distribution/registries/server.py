@@ -115,7 +115,9 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 def _issue(
     name: str, issuer_key: ec.EllipticCurvePrivateKey | None, issuer: x509.Certificate | None, names: list[x509.GeneralName]
 ) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    """With the extensions that a strict client asks for (RFC 5280; Python from 3.13 on): key usage and the identifiers of both keys."""
     key = ec.generate_private_key(ec.SECP256R1())
+    usage = x509.KeyUsage(True, False, False, False, False, issuer is None, issuer is None, False, False)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
     builder = (
@@ -127,6 +129,9 @@ def _issue(
         .not_valid_before(now - timedelta(minutes=5))
         .not_valid_after(now + TEN_YEARS)
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=0 if issuer is None else None), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key((issuer_key or key).public_key()), critical=False)
     )
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False).add_extension(
