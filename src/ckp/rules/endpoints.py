@@ -67,6 +67,8 @@ def settle(asked: Asked) -> Settled:
     if said := _refusal(asked):
         return Settled(reason=Reason.UNUSABLE_ENDPOINT, message=said)
     addresses = [item for item in asked.given if is_ipv4(item)]
+    if asked.made and addresses and is_ipv4(asked.host) and asked.host not in addresses and not (asked.pinned or asked.load_balancer):
+        return _unexplained(asked, addresses)
     ask = _address_to_ask(asked, addresses)
     host = asked.host or ask or next(iter(addresses), "")
     settled = Settled(ask, host, host if is_ipv4(host) else ask)
@@ -81,6 +83,14 @@ def settle(asked: Asked) -> Settled:
         message = f"spec.loadBalancer.address is {asked.load_balancer}, and the cluster was made with {ask}, which hosts and kubeconfigs depend on: set it back"
         return _because(settled, Reason.UNUSABLE_ENDPOINT, message)
     return settled
+
+
+def _unexplained(asked: Asked, addresses: Sequence[str]) -> Settled:
+    """Of CKP 0.2.0, which asked for nothing: the address was lost, or it is forwarded to the load balancer's. Asking for it would end the latter."""
+    has = ", ".join(addresses)
+    message = f"the API server's Service has {has}, and hosts and kubeconfigs know {asked.host}: if that is forwarded to it, set spec.loadBalancer.address to "
+    message += f"{addresses[0]}; if it was lost, set spec.loadBalancer.address to {asked.host}"
+    return Settled("", asked.host, asked.host, Reason.ADDRESS_LOST, message)
 
 
 def _without_its_address(asked: Asked, settled: Settled, addresses: Sequence[str]) -> Settled:

@@ -16,12 +16,20 @@ def test_the_load_balancers_address_becomes_the_endpoint_and_is_asked_for_from_t
     assert settle(Asked(host=A, port=6443, given=[A], made=True)) == Settled(A, A, A)
 
 
-@pytest.mark.parametrize("given", [[], [B]])
-@pytest.mark.parametrize("pinned", ["", A], ids=["of 0.2.0", "pinned"])
+@pytest.mark.parametrize(("given", "pinned"), [([], A), ([B], A), ([], "")])
 def test_a_lost_address_is_said_with_both_and_asked_for_again(given: list[str], pinned: str) -> None:
     found = settle(Asked(host=A, port=6443, cluster_host=A, pinned=pinned, given=given, made=True))
     assert (found.ask, found.host, found.address, found.reason) == (A, A, A, Reason.ADDRESS_LOST)
     assert A in found.message and (given or ["no address"])[0] in found.message and "pool" in found.message
+
+
+def test_of_a_cluster_of_0_2_0_an_address_that_may_be_forwarded_is_asked_about_before_anything_is_changed() -> None:
+    outside = "203.0.113.7"
+    found = settle(Asked(host=outside, port=6443, cluster_host=outside, given=[A], made=True))
+    assert (found.ask, found.host, found.reason) == ("", outside, Reason.ADDRESS_LOST)
+    assert f"set spec.loadBalancer.address to {A}" in found.message and f"set spec.loadBalancer.address to {outside}" in found.message
+    assert settle(Asked(host=outside, port=6443, load_balancer=A, given=[A], made=True)).reason is None, "it is forwarded"
+    assert settle(Asked(host=outside, port=6443, load_balancer=outside, given=[A], made=True)).ask == outside, "it was lost"
 
 
 def test_before_the_cluster_is_up_an_address_is_waited_for_and_not_lost() -> None:
