@@ -26,6 +26,7 @@ class InstallerSimulator:
         self.name = name
         self.have = have
         self.handed: list[list[str]] = []
+        self.holds: set[str] = set()
 
     def installed(self, names: Sequence[str]) -> dict[str, str]:
         return {name: self.have[name] for name in names if name in self.have}
@@ -35,6 +36,18 @@ class InstallerSimulator:
         for package in packages:
             assert Path(manifest.path(package.file)).is_file()
             self.have[package.name] = package.version
+
+    def sources(self, names: Sequence[str]) -> dict[str, tuple[str, str]]:
+        return {name: (version, "Coredge.io <support@coredge.io>") for name, version in self.installed(names).items()}
+
+    def held(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if name in self.holds]
+
+    def hold(self, names: Sequence[str]) -> None:
+        self.holds.update(names)
+
+    def release(self, names: Sequence[str]) -> None:
+        self.holds.difference_update(names)
 
     def remove(self, names: Sequence[str]) -> None:
         raise AssertionError("nothing is removed here")

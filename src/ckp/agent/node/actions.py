@@ -12,7 +12,7 @@ from ckp.agent.journal import Journal
 from ckp.agent.messages import AgentTarget, Membership
 from ckp.agent.node import join, preflight
 from ckp.agent.node.settings import Settings, Settled
-from ckp.agent.system import facts, folders, prepare, resolver, swap
+from ckp.agent.system import facts, folders, holds, prepare, resolver, swap
 from ckp.agent.system.installers.base import NODE_PACKAGES, Installer, missing_tools
 from ckp.agent.system.installers.detect import of_host, select
 from ckp.agent.upgrade import Upgrades, own_version
@@ -184,6 +184,7 @@ class HostActions:
         return self.settings.apply(membership)
 
     def unhealthy(self) -> str:
+        holds.adopt(self.journal, of_host())
         return swap.keep_off(self.journal) or join.kubelet_health()
 
 
@@ -210,4 +211,6 @@ def install_packages(journal: Journal, installer: Installer, manifest: BundleMan
     packages = [package for package in (manifest.package(name) for name in names) if package is not None]
     refuse_downgrade(installer.name, before, {package.name: package.version for package in packages}, allowed=allow_downgrade)
     journal.add_packages(name for name in names if name not in before)
+    holds.remember(journal, installer, [package.name for package in packages])
     installer.install(manifest, packages)
+    holds.hold(journal, installer, [package.name for package in packages])

@@ -10,7 +10,7 @@ from typing import List, Optional, Tuple
 from ckp.agent.journal import Journal
 from ckp.agent.messages import DiskFacts, Finding, HostFacts, LinkFacts
 from ckp.agent.node import preflight
-from ckp.agent.system import facts, kubelet_flags
+from ckp.agent.system import facts, holds, kubelet_flags
 from ckp.agent.system.installers.base import FOREIGN_RUNTIMES, NODE_PACKAGES
 from ckp.agent.system.installers.detect import of_host
 from ckp.hostkit.errors import AgentError
@@ -55,14 +55,19 @@ def installed() -> Tuple[str, ...]:
 
 
 def findings(journal: Optional[Journal]) -> Tuple[Finding, ...]:
-    """What preflight finds now. For a host that is a node, or becomes one, only what matters to a node: its own kubelet is not a finding."""
+    """What preflight finds now. For a host that is a node, or becomes one, only what matters to a node: its own kubelet is not a finding, a package that is no longer CKP's is."""
     if journal is None:
         return ()
     try:
-        seen: List[Finding] = (preflight.worker(journal, of_host()) if journal.member is None else preflight.node()).items
+        seen: List[Finding] = preflight.worker(journal, of_host()).items if journal.member is None else [*preflight.node().items, *changed_packages(journal)]
     except AgentError as error:
         seen = [Finding(error.brief, error.resolution)]
     return tuple(Finding(item.problem[:PROBLEM_LENGTH], item.remediation[:REMEDIATION_LENGTH], item.blocking) for item in seen)[:MAX_ITEMS]
+
+
+def changed_packages(journal: Journal) -> List[Finding]:
+    """A finding for each package of this node that is no longer what CKP installed. It blocks nothing: the node works, and its owner decides."""
+    return [Finding(line, holds.REMEDY, blocking=False) for line in holds.changed(journal, of_host())]
 
 
 def host_facts(hub_host: str = "", journal: Optional[Journal] = None, version: str = "") -> HostFacts:

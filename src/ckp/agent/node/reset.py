@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from ckp.agent.journal import Journal
-from ckp.agent.system import firewall, folders, prepare, swap
+from ckp.agent.system import firewall, folders, holds, prepare, swap
 from ckp.agent.system.installers.base import Installer
 from ckp.hostkit.errors import AgentError
 from ckp.hostkit.files import read_text, remove
@@ -48,7 +48,9 @@ def reset(journal: Journal, installer: Installer) -> str:
     for folder in places:
         folders.unmount_below(journal, folder)
     _network()
+    holds.release(journal, installer)
     installer.remove(list(reversed(journal.packages)))
+    holds.give_back(journal, installer)
     folders.give_back_configuration(journal)
     for folder in places:
         folders.empty(journal, folder)

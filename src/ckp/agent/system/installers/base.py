@@ -45,6 +45,22 @@ class Installer(Protocol):
         """Install these packages of the verified bundle, and complete what a power cut interrupted. The host's configuration files stay. Raises AgentError."""
         ...
 
+    def sources(self, names: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Those of `names` that are installed, each with its version and its maintainer (rpm: packager)."""
+        ...
+
+    def held(self, names: Sequence[str]) -> list[str]:
+        """Those of `names` that a general upgrade leaves as they are, whoever asked for it. They need not be installed."""
+        ...
+
+    def hold(self, names: Sequence[str]) -> None:
+        """Keep general upgrades from changing these packages; `install` and `remove` still do (and may lift the hold). Raises AgentError."""
+        ...
+
+    def release(self, names: Sequence[str]) -> None:
+        """Undo `hold` for these names. Raises AgentError."""
+        ...
+
     def remove(self, names: Sequence[str]) -> None:
         """Remove these packages with their configuration; those that are not installed are skipped. Raises AgentError."""
         ...

@@ -8,6 +8,8 @@ from typing import Callable, Sequence
 
 from ckp.agent.system.installers.base import remove_unneeded
 from ckp.hostkit.errors import AgentError
+from ckp.hostkit.files import read_text
+from ckp.hostkit.logs import log
 from ckp.hostkit.processes import run
 from ckp.verify.bundle import BundleManifest, Package
 
@@ -52,6 +54,34 @@ class DpkgInstaller:
         ]
         if wrong:
             raise AgentError("dpkg succeeded, but not everything is installed", details="\n".join(wrong), reason="InstallFailed")
+
+    def sources(self, names: Sequence[str]) -> dict[str, tuple[str, str]]:
+        there = self.installed(names)
+        if not there:
+            return {}
+        found = run(["dpkg-query", "-W", "-f", "${Package}\t${Maintainer}\n", *there], timeout=60, check=False).stdout.splitlines()
+        return {name: (there[name], maintainer) for name, _, maintainer in (line.partition("\t") for line in found) if name in there}
+
+    def held(self, names: Sequence[str]) -> list[str]:
+        if not names:
+            return []
+        shown = run(["dpkg-query", "-W", "-f", "${Package}\t${db:Status-Want}\n", *names], timeout=60, check=False).stdout
+        return [name for name, _, want in (line.partition("\t") for line in shown.splitlines()) if want == "hold"]
+
+    def hold(self, names: Sequence[str]) -> None:
+        """See base.Installer. A selection, as `apt-mark hold` makes it. `dpkg -i` sets it back to `install`, so that it is made again after each."""
+        self._select(names, "hold")
+        absent = [name for name in names if name not in self._known(names)]
+        if absent:  # dpkg knows a package that was never installed only from apt
+            run(["apt-mark", "hold", *absent], timeout=60, env=QUIET, check=False)
+
+    def release(self, names: Sequence[str]) -> None:
+        self._select(self.held(names), "install")
+
+    def _select(self, names: Sequence[str], state: str) -> None:
+        if names:
+            lines = "".join(f"{name} {state}\n" for name in names)
+            self._dpkg(["--set-selections"], what=f"marking {', '.join(names)} as {state}", stdin=lines.encode())
 
     def _configure_pending(self) -> None:
         """Complete what an interrupted dpkg left: unpacked packages, or only its own journal. Until then apt refuses everything else."""
@@ -104,17 +134,37 @@ class DpkgInstaller:
     def remove_tools(self, names: Sequence[str]) -> list[str]:
         return remove_unneeded(self, names, lambda name: self._dpkg(["--purge", name], what=f"removing {name}", check=False))
 
-    def _dpkg(self, arguments: Sequence[str], *, what: str, check: bool = True) -> None:
+    def _dpkg(self, arguments: Sequence[str], *, what: str, check: bool = True, stdin: bytes | None = None) -> None:
         """Run dpkg; wait while another program (unattended upgrades) holds its lock. Raises AgentError."""
         import time
 
         deadline = time.monotonic() + LOCK_SECONDS
+        told = False
         while True:
-            result = run([*DPKG, *arguments], timeout=900, env=QUIET, check=False)
+            result = run([*DPKG, *arguments], timeout=900, env=QUIET, check=False, stdin=stdin)
             if result.code == 0 or not check:
                 return
-            if "lock" in result.stderr and time.monotonic() < deadline:
+            busy = "lock" in result.stderr
+            if busy and time.monotonic() < deadline:
+                if not told:
+                    told = True
+                    log(f"{what}: waiting up to {LOCK_SECONDS} s for {lock_holder(result.stderr)}, which has locked dpkg")
                 time.sleep(3)
                 continue
-            hint = "the host's package manager is busy: wait until apt or unattended-upgrades has finished, and try again" if "lock" in result.stderr else ""
-            raise AgentError(f"{what} failed", details=result.tail(), resolution=hint or "see dpkg's output", reason="InstallFailed")
+            if busy:
+                raise AgentError(
+                    f"{what} failed: {lock_holder(result.stderr)} has had dpkg locked for {LOCK_SECONDS} s",
+                    details=result.tail(),
+                    resolution="let it finish (apt or unattended-upgrades), or end it; this is tried again",
+                    reason="PackageManagerBusy",
+                )
+            raise AgentError(f"{what} failed", details=result.tail(), resolution="see dpkg's output", reason="InstallFailed")
+
+
+def lock_holder(message: str) -> str:
+    """Who has the lock, from what dpkg or apt says about it: "unattended-upgr (pid 812)"; "another program" if it is not said."""
+    match = re.search(r"(?:by another process with pid|held by process) (\d+)(?: \(([^)]+)\))?", message)
+    if match is None:
+        return "another program"
+    name = match.group(2) or read_text(f"/proc/{match.group(1)}/comm").strip()
+    return f"{name or 'a program'} (pid {match.group(1)})"

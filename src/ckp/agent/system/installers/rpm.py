@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Callable, Sequence
 
 from ckp.agent.system.installers.base import remove_unneeded
 from ckp.hostkit.errors import AgentError
-from ckp.hostkit.files import remove
+from ckp.hostkit.files import atomic_write, read_text, remove
 from ckp.hostkit.processes import run
 from ckp.verify.bundle import BundleManifest, Package
 
@@ -29,6 +30,47 @@ PACKAGE_OF = {
 BETWEEN_VERSIONS = " and "
 LEFT_BY_RPM = (".rpmsave", ".rpmnew", ".rpmorig")
 """Endings of the files that rpm leaves beside a configuration file that was changed on the host."""
+
+
+DNF_CONF = "etc/dnf/dnf.conf"
+OWN_FILE = "# Written by ckp-agent, since there was none.\n[main]\n"
+_EXCLUDES = re.compile(r"^(excludepkgs|exclude)[ \t]*=[ \t]*(.*(?:\n[ \t]+\S.*)*)$", re.M)
+"""dnf.conf(5): both names set the same list, of globs parted by commas or blanks, which may go on in indented lines."""
+
+
+def excluded(text: str) -> set[str]:
+    """The packages that a dnf.conf excludes."""
+    return {word for match in _EXCLUDES.finditer(text) for word in re.split(r"[,\s]+", match.group(2)) if word}
+
+
+def exclude(text: str, names: Sequence[str]) -> str:
+    """A dnf.conf that excludes these packages too. Its own excludes, comments and order stay; an empty text becomes OWN_FILE with them."""
+    new = [name for name in names if name not in excluded(text)]
+    if not new:
+        return text
+    words = " ".join(new)
+    match = _EXCLUDES.search(text)
+    if match:
+        return f"{text[: match.start(2)]}{words} {match.group(2)}".rstrip(" ") + text[match.end() :]
+    text = text if text.strip() else OWN_FILE
+    section = re.search(r"^\[main\][^\n]*(?:\n|\Z)", text, re.M)
+    if section is None:
+        return f"[main]\nexcludepkgs={words}\n\n{text}"
+    head = text[: section.end()]
+    return f"{head if head.endswith(chr(10)) else head + chr(10)}excludepkgs={words}\n{text[section.end() :]}"
+
+
+def include(text: str, names: Sequence[str]) -> str:
+    """A dnf.conf without excludes of these packages; an exclude that is empty then goes, and so does the whole OWN_FILE ("")."""
+
+    def without(match: re.Match[str]) -> str:
+        key, value = match.string[match.start() : match.start(2)], match.group(2)
+        for name in names:
+            value = re.sub(rf"(?<![^,\s]){re.escape(name)}(?![^,\s])[,\s]*", "", value)
+        return match.group(0) if value == match.group(2) else f"{key}{value.rstrip(' ')}" if value.strip(", \t\n") else "\0"
+
+    found = re.sub("\0\n?", "", _EXCLUDES.sub(without, text))
+    return "" if found.strip() == OWN_FILE.strip() else found
 
 
 class RpmInstaller:
@@ -64,7 +106,8 @@ class RpmInstaller:
         if todo:
             what = f"installing {', '.join(package.name for package in todo)}"
             # our own verification is stricter than dnf's (one keyring, one maintainer), and rpm's key database does not have the key
-            flags = ["--nogpgcheck", "--disablerepo=*"]
+            # (with no repository, lifted excludes concern only these files: those of a node are excluded from everything else, see `hold`)
+            flags = ["--nogpgcheck", "--disablerepo=*", "--disableexcludes=all"]
             files = [manifest.path(package.file) for package in todo]
             run([*self._dnf, *flags, "install", *files], timeout=900, what=what, reason="InstallFailed")
         now = self.installed([package.name for package in packages])
@@ -75,6 +118,44 @@ class RpmInstaller:
         ]
         if wrong:
             raise AgentError("dnf succeeded, but not everything is installed", details="\n".join(wrong), reason="InstallFailed")
+
+    def sources(self, names: Sequence[str]) -> dict[str, tuple[str, str]]:
+        there = self.installed(names)
+        shown = {name: run([*self._rpm, "-q", "--qf", "%{PACKAGER}\n", name], timeout=60, check=False).stdout for name in there}
+        return {name: (version, next(iter(shown[name].splitlines()), "")) for name, version in there.items()}
+
+    def _dnf_conf(self) -> str:
+        return os.path.realpath(os.path.join(self.root, DNF_CONF))
+
+    def held(self, names: Sequence[str]) -> list[str]:
+        there = excluded(read_text(self._dnf_conf()))
+        return [name for name in names if name in there]
+
+    def hold(self, names: Sequence[str]) -> None:
+        """See base.Installer. dnf.conf's excludepkgs, which dnf, dnf-automatic and PackageKit heed; the versionlock plugin is not on every host."""
+        self._exclude(lambda text: exclude(text, names))
+
+    def release(self, names: Sequence[str]) -> None:
+        self._exclude(lambda text: include(text, names))
+
+    def _exclude(self, edit: Callable[[str], str]) -> None:
+        path = self._dnf_conf()
+        before = read_text(path)
+        after = edit(before)
+        if after == before:
+            return
+        if not after:
+            remove(path)
+            return
+        try:
+            mode = os.stat(path).st_mode & 0o777
+        except OSError:
+            mode = 0o644
+        try:
+            atomic_write(path, after, mode=mode)
+        except OSError as error:
+            what = f"{path} can't be written: {error.strerror}"
+            raise AgentError(what, resolution="make it writable for root: the node's packages are held in it", reason="InstallFailed") from None
 
     def _repair_duplicate(self, package: Package, file: str) -> None:
         """Leave one version of a package whose old version an interrupted transaction did not erase. dnf would do nothing: it counts the newer one."""
