@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import socket
 from typing import Any
 
 from ckp.agent.journal import Journal
@@ -12,7 +13,7 @@ from ckp.agent.node.preflight import Findings
 from ckp.agent.system import facts
 from ckp.agent.system.installers.base import Installer
 from ckp.hostkit.processes import run
-from ckp.standalone.options import Network, Options, network
+from ckp.standalone.options import Network, Options, default_node_name, is_node_name, network
 
 MEMORY_MIB = 1700
 DISK_GIB = 10
@@ -50,11 +51,18 @@ def overlaps(wanted: Network, name: str, routes: list[tuple[Network, str]]) -> l
     return lines
 
 
+def node_name(found: Findings, options: Options) -> None:
+    """Without --node-name (which is checked with the options), the OS' host name must be one that a node can have."""
+    name = socket.gethostname()
+    if not options.node_name and not is_node_name(default_node_name(name)):
+        found.add(f"the host name {name!r} can't be a node's name", "choose one with --node-name")
+
+
 def preflight_findings(options: Options, journal: Journal, installer: Installer) -> Findings:
     """All findings about a control plane on this host."""
     found = Findings()
     preflight.common(found, journal, installer)
-    preflight.host_name(found)
+    node_name(found, options)
     preflight.memory(found, MEMORY_MIB)
     preflight.disk(found, DISK_GIB)
     if facts.cpus() < CPUS:
@@ -69,10 +77,15 @@ def preflight_findings(options: Options, journal: Journal, installer: Installer)
     mine = facts.addresses()
     if address and address not in mine:
         found.add(f"the advertise address {address} is not an address of this host ({', '.join(mine) or 'it has none'})", "use one of them")
-    if not address and not facts.default_address():
+    default = facts.default_address()
+    if not address and not default:
         found.add("this host has no address with a route", "configure its network, or use --advertise-address")
+    if not address and ":" in default:
+        found.add(
+            f"this host's default address {default} is an IPv6 address: a standalone cluster has IPv4 networks", "use an IPv4 one with --advertise-address"
+        )
     for text, name in ((options.pod_cidr, "pod CIDR"), (options.service_cidr, "service CIDR")):
-        chosen = address or facts.default_address()
+        chosen = address or default
         if chosen and ipaddress.ip_address(chosen) in network(text, name):
             found.add(f"the host's address {chosen} is in the {name} {text}", f"choose another {name}")
     return found

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from ckp.agent.system import prepare
 from ckp.agent.system.prepare import CONTAINERD_SOCKET, PATCHES_DIR, HostDecisions
 from ckp.standalone.options import Options
 from ckp.verify.bundle import BundleManifest
@@ -38,6 +39,11 @@ class Plan:
     def images(self) -> list[str]:
         """All images that this node will run, with those of the control plane first."""
         return [self.image(name) for name in CONTROL_PLANE_IMAGES + LATER_IMAGES if name in self.manifest.images]
+
+
+def kubelet_arguments(plan: Plan) -> str:
+    """The kubelet's extra arguments. Its name is kubeadm's (nodeRegistration.name), whatever the OS is called then or later."""
+    return f"{prepare.kubelet_arguments('', plan.address)} --hostname-override={plan.node_name}"
 
 
 def kubernetes_version(manifest: BundleManifest) -> str:

@@ -17,6 +17,8 @@ from ckp.hostkit.locations import IMGPKG, STATE_DIR
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 POD_CIDR = "10.244.0.0/16"
 SERVICE_CIDR = "10.96.0.0/12"
+LONGEST_NAME = 63
+NODE_NAMES = f"use lower-case letters, digits, - and ., at most {LONGEST_NAME} characters"
 SMALLEST_POD_PREFIX = 24
 """kubeadm gives each node a /24 of the pod network, so it must be at least that large."""
 
@@ -64,6 +66,16 @@ def network(text: str, what: str) -> Network:
     return found
 
 
+def is_node_name(name: str) -> bool:
+    """Whether a node can have this name: a DNS subdomain (RFC 1123), of at most the 63 characters of its label kubernetes.io/hostname."""
+    return len(name) <= LONGEST_NAME and re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", name) is not None
+
+
+def default_node_name(os_name: str) -> str:
+    """The node's name without --node-name: the OS' host name in lower case, as the kubelet itself makes it (so Worker1 is worker1). May not be a node name."""
+    return os_name.strip().lower()
+
+
 def check(options: Options) -> None:
     """Check the options, as far as that does not depend on the host.
 
@@ -80,26 +92,29 @@ def check(options: Options) -> None:
         raise InvalidInput(f"the network plugin {options.cni!r} is not known", resolution="use --cni cilium")
     pods = network(options.pod_cidr, "pod CIDR")
     services = network(options.service_cidr, "service CIDR")
-    if pods.version != services.version:
-        raise InvalidInput(f"the pod CIDR {pods} and the service CIDR {services} are of different IP versions")
+    for name, found in (("pod CIDR", pods), ("service CIDR", services)):
+        if found.version != 4:
+            raise InvalidInput(f"the {name} {found} is an IPv6 network: a standalone cluster has IPv4 networks", resolution=f"choose an IPv4 {name}")
     if pods.overlaps(services):
         raise InvalidInput(f"the pod CIDR {pods} and the service CIDR {services} overlap", resolution="choose networks without a common address")
     for name, found in (("pod CIDR", pods), ("service CIDR", services)):
         if found.is_loopback or found.is_multicast or found.is_link_local or found.is_unspecified:
             raise InvalidInput(f"the {name} {found} can't be routed: it is a loopback, multicast, link-local or unspecified range")
-    if pods.version == 4 and pods.prefixlen > SMALLEST_POD_PREFIX:
+    if pods.prefixlen > SMALLEST_POD_PREFIX:
         raise InvalidInput(f"the pod CIDR {pods} is too small: a node takes a /{SMALLEST_POD_PREFIX} of it", resolution="use a /16, or at least a /24")
     if services.num_addresses < 16:
         raise InvalidInput(f"the service CIDR {services} is too small: the cluster's own services take the first ten addresses")
-    if services.version == 4 and services.prefixlen < 12:
+    if services.prefixlen < 12:
         raise InvalidInput(f"the service CIDR {services} is too large: the API server accepts at most a /12")
     if options.advertise_address:
         try:
-            ipaddress.ip_address(options.advertise_address)
+            address = ipaddress.ip_address(options.advertise_address)
         except ValueError:
             raise InvalidInput(f"the advertise address {options.advertise_address!r} is not an IP address") from None
-    if options.node_name and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", options.node_name):
-        raise InvalidInput(f"{options.node_name!r} can't be a node's name", resolution="use lower-case letters, digits, - and .")
+        if address.version != 4:
+            raise InvalidInput(f"the advertise address {address} is an IPv6 address: a standalone cluster has IPv4 networks", resolution="use an IPv4 address")
+    if options.node_name and not is_node_name(options.node_name):
+        raise InvalidInput(f"{options.node_name!r} can't be a node's name", resolution=NODE_NAMES)
     if not os.path.isfile(options.keyring):
         raise InvalidInput(f"the keyring {options.keyring} with the trusted keys does not exist", resolution="set its path with --keyring")
     if options.registry_ca_file and not os.path.isfile(options.registry_ca_file):

@@ -24,12 +24,24 @@ from ckp.hostkit.errors import AgentError
 from ckp.hostkit.files import atomic_write, read_text, remove
 from ckp.hostkit.processes import have, run
 from ckp.hostkit.waits import wait_for
-from ckp.standalone.config import CONTROL_PLANE_IMAGES, NEEDED_IMAGES, STORAGE_CLASS, STORAGE_NAMESPACE, Plan, cilium_values, kubeadm_config, static_pod_patches
-from ckp.standalone.options import Options
+from ckp.standalone.config import (
+    CONTROL_PLANE_IMAGES,
+    NEEDED_IMAGES,
+    STORAGE_CLASS,
+    STORAGE_NAMESPACE,
+    Plan,
+    cilium_values,
+    kubeadm_config,
+    kubelet_arguments,
+    static_pod_patches,
+)
+from ckp.standalone.options import Options, default_node_name
 from ckp.verify.bundle import BundleManifest, verify_bundle
 
 ADMIN = "/etc/kubernetes/admin.conf"
 RUN_DIR = "/run/ckp-standalone"
+NODE_NAME = "node_name"
+"""The journal's note of the node's name, from the moment that the kubelet has it."""
 INIT_SECONDS = 600.0
 READY_SECONDS = 600.0
 
@@ -61,7 +73,7 @@ class Context:
             decisions=prepare.decide(options.host_json),
             registry=(options.registry or manifest.registry).rstrip("/"),
             address=options.advertise_address or facts.default_address(),
-            node_name=options.node_name or socket.gethostname().lower(),
+            node_name=options.node_name or self.journal.notes.get(NODE_NAME) or default_node_name(socket.gethostname()),
         )
 
     def registry_ca(self) -> str:
@@ -143,8 +155,9 @@ def ckp_packages(context: Context) -> str:
     manifest = context.verified()
     names = [package.name for package in select(manifest, NODE_PACKAGES)]
     plan = context.plan()
+    context.journal.note(NODE_NAME, plan.node_name)  # the OS may be renamed before the next run
     # before the package installs its own: a reset restores what was there at this moment
-    prepare.kubelet(context.journal, plan.decisions, prepare.kubelet_arguments("", plan.address))
+    prepare.kubelet(context.journal, plan.decisions, kubelet_arguments(plan))
     install_packages(context.journal, context.installer, manifest, names)
     run(["systemctl", "daemon-reload"], timeout=60)
     run(["systemctl", "enable", "kubelet"], timeout=60, what="enabling the kubelet")
@@ -196,7 +209,7 @@ def kubeadm_init(context: Context) -> str:
         shutil.rmtree("/var/lib/etcd", ignore_errors=True)
     elif os.path.isdir("/etc/kubernetes/manifests") and os.listdir("/etc/kubernetes/manifests"):
         run(["kubeadm", "reset", "-f", "--kubeconfig", "/nonexistent", "--skip-phases", "remove-etcd-member"], timeout=180, check=False)
-    prepare.kubelet(context.journal, plan.decisions, prepare.kubelet_arguments("", plan.address))
+    prepare.kubelet(context.journal, plan.decisions, kubelet_arguments(plan))
     pulls.wait([plan.image(name) for name in CONTROL_PLANE_IMAGES])
     for name, patch in static_pod_patches(plan).items():
         context.journal.replace_file(f"{prepare.PATCHES_DIR}/{name}", patch, mode=0o600)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import pytest
 
 from ckp.agent.fetch import images
 from ckp.agent.fetch.images import ImagePulls
+from ckp.agent.journal import Journal
 from ckp.agent.node import preflight
 from ckp.agent.node.preflight import Findings
 from ckp.agent.system import facts
@@ -66,7 +68,10 @@ def test_the_twelve_steps_have_the_documented_order() -> None:
         ({"pod_cidr": "10.244.1.0/16"}, "host bits set"),
         ({"pod_cidr": "10.96.0.0/16"}, "overlap"),
         ({"pod_cidr": "10.0.0.0/8"}, "overlap"),
-        ({"service_cidr": "fd00::/108"}, "different IP versions"),
+        ({"service_cidr": "fd00:96::/112"}, "the service CIDR fd00:96::/112 is an IPv6 network"),
+        ({"pod_cidr": "fd00:244::/56"}, "the pod CIDR fd00:244::/56 is an IPv6 network"),
+        ({"pod_cidr": "fd00:244::/56", "service_cidr": "fd00:96::/112"}, "is an IPv6 network: a standalone cluster has IPv4 networks"),
+        ({"advertise_address": "fd00::5"}, "the advertise address fd00::5 is an IPv6 address"),
         ({"pod_cidr": "10.244.0.0/28"}, "too small"),
         ({"service_cidr": "10.96.0.0/30"}, "too small"),
         ({"service_cidr": "10.0.0.0/9"}, "too large"),
@@ -76,6 +81,8 @@ def test_the_twelve_steps_have_the_documented_order() -> None:
         ({"cni": "flannel"}, "not known"),
         ({"advertise_address": "host"}, "is not an IP address"),
         ({"node_name": "Node_1"}, "can't be a node's name"),
+        ({"node_name": "a..b"}, "can't be a node's name"),
+        ({"node_name": "n" * 64}, "can't be a node's name"),
         ({"bundle_folder": ""}, "exactly one of"),
         ({"bundle_image": "r/b@sha256:0"}, "exactly one of"),
         ({"bundle_folder": "/nowhere"}, "does not exist"),
@@ -118,6 +125,47 @@ def test_findings_about_memory_disk_and_ports_are_reported_together(monkeypatch:
     assert "3 reasons, nothing was changed" in text
     for words in ("1600 MiB of memory, 1700 MiB are needed", "3.0 GiB free, 10 GiB are needed", "port 6443 is taken by nginx (pid 7)"):
         assert words in text
+
+
+def names(options: Options) -> list[str]:
+    """The findings about the node's name."""
+    found = Findings()
+    checks.node_name(found, options)
+    return found.lines
+
+
+@pytest.mark.parametrize("name", ["Worker1", "worker-1.site.example"])
+def test_a_node_is_called_as_its_os_in_lower_case(options: Options, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: name)
+    monkeypatch.setattr(steps, "_verify", lambda context: MANIFEST)
+    assert names(options) == []
+    journal = Journal(str(tmp_path / "journal.json"), str(tmp_path / "saved"))
+    context = steps.Context(options, journal, Any, lambda text: None)  # type: ignore[arg-type]
+    assert context.plan().node_name == name.lower()
+    journal.note(steps.NODE_NAME, name.lower())
+    monkeypatch.setattr(socket, "gethostname", lambda: "renamed")
+    assert context.plan().node_name == name.lower(), "an interrupted installation goes on with its name"
+
+
+@pytest.mark.parametrize("name", ["Worker_1", "n" * 64, "", "-x"])
+def test_an_os_name_that_no_node_can_have_needs_node_name(options: Options, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: name)
+    assert names(options) == [f"the host name {name!r} can't be a node's name: choose one with --node-name"]
+    assert names(changed(options, node_name="worker-1")) == []
+
+
+def test_kubeadm_and_the_kubelet_have_the_same_name(options: Options) -> None:
+    assert documents(config.kubeadm_config(plan(options)))["InitConfiguration"]["nodeRegistration"]["name"] == "node-1"
+    assert config.kubelet_arguments(plan(options)) == "--node-ip=10.0.0.5 --hostname-override=node-1"
+
+
+def test_a_host_with_only_ipv6_is_refused_before_anything_is_changed(options: Options, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(facts, "default_address", lambda hub="": "2001:db8::5")
+    monkeypatch.setattr(preflight, "common", lambda *_: None)
+    monkeypatch.setattr(checks, "host_routes", lambda: [])
+    journal = Journal(str(tmp_path / "journal.json"), str(tmp_path / "saved"))
+    found = checks.preflight_findings(changed(options, advertise_address=""), journal, SimpleNamespace())
+    assert any("2001:db8::5 is an IPv6 address" in line and "--advertise-address" in line for line in found.lines)
 
 
 def documents(text: str) -> dict[str, Any]:

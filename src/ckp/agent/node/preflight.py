@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import socket
 from dataclasses import dataclass, field
 from typing import Iterable
 
@@ -172,10 +170,3 @@ def ports(found: Findings, wanted: Iterable[int]) -> None:
     for port in wanted:
         if port in used:
             found.add(f"port {port} is taken by {owner_of(port)}", "stop it, or configure it to use another port")
-
-
-def host_name(found: Findings) -> None:
-    """Require a host name that a node may have."""
-    name = socket.gethostname()
-    if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", name):
-        found.add(f"the host name {name!r} can't be a node's name", "use lower-case letters, digits, - and . (hostnamectl set-hostname)")
