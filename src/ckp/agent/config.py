@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from ckp.hostkit import proxies
 from ckp.hostkit.errors import InvalidInput
 from ckp.hostkit.locations import CONFIG_DIR, IMGPKG, STATE_DIR
 
@@ -37,7 +38,7 @@ def load(path: str = CONFIG_DIR + "/config.json") -> Config:
     """Read the settings.
 
     Raises:
-        InvalidInput: the file is missing or malformed, or an address is not https/wss.
+        InvalidInput: the file is missing or malformed, an address is not https/wss, or HTTPS_PROXY is not a proxy's URL.
     """
     how = f'write "hub", "channel" and "ca" into {path}, as the guide to bringing your own hosts shows'
     try:
@@ -64,4 +65,5 @@ def load(path: str = CONFIG_DIR + "/config.json") -> Config:
         raise InvalidInput(f"{path}: channel must be a wss:// address, not {known['channel']!r}", resolution=how)
     if not os.path.isfile(known["ca"]):
         raise InvalidInput(f"the hub's CA {known['ca']} is missing, so no hub can be trusted", resolution=how)
+    proxies.proxy()  # raises InvalidInput: better than a hub that seems to be away
     return Config(**known)

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Callable, Mapping, Sequence
 
+from ckp.hostkit import proxies
 from ckp.hostkit.errors import Cancelled, ProcessFailed
 from ckp.hostkit.logs import log
 
@@ -44,6 +45,7 @@ def run(
     resolution: str = "",
     reason: str = "",
     cancelled: Callable[[], bool] | None = None,
+    proxied: bool = False,
 ) -> Finished:
     """Run a program to its end and return its output (each stream cut to 4 MiB).
 
@@ -54,15 +56,17 @@ def run(
         check: raise if its exit code is not 0.
         what: the work's name in an error, instead of the program's name.
         cancelled: called every half second; when it returns True the program is killed.
+        proxied: the program may use this host's proxy (ckp.hostkit.proxies); others get no such variables.
 
     Raises:
         ProcessFailed: it could not be started, failed (with `check`), or ran out of time.
         Cancelled: `cancelled` returned True.
     """
     name = what or argv[0]
-    environment = {key: value for key, value in os.environ.items() if key in ("HOME", "TMPDIR", "HTTPS_PROXY", "NO_PROXY", "https_proxy", "no_proxy")}
+    environment = {key: value for key, value in os.environ.items() if key in ("HOME", "TMPDIR")}
     environment.update({"PATH": PATH, "LC_ALL": "C.UTF-8"})
     environment.setdefault("HOME", "/root")
+    environment.update(proxies.environment() if proxied else {})
     environment.update(env or {})
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:

@@ -65,6 +65,7 @@ def _run(argv: list[str], image: str, place: str, cancelled: Callable[[], bool] 
             resolution="check that the registry is reachable from this host and holds the bundle",
             reason="PullFailed",
             cancelled=cancelled,
+            proxied=True,
         )
     except ProcessFailed as error:
         free = facts.disk(place)[1]

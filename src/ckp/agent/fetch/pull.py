@@ -23,7 +23,9 @@ import urllib.request
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Iterator, Optional
+from urllib.parse import urlsplit
 
+from ckp.hostkit import proxies
 from ckp.hostkit.errors import AgentError, InvalidInput
 from ckp.hostkit.files import remove
 from ckp.hostkit.logs import log
@@ -87,7 +89,16 @@ class Puller:
         self.reference = Reference.parse(image)
         self.folder = folder
         self.resumed = 0
-        self._opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca_file or None)))
+        self._opener = urllib.request.build_opener(
+            urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca_file or None)),
+            urllib.request.ProxyHandler(self._proxy()),  # without it urllib would read the environment by rules of its own
+        )
+
+    def _proxy(self) -> dict[str, str]:
+        """urllib's proxies for the registry. InvalidInput if HTTPS_PROXY is not a proxy's URL."""
+        parts = urlsplit(f"https://{self.reference.registry}")
+        used = proxies.proxy_for(parts.hostname or "", parts.port or 443)
+        return {"https": used.url()} if used else {}
 
     def fetch(self) -> tuple[bytes, str, list[Blob]]:
         """Fetch everything into the folder; returns the manifest, its media type, and its blobs.
@@ -309,4 +320,4 @@ def _unpack(imgpkg: str, image: str, ca_file: Optional[str], output: str) -> Non
     argv = [imgpkg, "pull", "--tty=false", "--image", image, "--image-is-bundle-check=false", "--output", output]
     if ca_file:
         argv += ["--registry-ca-cert-path", ca_file]
-    run(argv, timeout=UNPACK_SECONDS, what=f"imgpkg pull of {image}", reason="PullFailed")
+    run(argv, timeout=UNPACK_SECONDS, proxied=True, what=f"imgpkg pull of {image}", reason="PullFailed")

@@ -19,6 +19,7 @@ from ckp.agent.hub.identity import Identity
 from ckp.agent.hub.status import Status
 from ckp.agent.node import inventory
 from ckp.agent.node.engine import Engine
+from ckp.hostkit import proxies
 from ckp.hostkit.errors import AgentError
 from ckp.hostkit.logs import log
 
@@ -42,9 +43,9 @@ def tls_context(identity: Identity, pinned_ca: str) -> ssl.SSLContext:
 
 
 def tcp_connection(url: str) -> socket.socket:
-    """Connect by TCP to the server of a wss URL. OSError if that fails or takes longer than CONNECT_SECONDS."""
+    """Connect to the server of a wss URL, through this host's proxy unless NO_PROXY names it. OSError if that fails or takes CONNECT_SECONDS."""
     parts = urlsplit(url)
-    return socket.create_connection((parts.hostname or "", parts.port or 443), timeout=CONNECT_SECONDS)
+    return proxies.connect(parts.hostname or "", parts.port or 443, CONNECT_SECONDS)
 
 
 class Channel:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from ckp.agent.config import Config
 from ckp.agent.hub.errors import EnrolmentFailed, HubUnreachable
+from ckp.hostkit import proxies
 
 REQUEST_SECONDS = 20.0
 MAX_ANSWER = 1 << 20
@@ -15,6 +16,8 @@ MAX_ANSWER = 1 << 20
 
 def request(config: Config, method: str, path: str, *, body: str | None = None, token: str = "") -> tuple[int, Any, float]:
     """One HTTPS request to the hub, whose certificate must chain to the configured CA. Returns status, JSON and Retry-After (seconds, 0 if none).
+
+    It goes through this host's proxy, unless NO_PROXY names the hub.
 
     Raises:
         HubUnreachable: no connection, or no answer in time.
@@ -33,6 +36,7 @@ def request(config: Config, method: str, path: str, *, body: str | None = None, 
         headers["Authorization"] = f"Bearer {token}"
     connection = http.client.HTTPSConnection(parts.hostname or "", parts.port or 443, timeout=REQUEST_SECONDS, context=context)
     try:
+        connection.sock = context.wrap_socket(proxies.connect(connection.host, connection.port, REQUEST_SECONDS), server_hostname=connection.host)
         connection.request(method, parts.path.rstrip("/") + path, body=body.encode() if body is not None else None, headers=headers)
         answer = connection.getresponse()
         raw = answer.read(MAX_ANSWER)

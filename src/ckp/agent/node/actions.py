@@ -12,7 +12,7 @@ from ckp.agent.journal import Journal
 from ckp.agent.messages import AgentTarget, Membership
 from ckp.agent.node import join, preflight
 from ckp.agent.node.settings import Settings, Settled
-from ckp.agent.system import facts, folders, holds, prepare, resolver, swap
+from ckp.agent.system import facts, folders, holds, prepare, resolver, runtime_proxy, swap
 from ckp.agent.system.installers.base import NODE_PACKAGES, Installer, missing_tools
 from ckp.agent.system.installers.detect import of_host, select
 from ckp.agent.upgrade import Upgrades, own_version
@@ -114,7 +114,7 @@ class HostActions:
                 resolv_conf=resolv_conf,
             ),
         )
-        return "; ".join(part for part in (added, note) if part)
+        return "; ".join(part for part in (added, note, runtime_proxy.write(self.journal)) if part)
 
     def _install(self, membership: Membership, cancelled: Callable[[], bool]) -> str:
         manifest = self._manifest
@@ -185,7 +185,7 @@ class HostActions:
 
     def unhealthy(self) -> str:
         holds.adopt(self.journal, of_host())
-        return swap.keep_off(self.journal) or join.kubelet_health()
+        return runtime_proxy.follow(self.journal) or swap.keep_off(self.journal) or join.kubelet_health()
 
 
 def add_tools(journal: Journal, installer: Installer) -> str:

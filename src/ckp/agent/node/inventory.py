@@ -55,7 +55,7 @@ def installed() -> Tuple[str, ...]:
 
 
 def findings(journal: Optional[Journal]) -> Tuple[Finding, ...]:
-    """What preflight finds now. For a host that is a node, or becomes one, only what matters to a node: its own kubelet is not a finding, a package that is no longer CKP's is."""
+    """What preflight finds now. Of a host that is a node, or becomes one: what matters to a node, and which of its packages are no longer CKP's."""
     if journal is None:
         return ()
     try:

@@ -130,7 +130,7 @@ def _command(journal: Journal, command: str, source: str) -> None:
     journal.add_file(COMMAND_FILE)
     atomic_write(COMMAND_FILE, command + "\n", mode=0o600)
     try:
-        run(["/bin/sh", COMMAND_FILE], timeout=COMMAND_SECONDS, what=f"a command of {source}", reason="BootstrapCommandFailed")
+        run(["/bin/sh", COMMAND_FILE], timeout=COMMAND_SECONDS, proxied=True, what=f"a command of {source}", reason="BootstrapCommandFailed")
     finally:
         remove(COMMAND_FILE)
 

@@ -121,6 +121,7 @@ class DpkgInstaller:
                 ["apt-get", *install],
                 timeout=900,
                 env=QUIET,
+                proxied=True,
                 check=is_last,
                 what=f"installing the system tools {', '.join(packages)} by apt-get",
                 resolution=f"make a Debian or Ubuntu package source reachable, or install {' '.join(packages)} by hand",
@@ -128,7 +129,7 @@ class DpkgInstaller:
             )
             if result.code == 0:
                 break
-            run(["apt-get", "-q", "update"], timeout=600, env=QUIET, check=False)
+            run(["apt-get", "-q", "update"], timeout=600, env=QUIET, proxied=True, check=False)
         return packages
 
     def remove_tools(self, names: Sequence[str]) -> list[str]:

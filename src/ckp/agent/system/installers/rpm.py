@@ -200,6 +200,7 @@ class RpmInstaller:
             run(
                 [*self._dnf, "install", *packages],
                 timeout=900,
+                proxied=True,
                 what=f"installing the system tools {', '.join(packages)} by dnf",
                 resolution=f"make a package source reachable, or install {' '.join(packages)} by hand",
                 reason="SystemToolsMissing",
