@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import click
 
-from ckp.api.compass.clusters import ClusterRequest, ClusterView, MachineView, ScaleRequest, StepView
+from ckp.api.compass.clusters import ClusterChange, ClusterRequest, ClusterView, MachineView, StepView, Timeouts
 from ckp.api.compass.conditions import ConditionView
 from ckp.cli.hosts.host import CONDITION_COLUMNS
 from ckp.cli.session import say, with_session
@@ -20,12 +21,13 @@ from ckp.cli.view.output import Column, Duration, age, describe, output_option, 
 from ckp.cli.view.progress import planned, waiting
 from ckp.cli.view.waits import POLL_SECONDS, wait_for
 from ckp.clients.compass import Session, Unreachable, read
-from ckp.kits.clock import human_duration, rfc3339
+from ckp.kits.clock import exact_duration, human_duration, rfc3339
 from ckp.kits.errors import CkpError, NotFound, TimedOut
 from ckp.kits.files import atomic_write
 from ckp.kits.steps import Steps
 
 DEFAULT_TIMEOUT = 1200.0
+Command = Callable[..., Any]
 
 
 def took(step: dict[str, Any]) -> str:
@@ -55,6 +57,25 @@ COLUMNS: tuple[Column[ClusterView], ...] = (
 )
 
 
+def timeout_options(*, defaults: bool) -> Callable[[Command], Command]:
+    """An option `--<name>-timeout` for each of a cluster's timeouts. They come as `timeouts`: those that were given, by name, in seconds."""
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def called(*arguments: Any, **options: Any) -> Any:
+            given = {name: options.pop(f"{name}_timeout") for name in Timeouts.model_fields}
+            return command(*arguments, timeouts={name: int(seconds) for name, seconds in given.items() if seconds is not None}, **options)
+
+        decorated: Command = called
+        for name, field in reversed(Timeouts.model_fields.items()):
+            shown = f" [default: {exact_duration(field.default)}]" if defaults else ""
+            option = f"--{name.replace('_', '-')}-timeout"
+            decorated = click.option(option, type=Duration(), default=None, metavar="DURATION", help=f"{field.description}{shown}")(decorated)
+        return decorated
+
+    return decorate
+
+
 @cluster.command()
 @click.argument("name")
 @click.option("--version", required=True, metavar="RELEASE", help="Release, such as v1.35.1 (ckp release list).")
@@ -65,6 +86,7 @@ COLUMNS: tuple[Column[ClusterView], ...] = (
 @click.option("--service-cidr", default="10.43.0.0/16", show_default=True, help="Network of its services.")
 @click.option("--control-plane-replicas", type=int, default=1, show_default=True, help="API servers; only 1 is supported so far.")
 @click.option("--address", default="", help="Address of its API, instead of one from the pool.")
+@timeout_options(defaults=True)
 @click.option("--wait", is_flag=True, help="Wait until it is ready, and show its steps.")
 @click.option("--timeout", type=Duration(), default="20m", show_default=True, help="How long to wait.")
 @output_option
@@ -80,6 +102,7 @@ def create(
     service_cidr: str,
     control_plane_replicas: int,
     address: str,
+    timeouts: dict[str, int],
     wait: bool,
     timeout: float,
     output: str,
@@ -95,6 +118,7 @@ def create(
         service_cidr=service_cidr,
         control_plane={"replicas": control_plane_replicas},
         address=address,
+        **({"timeouts": timeouts} if timeouts else {}),
     )
     row = session.call("POST", "/clusters", body=request)
     (say if output in ("json", "yaml") else click.echo)(f"cluster/{name} created")
@@ -140,6 +164,8 @@ def describe_cluster(session: Session, name: str, output: str) -> None:
             ("Requested", f"{rfc3339(row.requested_at)} ({age(row.requested_at)} ago)"),
         ]
     )
+    timeouts: list[tuple[str, object]] = [(name.replace("_", " ").capitalize(), value) for name, value in row.timeouts]
+    text += section("Timeouts", describe(timeouts)) if any(value for _, value in timeouts) else ""
     text += section("Steps", table(_STEP_COLUMNS, row.steps) if row.steps else "")
     text += section("Machines", table(_MACHINE_COLUMNS, row.machines) if row.machines else "")
     conditions: tuple[Column[ConditionView], ...] = (Column("OBJECT", lambda entry: entry.object), *CONDITION_COLUMNS)
@@ -191,11 +217,24 @@ def kubeconfig(session: Session, name: str, file: Path | None) -> None:
 @with_session
 def scale(session: Session, name: str, workers: int, wait: bool, timeout: float) -> None:
     """Change the number of workers."""
-    session.call("PATCH", f"/clusters/{name}", body=ScaleRequest.of(workers=workers))
+    session.call("PATCH", f"/clusters/{name}", body=ClusterChange.of(workers=workers))
     click.echo(f"cluster/{name} scaled to {workers}")
     if wait:
         _wait_until_scaled(session, name, workers, timeout)
         click.echo(f"cluster/{name} has {workers} ready workers")
+
+
+@cluster.command("set")
+@click.argument("name")
+@timeout_options(defaults=False)
+@with_session
+def set_cluster(session: Session, name: str, timeouts: dict[str, int]) -> None:
+    """Change timeouts of a cluster. They hold for its present workers too; none is replaced for it."""
+    if not timeouts:
+        raise click.UsageError("name what to change, such as --drain-timeout 30m")
+    session.call("PATCH", f"/clusters/{name}", body=ClusterChange.of(timeouts=timeouts))
+    for field, seconds in timeouts.items():
+        click.echo(f"cluster/{name} {field.replace('_', '-')}-timeout set to {exact_duration(seconds)}")
 
 
 def _wait_until_scaled(session: Session, name: str, workers: int, timeout: float) -> None:

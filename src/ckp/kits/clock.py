@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from datetime import UTC, datetime
 from typing import Protocol
@@ -54,3 +55,25 @@ def human_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def exact_duration(seconds: int) -> str:
+    """A duration as settings are written, and as Kubernetes reads it: `90s`, `10m`, `1h30m`."""
+    hours, rest = divmod(seconds, 3600)
+    parts = ((hours, "h"), (rest // 60, "m"), (rest % 60, "s"))
+    return "".join(f"{count}{unit}" for count, unit in parts if count) or "0s"
+
+
+def parse_duration(text: str) -> int:
+    """Seconds of a duration such as `90`, `90s`, `10m`, `1h30m`, `10m0s`; parts of a second are dropped.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if text.isascii() and text.isdigit():
+        return int(text)
+    match = re.fullmatch(r"(?=.)(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)(?:\.\d+)?s)?", text.strip(), re.ASCII)
+    if match is None:
+        raise ValueError(f"{text!r} is not a duration: write 90s, 15m or 1h30m")
+    hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return hours * 3600 + minutes * 60 + seconds

@@ -359,6 +359,18 @@ def test_a_cluster_is_asked_for_with_the_defaults_shown(desk: Desk) -> None:
     assert re.search(r"^Requested: +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ \(", desk.good("cluster", "describe", "demo"), re.M)
 
 
+def test_timeouts_are_given_at_creation_changed_later_and_shown(desk: Desk) -> None:
+    desk.run_async(desk.world.group_with_hosts())
+    desk.good(*CREATE, "--drain-timeout", "30m", "--node-startup-timeout", "1h30m")
+    shown = desk.good("cluster", "describe", "demo")
+    assert re.search(r"Drain: +30m$", shown, re.M) and re.search(r"Node startup: +1h30m$", shown, re.M) and re.search(r"Volume detach: +5m$", shown, re.M)
+    assert desk.good("cluster", "set", "demo", "--drain-timeout", "90") == "cluster/demo drain-timeout set to 1m30s\n"
+    shown = desk.good("cluster", "describe", "demo")
+    assert re.search(r"Drain: +1m30s$", shown, re.M) and re.search(r"Node startup: +1h30m$", shown, re.M)
+    assert "greater than or equal to 30" in desk.bad("cluster", "set", "demo", "--node-unhealthy-timeout", "5s", kind=InvalidInput).brief
+    assert "default: 10m" in desk.good("cluster", "create", "--help")
+
+
 def test_scaling_waits_until_new_workers_are_ready_and_old_ones_are_gone(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     world = desk.world
     desk.run_async(world.group_with_hosts(count=3))

@@ -19,7 +19,7 @@ from ckp.api.compass.clusters import ClusterRequest
 from ckp.clients.kube import KubeError
 from ckp.compass.clusters.manifests import cluster_objects, request_digest
 from ckp.compass.clusters.networks import check_networks, parse_cidr
-from ckp.compass.clusters.views import _machine
+from ckp.compass.clusters.views import _machine, timeouts_of
 from ckp.compass.settings import Settings, parse_reserved, read_admin_token
 from ckp.compass.store.database import Database
 from ckp.kits.clock import SystemClock
@@ -77,7 +77,8 @@ async def test_a_cluster_becomes_its_cluster_api_objects(world: World) -> None:
     deployment = await world.kube.get(kinds.MACHINE_DEPLOYMENT, "demo-workers", NAMESPACE)
     assert deployment is not None
     machine = deployment["spec"]["template"]["spec"]
-    assert (machine["version"], machine["nodeDrainTimeout"], deployment["spec"]["replicas"]) == ("v1.35.1", "60s", 2)
+    assert (machine["version"], machine["nodeDrainTimeout"], deployment["spec"]["replicas"]) == ("v1.35.1", "10m", 2)
+    assert machine["nodeVolumeDetachTimeout"] == "5m", "without one a volume that never detaches holds up the deletion for ever"
     # The webhook of Cluster API refuses a selector that its own template does not match.
     assert deployment["spec"]["selector"]["matchLabels"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
     assert (answer["phase"], answer["ready"], answer["workers"], answer["hostGroup"]) == ("Pending", False, 2, "workers")
@@ -107,6 +108,76 @@ def test_the_digest_of_a_request_is_the_one_that_0_2_0_wrote() -> None:
     request = ClusterRequest(name="demo", version="v1.35.1", host_group="workers", workers=2, pod_cidr="10.42.0.0/16", service_cidr="10.43.0.0/16")
     assert request_digest(request, "v1.19.5") == "8f2a7c54bb5a1a1ca09d1d1c06530206"
     assert request_digest(request, "v1.19.6") != request_digest(request, "v1.19.5")
+
+
+def test_timeouts_count_for_a_request_only_where_they_differ_from_the_defaults() -> None:
+    """The same request before there were timeouts, and with the defaults written out, is one request."""
+    base = {"name": "demo", "version": "v1.35.1", "host_group": "workers", "workers": 2, "pod_cidr": "10.42.0.0/16", "service_cidr": "10.43.0.0/16"}
+    plain = request_digest(ClusterRequest.of(**base), "")
+    assert request_digest(ClusterRequest.of(**base, timeouts={"drain": "600s", "node_startup": "30m"}), "") == plain
+    assert request_digest(ClusterRequest.of(**base, timeouts={"drain": "11m"}), "") != plain
+
+
+async def test_timeouts_are_written_where_they_act_and_shown_with_their_units(world: World) -> None:
+    await world.group_with_hosts()
+    timeouts = {"drain": "1h30m", "nodeStartup": "45m", "nodeUnhealthy": 90}
+    shown = await world.call("POST", "/clusters", json=cluster_body(timeouts=timeouts), expect=201)
+    expected = {"drain": "1h30m", "volumeDetach": "5m", "nodeDeletion": "2m", "nodeStartup": "45m", "nodeUnhealthy": "1m30s"}
+    assert shown["timeouts"] == expected == (await world.call("GET", "/clusters/demo"))["timeouts"]
+    deployment, check = await acting(world)
+    assert deployment["nodeDrainTimeout"] == "1h30m" and check["nodeStartupTimeout"] == "45m"
+    assert {entry["timeout"] for entry in check["unhealthyConditions"]} == {"1m30s"}
+
+
+async def acting(world: World) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The specs of a cluster's machine template and of its health check."""
+    deployment = await world.kube.get(kinds.MACHINE_DEPLOYMENT, "demo-workers", NAMESPACE)
+    check = await world.kube.get(kinds.MACHINE_HEALTH_CHECK, "demo-workers", NAMESPACE)
+    assert deployment is not None and check is not None
+    return deployment["spec"]["template"]["spec"], check["spec"]
+
+
+async def test_timeouts_can_be_changed_also_for_a_worker_that_is_leaving(world: World) -> None:
+    await world.group_with_hosts()
+    await world.call("POST", "/clusters", json=cluster_body(), expect=201)
+    for name, finalizers in (("demo-stays", []), ("demo-leaves", ["machine.cluster.x-k8s.io"])):
+        meta = {"name": name, "namespace": NAMESPACE, "labels": {names.CLUSTER_NAME_LABEL: "demo"}, "finalizers": finalizers}
+        await world.kube.create({"apiVersion": kinds.MACHINE.api_version, "kind": "Machine", "metadata": meta, "spec": {"nodeDrainTimeout": "10m"}})
+    await world.kube.delete(kinds.MACHINE, "demo-leaves", NAMESPACE)
+    shown = await world.call("PATCH", "/clusters/demo", json={"timeouts": {"drain": "20s", "nodeUnhealthy": "10m"}}, expect=200)
+    assert (shown["timeouts"]["drain"], shown["timeouts"]["nodeUnhealthy"], shown["timeouts"]["nodeStartup"]) == ("20s", "10m", "30m")
+    deployment, check = await acting(world)
+    assert (deployment["nodeDrainTimeout"], deployment["nodeVolumeDetachTimeout"], deployment["version"]) == ("20s", "5m", "v1.35.1")
+    assert [entry["status"] for entry in check["unhealthyConditions"]] == ["Unknown", "False"]
+    machines = {found["metadata"]["name"]: found["spec"]["nodeDrainTimeout"] for found in await world.kube.list(kinds.MACHINE, NAMESPACE)}
+    # Cluster API brings it to the one that stays (v1.7.7: MachineSet, syncMachines), and not to one that is being deleted.
+    assert machines == {"demo-stays": "10m", "demo-leaves": "20s"}
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({"timeouts": {"drain": "soon"}}, "timeouts.drain: value error, 'soon' is not a duration: write 90s, 15m or 1h30m"),
+        ({"timeouts": {"drain": "0s"}}, "timeouts.drain: input should be greater than or equal to 1"),
+        ({"timeouts": {"nodeStartup": "10s"}}, "timeouts.nodeStartup: input should be greater than or equal to 30"),
+        ({"timeouts": {"volumeDetach": "25h"}}, "timeouts.volumeDetach: input should be less than or equal to 86400"),
+        ({"timeouts": {"detach": "1m"}}, "timeouts.detach: is not a known field"),
+        ({}, "the body changes nothing"),
+    ],
+)
+async def test_a_timeout_that_makes_no_sense_changes_nothing(world: World, body: dict[str, Any], sentence: str) -> None:
+    await world.group_with_hosts()
+    await world.call("POST", "/clusters", json=cluster_body(), expect=201)
+    before = await acting(world)
+    assert sentence in str(await world.call("PATCH", "/clusters/demo", json=body, expect=422))
+    assert await acting(world) == before
+
+
+@pytest.mark.parametrize(("stored", "shown"), [(None, "none"), ("0s", "none"), ("10m0s", "10m"), ("300s", "5m"), ("1h0m5s", "1h5s"), ("300ms", "300ms")])
+def test_a_timeout_is_shown_as_people_write_it_whoever_wrote_it(stored: str | None, shown: str) -> None:
+    """Cluster API rewrites durations as Go does, and waits without end where there is none."""
+    deployment = {"spec": {"template": {"spec": {"nodeDrainTimeout": stored} if stored else {}}}}
+    assert timeouts_of(deployment, None).drain == shown
 
 
 async def test_templates_belong_to_the_cluster_from_the_start(world: World) -> None:

@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ckp.kits.clock import human_duration
+from ckp.kits.clock import exact_duration, human_duration, parse_duration
 from ckp.kits.errors import CkpError, TimedOut
 from ckp.kits.files import atomic_write, building_directory, exclusive, finish_together, write_together
 from ckp.kits.processes import Daemon, ProcessFailed, run
@@ -103,3 +105,19 @@ def test_steps_show_number_outcome_and_time() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.44, "0.4s"), (12.4, "12s"), (185, "3m05s"), (7260, "2h01m")])
 def test_durations_read_well(seconds: float, text: str) -> None:
     assert human_duration(seconds) == text
+
+
+@given(st.integers(min_value=0, max_value=10**7))
+def test_a_duration_of_a_setting_is_read_as_it_was_written(seconds: int) -> None:
+    assert parse_duration(exact_duration(seconds)) == seconds
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("10m0s", 600), ("1h", 3600), ("1h30m", 5400), (" 5s ", 5), ("1.5s", 1)])
+def test_a_duration_is_read_in_the_ways_that_people_and_go_write_it(text: str, seconds: int) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1s", "5d", "1h 3m", "300ms", "m", "²", "1m5"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a duration"):
+        parse_duration(text)

@@ -3,11 +3,40 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from ckp.api.compass.base import Request, View, is_none
 from ckp.api.compass.conditions import ConditionView
+from ckp.kits.clock import exact_duration, parse_duration
+
+MINUTE, DAY = 60, 86400
+
+
+def _seconds(value: Any) -> Any:
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+Seconds = Annotated[
+    int, BeforeValidator(_seconds), PlainSerializer(exact_duration, return_type=str, when_used="json"), WithJsonSchema({"type": "string", "example": "10m"})
+]
+"""A number of seconds; in JSON a duration such as `90s`, `10m` or `1h30m`."""
+
+
+class Timeouts(Request):
+    """How long a cluster waits for what may not come. The one table of them, with the defaults; each is stored in the object where it acts."""
+
+    drain: Seconds = Field(
+        default=10 * MINUTE,
+        ge=1,
+        le=DAY,
+        description="How long pods may take to leave a node, with their grace periods and disruption budgets; then it leaves all the same.",
+    )
+    volume_detach: Seconds = Field(default=5 * MINUTE, ge=1, le=DAY, description="How long the volumes of a drained node may take to be detached.")
+    node_deletion: Seconds = Field(default=2 * MINUTE, ge=1, le=DAY, description="How long the API server may take to delete the Node of a host that has left.")
+    node_startup: Seconds = Field(default=30 * MINUTE, ge=30, le=DAY, description="How long a new worker may take to become a node before it is replaced.")
+    node_unhealthy: Seconds = Field(default=5 * MINUTE, ge=30, le=DAY, description="How long a node may be not Ready before it is replaced.")
 
 
 class ControlPlaneRequest(Request):
@@ -28,12 +57,14 @@ class ClusterRequest(Request):
     service_cidr: str = Field(validation_alias="serviceCIDR", serialization_alias="serviceCIDR")
     control_plane: ControlPlaneRequest = ControlPlaneRequest()
     address: str = Field(default="", description="IPv4 address of its API server; empty: one from the pool.")
+    timeouts: Timeouts = Timeouts()
 
 
-class ScaleRequest(Request):
-    """A new number of workers."""
+class ClusterChange(Request):
+    """What is changed of a cluster; what is left out stays."""
 
-    workers: int
+    workers: int | None = Field(default=None, description="A new number of workers.")
+    timeouts: Timeouts | None = Field(default=None, description="Those that are given are changed, also for the workers that are there.")
 
 
 class MachineView(View):
@@ -70,6 +101,16 @@ class StepView(View):
         return max(0.0, (self.finished_at - self.started_at).total_seconds())
 
 
+class TimeoutsView(View):
+    """As they are set, with their units. `none`: it waits without end. Empty: not known, as of a cluster whose objects do not exist yet."""
+
+    drain: str = ""
+    volume_detach: str = ""
+    node_deletion: str = ""
+    node_startup: str = ""
+    node_unhealthy: str = ""
+
+
 class ClusterView(View):
     """A cluster."""
 
@@ -94,6 +135,7 @@ class ClusterView(View):
     steps: list[StepView]
     conditions: list[ConditionView]
     machines: list[MachineView]
+    timeouts: TimeoutsView = TimeoutsView()
 
 
 class DeletionView(View):

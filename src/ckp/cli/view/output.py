@@ -14,7 +14,7 @@ import yaml
 
 from ckp.api.compass.base import View
 from ckp.clients.compass import read
-from ckp.kits.clock import parse_rfc3339
+from ckp.kits.clock import parse_duration, parse_rfc3339
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -134,7 +134,7 @@ def gibibytes(count: Any) -> str:
 
 
 class Duration(click.ParamType[float]):
-    """`90`, `90s`, `15m`, `1h`: seconds."""
+    """`90`, `90s`, `15m`, `1h30m`: seconds."""
 
     name = "duration"
 
@@ -142,7 +142,7 @@ class Duration(click.ParamType[float]):
         """Read it, or fail with how to write one."""
         if isinstance(value, (int, float)):
             return float(value)
-        match = re.fullmatch(r"(\d+)([smh]?)", str(value))
-        if not match:
-            self.fail(f"{value!r} is not a duration: write 90s, 15m or 1h", param, ctx)
-        return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+        try:
+            return float(parse_duration(str(value)))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)

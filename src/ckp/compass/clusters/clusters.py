@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 
 from ckp.api import kinds, names
-from ckp.api.compass.clusters import ClusterRequest, ClusterView, ScaleRequest
+from ckp.api.compass.clusters import ClusterChange, ClusterRequest, ClusterView, Timeouts
 from ckp.api.kinds import Kind
 from ckp.clients.kube import Kube, Obj
 from ckp.compass.access.kube_errors import translate_kube_errors
 from ckp.compass.access.projects import Namespaces
 from ckp.compass.clusters import addresses, networks
-from ckp.compass.clusters.manifests import REQUEST_ANNOTATION, cluster_objects, request_digest, workers_name
+from ckp.compass.clusters.manifests import REQUEST_ANNOTATION, cluster_objects, health_check_timeouts, machine_timeouts, request_digest, workers_name
 from ckp.compass.clusters.views import is_deleting, view
 from ckp.compass.hosts.groups import group_of_template
 from ckp.compass.hosts.hosts import addresses_of, is_claimed, why_not_free
@@ -111,13 +111,49 @@ class Clusters:
         labels = {names.CLUSTER_NAME_LABEL: name}
         return _assemble(cluster, [await self._namespaces.list(kind, project, labels=None if kind is kinds.BYO_HOST else labels) for kind in _PARTS])
 
-    async def scale(self, caller: Caller, project: ProjectRef, name: str, request: ScaleRequest) -> ClusterView:
+    async def change(self, caller: Caller, project: ProjectRef, name: str, change: ClusterChange) -> ClusterView:
+        """Apply what the change sets, field by field; one that is refused leaves those before it applied."""
+        if change.workers is None and not (change.timeouts and change.timeouts.model_fields_set):
+            raise InvalidInput("the body changes nothing", resolution="give workers, timeouts, or both")
+        if change.timeouts is not None:
+            await self.set_timeouts(caller, project, name, change.timeouts)
+        if change.workers is not None:
+            await self.scale(caller, project, name, change.workers)
+        return await self.get(project, name)
+
+    async def set_timeouts(self, caller: Caller, project: ProjectRef, name: str, timeouts: Timeouts) -> None:
+        """Change those timeouts that are set, for the workers that are there, those that are leaving, and those to come. No worker is replaced for it.
+
+        Raises:
+            Conflict: the cluster is being deleted, or its objects are not all there; nothing was changed.
+        """
+        fields = timeouts.model_fields_set
+        cluster = await self._require(project, name)
+        check, deployment = health_check_timeouts(timeouts, fields), machine_timeouts(timeouts, fields)
+        if is_deleting(cluster) and check:
+            raise Conflict(f"cluster {name} is being deleted", resolution="its timeouts drain, volumeDetach and nodeDeletion can still be set")
+        for kind, changes in ((kinds.MACHINE_HEALTH_CHECK, check), (kinds.MACHINE_DEPLOYMENT, deployment)):
+            if changes and not is_deleting(cluster) and await self._namespaces.get(kind, workers_name(name), project) is None:
+                raise Conflict(f"cluster {name} has no {kind.kind} {workers_name(name)}", resolution="it was removed by hand, or its creation was interrupted")
+        if check:
+            await self._kube.merge(kinds.MACHINE_HEALTH_CHECK, workers_name(name), project.namespace, {"spec": check})
+        if deployment:
+            if not is_deleting(cluster):
+                await self._kube.merge(kinds.MACHINE_DEPLOYMENT, workers_name(name), project.namespace, {"spec": {"template": {"spec": deployment}}})
+            # Cluster API no longer brings it to those that are being deleted (v1.7.7: MachineSet, syncMachines), which wait the longest.
+            for machine in await self._namespaces.list(kinds.MACHINE, project, labels={names.CLUSTER_NAME_LABEL: name}):
+                if machine["metadata"].get("deletionTimestamp"):
+                    await self._kube.merge(kinds.MACHINE, machine["metadata"]["name"], project.namespace, {"spec": deployment})
+        if fields:
+            async with self._database.unit() as unit:
+                unit.audit(caller, project, "cluster.set", name, timeouts.model_dump(mode="json", include=fields))
+
+    async def scale(self, caller: Caller, project: ProjectRef, name: str, workers: int) -> None:
         """Change the number of workers.
 
         Raises:
             InvalidInput, Conflict: there are too few free hosts, or no room in the pod network; nothing was changed.
         """
-        workers = request.workers
         _check_workers(workers)
         async with self._one_at_a_time[project.namespace]:
             cluster = await self._require(project, name)
@@ -133,7 +169,6 @@ class Clusters:
             async with self._database.unit() as unit:
                 detail = {"from": current.workers, "to": workers}
                 unit.audit(caller, project, "cluster.scale", name, detail)
-        return await self.get(project, name)
 
     async def delete(self, caller: Caller, project: ProjectRef, name: str) -> None:
         """Request a cluster's deletion: the controllers drain and clean its workers, then delete it. Idempotent."""
@@ -251,6 +286,7 @@ _PARTS: tuple[Kind, ...] = (
     kinds.MACHINE_DEPLOYMENT,
     kinds.MACHINE,
     kinds.BYO_MACHINE_TEMPLATE,
+    kinds.MACHINE_HEALTH_CHECK,
     kinds.BYO_HOST,
 )
 _COMPLETE = (
@@ -266,14 +302,15 @@ _COMPLETE = (
 def _assemble(cluster: Obj, parts: list[list[Obj]]) -> ClusterView:
     """The view of a cluster from objects of the kinds of _PARTS, of this and other clusters."""
     name = cluster["metadata"]["name"]
-    planes, deployments, machines, templates = ([obj for obj in objs if _cluster_of(obj) == name] for objs in parts[:4])
+    planes, deployments, machines, templates, checks = ([obj for obj in objs if _cluster_of(obj) == name] for objs in parts[:5])
     return view(
         cluster,
         control_plane=next(iter(planes), None),
         deployment=next(iter(deployments), None),
         template=next(iter(templates), None),
+        health_check=next((check for check in checks if check["metadata"]["name"] == workers_name(name)), None),
         machines=machines,
-        hosts=parts[4],
+        hosts=parts[5],
     )
 
 

@@ -4,30 +4,53 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from typing import Any
 
 from ckp.api import kinds, names
-from ckp.api.compass.clusters import ClusterRequest
+from ckp.api.compass.clusters import ClusterRequest, Timeouts
 from ckp.api.kinds import Kind
 from ckp.clients.kube import Obj
+from ckp.kits.clock import exact_duration
 from ckp.rules.remediation import max_unhealthy
 
 REQUEST_ANNOTATION = f"{names.CKP}/request-digest"
 """On the Cluster: which request made it, so that the same request again completes an interrupted creation, and another one is refused."""
 PATCHES_DIRECTORY = "/etc/kubernetes/ckp-patches"
 SERVICE_DOMAIN = "cluster.local"
-UNHEALTHY_AFTER = "300s"
+UNHEALTHY_STATUSES = ("Unknown", "False")
+MACHINE_TIMEOUTS = {"drain": "nodeDrainTimeout", "volume_detach": "nodeVolumeDetachTimeout", "node_deletion": "nodeDeletionTimeout"}
+"""Fields of a Machine's spec. Cluster API v1.7.7 brings a change of them to the Machines that are there, without a rollout."""
 
 
 def request_digest(request: ClusterRequest, cni_version: str) -> str:
     """A fingerprint of a request, with the version of the CNI that the catalog added to it. Compared across versions of Compass: its field names stay."""
-    fields = request.model_dump(exclude={"control_plane"}) | {"control_plane_replicas": request.control_plane.replicas, "cni_version": cni_version}
+    fields = request.model_dump(exclude={"control_plane", "timeouts"}) | {"control_plane_replicas": request.control_plane.replicas, "cni_version": cni_version}
+    # Only those that differ from their defaults: a request without them is the same one as before there were any.
+    if timeouts := request.timeouts.model_dump(exclude_defaults=True):
+        fields["timeouts"] = timeouts
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def workers_name(cluster: str) -> str:
     """The name of a cluster's MachineDeployment and of the two templates that it uses."""
     return f"{cluster}-workers"
+
+
+def machine_timeouts(timeouts: Timeouts, fields: Collection[str]) -> dict[str, Any]:
+    """Those of these fields that belong into a Machine's spec."""
+    return {target: exact_duration(getattr(timeouts, field)) for field, target in MACHINE_TIMEOUTS.items() if field in fields}
+
+
+def health_check_timeouts(timeouts: Timeouts, fields: Collection[str]) -> dict[str, Any]:
+    """Those of these fields that belong into a MachineHealthCheck's spec."""
+    spec: dict[str, Any] = {}
+    if "node_unhealthy" in fields:
+        timeout = exact_duration(timeouts.node_unhealthy)
+        spec["unhealthyConditions"] = [{"type": "Ready", "status": status, "timeout": timeout} for status in UNHEALTHY_STATUSES]
+    if "node_startup" in fields:
+        spec["nodeStartupTimeout"] = exact_duration(timeouts.node_startup)
+    return spec
 
 
 def cluster_objects(spec: ClusterRequest, cni_version: str, *, namespace: str, labels: dict[str, str], requested_at: str, cluster_uid: str = "") -> list[Obj]:
@@ -102,10 +125,8 @@ def cluster_objects(spec: ClusterRequest, cni_version: str, *, namespace: str, l
             {
                 "clusterName": spec.name,
                 "selector": {"matchLabels": selector},
-                # A node that is not Ready, or unknown, for this long is replaced by another host of the group.
-                "unhealthyConditions": [{"type": "Ready", "status": status, "timeout": UNHEALTHY_AFTER} for status in ("Unknown", "False")],
+                **health_check_timeouts(spec.timeouts, Timeouts.model_fields),
                 "maxUnhealthy": max_unhealthy(spec.workers),
-                "nodeStartupTimeout": "30m",
             },
         ),
         make(
@@ -122,9 +143,7 @@ def cluster_objects(spec: ClusterRequest, cni_version: str, *, namespace: str, l
                     "spec": {
                         "clusterName": spec.name,
                         "version": spec.version,
-                        "nodeDrainTimeout": "60s",
-                        # An API server that is down for a moment must not leave a Node behind (Cluster API's default: 10 s).
-                        "nodeDeletionTimeout": "120s",
+                        **machine_timeouts(spec.timeouts, Timeouts.model_fields),
                         "bootstrap": {"configRef": _ref(kinds.KUBEADM_CONFIG_TEMPLATE, workers, namespace)},
                         "infrastructureRef": _ref(kinds.BYO_MACHINE_TEMPLATE, workers, namespace),
                     },

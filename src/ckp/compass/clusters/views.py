@@ -7,13 +7,14 @@ from typing import Any
 
 from ckp.api import names
 from ckp.api.compass.base import readable_items
-from ckp.api.compass.clusters import ClusterView, MachineView, StepView
+from ckp.api.compass.clusters import ClusterView, MachineView, StepView, TimeoutsView
 from ckp.api.compass.conditions import ConditionView
 from ckp.api.objects.byo_host import ByoHost
 from ckp.api.states import FINISHED_STEPS, ConditionType, HostPhase, StepState
 from ckp.clients.kube import Obj
+from ckp.compass.clusters.manifests import MACHINE_TIMEOUTS
 from ckp.compass.hosts.groups import group_of_template
-from ckp.kits.clock import parse_rfc3339
+from ckp.kits.clock import exact_duration, parse_duration, parse_rfc3339
 from ckp.rules.conditions import get_condition, is_true
 
 
@@ -24,12 +25,20 @@ def is_deleting(cluster: Obj) -> bool:
 
 
 def view(
-    cluster: Obj, *, control_plane: Obj | None, deployment: Obj | None, template: Obj | None, machines: Sequence[Obj], hosts: Sequence[Obj]
+    cluster: Obj,
+    *,
+    control_plane: Obj | None,
+    deployment: Obj | None,
+    template: Obj | None,
+    health_check: Obj | None,
+    machines: Sequence[Obj],
+    hosts: Sequence[Obj],
 ) -> ClusterView:
     """Assemble a cluster; what does not exist yet is shown as empty.
 
     Args:
         template: the ByoMachineTemplate of its workers.
+        health_check: their MachineHealthCheck.
         machines: its Machines.
         hosts: all hosts of the project.
     """
@@ -78,7 +87,30 @@ def view(
             ],
         ),
         machines=[_machine(machine, claimed) for machine in sorted(machines, key=lambda machine: str(machine["metadata"]["name"]))],
+        timeouts=timeouts_of(deployment, health_check),
     )
+
+
+def timeouts_of(deployment: Obj | None, health_check: Obj | None) -> TimeoutsView:
+    """The timeouts of a cluster, from the objects where they act."""
+    found: dict[str, str] = {}
+    if deployment is not None:
+        spec = deployment["spec"]["template"]["spec"]
+        found |= {field: _duration(spec.get(target)) for field, target in MACHINE_TIMEOUTS.items()}
+    if health_check is not None:
+        spec = health_check["spec"]
+        found["node_startup"] = _duration(spec.get("nodeStartupTimeout"))
+        found["node_unhealthy"] = _duration(next((entry.get("timeout") for entry in spec.get("unhealthyConditions") or ()), None))
+    return TimeoutsView(**found)
+
+
+def _duration(value: object) -> str:
+    """As Cluster API stores it (`10m0s`), as people write it. Cluster API waits without end where there is none, or 0."""
+    try:
+        seconds = parse_duration(str(value or "0"))
+    except ValueError:
+        return str(value)  # set by hand to what only Go reads
+    return exact_duration(seconds) if seconds else "none"
 
 
 def _is_ready(status: Mapping[str, Any], deployment: Obj | None, steps: Sequence[Mapping[str, Any]]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from ckp.api.compass.base import Items
-from ckp.api.compass.clusters import ClusterRequest, ClusterView, DeletionView, ScaleRequest
+from ckp.api.compass.clusters import ClusterChange, ClusterRequest, ClusterView, DeletionView
 from ckp.compass.rest.plumbing import By, Project
 from ckp.compass.services import UseCases
 
@@ -30,9 +30,9 @@ def routers(cases: UseCases) -> tuple[APIRouter, ...]:
         return await cases.clusters.get(project, name)
 
     @router.patch("/{name}")
-    async def scale_cluster(by: By, project: Project, name: str, body: ScaleRequest) -> ClusterView:
-        """Change the number of workers."""
-        return await cases.clusters.scale(by, project, name, body)
+    async def change_cluster(by: By, project: Project, name: str, body: ClusterChange) -> ClusterView:
+        """Change the number of workers, or timeouts. What is left out stays."""
+        return await cases.clusters.change(by, project, name, body)
 
     @router.delete("/{name}", status_code=202)
     async def delete_cluster(by: By, project: Project, name: str) -> DeletionView:
