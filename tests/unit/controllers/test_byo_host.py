@@ -179,6 +179,24 @@ async def test_a_host_is_drained_by_kubectl_and_uncordoned_when_that_is_taken_ba
     assert host is not None and "drainedFor" not in host["status"]
 
 
+@pytest.mark.parametrize(("setting", "seconds"), [({"nodeDrainTimeout": "25m0s"}, 1500), ({}, 600), ({"nodeDrainTimeout": "0s"}, 600)])
+async def test_a_drain_for_maintenance_has_as_long_as_one_for_deletion(kube: KubeSimulator, setting: dict[str, str], seconds: int) -> None:
+    """One setting, the Machine's nodeDrainTimeout; without an end to it (0 in Cluster API), the default."""
+    release = InstalledRelease(name="v1.35.1", stamp="v1.35.1-ckp", registry="r:5000/ckp", images={"kubeadm": "v1.35.1-ckp@sha256:0"}, bundles={})
+    reconciler = ByoHostReconciler(kube, ManualClock(datetime(2026, 4, 1, tzinfo=UTC)), Releases(releases={"v1.35.1": release}))
+    await claimed(kube)
+    await kube.merge(kinds.MACHINE, "demo-1", TENANT, {"spec": setting})
+    await kube.merge(kinds.BYO_HOST, "one", TENANT, {"spec": {"drain": "2026-04-01T00:00:00Z"}})
+    await reconciler.reconcile(TENANT, "one")
+    [job] = await kube.list(kinds.JOB, TENANT)
+    command = job["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert f"--timeout={seconds}s" in command and job["spec"]["activeDeadlineSeconds"] > seconds
+    assert not any(option.startswith(("--grace-period", "--disable-eviction")) for option in command), "pods keep their grace periods and budgets"
+    await reconciler.reconcile(TENANT, "one")
+    host = await kube.get(kinds.BYO_HOST, "one", TENANT)
+    assert host is not None and f"at most {seconds // 60}m" in (get_condition(host, "Drained") or {})["message"]
+
+
 async def test_a_long_name_makes_no_job_that_the_api_server_refuses(kube: KubeSimulator) -> None:
     """A Job's name becomes a label of its pods, of at most 63 characters (Kubernetes: Job names)."""
     release = InstalledRelease(name="v1.35.1", stamp="v1.35.1-ckp", registry="r:5000/ckp", images={"kubeadm": "v1.35.1-ckp@sha256:0"}, bundles={})

@@ -14,12 +14,12 @@ from ckp.clients.kube import Kube, Obj
 from ckp.controllers.jobs import JobState, job, run_once
 from ckp.controllers.pods import empty_volume, hardened, mount, secret_volume
 from ckp.controllers.scope import cluster_name, owner, owner_reference
-from ckp.kits.clock import Clock
+from ckp.kits.clock import Clock, exact_duration, parse_duration
 from ckp.rules.conditions import Condition, make_condition
 
 POLL = 5.0
 DRAIN_SECONDS = 600
-"""How long evictions may be held up by disruption budgets before the drain counts as failed; it is tried again."""
+"""How long the drain of a node may take if its Machine sets no nodeDrainTimeout: pods' grace periods and disruption budgets count in."""
 KEEP_SECONDS = 86400
 
 
@@ -42,8 +42,8 @@ async def reconcile_drain(kube: Kube, clock: Clock, releases: Releases, host: By
         return Drained()
     now, kind = clock.now(), ConditionType.DRAINED
     verb = "drain" if wanted else "uncordon"
-    state = await _run(kube, releases, host, machine, verb, wanted or done_for)
-    message = _message(state, verb)
+    state, seconds = await _run(kube, releases, host, machine, verb, wanted or done_for)
+    message = _message(state, verb, seconds)
     if not wanted:
         if state is JobState.SUCCEEDED:
             return Drained()
@@ -57,32 +57,42 @@ async def reconcile_drain(kube: Kube, clock: Clock, releases: Releases, host: By
     return Drained(condition, wanted, POLL)
 
 
-async def _run(kube: Kube, releases: Releases, host: ByoHost, machine: Obj, verb: str, request: str) -> JobState:
-    """Start kubectl's Job for this request, or see how it stands."""
+async def _run(kube: Kube, releases: Releases, host: ByoHost, machine: Obj, verb: str, request: str) -> tuple[JobState, int]:
+    """Start kubectl's Job for this request, or see how it stands; and how many seconds it has."""
+    core = await kube.get(MACHINE, str((owner(machine, "Machine") or {}).get("name", "")), host.namespace)
+    seconds = drain_seconds(core)
     digest = hashlib.sha256(f"{request} {machine['metadata']['uid']}".encode()).hexdigest()[:8]
     # The name of a Job becomes a label of its pods: at most 63 characters. The machine's uid in the digest tells hosts with the same beginning apart.
     name = f"{verb}-{host.name[:40].rstrip('-.')}-{digest}"
 
     async def manifests() -> list[Obj]:
-        core = await kube.get(MACHINE, str((owner(machine, "Machine") or {}).get("name", "")), host.namespace)
-        return [_manifest(releases, name, host.namespace, host.name, machine, verb, str(core["spec"]["version"]))] if core else []
+        return [_manifest(releases, name, host.namespace, host.name, machine, verb, str(core["spec"]["version"]), seconds)] if core else []
 
-    return await run_once(kube, host.namespace, name, manifests)
+    return await run_once(kube, host.namespace, name, manifests), seconds
 
 
-def _message(state: JobState, verb: str) -> str:
+def drain_seconds(machine: Obj | None) -> int:
+    """How long the drain of a Machine's node may take: the same setting as for its deletion (`ckp cluster set --drain-timeout`)."""
+    try:
+        return parse_duration(str(((machine or {}).get("spec") or {}).get("nodeDrainTimeout") or "")) or DRAIN_SECONDS
+    except ValueError:  # unset, or what only Go reads: fractions below a second
+        return DRAIN_SECONDS
+
+
+def _message(state: JobState, verb: str, seconds: int) -> str:
     messages = {
         JobState.ABSENT: "the machine that holds it is not there",
         JobState.STARTED: f"kubectl {verb} is started",
-        JobState.RUNNING: f"kubectl {verb} is running",
-        JobState.FAILED: f"kubectl {verb} did not succeed within {DRAIN_SECONDS} s (a disruption budget may hold it up); it is tried again",
+        JobState.RUNNING: f"kubectl {verb} is running" + (f", for at most {exact_duration(seconds)}" if verb == "drain" else ""),
+        JobState.FAILED: f"kubectl {verb} did not succeed within {exact_duration(seconds)} (a disruption budget or a pod's grace period may hold it up); "
+        "it is tried again",
     }
     return messages.get(state, "")
 
 
-def _manifest(releases: Releases, job_name: str, namespace: str, node: str, machine: Obj, verb: str, version: str) -> Obj:
+def _manifest(releases: Releases, job_name: str, namespace: str, node: str, machine: Obj, verb: str, version: str, seconds: int) -> Obj:
     cluster = cluster_name(machine)
-    more = ["--ignore-daemonsets", "--delete-emptydir-data", "--force", f"--timeout={DRAIN_SECONDS}s"] if verb == "drain" else []
+    more = ["--ignore-daemonsets", "--delete-emptydir-data", "--force", f"--timeout={seconds}s"] if verb == "drain" else []
     container = {
         "name": "kubectl",
         "image": releases.get(version).image("kubeadm"),
@@ -95,4 +105,4 @@ def _manifest(releases: Releases, job_name: str, namespace: str, node: str, mach
     labels = {CLUSTER_NAME_LABEL: cluster, "app.kubernetes.io/component": "drain", HOST_LABEL: node}
     metadata = {"name": job_name, "namespace": namespace, "labels": labels, "ownerReferences": [owner_reference(machine, controller=False)]}
     volumes = [secret_volume("kube", f"{cluster}-kubeconfig"), empty_volume("tmp")]
-    return job(metadata, labels, [container], volumes, retries=3, deadline=DRAIN_SECONDS + 60, keep_seconds=KEEP_SECONDS)
+    return job(metadata, labels, [container], volumes, retries=3, deadline=seconds + 60, keep_seconds=KEEP_SECONDS)
