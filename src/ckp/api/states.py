@@ -47,6 +47,10 @@ class ConditionType(StrEnum):
     # Cluster API's own (api/v1beta1/condition_consts.go, v1.7.7)
     CONTROL_PLANE_INITIALIZED = "ControlPlaneInitialized"
     NODE_HEALTHY = "NodeHealthy"
+    DRAINING_SUCCEEDED = "DrainingSucceeded"
+    VOLUME_DETACH_SUCCEEDED = "VolumeDetachSucceeded"
+    PRE_TERMINATE_HOOK_SUCCEEDED = "PreTerminateDeleteHookSucceeded"
+    """Of a Machine that is being deleted: True once its node was drained and its volumes are off, or were not waited for."""
 
 
 class Reason(StrEnum):

@@ -14,6 +14,7 @@ import click
 
 from ckp.api.compass.clusters import ClusterChange, ClusterRequest, ClusterView, MachineView, StepView, Timeouts
 from ckp.api.compass.conditions import ConditionView
+from ckp.api.compass.hosts import HostView
 from ckp.cli.hosts.host import CONDITION_COLUMNS
 from ckp.cli.session import say, with_session
 from ckp.cli.view.cluster import ClusterProgress, seconds_of
@@ -269,16 +270,35 @@ def _wait_until_scaled(session: Session, name: str, workers: int, timeout: float
 
 @cluster.command()
 @click.argument("name")
-@click.option("--wait", is_flag=True, help="Wait until nothing of it is left.")
+@click.option("--force", is_flag=True, help="Do not drain, nor wait for volumes, nor for hosts that do not answer; also if it is being deleted already.")
+@click.option("--wait", is_flag=True, help="Wait until nothing of it is left, and list what remains elsewhere.")
 @click.option("--timeout", type=Duration(), default="20m", show_default=True, help="How long to wait.")
 @with_session
-def delete(session: Session, name: str, wait: bool, timeout: float) -> None:
+def delete(session: Session, name: str, force: bool, wait: bool, timeout: float) -> None:
     """Delete a cluster. Its hosts are cleaned and become free again."""
-    session.call("DELETE", f"/clusters/{name}")
+    hosts = _hosts_of(session, name) if wait else set()
+    session.call("DELETE", f"/clusters/{name}", params={"force": "true"} if force else None)
     click.echo(f"cluster/{name} deletion begun" if wait else f"cluster/{name} is being deleted")
     if wait:
-        seconds = _wait_until_gone(session, name, timeout)
+        seconds, row = _wait_until_gone(session, name, timeout)
         click.echo(f"cluster/{name} deleted, {human_duration(seconds)}")
+        for line in [*(str(item) for item in row.get("leftBehind") or ()), *_not_clean(session, hosts)]:
+            click.echo(f"left behind: {line}")
+
+
+def _hosts_of(session: Session, name: str) -> set[str]:
+    """The hosts that a cluster holds; none if it is gone already."""
+    try:
+        return {machine["host"] for machine in session.get(f"/clusters/{name}").get("machines", []) if machine["host"]}
+    except NotFound:
+        return set()
+
+
+def _not_clean(session: Session, names: set[str]) -> list[str]:
+    """What hosts that were released still have of their cluster."""
+    rows = [row for row in session.fetch_items(HostView, "/hosts") if row.name in names and row.phase not in ("", "Free")]
+    when = {True: "it resets itself now", False: "its agent is not connected; it resets itself when it comes back"}
+    return [f"host {row.name} was not cleaned: {when[row.connected]}" for row in rows]
 
 
 def wait_until_ready(session: Session, name: str, timeout: float, steps: Steps | None = None, *, sleep: Callable[[float], None] = time.sleep) -> dict[str, Any]:
@@ -327,7 +347,12 @@ def _poll_until_ready(session: Session, name: str, timeout: float, shown: Cluste
         sleep(POLL_SECONDS)
 
 
-def _wait_until_gone(session: Session, name: str, timeout: float) -> float:
+def _wait_until_gone(session: Session, name: str, timeout: float) -> tuple[float, dict[str, Any]]:
+    """Return once it is gone: after how many seconds, and how it was last seen.
+
+    Raises:
+        TimedOut: it is not, within `timeout` seconds; with what it waits for.
+    """
     started = time.monotonic()
     row: dict[str, Any] = {}
     with waiting("cluster delete", "Cluster removed") as missing:
@@ -336,19 +361,18 @@ def _wait_until_gone(session: Session, name: str, timeout: float) -> float:
             try:
                 row = session.get(f"/clusters/{name}")
             except NotFound:
-                return time.monotonic() - started
+                return time.monotonic() - started, row
             except Unreachable as error:
                 trouble = error.brief
             elapsed = time.monotonic() - started
             if elapsed >= timeout:
-                left = ", ".join(machine["name"] for machine in row.get("machines", []))
-                reason = trouble or (f"machines left: {left}" if left else row.get("message") or "its control plane is still being removed")
+                reason = trouble or row.get("message") or "its control plane is still being removed"
                 raise TimedOut(
                     f"cluster {name} was not gone within {human_duration(timeout)}: {reason}",
                     details=_findings(row),
-                    resolution=f"it goes on being deleted; see: ckp cluster describe {name}; a host that is away: ckp host delete HOST --force",
+                    resolution=f"it goes on being deleted; see: ckp cluster describe {name}; without waiting: ckp cluster delete {name} --force",
                 )
-            missing(trouble or f"{len(row.get('machines', []))} machines left")
+            missing(trouble or str(row.get("message") or f"{len(row.get('machines', []))} machines left"))
             time.sleep(POLL_SECONDS)
 
 

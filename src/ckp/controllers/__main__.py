@@ -93,7 +93,7 @@ def build(kube: Kube, releases: Releases, addons_image: str) -> Manager:
     # More workers than clusters that may be out of reach at once: each look at one of them waits for a timeout.
     health = Controller("workloadhealth", WorkloadHealthReconciler(kube, clock, releases), planes, workers=8)
     controllers.append(health.watches(manager.informer(MACHINE), planes_of_cluster))
-    deletion = Controller("deletion", DeletionReconciler(kube), clusters, workers=2)
+    deletion = Controller("deletion", DeletionReconciler(kube, clock), clusters, workers=2)
     deletion.watches(manager.informer(MACHINE), lambda obj: [(obj["metadata"]["namespace"], cluster_name(obj))])
     watched = {"byohost": hosts, "byomachine": machines, "managedcontrolplane": planes}
     events = [Controller(f"{name}-events", EventsReconciler(kube, clock, informer), informer, workers=1) for name, informer in watched.items()]

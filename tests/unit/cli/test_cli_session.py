@@ -517,6 +517,38 @@ def test_deleting_waits_until_it_is_gone_or_says_what_is_left(desk: Desk, monkey
     desk.bad("cluster", "delete", "demo", kind=NotFound)
 
 
+def test_a_forced_deletion_lists_what_it_left_behind(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = desk.world
+    desk.run_async(world.group_with_hosts())
+    desk.good(*CREATE)
+    meta = {"name": "demo-1", "namespace": NAMESPACE, "labels": {names.CLUSTER_NAME_LABEL: "demo"}, "finalizers": ["machine.cluster.x-k8s.io"]}
+    desk.run_async(world.kube.create({"apiVersion": kinds.MACHINE.api_version, "kind": "Machine", "metadata": meta, "spec": {"version": "v1.35.1"}}))
+    silent = {"conditions": [{"type": "AgentConnected", "status": "False"}], "observed": {"phase": "Joined"}}
+    desk.run_async(world.kube.merge(kinds.BYO_HOST, "workers-host-1", NAMESPACE, {"spec": {"machineRef": {"name": "demo-1", "uid": "1"}}}))
+    desk.run_async(world.kube.merge(kinds.BYO_HOST, "workers-host-1", NAMESPACE, {"status": silent}, subresource="status"))
+    desk.run_async(world.kube.delete(kinds.MACHINE, "demo-1", NAMESPACE))
+    reset = {"conditions": [{"type": "PreTerminateDeleteHookSucceeded", "status": "True"}]}
+    desk.run_async(world.kube.merge(kinds.MACHINE, "demo-1", NAMESPACE, {"status": reset}, subresource="status"))
+    told = desk.bad("cluster", "delete", "demo", "--wait", "--timeout", "0s", kind=TimedOut)
+    assert "machine demo-1: host workers-host-1 does not answer" in told.brief and "ckp cluster delete demo --force" in told.resolution
+    noted = {names.LEFT_BEHIND_ANNOTATION: json.dumps(["volume pvc-1 (ceph.example 1), of claim shop/data"])}
+    desk.run_async(world.kube.merge(kinds.CLUSTER, "demo", NAMESPACE, {"metadata": {"annotations": noted}}))
+
+    def controllers(_: float) -> None:
+        """Instead of sleeping: the host is released as it is, and the Cluster goes."""
+        found = world.kube.stored(kinds.CLUSTER, "demo", NAMESPACE)
+        assert names.FORCE_DELETE_ANNOTATION in found["metadata"]["annotations"]
+        desk.run_async(world.kube.merge(kinds.BYO_HOST, "workers-host-1", NAMESPACE, {"spec": {"machineRef": None}}))
+        desk.run_async(world.kube.delete(kinds.CLUSTER, "demo", NAMESPACE))
+
+    monkeypatch.setattr(time, "sleep", controllers)
+    lines = desk.good("cluster", "delete", "demo", "--force", "--wait").splitlines()
+    assert lines[-2:] == [
+        "left behind: volume pvc-1 (ceph.example 1), of claim shop/data",
+        "left behind: host workers-host-1 was not cleaned: its agent is not connected; it resets itself when it comes back",
+    ]
+
+
 def test_a_kubeconfig_is_written_for_its_owner_only(desk: Desk, tmp_path: Path) -> None:
     desk.run_async(desk.world.group_with_hosts())
     desk.good(*CREATE)

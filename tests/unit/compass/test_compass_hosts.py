@@ -359,7 +359,10 @@ async def test_a_cluster_shrinks_by_this_host_and_once_however_often_it_is_asked
 
 async def test_an_unreachable_host_is_forced_away(world: World) -> None:
     await member(world)
+    await world.kube.merge(kinds.MACHINE, "demo-1", NAMESPACE, {"metadata": {"finalizers": ["machine.cluster.x-k8s.io"]}})
     await world.call("POST", "/hosts/one/leave", json={"force": True}, expect=202)
+    machine = await world.kube.get(kinds.MACHINE, "demo-1", NAMESPACE)
+    assert machine is not None and names.FORCED.items() <= machine["metadata"]["annotations"].items(), "neither its pods nor its volumes are waited for"
     byo = await world.kube.get(kinds.BYO_MACHINE, "byo-1", NAMESPACE)
     assert byo is not None and byo["metadata"]["annotations"][names.FORCE_RELEASE_ANNOTATION] == "true"
 

@@ -16,7 +16,7 @@ from ckp.clients.kube import KubeError, Obj
 from ckp.controllers.providers.byo.desired import DesiredStore
 from ckp.controllers.providers.byo.host import ByoHostReconciler
 from ckp.controllers.providers.byo.machine import ByoMachineReconciler
-from ckp.kits.clock import parse_rfc3339
+from ckp.kits.clock import parse_rfc3339, rfc3339
 from ckp.kits.errors import CkpError
 from ckp.rules.conditions import get_condition
 from ckp.runtime.informer import Informer
@@ -494,3 +494,24 @@ async def test_other_images_to_fetch_are_news_only_for_a_host_that_has_not_joine
     assert (await bench.store.write(TENANT, "a", more, joined=joined)).generation == (1 if joined else 2)
     other = more.model_copy(update={"node_labels": ("a=b",)})
     assert (await bench.store.write(TENANT, "a", other, joined=joined)).generation == (2 if joined else 3)
+
+
+async def test_a_machine_of_an_older_version_that_waits_for_volumes_gets_a_limit_and_is_looked_at_when_it_is_over(bench: Bench) -> None:
+    """Of 0.2.0: no nodeVolumeDetachTimeout, so that a deletion with the API server gone never ended. Cluster API waits for volumes without a timer."""
+    await bench.host("a")
+    await bench.machine("m1")
+    await bench.see()
+    await bench.machines.reconcile(TENANT, "m1")
+    found = await bench.kube.get(kinds.MACHINE, "m1", TENANT)
+    assert found is not None and "nodeVolumeDetachTimeout" not in found["spec"], "it does not leave"
+    await bench.kube.merge(kinds.MACHINE, "m1", TENANT, {"metadata": {"finalizers": ["machine.cluster.x-k8s.io"]}})
+    await bench.kube.delete(kinds.MACHINE, "m1", TENANT)
+    since = rfc3339(CLOCK.now() - timedelta(minutes=6))
+    waiting = {"conditions": [{"type": "VolumeDetachSucceeded", "status": "False", "lastTransitionTime": since}]}
+    await bench.kube.merge(kinds.MACHINE, "m1", TENANT, {"status": waiting}, subresource="status")
+    await bench.machines.reconcile(TENANT, "m1")
+    found = await bench.kube.get(kinds.MACHINE, "m1", TENANT)
+    assert found is not None and found["spec"]["nodeVolumeDetachTimeout"] == "5m"
+    await bench.machines.reconcile(TENANT, "m1")
+    found = await bench.kube.get(kinds.MACHINE, "m1", TENANT)
+    assert found is not None and found["metadata"]["annotations"][names.LOOK_ANNOTATION] == rfc3339(CLOCK.now())

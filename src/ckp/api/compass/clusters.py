@@ -136,6 +136,7 @@ class ClusterView(View):
     conditions: list[ConditionView]
     machines: list[MachineView]
     timeouts: TimeoutsView = TimeoutsView()
+    left_behind: list[str] = Field(default=[], description="While it is being deleted: the volumes that it leaves in other systems.")
 
 
 class DeletionView(View):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import click
 
+from ckp.api.compass.clusters import ClusterView
 from ckp.api.compass.hosts import AgentRequest, HostChange, HostView, LeaveRequest
 from ckp.api.compass.releases import AgentVersions
 from ckp.cli.session import say, with_session
@@ -132,9 +133,23 @@ def remove(session: Session, names: tuple[str, ...], shrink: bool, force: bool, 
     def has_left(row: HostView) -> bool:
         return not row.machine and (force or row.phase == "Free")
 
+    def why_still_there(row: HostView) -> str:
+        return _waits_for(session, row) or _why_still_there(row)
+
     for name in names if wait else ():
-        _wait_for_host(session, name, timeout, command="host remove", what=f"host {name} has left its cluster", there=has_left, seen=_why_still_there)
+        _wait_for_host(session, name, timeout, command="host remove", what=f"host {name} has left its cluster", there=has_left, seen=why_still_there)
         click.echo(f"host/{name} has left its cluster")
+        if force and session.fetch(HostView, f"/hosts/{name}").phase not in ("", "Free"):
+            say(f"It was not cleaned: host {name} resets itself, at the latest when it comes back.")
+
+
+def _waits_for(session: Session, row: HostView) -> str:
+    """What its machine waits for, as its cluster tells it; "" if that is not known."""
+    try:
+        machines = session.fetch(ClusterView, f"/clusters/{row.cluster}").machines if row.cluster and row.machine else []
+    except CkpError:
+        return ""
+    return next((f"machine {machine.name}: {machine.message}" for machine in machines if machine.host == row.name and machine.message), "")
 
 
 def _why_still_there(row: HostView) -> str:

@@ -170,13 +170,20 @@ class Clusters:
                 detail = {"from": current.workers, "to": workers}
                 unit.audit(caller, project, "cluster.scale", name, detail)
 
-    async def delete(self, caller: Caller, project: ProjectRef, name: str) -> None:
-        """Request a cluster's deletion: the controllers drain and clean its workers, then delete it. Idempotent."""
-        await self._require(project, name)
-        asked = {names.DELETE_REQUESTED_ANNOTATION: rfc3339(self._clock.now())}
-        await self._kube.merge(kinds.CLUSTER, name, project.namespace, {"metadata": {"annotations": asked}})
+    async def delete(self, caller: Caller, project: ProjectRef, name: str, *, force: bool = False) -> None:
+        """Request a cluster's deletion: the controllers drain and clean its workers, then delete it. Idempotent.
+
+        Args:
+            force: nothing is drained, no volume is waited for, and no host that does not answer; also of a deletion that goes on already.
+        """
+        cluster = await self._require(project, name)
+        asked = dict.fromkeys((names.DELETE_REQUESTED_ANNOTATION, *((names.FORCE_DELETE_ANNOTATION,) if force else ())), rfc3339(self._clock.now()))
+        for key in (cluster["metadata"].get("annotations") or {}).keys() & asked.keys():
+            del asked[key]  # it counts from the first time
+        if asked:
+            await self._kube.merge(kinds.CLUSTER, name, project.namespace, {"metadata": {"annotations": asked}})
         async with self._database.unit() as unit:
-            unit.audit(caller, project, "cluster.delete", name)
+            unit.audit(caller, project, "cluster.delete", name, {"force": True} if force else None)
 
     async def kubeconfig(self, caller: Caller, project: ProjectRef, name: str) -> str:
         """The administrator's kubeconfig, as the control plane provider stores it (contract: Secret `<c>-kubeconfig`, key `value`)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from ckp.compass.clusters.manifests import MACHINE_TIMEOUTS
 from ckp.compass.hosts.groups import group_of_template
 from ckp.kits.clock import exact_duration, parse_duration, parse_rfc3339
 from ckp.rules.conditions import get_condition, is_true
+from ckp.rules.leaving import waits_for
 
 
 def is_deleting(cluster: Obj) -> bool:
@@ -55,6 +57,7 @@ def view(
     network = spec.get("clusterNetwork") or {}
     addons = plane_spec.get("addons") or {}
     claimed = [host for host in map(ByoHost.of, hosts) if host.claimed]
+    shown = [_machine(machine, claimed) for machine in sorted(machines, key=lambda machine: str(machine["metadata"]["name"]))]
     created_at = parse_rfc3339(meta["creationTimestamp"])
     requested = (meta.get("annotations") or {}).get(names.REQUESTED_AT_ANNOTATION)
     return ClusterView(
@@ -62,7 +65,7 @@ def view(
         phase="Deleting" if deleting else "Failed" if failed else "Ready" if ready else str(status.get("phase") or "Pending"),
         ready=ready,
         failed=failed,
-        message=failure or ("" if ready else _why_not_ready(cluster, control_plane, steps)),
+        message=failure or ("" if ready else _why_not_gone(control_plane, shown) if deleting else _why_not_ready(cluster, control_plane, steps)),
         version=str(plane_spec.get("version", "")),
         cni=str(addons.get("cni", "")),
         cni_version=str(addons.get("cniVersion", "")),
@@ -86,8 +89,9 @@ def view(
                 for entry in (obj.get("status") or {}).get("conditions") or ()
             ],
         ),
-        machines=[_machine(machine, claimed) for machine in sorted(machines, key=lambda machine: str(machine["metadata"]["name"]))],
+        machines=shown,
         timeouts=timeouts_of(deployment, health_check),
+        left_behind=_sentences((meta.get("annotations") or {}).get(names.LEFT_BEHIND_ANNOTATION)),
     )
 
 
@@ -143,6 +147,8 @@ def _machine(machine: Obj, claimed: Sequence[ByoHost]) -> MachineView:
     bad = next(iter(sorted(failing, key=lambda entry: entry.get("type") == ConditionType.READY)), None)  # Ready only counts the others: "1 of 2 completed"
     observed = host.status.observed
     message = str(status.get("failureMessage") or (observed.message if observed.phase == HostPhase.FAILED else "") or (bad or {}).get("message", ""))
+    if machine["metadata"].get("deletionTimestamp"):
+        message, ready = waits_for(machine, host), False
     return MachineView(
         name=name,
         phase=str(status.get("phase") or "Pending"),
@@ -165,6 +171,25 @@ def _why_not_ready(cluster: Obj, control_plane: Obj | None, steps: Sequence[Step
         if entry and entry.get("status") != "True" and (entry.get("message") or entry.get("reason")):
             return str(entry.get("message") or entry.get("reason"))
     return "" if control_plane else "its control plane object does not exist yet"
+
+
+def _why_not_gone(control_plane: Obj | None, machines: Sequence[MachineView]) -> str:
+    """What the deletion of a cluster waits for: its first machine that says so, else its control plane."""
+    if machines:
+        told = next((machine for machine in machines if machine.message), machines[0])
+        more = f" (and {len(machines) - 1} more machines)" if len(machines) > 1 else ""
+        return f"machine {told.name}: {told.message or 'its deletion begins'}{more}"
+    entry = get_condition(control_plane, ConditionType.DELETED) if control_plane else None
+    return f"its control plane is being removed{': ' + str(entry['message']) if entry and entry.get('message') else ''}"
+
+
+def _sentences(text: object) -> list[str]:
+    """A JSON list of sentences; none where there is nothing that can be read."""
+    try:
+        found = json.loads(str(text or "[]"))
+    except ValueError:
+        return []
+    return [str(item) for item in found] if isinstance(found, list) else []
 
 
 def _first(blocks: Mapping[str, Any] | None) -> str:

@@ -22,7 +22,6 @@ from ckp.rules.remediation import max_unhealthy
 
 DELETE_FIRST = "cluster.x-k8s.io/delete-machine"
 """Annotation of a Machine: when its MachineDeployment shrinks, this one goes first (Cluster API: MachineSet delete policy)."""
-NO_DRAIN = "machine.cluster.x-k8s.io/exclude-node-draining"
 SHRUNK_FOR = f"{names.CKP}/shrunk-for"
 """Annotation of a MachineDeployment: the last Machine that it was made smaller for, so that asking twice makes it smaller once."""
 _KEY = re.compile(r"((?=[^/]{1,253}/)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
@@ -161,7 +160,7 @@ class HostOperations:
             raise Conflict(f"host {name} is held by {byo}, which has no Machine", resolution="it is being released already: try again in a moment")
         await self.cordon(caller, project, name, cordoned=True)
         machine_name = str(machine["metadata"]["name"])
-        marks = {**({DELETE_FIRST: "true"} if request.shrink else {}), **({NO_DRAIN: "true"} if request.force else {})}
+        marks = {**({DELETE_FIRST: "true"} if request.shrink else {}), **(names.FORCED if request.force else {})}
         if marks:
             await self._kube.merge(kinds.MACHINE, machine_name, project.namespace, {"metadata": {"annotations": marks}})
         if request.force:

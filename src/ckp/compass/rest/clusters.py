@@ -35,9 +35,12 @@ def routers(cases: UseCases) -> tuple[APIRouter, ...]:
         return await cases.clusters.change(by, project, name, body)
 
     @router.delete("/{name}", status_code=202)
-    async def delete_cluster(by: By, project: Project, name: str) -> DeletionView:
-        """Delete a cluster: its workers are drained and cleaned first. It is gone when GET answers 404. Idempotent."""
-        await cases.clusters.delete(by, project, name)
+    async def delete_cluster(by: By, project: Project, name: str, force: bool = False) -> DeletionView:
+        """Delete a cluster: its workers are drained and cleaned first. It is gone when GET answers 404. Idempotent.
+
+        With `force` nothing is drained, no volume is waited for, and no host that does not answer; also of a deletion that goes on already.
+        """
+        await cases.clusters.delete(by, project, name, force=force)
         return DeletionView()
 
     @router.get("/{name}/kubeconfig", response_class=Response, responses={200: {"content": {"application/yaml": {}}}})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass, field
 
+from ckp.api.compass.clusters import Timeouts
 from ckp.api.host_protocol import Desired, Membership
 from ckp.api.kinds import BYO_HOST, BYO_MACHINE, KUBEADM_CONFIG, MACHINE, SECRET
 from ckp.api.names import BYOMACHINE_FINALIZER, CKP, FORCE_RELEASE_ANNOTATION, host_of, provider_id
@@ -22,10 +23,11 @@ from ckp.controllers.providers.byo.desired import DesiredStore
 from ckp.controllers.providers.byo.join_token import JoinTokens
 from ckp.controllers.scope import Scope, deleting, owner, paused
 from ckp.controllers.workload import Connect, connect, remove_stale_node, workload_cluster
-from ckp.kits.clock import Clock, rfc3339
+from ckp.kits.clock import Clock, exact_duration, rfc3339
 from ckp.kits.errors import CkpError
 from ckp.rules.claims import Candidate, Wanted, candidate, choose_host, cluster_networks, user_labels
 from ckp.rules.conditions import Condition, Severity, is_true, make_condition
+from ckp.rules.leaving import looked, overdue
 from ckp.runtime.controller import Result
 from ckp.runtime.informer import Informer
 
@@ -79,6 +81,8 @@ class ByoMachineReconciler:
         machine = await self.kube.get(MACHINE, str(reference["name"]), scope.namespace) if reference else None
         if machine is None:
             return self._wait(scope, Reason.WAITING_FOR_MACHINE_OWNER, "Cluster API has not yet linked it to a Machine")
+        if deleting(machine):
+            await self._bound(machine)
         await scope.add_finalizer(BYOMACHINE_FINALIZER)
         cluster = await scope.cluster()
         if not cluster or not (cluster.get("status") or {}).get("infrastructureReady"):
@@ -104,6 +108,16 @@ class ByoMachineReconciler:
         await self._observe(scope, ByoHost.of(host), desired, membership)
         await self._keep_token(scope, cluster, machine, membership)
         return Result(after=POLL) if secret_name else await self._wait_for_bootstrap(scope, cluster, machine)
+
+    async def _bound(self, machine: Obj) -> None:
+        """A Machine that is being deleted waits for no volume without a limit (those of 0.2.0 have none), and Cluster API sees the end of a timeout in time."""
+        patch: Obj = {}
+        if "nodeVolumeDetachTimeout" not in machine["spec"]:
+            patch["spec"] = {"nodeVolumeDetachTimeout": exact_duration(Timeouts().volume_detach)}
+        if overdue(machine, self.clock.now()):
+            patch |= looked(self.clock.now())
+        if patch:
+            await self.kube.merge(MACHINE, machine["metadata"]["name"], machine["metadata"]["namespace"], patch)
 
     async def _clear_node(self, scope: Scope, cluster: Obj, membership: Membership) -> str:
         """Before a host is given join data: no Node of an earlier machine may exist under its name. Returns why that can't be ensured now; "" if it was."""
