@@ -12,14 +12,18 @@ import yaml
 
 from ckp.api.host_protocol import BundleRef, Desired
 from ckp.api.kinds import (
+    BYO_CLUSTER,
     BYO_HOST,
     BYO_MACHINE,
+    BYO_REMEDIATION,
+    BYO_REMEDIATION_TEMPLATE,
     CERTIFICATE,
     CLUSTER,
     DEPLOYMENT,
     MACHINE,
     MACHINE_DEPLOYMENT,
     MANAGED_CONTROL_PLANE,
+    NODE,
     SECRET,
     SERVICE,
     STATEFUL_SET,
@@ -32,11 +36,14 @@ from ckp.controllers.controlplane.certificates import leaves
 from ckp.controllers.controlplane.plan import Plan
 from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler
 from ckp.controllers.lifecycle.deletion import DeletionReconciler
+from ckp.controllers.providers.byo.cluster import ByoClusterReconciler
 from ckp.controllers.providers.byo.machine import ByoMachineReconciler
+from ckp.controllers.providers.byo.remediation import Remediation
 from ckp.kits.clock import SystemClock
 from ckp.rules.conditions import get_condition
 from ckp.runtime.informer import Informer
 from tests.support.checkout import REPO
+from tests.support.control_plane import TestControlPlane
 from tests.unit.controllers.test_control_plane_certificates import with_names
 from tests.worlds.tls import key_pem, make_authority
 
@@ -455,3 +462,41 @@ async def test_workers_go_before_the_cluster(kube: Kube, namespace: str) -> None
     await kube.delete(MACHINE, "m1", namespace)
     await reconciler.reconcile(namespace, "demo")
     assert await kube.get(CLUSTER, "demo", namespace) is None
+
+
+async def test_an_unhealthy_worker_that_the_health_check_reports_is_replaced(kube: Kube, namespace: str, plane: TestControlPlane) -> None:
+    """Contract REM-1. The health check's part is done by hand, as external.GenerateTemplate and patchUnhealthyTargets of v1.7.7 do it."""
+    cluster = await make_cluster(kube, namespace)
+    labels = {"cluster.x-k8s.io/cluster-name": "demo"}
+    meta: Obj = {"name": "demo", "namespace": namespace, "labels": labels, "ownerReferences": owned_by(cluster)}
+    await kube.create({"apiVersion": BYO_CLUSTER.api_version, "kind": "ByoCluster", "metadata": meta, "spec": {}})
+    meta = {"name": "demo-workers", "namespace": namespace}
+    template = {"apiVersion": BYO_REMEDIATION_TEMPLATE.api_version, "kind": "ByoRemediationTemplate", "metadata": meta}
+    stored = await kube.create({**template, "spec": {"template": {"spec": {}}}})
+    assert stored["spec"]["template"] == {"spec": {}}, "the API server keeps what the health check clones"
+    await make_machine(kube, namespace, "m1")
+    node = f"node-{namespace}"
+    await kube.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}})
+    await kube.merge(NODE, node, None, {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}, subresource="status")
+    try:
+        await kube.merge(MACHINE, "m1", namespace, {"status": {"nodeRef": {"name": node}}}, subresource="status")
+        await kube.merge(BYO_MACHINE, "m1", namespace, {"status": {"nodeReadyAt": "2026-01-01T00:00:00Z"}}, subresource="status")
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "demo-kubeconfig", "namespace": namespace}}
+        await kube.create({**secret, "data": {"value": base64.b64encode(b"kubeconfig").decode()}})
+        machine = await kube.get(MACHINE, "m1", namespace)
+        assert machine is not None
+        owners = [{**reference, "controller": False} for reference in owned_by(machine)]
+        meta = {"name": "m1", "namespace": namespace, "labels": labels, "ownerReferences": owners}
+        await kube.create({"apiVersion": BYO_REMEDIATION.api_version, "kind": "ByoRemediation", "metadata": meta, **stored["spec"]["template"]})
+        requests, machines = Informer(kube, BYO_REMEDIATION, namespace), Informer(kube, MACHINE, namespace)
+        await requests._list()
+        await machines._list()
+        remediation = Remediation(kube, CLOCK, requests, machines, lambda _kubeconfig: plane.kube())  # the same API server holds the Node
+        await ByoClusterReconciler(kube, CLOCK, remediation).reconcile(namespace, "demo")
+        found = await kube.get(BYO_CLUSTER, "demo", namespace)
+        assert found is not None
+        [made] = found["status"]["replacements"]
+        assert (made["machine"], made["cause"], made["number"]) == ("m1", "Unhealthy", 1) and found["status"]["unhealthy"][0]["action"] == "Replacing"
+        assert await kube.get(MACHINE, "m1", namespace) is None
+    finally:
+        await kube.delete(NODE, node)

@@ -27,7 +27,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("well")]
 BUNDLES = "/var/lib/ckp-agent/bundles"
 KINDS = (
     "secrets,configmaps,services,deployments,statefulsets,jobs,pods,persistentvolumeclaims,networkpolicies,certificates,issuers,"
-    "clusters,machines,machinesets,machinedeployments,kubeadmconfigs,kubeadmconfigtemplates,byoclusters,byomachines,byomachinetemplates,managedcontrolplanes"
+    "clusters,machines,machinesets,machinedeployments,kubeadmconfigs,kubeadmconfigtemplates,byoclusters,byomachines,byomachinetemplates,"
+    "byoremediations,byoremediationtemplates,managedcontrolplanes"
 )
 
 

@@ -13,6 +13,7 @@ from ckp.api.objects.base import Resource
 from ckp.api.objects.byo_cluster import ByoCluster, ByoClusterTemplate
 from ckp.api.objects.byo_host import ByoHost
 from ckp.api.objects.byo_machine import ByoMachine, ByoMachineTemplate
+from ckp.api.objects.byo_remediation import ByoRemediation, ByoRemediationTemplate
 from ckp.api.objects.control_plane import ManagedControlPlane, ManagedControlPlaneTemplate
 from ckp.api.objects.installer_config import K8sInstallerConfig, K8sInstallerConfigTemplate
 from ckp.api.objects.openapi import schema_of
@@ -80,6 +81,8 @@ def all_crds() -> list[dict[str, Any]]:
         _crd(infra, ByoMachineTemplate),
         _crd(infra, K8sInstallerConfig, READY),
         _crd(infra, K8sInstallerConfigTemplate),
+        _crd(infra, ByoRemediation),
+        _crd(infra, ByoRemediationTemplate),
         _crd(control, ManagedControlPlane, *PLANE_COLUMNS, scale=True),
         _crd(control, ManagedControlPlaneTemplate),
     ]

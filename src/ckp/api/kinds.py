@@ -76,6 +76,8 @@ BYO_HOST = Kind(names.INFRASTRUCTURE_GROUP, names.V1BETA1, "ByoHost", "byohosts"
 BYO_CLUSTER = Kind(names.INFRASTRUCTURE_GROUP, names.V1BETA1, "ByoCluster", "byoclusters")
 BYO_MACHINE = Kind(names.INFRASTRUCTURE_GROUP, names.V1BETA1, "ByoMachine", "byomachines")
 BYO_MACHINE_TEMPLATE = Kind(names.INFRASTRUCTURE_GROUP, names.V1BETA1, "ByoMachineTemplate", "byomachinetemplates")
+BYO_REMEDIATION = Kind(names.INFRASTRUCTURE_GROUP, names.V1BETA1, "ByoRemediation", "byoremediations")
+BYO_REMEDIATION_TEMPLATE = Kind(names.INFRASTRUCTURE_GROUP, names.V1BETA1, "ByoRemediationTemplate", "byoremediationtemplates")
 MANAGED_CONTROL_PLANE = Kind(names.CONTROLPLANE_GROUP, names.V1BETA1, "ManagedControlPlane", "managedcontrolplanes")
 
 ALL: tuple[Kind, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Kind))

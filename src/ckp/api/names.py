@@ -47,6 +47,11 @@ NO_VOLUME_DETACH_ANNOTATION = "machine.cluster.x-k8s.io/exclude-wait-for-node-vo
 FORCED = {NO_DRAIN_ANNOTATION: "true", NO_VOLUME_DETACH_ANNOTATION: "true"}
 LOOK_ANNOTATION = f"{CKP}/looked-at"
 """On a Machine: when Cluster API was last woken for it, because a timeout has run out that it would notice later by itself."""
+SKIP_REMEDIATION_ANNOTATION = "cluster.x-k8s.io/skip-remediation"
+REMEDIATE_ANNOTATION = "cluster.x-k8s.io/remediate-machine"
+"""Both on a Machine, and Cluster API's: no health check reads it; it is reported as unhealthy because a person says so."""
+RESUMED_ANNOTATION = f"{CKP}/replacement-resumed-at"
+"""On a ByoCluster: when a person last let CKP go on with replacing unhealthy workers; what failed before does not count any more."""
 REQUESTED_AT_ANNOTATION = f"{CKP}/requested-at"
 """When the user asked for the cluster; the first of the fourteen steps counts from it."""
 
@@ -60,6 +65,11 @@ HOSTS_NAMESPACE = "ckp-hosts"
 """One Secret a host with its desired state; the hub reads Secrets here and nowhere else."""
 
 PROVIDER_ID_PREFIX = "byoh://"
+
+
+def workers_name(cluster: str) -> str:
+    """The name of a cluster's MachineDeployment, of its MachineHealthCheck, and of the templates that they use."""
+    return f"{cluster}-workers"
 
 
 def tenant_namespace(domain: str, project: str) -> str:

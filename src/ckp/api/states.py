@@ -32,6 +32,8 @@ class ConditionType(StrEnum):
 
     # ByoCluster
     CLUSTER_READY = "ClusterReady"
+    REMEDIATION_ALLOWED = "RemediationAllowed"
+    """False while an unhealthy worker is not replaced, with the reason. It does not count for Ready."""
 
     # ManagedControlPlane, in the order in which it comes up
     ENDPOINT_AVAILABLE = "EndpointAvailable"
@@ -47,6 +49,7 @@ class ConditionType(StrEnum):
     # Cluster API's own (api/v1beta1/condition_consts.go, v1.7.7)
     CONTROL_PLANE_INITIALIZED = "ControlPlaneInitialized"
     NODE_HEALTHY = "NodeHealthy"
+    HEALTH_CHECK_SUCCEEDED = "HealthCheckSucceeded"
     DRAINING_SUCCEEDED = "DrainingSucceeded"
     VOLUME_DETACH_SUCCEEDED = "VolumeDetachSucceeded"
     PRE_TERMINATE_HOOK_SUCCEEDED = "PreTerminateDeleteHookSucceeded"
@@ -91,6 +94,13 @@ class Reason(StrEnum):
     CANNOT_PROVISION = "CannotProvision"
     INSTALLATION_FAILED = "InstallationFailed"
     RESETTING = "Resetting"
+
+    # RemediationAllowed
+    WAITING_FOR_NETWORK = "WaitingForNetwork"
+    WAITING_FOR_STARTUP = "WaitingForStartup"
+    TOO_MANY_UNHEALTHY = "TooManyUnhealthy"
+    BACKING_OFF = "BackingOff"
+    HELD = "Held"
 
     # ManagedControlPlane
     UNKNOWN_VERSION = "UnknownVersion"

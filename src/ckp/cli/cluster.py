@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from ckp.api.compass.clusters import ClusterChange, ClusterRequest, ClusterView, MachineView, StepView, Timeouts
+from ckp.api.compass.clusters import ClusterChange, ClusterRequest, ClusterView, MachineView, ReplacementView, StepView, Timeouts
 from ckp.api.compass.conditions import ConditionView
 from ckp.api.compass.hosts import HostView
 from ckp.cli.hosts.host import CONDITION_COLUMNS
@@ -28,6 +28,7 @@ from ckp.kits.files import atomic_write
 from ckp.kits.steps import Steps
 
 DEFAULT_TIMEOUT = 1200.0
+SHOWN_REPLACEMENTS = 10
 Command = Callable[..., Any]
 
 
@@ -169,6 +170,7 @@ def describe_cluster(session: Session, name: str, output: str) -> None:
     text += section("Timeouts", describe(timeouts)) if any(value for _, value in timeouts) else ""
     text += section("Steps", table(_STEP_COLUMNS, row.steps) if row.steps else "")
     text += section("Machines", table(_MACHINE_COLUMNS, row.machines) if row.machines else "")
+    text += section("Replaced workers", table(_REPLACEMENT_COLUMNS, row.replacements[-SHOWN_REPLACEMENTS:]) if row.replacements else "")
     conditions: tuple[Column[ConditionView], ...] = (Column("OBJECT", lambda entry: entry.object), *CONDITION_COLUMNS)
     text += section("Conditions", table(conditions, row.conditions) if row.conditions else "")
     click.echo(text)
@@ -181,6 +183,14 @@ _STEP_COLUMNS: tuple[Column[StepView], ...] = (
     Column("STATE", lambda step: step.state),
     Column("TOOK", lambda step: "" if step.seconds is None else human_duration(step.seconds)),
     Column("MESSAGE", lambda step: step.message),
+)
+_REPLACEMENT_COLUMNS: tuple[Column[ReplacementView], ...] = (
+    Column("WHEN", lambda made: rfc3339(made.at)),
+    Column("HOST", lambda made: made.host),
+    Column("MACHINE", lambda made: made.machine),
+    Column("CAUSE", lambda made: made.cause),
+    Column("NUMBER", lambda made: made.number),
+    Column("REASON", lambda made: made.reason),
 )
 _MACHINE_COLUMNS: tuple[Column[MachineView], ...] = (
     Column("NAME", lambda machine: machine.name),
@@ -236,6 +246,18 @@ def set_cluster(session: Session, name: str, timeouts: dict[str, int]) -> None:
     session.call("PATCH", f"/clusters/{name}", body=ClusterChange.of(timeouts=timeouts))
     for field, seconds in timeouts.items():
         click.echo(f"cluster/{name} {field.replace('_', '-')}-timeout set to {exact_duration(seconds)}")
+
+
+@cluster.command("resume-replacement")
+@click.argument("name")
+@with_session
+def resume_replacement(session: Session, name: str) -> None:
+    """Let unhealthy workers be replaced again.
+
+    CKP stops replacing when workers fail alike again and again, and leaves the last one for a person. What failed before does not count afterwards.
+    """
+    session.call("POST", f"/clusters/{name}/resume-replacement")
+    click.echo(f"cluster/{name} goes on with replacing unhealthy workers")
 
 
 def _wait_until_scaled(session: Session, name: str, workers: int, timeout: float) -> None:

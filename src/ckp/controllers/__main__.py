@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import structlog
 
-from ckp.api.kinds import BYO_CLUSTER, BYO_HOST, BYO_MACHINE, CLUSTER, DEPLOYMENT, JOB, MACHINE, MANAGED_CONTROL_PLANE, STATEFUL_SET
+from ckp.api.kinds import BYO_CLUSTER, BYO_HOST, BYO_MACHINE, BYO_REMEDIATION, CLUSTER, DEPLOYMENT, JOB, MACHINE, MANAGED_CONTROL_PLANE, STATEFUL_SET
 from ckp.api.names import SYSTEM_NAMESPACE
 from ckp.api.platform import Releases
 from ckp.clients.kube import Kube, Obj
@@ -22,6 +22,7 @@ from ckp.controllers.lifecycle.reconciler import LifecycleReconciler
 from ckp.controllers.providers.byo.cluster import ByoClusterReconciler
 from ckp.controllers.providers.byo.host import ByoHostReconciler
 from ckp.controllers.providers.byo.machine import ByoMachineReconciler
+from ckp.controllers.providers.byo.remediation import Remediation
 from ckp.controllers.providers.byo.serving_certificates import ServingCertificatesReconciler
 from ckp.controllers.scope import cluster_name, owner
 from ckp.controllers.settings import Settings
@@ -44,6 +45,7 @@ def build(kube: Kube, releases: Releases, addons_image: str) -> Manager:
     hosts, machines = manager.informer(BYO_HOST), manager.informer(BYO_MACHINE)
     clusters, planes = manager.informer(CLUSTER), manager.informer(MANAGED_CONTROL_PLANE)
     jobs = manager.informer(JOB)
+    byo_clusters, core_machines, remediations = manager.informer(BYO_CLUSTER), manager.informer(MACHINE), manager.informer(BYO_REMEDIATION)
 
     def of_cluster(informer: Informer) -> Callable[[Obj], list[Key]]:
         """From an object to those of `informer` that are of the same cluster."""
@@ -71,11 +73,13 @@ def build(kube: Kube, releases: Releases, addons_image: str) -> Manager:
         return planes_of_cluster(machine) if machine else []
 
     controllers = [
-        Controller("byocluster", ByoClusterReconciler(kube, clock), manager.informer(BYO_CLUSTER), workers=1),
+        Controller("byocluster", ByoClusterReconciler(kube, clock, Remediation(kube, clock, remediations, core_machines)), byo_clusters, workers=2)
+        .watches(remediations, of_cluster(byo_clusters))
+        .watches(core_machines, of_cluster(byo_clusters)),
         Controller("byohost", ByoHostReconciler(kube, clock, releases), hosts, workers=2).watches(machines, _host_of),
         Controller("byomachine", ByoMachineReconciler(kube, clock, hosts, releases), machines)
         .watches(hosts, machines_of_host)
-        .watches(manager.informer(MACHINE), infra_of_machine)
+        .watches(core_machines, infra_of_machine)
         .watches(clusters, of_cluster(machines)),
         Controller("managedcontrolplane", ManagedControlPlaneReconciler(kube, clock, releases, Applier(kube, clock)), planes)
         .watches(clusters, planes_of_cluster)
@@ -84,7 +88,7 @@ def build(kube: Kube, releases: Releases, addons_image: str) -> Manager:
         .watches(jobs, owned),
         Controller("addons", AddonsReconciler(kube, clock, releases, addons_image), planes, workers=2).watches(jobs, owned),
         Controller("lifecycle", LifecycleReconciler(kube, clock, hosts), planes, workers=2)
-        .watches(manager.informer(MACHINE), planes_of_cluster)
+        .watches(core_machines, planes_of_cluster)
         .watches(machines, planes_of_cluster),
         Controller("servingcertificates", ServingCertificatesReconciler(kube, clock, planes, hosts, machines), planes, workers=2)
         .watches(hosts, planes_of_host)
@@ -92,10 +96,10 @@ def build(kube: Kube, releases: Releases, addons_image: str) -> Manager:
     ]
     # More workers than clusters that may be out of reach at once: each look at one of them waits for a timeout.
     health = Controller("workloadhealth", WorkloadHealthReconciler(kube, clock, releases), planes, workers=8)
-    controllers.append(health.watches(manager.informer(MACHINE), planes_of_cluster))
+    controllers.append(health.watches(core_machines, planes_of_cluster))
     deletion = Controller("deletion", DeletionReconciler(kube, clock), clusters, workers=2)
-    deletion.watches(manager.informer(MACHINE), lambda obj: [(obj["metadata"]["namespace"], cluster_name(obj))])
-    watched = {"byohost": hosts, "byomachine": machines, "managedcontrolplane": planes}
+    deletion.watches(core_machines, lambda obj: [(obj["metadata"]["namespace"], cluster_name(obj))])
+    watched = {"byocluster": byo_clusters, "byohost": hosts, "byomachine": machines, "managedcontrolplane": planes}
     events = [Controller(f"{name}-events", EventsReconciler(kube, clock, informer), informer, workers=1) for name, informer in watched.items()]
     manager.controllers.extend([*controllers, deletion, *events])
     return manager

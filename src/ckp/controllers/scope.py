@@ -42,6 +42,8 @@ class Scope:
     kind: Kind
     obj: Obj
     conditions: list[Condition] = field(default_factory=list)
+    notes: list[Condition] = field(default_factory=list)
+    """Further conditions, which do not count for Ready."""
     status: Obj = field(default_factory=dict)
 
     @property
@@ -81,7 +83,9 @@ class Scope:
         before = self.obj.get("status") or {}
         wanted = dict(self.status)
         if self.conditions:
-            wanted["conditions"] = merge_conditions(before.get("conditions") or [], [*self.conditions, summarize(self.conditions, self.clock.now())])
+            wanted["conditions"] = merge_conditions(
+                before.get("conditions") or [], [*self.conditions, *self.notes, summarize(self.conditions, self.clock.now())]
+            )
         patch = {key: value for key, value in wanted.items() if before.get(key) != value}
         if not patch:
             return

@@ -22,7 +22,7 @@ class Transition:
 
 
 def transitions(obj: Mapping[str, Any]) -> Iterator[Transition]:
-    """The current state of an object of any kind: its conditions but for Ready, which sums them up, and a host's phase."""
+    """The current state of an object of any kind: its conditions but for Ready, which sums them up, a host's phase, and a cluster's replaced workers."""
     status = obj.get("status") or {}
     for condition in status.get("conditions") or []:
         kind, value, why = str(condition["type"]), str(condition["status"]), str(condition.get("reason") or "")
@@ -33,6 +33,10 @@ def transitions(obj: Mapping[str, Any]) -> Iterator[Transition]:
         message = str(condition.get("message") or "") or f"{kind} is {value}"
         warning = not good and condition.get("severity", "Info") in ("Warning", "Error")
         yield Transition(kind, f"{value} {why}", reason, message, warning, str(condition.get("lastTransitionTime") or ""))
+    for made in status.get("replacements") or []:
+        worker, number = str(made.get("host") or made.get("machine") or ""), int(made.get("number") or 1)
+        message = f"worker {worker} is replaced: {made.get('reason') or made.get('cause')} (number {number} by this cause within 24 hours)"
+        yield Transition(f"replacement {made.get('uid')}", "made", "WorkerReplaced", message, True, str(made.get("at") or ""))
     observed = status.get("observed") or {}
     if phase := str(observed.get("phase") or ""):
         why = str(observed.get("reason") or "")

@@ -517,6 +517,19 @@ def test_deleting_waits_until_it_is_gone_or_says_what_is_left(desk: Desk, monkey
     desk.bad("cluster", "delete", "demo", kind=NotFound)
 
 
+def test_replaced_workers_are_shown_and_replacing_goes_on_by_a_command(desk: Desk) -> None:
+    desk.run_async(desk.world.group_with_hosts())
+    desk.good(*CREATE)
+    assert "Replaced workers" not in desk.good("cluster", "describe", "demo")
+    made = {"machine": "demo-1", "host": "one", "cause": "Startup", "reason": "it did not start", "at": "2026-04-01T11:00:00Z", "number": 2}
+    desk.run_async(desk.world.kube.merge(kinds.BYO_CLUSTER, "demo", NAMESPACE, {"status": {"replacements": [made]}}, subresource="status"))
+    row = next(line for line in desk.good("cluster", "describe", "demo").splitlines() if "demo-1" in line)
+    assert row.split() == ["2026-04-01T11:00:00Z", "one", "demo-1", "Startup", "2", "it", "did", "not", "start"]
+    assert "goes on" in desk.good("cluster", "resume-replacement", "demo")
+    found = desk.world.kube.stored(kinds.BYO_CLUSTER, "demo", NAMESPACE)
+    assert names.RESUMED_ANNOTATION in found["metadata"]["annotations"]
+
+
 def test_a_forced_deletion_lists_what_it_left_behind(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     world = desk.world
     desk.run_async(world.group_with_hosts())

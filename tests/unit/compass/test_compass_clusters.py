@@ -99,7 +99,7 @@ def test_every_reference_points_to_an_object_that_is_made() -> None:
         return []
 
     found = [reference for obj in made for reference in references(obj["spec"])]
-    assert len(found) == 4
+    assert len(found) == 5
     assert set(found) <= there
 
 
@@ -483,21 +483,42 @@ async def test_scaling_asks_for_free_hosts_beside_those_it_has(world: World) -> 
     assert (await world.call("PATCH", "/clusters/demo", json={"workers": 3}, expect=200))["workers"] == 3
     await world.call("PATCH", "/clusters/demo", json={"workers": 4}, expect=422)
     await world.call("PATCH", "/clusters/demo", json={"workers": 0}, expect=422)
-    assert await most_unhealthy(world) == "50%"
     assert (await world.call("PATCH", "/clusters/demo", json={"workers": 1}, expect=200))["workers"] == 1
-    assert await most_unhealthy(world) == "100%", "of one worker: Cluster API rounds down, and would never replace it"
 
 
-async def most_unhealthy(world: World) -> str:
-    check = await world.kube.get(kinds.MACHINE_HEALTH_CHECK, "demo-workers", NAMESPACE)
-    assert check is not None
-    return str(check["spec"]["maxUnhealthy"])
-
-
-async def test_a_cluster_of_one_worker_has_it_replaced_too(world: World) -> None:
+async def test_the_health_check_only_reports(world: World) -> None:
+    """Cluster API replaces by itself without a remediationTemplate; with one it makes a request of it (v1.7.7: patchUnhealthyTargets)."""
     await world.group_with_hosts()
-    await world.call("POST", "/clusters", json=cluster_body(workers=1), expect=201)
-    assert await most_unhealthy(world) == "100%"
+    await world.call("POST", "/clusters", json=cluster_body(), expect=201)
+    check = await world.kube.get(kinds.MACHINE_HEALTH_CHECK, "demo-workers", NAMESPACE)
+    assert check is not None and check["spec"]["maxUnhealthy"] == "100%", "how many are replaced is not its decision"
+    reference = check["spec"]["remediationTemplate"]
+    template = await world.kube.get(kinds.BYO_REMEDIATION_TEMPLATE, reference["name"], reference["namespace"])
+    assert template is not None and template["spec"]["template"] == {"spec": {}}, "without spec.template Cluster API makes none (external.GenerateTemplate)"
+    assert (reference["kind"], template["kind"]) == ("ByoRemediationTemplate",) * 2 and template["metadata"]["ownerReferences"], "it goes with its cluster"
+
+
+async def test_what_was_replaced_and_what_is_held_is_shown_and_a_person_lets_it_go_on(world: World) -> None:
+    await world.group_with_hosts()
+    await world.call("POST", "/clusters", json=cluster_body(), expect=201)
+    meta = {"name": "demo-3", "namespace": NAMESPACE, "labels": {names.CLUSTER_NAME_LABEL: "demo"}}
+    await world.kube.create({"apiVersion": kinds.MACHINE.api_version, "kind": "Machine", "metadata": meta, "spec": {"version": "v1.35.1"}})
+    held = {"type": "RemediationAllowed", "status": "False", "reason": "Held", "message": "number 3", "lastTransitionTime": "2026-04-01T12:00:00Z"}
+    made = {"machine": "demo-1", "host": "one", "cause": "Startup", "reason": "it did not start", "at": "2026-04-01T11:00:00Z", "number": 1}
+    status = {
+        "conditions": [held],
+        "replacements": [made, {"at": "soon"}],
+        "unhealthy": [{"machine": "demo-3", "action": "Held", "message": "number 3 that failed alike"}],
+    }
+    await world.kube.merge(kinds.BYO_CLUSTER, "demo", NAMESPACE, {"status": status}, subresource="status")
+    shown = await world.call("GET", "/clusters/demo")
+    assert [(made["host"], made["number"]) for made in shown["replacements"]] == [("one", 1)]
+    assert shown["machines"][0]["message"] == "number 3 that failed alike"
+    assert ("ByoCluster", "RemediationAllowed", "Held") in [(entry["object"], entry["type"], entry["reason"]) for entry in shown["conditions"]]
+    await world.call("POST", "/clusters/demo/resume-replacement", expect=200)
+    found = await world.kube.get(kinds.BYO_CLUSTER, "demo", NAMESPACE)
+    assert found is not None and found["metadata"]["annotations"][names.RESUMED_ANNOTATION] == "2026-04-01T12:00:00Z"
+    await world.call("POST", "/clusters/none/resume-replacement", expect=404)
 
 
 async def test_a_machine_that_failed_for_good_is_not_ready_whatever_its_node_says(world: World) -> None:
@@ -668,7 +689,7 @@ def test_a_machine_that_waits_says_what_for_and_not_how_many_conditions_are_miss
         {"type": "InfrastructureReady", "status": "False", "message": "none of 2 matching hosts is free: 1 in use, 1 cordoned"},
     ]
     machine = {"metadata": {"name": "m"}, "spec": {}, "status": {"conditions": conditions}}
-    assert _machine(machine, []).message == "none of 2 matching hosts is free: 1 in use, 1 cordoned"
+    assert _machine(machine, [], {}).message == "none of 2 matching hosts is free: 1 in use, 1 cordoned"
 
 
 async def test_the_database_of_a_newer_compass_is_refused_and_left_as_it_is(tmp_path: Path) -> None:

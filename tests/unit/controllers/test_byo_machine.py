@@ -11,6 +11,7 @@ import yaml
 
 from ckp.api import kinds, names
 from ckp.api.kinds import Kind
+from ckp.api.objects.byo_machine import ByoMachine
 from ckp.api.platform import Releases
 from ckp.clients.kube import KubeError, Obj
 from ckp.controllers.providers.byo.desired import DesiredStore
@@ -515,3 +516,24 @@ async def test_a_machine_of_an_older_version_that_waits_for_volumes_gets_a_limit
     await bench.machines.reconcile(TENANT, "m1")
     found = await bench.kube.get(kinds.MACHINE, "m1", TENANT)
     assert found is not None and found["metadata"]["annotations"][names.LOOK_ANNOTATION] == rfc3339(CLOCK.now())
+
+
+async def test_when_its_node_was_first_ready_is_kept(bench: Bench) -> None:
+    """A node that never was Ready is left to its start-up timeout, and one that was is not."""
+    await bench.host("a")
+    await bench.machine("m1")
+    await bench.see()
+
+    async def ready_at(node: str) -> str | None:
+        healthy = {"conditions": [{"type": "NodeHealthy", "status": node}]}
+        await bench.kube.merge(kinds.MACHINE, "m1", TENANT, {"status": healthy}, subresource="status")
+        await bench.machines.reconcile(TENANT, "m1")
+        found = await bench.get("m1")
+        assert found is not None
+        return ByoMachine.of(found).status.node_ready_at or None
+
+    assert await ready_at("False") is None
+    first = await ready_at("True")
+    assert first == rfc3339(CLOCK.now())
+    CLOCK.advance(60)
+    assert await ready_at("Unknown") == first and await ready_at("True") == first

@@ -111,6 +111,17 @@ class TimeoutsView(View):
     node_unhealthy: str = ""
 
 
+class ReplacementView(View):
+    """A worker that was replaced because it was not healthy."""
+
+    machine: str = ""
+    host: str = ""
+    cause: str = Field(default="", description="Startup, Unhealthy or Lost.")
+    reason: str = ""
+    at: datetime
+    number: int = Field(default=1, description="The how manieth by this cause within 24 hours.")
+
+
 class ClusterView(View):
     """A cluster."""
 
@@ -136,6 +147,7 @@ class ClusterView(View):
     conditions: list[ConditionView]
     machines: list[MachineView]
     timeouts: TimeoutsView = TimeoutsView()
+    replacements: list[ReplacementView] = Field(default=[], description="Workers that were replaced because they were not healthy, the last ones.")
     left_behind: list[str] = Field(default=[], description="While it is being deleted: the volumes that it leaves in other systems.")
 
 

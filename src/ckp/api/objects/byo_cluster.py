@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from ckp.api.objects.base import ApiModel, Conditions, ControlPlaneEndpoint, Endpoint, Resource, Schema, TemplateMeta
+from ckp.api.objects.base import ApiModel, Conditions, ControlPlaneEndpoint, Endpoint, Int32, Resource, Schema, TemplateMeta, Time
 
 
 class ByoClusterSpec(ApiModel):
@@ -17,12 +17,38 @@ class ByoClusterSpec(ApiModel):
     bundle_lookup_tag: str = ""
 
 
+class Replacement(ApiModel):
+    """A worker that was replaced because it was not healthy."""
+
+    machine: str = ""
+    uid: Annotated[str, Schema("Of the Machine.")] = ""
+    host: str = ""
+    cause: Annotated[str, Schema("Startup, Unhealthy or Lost; replacements are counted by it.")] = ""
+    reason: Annotated[str, Schema("What was wrong with it, for people.")] = ""
+    at: Time = ""
+    number: Annotated[Int32, Schema("The how manieth by this cause within 24 hours.")] = 0
+    settled: Annotated[bool, Schema("Its node had been well for long, so that it is no failed attempt, and does not count.")] = False
+
+
+class UnhealthyWorker(ApiModel):
+    """A worker that is not healthy now, and what becomes of it."""
+
+    machine: str = ""
+    host: str = ""
+    action: Annotated[str, Schema("Replacing, Waiting or Held.")] = ""
+    reason: str = ""
+    message: str = ""
+    held_at: Annotated[Time, Schema("Since when it is left for a person.")] = ""
+
+
 class ByoClusterStatus(ApiModel):
-    """What Cluster API waits for."""
+    """What Cluster API waits for, and what became of unhealthy workers."""
 
     ready: bool = False
     failure_domains: dict[str, Any] = Field(default_factory=dict)
     conditions: Conditions = ()
+    replacements: Annotated[tuple[Replacement, ...], Schema("The last ones, oldest first.")] = ()
+    unhealthy: Annotated[tuple[UnhealthyWorker, ...], Schema("Workers that are not healthy now.")] = ()
 
 
 class ByoCluster(Resource):

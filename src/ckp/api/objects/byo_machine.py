@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ckp.api.objects.base import ApiModel, Condition, Conditions, Labels, ObjectReference, Resource, Schema, TemplateMeta, Texts, find_condition
+from ckp.api.objects.base import ApiModel, Condition, Conditions, Labels, ObjectReference, Resource, Schema, TemplateMeta, Texts, Time, find_condition
 from ckp.api.objects.byo_host import HostInfo
 
 
@@ -61,6 +61,7 @@ class ByoMachineStatus(ApiModel):
     host_ref: HostRef = Field(default_factory=HostRef)
     hostinfo: HostInfo = Field(default_factory=HostInfo)
     addresses: tuple[MachineAddress, ...] = ()
+    node_ready_at: Annotated[Time, Schema("When its node was first seen to be Ready.")] = ""
     failure_reason: Annotated[str, Schema("Set when it can't become good again and must be replaced (contract: terminal).")] = ""
     failure_message: Annotated[str, Schema("What happened, for people.")] = ""
     conditions: Conditions = ()

@@ -13,15 +13,15 @@ from ipaddress import IPv4Network
 from ckp.api import kinds, names
 from ckp.api.compass.clusters import ClusterChange, ClusterRequest, ClusterView, Timeouts
 from ckp.api.kinds import Kind
+from ckp.api.names import workers_name
 from ckp.clients.kube import Kube, Obj
 from ckp.compass.access.kube_errors import translate_kube_errors
 from ckp.compass.access.projects import Namespaces
 from ckp.compass.clusters import addresses, networks
-from ckp.compass.clusters.manifests import REQUEST_ANNOTATION, cluster_objects, health_check_timeouts, machine_timeouts, request_digest, workers_name
+from ckp.compass.clusters.manifests import REQUEST_ANNOTATION, cluster_objects, health_check_timeouts, machine_timeouts, request_digest
 from ckp.compass.clusters.views import is_deleting, view
 from ckp.compass.hosts.groups import group_of_template
 from ckp.compass.hosts.hosts import addresses_of, is_claimed, why_not_free
-from ckp.compass.hosts.operations import set_max_unhealthy
 from ckp.compass.identity import Caller, ProjectRef, check_label
 from ckp.compass.releases import Releases
 from ckp.compass.settings import Reserved
@@ -164,11 +164,25 @@ class Clusters:
             _check_enough(current.host_group, workers, capacity)
             if current.pod_cidr and workers > current.workers:
                 _check_room(current, workers)
-            await set_max_unhealthy(self._kube, project, workers_name(name), workers)
             await self._kube.merge(kinds.MACHINE_DEPLOYMENT, workers_name(name), project.namespace, {"spec": {"replicas": workers}})
             async with self._database.unit() as unit:
                 detail = {"from": current.workers, "to": workers}
                 unit.audit(caller, project, "cluster.scale", name, detail)
+
+    async def resume_replacement(self, caller: Caller, project: ProjectRef, name: str) -> ClusterView:
+        """Let the controllers go on with replacing unhealthy workers by themselves: what failed before does not count any more.
+
+        Raises:
+            Conflict: the cluster has no ByoCluster, so that nothing is replaced.
+        """
+        await self._require(project, name)
+        if await self._namespaces.get(kinds.BYO_CLUSTER, name, project) is None:
+            raise Conflict(f"cluster {name} has no ByoCluster {name}", resolution="it was removed by hand, or its creation was interrupted")
+        resumed = {names.RESUMED_ANNOTATION: rfc3339(self._clock.now())}
+        await self._kube.merge(kinds.BYO_CLUSTER, name, project.namespace, {"metadata": {"annotations": resumed}})
+        async with self._database.unit() as unit:
+            unit.audit(caller, project, "cluster.resume-replacement", name)
+        return await self.get(project, name)
 
     async def delete(self, caller: Caller, project: ProjectRef, name: str, *, force: bool = False) -> None:
         """Request a cluster's deletion: the controllers drain and clean its workers, then delete it. Idempotent.
@@ -294,6 +308,7 @@ _PARTS: tuple[Kind, ...] = (
     kinds.MACHINE,
     kinds.BYO_MACHINE_TEMPLATE,
     kinds.MACHINE_HEALTH_CHECK,
+    kinds.BYO_CLUSTER,
     kinds.BYO_HOST,
 )
 _COMPLETE = (
@@ -309,15 +324,16 @@ _COMPLETE = (
 def _assemble(cluster: Obj, parts: list[list[Obj]]) -> ClusterView:
     """The view of a cluster from objects of the kinds of _PARTS, of this and other clusters."""
     name = cluster["metadata"]["name"]
-    planes, deployments, machines, templates, checks = ([obj for obj in objs if _cluster_of(obj) == name] for objs in parts[:5])
+    planes, deployments, machines, templates, checks, infrastructures = ([obj for obj in objs if _cluster_of(obj) == name] for objs in parts[:6])
     return view(
         cluster,
+        infrastructure=next(iter(infrastructures), None),
         control_plane=next(iter(planes), None),
         deployment=next(iter(deployments), None),
         template=next(iter(templates), None),
         health_check=next((check for check in checks if check["metadata"]["name"] == workers_name(name)), None),
         machines=machines,
-        hosts=parts[5],
+        hosts=parts[6],
     )
 
 

@@ -10,15 +10,16 @@ from typing import Any
 from ckp.api import kinds, names
 from ckp.api.compass.clusters import ClusterRequest, Timeouts
 from ckp.api.kinds import Kind
+from ckp.api.names import workers_name
 from ckp.clients.kube import Obj
 from ckp.kits.clock import exact_duration
-from ckp.rules.remediation import max_unhealthy
 
 REQUEST_ANNOTATION = f"{names.CKP}/request-digest"
 """On the Cluster: which request made it, so that the same request again completes an interrupted creation, and another one is refused."""
 PATCHES_DIRECTORY = "/etc/kubernetes/ckp-patches"
 SERVICE_DOMAIN = "cluster.local"
 UNHEALTHY_STATUSES = ("Unknown", "False")
+_OWNED = (kinds.BYO_MACHINE_TEMPLATE, kinds.KUBEADM_CONFIG_TEMPLATE, kinds.MACHINE_HEALTH_CHECK, kinds.BYO_REMEDIATION_TEMPLATE)
 MACHINE_TIMEOUTS = {"drain": "nodeDrainTimeout", "volume_detach": "nodeVolumeDetachTimeout", "node_deletion": "nodeDeletionTimeout"}
 """Fields of a Machine's spec. Cluster API v1.7.7 brings a change of them to the Machines that are there, without a rollout."""
 
@@ -30,11 +31,6 @@ def request_digest(request: ClusterRequest, cni_version: str) -> str:
     if timeouts := request.timeouts.model_dump(exclude_defaults=True):
         fields["timeouts"] = timeouts
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def workers_name(cluster: str) -> str:
-    """The name of a cluster's MachineDeployment and of the two templates that it uses."""
-    return f"{cluster}-workers"
 
 
 def machine_timeouts(timeouts: Timeouts, fields: Collection[str]) -> dict[str, Any]:
@@ -68,7 +64,7 @@ def cluster_objects(spec: ClusterRequest, cni_version: str, *, namespace: str, l
         metadata: dict[str, Any] = {"name": name, "namespace": namespace, "labels": labels}
         if annotations:
             metadata["annotations"] = annotations
-        if cluster_uid and kind in (kinds.BYO_MACHINE_TEMPLATE, kinds.KUBEADM_CONFIG_TEMPLATE, kinds.MACHINE_HEALTH_CHECK):
+        if cluster_uid and kind in _OWNED:
             owner = {"apiVersion": kinds.CLUSTER.api_version, "kind": "Cluster", "name": spec.name, "uid": cluster_uid}
             metadata["ownerReferences"] = [owner]
         return {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata, "spec": body}
@@ -119,6 +115,7 @@ def cluster_objects(spec: ClusterRequest, cni_version: str, *, namespace: str, l
                 }
             },
         ),
+        make(kinds.BYO_REMEDIATION_TEMPLATE, workers, {"template": {"spec": {}}}),
         make(
             kinds.MACHINE_HEALTH_CHECK,
             workers,
@@ -126,7 +123,9 @@ def cluster_objects(spec: ClusterRequest, cni_version: str, *, namespace: str, l
                 "clusterName": spec.name,
                 "selector": {"matchLabels": selector},
                 **health_check_timeouts(spec.timeouts, Timeouts.model_fields),
-                "maxUnhealthy": max_unhealthy(spec.workers),
+                # It only reports: how many are replaced, and when, is for the controllers to decide (rules/remediation.py).
+                "maxUnhealthy": "100%",
+                "remediationTemplate": _ref(kinds.BYO_REMEDIATION_TEMPLATE, workers, namespace),
             },
         ),
         make(

@@ -8,7 +8,7 @@ from typing import Any
 
 from ckp.api import names
 from ckp.api.compass.base import readable_items
-from ckp.api.compass.clusters import ClusterView, MachineView, StepView, TimeoutsView
+from ckp.api.compass.clusters import ClusterView, MachineView, ReplacementView, StepView, TimeoutsView
 from ckp.api.compass.conditions import ConditionView
 from ckp.api.objects.byo_host import ByoHost
 from ckp.api.states import FINISHED_STEPS, ConditionType, HostPhase, StepState
@@ -29,6 +29,7 @@ def is_deleting(cluster: Obj) -> bool:
 def view(
     cluster: Obj,
     *,
+    infrastructure: Obj | None,
     control_plane: Obj | None,
     deployment: Obj | None,
     template: Obj | None,
@@ -39,6 +40,7 @@ def view(
     """Assemble a cluster; what does not exist yet is shown as empty.
 
     Args:
+        infrastructure: its ByoCluster.
         template: the ByoMachineTemplate of its workers.
         health_check: their MachineHealthCheck.
         machines: its Machines.
@@ -57,7 +59,9 @@ def view(
     network = spec.get("clusterNetwork") or {}
     addons = plane_spec.get("addons") or {}
     claimed = [host for host in map(ByoHost.of, hosts) if host.claimed]
-    shown = [_machine(machine, claimed) for machine in sorted(machines, key=lambda machine: str(machine["metadata"]["name"]))]
+    of_infrastructure = (infrastructure or {}).get("status") or {}
+    unhealthy = {str(entry.get("machine")): str(entry.get("message") or "") for entry in of_infrastructure.get("unhealthy") or ()}
+    shown = [_machine(machine, claimed, unhealthy) for machine in sorted(machines, key=lambda machine: str(machine["metadata"]["name"]))]
     created_at = parse_rfc3339(meta["creationTimestamp"])
     requested = (meta.get("annotations") or {}).get(names.REQUESTED_AT_ANNOTATION)
     return ClusterView(
@@ -84,13 +88,14 @@ def view(
             ConditionView,
             [
                 {"object": obj["kind"], **entry}
-                for obj in (cluster, control_plane, deployment)
+                for obj in (cluster, infrastructure, control_plane, deployment)
                 if obj
                 for entry in (obj.get("status") or {}).get("conditions") or ()
             ],
         ),
         machines=shown,
         timeouts=timeouts_of(deployment, health_check),
+        replacements=readable_items(ReplacementView, of_infrastructure.get("replacements")),
         left_behind=_sentences((meta.get("annotations") or {}).get(names.LEFT_BEHIND_ANNOTATION)),
     )
 
@@ -137,7 +142,7 @@ def _replicas(deployment: Obj | None) -> tuple[int, int]:
     return int(spec.get("replicas", 0)), int(status.get("readyReplicas") or 0)
 
 
-def _machine(machine: Obj, claimed: Sequence[ByoHost]) -> MachineView:
+def _machine(machine: Obj, claimed: Sequence[ByoHost], unhealthy: Mapping[str, str]) -> MachineView:
     name, status = machine["metadata"]["name"], machine.get("status") or {}
     infrastructure = (machine["spec"].get("infrastructureRef") or {}).get("name", name)
     host = next((host for host in claimed if host.spec.machine_ref.name in (name, infrastructure)), ByoHost())
@@ -147,6 +152,7 @@ def _machine(machine: Obj, claimed: Sequence[ByoHost]) -> MachineView:
     bad = next(iter(sorted(failing, key=lambda entry: entry.get("type") == ConditionType.READY)), None)  # Ready only counts the others: "1 of 2 completed"
     observed = host.status.observed
     message = str(status.get("failureMessage") or (observed.message if observed.phase == HostPhase.FAILED else "") or (bad or {}).get("message", ""))
+    message = unhealthy.get(name) or message
     if machine["metadata"].get("deletionTimestamp"):
         message, ready = waits_for(machine, host), False
     return MachineView(

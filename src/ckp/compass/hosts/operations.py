@@ -18,7 +18,6 @@ from ckp.kits.clock import Clock, rfc3339
 from ckp.kits.errors import Conflict, InvalidInput
 from ckp.rules.certificates import certificate_serial, revoked_serial
 from ckp.rules.claims import of_users
-from ckp.rules.remediation import max_unhealthy
 
 DELETE_FIRST = "cluster.x-k8s.io/delete-machine"
 """Annotation of a Machine: when its MachineDeployment shrinks, this one goes first (Cluster API: MachineSet delete policy)."""
@@ -26,15 +25,6 @@ SHRUNK_FOR = f"{names.CKP}/shrunk-for"
 """Annotation of a MachineDeployment: the last Machine that it was made smaller for, so that asking twice makes it smaller once."""
 _KEY = re.compile(r"((?=[^/]{1,253}/)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
-
-
-async def set_max_unhealthy(kube: Kube, project: ProjectRef, deployment: str, workers: int) -> None:
-    """Let the health check of a MachineDeployment fit its size; one that was deleted by hand is not made again."""
-    try:
-        await kube.merge(kinds.MACHINE_HEALTH_CHECK, deployment, project.namespace, {"spec": {"maxUnhealthy": max_unhealthy(workers)}})
-    except KubeError as error:
-        if error.code != 404:
-            raise
 
 
 @translate_kube_errors
@@ -185,7 +175,6 @@ class HostOperations:
         meta = {"resourceVersion": deployment["metadata"]["resourceVersion"], "annotations": {SHRUNK_FOR: machine_name}}
         patch = {"metadata": meta, "spec": {"replicas": max(0, replicas - 1)}}
         try:
-            await set_max_unhealthy(self._kube, project, name, max(0, replicas - 1))
             await self._kube.merge(kinds.MACHINE_DEPLOYMENT, name, project.namespace, patch)
         except KubeError as error:
             if error.reason == "Conflict":

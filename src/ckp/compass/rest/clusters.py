@@ -34,6 +34,11 @@ def routers(cases: UseCases) -> tuple[APIRouter, ...]:
         """Change the number of workers, or timeouts. What is left out stays."""
         return await cases.clusters.change(by, project, name, body)
 
+    @router.post("/{name}/resume-replacement")
+    async def resume_replacement(by: By, project: Project, name: str) -> ClusterView:
+        """Let unhealthy workers be replaced again, after a person looked at those that failed again and again."""
+        return await cases.clusters.resume_replacement(by, project, name)
+
     @router.delete("/{name}", status_code=202)
     async def delete_cluster(by: By, project: Project, name: str, force: bool = False) -> DeletionView:
         """Delete a cluster: its workers are drained and cleaned first. It is gone when GET answers 404. Idempotent.

@@ -83,6 +83,8 @@ class ByoMachineReconciler:
             return self._wait(scope, Reason.WAITING_FOR_MACHINE_OWNER, "Cluster API has not yet linked it to a Machine")
         if deleting(machine):
             await self._bound(machine)
+        if is_true(machine, ConditionType.NODE_HEALTHY) and not ByoMachine.of(scope.obj).status.node_ready_at:
+            scope.status["nodeReadyAt"] = rfc3339(self.clock.now())
         await scope.add_finalizer(BYOMACHINE_FINALIZER)
         cluster = await scope.cluster()
         if not cluster or not (cluster.get("status") or {}).get("infrastructureReady"):
