@@ -360,3 +360,15 @@ def test_the_folder_may_have_a_long_name(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, folder)
     ring = KeyRing.at(folder)
     assert ring.rotate() == ring.key.subkey
+
+
+@pytest.mark.parametrize("length", [105, 106, 107, 108])
+def test_gpg_works_below_a_folder_whose_name_is_as_long_as_a_socket_may_be(length: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="gpg-", dir="/tmp") as top:
+        rest = f"/.{openpgp.HOME}12345678/S.gpg-agent.browser"
+        folder = Path(top) / ("x" * (length - len(top) - 1 - len(rest)))
+        folder.mkdir(mode=0o700)
+        with openpgp.gpg_home(within=folder) as home:
+            assert len(str(folder) + rest) == length
+            openpgp.gpg(home, "--quick-generate-key", "a <a@example.org>", "ed25519", "cert", "never", what="making a key")
+            assert openpgp.export(home, "--export")

@@ -220,8 +220,8 @@ def gpg_home(*imports: bytes, within: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def _short(home: Path) -> Iterator[Path]:
-    """A name for a gpg home that is short enough for the sockets in it (unix(7): 107 bytes)."""
-    if len(os.fsencode(home / "S.gpg-agent.browser")) <= 107:
+    """A name for a gpg home that is short enough for the sockets in it (unix(7): 107 bytes, of which gpg uses all but one)."""
+    if len(os.fsencode(home / "S.gpg-agent.browser")) < 107:
         yield home
         return
     handle = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
