@@ -249,9 +249,29 @@ class GpgKey:
             finally:
                 subprocess.run(["gpgconf", "--homedir", str(copy), "--kill", "all"], check=False, capture_output=True)
 
+    def edited_certificate(self, *commands: str) -> bytes:
+        """The public half after these commands of `gpg --edit-key`; this key itself is not changed."""
+        with tempfile.TemporaryDirectory(prefix="gpg-") as folder:
+            copy = Path(folder) / "home"
+            shutil.copytree(self.home, copy, ignore=shutil.ignore_patterns("S.*", "*.lock"))
+            argv = ["gpg", "--homedir", str(copy), "--no-tty", "--quiet", "--pinentry-mode", "loopback", "--passphrase", "", "--command-fd", "0"]
+            try:
+                script = "\n".join([*commands, "save", ""]).encode()
+                subprocess.run([*argv, "--edit-key", self.primary], input=script, capture_output=True, check=True, timeout=60)
+                return subprocess.run(["gpg", "--homedir", str(copy), "--batch", "--export"], capture_output=True, check=True, timeout=60).stdout
+            finally:
+                subprocess.run(["gpgconf", "--homedir", str(copy), "--kill", "all"], check=False, capture_output=True)
+
     def close(self) -> None:
         """End gpg's agent."""
         subprocess.run(["gpgconf", "--homedir", str(self.home), "--kill", "all"], check=False, capture_output=True)
+
+
+def packet(tag: int, body: bytes) -> bytes:
+    """An OpenPGP packet in the new format, in the shortest form of its length."""
+    size = len(body)
+    length = bytes([size]) if size < 192 else ((size - 192) + (192 << 8)).to_bytes(2, "big") if size < 8384 else b"\xff" + size.to_bytes(4, "big")
+    return bytes([0xC0 | tag]) + length + body
 
 
 def signing_key(folder: Path) -> SigningKey:

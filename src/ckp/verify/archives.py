@@ -13,10 +13,13 @@ from contextlib import contextmanager
 from typing import IO, BinaryIO, Callable, Iterator
 
 from ckp.hostkit.errors import VerificationFailed
+from ckp.hostkit.limits import limited
 from ckp.hostkit.processes import PATH, have
 from ckp.verify.packagefile import CHUNK, MAX_PATH, Entry
 
 UNPACK_SECONDS = 300.0
+UNPACK_CPU_SECONDS = 120
+UNPACK_MEMORY_MIB = 1024
 XZ_MEMORY = 256 << 20
 ZSTD_MEMORY_MIB = 256
 BLOCK = 512
@@ -108,7 +111,8 @@ def _unzstd(packed: Iterator[bytes], broken: Broken) -> Iterator[Iterator[bytes]
             str(broken("it is compressed with zstd, and neither zstd nor dpkg-deb is installed")), check="unpacker", resolution="install the package zstd"
         )
     with tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env={"PATH": PATH, "LC_ALL": "C.UTF-8"})
+        bounded = limited(argv, cpu_seconds=UNPACK_CPU_SECONDS, memory_mib=UNPACK_MEMORY_MIB)
+        child = subprocess.Popen(bounded, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env={"PATH": PATH, "LC_ALL": "C.UTF-8"})
         assert child.stdin is not None and child.stdout is not None
         late = threading.Timer(UNPACK_SECONDS, child.kill)
         feeder = threading.Thread(target=_feed, args=(child.stdin, feed), daemon=True)
