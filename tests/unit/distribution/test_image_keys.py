@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ckp.cli.distribution import verify as verify_module
 from ckp.cli.distribution.keys import keys as keys_command
 from ckp.cli.trust import trusted_image_key
 from ckp.clients.oci.registry import LAYER_ZSTD, BlobStore, Registry, image_manifest
 from ckp.clients.signing import dsse
-from ckp.clients.signing.cosign import key_id, public_keys, sign_image, verify_image
+from ckp.clients.signing.cosign import RevokedKey, key_id, public_keys, sign_image, verify_image
 from ckp.clients.signing.openpgp import IMAGE_KEY, IMAGE_PUBLIC, IMAGE_REVOKED, SIGNING, SigningKey
 from ckp.distribution.keys.images import ImageKeys
 from ckp.distribution.keys.signing import OWNER, KeyRing
@@ -27,6 +32,11 @@ from tests.simulators.registry import RegistrySimulator
 from tests.support.kills import killed
 
 REPOSITORY = "ckp/etcd"
+PUBLIC = b"""-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEaxfR8uEsQkf4vOblY6RA8ncDfYEt
+6zOg9KE5RdiYwpZP40Li/hp/m47n60p8D54WK84zV2sxXs7LtkBoN79R9Q==
+-----END PUBLIC KEY-----
+"""
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +178,77 @@ def test_a_mirror_takes_what_any_trusted_key_signed_and_nothing_that_a_revoked_o
     images.revoke(old)
     with pytest.raises(VerificationFailed, match=old):
         copy("second.test:5000")
+
+
+SLIPS: list[tuple[str, Callable[[bytes], bytes]]] = [
+    ("CR LF", lambda pem: pem.replace(b"\n", b"\r\n")),
+    ("a lower-case label", lambda pem: pem.replace(b"REVOKED PUBLIC KEY", b"Revoked public key")),
+    ("a reason in upper case", lambda pem: pem.replace(b"retired", b"RETIRED")),
+    ("no reason", lambda pem: pem.replace(b"Reason: retired\n", b"")),
+    ("a longer reason", lambda pem: pem.replace(b"retired", b"retired, on the 3rd of May 2026")),
+    ("an empty reason", lambda pem: pem.replace(b" retired", b"")),
+    ("blanks at the lines' ends", lambda pem: pem.replace(b"\n", b" \n")),
+    ("no line break at the end", lambda pem: pem.rstrip()),
+]
+UNREADABLE: list[tuple[str, Callable[[bytes], bytes], str]] = [
+    ("a cut end", lambda pem: pem[:-40], "has no end"),
+    ("a cut last line", lambda pem: pem[:-4], "ends a block in the middle"),
+    ("no beginning", lambda pem: pem[pem.index(b"KEY-----\n") + 9 :], "looks like a part of a revoked key"),
+    ("a dash less", lambda pem: pem.replace(b"-----BEGIN", b"----BEGIN"), "looks like a part of a revoked key"),
+    ("another end", lambda pem: pem.replace(b"END REVOKED", b"END"), "ends a block in the middle"),
+    ("a label with a slip", lambda pem: pem.replace(b"REVOKED", b"REVOCED"), "begins a block of another kind"),
+    ("the word lost from the label", lambda pem: pem.replace(b"REVOKED ", b""), "begins a key that is not revoked, and the line before it has a reason"),
+    ("a reason alone", lambda pem: pem[: pem.index(b"-----")], "has no end"),
+    ("text after the reason", lambda pem: pem.replace(b"retired\n", b"retired\nsee below\n"), "stands between a reason and the key"),
+    ("content that is no key", lambda pem: pem[:80] + pem[90:], "is not an ECDSA P-256 public key"),
+]
+
+
+@pytest.mark.parametrize(("name", "slip"), SLIPS, ids=[name for name, _ in SLIPS])
+def test_a_revoked_key_is_revoked_however_its_block_is_written(images: ImageKeys, world: World, name: str, slip: Callable[[bytes], bytes]) -> None:
+    [old] = trusted(images.key.folder)
+    world.sign()
+    before = images.key.image_public.read_bytes()
+    images.rotate()
+    images.revoke(old)
+    for order in ((before, slip(images.key.image_revoked.read_bytes())), (slip(images.key.image_revoked.read_bytes()), b"\n", before)):
+        with pytest.raises(VerificationFailed, match=f"is by the key {old}, which is revoked"):
+            world.verify(b"".join(order))
+
+
+@pytest.mark.parametrize(("name", "slip", "words"), UNREADABLE, ids=[name for name, _, _ in UNREADABLE])
+def test_what_looks_like_a_revocation_and_cannot_be_read_is_an_error(
+    images: ImageKeys, world: World, name: str, slip: Callable[[bytes], bytes], words: str
+) -> None:
+    [old] = trusted(images.key.folder)
+    world.sign()
+    before = images.key.image_public.read_bytes()
+    images.rotate()
+    images.revoke(old)
+    revoked = slip(images.key.image_revoked.read_bytes())
+    assert revoked != images.key.image_revoked.read_bytes()
+    for order in ((before, revoked), (revoked, b"\n", before)):
+        with pytest.raises(InvalidInput) as caught:
+            world.verify(b"".join(order))
+    assert words in caught.value.brief or order[0] is revoked
+    with pytest.raises(InvalidInput) as caught:
+        world.verify(before + revoked)
+    assert words in caught.value.brief
+
+
+@given(cut=st.integers(0, 400), at=st.integers(0, 400), new=st.binary(max_size=2))
+@settings(max_examples=200, deadline=None)
+def test_no_slip_in_a_revocation_makes_its_key_trusted(cut: int, at: int, new: bytes) -> None:
+    """As long as there is a letter left of what marks it."""
+    key = serialization.load_pem_public_key(PUBLIC)
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    pem = RevokedKey(key, "compromised").pem()
+    spoilt = pem[: at % len(pem)] + new + pem[at % len(pem) + cut :]
+    try:
+        keys = public_keys(PUBLIC + spoilt)
+    except InvalidInput:
+        return
+    assert keys == [] or not re.search(rb"reason|revoked|-", spoilt, re.IGNORECASE)
 
 
 # -- envelopes

@@ -312,10 +312,11 @@ def private_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
 
 def public_keys(pem: bytes) -> list[ec.EllipticCurvePublicKey]:
     """The ECDSA P-256 keys of a PEM file, but for those that it also has as revoked; InvalidInput if it has none, or something else."""
-    keys = [_public_key(block) for block in re.findall(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", pem, re.DOTALL)]
+    blocks = _blocks(pem)
+    keys = [_public_key(block.pem) for block in blocks if not block.revoked]
     if not keys:
         raise InvalidInput("there is no image public key here (PEM)", resolution="name the file that `ckp keys export --images` wrote where they are signed")
-    revoked = {key_id(item.key) for item in revoked_keys(pem)}
+    revoked = {key_id(_public_key(block.pem)) for block in blocks if block.revoked}
     return [key for key in keys if key_id(key) not in revoked]
 
 
@@ -345,9 +346,69 @@ class RevokedKey:
 
 
 def revoked_keys(pem: bytes) -> list[RevokedKey]:
-    """The revoked keys of a PEM file; InvalidInput if one is something else."""
-    pattern = rb"Reason: ([a-z]+)\n(-----BEGIN REVOKED PUBLIC KEY-----.*?-----END REVOKED PUBLIC KEY-----)"
-    return [RevokedKey(_public_key(block.replace(b" REVOKED", b"")), reason.decode()) for reason, block in re.findall(pattern, pem, re.DOTALL)]
+    """The revoked keys of a PEM file; InvalidInput if one is something else, or if anything that looks like a revocation can't be read."""
+    return [RevokedKey(_public_key(block.pem), block.reason) for block in _blocks(pem) if block.revoked]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A public key in PEM, with the label of a trusted one, and the reason of its revocation."""
+
+    pem: bytes
+    revoked: bool
+    reason: str
+
+
+_FRAME = re.compile(r"-----(BEGIN|END) ([A-Z0-9 ]+)-----", re.IGNORECASE)
+_REASON = re.compile(r"reason\s*:\s*(.*)", re.IGNORECASE)
+PUBLIC, REVOKED = "PUBLIC KEY", "REVOKED PUBLIC KEY"
+
+
+def _blocks(pem: bytes) -> list[_Block]:
+    """The blocks of a file with keys for images, whatever its line ends and letter case.
+
+    Revocations must not be lost by a slip, so nothing that could be one is passed over: a block that is cut off, a reason without a revoked key,
+    or the word outside of any block.
+
+    Raises:
+        InvalidInput: with the number of the line.
+    """
+    found: list[_Block] = []
+    label, reason, body = "", "", [""]
+
+    def broken(number: int, why: str) -> InvalidInput:
+        return InvalidInput(
+            f"the file with keys for images can't be read: line {number} {why}",
+            resolution="what looks like a revocation must be readable, so write the file again: `ckp keys export --images`",
+        )
+
+    number = 0
+    for number, raw in enumerate(pem.decode("utf-8", "replace").splitlines(), 1):
+        line = raw.strip()
+        frame = _FRAME.fullmatch(line)
+        if frame and frame[1].upper() == "BEGIN" and not label:
+            label, body = " ".join(frame[2].upper().split()), []
+            if label not in (PUBLIC, REVOKED):
+                raise broken(number, f"begins a block of another kind ({label[:40]}), and not a public key")
+            if reason and label != REVOKED:
+                raise broken(number, "begins a key that is not revoked, and the line before it has a reason")
+        elif frame and label and frame[1].upper() == "END" and " ".join(frame[2].upper().split()) == label:
+            text = "\n".join([f"-----BEGIN {PUBLIC}-----", *body, f"-----END {PUBLIC}-----", ""])
+            found.append(_Block(text.encode(), label == REVOKED, reason or "no reason given"))
+            label, reason = "", ""
+        elif label and not re.fullmatch(r"[A-Za-z0-9+/]+={0,2}", line):
+            raise broken(number, "ends a block in the middle, or is no part of one")
+        elif label:
+            body.append(line)
+        elif given := _REASON.fullmatch(line):
+            reason = given[1].strip()[:200] or "no reason given"
+        elif "-----" in line or "revoked" in line.lower():
+            raise broken(number, "looks like a part of a revoked key, and is in no block")
+        elif line and reason:
+            raise broken(number, "stands between a reason and the key that it is for")
+    if label or reason:
+        raise broken(number, "is the last, and a block or a reason before it has no end")
+    return found
 
 
 def _public_key(block: bytes) -> ec.EllipticCurvePublicKey:
