@@ -27,6 +27,11 @@ Broken = Callable[[str], VerificationFailed]
 """Makes the error for a sentence about what is wrong with an archive."""
 
 
+def packing_of(start: bytes) -> str:
+    """How data that begins with `start` (6 bytes) is compressed: gz, xz or zst, or "" for anything else."""
+    return next((name for magic, name in ((b"\x1f\x8b", "gz"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zst")) if start.startswith(magic)), "")
+
+
 @contextmanager
 def unpacked(stream: BinaryIO, start: int, size: int, packing: str, broken: Broken) -> Iterator[Iterator[bytes]]:
     """The decompressed bytes of a part of `stream`, in pieces of bounded size. The caller limits their sum.
@@ -178,7 +183,7 @@ class _Reader:
 
     def __init__(self, pieces: Iterator[bytes], limit: int, broken: Broken) -> None:
         self._pieces = pieces
-        self._limit = limit
+        self.limit = limit
         self._broken = broken
         self._rest = b""
         self._taken = 0
@@ -187,8 +192,8 @@ class _Reader:
         """The next piece; empty at the end."""
         piece, self._rest = self._rest or next(self._pieces, b""), b""
         self._taken += len(piece)
-        if self._taken > self._limit:
-            raise self._broken(f"it is longer than {self._limit >> 20} MiB when decompressed")
+        if self._taken > self.limit:
+            raise self._broken(f"it is longer than {self.limit >> 20} MiB when decompressed")
         return piece
 
     def exactly(self, count: int) -> bytes:
@@ -224,8 +229,94 @@ _REFUSED = {b"3": "a character device", b"4": "a block device", b"6": "a FIFO"}
 _LONG = {b"L": "path", b"K": "target"}
 
 
+class TarReader:
+    """The entries of a tar archive as dpkg reads it: ustar with GNU's long names, and nothing else. VerificationFailed, made by `broken`, for anything else.
+
+    Args:
+        limit: largest size of the archive in bytes, decompressed. It may be raised later (`limit`), when more is trusted.
+    """
+
+    def __init__(self, pieces: Iterator[bytes], limit: int, broken: Broken) -> None:
+        self._reader = _Reader(pieces, limit, broken)
+        self._broken = broken
+        self._left = 0
+        """Bytes of the present entry's content that were not read yet."""
+
+    @property
+    def limit(self) -> int:
+        """Largest size in bytes that it is read up to."""
+        return self._reader.limit
+
+    @limit.setter
+    def limit(self, value: int) -> None:
+        self._reader.limit = value
+
+    def entries(self) -> Iterator[Entry]:
+        """Each entry, before its content is read: the caller may refuse its size. What it leaves of the content is passed over."""
+        while True:
+            found = self._next()
+            if found is None:
+                return
+            padding = -found.size % BLOCK
+            self._left = found.size
+            yield found
+            self._reader.skip(self._left + padding)
+
+    def content(self) -> Iterator[bytes]:
+        """The rest of the present entry's content, in pieces of bounded size."""
+        while self._left:
+            piece = self._reader.exactly(min(CHUNK, self._left))
+            if not piece:
+                raise self._broken("the tar archive is truncated")
+            self._left -= len(piece)
+            yield piece
+
+    def _next(self) -> Entry | None:
+        reader, broken = self._reader, self._broken
+        long: dict[str, str] = {}
+        while True:
+            block = reader.exactly(BLOCK)
+            if len(block) != BLOCK:
+                raise broken("the tar archive is truncated")
+            if not any(block):
+                break
+            kind_byte, size = block[156:157], _number(block[124:136], "size", broken)
+            if _number(block[148:156], "checksum", broken) != sum(block) - sum(block[148:156]) + 8 * 32:
+                raise broken("a header of the tar archive has a wrong checksum")
+            if kind_byte in _LONG:
+                if size > MAX_PATH + 1 or _LONG[kind_byte] in long:
+                    raise broken("a long name in the tar archive is too long, or given twice")
+                long[_LONG[kind_byte]] = _text(reader.exactly(size), broken)
+                reader.skip(-size % BLOCK)
+                continue
+            if kind_byte not in _KINDS and kind_byte not in _REFUSED:
+                raise broken(f"the tar archive has an entry of the type {kind_byte!r}")
+            name = _text(block[:100], broken)
+            if block[257:263] == b"ustar\0":
+                prefix = _text(block[345:500], broken)
+                name = f"{prefix}/{name}" if prefix else name
+            entry = Entry(
+                path=long.get("path", name),
+                kind=_KINDS.get(kind_byte) or _REFUSED[kind_byte],
+                mode=_number(block[100:108], "mode", broken),
+                size=size if kind_byte in (b"0", b"\0") else 0,
+                target=long.get("target", _text(block[157:257], broken)),
+            )
+            if entry.kind != "file" and size:
+                raise broken(f"{entry.path!r} in the tar archive is not a file, but has content")
+            return entry
+        if long:
+            raise broken("the tar archive ends after a long name")
+        while True:
+            rest = reader.some()
+            if not rest:
+                return None
+            if any(rest):
+                raise broken("data follows the end of the tar archive")
+
+
 def tar_entries(pieces: Iterator[bytes], limit: int, broken: Broken, *, wanted: str = "", wanted_limit: int = 0) -> Iterator[tuple[Entry, bytes | None]]:
-    """(entry, content) of a tar archive as dpkg reads it: ustar with GNU's long names, and nothing else.
+    """(entry, content) of a tar archive, as TarReader reads it.
 
     Args:
         limit: largest size of the archive in bytes, decompressed.
@@ -234,58 +325,14 @@ def tar_entries(pieces: Iterator[bytes], limit: int, broken: Broken, *, wanted: 
     Raises:
         VerificationFailed: made by `broken`.
     """
-    reader = _Reader(pieces, limit, broken)
-    long: dict[str, str] = {}
-    while True:
-        block = reader.exactly(BLOCK)
-        if len(block) != BLOCK:
-            raise broken("the tar archive is truncated")
-        if not any(block):
-            break
-        kind_byte, size = block[156:157], _number(block[124:136], "size", broken)
-        if _number(block[148:156], "checksum", broken) != sum(block) - sum(block[148:156]) + 8 * 32:
-            raise broken("a header of the tar archive has a wrong checksum")
-        padding = -size % BLOCK
-        if kind_byte in _LONG:
-            if size > MAX_PATH + 1 or _LONG[kind_byte] in long:
-                raise broken("a long name in the tar archive is too long, or given twice")
-            long[_LONG[kind_byte]] = _text(reader.exactly(size), broken)
-            reader.skip(padding)
-            continue
-        if kind_byte not in _KINDS and kind_byte not in _REFUSED:
-            raise broken(f"the tar archive has an entry of the type {kind_byte!r}")
-        name = _text(block[:100], broken)
-        if block[257:263] == b"ustar\0":
-            prefix = _text(block[345:500], broken)
-            name = f"{prefix}/{name}" if prefix else name
-        entry = Entry(
-            path=long.get("path", name),
-            kind=_KINDS.get(kind_byte) or _REFUSED[kind_byte],
-            mode=_number(block[100:108], "mode", broken),
-            size=size if kind_byte in (b"0", b"\0") else 0,
-            target=long.get("target", _text(block[157:257], broken)),
-        )
-        long = {}
-        if entry.kind != "file" and size:
-            raise broken(f"{entry.path!r} in the tar archive is not a file, but has content")
+    reader = TarReader(pieces, limit, broken)
+    for entry in reader.entries():
         content = None
         if wanted and entry.kind == "file" and re.sub(r"^\./", "", entry.path) == wanted:
-            if size > wanted_limit:
+            if entry.size > wanted_limit:
                 raise broken(f"{entry.path!r} is larger than {wanted_limit >> 10} KiB")
-            content = reader.exactly(size)
-            if len(content) != size:
-                raise broken("the tar archive is truncated")
-            size = 0
-        yield entry, content  # before its content is skipped: the caller may refuse its size
-        reader.skip(size + padding)
-    if long:
-        raise broken("the tar archive ends after a long name")
-    while True:
-        rest = reader.some()
-        if not rest:
-            return
-        if any(rest):
-            raise broken("data follows the end of the tar archive")
+            content = b"".join(reader.content())
+        yield entry, content
 
 
 def _number(field: bytes, what: str, broken: Broken) -> int:

@@ -21,9 +21,10 @@ import os
 import re
 import stat
 from dataclasses import dataclass
-from typing import Any, Mapping
+from typing import Any, Mapping, Pattern
 
 from ckp.hostkit.errors import VerificationFailed
+from ckp.verify import strictjson
 from ckp.verify.packagefile import read_bounded, sha256_of
 from ckp.verify.packages import verify_package
 from ckp.verify.signatures import AGAIN, MAX_SIGNATURE, check_signature
@@ -37,6 +38,13 @@ MAX_FILES = 256
 VERSIONED_BY_RELEASE = ("kubeadm", "kubelet", "kubectl")
 """Packages whose version is the release's own; the others have their component's."""
 OWN_BUNDLE = "use the release's own bundle (ckp release show)"
+MAX_SENTENCE = 500
+_ANY = re.compile("")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~:-]{0,127}\Z")
+"""A version, or the name of an operating system or an architecture: of both package formats, and with nothing that a shell, YAML or TOML reads."""
+_REPOSITORY = re.compile(r"[a-z0-9]+(?:[._/-]+[a-z0-9]+){0,63}\Z")
+_REGISTRY = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+){0,63}){0,16}\Z")
+"""`host:port/prefix`, as containerd and kubeadm read it."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,199}\Z")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+\Z")
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
@@ -181,21 +189,20 @@ def parse_manifest(raw: bytes, folder: str, key: str) -> BundleManifest:
     def broken(why: str) -> VerificationFailed:
         return VerificationFailed(f"{MANIFEST} is malformed: {why}", check="manifest", key=key, resolution=AGAIN)
 
-    try:
-        data = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise broken(str(error)) from None
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+    data = strictjson.parse(raw, broken)
+    if not isinstance(data, dict) or not strictjson.is_integer(data.get("schema"), SCHEMA, SCHEMA):
         raise broken(f"schema {SCHEMA} is expected")
 
-    def text(source: Any, name: str) -> str:
+    def text(source: Any, name: str, form: Pattern[str] = _WORD) -> str:
         value = source.get(name) if isinstance(source, dict) else None
         if not isinstance(value, str) or not value:
             raise broken(f"{name} is missing or not a string")
+        if not form.match(value):
+            raise broken(f"{name} is {value[:200]!r}, which is not of its form")
         return value
 
     def file_of(source: Any) -> tuple[str, str]:
-        name, digest = text(source, "file"), text(source, "sha256")
+        name, digest = text(source, "file", _ANY), text(source, "sha256", _ANY)
         if not _NAME.match(name) or name in (MANIFEST, SIGNATURE):
             raise broken(f"{name!r} is not an allowed file name (only letters, digits and . _ + ~ -, no path)")
         if not _HEX64.match(digest):
@@ -211,9 +218,11 @@ def parse_manifest(raw: bytes, folder: str, key: str) -> BundleManifest:
     for name in ("packages", "files"):
         if not isinstance(data.get(name), list):
             raise broken(f"{name} is not a list")
+        if len(data[name]) > MAX_FILES:
+            raise broken(f"it lists {len(data[name])} {name}, and a bundle has at most {MAX_FILES}")
     for entry in data["packages"]:
         file, digest = file_of(entry)
-        name = text(entry, "name")
+        name = text(entry, "name", _ANY)
         if not _PACKAGE.match(name):
             raise broken(f"{name!r} is not a package name")
         if not file.endswith((".deb", ".rpm")):
@@ -228,20 +237,22 @@ def parse_manifest(raw: bytes, folder: str, key: str) -> BundleManifest:
     stand_ins = data.get("stand_ins", [])
     if not isinstance(images, dict) or not all(isinstance(part, str) for pair in images.items() for part in pair):
         raise broken("images is not a map of names to tags")
+    if misnamed := [name for name in images if not _REPOSITORY.match(name)]:
+        raise broken(f"{misnamed[0][:200]!r} is not a name of an image")
     if unpinned := [name for name, pinned in images.items() if not _PINNED.match(pinned)]:
         raise broken(f"the image {unpinned[0]} is not named by tag and digest (tag@sha256:…), so the registry could serve another one")
-    if not isinstance(stand_ins, list) or not all(isinstance(part, str) for part in stand_ins):
-        raise broken("stand_ins is not a list of strings")
-    if not _RELEASE.match(text(data, "release")):
-        raise broken(f"{data['release']!r} is not a release")
+    if not isinstance(stand_ins, list) or not all(strictjson.is_plain_text(part, MAX_SENTENCE) for part in stand_ins):
+        raise broken(f"stand_ins is not a list of strings of one line each, of at most {MAX_SENTENCE} characters")
+    if not _RELEASE.match(text(data, "release", _ANY)):
+        raise broken(f"{data['release'][:200]!r} is not a release")
     return BundleManifest(
         folder=folder,
-        release=text(data, "release"),
+        release=text(data, "release", _ANY),
         version=text(data, "version"),
         os=text(data, "os"),
         os_version=text(data, "os_version"),
         architecture=text(data, "architecture"),
-        registry=text(data, "registry"),
+        registry=text(data, "registry", _REGISTRY),
         packages=tuple(packages),
         files=files,
         images=images,
