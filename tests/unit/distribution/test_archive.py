@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.carry.archive import INDEX, SIGNATURE, Member, allowed, read_archive, write_archive
 from ckp.kits.errors import CkpError, InvalidInput, VerificationFailed
+from tests.support.costs import cost
 
 Rewrite = Callable[[list[tuple[tarfile.TarInfo, bytes]]], list[tuple[tarfile.TarInfo, bytes]]]
 
@@ -116,6 +117,96 @@ def test_whatever_was_changed_is_refused_and_leaves_nothing(archive: Path, key: 
     with pytest.raises(CkpError, match=sentence):
         read_archive(rewritten(archive, change), key.keyring, out, quiet)
     assert [path for path in out.rglob("*") if not path.name.endswith(".lock")] == []
+
+
+def repacked(archive: Path, tar: bytes) -> Path:
+    target = archive.with_name("changed.ckp")
+    target.write_bytes(subprocess.run(["zstd", "-q", "-c"], input=tar, capture_output=True, check=True).stdout)
+    return target
+
+
+def header(name: str, kind: bytes, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def plain(archive: Path) -> bytes:
+    return subprocess.run(["zstd", "-dc", archive], capture_output=True, check=True).stdout
+
+
+BEFORE: list[tuple[str, Callable[[], bytes], str]] = [
+    ("a long name of 256 MiB", lambda: header("x", b"L", 256 << 20) + bytes(256 << 20), "a long name in the tar archive is too long"),
+    ("a pax record of 256 MiB", lambda: header("x", b"x", 256 << 20) + bytes(256 << 20), "an entry of the type b'x'"),
+    ("3,000 long names", lambda: (header("x", b"L", 4) + b"abc\0".ljust(512, b"\0")) * 3000, "a long name in the tar archive is too long, or given twice"),
+    ("a sparse file", lambda: header(INDEX, b"S", 0), "an entry of the type b'S'"),
+    ("an index of 1 GiB", lambda: header(INDEX, b"0", 1 << 30), "does not begin with index.json"),
+    ("an index that is cut off", lambda: header(INDEX, b"0", 3 << 20) + bytes(100), "the tar archive is truncated"),
+    ("zeros", lambda: bytes(256 << 20), "it is longer than"),
+]
+
+
+@pytest.mark.parametrize(("name", "make", "words"), BEFORE, ids=[name for name, _, _ in BEFORE])
+def test_what_stands_before_the_signature_costs_little(
+    archive: Path, key: SigningKey, tmp_path: Path, name: str, make: Callable[[], bytes], words: str
+) -> None:
+    changed = repacked(archive, make() + plain(archive))
+    assert changed.stat().st_size < 1 << 20
+    found = cost(__name__, "read", str(changed), str(key.keyring), str(tmp_path / "out"))
+    assert words in found.said and "changed.ckp" in found.said
+    assert found.cpu_seconds < 2 and found.memory_mib < 200, found
+
+
+def read(archive: str, keyring: str, root: str) -> None:
+    """For a process of its own."""
+    read_archive(Path(archive), Path(keyring), Path(root), quiet)
+
+
+def signed(archive: Path, key: SigningKey, index: bytes) -> Path:
+    """The archive with another index, signed by the trusted key."""
+
+    def change(members: list[tuple[tarfile.TarInfo, bytes]]) -> list[tuple[tarfile.TarInfo, bytes]]:
+        return [(members[0][0], index), (members[1][0], key.sign(index, armor=True)), *members[2:]]
+
+    return rewritten(archive, change)
+
+
+MALFORMED = [
+    ("a huge size", '"size": 5', '"size": 1' + "0" * 400, "a number of 401 digits"),
+    ("a size beyond tar", '"size": 5', '"size": 8589934592', "the entry x/a has no size"),
+    ("true as a size", '"size": 5', '"size": true', "the entry x/a has no size"),
+    ("a size below zero", '"size": 5', '"size": -5', "the entry x/a has no size"),
+    ("a size in words", '"size": 5', '"size": "5"', "the entry x/a has no size"),
+    ("a mode with a fraction", '"mode": 420', '"mode": 420.0', "the number 420.0"),
+    ("setuid", '"mode": 420', '"mode": 2541', "has another mode than 0644 and 0755"),
+    ("true as the schema", '"schema": 1', '"schema": true', "it has no schema or no files"),
+    ("a list for an entry", '"x/a": {', '"x/a": [{', "is malformed"),
+    ("a name twice", '"x/a": {', '"x/b": {', "it has 'x/b' twice"),
+    ("a path that leads out", '"x/a": {', '"../a": {', "'../a' is not a plain relative path"),
+    ("an escape in a name", '"x/a": {', '"x/\\u001b[2J": {', "is not a plain relative path"),
+    ("a digest in capitals", '"sha256": "', '"sha256": "A', "has no SHA-256"),
+]
+
+
+@pytest.mark.parametrize(("name", "old", "new", "words"), MALFORMED, ids=[row[0] for row in MALFORMED])
+def test_an_index_that_is_signed_and_malformed_is_refused(archive: Path, key: SigningKey, tmp_path: Path, name: str, old: str, new: str, words: str) -> None:
+    with tarfile.open(fileobj=io.BytesIO(plain(archive))) as tar:
+        stream = tar.extractfile(INDEX)
+        assert stream is not None
+        index = stream.read().decode()
+    assert old in index
+    out = tmp_path / "out"
+    with pytest.raises(VerificationFailed) as caught:
+        read_archive(signed(archive, key, index.replace(old, new, 1).encode()), key.keyring, out, quiet)
+    assert words in caught.value.brief and "changed.ckp" in caught.value.brief and caught.value.brief.isprintable()
+    assert list(out.rglob("*")) == []
+
+
+def test_a_signed_index_of_lists_in_lists_costs_little(archive: Path, key: SigningKey, tmp_path: Path) -> None:
+    index = b'{"schema": 1, "files": {}, "x": [' + b"[]," * 1_300_000 + b"[]]}"
+    found = cost(__name__, "read", str(signed(archive, key, index)), str(key.keyring), str(tmp_path / "out"))
+    assert "its signed index has its end" in found.said
+    assert found.cpu_seconds < 5 and found.memory_mib < 500, found
 
 
 def test_a_key_that_is_not_trusted_is_refused(archive: Path, tmp_path: Path) -> None:

@@ -26,17 +26,26 @@ from typing import IO, Any
 
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.hostkit.errors import AgentError
+from ckp.hostkit.errors import VerificationFailed as Refused
 from ckp.kits.disks import disk_full, naming_full_disk, says_full
 from ckp.kits.errors import CkpError, InvalidInput, VerificationFailed
 from ckp.kits.files import CHUNK, building_directory, exclusive, require_free_space, sha256_bytes, sha256_file
+from ckp.verify import strictjson
+from ckp.verify.archives import TarReader
+from ckp.verify.packagefile import Entry
 from ckp.verify.signatures import check_signature
 
 INDEX = "index.json"
 SIGNATURE = "index.json.asc"
 SCHEMA = 1
 EPOCH = 1767225600
-MAX_INDEX = 32 << 20
+MAX_INDEX = 4 << 20
+"""Bytes; a release has some hundred files, each of about 150 bytes in it."""
 MAX_SIGNATURE = 64 << 10
+MAX_SIZE = (8 << 30) - 1
+"""What a header of a tar can say."""
+MAX_AROUND = 16 << 10
+"""Bytes that a member takes in the tar beside its content: two headers, a long name and padding; and the archive's end, which tar pads to 10 KiB."""
 _NAME = re.compile(r"[A-Za-z0-9_.+~@%=,-]+(/[A-Za-z0-9_.+~@%=,-]+)*\Z")
 AGAIN = "fetch the file again from where it was made"
 
@@ -57,6 +66,7 @@ def write_archive(target: Path, about: Mapping[str, Any], members: Sequence[Memb
         about: what the index says beside the list of files.
     """
     files: dict[str, dict[str, Any]] = {}
+    # What `read_archive` would refuse is not written.
     for member in sorted(members, key=lambda item: item.name):
         if not allowed(member.name) or member.name in files:
             raise InvalidInput(f"{member.name!r} can't be a member of an archive: no plain relative path, or there twice")
@@ -65,6 +75,8 @@ def write_archive(target: Path, about: Mapping[str, Any], members: Sequence[Memb
     require_free_space(target.absolute().parent, total / (1 << 30) + 0.5, what=f"the archive {target.name}")
     sources = {member.name: member.source for member in members}
     index = (json.dumps({"schema": SCHEMA, **about, "files": files}, indent=1, sort_keys=True) + "\n").encode()
+    if len(index) > MAX_INDEX or any(entry["size"] > MAX_SIZE for entry in files.values()):
+        raise InvalidInput(f"{target.name} would have an index of more than {MAX_INDEX >> 20} MiB, or a file of 8 GiB or more")
     say(f"{len(files)} files, {total >> 20} MiB before packing")
     folder = target.absolute().parent
     with naming_full_disk(folder):
@@ -100,22 +112,34 @@ def read_archive(file: Path, keyring: Path, root: Path, say: Callable[[str], Non
     """
     with _zstd(["-dc", "--", file]) as unpacker:
         assert unpacker.stdout is not None
+        stdout = unpacker.stdout
+        # As much as index and signature can take; more once they are trusted.
+        tar = TarReader(iter(lambda: stdout.read(CHUNK), b""), MAX_INDEX + MAX_SIGNATURE + MAX_AROUND, _broken)
         try:
-            with naming_full_disk(root), tarfile.open(fileobj=unpacker.stdout, mode="r|") as tar:
-                index, data = _signed_index(tar, file, keyring)
+            with naming_full_disk(root):
+                entries = tar.entries()
+                index, data = _signed_index(tar, entries, file, keyring)
+                total = sum(entry["size"] for entry in data["files"].values())
                 final = root / sha256_bytes(index)[:20]
                 with exclusive(final.with_name(final.name + ".lock"), what=f"reading {file.name}", timeout=1800):
                     if final.exists():
                         say(f"{file.name} was imported before")
                         return final, data
-                    require_free_space(root, sum(entry["size"] for entry in data["files"].values()) / (1 << 30) + 0.5, what=f"unpacking {file.name}")
+                    require_free_space(root, total / (1 << 30) + 0.5, what=f"unpacking {file.name}")
+                    tar.limit += total + MAX_AROUND * (len(data["files"]) + 1)
                     with building_directory(final) as scratch:
-                        _unpack(tar, data["files"], scratch, file)
+                        _unpack(tar, entries, data["files"], scratch, file)
                         (scratch / INDEX).write_bytes(index)
-        except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        except Refused as error:
+            raise InvalidInput(f"{file} can't be read as an archive of CKP: {error.brief}", resolution=AGAIN) from error
+        except (OSError, ValueError) as error:
             raise InvalidInput(f"{file} can't be read as an archive of CKP: {error}", resolution=AGAIN) from error
     say(f"{len(data['files'])} files of {file.name} are as they were signed")
     return final, data
+
+
+def _broken(why: str) -> Refused:
+    return Refused(why, check="archive")
 
 
 def allowed(name: str) -> bool:
@@ -124,52 +148,57 @@ def allowed(name: str) -> bool:
     return len(name) <= 250 and _NAME.match(name) is not None and not any(part in (".", "..") for part in parts) and name not in (INDEX, SIGNATURE)
 
 
-def _signed_index(tar: tarfile.TarFile, file: Path, keyring: Path) -> tuple[bytes, dict[str, Any]]:
-    index = _first(tar, INDEX, MAX_INDEX, file)
-    signature = _first(tar, SIGNATURE, MAX_SIGNATURE, file)
+def _signed_index(tar: TarReader, entries: Iterator[Entry], file: Path, keyring: Path) -> tuple[bytes, dict[str, Any]]:
+    index = _first(tar, entries, INDEX, MAX_INDEX, file)
+    signature = _first(tar, entries, SIGNATURE, MAX_SIGNATURE, file)
     try:
-        check_signature(iter([index]), signature, str(keyring), f"{file.name} ({INDEX})")
+        key = check_signature(iter([index]), signature, str(keyring), f"{file.name} ({INDEX})")
     except AgentError as error:
         raise VerificationFailed(error.brief, details=error.details, resolution=error.resolution) from error
-    try:
-        data = json.loads(index)
-        files = data["files"]
-        for name, entry in files.items():
-            if not allowed(name) or not re.fullmatch(r"[0-9a-f]{64}", entry["sha256"]) or entry["mode"] not in (0o644, 0o755) or entry["size"] < 0:
-                raise ValueError(f"the entry {name!r}")
-        if data["schema"] != SCHEMA:
-            raise InvalidInput(f"{file} is of schema {data['schema']}, and this CKP reads {SCHEMA}", resolution="use the CKP that it was made for")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise VerificationFailed(f"the index of {file} is malformed: {error}", resolution=AGAIN) from error
+
+    def malformed(why: str) -> VerificationFailed:
+        return VerificationFailed(f"the index of {file} is malformed: {why}", details=f"key: {key}", resolution=AGAIN)
+
+    data = strictjson.parse(index, malformed)
+    if not isinstance(data, dict) or not strictjson.is_integer(data.get("schema"), 0, 1 << 30) or not isinstance(data.get("files"), dict):
+        raise malformed("it has no schema or no files")
+    if data["schema"] != SCHEMA:
+        raise InvalidInput(f"{file} is of schema {data['schema']}, and this CKP reads {SCHEMA}", resolution="use the CKP that it was made for")
+    for name, entry in data["files"].items():
+        if not allowed(name):
+            raise malformed(f"{name[:200]!r} is not a plain relative path")
+        digest = entry.get("sha256") if isinstance(entry, dict) else None
+        if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise malformed(f"the entry {name} has no SHA-256")
+        if not strictjson.is_integer(entry.get("size"), 0, MAX_SIZE):
+            raise malformed(f"the entry {name} has no size, a whole number of less than 8 GiB")
+        if not strictjson.is_integer(entry.get("mode"), 0o644, 0o755) or entry["mode"] not in (0o644, 0o755):
+            raise malformed(f"the entry {name} has another mode than 0644 and 0755")
     return index, data
 
 
-def _first(tar: tarfile.TarFile, name: str, limit: int, file: Path) -> bytes:
-    member = tar.next()
-    if member is None or member.name != name or not member.isreg() or member.size > limit:
+def _first(tar: TarReader, entries: Iterator[Entry], name: str, limit: int, file: Path) -> bytes:
+    entry = next(entries, None)
+    if entry is None or entry.path != name or entry.kind != "file" or entry.size > limit:
         raise InvalidInput(
             f"{file} is not an archive of CKP: it does not begin with {INDEX} and {SIGNATURE}", resolution="name a file that `ckp dist export` wrote"
         )
-    stream = tar.extractfile(member)
-    assert stream is not None
-    return stream.read(limit)
+    return b"".join(tar.content())
 
 
-def _unpack(tar: tarfile.TarFile, files: Mapping[str, Mapping[str, Any]], scratch: Path, file: Path) -> None:
+def _unpack(tar: TarReader, entries: Iterator[Entry], files: Mapping[str, Mapping[str, Any]], scratch: Path, file: Path) -> None:
     expected = iter(files.items())
-    while (member := tar.next()) is not None:
+    for found in entries:
         name, entry = next(expected, ("", {}))
-        if member.name != name or not member.isreg() or member.issparse() or member.size != entry["size"]:
+        if found.path != name or found.kind != "file" or found.size != entry["size"]:
             raise VerificationFailed(
-                f"{file} holds {member.name!r} where its signed index has {name or 'its end'}", details="another name, kind or size", resolution=AGAIN
+                f"{file} holds {found.path!r} where its signed index has {name or 'its end'}", details="another name, kind or size", resolution=AGAIN
             )
-        stream = tar.extractfile(member)
-        assert stream is not None
         target = scratch / name
         target.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
         with target.open("xb") as out:
-            while chunk := stream.read(CHUNK):
+            for chunk in tar.content():
                 digest.update(chunk)
                 out.write(chunk)
         if digest.hexdigest() != entry["sha256"]:
