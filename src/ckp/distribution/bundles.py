@@ -24,11 +24,13 @@ from ckp.distribution.management import fill
 from ckp.distribution.packages.pack import Package, copy_packages
 from ckp.distribution.packages.recipefile import Strict, applies, built_source, read_recipe
 from ckp.distribution.packages.versions import stand_in_line
+from ckp.hostkit.errors import VerificationFailed as Refused
 from ckp.kits import paths
 from ckp.kits.disks import naming_full_disk
 from ckp.kits.errors import CkpError, InvalidInput, VerificationFailed
-from ckp.kits.files import CHUNK, atomic_write, building_directory, exclusive, sha256_bytes, sha256_file
+from ckp.kits.files import atomic_write, building_directory, exclusive, sha256_bytes, sha256_file
 from ckp.kits.processes import run
+from ckp.verify.archives import opened_tar
 from ckp.verify.bundle import MANIFEST, MAX_FILES, SIGNATURE, BundleManifest, parse_manifest, write_manifest
 from ckp.verify.bundle import Package as Listed
 from ckp.verify.packagefile import MAX_FILE
@@ -265,22 +267,20 @@ def unpack_bundle(layer: Path, folder: Path, name: str) -> None:
     """Unpack a layer of a bundle: regular files in one flat folder, within the limits. VerificationFailed for anything else."""
     left = MAX_BUNDLE
     try:
-        with naming_full_disk(folder), tarfile.open(layer, "r|*") as archive:
-            for number, entry in enumerate(archive, start=1):
-                plain = entry.name.removeprefix("./")
-                if plain in ("", ".") and entry.isdir():
+        with naming_full_disk(folder), opened_tar(str(layer), MAX_BUNDLE + MAX_FILES * 2048, Refused) as tar:
+            for number, entry in enumerate(tar.entries(), start=1):
+                plain = entry.path.removeprefix("./").rstrip("/")
+                if plain in ("", ".") and entry.kind == "folder":
                     continue
                 left -= entry.size
                 if number > MAX_FILES or left < 0:
                     raise VerificationFailed(f"{name} unpacks to more than {MAX_FILES} files or {MAX_BUNDLE >> 30} GiB")
-                if not entry.isreg() or entry.sparse is not None or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,199}", plain):
-                    raise VerificationFailed(f"{name} holds {entry.name!r}, and a bundle is a flat folder of regular files")
-                source = archive.extractfile(entry)
-                assert source is not None
+                if entry.kind != "file" or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,199}", plain):
+                    raise VerificationFailed(f"{name} holds {entry.path!r}, and a bundle is a flat folder of regular files")
                 with (folder / plain).open("xb") as target:
-                    while chunk := source.read(CHUNK):
+                    for chunk in tar.content():
                         target.write(chunk)
     except FileExistsError as error:
         raise VerificationFailed(f"{name} holds {Path(error.filename).name!r} twice") from error
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+    except (Refused, OSError) as error:
         raise VerificationFailed(f"{name} has a layer that is not a tar archive: {error}") from error

@@ -315,6 +315,16 @@ class TarReader:
                 raise broken("data follows the end of the tar archive")
 
 
+@contextmanager
+def opened_tar(path: str, limit: int, broken: Broken) -> Iterator[TarReader]:
+    """The tar archive in a file, plain or compressed, such as a layer of an image."""
+    with open(path, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        packing = packing_of(stream.read(6))
+        with unpacked(stream, 0, size, packing, broken) as pieces:
+            yield TarReader(pieces, limit, broken)
+
+
 def tar_entries(pieces: Iterator[bytes], limit: int, broken: Broken, *, wanted: str = "", wanted_limit: int = 0) -> Iterator[tuple[Entry, bytes | None]]:
     """(entry, content) of a tar archive, as TarReader reads it.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import lzma
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ckp.distribution.registries.verification import Reference, verify_reference
 from ckp.hostkit.errors import VerificationFailed as Refused
 from ckp.kits.errors import CkpError, InvalidInput, NotFound, VerificationFailed
 from tests.simulators.registry import RegistrySimulator
+from tests.support.costs import cost
 from tests.support.spoilt_packages import Deb, Rpm, signing_key, special, tar_of
 
 LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -283,6 +285,23 @@ def test_a_layer_leaves_nothing_outside_of_its_folder(tmp_path: Path, raw: bytes
         unpack_bundle(tmp_path / "layer", folder, "image")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["inside", "layer"]
     assert all(path.is_file() and not path.is_symlink() for path in folder.iterdir())
+
+
+def unpack(layer: str, folder: str) -> None:
+    """For a process of its own."""
+    unpack_bundle(Path(layer), Path(folder), "image")
+
+
+@pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"g"])
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, bytes])
+def test_a_long_name_in_a_layer_costs_little(tmp_path: Path, kind: bytes, pack: Callable[[bytes], bytes]) -> None:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, 128 << 20
+    (tmp_path / "layer").write_bytes(pack(info.tobuf(tarfile.GNU_FORMAT) + bytes(128 << 20)))
+    (tmp_path / "folder").mkdir()
+    found = cost(__name__, "unpack", str(tmp_path / "layer"), str(tmp_path / "folder"))
+    assert "image has a layer that is not a tar archive" in found.said
+    assert found.cpu_seconds < 2 and found.memory_mib < 200, found
 
 
 def test_a_layer_of_many_gigabytes_is_refused_by_its_headers(tmp_path: Path) -> None:

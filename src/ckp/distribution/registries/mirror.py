@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tarfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +20,13 @@ from ckp.catalog.models import Release
 from ckp.clients.oci.registry import Registry
 from ckp.clients.oci.store import BlobStore, Descriptor, Manifest, is_digest
 from ckp.clients.signing.cosign import append_layer, attestation_tag, signature_tag, verify_image
-from ckp.distribution.bundles import PREFIX, tag_of
+from ckp.distribution.bundles import MAX_BUNDLE, PREFIX, tag_of
+from ckp.hostkit.errors import VerificationFailed as Refused
 from ckp.kits import paths
 from ckp.kits.errors import Conflict, InvalidInput, NotFound, VerificationFailed
 from ckp.kits.files import atomic_write, exclusive, sha256_bytes
+from ckp.verify import strictjson
+from ckp.verify.archives import opened_tar
 from ckp.verify.bundle import MANIFEST
 
 T = TypeVar("T")
@@ -99,8 +101,8 @@ def bundle_list(registry: Registry, repository: str, manifest: Manifest) -> dict
         for layer in manifest.layers:
             text = _member(registry.pull_blob(repository, layer, store), MANIFEST)
             try:
-                data = json.loads(text) if text is not None else None
-            except (ValueError, RecursionError):
+                data = strictjson.parse(text, Refused) if text is not None else None
+            except Refused:
                 data = None
             if isinstance(data, dict) and isinstance(data.get("images"), dict):
                 atomic_write(kept, json.dumps(data))
@@ -109,13 +111,13 @@ def bundle_list(registry: Registry, repository: str, manifest: Manifest) -> dict
 
 
 def _member(layer: Path, name: str) -> bytes | None:
+    """The content of a file in a layer; None if it has none of this name, or can't be read up to it."""
     try:
-        with tarfile.open(layer, "r|*") as archive:
-            for member in archive:
-                if member.name.removeprefix("./") == name and member.isreg() and member.size <= LIST_LIMIT:
-                    stream = archive.extractfile(member)
-                    return stream.read() if stream else None
-    except (tarfile.TarError, EOFError, OSError):
+        with opened_tar(str(layer), MAX_BUNDLE, Refused) as tar:
+            for entry in tar.entries():
+                if entry.path.removeprefix("./") == name and entry.kind == "file" and entry.size <= LIST_LIMIT:
+                    return b"".join(tar.content())
+    except (Refused, OSError):
         pass
     return None
 
