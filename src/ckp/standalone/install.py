@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Callable, Sequence
 
+from ckp.agent.fetch.copies import drop_copy
 from ckp.agent.journal import Journal, Member
 from ckp.agent.system.installers.detect import of_host
 from ckp.hostkit.errors import AgentError, InvalidInput
@@ -91,6 +92,8 @@ def install(chosen: Options, *, screen: Screen | None = None, plan: Sequence[Ste
         _run_step(context, screen, step, number)
         if step.name == RUNTIME_STEP:
             steps.start_pulls(context)
+    if chosen.bundle_folder:
+        drop_copy(chosen.state_dir)
     finished(screen, context, time.monotonic() - started)
 
 

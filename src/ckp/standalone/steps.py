@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Callable
 
 from ckp.agent.fetch.bundles import bundle_folder, pull_bundle
+from ckp.agent.fetch.copies import copy_bundle
 from ckp.agent.fetch.images import ImagePulls
 from ckp.agent.journal import Journal
 from ckp.agent.node.actions import add_tools, check_fits, install_packages
@@ -93,15 +94,15 @@ class Step:
 
 def _verify(context: Context) -> BundleManifest:
     options = context.options
-    folder = options.bundle_folder
-    if not folder:
+    if options.bundle_folder:
+        folder = copy_bundle(options.bundle_folder, options.state_dir)
+    else:
         folder = bundle_folder(options.state_dir, options.bundle_image)
         pull_bundle(options.imgpkg, options.bundle_image, folder, context.registry_ca())
     try:
         manifest = verify_bundle(folder, options.keyring, options.release or None)
     except AgentError:
-        if not options.bundle_folder:
-            shutil.rmtree(folder, ignore_errors=True)  # pulled by us, and invalid: the next run pulls it again
+        shutil.rmtree(folder, ignore_errors=True)  # pulled or copied by us, and invalid: the next run does it again
         raise
     check_fits(manifest)
     select(manifest, NODE_PACKAGES)

@@ -71,16 +71,15 @@ def open_file(path: str, limit: int = MAX_FILE) -> BinaryIO:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise VerificationFailed(f"{name} can't be read: {why}", check="regular files only") from None
-    stream = os.fdopen(handle, "rb")
-    info = os.fstat(stream.fileno())
+    info = os.fstat(handle)
     if not stat.S_ISREG(info.st_mode):
-        stream.close()
+        os.close(handle)
         raise VerificationFailed(f"{name} is not a regular file", check="regular files only", resolution=AGAIN)
     if info.st_size > limit:
-        stream.close()
+        os.close(handle)
         size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit >> 10} KiB"
         raise VerificationFailed(f"{name} is larger than {size}", check="size", resolution=AGAIN)
-    return stream
+    return os.fdopen(handle, "rb")
 
 
 def read_bounded(path: str, limit: int) -> bytes:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import ipaddress
 import json
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from ckp.agent.fetch import images
+from ckp.agent.fetch import copies, images
 from ckp.agent.fetch.images import ImagePulls
 from ckp.agent.journal import Journal
 from ckp.agent.node import preflight
@@ -351,3 +353,111 @@ def test_errors_are_sentences_with_exit_codes(capsys: pytest.CaptureFixture[str]
     assert code == 2
     assert "error: Calico" in capsys.readouterr().err
     assert tool(["standalone", "status", "--state-dir", options.state_dir]) == 1
+
+
+# -- a bundle's folder
+
+
+@pytest.fixture
+def folder(options: Options) -> Path:
+    """A bundle's folder, whose files name themselves."""
+    for name in ("bundle.json", "bundle.json.asc", "kubelet.deb"):
+        (Path(options.bundle_folder) / name).write_text(name)
+    return Path(options.bundle_folder)
+
+
+def verified(options: Options, monkeypatch: pytest.MonkeyPatch, seen: Callable[[str], None] = lambda _: None) -> str:
+    """The folder that the installation uses after the verification; `seen` is called with it in place of that."""
+    used = ""
+
+    def verify(path: str, *_: Any) -> BundleManifest:
+        nonlocal used
+        used = path
+        seen(path)
+        return dataclasses.replace(MANIFEST, folder=path)
+
+    monkeypatch.setattr(steps, "verify_bundle", verify)
+    monkeypatch.setattr(steps, "check_fits", lambda _: None)
+    monkeypatch.setattr(steps, "select", lambda *_: None)
+    with pytest.raises(AgentError, match="lacks helm"):
+        steps._verify(steps.Context(options, install.journal_of(options.state_dir), cast(Any, None), lambda _: None))
+    return used
+
+
+def test_a_file_exchanged_after_the_verification_is_not_installed(options: Options, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever can write to the folder can do so at any moment; what is verified is a copy that only root reaches."""
+
+    def exchange(_: str) -> None:
+        (folder / "kubelet.deb").write_text("evil")
+        folder.rename(folder.with_name("moved"))
+        folder.mkdir()
+
+    used = Path(verified(options, monkeypatch, exchange))
+    assert used.is_relative_to(options.state_dir)
+    assert sorted((path.name, path.read_text()) for path in used.iterdir()) == [(name, name) for name in ("bundle.json", "bundle.json.asc", "kubelet.deb")]
+    assert used.stat().st_mode & 0o777 == 0o700 and all(path.stat().st_mode & 0o777 == 0o600 for path in used.iterdir())
+
+
+def test_a_copy_is_made_anew_by_each_run_and_removed_with_a_bad_one(options: Options, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = Path(verified(options, monkeypatch))
+    (used / "left.deb").write_text("of an earlier run")
+    (folder / "kubelet.deb").write_text("newer")
+    assert Path(verified(options, monkeypatch)) == used
+    assert not (used / "left.deb").exists() and (used / "kubelet.deb").read_text() == "newer"
+    monkeypatch.undo()
+    with pytest.raises(VerificationFailed):
+        steps._verify(steps.Context(options, install.journal_of(options.state_dir), cast(Any, None), lambda _: None))
+    assert not used.exists() and folder.exists()
+
+
+@pytest.mark.parametrize("spoil", ["link", "folder", "fifo", "many", "large"])
+def test_what_is_no_flat_folder_of_files_is_refused_and_leaves_no_copy(options: Options, folder: Path, monkeypatch: pytest.MonkeyPatch, spoil: str) -> None:
+    if spoil == "link":
+        (folder / "x").symlink_to("/etc/shadow")
+    elif spoil == "folder":
+        (folder / "x").mkdir()
+    elif spoil == "fifo":
+        os.mkfifo(folder / "x")
+    elif spoil == "many":
+        for number in range(300):
+            (folder / str(number)).touch()
+    else:
+        monkeypatch.setattr(copies, "MAX_BUNDLE", 20)
+    with pytest.raises(VerificationFailed) as caught:
+        copies.copy_bundle(str(folder), options.state_dir)
+    assert caught.value.check in ("regular files only", "folder", "size")
+    assert list((Path(options.state_dir) / "bundles").iterdir()) == []
+
+
+def test_a_full_disk_is_said_and_leaves_no_copy(options: Options, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(copies, "_copy", full)
+    with pytest.raises(AgentError, match="No space left on device") as caught:
+        copies.copy_bundle(str(folder), options.state_dir)
+    assert caught.value.reason == "DiskFull"
+    assert list((Path(options.state_dir) / "bundles").iterdir()) == []
+
+
+@pytest.mark.parametrize("spoil", ["a writable folder", "a writable parent", "another owner"])
+def test_a_state_folder_that_others_can_write_to_is_refused(options: Options, folder: Path, spoil: str) -> None:
+    state = Path(options.state_dir)
+    state.mkdir(0o755)
+    if spoil == "a writable folder":
+        (state / "bundles").mkdir()
+        (state / "bundles").chmod(0o777)
+    elif spoil == "a writable parent":
+        state.chmod(0o775)
+    else:
+        os.chown(state, 12345, 12345)
+    with pytest.raises(InvalidInput, match="can be changed by others than root"):
+        copies.copy_bundle(str(folder), options.state_dir)
+    state.chmod(0o755)
+
+
+def test_the_copy_is_removed_when_the_cluster_is_ready(bench: Bench) -> None:
+    copy = Path(bench.options.state_dir) / "bundles" / copies.COPY
+    copy.mkdir(parents=True)
+    bench.run()
+    assert not copy.exists()
