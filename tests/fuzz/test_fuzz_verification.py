@@ -27,7 +27,8 @@ from pysequoia import sign as openpgp_sign
 from ckp.hostkit.errors import VerificationFailed
 from ckp.verify import archives, packagefile, rpmfile
 from ckp.verify.bundle import BundleManifest, parse_manifest
-from ckp.verify.debfile import parse_deb822, read_ar, verify_deb
+from ckp.verify.deb822 import parse_deb822
+from ckp.verify.debfile import read_ar, verify_deb
 from ckp.verify.packagefile import Contents, Entry
 from ckp.verify.repositories.apt import _listed, _verify_index
 from ckp.verify.repositories.dnf import _repomd, parse_xml

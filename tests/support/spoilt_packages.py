@@ -63,14 +63,18 @@ class Deb:
     maintainer: str = GOOD_MAINTAINER
     pack: str = "gz"
     control_name: str = "./control"
+    fields: str = ""
+    """Further lines of the control file."""
+    end: str = "Description: a test\n more\n"
+    """Its last lines."""
     extra: dict[str, bytes] = field(default_factory=dict)
     data: bytes = field(default_factory=lambda: tar_of(("./usr/bin/kubelet", b"#!/bin/true\n" * 50)))
     data_pack: str = "gz"
 
     def members(self) -> list[tuple[str, bytes]]:
         """The members that are signed."""
-        text = f"Package: {self.name}\nVersion: {self.version}\nArchitecture: {self.architecture}\nMaintainer: {self.maintainer}\nDescription: a test\n more\n"
-        control = tar_of((self.control_name, text.encode()), *self.extra.items())
+        text = f"Package: {self.name}\nVersion: {self.version}\nArchitecture: {self.architecture}\nMaintainer: {self.maintainer}\n"
+        control = tar_of((self.control_name, (text + self.fields + self.end).encode()), *self.extra.items())
         packed = gzip.compress(control, mtime=0) if self.pack == "gz" else lzma.compress(control)
         return [
             ("debian-binary", b"2.0\n"),

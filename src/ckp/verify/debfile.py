@@ -13,6 +13,8 @@ from typing import BinaryIO, Iterator
 
 from ckp.hostkit.errors import VerificationFailed
 from ckp.verify.archives import Broken, tar_entries, unpacked
+from ckp.verify.control import check_control
+from ckp.verify.deb822 import Paragraph, parse_deb822
 from ckp.verify.packagefile import CHUNK, MAX_ENTRIES, MAX_UNPACKED, Contents, PackageInfo, open_file
 from ckp.verify.signatures import AGAIN, MAX_SIGNATURE, check_signature
 
@@ -21,6 +23,11 @@ MAX_CONTROL = 4 << 20
 MAX_CONTROL_UNPACKED = 16 << 20
 MAX_CONTROL_FILE = 1 << 20
 HEADER = 60
+MAGICS = {"gz": b"\x1f\x8b\x08", "xz": b"\xfd7zXZ\0", "zst": b"\x28\xb5\x2f\xfd"}
+"""How the members begin, by the end of their names. The names are not signed, and dpkg goes by them."""
+MAX_RATIO = 128
+SMALL = 32 << 20
+"""A member may unpack to so many bytes and MAX_RATIO times its size: programs pack to a fifth, text to a thirtieth."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +64,7 @@ def verify_deb(path: str, keyring: str) -> PackageInfo:
         fields = _control(stream, members[1], file, key)
         _check_data(stream, members[2], file, key)
 
-    def need(name: str) -> str:
-        if not fields.get(name):
-            raise VerificationFailed(f"{file}: the control file has no {name}", check="control file", key=key, resolution=AGAIN)
-        return fields[name]
-
-    return PackageInfo(need("Package"), need("Version"), need("Architecture"), need("Maintainer"), key, fields)
+    return PackageInfo(fields["Package"], fields["Version"], fields["Architecture"], fields["Maintainer"], key, fields)
 
 
 def read_ar(stream: BinaryIO, file: str) -> list[ArMember]:
@@ -159,15 +161,32 @@ def _broken(file: str, member: str, check: str, key: str) -> Broken:
     return lambda why: VerificationFailed(f"{file}: {member} can't be read: {why}", check=check, key=key, resolution=AGAIN)
 
 
-def _packing(name: str) -> str:
-    """gz for data.tar.gz; "" for data.tar."""
-    return name.partition(".tar")[2].lstrip(".")
+def _packing(stream: BinaryIO, member: ArMember, file: str, key: str) -> str:
+    """gz for data.tar.gz; "" for data.tar. VerificationFailed if the content is packed in another way than the name says."""
+    packing = member.name.partition(".tar")[2].lstrip(".")
+    start = _member(stream, member, 6)
+    found = next((name for name, magic in MAGICS.items() if start.startswith(magic)), "")
+    if found != packing:
+        raise VerificationFailed(
+            f"{file}: {member.name} is {f'packed by {found}' if found else 'not packed'}, which is not what its name says",
+            check="packing",
+            details="no signature covers the name, and dpkg unpacks by it",
+            key=key,
+            resolution=AGAIN,
+        )
+    return packing
 
 
-def _control(stream: BinaryIO, member: ArMember, file: str, key: str) -> dict[str, str]:
+def _limit(member: ArMember, most: int) -> int:
+    """The most that a member may unpack to, in bytes: work stays in proportion to what came."""
+    return min(most, SMALL + MAX_RATIO * member.size)
+
+
+def _control(stream: BinaryIO, member: ArMember, file: str, key: str) -> Paragraph:
     broken = _broken(file, member.name, "control file", key)
     text: bytes | None = None
-    with unpacked(stream, member.start, member.size, _packing(member.name), broken) as pieces:
+    packing = _packing(stream, member, file, key)
+    with unpacked(stream, member.start, member.size, packing, broken) as pieces:
         for entry, content in tar_entries(pieces, MAX_CONTROL_UNPACKED, broken, wanted="control", wanted_limit=MAX_CONTROL_FILE):
             plain = entry.path[2:] if entry.path.startswith("./") else entry.path
             if plain in ("", "."):
@@ -184,46 +203,18 @@ def _control(stream: BinaryIO, member: ArMember, file: str, key: str) -> dict[st
     paragraphs = list(parse_deb822(text, broken))
     if len(paragraphs) != 1:
         raise broken(f"its control file has {len(paragraphs)} paragraphs")
+    for name in ("Package", "Version", "Architecture", "Maintainer"):
+        if not paragraphs[0].get(name):
+            raise VerificationFailed(f"{file}: the control file has no {name}", check="control file", key=key, resolution=AGAIN)
+    check_control(paragraphs[0], lambda why: VerificationFailed(f"{file}: {why}", check="control fields", key=key, resolution=AGAIN))
     return paragraphs[0]
 
 
 def _check_data(stream: BinaryIO, member: ArMember, file: str, key: str) -> None:
     broken = _broken(file, member.name, "data archive", key)
     contents = Contents(file, key)
-    limit = MAX_UNPACKED + MAX_ENTRIES * 1024
-    with unpacked(stream, member.start, member.size, _packing(member.name), broken) as pieces:
+    limit = _limit(member, MAX_UNPACKED + MAX_ENTRIES * 1024)
+    packing = _packing(stream, member, file, key)
+    with unpacked(stream, member.start, member.size, packing, broken) as pieces:
         for entry, _ in tar_entries(pieces, limit, broken):
             contents.add(entry)
-
-
-def parse_deb822(raw: bytes, broken: Broken) -> Iterator[dict[str, str]]:
-    """The paragraphs of a control file, a Packages or a Release file (deb822(5)); values keep the newlines between their lines.
-
-    Raises:
-        VerificationFailed: made by `broken`, for text that is not UTF-8, a line that belongs to no field, or a repeated field.
-    """
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise broken(str(error)) from None
-    fields: dict[str, str] = {}
-    last = ""
-    for line in text.split("\n"):
-        line = line.rstrip("\r")
-        if not line.strip():
-            if fields:
-                yield fields
-            fields, last = {}, ""
-        elif line[0] in " \t":
-            if not last:
-                raise broken(f"the line {line[:80]!r} belongs to no field")
-            fields[last] += "\n" + line.strip()
-        else:
-            label, colon, value = line.partition(":")
-            if not colon or not re.fullmatch(r"[!-9;-~]+", label) or label[0] in "#-":
-                raise broken(f"the line {line[:80]!r} is not a field")
-            if label.lower() in (known.lower() for known in fields):
-                raise broken(f"it has {label} twice")
-            fields[label], last = value.strip(), label
-    if fields:
-        yield fields

@@ -19,6 +19,8 @@ MAX_UNPACKED = 1 << 30
 """Largest installed size of one package in bytes; the largest of a release has about 130 MiB."""
 MAX_ENTRIES = 100_000
 MAX_PATH = 4096
+MAX_DEPTH = 64
+"""Most parts of a path. With MAX_ENTRIES it bounds what a list of files costs."""
 CHUNK = 128 << 10
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "noarch": "all"}
 """rpm's names of architectures, and Debian's, which CKP uses for both formats."""
@@ -124,7 +126,9 @@ class Contents:
         self.file = file
         self.key = key
         self.kinds: dict[str, str] = {}
-        self._parents: set[str] = set()
+        # Folders by number, found by their parent's number and their name: a path is never spelt out for each of its parents.
+        self._folders: dict[tuple[int, str], int] = {}
+        self._others: set[tuple[int, str]] = set()
         self._bytes = 0
 
     def add(self, entry: Entry) -> None:
@@ -137,38 +141,54 @@ class Contents:
             raise self._refused(f"{entry.path!r} is setuid or setgid (mode {entry.mode & 0o7777:04o})", "setuid")
         if not parts and entry.kind != "folder":
             raise self._refused(f"{entry.path!r} is the root folder, but of the kind {entry.kind}", "path")
-        if self.kinds.get(path, "folder") != "folder" or (path in self.kinds and entry.kind != "folder"):
+        if path in self.kinds and (entry.kind != "folder" or self.kinds[path] != "folder"):
             raise self._refused(f"{entry.path!r} is there twice", "content twice")
-        for parent in ("/".join(parts[:depth]) for depth in range(1, len(parts))):
-            if self.kinds.get(parent, "folder") != "folder":
-                raise self._refused(f"{entry.path!r} is below {parent!r}, which is not a folder", "path through a link")
-            self._parents.add(parent)
-        if entry.kind != "folder" and path in self._parents:
-            raise self._refused(f"{entry.path!r} is not a folder, and other entries are below it", "path through a link")
+        self._place(entry, parts)
         if entry.kind == "link":
             self._check_link(entry, parts)
         if entry.kind == "hardlink" and self.kinds.get("/".join(self._parts(entry.target))) != "file":
             raise self._refused(f"{entry.path!r} is a hard link to {entry.target!r}, which is not a file of this package", "link target")
         self.kinds[path] = entry.kind
         self._bytes += entry.size
-        if len(self.kinds) > MAX_ENTRIES:
-            raise self._refused(f"it holds more than {MAX_ENTRIES} entries", "unpacked size")
+        if len(self.kinds) + len(self._folders) > MAX_ENTRIES:
+            raise self._refused(f"it holds more than {MAX_ENTRIES} entries and folders", "unpacked size")
         if self._bytes > MAX_UNPACKED:
             raise self._refused(f"its installed size is more than {MAX_UNPACKED >> 30} GiB", "unpacked size")
 
+    def _place(self, entry: Entry, parts: Sequence[str]) -> None:
+        """Note where an entry lies. VerificationFailed if it is below one that is not a folder, or over a folder."""
+        place = 0
+        for depth, part in enumerate(parts[:-1], 1):
+            if (place, part) in self._others:
+                raise self._refused(f"{entry.path!r} is below {'/'.join(parts[:depth])!r}, which is not a folder", "path through a link")
+            place = self._folders.setdefault((place, part), len(self._folders) + 1)
+        if not parts:
+            return
+        last = (place, parts[-1])
+        if entry.kind == "folder":
+            self._folders.setdefault(last, len(self._folders) + 1)
+        elif last in self._folders:
+            raise self._refused(f"{entry.path!r} is not a folder, and other entries are below it", "path through a link")
+        else:
+            self._others.add(last)
+
     def _parts(self, path: str) -> Sequence[str]:
         """The components of a path below the root folder; a leading `./` or `/` is allowed."""
+        if len(path) > MAX_PATH:
+            raise self._refused(f"{path[:80]!r} has more than {MAX_PATH} characters", "path")
         plain = path[2:] if path.startswith("./") else path[1:] if path.startswith("/") else path
         parts = plain.rstrip("/").split("/") if plain.rstrip("/") else []
         if path in (".", "./", "/"):
             return []
-        if not parts or len(path) > MAX_PATH or _CONTROL_CHARACTER.search(path) or any(part in ("", ".", "..") for part in parts):
+        if not parts or _CONTROL_CHARACTER.search(path) or any(part in ("", ".", "..") for part in parts):
             raise self._refused(f"{path!r} is not a plain path below the root", "path")
+        if len(parts) > MAX_DEPTH:
+            raise self._refused(f"{path[:80]!r} has {len(parts)} parts, at most {MAX_DEPTH} are allowed", "path depth")
         return parts
 
     def _check_link(self, entry: Entry, parts: Sequence[str]) -> None:
         target = entry.target
-        if not target or len(target) > MAX_PATH or _CONTROL_CHARACTER.search(target):
+        if not target or len(target) > MAX_PATH or target.count("/") > MAX_DEPTH or _CONTROL_CHARACTER.search(target):
             raise self._refused(f"the link {entry.path!r} has no valid target", "link target")
         depth = 0 if target.startswith("/") else len(parts) - 1
         for part in target.split("/"):

@@ -194,6 +194,18 @@ def ar_time(world: World) -> bytes:
     return bytes(raw)
 
 
+def member_renamed(index: int, name: str) -> Callable[[World], bytes]:
+    """Only the name, which no signature covers."""
+
+    def make(world: World) -> bytes:
+        members = Deb().members()
+        signature = world.sign(b"".join(content for _, content in members))
+        members[index] = (name, members[index][1])
+        return ar([*members, ("_gpgorigin", signature)])
+
+    return make
+
+
 DEBS = [
     Attack("flipped byte in debian-binary", lambda world: other_member(world, 0, b"2.1\n"), "debian-binary is", "debian-binary"),
     Attack("flipped byte in control.tar", flipped_member(1), "was changed after it was signed", "signature"),
@@ -261,6 +273,36 @@ DEBS = [
     Attack("something hidden after the archive", deb(data=tar_of(("./x", b"")) + b"hidden" * 100), "follows the end of the tar", "data archive"),
     Attack("a data archive that is cut off", deb(data=tar_of(("./x", b"x" * 4000))[:2000]), "is truncated", "data archive"),
     Attack("a control file twice", deb(extra={"control": b"Package: other\n"}), "is there twice", "control file"),
+    Attack("a data archive by another packing's name", member_renamed(2, "data.tar.zst"), "data.tar.zst is packed by gz", "packing"),
+    Attack("a packed data archive by a plain name", member_renamed(2, "data.tar"), "data.tar is packed by gz", "packing"),
+    Attack("a control archive by another packing's name", member_renamed(1, "control.tar.xz"), "control.tar.xz is packed by gz", "packing"),
+    Attack("a name that is a path", deb(name="../../evil"), "Package '../../evil' is not a name of a package", "control fields"),
+    Attack("a version with an escape sequence", deb(version="1.35.1\x1b[2J-ckp"), "the control character '\\x1b'", "control file"),
+    Attack("a version with a path", deb(version="1/../../evil"), "Version '1/../../evil' is not a version", "control fields"),
+    Attack("a version that dpkg refuses", deb(version="1.35.1-"), "Version '1.35.1-' is not a version", "control fields"),
+    Attack("an architecture that is none", deb(architecture="../amd64"), "is not a name of an architecture", "control fields"),
+    Attack("no maintainer", deb(maintainer=""), "the control file has no Maintainer", "control file"),
+    Attack("a field twice in two letter cases", deb(fields="PACKAGE: kubectl\n"), "it has PACKAGE twice", "control file"),
+    Attack("a field of dpkg's own", deb(fields="status: install ok installed\n"), "it has the field Status", "control fields"),
+    Attack("a field of an index", deb(fields="filename: pool/evil.deb\n"), "it has the field Filename", "control fields"),
+    Attack("an old name of a field", deb(fields="Recommended: evil\n"), "which dpkg takes for Recommends", "control fields"),
+    Attack("a relation that dpkg can't read", deb(fields="Depends: cri-tools (>= )\n"), "its Depends has 'cri-tools (>= )'", "control fields"),
+    Attack("a relation to a path", deb(fields="Recommends: ../evil\n"), "its Recommends has '../evil'", "control fields"),
+    Attack("Essential by half", deb(fields="Essential: perhaps\n"), "its Essential is neither", "control fields"),
+    Attack("an unknown Multi-Arch", deb(fields="Multi-Arch: any\n"), "its Multi-Arch 'any'", "control fields"),
+    Attack("a priority of two words", deb(fields="Priority: very high\n"), "its Priority 'very high'", "control fields"),
+    Attack("an installed size that is no number", deb(fields="Installed-Size: 1e9\n"), "its Installed-Size is not a number", "control fields"),
+    Attack("a section of two lines", deb(fields="Section: admin\n evil\n"), "its Section has more than one line", "control fields"),
+    Attack("an empty field at the end", deb(end="Section:\n"), "its last field, Section, is empty", "control fields"),
+    Attack("a control file that is cut off", deb(end="Section: admin"), "its last line has no end", "control file"),
+    Attack("a line of blanks", deb(end="Description: a test\n \n"), "nothing but blanks", "control file"),
+    Attack("a return before the line's end", deb(end="Description: a test\r\n"), "the control character '\\r'", "control file"),
+    Attack("two paragraphs", deb(end="Description: a test\n\nPackage: evil\n"), "has 2 paragraphs", "control file"),
+    Attack("more fields than any package has", deb(fields="".join(f"X-{n}: x\n" for n in range(300))), "more than 256 fields", "control file"),
+    Attack("a line without an end", deb(fields=f"X: {'x' * (257 << 10)}\n"), "a line of it is longer than", "control file"),
+    Attack("a deep path", data(("./" + "d/" * 64 + "x", b"x")), "has 65 parts, at most 64", "path depth"),
+    Attack("a link through many folders", data(special("./x", tarfile.SYMTYPE, target="d/" * 65 + "x")), "the link './x' has no valid target", "link target"),
+    Attack("a bomb by its ratio", deb(data=tar_of(("./x", bytes(40 << 20)))), "data.tar.gz can't be read: it is longer than", "data archive"),
 ]
 
 

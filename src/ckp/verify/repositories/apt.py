@@ -8,7 +8,7 @@ import time
 from email.utils import parsedate_to_datetime
 
 from ckp.hostkit.errors import VerificationFailed
-from ckp.verify.debfile import parse_deb822
+from ckp.verify.deb822 import Paragraph, parse_deb822
 from ckp.verify.packagefile import read_bounded, sha256_of
 from ckp.verify.repositories.tree import APT, MAX_INDEX, PACKINGS, Packages, Tree, read_index, safe_path
 from ckp.verify.signatures import AGAIN, MAX_SIGNATURE, check_cleartext, check_signature
@@ -66,7 +66,7 @@ def _plain(name: str) -> str:
     return next((name[: -len(suffix)] for suffix in PACKINGS if suffix and name.endswith(suffix)), name)
 
 
-def _release(tree: Tree, base: str, keyring: str) -> tuple[dict[str, str], str]:
+def _release(tree: Tree, base: str, keyring: str) -> tuple[Paragraph, str]:
     """The signed fields, and the signing key. Release with Release.gpg may exist beside InRelease, with the same content."""
     if base + "InRelease" not in tree.names:
         raise VerificationFailed(f"{base}InRelease is missing: the suite is not signed", check="signature present", resolution=AGAIN)

@@ -1,0 +1,111 @@
+"""No input of a mebibyte costs more than a small host can spare, whatever it says; measured in a process of its own, by its CPU time and its memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ckp.clients.signing.openpgp import SigningKey
+from tests.support.spoilt_packages import Deb, Rpm, numbers, signing_key, special, tar_of, texts
+
+MEBIBYTE = 1 << 20
+SECONDS, MEGABYTES = 5.0, 500
+"""After the signature is found good. What these inputs take is under a fourth of it."""
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SigningKey]:
+    yield signing_key(tmp_path_factory.mktemp("k") / "keys")
+
+
+PROGRAM = """
+import json, resource, sys
+from ckp.hostkit.errors import VerificationFailed
+try:
+    {script}
+    said = "good"
+except VerificationFailed as error:
+    said = error.brief
+own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+# Not ru_maxrss of its own: that begins with what the process had that started it.
+peak = max(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+seconds = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+print(json.dumps([seconds, max(peak, children.ru_maxrss) / 1024, said]))
+"""
+
+
+def cost(script: str, *arguments: str) -> tuple[float, float, str]:
+    """CPU seconds and MiB of a Python that runs `script` over ckp.verify, what it starts included, and "good" or the refusal."""
+    argv = [sys.executable, "-c", PROGRAM.format(script=script), *arguments]
+    done = subprocess.run(argv, capture_output=True, check=True, timeout=300, text=True)
+    seconds, megabytes, said = json.loads(done.stdout)
+    return seconds, megabytes, said
+
+
+def fields(key: SigningKey) -> bytes:
+    """As many fields as fit into a control file: once as costly as the square of their number."""
+    return Deb(fields="".join(f"X{number}: x\n" for number in range(70_000))).build(key.sign)
+
+
+def lines(key: SigningKey) -> bytes:
+    """As many lines as fit into one field."""
+    return Deb(end="Description: a test\n" + " x\n" * 320_000).build(key.sign)
+
+
+def deep_paths(key: SigningKey) -> bytes:
+    return Deb(data=tar_of(*((f"./{number}/" + "d/" * 2000 + "x", b"") for number in range(400)))).build(key.sign)
+
+
+def allowed_depth(key: SigningKey) -> bytes:
+    """Paths as deep as they may be, none of whose folders is shared."""
+    return Deb(data=tar_of(*((f"./{number}/" + "d/" * 62 + "x", b"") for number in range(4_000)))).build(key.sign)
+
+
+def entries(key: SigningKey) -> bytes:
+    """As many entries as their packing allows."""
+    return Deb(data=tar_of(*(special(f"./{number}", tarfile.REGTYPE) for number in range(90_000))), data_pack="xz").build(key.sign)
+
+
+def zeros(key: SigningKey) -> bytes:
+    """One file that unpacks to far more than it is."""
+    return Deb(data=tar_of(("./x", bytes(200 << 20))), data_pack="xz").build(key.sign)
+
+
+def rpm_folder(key: SigningKey) -> bytes:
+    """One deep folder, given by its number to each of many files."""
+    count = 60_000
+    return Rpm(files=tuple(("/" + "d/" * 63, f"{number:x}", 0o100644, "") for number in range(count))).build(key.sign)
+
+
+def rpm_texts(key: SigningKey) -> bytes:
+    """A header of nothing but empty texts."""
+    return Rpm(tags={1082: texts(*[""] * 900_000), 1080: numbers(*[0] * 10)}).build(key.sign)
+
+
+PACKAGES: list[tuple[str, Callable[[SigningKey], bytes], str]] = [
+    ("deb", fields, "more than 256 fields"),
+    ("deb", lines, "good"),
+    ("deb", deep_paths, "at most 64 are allowed"),
+    ("deb", allowed_depth, "entries and folders"),
+    ("deb", entries, "good"),
+    ("deb", zeros, "when decompressed"),
+    ("rpm", rpm_folder, "good"),
+    ("rpm", rpm_texts, "good"),
+]
+
+
+@pytest.mark.parametrize(("kind", "make", "words"), PACKAGES, ids=[make.__name__ for _, make, _ in PACKAGES])
+def test_no_signed_package_of_a_mebibyte_is_costly(key: SigningKey, tmp_path: Path, kind: str, make: Callable[[SigningKey], bytes], words: str) -> None:
+    path = tmp_path / f"kubelet.{kind}"
+    path.write_bytes(make(key))
+    assert path.stat().st_size < MEBIBYTE, path.stat().st_size
+    script = "from ckp.verify.packages import verify_package; verify_package(sys.argv[1], sys.argv[2])"
+    seconds, megabytes, said = cost(script, str(path), str(key.keyring))
+    assert words in said
+    assert seconds < SECONDS and megabytes < MEGABYTES, (seconds, megabytes)
