@@ -246,7 +246,7 @@ def test_packages(raw: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     (root / "Packages").write_bytes(raw)
     tree = Tree(str(root))
     with only_refusals():
-        assert _verify_index(tree, "Packages", None, Packages(tree, "nowhere")) == 0
+        assert _verify_index(tree, "Packages", "", Packages(tree, "nowhere")) == 0
 
 
 @FUZZ

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
+import lzma
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -247,6 +249,48 @@ def primary(change: Callable[[str], str]) -> Callable[[World, Path], None]:
     return lambda world, root: reindex_dnf(world, root, change)
 
 
+FOLDER = "v1.35/binary-amd64"
+EVIL = b"Package: kubelet\nVersion: 9.9\nArchitecture: amd64\nFilename: pool/.evil.deb\nSize: 1\nSHA256: " + b"0" * 64 + b"\n"
+
+
+def named(content: bytes, name: str, *, path: str = "", drop: str = "") -> Callable[[World, Path], None]:
+    """A file that the signed Release names as well. It lies at `path` if that is given; the file `drop` goes."""
+
+    def do(world: World, root: Path) -> None:
+        write(root / APT / (path or name), content)
+        if drop:
+            digest = hashlib.sha256((root / APT / drop).read_bytes()).hexdigest()
+            remove(root, f"{APT}/{drop}", f"{APT}/{FOLDER}/by-hash/SHA256/{digest}")
+        resign_apt(world, root, lambda text: f"{text} {hashlib.sha256(content).hexdigest()} {len(content)} {name}\n")
+
+    return do
+
+
+def by_hash(content: bytes, name: str) -> Callable[[World, Path], None]:
+    """A file that the signed Release names, and that lies by its hash alone, where apt looks first."""
+    return named(content, name, path=f"{FOLDER}/by-hash/SHA256/{hashlib.sha256(content).hexdigest()}")
+
+
+def second_kubelet(world: World, root: Path) -> None:
+    """Another package of one name and version, ours as well, in another component."""
+    made = small_package(root.parent / "second", world.key, "kubelet", "1.35.1-ckp", "deb", content="something else")
+    write(root / "apt/pool/v1.36/kubelet.deb", made.path.read_bytes())
+    index = next(text for text in (root / INDEX).read_text().split("\n\n") if "1.35.1-ckp" in text and "Package: kubelet" in text) + "\n"
+    for label, value in (("Filename", "pool/v1.36/kubelet.deb"), ("Size", str(made.path.stat().st_size)), ("SHA256", made.sha256)):
+        index = re.sub(rf"(?m)^{label}: .*$", f"{label}: {value}", index)
+    named(index.encode(), "v1.36/binary-amd64/Packages")(world, root)
+
+
+def of_release(path: str, label: str, length: int, add: int = 0) -> Callable[[World, Path], None]:
+    """A further digest of a file in the Release, which is not that of the file."""
+
+    def do(world: World, root: Path) -> None:
+        size = (root / APT / path).stat().st_size + add if (root / APT / path).is_file() else 1
+        resign_apt(world, root, lambda text: f"{text}{label}:\n {'0' * length} {size} {path}\n")
+
+    return do
+
+
 OLD_DATE = "Valid-Until: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:"
 BOMB = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]>'
 ATTACKS = [
@@ -319,6 +363,64 @@ ATTACKS = [
     Attack("an index without digests", packages(lambda text: text.replace("SHA256:", "SHA255:")), "has no SHA256", "packages index"),
     Attack(
         "an index with a field twice", packages(lambda text: text.replace("Filename:", "package: x\nFilename:", 1)), "it has package twice", "packages index"
+    ),
+    Attack("another content in a further packing", named(lzma.compress(EVIL), f"{FOLDER}/Packages.xz"), "Packages.xz, decompressed, is not", "index content"),
+    Attack(
+        "another content beside an absent plain index",
+        named(lzma.compress(EVIL), f"{FOLDER}/Packages.xz", drop=f"{FOLDER}/Packages"),
+        "Packages.xz, decompressed, is not",
+        "index content",
+    ),
+    Attack(
+        "another content that only the hash leads to",
+        by_hash(lzma.compress(EVIL), f"{FOLDER}/Packages.xz"),
+        "Packages.xz, decompressed, is not",
+        "index content",
+    ),
+    Attack("a packing that only apt reads", by_hash(bz2.compress(EVIL), f"{FOLDER}/Packages.bz2"), "packed in a way that CKP does not read", "index packing"),
+    Attack("an index in the root of a suite", named(EVIL, "Packages"), "names 'pool/.evil.deb', which is not a plain path", "metadata path"),
+    Attack("a hidden package", put("apt/pool/v1.35/.evil.deb"), "pool/v1.35/.evil.deb lies hidden in", "hidden file"),
+    Attack("a hidden file by its hash", put(f"{APT}/{FOLDER}/by-hash/SHA256/.evil"), "by-hash/SHA256/.evil lies hidden in", "hidden file"),
+    Attack("a lock with content", put("apt/.lock", b"x"), ".lock lies hidden in", "hidden file"),
+    Attack("a hidden rpm", put(f"{DNF}/Packages/.evil.rpm"), "Packages/.evil.rpm lies hidden in", "hidden file"),
+    Attack("a file that only SHA-512 names", of_release(f"{FOLDER}/Packages.xz", "SHA512", 128), "Packages.xz' by SHA512 otherwise than", "second digest"),
+    Attack("another SHA-512", of_release(f"{FOLDER}/Packages", "SHA512", 128), "does not have the SHA-512 that dists/noble/InRelease", "second digest"),
+    Attack("another size by SHA-1", of_release(f"{FOLDER}/Packages", "SHA1", 40, add=1), "Packages' by SHA1 otherwise than", "second digest"),
+    Attack("a suite without a date", apt(lambda text: re.sub(r"Date: .*\n", "", text)), "InRelease has no Date", "release file"),
+    Attack("a suite of tomorrow", apt(lambda text: re.sub(r"Date: .*", "Date: Mon, 01 Jan 2125 00:00:00 UTC", text)), "which is not yet", "date"),
+    Attack("a date that apt can't read", apt(lambda text: re.sub(r"Date: .*", "Date: 1 Jan 2025", text)), "has a Date that is not a date", "release file"),
+    Attack(
+        "an end that is no day",
+        apt(lambda text: text.replace("SHA256:", "Valid-Until: Mon, 31 Feb 2125 00:00:00 UTC\nSHA256:")),
+        "has a Valid-Until that is not a date",
+        "release file",
+    ),
+    Attack(
+        "an index with other dependencies in capitals",
+        packages(lambda text: text.replace("Filename:", "DEPENDS: evil\nFilename:", 1)),
+        "differ in DEPENDS",
+        "metadata and package",
+    ),
+    Attack(
+        "an index with other recommendations",
+        packages(lambda text: text.replace("Filename:", "Recommends: evil\nFilename:", 1)),
+        "differ in Recommends",
+        "metadata and package",
+    ),
+    Attack(
+        "an index that calls a package important",
+        packages(lambda text: text.replace("Filename:", "Important: yes\nFilename:", 1)),
+        "differ in Important",
+        "metadata and package",
+    ),
+    Attack("an index without a package's priority", packages(lambda text: re.sub(r"Priority: .*\n", "", text)), "differ in Priority", "metadata and package"),
+    Attack("an index with a package twice", packages(lambda text: f"{text}\n{text}"), "it names kubectl 1.35.1-ckp amd64 twice", "packages index"),
+    Attack("two packages of one name and version", second_kubelet, "and another package is called so as well", "package twice"),
+    Attack(
+        "an index with another SHA-512",
+        packages(lambda text: text.replace("Filename:", f"SHA512: {'0' * 128}\nFilename:", 1)),
+        "does not have the SHA-512 that dists/noble/v1.35",
+        "second digest",
     ),
     Attack("unsigned repomd", drop(f"{DNF}/repodata/repomd.xml.asc"), "the repository is not signed", "signature present"),
     Attack("flipped byte in repomd", lambda world, root: flip(root / DNF / "repodata/repomd.xml"), "was changed after it was signed", "signature"),

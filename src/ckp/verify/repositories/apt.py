@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import time
-from email.utils import parsedate_to_datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from typing import Iterator, Mapping
 
 from ckp.hostkit.errors import VerificationFailed
-from ckp.verify.deb822 import Paragraph, parse_deb822
-from ckp.verify.packagefile import read_bounded, sha256_of
-from ckp.verify.repositories.tree import APT, MAX_INDEX, PACKINGS, Packages, Tree, read_index, safe_path
+from ckp.verify.deb822 import Paragraph, parse_deb822, parse_lines, words
+from ckp.verify.packagefile import CHUNK, open_file, read_bounded, sha256_of
+from ckp.verify.repositories.tree import APT, PACKINGS, UNREAD, Packages, Tree, open_index, packing_of, safe_path
 from ckp.verify.signatures import AGAIN, MAX_SIGNATURE, check_cleartext, check_signature
 
 MAX_RELEASE = 4 << 20
-COMPARED = ("Maintainer", "Depends", "Pre-Depends", "Conflicts", "Breaks", "Replaces", "Provides", "Essential", "Multi-Arch")
-"""Fields that apt's resolver uses: if one differs in index and package, apt decides by wrong data."""
+AHEAD = 3600.0
+"""Seconds by which the clock of whoever made the indices may be ahead. apt itself allows 10, and refuses what is from later."""
+NOT_COMPARED = ("Description", "Description-md5", "Filename", "Size", "MD5sum", "SHA1", "SHA256", "SHA512")
+"""Fields that an index has of its own. All others are the package's: if one differs, apt decides by wrong data."""
+OTHER_DIGESTS = {"MD5Sum": 32, "SHA1": 40, "SHA512": 128}
+"""Further fields of Release with digests, and their lengths in hex. apt takes the strongest that a file has."""
 _BY_HASH = re.compile(r"(?:.*/)?by-hash/SHA256/([0-9a-f]{64})\Z")
-_INDEX = re.compile(r"(?:.*/)?binary-[a-z0-9-]+/Packages\Z")
+_DATE = re.compile(
+    r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), ([0-9]{2}) (Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) ([0-9]{4})"
+    r" ([0-9]{2}):([0-9]{2}):([0-9]{2}) (?:UTC|GMT|Z|[+-]0000)"
+)
+"""What apt reads as a date (RFC 1123)."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file as the signed Release names it; `sha512` is empty if it has none."""
+
+    sha256: str
+    size: int
+    sha512: str = ""
 
 
 def verify_apt(root: str, keyring: str) -> list[str]:
@@ -48,22 +68,43 @@ def _verify_suite(tree: Tree, suite: str, packages: Packages) -> tuple[int, str]
     groups: dict[str, list[str]] = {}
     for name in listed:
         groups.setdefault(_plain(name), []).append(name)
-    for plain, names in sorted(groups.items()):
-        present = [name for name in names if base + name in tree.names]
-        if not present:
-            raise VerificationFailed(f"{base}{plain} is named in InRelease, but is missing from the repository", check="missing metadata", resolution=AGAIN)
-        for name in present:
-            tree.check_listed(base + name, listed[name][1], listed[name][0], f"{base}InRelease")
-    _check_unlisted(tree, base, set(listed))
     count = 0
-    for plain in sorted(name for name in groups if _INDEX.match(name)):
-        name = min(name for name in groups[plain] if base + name in tree.names)
-        count += _verify_index(tree, base + name, listed.get(plain), packages)
+    for plain, names in sorted(groups.items()):
+        present = {name: place for name in sorted(names) for place in _places(tree, base, name, listed[name])}
+        if not any(base + name in tree.names for name in names):  # not every client asks by hash
+            raise VerificationFailed(f"{base}{plain} is named in InRelease, but is missing from the repository", check="missing metadata", resolution=AGAIN)
+        if _is_index(plain):
+            count += _verify_packings(tree, base, plain, present, listed, packages)
+    _check_unlisted(tree, base, set(listed))
     return count, key
 
 
+def _places(tree: Tree, base: str, name: str, listed: Listed) -> list[str]:
+    """Where a file of the Release lies: by its name, by its hash, or not at all. Each is checked to be that file."""
+    by_hash = os.path.join(base, os.path.dirname(name), "by-hash/SHA256", listed.sha256)
+    places = [place for place in (base + name, by_hash) if place in tree.names]
+    for place in places:
+        tree.check_listed(place, listed.size, listed.sha256, f"{base}InRelease")
+        if listed.sha512 and _sha512_of(tree.path(place)) != listed.sha512:
+            raise VerificationFailed(f"{place} does not have the SHA-512 that {base}InRelease gives it", check="second digest", resolution=AGAIN)
+    return places
+
+
+def _sha512_of(path: str) -> str:
+    digest = hashlib.sha512()
+    with open_file(path) as stream:
+        for chunk in iter(lambda: stream.read(CHUNK), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _is_index(plain: str) -> bool:
+    """Whether apt may read it as an index of packages: of a component, or of a flat repository."""
+    return os.path.basename(plain) == "Packages"
+
+
 def _plain(name: str) -> str:
-    return next((name[: -len(suffix)] for suffix in PACKINGS if suffix and name.endswith(suffix)), name)
+    return next((name[: -len(suffix)] for suffix in (*PACKINGS, *UNREAD) if suffix and name.endswith(suffix)), name)
 
 
 def _release(tree: Tree, base: str, keyring: str) -> tuple[Paragraph, str]:
@@ -84,41 +125,73 @@ def _release(tree: Tree, base: str, keyring: str) -> tuple[Paragraph, str]:
     def broken(why: str) -> VerificationFailed:
         return VerificationFailed(f"{base}InRelease is malformed: {why}", check="release file", key=key, resolution=AGAIN)
 
-    paragraphs = list(parse_deb822(text, broken))
+    paragraphs = list(parse_deb822(text if text.endswith(b"\n") else text + b"\n", broken))
     if len(paragraphs) != 1:
         raise broken(f"it has {len(paragraphs)} paragraphs")
     return paragraphs[0], key
 
 
-def _check_time(fields: dict[str, str], base: str, key: str) -> None:
-    until = fields.get("Valid-Until")
-    if until is None:
-        return
-    try:
-        end = parsedate_to_datetime(until).timestamp()
-    except (TypeError, ValueError, IndexError, OverflowError):
-        raise VerificationFailed(f"{base}InRelease has a Valid-Until that is not a date: {until[:60]!r}", check="release file", key=key) from None
-    if end < time.time():
+def _check_time(fields: Mapping[str, str], base: str, key: str) -> None:
+    def moment(label: str) -> float:
+        match = _DATE.fullmatch(fields[label])
+        try:
+            if match is None:
+                raise ValueError
+            day, month, year, hour, minute, second = match.groups()
+            return datetime(int(year), _MONTHS.index(month) + 1, int(day), int(hour), int(minute), int(second), tzinfo=timezone.utc).timestamp()
+        except ValueError:
+            raise VerificationFailed(
+                f"{base}InRelease has a {label} that is not a date: {fields[label][:60]!r}", check="release file", key=key, resolution=AGAIN
+            ) from None
+
+    if "Date" not in fields:
+        raise VerificationFailed(f"{base}InRelease has no Date", check="release file", key=key, resolution=AGAIN)
+    if moment("Date") > time.time() + AHEAD:
         raise VerificationFailed(
-            f"{base}InRelease was valid until {until}: it is out of date",
+            f"{base}InRelease is of {fields['Date']}, which is not yet",
+            check="date",
+            key=key,
+            resolution="compare the clock of this machine with that of the one that publishes",
+        )
+    if "Valid-Until" in fields and moment("Valid-Until") < time.time():
+        raise VerificationFailed(
+            f"{base}InRelease was valid until {fields['Valid-Until']}: it is out of date",
             check="valid until",
             key=key,
             resolution="publish or reindex the repository, or download it again",
         )
 
 
-def _listed(fields: dict[str, str], base: str, key: str) -> dict[str, tuple[str, int]]:
-    """(SHA-256, size) by path, from the field SHA256."""
-    found: dict[str, tuple[str, int]] = {}
-    for line in fields.get("SHA256", "").split("\n"):
-        if not line.strip():
-            continue
-        match = re.fullmatch(r"([0-9a-f]{64}) +([0-9]{1,12}) +(\S+)", line.strip())
-        if match is None or match.group(3) in found:
-            raise VerificationFailed(f"{base}InRelease is malformed: the line {line[:120]!r}", check="release file", key=key, resolution=AGAIN)
-        found[safe_path(match.group(3), f"{base}InRelease")] = (match.group(1), int(match.group(2)))
-    if not any(_INDEX.match(_plain(name)) for name in found):
-        raise VerificationFailed(f"{base}InRelease names no index of packages by SHA-256", check="release file", key=key, resolution=AGAIN)
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def _listed(fields: Mapping[str, str], base: str, key: str) -> dict[str, Listed]:
+    """What the Release names, by path: by the field SHA256, and by no other that SHA256 does not have as well."""
+    release = f"{base}InRelease"
+
+    def lines(label: str, length: int) -> Iterator[tuple[str, int, str]]:
+        for line in fields.get(label, "").split("\n"):
+            match = re.fullmatch(rf"([0-9a-f]{{{length}}}) +([0-9]{{1,12}}) +(\S+)", line)
+            if match is None and line:
+                raise VerificationFailed(f"{release} is malformed: the line {line[:120]!r}", check="release file", key=key, resolution=AGAIN)
+            if match is not None:
+                yield match[1], int(match[2]), match[3]
+
+    found: dict[str, Listed] = {}
+    for digest, size, name in lines("SHA256", 64):
+        if name in found:
+            raise VerificationFailed(f"{release} names {name!r} twice", check="release file", key=key, resolution=AGAIN)
+        found[safe_path(name, release)] = Listed(digest, size)
+    if not any(_is_index(_plain(name)) for name in found):
+        raise VerificationFailed(f"{release} names no index of packages by SHA-256", check="release file", key=key, resolution=AGAIN)
+    for label, length in OTHER_DIGESTS.items():
+        for digest, size, name in lines(label, length):
+            if name not in found or found[name].size != size:
+                raise VerificationFailed(
+                    f"{release} names {name[:120]!r} by {label} otherwise than by SHA256", check="second digest", key=key, resolution=AGAIN
+                )
+            if label == "SHA512":
+                found[name] = replace(found[name], sha512=digest)
     return found
 
 
@@ -134,38 +207,75 @@ def _check_unlisted(tree: Tree, base: str, listed: set[str]) -> None:
             raise VerificationFailed(f"{base}{name} does not have the SHA-256 that is its name", check="by hash", resolution=AGAIN)
 
 
-def _verify_index(tree: Tree, name: str, plain: tuple[str, int] | None, packages: Packages) -> int:
+def _verify_packings(tree: Tree, base: str, plain: str, present: Mapping[str, str], listed: Mapping[str, Listed], packages: Packages) -> int:
+    """Check that all packings of an index have one content, the one that the Release gives, and each package in it; returns how many."""
+    wanted = (listed[plain].sha256, listed[plain].size) if plain in listed else None
+    for name, place in present.items():
+
+        def broken(why: str, name: str = name) -> VerificationFailed:
+            return VerificationFailed(f"{base}{name} is malformed: {why}", check="packages index", resolution=AGAIN)
+
+        if name.endswith(UNREAD):
+            raise VerificationFailed(
+                f"{base}{name} is packed in a way that CKP does not read, and apt would", check="index packing", resolution="publish it by CKP"
+            )
+        digest, size = hashlib.sha256(), 0
+        with open_index(tree, place, packing_of(name), broken) as pieces:
+            for piece in pieces:
+                digest.update(piece)
+                size += len(piece)
+        wanted = wanted or (digest.hexdigest(), size)
+        if (digest.hexdigest(), size) != wanted:
+            raise VerificationFailed(
+                f"{base}{name}, decompressed, is not {plain} as InRelease names it",
+                check="index content",
+                details=f"expected {wanted[0]}, {wanted[1]} bytes\nfound    {digest.hexdigest()}, {size} bytes",
+                resolution=AGAIN,
+            )
+    name, place = next(iter(present.items()))
+    return _verify_index(tree, place, packing_of(name), packages)
+
+
+def _verify_index(tree: Tree, name: str, packing: str, packages: Packages) -> int:
     def broken(why: str) -> VerificationFailed:
         return VerificationFailed(f"{name} is malformed: {why}", check="packages index", resolution=AGAIN)
 
-    text = read_index(tree, name, broken)
-    if plain is not None and len(text) != plain[1]:
-        raise broken("decompressed, it does not have the size that InRelease gives")
-    count = 0
-    assert len(text) <= MAX_INDEX
-    for fields in parse_deb822(text, broken):
-        lacking = [label for label in ("Package", "Version", "Architecture", "Filename", "Size", "SHA256") if not fields.get(label)]
-        if lacking:
-            raise broken(f"a package in it has no {lacking[0]}")
-        if not re.fullmatch(r"[0-9]{1,12}", fields["Size"]) or not re.fullmatch(r"[0-9a-f]{64}", fields["SHA256"]):
-            raise broken(f"{fields['Package']} in it has no valid Size or SHA256")
-        info = packages.check(
-            fields["Filename"],
-            name,
-            size=int(fields["Size"]),
-            sha256=fields["SHA256"],
-            name=fields["Package"],
-            version=fields["Version"],
-            architecture=fields["Architecture"],
-        )
-        for label in COMPARED:
-            if fields.get(label, "").split() != info.fields.get(label, "").split():
-                raise VerificationFailed(
-                    f"{name} and the package {fields['Filename']} differ in {label}",
-                    check="metadata and package",
-                    details=f"index:   {fields.get(label, '(none)')}\npackage: {info.fields.get(label, '(none)')}",
-                    key=info.key,
-                    resolution="rebuild the indices (ckp dist repository reindex)",
-                )
-        count += 1
-    return count
+    seen: set[tuple[str, str, str]] = set()
+    with open_index(tree, name, packing, broken) as pieces:
+        for fields in parse_lines(pieces, broken):
+            lacking = [label for label in ("Package", "Version", "Architecture", "Filename", "Size", "SHA256") if not fields.get(label)]
+            if lacking:
+                raise broken(f"a package in it has no {lacking[0]}")
+            if not re.fullmatch(r"[0-9]{1,12}", fields["Size"]) or not re.fullmatch(r"[0-9a-f]{64}", fields["SHA256"]):
+                raise broken(f"{fields['Package']} in it has no valid Size or SHA256")
+            identity = (fields["Package"], fields["Version"], fields["Architecture"])
+            if identity in seen:
+                raise broken(f"it names {' '.join(identity)} twice")
+            seen.add(identity)
+            _verify_entry(tree, name, fields, packages)
+    return len(seen)
+
+
+def _verify_entry(tree: Tree, index: str, fields: Paragraph, packages: Packages) -> None:
+    path = fields["Filename"]
+    info = packages.check(
+        path,
+        index,
+        size=int(fields["Size"]),
+        sha256=fields["SHA256"],
+        name=fields["Package"],
+        version=fields["Version"],
+        architecture=fields["Architecture"],
+    )
+    own = {label.lower() for label in NOT_COMPARED}
+    for label in (*info.fields, *fields):
+        if label.lower() not in own and words(fields.get(label, "")) != words(info.fields.get(label, "")):
+            raise VerificationFailed(
+                f"{index} and the package {path} differ in {label}",
+                check="metadata and package",
+                details=f"index:   {fields.get(label, '(none)')}\npackage: {info.fields.get(label, '(none)')}",
+                key=info.key,
+                resolution="rebuild the indices (ckp dist repository reindex)",
+            )
+    if "SHA512" in fields and _sha512_of(tree.path(path)) != fields["SHA512"]:
+        raise VerificationFailed(f"{path} does not have the SHA-512 that {index} gives it", check="second digest", key=info.key, resolution=AGAIN)

@@ -6,15 +6,15 @@ an earlier state). A file that is missing, or that nothing names, is refused: it
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import stat
-from typing import Iterable
+from contextlib import contextmanager
+from typing import Iterable, Iterator
 
 from ckp.hostkit.errors import VerificationFailed
 from ckp.verify.archives import Broken, unpacked
-from ckp.verify.packagefile import PackageInfo, check_identity, read_bounded, sha256_of
+from ckp.verify.packagefile import PackageInfo, check_identity, open_file, sha256_of
 from ckp.verify.packages import verify_package
 from ckp.verify.signatures import AGAIN
 
@@ -22,12 +22,18 @@ MAX_TREE = 200_000
 MAX_INDEX = 64 << 20
 """Largest size of an index in bytes, decompressed; a package takes about 1 KiB of it."""
 PACKINGS = {"": "", ".gz": "gz", ".xz": "xz", ".zst": "zst"}
+UNREAD = (".bz2", ".lz4", ".lzma")
+"""Further packings that apt unpacks, and CKP does not."""
 APT, DNF = "dists", "repodata"
+LOCK = ".lock"
 _PART = re.compile(r"[A-Za-z0-9_+~^:][A-Za-z0-9._+~^:-]*\Z")
 
 
 class Tree:
-    """The files of a repository. Hidden ones (a lock, a scratch folder) are ignored: metadata can't name them. Raises VerificationFailed."""
+    """The files of a repository. None may be hidden, but for an empty `.lock` in its root: a client would fetch it as any other.
+
+    Raises VerificationFailed.
+    """
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -40,10 +46,18 @@ class Tree:
             except OSError as error:
                 raise VerificationFailed(f"{os.path.join(root, folder)} can't be read: {error.strerror}", check="folder") from None
             for entry in entries:
-                if entry.name.startswith("."):
-                    continue
                 relative = os.path.join(folder, entry.name)
-                mode = entry.stat(follow_symlinks=False).st_mode
+                found = entry.stat(follow_symlinks=False)
+                mode = found.st_mode
+                if relative == LOCK and stat.S_ISREG(mode) and not found.st_size:
+                    continue
+                if entry.name.startswith("."):
+                    raise VerificationFailed(
+                        f"{relative} lies hidden in {root}",
+                        check="hidden file",
+                        details="clients fetch hidden files as others, and no metadata of CKP names one",
+                        resolution=AGAIN,
+                    )
                 if stat.S_ISDIR(mode):
                     pending.append(relative)
                 elif stat.S_ISREG(mode):
@@ -81,18 +95,39 @@ def safe_path(name: str, index: str) -> str:
     return name
 
 
-def read_index(tree: Tree, name: str, broken: Broken) -> bytes:
-    """The decompressed content of a metadata file, up to MAX_INDEX bytes. VerificationFailed, made by `broken`, or as of `unpacked`."""
-    suffix = next((suffix for suffix in PACKINGS if suffix and name.endswith(suffix)), "")
-    packed = read_bounded(tree.path(name), MAX_INDEX)
-    parts, total = [], 0
-    with unpacked(io.BytesIO(packed), 0, len(packed), PACKINGS[suffix], broken) as pieces:
+@contextmanager
+def open_index(tree: Tree, name: str, packing: str, broken: Broken) -> Iterator[Iterator[bytes]]:
+    """The decompressed content of a metadata file, in pieces of bounded size, MAX_INDEX bytes in all.
+
+    Raises:
+        VerificationFailed: made by `broken`, or as of `unpacked`.
+    """
+
+    def bounded(pieces: Iterator[bytes]) -> Iterator[bytes]:
+        total = 0
         for piece in pieces:
             total += len(piece)
             if total > MAX_INDEX:
                 raise broken(f"it is longer than {MAX_INDEX >> 20} MiB when decompressed")
-            parts.append(piece)
-    return b"".join(parts)
+            yield piece
+
+    with open_file(tree.path(name), MAX_INDEX) as stream:
+        with unpacked(stream, 0, os.fstat(stream.fileno()).st_size, packing, broken) as pieces:
+            yield bounded(pieces)
+
+
+def packing_of(name: str) -> str:
+    """gz for Packages.gz; "" for Packages."""
+    return next((packing for suffix, packing in PACKINGS.items() if suffix and name.endswith(suffix)), "")
+
+
+def read_index(tree: Tree, name: str, broken: Broken) -> bytes:
+    """The decompressed content of a metadata file that is packed as its name says. Raises as `open_index`."""
+    content = bytearray()
+    with open_index(tree, name, packing_of(name), broken) as pieces:
+        for piece in pieces:
+            content += piece
+    return bytes(content)
 
 
 class Packages:
@@ -102,6 +137,7 @@ class Packages:
         self.tree = tree
         self.keyring = keyring
         self._known: dict[str, tuple[str, PackageInfo]] = {}
+        self._digests: dict[tuple[str, str, str], str] = {}
 
     @property
     def named(self) -> set[str]:
@@ -140,4 +176,12 @@ class Packages:
                 resolution="rebuild the indices (ckp dist repository reindex)",
             )
         check_identity(info, path)
+        if self._digests.setdefault(listed, digest) != digest:
+            raise VerificationFailed(
+                f"{index} names {' '.join(listed)}, and another package is called so as well",
+                check="package twice",
+                details="a client takes the one or the other",
+                key=info.key,
+                resolution="remove one of them (ckp dist repository prune)",
+            )
         return info
