@@ -184,6 +184,7 @@ async def test_the_api_server_takes_the_approval_of_a_kubelets_request(plane: Te
     asked = request(f"n-{namespace}", (f"n-{namespace}", "10.0.0.1"))
     name = f"csr-{namespace}"
     body = json.dumps({**asked, "metadata": {"name": name}, "spec": {key: value for key, value in asked["spec"].items() if key not in ("username", "groups")}})
+    plane.kubectl("create", "clusterrolebinding", namespace, "--clusterrole=system:node", "--group=system:nodes")  # a cluster has the Node authorizer for this
     plane.kubectl("create", f"--as=system:node:n-{namespace}", "--as-group=system:nodes", "-f", "-", stdin=body)
     found = await kube.get(CSR, name)
     assert found and is_pending(found)
