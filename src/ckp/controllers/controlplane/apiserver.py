@@ -151,7 +151,7 @@ def _konnectivity(plan: Plan) -> Obj:
     }
 
 
-def controller_manager(plan: Plan, authority: str) -> Obj:
+def controller_manager(plan: Plan, authority: str = "") -> Obj:
     """kube-controller-manager; it signs kubelets' certificates, so it alone beside the API server sees the CA's key.
 
     Args:

@@ -61,7 +61,7 @@ def kubeconfig_secret(plan: Plan, name: str, text: str) -> Obj:
     }
 
 
-def bootstrap_objects(plan: Plan, authority: str) -> list[Obj]:
+def bootstrap_objects(plan: Plan, authority: str = "") -> list[Obj]:
     """The Job's configuration and the Job; its name covers the content, so changed content runs again.
 
     Args:
