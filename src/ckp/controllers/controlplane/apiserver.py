@@ -7,6 +7,7 @@ with konnectivity for everything in the cluster: pods, nodes and services are on
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from ckp.clients.kube import Obj
 from ckp.controllers.controlplane.etcd import CLIENT_PORT
@@ -114,7 +115,8 @@ def api_server(plan: Plan) -> Obj:
         {"name": "sockets", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
         empty_volume("tmp"),
     ]
-    return _deployment(plan, "apiserver", [container, _konnectivity(plan)], volumes)
+    surge = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    return _deployment(plan, "apiserver", [container, _konnectivity(plan)], volumes, surge)
 
 
 def _konnectivity(plan: Plan) -> Obj:
@@ -165,7 +167,7 @@ def controller_manager(plan: Plan) -> Obj:
         "cluster-signing-duration": "87600h",
         "controllers": "*,bootstrapsigner,tokencleaner",
         "kubeconfig": f"{CONFIG}/kubeconfig.json",
-        "leader-elect": str(plan.replicas > 1).lower(),
+        "leader-elect": "true",
         "profiling": "false",
         "requestheader-client-ca-file": f"{PKI}/front-proxy-ca.crt",
         "root-ca-file": f"{PKI}/ca.crt",
@@ -184,7 +186,7 @@ def scheduler(plan: Plan) -> Obj:
         "authorization-kubeconfig": f"{CONFIG}/kubeconfig.json",
         "bind-address": "0.0.0.0",
         "kubeconfig": f"{CONFIG}/kubeconfig.json",
-        "leader-elect": str(plan.replicas > 1).lower(),
+        "leader-elect": "true",
         "profiling": "false",
     }
     return _component(plan, "scheduler", "kube-scheduler", flags, 10259, [("ca", "tls.crt", "ca.crt")], memory="48Mi")
@@ -206,7 +208,25 @@ def _component(plan: Plan, part: str, program: str, flags: dict[str, str], port:
         config_volume("config", plan.name("control-plane")),
         empty_volume("tmp"),
     ]
-    return _deployment(plan, part, [container], volumes)
+    return _deployment(plan, part, [container], volumes, _one_after_the_other(plan.replicas))
+
+
+def _one_after_the_other(replicas: int) -> Obj:
+    """The strategy of a component of which one replica works at a time.
+
+    The lease sees to that; and with a single replica the old pod is gone before the new one starts. `rollingUpdate` is named, as null, since what an
+    older version applied there is refused beside Recreate.
+    """
+    if replicas == 1:
+        return {"type": "Recreate", "rollingUpdate": None}
+    return {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+
+
+def serves_only(plan: Plan, pods: Sequence[Obj]) -> bool:
+    """Whether no API server of another version is left, be it in a pod that is ending: what speaks to the API server must never be newer than it."""
+    image = plan.release.image("kube-apiserver")
+    alive = [pod for pod in pods if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")]
+    return all(container["image"] == image for pod in alive for container in pod["spec"]["containers"] if container["name"] == "kube-apiserver")
 
 
 def _client_files(leaf: str) -> list[tuple[str, str, str]]:
@@ -214,13 +234,13 @@ def _client_files(leaf: str) -> list[tuple[str, str, str]]:
     return [("ca", "tls.crt", "ca.crt"), (leaf, "tls.crt", "client.crt"), (leaf, "tls.key", "client.key")]
 
 
-def _deployment(plan: Plan, part: str, containers: list[Obj], volumes: list[Obj]) -> Obj:
+def _deployment(plan: Plan, part: str, containers: list[Obj], volumes: list[Obj], strategy: Obj) -> Obj:
     selector = plan.selector(part)
     spec = {
         "replicas": plan.replicas,
         "revisionHistoryLimit": 2,
         "selector": {"matchLabels": selector},
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "strategy": strategy,
         "template": {"metadata": {"labels": selector}, "spec": pod_spec(containers, volumes, priorityClassName=PRIORITY)},
     }
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": plan.meta(plan.name(part)), "spec": spec}

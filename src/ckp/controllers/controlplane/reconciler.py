@@ -28,6 +28,8 @@ from ckp.runtime.controller import Result
 
 POLL = 10.0
 SOON = 0.5
+ENDING = 2.0
+"""Seconds between two looks at pods that are ending: nothing tells of their end."""
 
 
 class NotYet(Exception):
@@ -152,6 +154,8 @@ class ManagedControlPlaneReconciler:
         await self.applier.apply(apiserver.config_map(plan), apiserver.api_server(plan))
         if not await self._available(plan, "apiserver"):
             raise NotYet(ConditionType.COMPONENTS_READY, "the API server is starting")
+        if not apiserver.serves_only(plan, await self.kube.list(POD, plan.namespace, labels=plan.selector("apiserver"))):
+            raise NotYet(ConditionType.COMPONENTS_READY, "API servers of the version before are still ending", after=ENDING)
         await self.applier.apply(apiserver.controller_manager(plan), apiserver.scheduler(plan))
 
     async def _available(self, plan: Plan, part: str) -> bool:
