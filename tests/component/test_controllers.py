@@ -36,6 +36,7 @@ from ckp.controllers.providers.byo.machine import ByoMachineReconciler
 from ckp.kits.clock import SystemClock
 from ckp.rules.conditions import get_condition
 from ckp.runtime.informer import Informer
+from tests.simulators.kube import KubeSimulator
 from tests.support.checkout import REPO
 
 pytestmark = pytest.mark.component
@@ -328,7 +329,8 @@ async def plane_status(kube: Kube, namespace: str) -> Obj:
 async def test_a_control_plane_comes_up_phase_by_phase(kube: Kube, namespace: str) -> None:
     """Contract (ControlPlane): initialized, ready, version; traps 1 and 2."""
     await make_control_plane(kube, namespace)
-    reconciler = ManagedControlPlaneReconciler(kube, CLOCK, RELEASES, Applier(kube, CLOCK))
+    workload = KubeSimulator()
+    reconciler = ManagedControlPlaneReconciler(kube, CLOCK, RELEASES, Applier(kube, CLOCK), connect_to=lambda kubeconfig: workload)
     await reconciler.reconcile(namespace, "demo")
     plane = await plane_status(kube, namespace)
     assert plane["status"]["externalManagedControlPlane"] is True

@@ -39,6 +39,8 @@ class ConditionType(StrEnum):
     ETCD_READY = "EtcdReady"
     COMPONENTS_READY = "ControlPlaneComponentsReady"
     KUBECONFIG_AVAILABLE = "KubeconfigAvailable"
+    KUBERNETES_SERVICE_READY = "KubernetesServiceReady"
+    """The Service `default/kubernetes` of the workload cluster leads to the load balancer."""
     BOOTSTRAPPED = "Bootstrapped"
     DELETED = "Deleted"
 
@@ -86,6 +88,7 @@ class Reason(StrEnum):
     RESETTING = "Resetting"
 
     # ManagedControlPlane
+    API_SERVER_NOT_REACHED = "APIServerNotReached"
     UNKNOWN_VERSION = "UnknownVersion"
     DELETING = "Deleting"
 

@@ -8,17 +8,11 @@ import pytest
 
 from ckp.api import kinds
 from ckp.api.names import CLUSTER_NAME_LABEL
-from ckp.api.platform import InstalledRelease, Releases
+from ckp.api.platform import Releases
 from ckp.clients.kube import Obj
 from ckp.controllers.controlplane import apiserver
 from ckp.controllers.controlplane.plan import Plan
-
-TENANT = "ckp-default-default"
-PARTS = ("pause", "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubeadm", "coredns", "konnectivity-server", "konnectivity-agent")
-
-
-def release(version: str = "v1.35.1") -> InstalledRelease:
-    return InstalledRelease(name=version, stamp=f"{version}-ckp", registry="r.example:5000/ckp", images=dict.fromkeys(PARTS, f"{version}-ckp"), bundles={})
+from tests.worlds.control_plane import TENANT, release
 
 
 def plan(version: str = "v1.35.1", **spec: Any) -> Plan:

@@ -17,6 +17,11 @@ from ckp.controllers.pods import config_volume, empty_volume, hardened, mount, p
 PKI = "/etc/kubernetes/pki"
 SOCKETS = "/run/konnectivity"
 CONFIG = "/etc/kubernetes/config"
+SHUTDOWN_DELAY = 5
+"""Seconds in which an API server that is to stop still serves."""
+REQUEST_SECONDS = 60
+"""The API server's own limit for a request that is no watch."""
+NO_RECONCILER = "--endpoint-reconciler-type=none"
 ADDRESS_ANNOTATION = "lbipam.cilium.io/ips"
 
 
@@ -61,14 +66,14 @@ def _kubeconfig(server: str) -> Obj:
 def api_server(plan: Plan) -> Obj:
     """The API server and, beside it in the same pod, the konnectivity server that it dials through a socket."""
     flags = {
-        # What stands behind the Service `kubernetes` in the cluster: not the pod's address, which no worker reaches.
-        "advertise-address": plan.host,
         "allow-privileged": "true",
         "authorization-mode": "Node,RBAC",
         "client-ca-file": f"{PKI}/ca.crt",
         "egress-selector-config-file": f"{CONFIG}/egress.json",
         "enable-admission-plugins": "NodeRestriction",
         "enable-bootstrap-token-auth": "true",
+        # The controllers write what stands behind the Service `kubernetes`: a stopping API server would take it away from all.
+        "endpoint-reconciler-type": "none",
         "etcd-cafile": f"{PKI}/etcd-ca.crt",
         "etcd-certfile": f"{PKI}/apiserver-etcd-client.crt",
         "etcd-keyfile": f"{PKI}/apiserver-etcd-client.key",
@@ -85,6 +90,9 @@ def api_server(plan: Plan) -> Obj:
         "requestheader-group-headers": "X-Remote-Group",
         "requestheader-username-headers": "X-Remote-User",
         "secure-port": str(API_PORT),
+        # A pod that is to end first says that it is not ready, and serves on until load balancers have noticed; what has begun then is finished.
+        "shutdown-delay-duration": f"{SHUTDOWN_DELAY}s",
+        "shutdown-send-retry-after": "true",
         "service-account-issuer": f"https://kubernetes.default.svc.{plan.domain}",
         "service-account-key-file": f"{PKI}/sa.pub",
         "service-account-signing-key-file": f"{PKI}/sa.key",
@@ -116,7 +124,8 @@ def api_server(plan: Plan) -> Obj:
         empty_volume("tmp"),
     ]
     surge = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
-    return _deployment(plan, "apiserver", [container, _konnectivity(plan)], volumes, surge)
+    pod = {"initContainers": [_konnectivity(plan)], "terminationGracePeriodSeconds": SHUTDOWN_DELAY + REQUEST_SECONDS + 10}
+    return _deployment(plan, "apiserver", [container], volumes, surge, **pod)
 
 
 def _konnectivity(plan: Plan) -> Obj:
@@ -142,6 +151,8 @@ def _konnectivity(plan: Plan) -> Obj:
     ]
     return {
         "name": "konnectivity-server",
+        # Started before the API server and stopped after it: a webhook that is called while the pod ends still needs the tunnel.
+        "restartPolicy": "Always",
         "image": plan.release.image("konnectivity-server"),
         "command": command,
         "ports": [{"name": "konnectivity", "containerPort": KONNECTIVITY_PORT}],
@@ -229,19 +240,25 @@ def serves_only(plan: Plan, pods: Sequence[Obj]) -> bool:
     return all(container["image"] == image for pod in alive for container in pod["spec"]["containers"] if container["name"] == "kube-apiserver")
 
 
+def clears_endpoints(pods: Sequence[Obj]) -> bool:
+    """Whether an API server is left that takes the endpoints of `kubernetes` away when it stops, as CKP 0.2.0 made them."""
+    commands = [container["command"] for pod in pods for container in pod["spec"]["containers"] if container["name"] == "kube-apiserver"]
+    return any(NO_RECONCILER not in command for command in commands)
+
+
 def _client_files(leaf: str) -> list[tuple[str, str, str]]:
     """What `kubeconfig.json` names."""
     return [("ca", "tls.crt", "ca.crt"), (leaf, "tls.crt", "client.crt"), (leaf, "tls.key", "client.key")]
 
 
-def _deployment(plan: Plan, part: str, containers: list[Obj], volumes: list[Obj], strategy: Obj) -> Obj:
+def _deployment(plan: Plan, part: str, containers: list[Obj], volumes: list[Obj], strategy: Obj, **pod: object) -> Obj:
     selector = plan.selector(part)
     spec = {
         "replicas": plan.replicas,
         "revisionHistoryLimit": 2,
         "selector": {"matchLabels": selector},
         "strategy": strategy,
-        "template": {"metadata": {"labels": selector}, "spec": pod_spec(containers, volumes, priorityClassName=PRIORITY)},
+        "template": {"metadata": {"labels": selector}, "spec": pod_spec(containers, volumes, priorityClassName=PRIORITY, **pod)},
     }
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": plan.meta(plan.name(part)), "spec": spec}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 from ckp.api.kinds import DEPLOYMENT, JOB, MANAGED_CONTROL_PLANE, POD, PVC, SECRET, SERVICE, STATEFUL_SET, Kind
 from ckp.api.names import CLUSTER_NAME_LABEL, MANAGED_CONTROL_PLANE_FINALIZER
@@ -17,13 +18,14 @@ from ckp.api.platform import Releases
 from ckp.api.states import ConditionType, Reason
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.apply import Applier
-from ckp.controllers.controlplane import apiserver, bootstrap, certificates, etcd
+from ckp.controllers.controlplane import apiserver, bootstrap, certificates, etcd, service_endpoints
 from ckp.controllers.controlplane.plan import API_PORT, Plan
 from ckp.controllers.jobs import JobState, run_once
 from ckp.controllers.scope import Scope, deleting, owner, paused
+from ckp.controllers.workload import Connect, connect
 from ckp.kits.clock import Clock
 from ckp.kits.errors import NotFound
-from ckp.rules.conditions import make_condition
+from ckp.rules.conditions import Condition, make_condition
 from ckp.runtime.controller import Result
 
 POLL = 10.0
@@ -33,21 +35,30 @@ ENDING = 2.0
 
 
 class NotYet(Exception):
-    """A phase is not finished; a change of what it waits for wakes the reconciler, and so does `after` (seconds)."""
+    """A phase is not finished; a change of what it waits for wakes the reconciler, and so does `after` (seconds).
 
-    def __init__(self, condition: ConditionType, message: str, *, after: float = POLL) -> None:
+    Args:
+        seen: whether it is known to be unfinished; if not, its condition is Unknown.
+    """
+
+    def __init__(self, condition: ConditionType, message: str, *, after: float = POLL, reason: Reason = Reason.WAITING, seen: bool = True) -> None:
         super().__init__(message)
-        self.condition, self.message, self.after = condition, message, after
+        self.condition, self.message, self.after, self.reason, self.seen = condition, message, after, reason, seen
+
+    def as_condition(self, kind: ConditionType, now: datetime) -> Condition:
+        """The condition of this type, as it stands."""
+        return make_condition(kind, False if self.seen else None, now, reason=self.reason, message=self.message)
 
 
 @dataclass
 class ManagedControlPlaneReconciler:
-    """The phases below, in their order; each is finished or raises NotYet with what it waits for."""
+    """The phases below, in their order; each is finished, and may say when to look again (seconds), or raises NotYet with what it waits for."""
 
     kube: Kube
     clock: Clock
     releases: Releases
     applier: Applier
+    connect_to: Connect = connect
 
     async def reconcile(self, namespace: str, name: str) -> Result:
         """One pass."""
@@ -72,11 +83,12 @@ class ManagedControlPlaneReconciler:
         plane = ManagedControlPlane.of(scope.obj)
         scope.status |= {"externalManagedControlPlane": True, "replicas": plane.spec.replicas}
         scope.status |= {"initialized": plane.status.initialized, "ready": plane.status.ready}
-        phases: list[tuple[ConditionType, Callable[[Scope, Plan], Awaitable[None]]]] = [
+        phases: list[tuple[ConditionType, Callable[[Scope, Plan], Awaitable[float | None]]]] = [
             (ConditionType.CERTIFICATES_AVAILABLE, self._certificates),
             (ConditionType.ETCD_READY, self._etcd_ready),
             (ConditionType.COMPONENTS_READY, self._components),
             (ConditionType.KUBECONFIG_AVAILABLE, self._kubeconfig),
+            (ConditionType.KUBERNETES_SERVICE_READY, self._kubernetes_service),
             (ConditionType.BOOTSTRAPPED, self._bootstrap),
         ]
         try:
@@ -84,12 +96,13 @@ class ManagedControlPlaneReconciler:
             done = [make_condition(ConditionType.ENDPOINT_AVAILABLE, True, self.clock.now())]
             scope.conditions = done
             waiting: list[NotYet] = []
+            again = 60.0
             for condition, phase in phases:
                 try:
-                    await phase(scope, plan)
+                    again = min(again, await phase(scope, plan) or again)
                     done.append(make_condition(condition, True, self.clock.now()))
                 except NotYet as wait:
-                    done.append(make_condition(condition, False, self.clock.now(), reason=Reason.WAITING, message=wait.message))
+                    done.append(wait.as_condition(condition, self.clock.now()))
                     waiting.append(wait)
                     # etcd's and the components' pods start side by side; what needs a running API server must wait.
                     if condition is not ConditionType.ETCD_READY:
@@ -100,13 +113,14 @@ class ManagedControlPlaneReconciler:
                 return Result(after=min(wait.after for wait in waiting))
             await self._ready(scope, plan)
         except NotYet as wait:
-            scope.conditions.append(make_condition(wait.condition, False, self.clock.now(), reason=Reason.WAITING, message=wait.message))
+            scope.conditions.append(wait.as_condition(wait.condition, self.clock.now()))
             return Result(after=wait.after)
         except NotFound as error:
             scope.conditions.append(
                 make_condition(ConditionType.ENDPOINT_AVAILABLE, False, self.clock.now(), reason=Reason.UNKNOWN_VERSION, message=error.brief, severity="Error")
             )
-        return Result(after=60)
+            return Result(after=60)
+        return Result(after=again)
 
     async def _endpoint(self, scope: Scope, cluster: Obj) -> Plan:
         """The load balancer first: the API server's certificate needs its address."""
@@ -177,6 +191,29 @@ class ManagedControlPlaneReconciler:
             raise NotYet(ConditionType.KUBECONFIG_AVAILABLE, f"the certificate {plan.name(leaf)} does not exist yet")
         decode = base64.b64decode
         return bootstrap.ClientFiles(decode(ca["data"]["tls.crt"]), decode(client["data"]["tls.crt"]), decode(client["data"]["tls.key"]))
+
+    async def _kubernetes_service(self, scope: Scope, plan: Plan) -> float | None:
+        """Pods reach the API server by the Service `kubernetes` before anything in the cluster needs it, and whatever becomes of an API server's pod.
+
+        As the user whom RBAC does not bind: this must work before there are rules, and with whatever rules the cluster's owner writes.
+        """
+        secret = await self.kube.get(SECRET, plan.name("super-admin-kubeconfig"), plan.namespace)
+        if secret is None:
+            raise NotYet(ConditionType.KUBERNETES_SERVICE_READY, "the kubeconfig does not exist yet", after=SOON)
+        client = self.connect_to(base64.b64decode(secret["data"]["value"]).decode())
+        try:
+            await service_endpoints.publish(client, await service_endpoints.addresses_of(plan.host), API_PORT)
+        except OSError as error:
+            message = f"the name of the endpoint {plan.endpoint} can't be resolved: {error}"
+            raise NotYet(ConditionType.KUBERNETES_SERVICE_READY, message, reason=Reason.API_SERVER_NOT_REACHED, seen=False) from error
+        except KubeError as error:
+            message = f"the API server does not answer at {plan.endpoint}: {error.brief}"
+            raise NotYet(ConditionType.KUBERNETES_SERVICE_READY, message, after=SOON * 4, reason=Reason.API_SERVER_NOT_REACHED, seen=False) from error
+        finally:
+            await client.close()
+        if apiserver.clears_endpoints(await self.kube.list(POD, plan.namespace, labels=plan.selector("apiserver"))):
+            return SOON
+        return None
 
     async def _bootstrap(self, scope: Scope, plan: Plan) -> None:
         """The Job with kubeadm's phases. A Job can't be changed; changed content has another name."""
