@@ -22,6 +22,11 @@ CHANGED: dict[str, Any] = {
     "ManagedControlPlane.status.addons: x-kubernetes-list-type": "map",
     "ManagedControlPlane.status.addons: x-kubernetes-list-map-keys": ["name"],
     "ManagedControlPlane.status.addons[items]: required": ["name"],
+    # what was seen of etcd, so that a database that lost data is known by it
+    "ManagedControlPlane.status.etcd: type": "object",
+    "ManagedControlPlane.status.etcd.clusterId: type": "string",
+    **{f"ManagedControlPlane.status.etcd.{name}: type": "integer" for name in ("revision", "databaseBytes", "inUseBytes", "quotaBytes")},
+    **{f"ManagedControlPlane.status.etcd.{name}: format": "int64" for name in ("revision", "databaseBytes", "inUseBytes", "quotaBytes")},
 }
 """Every keyword that is another than at 0.2.0, and why."""
 

@@ -17,6 +17,7 @@ from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconcile
 from ckp.rules.conditions import get_condition
 from ckp.runtime.controller import Result
 from tests.simulators.clock import ManualClock
+from tests.simulators.etcd import EtcdSimulator
 from tests.simulators.kube import KubeSimulator
 
 TENANT = "ckp-default-default"
@@ -32,13 +33,19 @@ def release(version: str = "v1.35.1") -> InstalledRelease:
 class ControlPlaneWorld:
     """One ManagedControlPlane `demo` whose Service has an address and whose certificates are issued."""
 
-    def __init__(self) -> None:
+    def __init__(self, etcd: EtcdSimulator | None = None) -> None:
+        self.simulated_etcd = etcd or EtcdSimulator()
         self.kube = KubeSimulator(manager="ckp-controllers", namespaces=(TENANT, "default"))
         self.workload = KubeSimulator(manager="ckp-controllers")
         self.clock = ManualClock(datetime(2026, 5, 1, 12, tzinfo=UTC))
         self.releases = Releases(releases={name: release(name) for name in ("v1.34.3", "v1.35.1")})
         self.reconciler = ManagedControlPlaneReconciler(
-            self.kube, self.clock, self.releases, Applier(self.kube, self.clock), connect_to=lambda kubeconfig: self.workload
+            self.kube,
+            self.clock,
+            self.releases,
+            Applier(self.kube, self.clock),
+            connect_to=lambda kubeconfig: self.workload,
+            connect_to_etcd=self.simulated_etcd.connect,
         )
 
     async def start(self, **spec: Any) -> None:
@@ -70,11 +77,11 @@ class ControlPlaneWorld:
         for job in await self.kube.list(kinds.JOB, TENANT):
             await self.kube.merge(kinds.JOB, job["metadata"]["name"], TENANT, {"status": {"succeeded": 1}}, subresource="status")
 
-    async def ready(self) -> None:
+    async def ready(self, **spec: Any) -> None:
         """All of it up, as after a creation."""
-        await self.start()
+        await self.start(**spec)
         await self.pass_once()
-        await self.etcd(1)
+        await self.etcd(len(self.simulated_etcd.names))
         await self.api_server(**UP)
         await self.pass_once()
         await self.bootstrapped()

@@ -37,6 +37,8 @@ class ConditionType(StrEnum):
     ENDPOINT_AVAILABLE = "EndpointAvailable"
     CERTIFICATES_AVAILABLE = "CertificatesAvailable"
     ETCD_READY = "EtcdReady"
+    ETCD_SPACE_AVAILABLE = "EtcdSpaceAvailable"
+    """etcd's database is below its quota; at the quota the cluster can be read, and nothing but deletions is accepted."""
     COMPONENTS_READY = "ControlPlaneComponentsReady"
     KUBECONFIG_AVAILABLE = "KubeconfigAvailable"
     KUBERNETES_SERVICE_READY = "KubernetesServiceReady"
@@ -88,6 +90,11 @@ class Reason(StrEnum):
     RESETTING = "Resetting"
 
     # ManagedControlPlane
+    NO_SPACE = "NoSpace"
+    NEARLY_FULL = "NearlyFull"
+    SPACE_FREED = "EtcdSpaceFreed"
+    """Of Events: a member was defragmented, or the alarm ended."""
+    ETCD_NOT_REACHED = "EtcdNotReached"
     API_SERVER_NOT_REACHED = "APIServerNotReached"
     UNKNOWN_VERSION = "UnknownVersion"
     DELETING = "Deleting"

@@ -10,8 +10,9 @@ from ckp.api import kinds
 from ckp.api.names import CLUSTER_NAME_LABEL
 from ckp.api.platform import Releases
 from ckp.clients.kube import Obj
-from ckp.controllers.controlplane import apiserver
+from ckp.controllers.controlplane import apiserver, etcd
 from ckp.controllers.controlplane.plan import Plan
+from ckp.rules.etcd import quota_for
 from tests.worlds.control_plane import TENANT, release
 
 
@@ -52,3 +53,46 @@ def test_an_api_server_of_another_version_counts_until_its_pod_is_gone() -> None
     assert apiserver.serves_only(wanted, [new])
     assert not apiserver.serves_only(wanted, [new, old])
     assert apiserver.serves_only(wanted, [new, {**old, "status": {"phase": "Failed"}}])
+
+
+def test_a_full_etcd_is_neither_killed_nor_taken_out_of_service() -> None:
+    """/health fails at the quota; /livez and /readyz do not, and only /readyz asks for a quorum."""
+    container = etcd.etcd_objects(plan())[-1]["spec"]["template"]["spec"]["containers"][0]
+    paths = {probe: container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert paths == {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}
+
+
+def stateful_set(quota: int, size: str) -> Obj:
+    made = etcd.etcd_objects(plan(etcd={"size": size}))[-1]
+    container = made["spec"]["template"]["spec"]["containers"][0]
+    container["command"] = [f"--quota-backend-bytes={quota}" if "quota" in item else item for item in container["command"]]
+    return made
+
+
+def claim(size: str) -> Obj:
+    return {"metadata": {"name": "data-demo-etcd-0"}, "status": {"capacity": {"storage": size}}}
+
+
+def test_the_quota_follows_the_volumes_as_they_are_and_their_template_is_kept() -> None:
+    """A StatefulSet's template of volumes can't be changed: another size in the spec must not make every apply fail."""
+    before = stateful_set(1 << 30, "2Gi")
+    sized = etcd.sizing(plan(etcd={"size": "20Gi"}), before, [claim("8Gi"), claim("4Gi")], 0)
+    assert sized.claim["resources"]["requests"]["storage"] == "2Gi"
+    assert sized.quota == quota_for(4 << 30), "the smallest volume counts"
+    assert etcd.sizing(plan(etcd={"size": "8Gi"}), None, [], 0).quota == quota_for(8 << 30)
+
+
+def test_the_quota_of_0_2_0_stays_until_the_database_is_seen_to_fit() -> None:
+    before = stateful_set(2 << 30, "2Gi")
+    assert etcd.sizing(plan(), before, [claim("2Gi")], 0).quota == 2 << 30
+    assert etcd.sizing(plan(), before, [claim("2Gi")], 50 << 20).quota == quota_for(2 << 30)
+
+
+def test_only_the_clusters_own_and_the_controllers_reach_etcd() -> None:
+    policy = next(item for item in etcd.etcd_objects(plan()) if item["kind"] == "NetworkPolicy")
+    allowed = [
+        (source["podSelector"]["matchLabels"], [port["port"] for port in rule["ports"]]) for rule in policy["spec"]["ingress"] for source in rule["from"]
+    ]
+    assert allowed == [(plan().selector("apiserver"), [2379]), (plan().selector("etcd"), [2379, 2380]), ({"app": "ckp-controllers"}, [2379])]
+    controllers = policy["spec"]["ingress"][2]["from"][0]
+    assert controllers["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "ckp-system"}, "pods of that label elsewhere do not"

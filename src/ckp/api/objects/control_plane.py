@@ -79,6 +79,16 @@ class StepStatus(ApiModel):
     message: str = ""
 
 
+class EtcdStatus(ApiModel):
+    """What was last seen of the cluster's etcd; not kept to the minute."""
+
+    cluster_id: Annotated[str, Schema("etcd's own id of its cluster, in hexadecimal digits.")] = ""
+    revision: Annotated[int, Schema("The highest revision that was seen.", format="int64")] = 0
+    database_bytes: Annotated[int, Schema("Of the largest member.", format="int64")] = 0
+    in_use_bytes: Annotated[int, Schema("Of the same, what holds something.", format="int64")] = 0
+    quota_bytes: Annotated[int, Schema("What the database may take.", format="int64")] = 0
+
+
 class ManagedControlPlaneStatus(ApiModel):
     """What is so. `addons` and `steps` have a controller each, and `conditions` a third."""
 
@@ -96,6 +106,7 @@ class ManagedControlPlaneStatus(ApiModel):
     addons: Annotated[tuple[AddonStatus, ...], Schema(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"])] = ()
     steps: tuple[StepStatus, ...] = ()
     conditions: Conditions = ()
+    etcd: EtcdStatus = Field(default_factory=EtcdStatus)
 
     def addon(self, name: str) -> AddonStatus:
         """The addon of this name; an empty one if nothing is known of it."""

@@ -9,45 +9,27 @@ from __future__ import annotations
 import base64
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
 
 from ckp.api.kinds import DEPLOYMENT, JOB, MANAGED_CONTROL_PLANE, POD, PVC, SECRET, SERVICE, STATEFUL_SET, Kind
 from ckp.api.names import CLUSTER_NAME_LABEL, MANAGED_CONTROL_PLANE_FINALIZER
 from ckp.api.objects.control_plane import ManagedControlPlane
 from ckp.api.platform import Releases
 from ckp.api.states import ConditionType, Reason
+from ckp.clients.etcd import ConnectEtcd
+from ckp.clients.etcd import connect as connect_etcd
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.apply import Applier
 from ckp.controllers.controlplane import apiserver, bootstrap, certificates, etcd, service_endpoints
+from ckp.controllers.controlplane.etcd_phases import EtcdPhases
+from ckp.controllers.controlplane.phases import ENDING, POLL, SIDE_BY_SIDE, SOON, NotYet
 from ckp.controllers.controlplane.plan import API_PORT, Plan
 from ckp.controllers.jobs import JobState, run_once
 from ckp.controllers.scope import Scope, deleting, owner, paused
 from ckp.controllers.workload import Connect, connect
 from ckp.kits.clock import Clock
 from ckp.kits.errors import NotFound
-from ckp.rules.conditions import Condition, make_condition
+from ckp.rules.conditions import make_condition
 from ckp.runtime.controller import Result
-
-POLL = 10.0
-SOON = 0.5
-ENDING = 2.0
-"""Seconds between two looks at pods that are ending: nothing tells of their end."""
-
-
-class NotYet(Exception):
-    """A phase is not finished; a change of what it waits for wakes the reconciler, and so does `after` (seconds).
-
-    Args:
-        seen: whether it is known to be unfinished; if not, its condition is Unknown.
-    """
-
-    def __init__(self, condition: ConditionType, message: str, *, after: float = POLL, reason: Reason = Reason.WAITING, seen: bool = True) -> None:
-        super().__init__(message)
-        self.condition, self.message, self.after, self.reason, self.seen = condition, message, after, reason, seen
-
-    def as_condition(self, kind: ConditionType, now: datetime) -> Condition:
-        """The condition of this type, as it stands."""
-        return make_condition(kind, False if self.seen else None, now, reason=self.reason, message=self.message)
 
 
 @dataclass
@@ -59,6 +41,10 @@ class ManagedControlPlaneReconciler:
     releases: Releases
     applier: Applier
     connect_to: Connect = connect
+    connect_to_etcd: ConnectEtcd = connect_etcd
+
+    def __post_init__(self) -> None:
+        self.etcd = EtcdPhases(self.kube, self.clock, self.connect_to_etcd)
 
     async def reconcile(self, namespace: str, name: str) -> Result:
         """One pass."""
@@ -85,7 +71,8 @@ class ManagedControlPlaneReconciler:
         scope.status |= {"initialized": plane.status.initialized, "ready": plane.status.ready}
         phases: list[tuple[ConditionType, Callable[[Scope, Plan], Awaitable[float | None]]]] = [
             (ConditionType.CERTIFICATES_AVAILABLE, self._certificates),
-            (ConditionType.ETCD_READY, self._etcd_ready),
+            (ConditionType.ETCD_READY, self.etcd.ready),
+            (ConditionType.ETCD_SPACE_AVAILABLE, self.etcd.space),
             (ConditionType.COMPONENTS_READY, self._components),
             (ConditionType.KUBECONFIG_AVAILABLE, self._kubeconfig),
             (ConditionType.KUBERNETES_SERVICE_READY, self._kubernetes_service),
@@ -102,15 +89,17 @@ class ManagedControlPlaneReconciler:
                     again = min(again, await phase(scope, plan) or again)
                     done.append(make_condition(condition, True, self.clock.now()))
                 except NotYet as wait:
-                    done.append(wait.as_condition(condition, self.clock.now()))
-                    waiting.append(wait)
+                    done.append(wait.as_condition(wait.condition, self.clock.now()))
+                    again = min(again, wait.after)
+                    if wait.needed:
+                        waiting.append(wait)
                     # etcd's and the components' pods start side by side; what needs a running API server must wait.
-                    if condition is not ConditionType.ETCD_READY:
+                    if condition not in SIDE_BY_SIDE:
                         break
             if waiting:
                 # Ready becomes false only with the API server itself, not with a Job or certificate that is renewed.
                 scope.status["ready"] = scope.status["ready"] and await self._available(plan, "apiserver")
-                return Result(after=min(wait.after for wait in waiting))
+                return Result(after=again)
             await self._ready(scope, plan)
         except NotYet as wait:
             scope.conditions.append(wait.as_condition(wait.condition, self.clock.now()))
@@ -142,7 +131,8 @@ class ManagedControlPlaneReconciler:
 
         etcd's pods are made at once: they wait for their certificates, and their volumes are provisioned meanwhile.
         """
-        await self.applier.apply(*certificates.authorities(plan), *certificates.leaf_certificates(plan), *etcd.etcd_objects(plan))
+        await self.applier.apply(*certificates.authorities(plan), *certificates.leaf_certificates(plan))
+        await self.applier.apply(*etcd.etcd_objects(plan, await self.etcd.sizing(scope, plan)))
         if await self.kube.get(SECRET, plan.name("sa"), plan.namespace) is None:
             try:
                 await self.kube.create(certificates.service_account_key(plan))
@@ -156,12 +146,6 @@ class ManagedControlPlaneReconciler:
     async def _has_certificate(self, plan: Plan, name: str) -> bool:
         secret = await self.kube.get(SECRET, name, plan.namespace)
         return bool(secret and (secret.get("data") or {}).get("tls.crt"))
-
-    async def _etcd_ready(self, scope: Scope, plan: Plan) -> None:
-        found = await self.kube.get(STATEFUL_SET, plan.name("etcd"), plan.namespace)
-        ready = int(((found or {}).get("status") or {}).get("readyReplicas") or 0)
-        if ready < plan.etcd_replicas // 2 + 1:
-            raise NotYet(ConditionType.ETCD_READY, f"{ready} of {plan.etcd_replicas} members of etcd are ready")
 
     async def _components(self, scope: Scope, plan: Plan) -> None:
         """The API server, and once it answers the others: started earlier they would exit, and their restart would be delayed by ten seconds."""
@@ -261,5 +245,6 @@ class ManagedControlPlaneReconciler:
             scope.conditions = [make_condition(ConditionType.DELETED, False, self.clock.now(), reason=Reason.DELETING, message=f"waiting for {names} to go")]
             return Result(after=1)
         self.applier.forget(scope.namespace, f"{cluster}-")
+        self.etcd.forget(scope.namespace, cluster)
         await scope.remove_finalizer(MANAGED_CONTROL_PLANE_FINALIZER)
         return Result()
