@@ -36,6 +36,7 @@ from ckp.controllers.providers.byo.machine import ByoMachineReconciler
 from ckp.kits.clock import SystemClock
 from ckp.rules.conditions import get_condition
 from ckp.runtime.informer import Informer
+from tests.simulators.etcd import EtcdSimulator
 from tests.simulators.kube import KubeSimulator
 from tests.support.checkout import REPO
 
@@ -330,7 +331,9 @@ async def test_a_control_plane_comes_up_phase_by_phase(kube: Kube, namespace: st
     """Contract (ControlPlane): initialized, ready, version; traps 1 and 2."""
     await make_control_plane(kube, namespace)
     workload = KubeSimulator()
-    reconciler = ManagedControlPlaneReconciler(kube, CLOCK, RELEASES, Applier(kube, CLOCK), connect_to=lambda kubeconfig: workload)
+    reconciler = ManagedControlPlaneReconciler(
+        kube, CLOCK, RELEASES, Applier(kube, CLOCK), connect_to=lambda kubeconfig: workload, connect_to_etcd=EtcdSimulator().connect
+    )
     await reconciler.reconcile(namespace, "demo")
     plane = await plane_status(kube, namespace)
     assert plane["status"]["externalManagedControlPlane"] is True
@@ -378,6 +381,8 @@ async def test_a_control_plane_comes_up_phase_by_phase(kube: Kube, namespace: st
     conditions = [{"type": kind, "status": "True", "lastTransitionTime": now} for kind in ("SuccessCriteriaMet", "Complete")]
     done = {"succeeded": 1, "startTime": now, "completionTime": now, "conditions": conditions}
     await kube.merge(JOB, job, namespace, {"status": done}, subresource="status")
+    for part in ("controller-manager", "scheduler"):
+        await kube.merge(DEPLOYMENT, f"demo-{part}", namespace, {"status": up}, subresource="status")
     await reconciler.reconcile(namespace, "demo")
     plane = await plane_status(kube, namespace)
     assert (plane["status"]["initialized"], plane["status"]["ready"], plane["status"]["version"]) == (True, True, "v1.35.1")

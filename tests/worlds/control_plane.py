@@ -73,6 +73,10 @@ class ControlPlaneWorld:
     async def api_server(self, **status: int) -> None:
         await self.kube.merge(kinds.DEPLOYMENT, "demo-apiserver", TENANT, {"status": status}, subresource="status")
 
+    async def managers(self, **status: int) -> None:
+        for part in ("controller-manager", "scheduler"):
+            await self.kube.merge(kinds.DEPLOYMENT, f"demo-{part}", TENANT, {"status": status}, subresource="status")
+
     async def bootstrapped(self) -> None:
         for job in await self.kube.list(kinds.JOB, TENANT):
             await self.kube.merge(kinds.JOB, job["metadata"]["name"], TENANT, {"status": {"succeeded": 1}}, subresource="status")
@@ -85,6 +89,7 @@ class ControlPlaneWorld:
         await self.api_server(**UP)
         await self.pass_once()
         await self.bootstrapped()
+        await self.managers(**UP)
         await self.pass_once()
 
     @property

@@ -37,6 +37,8 @@ FORCE_RELEASE_ANNOTATION = f"{CKP}/force-release"
 """Of a ByoMachine: release its host without waiting for it to be clean (it resets itself when it comes back)."""
 DELETE_REQUESTED_ANNOTATION = f"{CKP}/delete-requested-at"
 """On a Cluster: drain and reset its workers, then delete it."""
+ACCEPT_ETCD_DATA_ANNOTATION = f"{CKP}/accept-etcd-data"
+"""On a ManagedControlPlane whose etcd lost data: go on with what is there. The value is the one that its condition EtcdReady names, so it is good for once."""
 REQUESTED_AT_ANNOTATION = f"{CKP}/requested-at"
 """When the user asked for the cluster; the first of the fourteen steps counts from it."""
 

@@ -90,6 +90,12 @@ class Reason(StrEnum):
     RESETTING = "Resetting"
 
     # ManagedControlPlane
+    DATA_LOST = "DataLost"
+    """No member of etcd has data: it could only start empty."""
+    MEMBER_WITHOUT_DATA = "MemberWithoutData"
+    """A quorum of etcd has its data, and one of the others has lost its own."""
+    REVISION_WENT_BACK = "RevisionWentBack"
+    """etcd holds older data than was seen in it, or another cluster's."""
     NO_SPACE = "NoSpace"
     NEARLY_FULL = "NearlyFull"
     SPACE_FREED = "EtcdSpaceFreed"

@@ -1,4 +1,4 @@
-"""etcd's space: how large a database may grow in its volume, and the next step to free some. Pure."""
+"""etcd's data and space: whether data was lost, how large a database may grow in its volume, and the next step to free some. Pure."""
 
 from __future__ import annotations
 
@@ -94,6 +94,32 @@ def next_step(members: Iterable[Member], alarm: bool, quota: int, recently: Coll
         return Step(Action.COMPACT_AND_DEFRAGMENT, waiting[0].name) if waiting else None
     worn = [member for member in order if member.size >= WORN * quota and member.in_use <= member.size // 2 and member.name not in recently]
     return Step(Action.DEFRAGMENT, worn[0].name) if worn else None
+
+
+WITHOUT_DATA = ("could not retrieve cluster information from the given URLs", "tocommit(")
+"""What a member writes last that has no data, or less than the others know it to have had: it was told to start into a cluster that exists."""
+
+
+def is_without_data(last_words: str) -> bool:
+    """Whether a member ended for want of its data."""
+    return any(words in last_words for words in WITHOUT_DATA)
+
+
+def went_back(recorded: tuple[str, int], seen: Iterable[tuple[str, int]]) -> str:
+    """What is wrong with the members' data, against what was recorded before; "" if nothing is.
+
+    Args:
+        recorded: etcd's cluster id and the highest revision seen; ("", 0) if nothing was.
+        seen: the same of each member that answers.
+    """
+    members = [*seen]
+    cluster, revision = recorded
+    if not cluster or not members:
+        return ""
+    if strange := next((other for other, _ in members if other != cluster), ""):
+        return f"it is another etcd cluster ({strange}) than before ({cluster})"
+    highest = max(number for _, number in members)
+    return f"its newest revision is {highest}, and {revision} was seen before" if highest < revision else ""
 
 
 def nearly_full(members: Iterable[Member], quota: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ckp.rules.etcd import MIB, Action, Member, Step, bytes_of, nearly_full, next_step, quota_for, quota_now
+from ckp.rules.etcd import MIB, Action, Member, Step, bytes_of, is_without_data, nearly_full, next_step, quota_for, quota_now, went_back
 
 GIB = 1 << 30
 
@@ -66,3 +66,17 @@ def test_without_an_alarm_only_a_large_and_half_empty_database_is_defragmented()
     assert next_step([member("a", 80, 60)], False, 100, set()) is None
     assert next_step([member("a", 80, 40)], False, 100, set()) == Step(Action.DEFRAGMENT, "a")
     assert next_step([member("a", 80, 40)], False, 100, {"a"}) is None
+
+
+def test_data_went_back_by_its_revision_or_its_cluster_and_a_lagging_member_is_none() -> None:
+    assert went_back(("", 0), [("a", 5)]) == "", "nothing was recorded"
+    assert went_back(("a", 900), []) == "", "nothing is seen"
+    assert went_back(("a", 900), [("a", 900), ("a", 12)]) == ""
+    assert went_back(("a", 900), [("a", 899)]) == "its newest revision is 899, and 900 was seen before"
+    assert "another etcd cluster (b)" in went_back(("a", 900), [("a", 1000), ("b", 1000)])
+
+
+def test_a_members_last_words_tell_whether_it_had_data() -> None:
+    assert is_without_data('"error":"cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs"')
+    assert is_without_data("panic: tocommit(28) is out of range [lastIndex(0)]. Was the raft log corrupted, truncated, or lost?")
+    assert not is_without_data("received SIGTERM") and not is_without_data("")

@@ -128,6 +128,11 @@ def api_server(plan: Plan) -> Obj:
     return _deployment(plan, "apiserver", [container], volumes, surge, **pod)
 
 
+def held(api_server: Obj) -> Obj:
+    """The same Deployment without a pod."""
+    return {**api_server, "spec": {**api_server["spec"], "replicas": 0}}
+
+
 def _konnectivity(plan: Plan) -> Obj:
     command = [
         "/proxy-server",

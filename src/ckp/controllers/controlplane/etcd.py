@@ -16,6 +16,9 @@ CLIENT_PORT = 2379
 PEER_PORT = 2380
 METRICS_PORT = 2381
 PKI = "/etc/etcd/pki"
+NEW, EXISTING = "new", "existing"
+STATE_KEY = "initial-cluster-state"
+"""Of the ConfigMap. A member with data does not ask for it; one without makes a new cluster (`new`), or refuses to start by itself (`existing`)."""
 QUOTA_FLAG = "--quota-backend-bytes="
 
 
@@ -70,6 +73,11 @@ def member_host(plan: Plan, member: str) -> str:
     return f"{member}.{plan.name('etcd-peer')}.{plan.namespace}.svc"
 
 
+def config_map(plan: Plan, state: str) -> Obj:
+    """What members read as they start."""
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": plan.meta(plan.name("etcd")), "data": {STATE_KEY: state}}
+
+
 def etcd_objects(plan: Plan, sized: Sizing | None = None) -> list[Obj]:
     """Two Services (clients; peers by name before they are ready), the StatefulSet, and the policy of who may connect to it.
 
@@ -122,7 +130,6 @@ def _stateful_set(plan: Plan, selector: dict[str, str], sized: Sizing) -> Obj:
         f"--initial-advertise-peer-urls=https://$(POD_NAME).{peers}:{PEER_PORT}",
         f"--listen-metrics-urls=http://0.0.0.0:{METRICS_PORT}",
         f"--initial-cluster={members}",
-        "--initial-cluster-state=new",
         f"--initial-cluster-token={plan.namespace}.{plan.cluster}",
         *(f"--{flag}={PKI}/{file}" for flag, file in tls.items()),
         *(f"--peer-{flag}={PKI}/{file}" for flag, file in tls.items()),
@@ -142,7 +149,12 @@ def _stateful_set(plan: Plan, selector: dict[str, str], sized: Sizing) -> Obj:
         "name": "etcd",
         "image": plan.release.image("etcd"),
         "command": command,
-        "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+        "env": [
+            {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+            # Not a flag: it changes once in a cluster's life, and no member has to be restarted for it.
+            {"name": "ETCD_INITIAL_CLUSTER_STATE", "valueFrom": {"configMapKeyRef": {"name": name, "key": STATE_KEY}}},
+        ],
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "ports": [{"name": "client", "containerPort": CLIENT_PORT}, {"name": "peer", "containerPort": PEER_PORT}],
         "startupProbe": {**alive, "periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": 120},
         "readinessProbe": ready,

@@ -23,6 +23,7 @@ class NotYet(Exception):
     Args:
         seen: whether it is known to be unfinished; if not, its condition is Unknown.
         needed: whether the control plane is not ready without it.
+        hold: whether the API server must not run until a person has decided.
     """
 
     def __init__(
@@ -35,10 +36,11 @@ class NotYet(Exception):
         severity: Severity = "Info",
         seen: bool = True,
         needed: bool = True,
+        hold: bool = False,
     ) -> None:
         super().__init__(message)
         self.condition, self.message, self.after = condition, message, after
-        self.reason, self.severity, self.seen, self.needed = reason, severity, seen, needed
+        self.reason, self.severity, self.seen, self.needed, self.hold = reason, severity, seen, needed, hold
 
     def as_condition(self, kind: ConditionType, now: datetime) -> Condition:
         """The condition of this type, as it stands."""

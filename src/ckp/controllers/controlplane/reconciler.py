@@ -28,7 +28,7 @@ from ckp.controllers.scope import Scope, deleting, owner, paused
 from ckp.controllers.workload import Connect, connect
 from ckp.kits.clock import Clock
 from ckp.kits.errors import NotFound
-from ckp.rules.conditions import make_condition
+from ckp.rules.conditions import get_condition, make_condition
 from ckp.runtime.controller import Result
 
 
@@ -77,6 +77,7 @@ class ManagedControlPlaneReconciler:
             (ConditionType.KUBECONFIG_AVAILABLE, self._kubeconfig),
             (ConditionType.KUBERNETES_SERVICE_READY, self._kubernetes_service),
             (ConditionType.BOOTSTRAPPED, self._bootstrap),
+            (ConditionType.COMPONENTS_READY, self._managers),
         ]
         try:
             plan = await self._endpoint(scope, cluster)
@@ -93,21 +94,32 @@ class ManagedControlPlaneReconciler:
                     again = min(again, wait.after)
                     if wait.needed:
                         waiting.append(wait)
+                    if wait.hold:
+                        await self.applier.apply(apiserver.held(apiserver.api_server(plan)))
+                        break
                     # etcd's and the components' pods start side by side; what needs a running API server must wait.
                     if condition not in SIDE_BY_SIDE:
                         break
             if waiting:
-                # Ready becomes false only with the API server itself, not with a Job or certificate that is renewed.
-                scope.status["ready"] = scope.status["ready"] and await self._available(plan, "apiserver")
+                if get_condition(scope.obj, ConditionType.KUBERNETES_SERVICE_READY) and not any(
+                    seen["type"] == ConditionType.KUBERNETES_SERVICE_READY for seen in done
+                ):
+                    unseen = NotYet(ConditionType.KUBERNETES_SERVICE_READY, waiting[0].message, reason=Reason.API_SERVER_NOT_REACHED, seen=False)
+                    done.append(unseen.as_condition(unseen.condition, self.clock.now()))
+                # Once it was initialized it is ready with its API server and etcd, also while a Job runs again or a certificate is renewed.
+                held = any(wait.hold for wait in waiting)
+                scope.status["ready"] = plane.status.initialized and not held and await self._serves(cluster)
                 return Result(after=again)
             await self._ready(scope, plan)
         except NotYet as wait:
             scope.conditions.append(wait.as_condition(wait.condition, self.clock.now()))
+            scope.status["ready"] = plane.status.initialized and await self._serves(cluster)
             return Result(after=wait.after)
         except NotFound as error:
             scope.conditions.append(
                 make_condition(ConditionType.ENDPOINT_AVAILABLE, False, self.clock.now(), reason=Reason.UNKNOWN_VERSION, message=error.brief, severity="Error")
             )
+            scope.status["ready"] = plane.status.initialized and await self._serves(cluster)
             return Result(after=60)
         return Result(after=again)
 
@@ -132,7 +144,7 @@ class ManagedControlPlaneReconciler:
         etcd's pods are made at once: they wait for their certificates, and their volumes are provisioned meanwhile.
         """
         await self.applier.apply(*certificates.authorities(plan), *certificates.leaf_certificates(plan))
-        await self.applier.apply(*etcd.etcd_objects(plan, await self.etcd.sizing(scope, plan)))
+        await self.applier.apply(await self.etcd.config_map(scope, plan), *etcd.etcd_objects(plan, await self.etcd.sizing(scope, plan)))
         if await self.kube.get(SECRET, plan.name("sa"), plan.namespace) is None:
             try:
                 await self.kube.create(certificates.service_account_key(plan))
@@ -155,6 +167,20 @@ class ManagedControlPlaneReconciler:
         if not apiserver.serves_only(plan, await self.kube.list(POD, plan.namespace, labels=plan.selector("apiserver"))):
             raise NotYet(ConditionType.COMPONENTS_READY, "API servers of the version before are still ending", after=ENDING)
         await self.applier.apply(apiserver.controller_manager(plan), apiserver.scheduler(plan))
+
+    async def _managers(self, scope: Scope, plan: Plan) -> None:
+        """Controller-manager and scheduler: nodes join and nothing is scheduled without them, but the control plane is ready with its API server."""
+        missing = [part for part in ("controller-manager", "scheduler") if not await self._available(plan, part)]
+        if missing:
+            raise NotYet(ConditionType.COMPONENTS_READY, f"not available: {' and '.join(missing)}", needed=False)
+
+    async def _serves(self, cluster: Obj) -> bool:
+        """Whether an API server and a quorum of etcd are ready now."""
+        namespace, name = cluster["metadata"]["namespace"], cluster["metadata"]["name"]
+        etcd_set = await self.kube.get(STATEFUL_SET, f"{name}-etcd", namespace) or {}
+        members = int((etcd_set.get("status") or {}).get("readyReplicas") or 0)
+        api = await self.kube.get(DEPLOYMENT, f"{name}-apiserver", namespace) or {}
+        return members > int((etcd_set.get("spec") or {}).get("replicas") or 1) // 2 and int((api.get("status") or {}).get("availableReplicas") or 0) >= 1
 
     async def _available(self, plan: Plan, part: str) -> bool:
         found = await self.kube.get(DEPLOYMENT, plan.name(part), plan.namespace)
