@@ -14,7 +14,7 @@ import pytest
 from ckp.clients.etcd import Alarm, Credentials, EtcdError, EtcdMember, connect
 from ckp.kits.processes import Daemon
 from ckp.kits.retry import wait_until
-from ckp.rules.etcd import MIB
+from ckp.rules.etcd import MIB, is_without_data
 from tests.support.control_plane import built, free_port
 from tests.worlds.tls import make_authority, make_leaf, write_pair
 
@@ -155,5 +155,41 @@ def test_a_member_with_data_does_not_ask_whether_the_cluster_is_new_and_one_with
         etcd.data.rename(tmp_path / "lost")
         etcd.start("existing")
         wait_until(lambda: etcd.daemon.pid() is None, what="etcd gives up", timeout=START, every=0.2, reason=etcd.daemon.tail)
-        assert "could not retrieve cluster information" in etcd.daemon.log.read_text()
+        # What the kubelet keeps of a container's log as its last words (terminationMessagePolicy).
+        assert is_without_data(etcd.daemon.log.read_bytes()[-2048:].decode())
         assert not (etcd.data / "member" / "wal").exists() or not list((etcd.data / "member" / "wal").glob("*.wal"))
+
+
+async def test_three_members_survive_the_loss_of_one_and_of_its_volume_without_a_second_cluster(tmp_path: Path) -> None:
+    """With 'existing' a member without data joins the cluster that there is, or ends and says why; it never makes one of its own."""
+    peers = {f"m{index}": free_port() for index in range(3)}
+    members = []
+    for name in peers:
+        (tmp_path / name).mkdir()
+        members.append(RealEtcd(tmp_path / name, name, peers))
+    try:
+        for member in members:
+            member.start("new")
+        for member in members:
+            member.wait()
+        clients = [member.connect() for member in members]
+        ids = {(await client.status()).cluster_id for client in clients}
+        assert len(ids) == 1
+        await put(clients[0], "a", 1000)
+        lost = members[2]
+        lost.daemon.stop()
+        await put(clients[0], "b", 1000)  # two of three go on
+        lost.data.rename(tmp_path / "lost")
+        lost.start("existing")
+        wait_until(lambda: lost.daemon.pid() is None or lost.get("/readyz") == 200, what="m2 decides", timeout=START, every=0.2, reason=lost.daemon.tail)
+        if lost.daemon.pid() is None:
+            assert is_without_data(lost.daemon.log.read_bytes()[-2048:].decode())
+        else:
+            assert (await clients[2].status()).cluster_id in ids
+        await put(clients[1], "c", 1000)
+        assert {(await client.status()).cluster_id for client in clients[:2]} == ids
+        for client in clients:
+            await client.close()
+    finally:
+        for member in members:
+            member.daemon.stop()

@@ -11,6 +11,7 @@ import pytest
 
 from ckp.api.crds import all_crds
 from ckp.api.objects.base import ApiModel, Schema
+from ckp.api.objects.control_plane import FIXED_REPLICAS, FIXED_SIZE
 from ckp.api.objects.openapi import schema_of
 
 BEFORE: dict[str, Any] = json.loads((Path(__file__).parent / "crds-0.2.0.json").read_text())
@@ -22,6 +23,12 @@ CHANGED: dict[str, Any] = {
     "ManagedControlPlane.status.addons: x-kubernetes-list-type": "map",
     "ManagedControlPlane.status.addons: x-kubernetes-list-map-keys": ["name"],
     "ManagedControlPlane.status.addons[items]: required": ["name"],
+    # members and volumes were never changed by it; now it is refused with a sentence
+    **{
+        f"{path}.etcd.{name}: x-kubernetes-validations": rule
+        for path in ("ManagedControlPlane.spec", "ManagedControlPlaneTemplate.spec.template.spec")
+        for name, rule in (("replicas", FIXED_REPLICAS), ("size", FIXED_SIZE))
+    },
     # what was seen of etcd, so that a database that lost data is known by it
     "ManagedControlPlane.status.etcd: type": "object",
     "ManagedControlPlane.status.etcd.clusterId: type": "string",
@@ -66,7 +73,7 @@ def test_everything_of_a_crd_but_its_schema_is_as_it_was() -> None:
 
 ALLOWED = {
     *("type", "description", "properties", "required", "items", "additionalProperties", "format", "minimum", "enum", "pattern", "default"),
-    *("x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-preserve-unknown-fields"),
+    *("x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-validations", "x-kubernetes-preserve-unknown-fields"),
 }
 
 

@@ -31,11 +31,25 @@ class LoadBalancer(ApiModel):
     address: Annotated[str, Schema("The address to ask the load balancer for; empty: any.")] = ""
 
 
+FIXED_REPLICAS = [
+    {
+        "rule": "self == oldSelf",
+        "message": "the number of etcd's members can't be changed: a cluster keeps that with which it was made; make a new one with another number",
+    }
+]
+FIXED_SIZE = [
+    {
+        "rule": "self == oldSelf",
+        "message": "the size of etcd's volumes can't be changed here: enlarge the PersistentVolumeClaims data-<cluster>-etcd-<n>, and the quota follows",
+    }
+]
+
+
 class EtcdSpec(ApiModel):
     """The cluster's own etcd."""
 
-    replicas: Annotated[int, Schema(enum=[1, 3, 5], defaulted=True)] = 1
-    size: Annotated[str, Schema("Of each member's volume.", defaulted=True)] = "2Gi"
+    replicas: Annotated[int, Schema(enum=[1, 3, 5], defaulted=True, x_kubernetes_validations=FIXED_REPLICAS)] = 1
+    size: Annotated[str, Schema("Of each member's volume.", defaulted=True, x_kubernetes_validations=FIXED_SIZE)] = "2Gi"
     storage_class: Annotated[str, Schema("Empty: the default class.")] = ""
 
 

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from ckp.api.kinds import CERTIFICATE, ISSUER
 from ckp.api.names import CLUSTER_NAME_LABEL, CLUSTER_SECRET_TYPE
 from ckp.clients.kube import Obj
+from ckp.controllers.controlplane.etcd import member_host, member_names
 from ckp.controllers.controlplane.plan import Plan
 
 TEN_YEARS = "87600h"
@@ -66,7 +67,10 @@ def leaves(plan: Plan) -> list[Leaf]:
     api, etcd = plan.name("apiserver"), plan.name("etcd")
     kubernetes = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", f"kubernetes.default.svc.{plan.domain}")
     api_names = (*kubernetes, "localhost", api, f"{api}.{plan.namespace}", f"{api}.{plan.namespace}.svc")
-    etcd_names = ("localhost", etcd, f"{etcd}.{plan.namespace}.svc", f"*.{etcd}-peer.{plan.namespace}.svc")
+    # A peer is asked back by its address: the name found for that ends in the management cluster's domain, which no SAN here does; so etcd looks each SAN
+    # without a wildcard up, and takes the peer whose address one of them has. Members' own names do that in any domain.
+    members = (member_host(plan, member) for member in member_names(plan))
+    etcd_names = ("localhost", etcd, f"{etcd}.{plan.namespace}.svc", f"*.{etcd}-peer.{plan.namespace}.svc", *members)
     return [
         Leaf("apiserver", "ca", "kube-apiserver", SERVER, dns=api_names, addresses=("127.0.0.1", plan.service_ip, plan.host)),
         Leaf("apiserver-kubelet-client", "ca", "kube-apiserver-kubelet-client", CLIENT, ("kubeadm:cluster-admins",)),
