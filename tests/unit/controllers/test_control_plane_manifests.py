@@ -10,8 +10,8 @@ from ckp.api import kinds
 from ckp.api.names import CLUSTER_NAME_LABEL
 from ckp.api.platform import Releases
 from ckp.clients.kube import Obj
-from ckp.controllers.controlplane import apiserver, etcd
-from ckp.controllers.controlplane.plan import Plan
+from ckp.controllers.controlplane import apiserver, certificates, etcd
+from ckp.controllers.controlplane.plan import Plan, disruption_budget
 from ckp.rules.etcd import quota_for
 from tests.worlds.control_plane import TENANT, release
 
@@ -96,3 +96,47 @@ def test_only_the_clusters_own_and_the_controllers_reach_etcd() -> None:
     assert allowed == [(plan().selector("apiserver"), [2379]), (plan().selector("etcd"), [2379, 2380]), ({"app": "ckp-controllers"}, [2379])]
     controllers = policy["spec"]["ingress"][2]["from"][0]
     assert controllers["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "ckp-system"}, "pods of that label elsewhere do not"
+
+
+def accepted(names: tuple[str, ...], reverse: str, forward: dict[str, str], address: str) -> bool:
+    """Whether etcd takes a peer (client/pkg/transport/listener_tls.go at v3.5.15): by the name found for its address, or by looking up plain names.
+
+    Args:
+        names: the certificate's DNS names.
+        reverse: what a look-up of the address gives.
+        forward: what look-ups of names give.
+    """
+    plain = [name for name in names if not name.startswith("*.")]
+    suffixes = [name[1:] for name in names if name.startswith("*.")]
+    return reverse in plain or any(reverse.endswith(suffix) for suffix in suffixes) or address in (forward.get(name) for name in plain)
+
+
+@pytest.mark.parametrize("replicas", [1, 3, 5])
+@pytest.mark.parametrize("domain", ["cluster.local", "k8s.site.example"])
+def test_members_of_etcd_take_each_other_in_any_domain_of_the_management_cluster(replicas: int, domain: str) -> None:
+    made = plan(etcd={"replicas": replicas})
+    names = next(leaf.dns for leaf in certificates.leaves(made) if leaf.name == "etcd-server")
+    peers = [f"demo-etcd-{index}.demo-etcd-peer.{TENANT}.svc" for index in range(replicas)]
+    forward = {peer: f"10.42.0.{index}" for index, peer in enumerate(peers)}
+    for peer, address in forward.items():
+        assert accepted(names, f"{peer}.{domain}", forward, address), "its name has the domain, the SAN has not"
+        assert accepted(names, "", forward, address)
+    stranger = "10.42.0.99"
+    assert not accepted(names, f"evil.other.svc.{domain}", forward, stranger)
+    urls = flags(etcd.etcd_objects(made)[-1])["initial-cluster"]
+    assert urls == ",".join(f"demo-etcd-{index}=https://{peer}:2380" for index, peer in enumerate(peers))
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_replicas_are_spread_over_nodes_and_drained_one_at_a_time(replicas: int) -> None:
+    made = plan(replicas=replicas, etcd={"replicas": replicas})
+    hosted = [etcd.etcd_objects(made)[-1], apiserver.api_server(made), apiserver.controller_manager(made), apiserver.scheduler(made)]
+    for workload in hosted:
+        template = workload["spec"]["template"]
+        constraints = template["spec"].get("topologySpreadConstraints", [])
+        assert [(item["topologyKey"], item["whenUnsatisfiable"]) for item in constraints] == [("kubernetes.io/hostname", "ScheduleAnyway")] * (replicas > 1)
+        assert all(item["labelSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items() for item in constraints)
+    budgets = [item for item in etcd.etcd_objects(made) if item["kind"] == "PodDisruptionBudget"] + [disruption_budget(made, "apiserver")]
+    for budget, workload in zip(budgets, hosted, strict=False):
+        assert budget["spec"]["maxUnavailable"] == 1, "a single replica blocks no drain"
+        assert budget["spec"]["selector"] == workload["spec"]["selector"]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from ckp.clients.kube import Obj
 from ckp.controllers.controlplane.etcd import CLIENT_PORT
 from ckp.controllers.controlplane.plan import API_PORT, KONNECTIVITY_PORT, PRIORITY, Plan
-from ckp.controllers.pods import config_volume, empty_volume, hardened, mount, pod_spec
+from ckp.controllers.pods import config_volume, empty_volume, hardened, mount, pod_spec, spread
 
 PKI = "/etc/kubernetes/pki"
 SOCKETS = "/run/konnectivity"
@@ -258,12 +258,13 @@ def _client_files(leaf: str) -> list[tuple[str, str, str]]:
 
 def _deployment(plan: Plan, part: str, containers: list[Obj], volumes: list[Obj], strategy: Obj, **pod: object) -> Obj:
     selector = plan.selector(part)
+    apart = spread(selector, plan.replicas, each_version="pod-template-hash")
     spec = {
         "replicas": plan.replicas,
         "revisionHistoryLimit": 2,
         "selector": {"matchLabels": selector},
         "strategy": strategy,
-        "template": {"metadata": {"labels": selector}, "spec": pod_spec(containers, volumes, priorityClassName=PRIORITY, **pod)},
+        "template": {"metadata": {"labels": selector}, "spec": pod_spec(containers, volumes, priorityClassName=PRIORITY, **apart, **pod)},
     }
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": plan.meta(plan.name(part)), "spec": spec}
 

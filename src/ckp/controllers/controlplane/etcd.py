@@ -8,8 +8,8 @@ from typing import Any
 
 from ckp.api.names import SYSTEM_NAMESPACE
 from ckp.clients.kube import Obj
-from ckp.controllers.controlplane.plan import PRIORITY, Plan
-from ckp.controllers.pods import hardened, mount, pod_security, pod_spec
+from ckp.controllers.controlplane.plan import PRIORITY, Plan, disruption_budget
+from ckp.controllers.pods import hardened, mount, pod_security, pod_spec, spread
 from ckp.rules.etcd import bytes_of, quota_now
 
 CLIENT_PORT = 2379
@@ -93,6 +93,7 @@ def etcd_objects(plan: Plan, sized: Sizing | None = None) -> list[Obj]:
         {"apiVersion": "v1", "kind": "Service", "metadata": plan.meta(plan.name("etcd")), "spec": client},
         {"apiVersion": "v1", "kind": "Service", "metadata": plan.meta(plan.name("etcd-peer")), "spec": peer},
         _policy(plan, selector),
+        disruption_budget(plan, "etcd"),
         _stateful_set(plan, selector, sized),
     ]
 
@@ -166,7 +167,8 @@ def _stateful_set(plan: Plan, selector: dict[str, str], sized: Sizing) -> Obj:
     claim: Obj = {"metadata": {"name": "data", "labels": plan.selector("etcd")}, "spec": dict(sized.claim)}
     pki = plan.pki_volume("pki", ("etcd-server", "tls.crt", "tls.crt"), ("etcd-server", "tls.key", "tls.key"), ("etcd", "tls.crt", "ca.crt"))
     security = {**pod_security(), "fsGroupChangePolicy": "OnRootMismatch"}
-    template = {"metadata": {"labels": selector}, "spec": pod_spec([container], [pki], priorityClassName=PRIORITY, securityContext=security)}
+    spec = pod_spec([container], [pki], priorityClassName=PRIORITY, securityContext=security, **spread(selector, plan.etcd_replicas))
+    template = {"metadata": {"labels": selector}, "spec": spec}
     return {
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",

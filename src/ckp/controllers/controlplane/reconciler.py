@@ -22,7 +22,7 @@ from ckp.controllers.apply import Applier
 from ckp.controllers.controlplane import apiserver, bootstrap, certificates, etcd, service_endpoints
 from ckp.controllers.controlplane.etcd_phases import EtcdPhases
 from ckp.controllers.controlplane.phases import ENDING, POLL, SIDE_BY_SIDE, SOON, NotYet
-from ckp.controllers.controlplane.plan import API_PORT, Plan
+from ckp.controllers.controlplane.plan import API_PORT, Plan, disruption_budget
 from ckp.controllers.jobs import JobState, run_once
 from ckp.controllers.scope import Scope, deleting, owner, paused
 from ckp.controllers.workload import Connect, connect
@@ -161,7 +161,7 @@ class ManagedControlPlaneReconciler:
 
     async def _components(self, scope: Scope, plan: Plan) -> None:
         """The API server, and once it answers the others: started earlier they would exit, and their restart would be delayed by ten seconds."""
-        await self.applier.apply(apiserver.config_map(plan), apiserver.api_server(plan))
+        await self.applier.apply(apiserver.config_map(plan), apiserver.api_server(plan), disruption_budget(plan, "apiserver"))
         if not await self._available(plan, "apiserver"):
             raise NotYet(ConditionType.COMPONENTS_READY, "the API server is starting")
         if not apiserver.serves_only(plan, await self.kube.list(POD, plan.namespace, labels=plan.selector("apiserver"))):
