@@ -31,25 +31,24 @@ class LoadBalancer(ApiModel):
     address: Annotated[str, Schema("The address to ask the load balancer for; empty: any.")] = ""
 
 
-FIXED_REPLICAS = [
+FIXED_ETCD = [
     {
-        "rule": "self == oldSelf",
+        "rule": "(has(self.etcd) ? self.etcd.replicas : 1) == (has(oldSelf.etcd) ? oldSelf.etcd.replicas : 1)",
         "message": "the number of etcd's members can't be changed: a cluster keeps that with which it was made; make a new one with another number",
-    }
-]
-FIXED_SIZE = [
+    },
     {
-        "rule": "self == oldSelf",
+        "rule": "(has(self.etcd) ? self.etcd.size : '2Gi') == (has(oldSelf.etcd) ? oldSelf.etcd.size : '2Gi')",
         "message": "the size of etcd's volumes can't be changed here: enlarge the PersistentVolumeClaims data-<cluster>-etcd-<n>, and the quota follows",
-    }
+    },
 ]
+"""For the whole spec, since `etcd` may be absent, and then counts as its defaults."""
 
 
 class EtcdSpec(ApiModel):
     """The cluster's own etcd."""
 
-    replicas: Annotated[int, Schema(enum=[1, 3, 5], defaulted=True, x_kubernetes_validations=FIXED_REPLICAS)] = 1
-    size: Annotated[str, Schema("Of each member's volume.", defaulted=True, x_kubernetes_validations=FIXED_SIZE)] = "2Gi"
+    replicas: Annotated[int, Schema(enum=[1, 3, 5], defaulted=True)] = 1
+    size: Annotated[str, Schema("Of each member's volume.", defaulted=True)] = "2Gi"
     storage_class: Annotated[str, Schema("Empty: the default class.")] = ""
 
 
@@ -130,7 +129,7 @@ class ManagedControlPlaneStatus(ApiModel):
 class ManagedControlPlane(Resource):
     """The whole object."""
 
-    spec: ManagedControlPlaneSpec = Field(default_factory=ManagedControlPlaneSpec)
+    spec: Annotated[ManagedControlPlaneSpec, Schema(x_kubernetes_validations=FIXED_ETCD)] = Field(default_factory=ManagedControlPlaneSpec)
     status: ManagedControlPlaneStatus = Field(default_factory=ManagedControlPlaneStatus)
 
     def condition(self, kind: str) -> Condition:
