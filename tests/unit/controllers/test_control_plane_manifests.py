@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from ckp.api import kinds
 from ckp.api.names import CLUSTER_NAME_LABEL
 from ckp.api.platform import Releases
 from ckp.clients.kube import Obj
-from ckp.controllers.controlplane import apiserver, certificates, etcd
+from ckp.controllers.controlplane import apiserver, bootstrap, certificates, etcd
 from ckp.controllers.controlplane.plan import Plan, disruption_budget
 from ckp.rules.etcd import quota_for
 from tests.worlds.control_plane import TENANT, release
@@ -140,3 +141,11 @@ def test_replicas_are_spread_over_nodes_and_drained_one_at_a_time(replicas: int)
     for budget, workload in zip(budgets, hosted, strict=False):
         assert budget["spec"]["maxUnavailable"] == 1, "a single replica blocks no drain"
         assert budget["spec"]["selector"] == workload["spec"]["selector"]
+
+
+def test_a_node_is_reached_through_its_own_agent_first() -> None:
+    """The agents name their address (bootstrap's manifests), which is what the API server dials a kubelet by."""
+    made = plan()
+    server = apiserver.api_server(made)["spec"]["template"]["spec"]["initContainers"][0]["command"]
+    assert "--proxy-strategies=destHost,default" in server
+    assert "--agent-identifiers=ipv4=$(HOST_IP)" in json.dumps(bootstrap.bootstrap_objects(made)[0]).replace("\\", "")
