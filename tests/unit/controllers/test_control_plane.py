@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckp.api.kinds import DEPLOYMENT, ENDPOINT_SLICE, POD
+from ckp.api.kinds import DEPLOYMENT, ENDPOINT_SLICE, JOB, POD
 from ckp.clients.kube import Obj
 from ckp.controllers.controlplane import apiserver
 from tests.worlds.control_plane import HOST, TENANT, UP, ControlPlaneWorld
@@ -78,3 +78,21 @@ async def test_a_new_controller_manager_waits_until_every_old_api_server_is_gone
     await world.pass_once()
     assert await names(world) == {"demo-apiserver", "demo-controller-manager", "demo-scheduler"}
     assert apiserver.NO_RECONCILER in str(world.kube.stored(DEPLOYMENT, "demo-apiserver", TENANT))
+
+
+async def test_the_first_objects_are_written_though_the_service_is_not_yet_reached_but_nothing_is_ready_before() -> None:
+    world = ControlPlaneWorld()
+    world.cut_off()
+    await world.start()
+    await world.pass_once()
+    await world.etcd(1)
+    await world.api_server(**UP)
+    await world.pass_once()
+    assert len(await world.kube.list(JOB, TENANT)) == 1
+    await world.bootstrapped()
+    await world.managers(**UP)
+    await world.pass_once()
+    assert (world.status["initialized"], world.status["ready"]) == (False, False)
+    world.workload.on_fault(None)
+    await world.pass_once()
+    assert (world.status["initialized"], world.status["ready"]) == (True, True)

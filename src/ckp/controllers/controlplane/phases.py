@@ -13,7 +13,7 @@ ENDING = 2.0
 """Seconds between two looks at pods that are ending: nothing tells of their end."""
 
 
-SIDE_BY_SIDE = (ConditionType.ETCD_READY, ConditionType.ETCD_SPACE_AVAILABLE)
+SIDE_BY_SIDE = (ConditionType.ETCD_READY, ConditionType.ETCD_SPACE_AVAILABLE, ConditionType.KUBERNETES_SERVICE_READY)
 """Phases that the later ones do not wait for."""
 
 
