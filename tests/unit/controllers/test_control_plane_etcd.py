@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import httpx
+import pytest
 
 from ckp.api.kinds import CONFIG_MAP, DEPLOYMENT, EVENT, JOB, MANAGED_CONTROL_PLANE, POD, STATEFUL_SET
 from ckp.controllers.controlplane.etcd import quota_of
@@ -242,6 +243,27 @@ async def test_older_data_than_was_seen_before_is_not_served() -> None:
     await world.pass_once()
     assert world.kube.stored(DEPLOYMENT, "demo-apiserver", TENANT)["spec"]["replicas"] == 1
     assert world.condition("EtcdReady")["status"] == "True"
+
+
+@pytest.mark.parametrize("blind", ["etcd is not reached", "no member is ready", "its pod is made again"])
+async def test_an_api_server_that_is_held_back_stays_so_while_nothing_is_seen(blind: str) -> None:
+    world = ControlPlaneWorld()
+    await world.ready()
+    world.simulated_etcd.revision = 20
+    world.clock.advance(10)
+    await world.pass_once()
+    held = world.condition("EtcdReady")
+    assert held["reason"] == "RevisionWentBack"
+    if blind == "etcd is not reached":
+        world.simulated_etcd.members["demo-etcd-0"].up = False
+    else:
+        await world.etcd(0)
+        if blind == "its pod is made again":
+            await etcd_pod(world, "demo-etcd-0", "")
+    world.clock.advance(10)
+    await world.pass_once()
+    assert world.condition("EtcdReady") == held
+    assert world.kube.stored(DEPLOYMENT, "demo-apiserver", TENANT)["spec"]["replicas"] == 0
 
 
 async def test_another_etcd_cluster_is_not_served() -> None:

@@ -39,6 +39,13 @@ def _hold(scope: Scope, reason: Reason, what: str, to_do: str) -> NotYet:
     return NotYet(ConditionType.ETCD_READY, f"{what}, or {to_do}: {command}. {held}.", reason=reason, severity="Error", hold=True)
 
 
+def _stay_held(scope: Scope) -> None:
+    """NotYet as before while nothing is seen: only data that is seen to be right, or a person, ends it."""
+    before = ManagedControlPlane.of(scope.obj).condition(ConditionType.ETCD_READY)
+    if before.reason in (Reason.DATA_LOST, Reason.REVISION_WENT_BACK) and not _accepted(scope):
+        raise NotYet(ConditionType.ETCD_READY, before.message, reason=Reason(before.reason), severity="Error", hold=True)
+
+
 REMEDY = (
     "delete what is not needed from the cluster (events, ConfigMaps, Secrets), or enlarge its PersistentVolumeClaims "
     "({claim}, …), where their storage class allows it: the quota follows"
@@ -87,8 +94,11 @@ class EtcdPhases:
             if len([name for name, words in pods.items() if is_without_data(words)]) == plan.etcd_replicas and not _accepted(scope):
                 what = "etcd has lost its data: its volumes are empty, and it starts no new cluster by itself. Bring the volumes back"
                 raise _hold(scope, Reason.DATA_LOST, what, "start empty")
+            _stay_held(scope)
             return
         view = await self.care.look(plan)
+        if not view.members:
+            _stay_held(scope)
         recorded = (status.etcd.cluster_id, status.etcd.revision)
         wrong = went_back(recorded, [(seen.cluster_id, seen.revision) for seen in view.members.values()])
         if wrong and not _accepted(scope):
