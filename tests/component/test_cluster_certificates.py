@@ -17,8 +17,9 @@ from ckp.api.kinds import CERTIFICATE, CERTIFICATE_REQUEST, CONFIG_MAP, CSR, MAN
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.apply import Applier
 from ckp.controllers.controlplane import certificates
+from ckp.controllers.controlplane.phases import NotYet
 from ckp.controllers.controlplane.plan import Plan
-from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler, NotYet
+from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler
 from ckp.controllers.scope import Scope
 from ckp.kits.clock import SystemClock
 from ckp.kits.processes import Daemon, run

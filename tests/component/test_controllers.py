@@ -42,6 +42,8 @@ from ckp.controllers.providers.byo.remediation import Remediation
 from ckp.kits.clock import SystemClock
 from ckp.rules.conditions import get_condition
 from ckp.runtime.informer import Informer
+from tests.simulators.etcd import EtcdSimulator
+from tests.simulators.kube import KubeSimulator
 from tests.support.checkout import REPO
 from tests.support.control_plane import TestControlPlane
 from tests.unit.controllers.test_control_plane_certificates import with_names
@@ -337,7 +339,10 @@ async def plane_status(kube: Kube, namespace: str) -> Obj:
 async def test_a_control_plane_comes_up_phase_by_phase(kube: Kube, namespace: str) -> None:
     """Contract (ControlPlane): initialized, ready, version; traps 1 and 2."""
     await make_control_plane(kube, namespace)
-    reconciler = ManagedControlPlaneReconciler(kube, CLOCK, RELEASES, Applier(kube, CLOCK))
+    workload = KubeSimulator()
+    reconciler = ManagedControlPlaneReconciler(
+        kube, CLOCK, RELEASES, Applier(kube, CLOCK), connect_to=lambda kubeconfig: workload, connect_to_etcd=EtcdSimulator().connect
+    )
     await reconciler.reconcile(namespace, "demo")
     plane = await plane_status(kube, namespace)
     assert plane["status"]["externalManagedControlPlane"] is True
@@ -388,6 +393,8 @@ async def test_a_control_plane_comes_up_phase_by_phase(kube: Kube, namespace: st
     conditions = [{"type": kind, "status": "True", "lastTransitionTime": now} for kind in ("SuccessCriteriaMet", "Complete")]
     done = {"succeeded": 1, "startTime": now, "completionTime": now, "conditions": conditions}
     await kube.merge(JOB, job, namespace, {"status": done}, subresource="status")
+    for part in ("controller-manager", "scheduler"):
+        await kube.merge(DEPLOYMENT, f"demo-{part}", namespace, {"status": up}, subresource="status")
     await reconciler.reconcile(namespace, "demo")
     plane = await plane_status(kube, namespace)
     assert (plane["status"]["initialized"], plane["status"]["ready"], plane["status"]["version"]) == (True, True, "v1.35.1")

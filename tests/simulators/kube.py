@@ -27,8 +27,8 @@ Path = tuple[str, ...]
 Owner = tuple[str, str]  # manager, subresource
 
 _WITHOUT_STATUS = frozenset({
-    kinds.SECRET, kinds.CONFIG_MAP, kinds.SERVICE_ACCOUNT, kinds.LEASE, kinds.ENDPOINTS, kinds.ROLE, kinds.ROLE_BINDING, kinds.CLUSTER_ROLE,
-    kinds.CLUSTER_ROLE_BINDING, kinds.STORAGE_CLASS, kinds.PRIORITY_CLASS, kinds.KUBEADM_CONFIG_TEMPLATE, kinds.BYO_MACHINE_TEMPLATE,
+    kinds.SECRET, kinds.CONFIG_MAP, kinds.SERVICE_ACCOUNT, kinds.LEASE, kinds.ENDPOINTS, kinds.ENDPOINT_SLICE, kinds.ROLE, kinds.ROLE_BINDING,
+    kinds.CLUSTER_ROLE, kinds.CLUSTER_ROLE_BINDING, kinds.STORAGE_CLASS, kinds.PRIORITY_CLASS, kinds.KUBEADM_CONFIG_TEMPLATE, kinds.BYO_MACHINE_TEMPLATE,
 })  # fmt: skip
 _LIST_KEYS = {"conditions": "type", "ownerReferences": "uid", "containers": "name", "initContainers": "name", "volumes": "name", "env": "name"}
 """Lists that server-side apply merges by an element's key (x-kubernetes-list-type: map); all others are replaced whole."""

@@ -69,6 +69,7 @@ def make_leaf(
     common_name: str = "leaf",
     uris: tuple[str, ...] = (),
     server: bool = False,
+    client: bool = False,
     days: float = 300,
 ) -> tuple[str, ec.EllipticCurvePrivateKey]:
     key = key or ec.generate_private_key(ec.SECP256R1())
@@ -76,7 +77,7 @@ def make_leaf(
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris]
     if server:
         names += [x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1"))]
-    usage = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
+    usages = [*([ExtendedKeyUsageOID.SERVER_AUTH] if server else []), *([ExtendedKeyUsageOID.CLIENT_AUTH] if client or not server else [])]
     builder = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
@@ -85,7 +86,7 @@ def make_leaf(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=60))
         .not_valid_after(now + timedelta(days=days))
-        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False)
     )
     if names:

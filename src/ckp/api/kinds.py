@@ -38,6 +38,7 @@ EVENT = _core("Event", "events")
 PVC = _core("PersistentVolumeClaim", "persistentvolumeclaims")
 PERSISTENT_VOLUME = _core("PersistentVolume", "persistentvolumes", namespaced=False)
 ENDPOINTS = _core("Endpoints", "endpoints")
+ENDPOINT_SLICE = Kind("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices")
 
 DEPLOYMENT = Kind("apps", "v1", "Deployment", "deployments")
 STATEFUL_SET = Kind("apps", "v1", "StatefulSet", "statefulsets")

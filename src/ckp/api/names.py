@@ -52,6 +52,8 @@ REMEDIATE_ANNOTATION = "cluster.x-k8s.io/remediate-machine"
 """Both on a Machine, and Cluster API's: no health check reads it; it is reported as unhealthy because a person says so."""
 RESUMED_ANNOTATION = f"{CKP}/replacement-resumed-at"
 """On a ByoCluster: when a person last let CKP go on with replacing unhealthy workers; what failed before does not count any more."""
+ACCEPT_ETCD_DATA_ANNOTATION = f"{CKP}/accept-etcd-data"
+"""On a ManagedControlPlane whose etcd lost data: go on with what is there. The value is the one that its condition EtcdReady names, so it is good for once."""
 REQUESTED_AT_ANNOTATION = f"{CKP}/requested-at"
 """When the user asked for the cluster; the first of the fourteen steps counts from it."""
 

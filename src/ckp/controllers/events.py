@@ -50,41 +50,43 @@ class EventsReconciler:
             while len(self._emitted) > REMEMBERED:
                 self._emitted.popitem(last=False)
             if before is not None or self._is_fresh(transition):
-                await self._emit(obj, transition)
+                await emit(self.kube, self.clock, obj, transition)
         return Result()
 
     def _is_fresh(self, transition: Transition) -> bool:
         return bool(transition.since) and self.clock.now() - parse_rfc3339(transition.since) < FRESH
 
-    async def _emit(self, obj: Obj, transition: Transition) -> None:
-        meta, now = obj["metadata"], rfc3339(self.clock.now())
-        about = f"{meta['uid']} {transition.about} {transition.state} {transition.since or now}"
-        event = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {
-                "name": f"{meta['name'][:200]}.{hashlib.sha256(about.encode()).hexdigest()[:16]}",
-                "namespace": meta["namespace"],
-                "labels": {EVENT_LABEL: str(meta["uid"])},
-            },
-            "involvedObject": {
-                "apiVersion": obj["apiVersion"],
-                "kind": obj["kind"],
-                "name": meta["name"],
-                "namespace": meta["namespace"],
-                "uid": meta["uid"],
-                "resourceVersion": meta["resourceVersion"],
-            },
-            "type": "Warning" if transition.warning else "Normal",
-            "reason": transition.reason[:128],
-            "message": transition.message[:1000],
-            "source": {"component": COMPONENT},
-            "firstTimestamp": transition.since or now,
-            "lastTimestamp": transition.since or now,
-            "count": 1,
-        }
-        try:
-            await self.kube.create(event)
-        except KubeError as error:
-            if error.reason != "AlreadyExists":  # emitted before a restart
-                log.warning("an event was not written", object=f"{meta['namespace']}/{meta['name']}", error=error.brief)
+
+async def emit(kube: Kube, clock: Clock, obj: Obj, transition: Transition) -> None:
+    """Write one Event about an object; that it can't be written is logged, and no error."""
+    meta, now = obj["metadata"], rfc3339(clock.now())
+    about = f"{meta['uid']} {transition.about} {transition.state} {transition.since or now}"
+    event = {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {
+            "name": f"{meta['name'][:200]}.{hashlib.sha256(about.encode()).hexdigest()[:16]}",
+            "namespace": meta["namespace"],
+            "labels": {EVENT_LABEL: str(meta["uid"])},
+        },
+        "involvedObject": {
+            "apiVersion": obj["apiVersion"],
+            "kind": obj["kind"],
+            "name": meta["name"],
+            "namespace": meta["namespace"],
+            "uid": meta["uid"],
+            "resourceVersion": meta["resourceVersion"],
+        },
+        "type": "Warning" if transition.warning else "Normal",
+        "reason": transition.reason[:128],
+        "message": transition.message[:1000],
+        "source": {"component": COMPONENT},
+        "firstTimestamp": transition.since or now,
+        "lastTimestamp": transition.since or now,
+        "count": 1,
+    }
+    try:
+        await kube.create(event)
+    except KubeError as error:
+        if error.reason != "AlreadyExists":  # emitted before a restart
+            log.warning("an event was not written", object=f"{meta['namespace']}/{meta['name']}", error=error.brief)

@@ -37,6 +37,25 @@ def pod_spec(containers: list[Obj], volumes: list[Obj], **more: object) -> Obj:
     }
 
 
+def spread(selector: dict[str, str], replicas: int, *, each_version: str = "") -> Obj:
+    """Pods of one component on as many nodes as there are, but all of them somewhere; nothing for a single one.
+
+    Args:
+        each_version: a label; pods that differ in it are counted apart, as those of two versions are during a rollout.
+    """
+    if replicas == 1:
+        return {}
+    constraint: Obj = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": selector},
+    }
+    if each_version:
+        constraint["matchLabelKeys"] = [each_version]
+    return {"topologySpreadConstraints": [constraint]}
+
+
 def mount(name: str, path: str, *, writable: bool = False) -> Obj:
     """A container's mount of a volume."""
     return {"name": name, "mountPath": path, **({} if writable else {"readOnly": True})}

@@ -17,11 +17,13 @@ from ckp.api.platform import InstalledRelease, Releases
 from ckp.clients.kube import Obj
 from ckp.controllers.apply import Applier
 from ckp.controllers.controlplane import apiserver, bootstrap, certificates
+from ckp.controllers.controlplane.phases import NotYet
 from ckp.controllers.controlplane.plan import Plan
-from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler, NotYet
+from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler
 from ckp.controllers.scope import Scope
 from ckp.kits.clock import SystemClock
 from ckp.kits.errors import CkpError
+from tests.simulators.etcd import EtcdSimulator
 from tests.simulators.kube import KubeSimulator
 from tests.support.checkout import REPO
 from tests.support.tls_clients import client, tls_server
@@ -71,7 +73,7 @@ class Bench:
     def __init__(self) -> None:
         self.kube = KubeSimulator(manager="ckp-controllers", namespaces=(TENANT,))
         clock = SystemClock()
-        self.reconciler = ManagedControlPlaneReconciler(self.kube, clock, RELEASES, Applier(self.kube, clock))
+        self.reconciler = ManagedControlPlaneReconciler(self.kube, clock, RELEASES, Applier(self.kube, clock), connect_to_etcd=EtcdSimulator().connect)
         self.scope = Scope(self.kube, clock, kinds.MANAGED_CONTROL_PLANE, PLANE)
 
     async def issue(self, authorities: dict[str, Authority]) -> None:

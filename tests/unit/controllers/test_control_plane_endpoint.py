@@ -21,6 +21,7 @@ from ckp.controllers.controlplane.plan import Plan
 from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler
 from ckp.kits.clock import SystemClock
 from ckp.rules.conditions import get_condition
+from tests.simulators.etcd import EtcdSimulator
 from tests.simulators.kube import KubeSimulator
 from tests.unit.controllers.test_control_plane_certificates import RELEASE, secret, with_names
 from tests.worlds.tls import make_authority
@@ -37,7 +38,10 @@ class Bench:
     def __init__(self) -> None:
         self.kube = KubeSimulator(manager="ckp-controllers", namespaces=(TENANT,))
         clock = SystemClock()
-        self.reconciler = ManagedControlPlaneReconciler(self.kube, clock, RELEASES, Applier(self.kube, clock))
+        self.workload = KubeSimulator(manager="ckp-controllers")
+        self.reconciler = ManagedControlPlaneReconciler(
+            self.kube, clock, RELEASES, Applier(self.kube, clock), connect_to=lambda _kubeconfig: self.workload, connect_to_etcd=EtcdSimulator().connect
+        )
         self.authority = make_authority("kubernetes")
 
     async def start(self, **spec: Any) -> None:
@@ -92,6 +96,8 @@ class Bench:
         for job in await self.kube.list(kinds.JOB, TENANT):
             done = {"succeeded": 1, "conditions": [{"type": "Complete", "status": "True"}]}
             await self.kube.merge(kinds.JOB, job["metadata"]["name"], TENANT, {"status": done}, subresource="status")
+        for part in ("controller-manager", "scheduler"):
+            await self.kube.merge(kinds.DEPLOYMENT, f"demo-{part}", TENANT, {"status": up}, subresource="status")
         return await self.pass_once()
 
 
@@ -154,8 +160,7 @@ async def test_a_name_as_endpoint_is_in_kubeconfigs_and_certificate_and_never_wh
     assert {A, "203.0.113.7"} < set(certificate["ipAddresses"])
     for address in certificate["ipAddresses"]:
         ip_address(address)
-    command = bench.kube.stored(kinds.DEPLOYMENT, "demo-apiserver", TENANT)["spec"]["template"]["spec"]["containers"][0]["command"]
-    assert f"--advertise-address={A}" in command
+    assert bench.workload.stored(kinds.ENDPOINT_SLICE, "kubernetes", "default")["endpoints"][0]["addresses"] == [A]
     config = json.loads(base64.b64decode(bench.kube.stored(kinds.SECRET, "demo-kubeconfig", TENANT)["data"]["value"]))
     assert config["clusters"][0]["cluster"]["server"] == "https://api.demo.example:6443"
     assert await bench.asks_for() == A

@@ -32,6 +32,19 @@ class LoadBalancer(ApiModel):
     address: Annotated[str, Schema("The address to ask the load balancer for; empty: any.")] = ""
 
 
+FIXED_ETCD = [
+    {
+        "rule": "(has(self.etcd) ? self.etcd.replicas : 1) == (has(oldSelf.etcd) ? oldSelf.etcd.replicas : 1)",
+        "message": "the number of etcd's members can't be changed: a cluster keeps that with which it was made; make a new one with another number",
+    },
+    {
+        "rule": "(has(self.etcd) ? self.etcd.size : '2Gi') == (has(oldSelf.etcd) ? oldSelf.etcd.size : '2Gi')",
+        "message": "the size of etcd's volumes can't be changed here: enlarge the PersistentVolumeClaims data-<cluster>-etcd-<n>, and the quota follows",
+    },
+]
+"""For the whole spec, since `etcd` may be absent, and then counts as its defaults."""
+
+
 class EtcdSpec(ApiModel):
     """The cluster's own etcd."""
 
@@ -81,6 +94,16 @@ class StepStatus(ApiModel):
     message: str = ""
 
 
+class EtcdStatus(ApiModel):
+    """What was last seen of the cluster's etcd; not kept to the minute."""
+
+    cluster_id: Annotated[str, Schema("etcd's own id of its cluster, in hexadecimal digits.")] = ""
+    revision: Annotated[int, Schema("The highest revision that was seen.", format="int64")] = 0
+    database_bytes: Annotated[int, Schema("Of the largest member.", format="int64")] = 0
+    in_use_bytes: Annotated[int, Schema("Of the same, what holds something.", format="int64")] = 0
+    quota_bytes: Annotated[int, Schema("What the database may take.", format="int64")] = 0
+
+
 class ManagedControlPlaneStatus(ApiModel):
     """What is so. `addons` and `steps` have a controller each, and `conditions` two more: WorkloadReady is written beside the control plane's own."""
 
@@ -98,6 +121,7 @@ class ManagedControlPlaneStatus(ApiModel):
     addons: Annotated[tuple[AddonStatus, ...], Schema(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"])] = ()
     steps: tuple[StepStatus, ...] = ()
     conditions: Conditions = ()
+    etcd: EtcdStatus = Field(default_factory=EtcdStatus)
 
     def addon(self, name: str) -> AddonStatus:
         """The addon of this name; an empty one if nothing is known of it."""
@@ -107,7 +131,7 @@ class ManagedControlPlaneStatus(ApiModel):
 class ManagedControlPlane(Resource):
     """The whole object."""
 
-    spec: ManagedControlPlaneSpec = Field(default_factory=ManagedControlPlaneSpec)
+    spec: Annotated[ManagedControlPlaneSpec, Schema(x_kubernetes_validations=FIXED_ETCD)] = Field(default_factory=ManagedControlPlaneSpec)
     status: ManagedControlPlaneStatus = Field(default_factory=ManagedControlPlaneStatus)
 
     def condition(self, kind: str) -> Condition:

@@ -7,16 +7,22 @@ with konnectivity for everything in the cluster: pods, nodes and services are on
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from ckp.clients.kube import Obj
 from ckp.controllers.controlplane.etcd import CLIENT_PORT
 from ckp.controllers.controlplane.plan import API_PORT, KONNECTIVITY_PORT, PRIORITY, Plan
-from ckp.controllers.pods import config_volume, empty_volume, hardened, mount, pod_spec
+from ckp.controllers.pods import config_volume, empty_volume, hardened, mount, pod_spec, spread
 
 PKI = "/etc/kubernetes/pki"
 SOCKETS = "/run/konnectivity"
 CONFIG = "/etc/kubernetes/config"
 AUTHORITY_ANNOTATION = "ckp.coredge.io/authority"
+SHUTDOWN_DELAY = 5
+"""Seconds in which an API server that is to stop still serves."""
+REQUEST_SECONDS = 60
+"""The API server's own limit for a request that is no watch."""
+NO_RECONCILER = "--endpoint-reconciler-type=none"
 ADDRESS_ANNOTATION = "lbipam.cilium.io/ips"
 
 
@@ -61,14 +67,14 @@ def _kubeconfig(server: str) -> Obj:
 def api_server(plan: Plan) -> Obj:
     """The API server and, beside it in the same pod, the konnectivity server that it dials through a socket."""
     flags = {
-        # What stands behind the Service `kubernetes` in the cluster: not the pod's address, which no worker reaches.
-        "advertise-address": plan.address,
         "allow-privileged": "true",
         "authorization-mode": "Node,RBAC",
         "client-ca-file": f"{PKI}/ca.crt",
         "egress-selector-config-file": f"{CONFIG}/egress.json",
         "enable-admission-plugins": "NodeRestriction",
         "enable-bootstrap-token-auth": "true",
+        # The controllers write what stands behind the Service `kubernetes`: a stopping API server would take it away from all.
+        "endpoint-reconciler-type": "none",
         "etcd-cafile": f"{PKI}/etcd-ca.crt",
         "etcd-certfile": f"{PKI}/apiserver-etcd-client.crt",
         "etcd-keyfile": f"{PKI}/apiserver-etcd-client.key",
@@ -85,6 +91,9 @@ def api_server(plan: Plan) -> Obj:
         "requestheader-group-headers": "X-Remote-Group",
         "requestheader-username-headers": "X-Remote-User",
         "secure-port": str(API_PORT),
+        # A pod that is to end first says that it is not ready, and serves on until load balancers have noticed; what has begun then is finished.
+        "shutdown-delay-duration": f"{SHUTDOWN_DELAY}s",
+        "shutdown-send-retry-after": "true",
         "service-account-issuer": f"https://kubernetes.default.svc.{plan.domain}",
         "service-account-key-file": f"{PKI}/sa.pub",
         "service-account-signing-key-file": f"{PKI}/sa.key",
@@ -115,7 +124,14 @@ def api_server(plan: Plan) -> Obj:
         {"name": "sockets", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
         empty_volume("tmp"),
     ]
-    return _deployment(plan, "apiserver", [container, _konnectivity(plan)], volumes)
+    surge = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    pod = {"initContainers": [_konnectivity(plan)], "terminationGracePeriodSeconds": SHUTDOWN_DELAY + REQUEST_SECONDS + 10}
+    return _deployment(plan, "apiserver", [container], volumes, surge, **pod)
+
+
+def held(api_server: Obj) -> Obj:
+    """The same Deployment without a pod."""
+    return {**api_server, "spec": {**api_server["spec"], "replicas": 0}}
 
 
 def _konnectivity(plan: Plan) -> Obj:
@@ -136,11 +152,16 @@ def _konnectivity(plan: Plan) -> Obj:
         "--authentication-audience=system:konnectivity-server",
         f"--kubeconfig={CONFIG}/local.json",
         f"--server-count={plan.replicas}",
-        "--keepalive-time=30s",
+        # A node is reached through its own agent, so that another node's dead one does not matter to it.
+        "--proxy-strategies=destHost,default",
+        # An agent whose host lost power is given up after this and gRPC's own 20 s, for which the server has no flag.
+        "--keepalive-time=5s",
         "--frontend-keepalive-time=30s",
     ]
     return {
         "name": "konnectivity-server",
+        # Started before the API server and stopped after it: a webhook that is called while the pod ends still needs the tunnel.
+        "restartPolicy": "Always",
         "image": plan.release.image("konnectivity-server"),
         "command": command,
         "ports": [{"name": "konnectivity", "containerPort": KONNECTIVITY_PORT}],
@@ -170,7 +191,7 @@ def controller_manager(plan: Plan, authority: str = "") -> Obj:
         "cluster-signing-duration": "87600h",
         "controllers": "*,bootstrapsigner,tokencleaner",
         "kubeconfig": f"{CONFIG}/kubeconfig.json",
-        "leader-elect": str(plan.replicas > 1).lower(),
+        "leader-elect": "true",
         "profiling": "false",
         "requestheader-client-ca-file": f"{PKI}/front-proxy-ca.crt",
         "root-ca-file": f"{PKI}/ca.crt",
@@ -191,7 +212,7 @@ def scheduler(plan: Plan) -> Obj:
         "authorization-kubeconfig": f"{CONFIG}/kubeconfig.json",
         "bind-address": "0.0.0.0",
         "kubeconfig": f"{CONFIG}/kubeconfig.json",
-        "leader-elect": str(plan.replicas > 1).lower(),
+        "leader-elect": "true",
         "profiling": "false",
     }
     return _component(plan, "scheduler", "kube-scheduler", flags, 10259, [("ca", "tls.crt", "ca.crt")], memory="48Mi")
@@ -213,7 +234,31 @@ def _component(plan: Plan, part: str, program: str, flags: dict[str, str], port:
         config_volume("config", plan.name("control-plane")),
         empty_volume("tmp"),
     ]
-    return _deployment(plan, part, [container], volumes)
+    return _deployment(plan, part, [container], volumes, _one_after_the_other(plan.replicas))
+
+
+def _one_after_the_other(replicas: int) -> Obj:
+    """The strategy of a component of which one replica works at a time.
+
+    The lease sees to that; and with a single replica the old pod is gone before the new one starts. `rollingUpdate` is named, as null, since what an
+    older version applied there is refused beside Recreate.
+    """
+    if replicas == 1:
+        return {"type": "Recreate", "rollingUpdate": None}
+    return {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+
+
+def serves_only(plan: Plan, pods: Sequence[Obj]) -> bool:
+    """Whether no API server of another version is left, be it in a pod that is ending: what speaks to the API server must never be newer than it."""
+    image = plan.release.image("kube-apiserver")
+    alive = [pod for pod in pods if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")]
+    return all(container["image"] == image for pod in alive for container in pod["spec"]["containers"] if container["name"] == "kube-apiserver")
+
+
+def clears_endpoints(pods: Sequence[Obj]) -> bool:
+    """Whether an API server is left that takes the endpoints of `kubernetes` away when it stops, as CKP 0.2.0 made them."""
+    commands = [container["command"] for pod in pods for container in pod["spec"]["containers"] if container["name"] == "kube-apiserver"]
+    return any(NO_RECONCILER not in command for command in commands)
 
 
 def _client_files(leaf: str) -> list[tuple[str, str, str]]:
@@ -221,14 +266,15 @@ def _client_files(leaf: str) -> list[tuple[str, str, str]]:
     return [("ca", "tls.crt", "ca.crt"), (leaf, "tls.crt", "client.crt"), (leaf, "tls.key", "client.key")]
 
 
-def _deployment(plan: Plan, part: str, containers: list[Obj], volumes: list[Obj]) -> Obj:
+def _deployment(plan: Plan, part: str, containers: list[Obj], volumes: list[Obj], strategy: Obj, **pod: object) -> Obj:
     selector = plan.selector(part)
+    apart = spread(selector, plan.replicas, each_version="pod-template-hash")
     spec = {
         "replicas": plan.replicas,
         "revisionHistoryLimit": 2,
         "selector": {"matchLabels": selector},
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-        "template": {"metadata": {"labels": selector}, "spec": pod_spec(containers, volumes, priorityClassName=PRIORITY)},
+        "strategy": strategy,
+        "template": {"metadata": {"labels": selector}, "spec": pod_spec(containers, volumes, priorityClassName=PRIORITY, **apart, **pod)},
     }
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": plan.meta(plan.name(part)), "spec": spec}
 

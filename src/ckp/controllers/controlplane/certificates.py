@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from ckp.api.kinds import CERTIFICATE, CERTIFICATE_REQUEST, ISSUER
 from ckp.api.names import CLUSTER_NAME_LABEL, CLUSTER_SECRET_TYPE
 from ckp.clients.kube import Obj
+from ckp.controllers.controlplane.etcd import member_host, member_names
 from ckp.controllers.controlplane.plan import Plan
 from ckp.kits.errors import CkpError
 from ckp.rules.endpoints import is_ipv4
@@ -147,7 +148,10 @@ def leaves(plan: Plan) -> list[Leaf]:
     api, etcd = plan.name("apiserver"), plan.name("etcd")
     kubernetes = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", f"kubernetes.default.svc.{plan.domain}")
     api_names = (*kubernetes, "localhost", api, f"{api}.{plan.namespace}", f"{api}.{plan.namespace}.svc")
-    etcd_names = ("localhost", etcd, f"{etcd}.{plan.namespace}.svc", f"*.{etcd}-peer.{plan.namespace}.svc")
+    # A peer is asked back by its address: the name found for that ends in the management cluster's domain, which no SAN here does; so etcd looks each SAN
+    # without a wildcard up, and takes the peer whose address one of them has. Members' own names do that in any domain.
+    members = (member_host(plan, member) for member in member_names(plan))
+    etcd_names = ("localhost", etcd, f"{etcd}.{plan.namespace}.svc", f"*.{etcd}-peer.{plan.namespace}.svc", *members)
     reached = dict.fromkeys([plan.host, plan.address, *plan.cert_sans])
     names, addresses = [item for item in reached if not is_ipv4(item)], [item for item in reached if is_ipv4(item)]
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
+from ckp.api.kinds import PDB
 from ckp.api.names import CLUSTER_NAME_LABEL
 from ckp.api.objects.control_plane import EtcdSpec, ManagedControlPlane
 from ckp.api.platform import InstalledRelease, Releases
@@ -19,6 +20,19 @@ DEFAULT_PODS = "10.244.0.0/16"
 DEFAULT_SERVICES = "10.96.0.0/12"
 PRIORITY = "ckp-control-plane"
 """Below the management layer's class (deploy/00-foundation.yaml): a tenant's control plane must not evict what manages it."""
+
+
+def disruption_budget(plan: Plan, part: str) -> Obj:
+    """A drain takes one pod of a component at a time, and waits until it is ready elsewhere.
+
+    A single replica may be taken as well: to refuse that would block every drain for ever, and it is back within seconds. A pod that is not ready is no loss.
+    """
+    return {
+        "apiVersion": PDB.api_version,
+        "kind": PDB.kind,
+        "metadata": plan.meta(plan.name(part)),
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": plan.selector(part)}, "unhealthyPodEvictionPolicy": "AlwaysAllow"},
+    }
 
 
 @dataclass(frozen=True)

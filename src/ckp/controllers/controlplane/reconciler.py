@@ -17,31 +17,26 @@ from ckp.api.names import CLUSTER_NAME_LABEL, MANAGED_CONTROL_PLANE_FINALIZER
 from ckp.api.objects.control_plane import ManagedControlPlane
 from ckp.api.platform import Releases
 from ckp.api.states import ConditionType, Reason
+from ckp.clients.etcd import ConnectEtcd
+from ckp.clients.etcd import connect as connect_etcd
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.apply import Applier
-from ckp.controllers.controlplane import apiserver, bootstrap, certificates, etcd
-from ckp.controllers.controlplane.plan import Plan
+from ckp.controllers.controlplane import apiserver, bootstrap, certificates, etcd, service_endpoints
+from ckp.controllers.controlplane.etcd_phases import EtcdPhases
+from ckp.controllers.controlplane.phases import ENDING, POLL, SIDE_BY_SIDE, SOON, NotYet
+from ckp.controllers.controlplane.plan import Plan, disruption_budget
 from ckp.controllers.jobs import JobState, run_once
 from ckp.controllers.scope import Scope, deleting, owner, paused
+from ckp.controllers.workload import Connect, connect
 from ckp.kits.clock import Clock
 from ckp.kits.errors import CkpError, NotFound
-from ckp.rules.conditions import Condition, Severity, get_condition, make_condition
+from ckp.rules.conditions import get_condition, make_condition
 from ckp.rules.endpoints import API_PORT, Asked, settle
 from ckp.runtime.controller import Result
 
 log = structlog.get_logger()
-POLL = 10.0
-SOON = 0.5
 REFUSALS = (400, 403, 422)
 """Codes of answers that the same request would get again."""
-
-
-class NotYet(Exception):
-    """A phase is not finished; a change of what it waits for wakes the reconciler, and so does `after` (seconds)."""
-
-    def __init__(self, condition: ConditionType, message: str, *, after: float = POLL, reason: Reason = Reason.WAITING, severity: Severity = "Info") -> None:
-        super().__init__(message)
-        self.condition, self.message, self.after, self.reason, self.severity = condition, message, after, reason, severity
 
 
 def _asked(plane: ManagedControlPlane, cluster: Obj, service: Obj | None) -> Asked:
@@ -62,12 +57,17 @@ def _asked(plane: ManagedControlPlane, cluster: Obj, service: Obj | None) -> Ask
 
 @dataclass
 class ManagedControlPlaneReconciler:
-    """The phases below, in their order; each is finished or raises NotYet with what it waits for."""
+    """The phases below, in their order; each is finished, and may say when to look again (seconds), or raises NotYet with what it waits for."""
 
     kube: Kube
     clock: Clock
     releases: Releases
     applier: Applier
+    connect_to: Connect = connect
+    connect_to_etcd: ConnectEtcd = connect_etcd
+
+    def __post_init__(self) -> None:
+        self.etcd = EtcdPhases(self.kube, self.clock, self.connect_to_etcd)
 
     async def reconcile(self, namespace: str, name: str) -> Result:
         """One pass."""
@@ -93,44 +93,63 @@ class ManagedControlPlaneReconciler:
         scope.status |= {"externalManagedControlPlane": True, "replicas": plane.spec.replicas}
         scope.status |= {"initialized": plane.status.initialized, "ready": plane.status.ready}
         condition = ConditionType.ENDPOINT_AVAILABLE
-        phases: list[tuple[ConditionType, Callable[[Scope, Plan], Awaitable[None]]]] = [
+        phases: list[tuple[ConditionType, Callable[[Scope, Plan], Awaitable[float | None]]]] = [
             (ConditionType.CERTIFICATES_AVAILABLE, self._certificates),
-            (ConditionType.ETCD_READY, self._etcd_ready),
+            (ConditionType.ETCD_READY, self.etcd.ready),
+            (ConditionType.ETCD_SPACE_AVAILABLE, self.etcd.space),
             (ConditionType.COMPONENTS_READY, self._components),
             (ConditionType.KUBECONFIG_AVAILABLE, self._kubeconfig),
+            (ConditionType.KUBERNETES_SERVICE_READY, self._kubernetes_service),
             (ConditionType.BOOTSTRAPPED, self._bootstrap),
+            (ConditionType.COMPONENTS_READY, self._managers),
         ]
         try:
             plan, lost = await self._endpoint(scope, cluster)
-            done = [self._waits(ConditionType.ENDPOINT_AVAILABLE, lost) if lost else make_condition(ConditionType.ENDPOINT_AVAILABLE, True, self.clock.now())]
+            done = [lost.as_condition(lost.condition, self.clock.now()) if lost else make_condition(ConditionType.ENDPOINT_AVAILABLE, True, self.clock.now())]
             scope.conditions = done
             waiting = [lost] if lost else []
+            again = lost.after if lost else 60.0
             for condition, phase in phases:
                 try:
-                    await phase(scope, plan)
+                    again = min(again, await phase(scope, plan) or again)
                     done.append(make_condition(condition, True, self.clock.now()))
                 except NotYet as wait:
-                    done.append(self._waits(condition, wait))
-                    waiting.append(wait)
+                    done.append(wait.as_condition(wait.condition, self.clock.now()))
+                    again = min(again, wait.after)
+                    if wait.needed:
+                        waiting.append(wait)
+                    if wait.hold:
+                        await self.applier.apply(apiserver.held(apiserver.api_server(plan)))
+                        break
                     # etcd's and the components' pods start side by side; what needs a running API server must wait.
-                    if condition is not ConditionType.ETCD_READY:
+                    if condition not in SIDE_BY_SIDE:
                         break
             if waiting:
-                # Ready becomes false only with the API server itself, not with a Job or certificate that is renewed.
-                scope.status["ready"] = scope.status["ready"] and lost is None and await self._available(plan, "apiserver")
-                return Result(after=min(wait.after for wait in waiting))
+                if get_condition(scope.obj, ConditionType.KUBERNETES_SERVICE_READY) and not any(
+                    seen["type"] == ConditionType.KUBERNETES_SERVICE_READY for seen in done
+                ):
+                    unseen = NotYet(ConditionType.KUBERNETES_SERVICE_READY, waiting[0].message, reason=Reason.API_SERVER_NOT_REACHED, seen=False)
+                    done.append(unseen.as_condition(unseen.condition, self.clock.now()))
+                # Once it was initialized it is ready with its API server and etcd, also while a Job runs again or a certificate is renewed.
+                held = any(wait.hold for wait in waiting)
+                scope.status["ready"] = plane.status.initialized and not held and lost is None and await self._serves(cluster)
+                return Result(after=again)
             await self._ready(scope, plan)
         except NotYet as wait:
-            scope.conditions.append(self._waits(wait.condition, wait))
+            scope.conditions.append(wait.as_condition(wait.condition, self.clock.now()))
+            reached = wait.condition is not ConditionType.ENDPOINT_AVAILABLE
+            scope.status["ready"] = plane.status.initialized and reached and await self._serves(cluster)
             return Result(after=wait.after)
         except NotFound as error:
             scope.conditions.append(
                 make_condition(ConditionType.ENDPOINT_AVAILABLE, False, self.clock.now(), reason=Reason.UNKNOWN_VERSION, message=error.brief, severity="Error")
             )
+            scope.status["ready"] = plane.status.initialized and await self._serves(cluster)
+            return Result(after=60)
         except CkpError as error:
             self._failed(scope, condition, error)
             raise
-        return Result(after=60)
+        return Result(after=again)
 
     def _failed(self, scope: Scope, condition: ConditionType, error: CkpError) -> None:
         """What is refused would be refused again: say so. After any other failure nothing is known, so nothing is said: least of all that all is well."""
@@ -139,9 +158,6 @@ class ManagedControlPlaneReconciler:
             return
         message = f"{error.brief}: {error.resolution}" if error.resolution else error.brief
         scope.conditions.append(make_condition(condition, False, self.clock.now(), reason=Reason.REFUSED, message=message, severity="Error"))
-
-    def _waits(self, condition: ConditionType, wait: NotYet) -> Condition:
-        return make_condition(condition, False, self.clock.now(), reason=wait.reason, message=wait.message, severity=wait.severity)
 
     async def _endpoint(self, scope: Scope, cluster: Obj) -> tuple[Plan, NotYet | None]:
         """The load balancer first: the API server's certificate needs its address.
@@ -186,7 +202,8 @@ class ManagedControlPlaneReconciler:
 
         etcd's pods are made at once: they wait for their certificates, and their volumes are provisioned meanwhile.
         """
-        await self.applier.apply(*certificates.authorities(plan), *certificates.leaf_certificates(plan), *etcd.etcd_objects(plan))
+        await self.applier.apply(*certificates.authorities(plan), *certificates.leaf_certificates(plan))
+        await self.applier.apply(await self.etcd.config_map(scope, plan), *etcd.etcd_objects(plan, await self.etcd.sizing(scope, plan)))
         if await self.kube.get(SECRET, plan.name("sa"), plan.namespace) is None:
             try:
                 await self.kube.create(certificates.service_account_key(plan))
@@ -221,19 +238,29 @@ class ManagedControlPlaneReconciler:
         if len(cross_signed) == len(authorities):
             await self.applier.apply(certificates.chain(plan, cross_signed))
 
-    async def _etcd_ready(self, scope: Scope, plan: Plan) -> None:
-        found = await self.kube.get(STATEFUL_SET, plan.name("etcd"), plan.namespace)
-        ready = int(((found or {}).get("status") or {}).get("readyReplicas") or 0)
-        if ready < plan.etcd_replicas // 2 + 1:
-            raise NotYet(ConditionType.ETCD_READY, f"{ready} of {plan.etcd_replicas} members of etcd are ready")
-
     async def _components(self, scope: Scope, plan: Plan) -> None:
         """The API server, and once it answers the others: started earlier they would exit, and their restart would be delayed by ten seconds."""
-        await self.applier.apply(apiserver.config_map(plan), apiserver.api_server(plan))
+        await self.applier.apply(apiserver.config_map(plan), apiserver.api_server(plan), disruption_budget(plan, "apiserver"))
         if not await self._available(plan, "apiserver"):
             raise NotYet(ConditionType.COMPONENTS_READY, "the API server is starting")
+        if not apiserver.serves_only(plan, await self.kube.list(POD, plan.namespace, labels=plan.selector("apiserver"))):
+            raise NotYet(ConditionType.COMPONENTS_READY, "API servers of the version before are still ending", after=ENDING)
         authority = certificates.fingerprint(await self._authority(plan))
         await self.applier.apply(apiserver.controller_manager(plan, authority), apiserver.scheduler(plan))
+
+    async def _managers(self, scope: Scope, plan: Plan) -> None:
+        """Controller-manager and scheduler: nodes join and nothing is scheduled without them, but the control plane is ready with its API server."""
+        missing = [part for part in ("controller-manager", "scheduler") if not await self._available(plan, part)]
+        if missing:
+            raise NotYet(ConditionType.COMPONENTS_READY, f"not available: {' and '.join(missing)}", needed=False)
+
+    async def _serves(self, cluster: Obj) -> bool:
+        """Whether an API server and a quorum of etcd are ready now."""
+        namespace, name = cluster["metadata"]["namespace"], cluster["metadata"]["name"]
+        etcd_set = await self.kube.get(STATEFUL_SET, f"{name}-etcd", namespace) or {}
+        members = int((etcd_set.get("status") or {}).get("readyReplicas") or 0)
+        api = await self.kube.get(DEPLOYMENT, f"{name}-apiserver", namespace) or {}
+        return members > int((etcd_set.get("spec") or {}).get("replicas") or 1) // 2 and int((api.get("status") or {}).get("availableReplicas") or 0) >= 1
 
     async def _available(self, plan: Plan, part: str) -> bool:
         found = await self.kube.get(DEPLOYMENT, plan.name(part), plan.namespace)
@@ -261,6 +288,29 @@ class ManagedControlPlaneReconciler:
         if found is None:
             raise NotYet(ConditionType.CERTIFICATES_AVAILABLE, f"the Secret {plan.name('ca')} is gone")
         return found
+
+    async def _kubernetes_service(self, scope: Scope, plan: Plan) -> float | None:
+        """Pods reach the API server by the Service `kubernetes` before anything in the cluster needs it, and whatever becomes of an API server's pod.
+
+        As the user whom RBAC does not bind: this must work before there are rules, and with whatever rules the cluster's owner writes.
+        """
+        secret = await self.kube.get(SECRET, plan.name("super-admin-kubeconfig"), plan.namespace)
+        if secret is None:
+            raise NotYet(ConditionType.KUBERNETES_SERVICE_READY, "the kubeconfig does not exist yet", after=SOON)
+        client = self.connect_to(base64.b64decode(secret["data"]["value"]).decode())
+        try:
+            await service_endpoints.publish(client, await service_endpoints.addresses_of(plan.address), API_PORT)
+        except OSError as error:
+            message = f"the name of the endpoint {plan.endpoint} can't be resolved: {error}"
+            raise NotYet(ConditionType.KUBERNETES_SERVICE_READY, message, reason=Reason.API_SERVER_NOT_REACHED, seen=False) from error
+        except KubeError as error:
+            message = f"the API server does not answer at {plan.endpoint}: {error.brief}"
+            raise NotYet(ConditionType.KUBERNETES_SERVICE_READY, message, after=SOON * 4, reason=Reason.API_SERVER_NOT_REACHED, seen=False) from error
+        finally:
+            await client.close()
+        if apiserver.clears_endpoints(await self.kube.list(POD, plan.namespace, labels=plan.selector("apiserver"))):
+            return SOON
+        return None
 
     async def _bootstrap(self, scope: Scope, plan: Plan) -> None:
         """The Job with kubeadm's phases. A Job can't be changed; changed content has another name."""
@@ -308,5 +358,6 @@ class ManagedControlPlaneReconciler:
             scope.conditions = [make_condition(ConditionType.DELETED, False, self.clock.now(), reason=Reason.DELETING, message=f"waiting for {names} to go")]
             return Result(after=1)
         self.applier.forget(scope.namespace, f"{cluster}-")
+        self.etcd.forget(scope.namespace, cluster)
         await scope.remove_finalizer(MANAGED_CONTROL_PLANE_FINALIZER)
         return Result()
