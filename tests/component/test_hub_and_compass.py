@@ -23,6 +23,7 @@ from ckp.api import kinds, names
 from ckp.api.host_protocol import Desired, EnrolmentRequest, EnrolmentStatus, Hello, JournalEntry, Report
 from ckp.api.kinds import Kind
 from ckp.clients.kube import Kube, KubeError
+from ckp.compass.clusters.addresses import check_free
 from ckp.compass.releases import ReleaseTable
 from ckp.compass.rest.internal import make_internal_app
 from ckp.compass.rest.public import make_public_app
@@ -38,6 +39,7 @@ from ckp.hub.identity import HostCa, HostId, channel_context
 from ckp.hub.replicas import Replicas
 from ckp.hub.sessions.server import PATH, AgentServer
 from ckp.kits.clock import SystemClock, rfc3339
+from ckp.kits.errors import InvalidInput
 from ckp.kits.retry import wait_until_async
 from ckp.runtime.informer import Informer
 from tests.support.checkout import REPO
@@ -353,3 +355,17 @@ async def test_neither_may_read_secrets_of_the_platform(accounts: Accounts, plat
     with pytest.raises(KubeError) as told:
         await accounts.kube("ckp-hub", "ckp-hub").merge(kinds.BYO_HOST, "worker-1", platform.namespace, {"spec": {"machineRef": {"name": "x"}}})
     assert told.value.code == 403
+
+
+async def test_compass_may_see_who_has_an_address_and_change_nothing_of_it(accounts: Accounts, kube: Kube, namespace: str) -> None:
+    """Also in a management cluster without Cilium, which does not know its kind of pool at all."""
+    compass = accounts.kube("ckp-compass", "ckp-compass")
+    await check_free(compass, "10.88.0.101", namespace=namespace, cluster="demo")
+    service: dict[str, Any] = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": namespace}}
+    service["spec"] = {"ports": [{"port": 80}], "externalIPs": ["10.88.0.101"]}
+    with pytest.raises(KubeError) as told:
+        await compass.create(service)
+    assert told.value.code == 403
+    await kube.create(service)
+    with pytest.raises(InvalidInput, match=f"10.88.0.101 is taken by Service {namespace}/web"):
+        await check_free(compass, "10.88.0.101", namespace=namespace, cluster="demo")
