@@ -498,7 +498,8 @@ async def test_an_unhealthy_worker_that_the_health_check_reports_is_replaced(kub
         requests, machines = Informer(kube, BYO_REMEDIATION, namespace), Informer(kube, MACHINE, namespace)
         await requests._list()
         await machines._list()
-        remediation = Remediation(kube, CLOCK, requests, machines, lambda _kubeconfig: plane.kube())  # the same API server holds the Node
+        hosts = Informer(kube, BYO_HOST, namespace)
+        remediation = Remediation(kube, CLOCK, requests, machines, hosts, lambda _kubeconfig: plane.kube())  # the same API server holds the Node
         await ByoClusterReconciler(kube, CLOCK, remediation).reconcile(namespace, "demo")
         found = await kube.get(BYO_CLUSTER, "demo", namespace)
         assert found is not None

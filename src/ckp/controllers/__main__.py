@@ -73,7 +73,7 @@ def build(kube: Kube, releases: Releases, addons_image: str) -> Manager:
         return planes_of_cluster(machine) if machine else []
 
     controllers = [
-        Controller("byocluster", ByoClusterReconciler(kube, clock, Remediation(kube, clock, remediations, core_machines)), byo_clusters, workers=2)
+        Controller("byocluster", ByoClusterReconciler(kube, clock, Remediation(kube, clock, remediations, core_machines, hosts)), byo_clusters, workers=2)
         .watches(remediations, of_cluster(byo_clusters))
         .watches(core_machines, of_cluster(byo_clusters)),
         Controller("byohost", ByoHostReconciler(kube, clock, releases), hosts, workers=2).watches(machines, _host_of),

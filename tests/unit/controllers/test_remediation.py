@@ -40,7 +40,8 @@ class Bench:
         """A new process."""
         self.requests = Informer(self.kube, kinds.BYO_REMEDIATION, TENANT)
         self.machines = Informer(self.kube, kinds.MACHINE, TENANT)
-        remediation = Remediation(self.kube, self.clock, self.requests, self.machines, lambda _kubeconfig: self.workload)
+        self.hosts = Informer(self.kube, kinds.BYO_HOST, TENANT)
+        remediation = Remediation(self.kube, self.clock, self.requests, self.machines, self.hosts, lambda _kubeconfig: self.workload)
         self.reconciler = ByoClusterReconciler(self.kube, self.clock, remediation)
 
     async def create(self, kind: Kind, name: str, spec: dict[str, Any], status: dict[str, Any] | None = None, **metadata: Any) -> Obj:
@@ -73,6 +74,7 @@ class Bench:
         """One pass with what is now."""
         await self.requests._list()
         await self.machines._list()
+        await self.hosts._list()
         return (await self.reconciler.reconcile(TENANT, "demo")).after
 
     async def gone(self, name: str) -> bool:
@@ -139,6 +141,24 @@ async def test_a_worker_that_leaves_uses_up_nothing_and_hides_nobody(bench: Benc
     await bench.step()
     assert await bench.gone("b"), "1 of 2 that stay"
     assert not await bench.gone("a2") and await bench.skipped("a2") is None
+
+
+@pytest.mark.parametrize(("connected", "minutes", "isolated"), [("False", 6, True), ("False", 1, False), ("True", 60, False)])
+async def test_a_worker_that_leaves_has_a_successor_although_its_host_does_not_answer(bench: Bench, connected: str, minutes: int, isolated: bool) -> None:
+    """A MachineSet counts what is not gone yet (v1.7.7: syncReplicas), and a dead host never is. What keeps it is the MachineSet's selector."""
+    await bench.worker("a", ready=False, old=True)
+    await bench.kube.merge(kinds.MACHINE, "a", TENANT, {"metadata": {"labels": {names.DEPLOYMENT_NAME_LABEL: "demo-workers"}}})
+    since = rfc3339(START - timedelta(minutes=minutes))
+    agent = {"conditions": [{"type": "AgentConnected", "status": connected, "lastTransitionTime": since}]}
+    await bench.create(kinds.BYO_HOST, "host-a", {"machineRef": {"name": "a", "uid": "1"}}, agent)
+    await bench.report("a")
+    await bench.step()
+    assert await bench.step() == 30.0 and await bench.gone("a"), "it goes on being watched"
+    found = await bench.kube.get(kinds.MACHINE, "a", TENANT)
+    assert found is not None and (names.DEPLOYMENT_NAME_LABEL not in found["metadata"]["labels"]) is isolated
+    assert found["metadata"]["labels"][names.CLUSTER_NAME_LABEL] == "demo"
+    host = await bench.kube.get(kinds.BYO_HOST, "host-a", TENANT)
+    assert host is not None and host["spec"]["machineRef"], "it keeps its host"
 
 
 async def test_too_many_at_once_are_left_with_a_sentence_and_do_not_change_ready(bench: Bench) -> None:

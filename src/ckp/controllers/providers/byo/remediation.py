@@ -5,6 +5,10 @@ ByoRemediation of the Machine's name, and deletes it when the Machine is healthy
 first one that has its request already, so that a second one would never be reported; and it counts Machines that are being deleted. Both are avoided by
 its own annotation skip-remediation: what is reported or leaves is no target of the health check any more, and is watched here.
 
+A MachineSet counts a Machine until it is gone, and a dead host never says that it is clean: its Machine would keep its successor from being made. So a
+Machine that leaves while its host does not answer is taken out of its set by its label, as a Pod is isolated from its ReplicaSet. It keeps its host and its
+Node until the host is back and clean, or a person forces it away: nothing is started twice.
+
 The history is in `ByoCluster.status`, and is written before a Machine is deleted: a controller that is killed in between deletes it when it is back.
 """
 
@@ -23,6 +27,7 @@ from ckp.api.names import (
     CKP,
     CLUSTER_NAME_LABEL,
     DELETE_REQUESTED_ANNOTATION,
+    DEPLOYMENT_NAME_LABEL,
     DOMAIN_LABEL,
     REMEDIATE_ANNOTATION,
     RESUMED_ANNOTATION,
@@ -31,6 +36,7 @@ from ckp.api.names import (
 )
 from ckp.api.objects.base import time_of
 from ckp.api.objects.byo_cluster import ByoCluster, Replacement
+from ckp.api.objects.byo_host import ByoHost
 from ckp.api.objects.byo_machine import ByoMachine
 from ckp.api.objects.control_plane import ManagedControlPlane
 from ckp.api.states import ConditionType, Reason
@@ -44,6 +50,8 @@ from ckp.runtime.informer import Informer
 
 log = structlog.get_logger()
 POLL = 30.0
+NO_ANSWER = timedelta(minutes=2)
+"""How long a host does not answer before a Machine that leaves it is given a successor without waiting for it."""
 MADE_BY_0_2_0 = ("50%", "100%")
 """`maxUnhealthy` of the health checks that Compass 0.2.0 made, which replaced Machines by themselves."""
 _WORST = (Reason.HELD, Reason.TOO_MANY_UNHEALTHY, Reason.CLUSTER_NOT_REACHED, Reason.WAITING_FOR_NETWORK, Reason.BACKING_OFF, Reason.WAITING_FOR_STARTUP)
@@ -58,6 +66,7 @@ class Remediation:
     clock: Clock
     requests: Informer
     machines: Informer
+    hosts: Informer
     connect: Connect = connect
     _adopted: set[str] = field(default_factory=set)
 
@@ -76,7 +85,11 @@ class Remediation:
         else:
             requests = {}
         await self._mark(machines, requests.keys() | reported)
-        return await self._decide(scope, cluster, [machine for machine in machines if not deleting(machine)], requests)
+        leaving = [machine for machine in machines if deleting(machine)]
+        for machine in leaving:
+            await self._isolate(machine)
+        after = await self._decide(scope, cluster, [machine for machine in machines if not deleting(machine)], requests)
+        return min(POLL, after or POLL) if leaving else after
 
     async def _decide(self, scope: Scope, cluster: Obj, machines: Sequence[Obj], requests: Mapping[str, Obj]) -> float | None:
         now, seen = self.clock.now(), ByoCluster.of(scope.obj).status
@@ -178,10 +191,26 @@ class Remediation:
             elif not ours and value == CKP:
                 await self._annotate(machine, None)
 
+    async def _isolate(self, machine: Obj) -> None:
+        """Let a Machine that leaves have a successor although its host does not answer."""
+        labels, meta = machine["metadata"].get("labels") or {}, machine["metadata"]
+        if DEPLOYMENT_NAME_LABEL not in labels:
+            return
+        reference = ((machine.get("spec") or {}).get("infrastructureRef") or {}).get("name")
+        hosts = (ByoHost.of(host) for host in self.hosts.all(meta["namespace"]) if ((host.get("spec") or {}).get("machineRef") or {}).get("name") == reference)
+        connection = next((host.condition(ConditionType.AGENT_CONNECTED) for host in hosts), None)
+        lost = _time(connection.last_transition_time) if connection is not None and connection.is_false else None
+        if lost is not None and self.clock.now() - lost >= NO_ANSWER:
+            log.warning("a worker whose host does not answer is taken out of its set", machine=f"{meta['namespace']}/{meta['name']}")
+            await self._merge(machine, {"metadata": {"labels": {DEPLOYMENT_NAME_LABEL: None}}})
+
     async def _annotate(self, machine: Obj, value: str | None) -> None:
         if value is None and (machine["metadata"].get("annotations") or {}).get(SKIP_REMEDIATION_ANNOTATION) != CKP:
             return  # a person's, or none
-        patch = {"metadata": {"annotations": {SKIP_REMEDIATION_ANNOTATION: value}}}
+        await self._merge(machine, {"metadata": {"annotations": {SKIP_REMEDIATION_ANNOTATION: value}}})
+
+    async def _merge(self, machine: Obj, patch: Obj) -> None:
+        """Change a Machine; one that is gone by now is no error."""
         try:
             await self.kube.merge(MACHINE, machine["metadata"]["name"], machine["metadata"]["namespace"], patch)
         except KubeError as error:
