@@ -75,15 +75,23 @@ class Kube:
 
     @classmethod
     def from_kubeconfig(cls, source: Path | str | Mapping[str, Any], *, manager: str = "ckp", timeout: float = 15.0) -> Kube:
-        """From a kubeconfig's path, its text, or the parsed mapping."""
-        if isinstance(source, Path):
-            config = KubeConfig.from_file(source)
-        else:
-            config = KubeConfig.from_dict(dict(yaml.safe_load(source) if isinstance(source, str) else source))
-        single = config.get()
-        if single is None:
-            raise CkpError("the kubeconfig has no current context", resolution="set current-context in it")
-        return cls(single, manager=manager, timeout=timeout)
+        """From a kubeconfig's path, its text, or the parsed mapping.
+
+        Raises:
+            CkpError: there is no kubeconfig in it.
+        """
+        try:
+            if isinstance(source, Path):
+                config = KubeConfig.from_file(source)
+            else:
+                config = KubeConfig.from_dict(dict(yaml.safe_load(source) if isinstance(source, str) else source))
+            single = config.get()
+            if single is None:
+                raise CkpError("the kubeconfig has no current context", resolution="set current-context in it")
+            return cls(single, manager=manager, timeout=timeout)
+        except (KeyError, TypeError, ValueError, AttributeError, ssl.SSLError, yaml.YAMLError) as error:
+            # Without its text: it holds credentials.
+            raise CkpError(f"the kubeconfig cannot be read ({type(error).__name__})") from None
 
     async def get(self, kind: Kind, name: str, namespace: str | None = None) -> Obj | None:
         """The object, or None if there is none."""

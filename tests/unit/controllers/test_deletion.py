@@ -13,6 +13,7 @@ from ckp.api import kinds, names
 from ckp.api.kinds import Kind
 from ckp.clients.kube import KubeError
 from ckp.controllers.lifecycle.deletion import DeletionReconciler, sentences
+from ckp.controllers.workload import connect
 from ckp.kits.clock import rfc3339
 from tests.simulators.clock import ManualClock
 from tests.simulators.kube import KubeSimulator
@@ -99,6 +100,17 @@ async def test_the_volumes_that_it_leaves_are_noted_while_its_api_can_still_be_a
     await bench.reconciler.reconcile(TENANT, "demo")
     noted = (await bench.annotations(kinds.CLUSTER, "demo"))[names.LEFT_BEHIND_ANNOTATION]
     assert json.loads(noted) == ["volume pvc-1 (ceph.example 0001), of claim shop/data"]
+
+
+@pytest.mark.parametrize("text", ["", "kind: Config\n", "[", "clusters: 3", "\x00", "null"])
+async def test_a_kubeconfig_that_cannot_be_read_does_not_hold_up_the_deletion(bench: Bench, text: str) -> None:
+    bench.reconciler.connect = connect
+    await bench.kube.merge(kinds.SECRET, "demo-kubeconfig", TENANT, {"data": {"value": base64.b64encode(text.encode()).decode()}})
+    await bench.ask()
+    await bench.reconciler.reconcile(TENANT, "demo")
+    noted = json.loads((await bench.annotations(kinds.CLUSTER, "demo"))[names.LEFT_BEHIND_ANNOTATION])
+    assert "its volumes are not known: the kubeconfig" in noted[0]
+    assert await bench.kube.get(kinds.MACHINE_DEPLOYMENT, "demo-workers", TENANT) is None
 
 
 async def test_an_api_server_that_is_gone_does_not_hold_up_the_deletion(bench: Bench) -> None:

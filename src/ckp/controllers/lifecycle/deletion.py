@@ -27,10 +27,11 @@ from ckp.api.names import (
 from ckp.api.objects.byo_host import ByoHost
 from ckp.api.objects.byo_machine import ByoMachine
 from ckp.api.states import ConditionType
-from ckp.clients.kube import Kube, KubeError, Obj
+from ckp.clients.kube import Kube, Obj
 from ckp.controllers.scope import deleting
 from ckp.controllers.workload import Connect, connect, workload_cluster
 from ckp.kits.clock import Clock, SystemClock, parse_rfc3339
+from ckp.kits.errors import CkpError
 from ckp.runtime.controller import Result
 
 POLL = 5.0
@@ -91,7 +92,7 @@ class DeletionReconciler:
         try:
             async with workload_cluster(self.kube, namespace, cluster, self.connect) as client:
                 return sentences(await client.list(PERSISTENT_VOLUME)) if client is not None else []
-        except KubeError as error:
+        except CkpError as error:
             return [f"its volumes are not known: {error.brief}"]
 
 

@@ -44,6 +44,7 @@ from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.scope import Scope, cluster_name, deleting, owner_reference
 from ckp.controllers.workload import Connect, connect, workload_cluster
 from ckp.kits.clock import Clock, parse_duration, parse_rfc3339, rfc3339
+from ckp.kits.errors import CkpError
 from ckp.rules.conditions import Condition, Severity, get_condition, is_true, make_condition
 from ckp.rules.remediation import KEPT, Action, Cause, Policy, Sick, Verdict, decide, replacement
 from ckp.runtime.informer import Informer
@@ -155,7 +156,7 @@ class Remediation:
                 if client is None:
                     return {}, "the cluster has no kubeconfig"
                 nodes = {machine: await client.get(NODE, node) for machine, node in names.items() if node}
-        except KubeError as error:
+        except CkpError as error:
             return {}, error.brief
         return {machine: node is not None and is_true(node, ConditionType.READY) for machine, node in nodes.items()}, ""
 
