@@ -195,6 +195,9 @@ class Journal:
                     return False
         except OSError:
             pass
+        for folder in reversed(_missing_folders(path)):
+            os.mkdir(folder)
+            os.chmod(folder, 0o755)  # noqa: S103 - whatever the umask is: others may have to read the file
         atomic_write(path, data, mode=mode)
         return True
 

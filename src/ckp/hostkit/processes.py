@@ -77,6 +77,7 @@ def run(
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
+                umask=0o022,  # the agent's own is 077: what package managers and kubeadm make is to be as on any host
             )
         except OSError as error:
             raise ProcessFailed(

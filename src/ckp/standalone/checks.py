@@ -8,7 +8,7 @@ import socket
 from typing import Any
 
 from ckp.agent.journal import Journal
-from ckp.agent.node import preflight
+from ckp.agent.node import machine_checks, preflight
 from ckp.agent.node.preflight import Findings
 from ckp.agent.system import facts
 from ckp.agent.system.installers.base import Installer
@@ -62,6 +62,7 @@ def preflight_findings(options: Options, journal: Journal, installer: Installer)
     """All findings about a control plane on this host."""
     found = Findings()
     preflight.common(found, journal, installer)
+    found.items += machine_checks.findings(options.host_json)
     node_name(found, options)
     preflight.memory(found, MEMORY_MIB)
     preflight.disk(found, DISK_GIB)

@@ -40,7 +40,9 @@ FACTS = messages.HostFacts("h", "0" * 32, "debian", "12", "6.1", "amd64", 2, 1, 
 
 
 class Authority:
-    """A CA that issues what a test needs."""
+    """A CA that issues what a test needs; `shift` moves the time that it takes for now."""
+
+    shift = datetime.timedelta()
 
     def __init__(self, name: str) -> None:
         self.key = ec.generate_private_key(ec.SECP256R1())
@@ -48,7 +50,7 @@ class Authority:
         self.certificate = self._build(self.name, self.key.public_key(), True, [])
 
     def _build(self, subject: x509.Name, public: Any, ca: bool, names: list[x509.GeneralName]) -> x509.Certificate:
-        now = datetime.datetime.now(datetime.UTC)
+        now = datetime.datetime.now(datetime.UTC) + self.shift
         builder = (
             x509.CertificateBuilder()
             .subject_name(subject)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from ckp.agent import messages
 from ckp.agent.hub.backoff import Backoff
+from ckp.agent.hub.errors import clock_problem
 from ckp.agent.hub.identity import Identity
 from ckp.agent.hub.status import Status
 from ckp.agent.node import inventory
@@ -144,6 +145,8 @@ class Channel:
                 return "Refused", f"the hub refuses this host's certificate (status {code}): it was revoked or replaced; enrol again (ckp-agent enrol --again)"
             return "Disconnected", f"the hub answered with status {code}; reconnecting"
         except ssl.SSLCertVerificationError as error:
+            if clock := clock_problem(error):
+                return "ClockWrong", clock
             return "NotTrusted", f"the server at {self.url} is not the configured hub: {error.verify_message}"
         except ssl.SSLError as error:
             return "Refused", f"the hub refuses the TLS connection: {error.reason or error}"

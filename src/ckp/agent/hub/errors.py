@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+import time
 from typing import Any
 
 from ckp.hostkit.errors import AgentError
@@ -17,6 +19,21 @@ class HubUnreachable(AgentError):
     """The hub did not answer; the request is repeated."""
 
     default_reason = "HubUnreachable"
+
+
+NOT_YET_VALID, EXPIRED = 9, 10
+"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
+SET_CLOCK = "set the clock (timedatectl set-ntp true, or chronyc makestep)"
+
+
+def clock_problem(error: ssl.SSLCertVerificationError) -> str:
+    """What is wrong with this host's clock, if the verification of the hub's certificate failed by the time; "" if it failed otherwise."""
+    now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    if error.verify_code == NOT_YET_VALID:
+        return f"this host's clock says {now}, and the hub's certificate begins later: {SET_CLOCK}"
+    if error.verify_code == EXPIRED:
+        return f"this host's clock says {now}, and the hub's certificate has ended before: if the clock is ahead, {SET_CLOCK}; if not, renew the certificate"
+    return ""
 
 
 def refusal(code: int, data: Any) -> EnrolmentFailed:

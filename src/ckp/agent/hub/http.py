@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ckp.agent.config import Config
-from ckp.agent.hub.errors import EnrolmentFailed, HubUnreachable
+from ckp.agent.hub.errors import EnrolmentFailed, HubUnreachable, clock_problem
 from ckp.hostkit import proxies
 
 REQUEST_SECONDS = 20.0
@@ -42,6 +42,8 @@ def request(config: Config, method: str, path: str, *, body: str | None = None, 
         raw = answer.read(MAX_ANSWER)
         retry = answer.getheader("Retry-After") or "0"
     except ssl.SSLCertVerificationError as error:
+        if clock := clock_problem(error):
+            raise HubUnreachable(clock, resolution="the pre-shared key was not sent; the agent tries again", reason="ClockWrong") from None
         raise EnrolmentFailed(
             f"the server at {config.hub} is not the configured hub: {error.verify_message}",
             details=f"its certificate does not chain to {config.ca}, or is for another name",

@@ -8,6 +8,7 @@ from typing import Iterable
 
 from ckp.agent.journal import Journal
 from ckp.agent.messages import Finding
+from ckp.agent.node import machine_checks
 from ckp.agent.system import facts, firewall, folders, resolver
 from ckp.agent.system.installers.base import FOREIGN_RUNTIMES, Installer
 from ckp.hostkit.errors import AgentError
@@ -58,6 +59,7 @@ def worker(journal: Journal, installer: Installer) -> Findings:
     """The checks for a worker node."""
     found = Findings()
     common(found, journal, installer)
+    found.items += machine_checks.findings()
     memory(found, WORKER_MEMORY_MIB)
     disk(found, WORKER_DISK_GIB)
     if not journal.packages:
