@@ -65,6 +65,8 @@ def standalone(argv: Sequence[str]) -> int:
 
 
 def _status(state_dir: str) -> int:
+    from ckp.agent.system import holds
+    from ckp.agent.system.installers.detect import of_host
     from ckp.standalone.install import journal_of
     from ckp.standalone.steps import STEPS
 
@@ -74,4 +76,6 @@ def _status(state_dir: str) -> int:
         return 1
     for number, step in enumerate(STEPS, 1):
         print(f"[{number:>2}/{len(STEPS)}] {step.title}: {'done' if step.name in journal.done else 'to do'}")
+    for line in holds.changed(journal, of_host()):
+        print(f"  {line}")
     return 0 if all(step.name in journal.done for step in STEPS) else 1

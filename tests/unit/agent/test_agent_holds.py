@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ckp.agent.journal import Journal, Member
+from ckp.agent.journal import STANDALONE, Journal, Member
 from ckp.agent.node import inventory, reset
 from ckp.agent.node.actions import install_packages
 from ckp.agent.system import firewall, folders, holds, prepare, swap
@@ -17,6 +17,8 @@ from ckp.agent.system.installers.dpkg import DpkgInstaller, lock_holder
 from ckp.agent.system.installers.rpm import RpmInstaller
 from ckp.hostkit.errors import AgentError
 from ckp.hostkit.processes import Finished
+from ckp.standalone.command import standalone
+from ckp.standalone.install import journal_of
 from ckp.verify.bundle import BundleManifest, Package
 from tests.unit.agent.test_agent_dpkg import manifest, package, root, script
 
@@ -150,6 +152,23 @@ def test_a_package_that_is_no_longer_ours_is_a_finding_that_resets_nothing(
         "containerd is 2.9, and CKP installed 1.0",
     ]
     assert not any(item.blocking for item in seen) and all("ckp host remove" in item.remediation for item in seen)
+
+
+def test_the_status_of_a_standalone_cluster_names_a_package_that_was_replaced(
+    root: Path, bundle: BundleManifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal = journal_of(str(tmp_path / "state"))
+    journal.begin(Member(STANDALONE, "v1.35.1", "b"))
+    install_packages(journal, DpkgInstaller(), bundle, ["kubelet"])
+    assert wants(root) == {"kubelet": "hold"}, "a standalone cluster holds its packages too"
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    the_owner_installs(root, package(folder, "kubelet", Version="1.35.9-1.1", Maintainer="Kubernetes Authors <dev@kubernetes.io>"))
+    for done, said in ((), False), (("packages",), True):
+        journal.done = list(done)
+        journal.save()
+        assert standalone(["status", "--state-dir", str(tmp_path / "state")]) == 1
+        assert ("kubelet 1.35.9-1.1 is a package of Kubernetes Authors" in capsys.readouterr().out) is said
 
 
 def test_who_has_locked_dpkg_is_said() -> None:

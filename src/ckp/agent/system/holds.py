@@ -66,7 +66,7 @@ def adopt(journal: Journal, installer: Installer) -> None:
 
 def changed(journal: Journal, installer: Installer) -> list[str]:
     """Sentences about packages that CKP installed and that are no longer what it installed: another version, another maker's, or gone."""
-    if "install" not in journal.done:
+    if not {"install", "packages"} & set(journal.done):  # the last step that installs some: of a worker, of a standalone cluster
         return []
     versions = journal.notes.get(VERSIONS, {})
     found = installer.sources(journal.packages)
