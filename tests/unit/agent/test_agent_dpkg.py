@@ -12,6 +12,7 @@ import pytest
 from ckp.agent.system.installers import dpkg
 from ckp.agent.system.installers.dpkg import DpkgInstaller
 from ckp.hostkit import processes
+from ckp.hostkit.errors import AgentError
 from ckp.hostkit.processes import PATH
 from ckp.verify.bundle import BundleManifest, Package
 
@@ -144,3 +145,10 @@ def test_an_installation_waits_for_dpkgs_lock(root: Path, tmp_path: Path, script
     )
     DpkgInstaller().install_file("/x/ckp-agent.deb")
     assert len((tmp_path / "tries").read_text().split()) == 3 and dpkg.LOCK_SECONDS == 120
+
+
+def test_a_hold_of_the_owner_that_keeps_a_tool_out_is_in_the_error(root: Path, script: Script) -> None:
+    script("apt-get", 'echo "E: Unable to correct problems, you have held broken packages." >&2; exit 100')
+    with pytest.raises(AgentError, match="installing the system tools socat by apt-get failed") as caught:
+        DpkgInstaller().add_tools(["socat"], lambda names: None)
+    assert "you have held broken packages" in caught.value.sentence() and "by hand" in caught.value.resolution

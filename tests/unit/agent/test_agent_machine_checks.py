@@ -13,6 +13,7 @@ from ckp.agent.journal import Journal
 from ckp.agent.messages import Finding
 from ckp.agent.node import machine_checks, preflight
 from ckp.agent.node.machine_checks import FileSystem
+from ckp.agent.system import facts, folders
 from ckp.hostkit.files import atomic_write
 from ckp.hostkit.processes import run
 from ckp.standalone import checks
@@ -194,19 +195,57 @@ def test_a_small_mtu_is_said_and_blocks_nothing(tmp_path: Path, mtu: int, words:
     assert blocking(found) == [] and [words in item.problem for item in found] == ([True] if words else [])
 
 
+class Packages:
+    """A host that has these packages."""
+
+    def __init__(self, **versions: str) -> None:
+        self.versions = {name.replace("_", "-"): version for name, version in versions.items()}
+
+    def installed(self, names: list[str]) -> dict[str, str]:
+        return {name: self.versions[name] for name in names if name in self.versions}
+
+
+@pytest.mark.parametrize("name", ["containerd", "docker-ce", "kubelet", "cri-o", "moby-engine"])
+def test_a_runtime_or_kubernetes_of_others_is_refused_and_our_own_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(folders, "taken", lambda: [])
+    journal = Journal(str(tmp_path / "journal.json"), str(tmp_path / "saved"))
+    there = Packages(**{name.replace("-", "_"): "1.0-1"})
+    found = preflight.Findings()
+    preflight.common(found, journal, there)  # type: ignore[arg-type]
+    assert f"a container runtime or Kubernetes is installed already ({name} 1.0-1): remove it, or use another host" in found.lines
+    journal.add_packages([name])
+    found = preflight.Findings()
+    preflight.common(found, journal, there)  # type: ignore[arg-type]
+    assert not any("installed already" in line for line in found.lines)
+
+
+def test_a_kubelet_of_others_and_a_runtime_without_a_package_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "taken", lambda: ["/var/lib/containerd"])
+    (tmp_path / "kubelet.conf").touch()
+    monkeypatch.setattr(preflight, "KUBELET_CONF", f"{tmp_path}/kubelet.conf")
+    found = preflight.Findings()
+    preflight.common(found, Journal(str(tmp_path / "journal.json"), str(tmp_path / "saved")), Packages())  # type: ignore[arg-type]
+    assert any("this host is already a node" in line and "kubeadm reset" in line for line in found.lines)
+    assert any(line.startswith("/var/lib/containerd is not empty: software that was not installed from a package uses it") for line in found.lines)
+
+
+def test_swap_and_cgroup_v1_are_said_and_block_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts, "swap_on", lambda: True)
+    monkeypatch.setattr(facts, "cgroup_version", lambda: "v1")
+    found = preflight.worker(Journal(str(tmp_path / "journal.json"), str(tmp_path / "saved")), Packages())  # type: ignore[arg-type]
+    said = {item.problem: item.blocking for item in found.items}
+    assert said["swap is on"] is False and said["this host has cgroup v1"] is False
+
+
 # -- as a whole ----------------------------------------------------------------------------------------------------------
 
 
 def test_preflight_of_workers_and_of_standalone_clusters_asks_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_checks, "findings", lambda host_json="": [Finding(f"odd, says {host_json or 'the default'}", "x")])
 
-    class Empty:
-        def installed(self, names: list[str]) -> dict[str, str]:
-            return {}
-
     journal = Journal(str(tmp_path / "journal.json"), str(tmp_path / "saved"))
-    assert "odd, says the default: x" in preflight.worker(journal, Empty()).lines  # type: ignore[arg-type]
-    found = checks.preflight_findings(Options(host_json="/mine.json", advertise_address="10.0.0.5"), journal, Empty())  # type: ignore[arg-type]
+    assert "odd, says the default: x" in preflight.worker(journal, Packages()).lines  # type: ignore[arg-type]
+    found = checks.preflight_findings(Options(host_json="/mine.json", advertise_address="10.0.0.5"), journal, Packages())  # type: ignore[arg-type]
     assert "odd, says /mine.json: x" in found.lines
 
 
