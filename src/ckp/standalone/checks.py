@@ -64,6 +64,7 @@ def preflight_findings(options: Options, journal: Journal, installer: Installer)
     preflight.common(found, journal, installer)
     found.items += machine_checks.findings(options.host_json)
     node_name(found, options)
+    preflight.names(found)
     preflight.memory(found, MEMORY_MIB)
     preflight.disk(found, DISK_GIB)
     if facts.cpus() < CPUS:

@@ -41,9 +41,13 @@ class Plan:
         return [self.image(name) for name in CONTROL_PLANE_IMAGES + LATER_IMAGES if name in self.manifest.images]
 
 
-def kubelet_arguments(plan: Plan) -> str:
-    """The kubelet's extra arguments. Its name is kubeadm's (nodeRegistration.name), whatever the OS is called then or later."""
-    return f"{prepare.kubelet_arguments('', plan.address)} --hostname-override={plan.node_name}"
+def kubelet_arguments(plan: Plan, resolv_conf: str = "") -> str:
+    """The kubelet's extra arguments. Its name is kubeadm's (nodeRegistration.name), whatever the OS is called then or later.
+
+    Args:
+        resolv_conf: the file with name servers for pods, if it is not the kubelet's own choice.
+    """
+    return prepare.kubelet_arguments("", plan.address, node_name=plan.node_name, resolv_conf=resolv_conf)
 
 
 def kubernetes_version(manifest: BundleManifest) -> str:

@@ -82,7 +82,10 @@ def install(chosen: Options, *, screen: Screen | None = None, plan: Sequence[Ste
     installer = of_host()
     context = Context(chosen, journal, installer, screen.say)
     if journal.member is None:
-        checks.preflight_findings(chosen, journal, installer).raise_if_any("this host can't become a cluster")
+        findings = checks.preflight_findings(chosen, journal, installer)
+        findings.raise_if_any("this host can't become a cluster")
+        for item in findings.items:
+            screen.line(f"note: {item.problem}: {item.remediation}")
     started = time.monotonic()
     for number, step in enumerate(plan, 1):
         if step.name in journal.done and step.name != "verify":

@@ -17,7 +17,7 @@ from ckp.agent.fetch.images import ImagePulls
 from ckp.agent.journal import Journal
 from ckp.agent.node.actions import add_tools, check_fits, install_packages
 from ckp.agent.node.join import kubelet_health, kubelet_log_tail
-from ckp.agent.system import facts, firewall, folders, prepare, runtime_proxy
+from ckp.agent.system import facts, firewall, folders, prepare, resolver, runtime_proxy
 from ckp.agent.system.installers.base import NODE_PACKAGES, Installer
 from ckp.agent.system.installers.detect import select
 from ckp.agent.system.swap import swap_off
@@ -154,13 +154,21 @@ def kernel(context: Context) -> str:
     return "; ".join([*prepare.kernel(context.journal), *firewall.open_ports(context.journal, ports)])
 
 
+def _kubelet(context: Context, plan: Plan) -> None:
+    """Write the kubelet's settings, and name servers that pods can reach if the host's own can't be (see ckp.agent.system.resolver)."""
+    resolv_conf = resolver.wanted("", "resolvConf" in plan.decisions.kubelet())
+    if resolv_conf == resolver.OWN:
+        resolver.write(context.journal, plan.address)
+    prepare.kubelet(context.journal, plan.decisions, kubelet_arguments(plan, resolv_conf))
+
+
 def ckp_packages(context: Context) -> str:
     manifest = context.verified()
     names = [package.name for package in select(manifest, NODE_PACKAGES)]
     plan = context.plan()
     context.journal.note(NODE_NAME, plan.node_name)  # the OS may be renamed before the next run
     # before the package installs its own: a reset restores what was there at this moment
-    prepare.kubelet(context.journal, plan.decisions, kubelet_arguments(plan))
+    _kubelet(context, plan)
     install_packages(context.journal, context.installer, manifest, names)
     run(["systemctl", "daemon-reload"], timeout=60)
     run(["systemctl", "enable", "kubelet"], timeout=60, what="enabling the kubelet")
@@ -212,7 +220,7 @@ def kubeadm_init(context: Context) -> str:
         shutil.rmtree("/var/lib/etcd", ignore_errors=True)
     elif os.path.isdir("/etc/kubernetes/manifests") and os.listdir("/etc/kubernetes/manifests"):
         run(["kubeadm", "reset", "-f", "--kubeconfig", "/nonexistent", "--skip-phases", "remove-etcd-member"], timeout=180, check=False)
-    prepare.kubelet(context.journal, plan.decisions, kubelet_arguments(plan))
+    _kubelet(context, plan)
     pulls.wait([plan.image(name) for name in CONTROL_PLANE_IMAGES])
     for name, patch in static_pod_patches(plan).items():
         context.journal.replace_file(f"{prepare.PATCHES_DIR}/{name}", patch, mode=0o600)

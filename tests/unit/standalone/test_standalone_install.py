@@ -20,7 +20,7 @@ from ckp.agent.fetch.images import ImagePulls
 from ckp.agent.journal import Journal
 from ckp.agent.node import preflight
 from ckp.agent.node.preflight import Findings
-from ckp.agent.system import facts
+from ckp.agent.system import facts, prepare, resolver
 from ckp.agent.system.prepare import HostDecisions
 from ckp.hostkit.errors import AgentError, InvalidInput, VerificationFailed
 from ckp.hosttool.__main__ import main as tool
@@ -158,7 +158,25 @@ def test_an_os_name_that_no_node_can_have_needs_node_name(options: Options, monk
 
 def test_kubeadm_and_the_kubelet_have_the_same_name(options: Options) -> None:
     assert documents(config.kubeadm_config(plan(options)))["InitConfiguration"]["nodeRegistration"]["name"] == "node-1"
-    assert config.kubelet_arguments(plan(options)) == "--node-ip=10.0.0.5 --hostname-override=node-1"
+    assert config.kubelet_arguments(plan(options)) == "--hostname-override=node-1 --node-ip=10.0.0.5"
+
+
+@pytest.mark.parametrize(("servers", "own"), [("nameserver 127.0.0.1\n", True), ("", True), ("nameserver 10.0.0.53\n", False)])
+def test_pods_get_name_servers_that_they_reach(options: Options, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, servers: str, own: bool) -> None:
+    monkeypatch.setattr(resolver, "OWN", str(tmp_path / "own"))
+    monkeypatch.setattr(resolver, "kubelets_file", lambda: str(tmp_path / "resolv.conf"))
+    monkeypatch.setattr(resolver, "SYSTEM", str(tmp_path / "resolv.conf"))
+    monkeypatch.setattr(resolver, "BEHIND_LOCAL_SERVERS", ())
+    (tmp_path / "resolv.conf").write_text(servers)
+    given: list[str] = []
+    monkeypatch.setattr(prepare, "kubelet", lambda journal, decisions, arguments: given.append(arguments))
+    journal = Journal(str(tmp_path / "journal.json"), str(tmp_path / "saved"))
+    context = steps.Context(options, journal, Any, lambda text: None)  # type: ignore[arg-type]
+    steps._kubelet(context, plan(options))
+    assert (f"--resolv-conf={tmp_path}/own" in given[0]) is own
+    assert ((tmp_path / "own").exists() and "nameserver 10.0.0.5" in (tmp_path / "own").read_text()) is own
+    steps._kubelet(context, plan(options, dataclasses.replace(ORDINARY, overrides={"kubelet": {"resolvConf": "/mine"}})))
+    assert "--resolv-conf" not in given[1], "host.json decides otherwise"
 
 
 def test_a_host_with_only_ipv6_is_refused_before_anything_is_changed(options: Options, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -281,6 +299,12 @@ def test_blocking_findings_end_the_installation_before_its_first_step(bench: Ben
         bench.run()
     assert bench.did == ["preflight"]
     assert not Path(bench.options.state_dir).exists()
+
+
+def test_findings_that_block_nothing_are_said_before_the_first_step(bench: Bench) -> None:
+    bench.findings.add("swap is on", "the installer will turn it off", blocking=False)
+    bench.run()
+    assert bench.shown.startswith("note: swap is on: the installer will turn it off\n")
 
 
 def test_a_failed_verification_changes_nothing(bench: Bench) -> None:
