@@ -51,9 +51,9 @@ def test_a_roomy_disk_is_no_finding() -> None:
 @pytest.mark.parametrize(
     ("place", "available", "words"),
     [
-        ("_usr", 500 << 20, "/usr: 500 MiB free, 700 MiB are needed"),
+        ("_usr", 400 << 20, "/usr: 400 MiB free, 500 MiB are needed"),
         ("_var_lib_containerd", 2 * GIB, "/var/lib/containerd: 2048 MiB free, 3072 MiB are needed"),
-        ("_opt", 10 << 20, "/opt: 10 MiB free, 200 MiB are needed"),
+        ("_opt", 10 << 20, "/opt: 10 MiB free, 100 MiB are needed"),
     ],
 )
 def test_a_full_disk_beside_that_of_var_lib_is_refused(place: str, available: int, words: str) -> None:
@@ -63,8 +63,8 @@ def test_a_full_disk_beside_that_of_var_lib_is_refused(place: str, available: in
 
 
 def test_places_on_one_disk_need_their_sum() -> None:
-    small = FileSystem(10 * GIB, 800 << 20, 1_000_000, 2)
-    assert blocking(machine_checks.space(disks(_usr=small, _opt=small))) == ["/usr, /opt: 800 MiB free, 900 MiB are needed"]
+    small = FileSystem(10 * GIB, 550 << 20, 1_000_000, 2)
+    assert blocking(machine_checks.space(disks(_usr=small, _opt=small))) == ["/usr, /opt: 550 MiB free, 600 MiB are needed"]
 
 
 def test_a_disk_without_inodes_is_refused_and_one_without_their_number_is_not() -> None:
