@@ -37,13 +37,13 @@ class AgentError(Exception):
         return "\n".join(lines)
 
     def sentence(self) -> str:
-        """One line for a report: what is wrong, the last line of the details, what to do."""
+        """One line for a report: what is wrong, the last line of the details, what to do; control characters in it are escaped."""
         parts = [self.brief]
         if self.details:
             parts.append(self.details.strip().splitlines()[-1].strip()[:300])
         if self.resolution:
             parts.append(self.resolution)
-        return ". ".join(part.rstrip(".") for part in parts)
+        return printable(". ".join(part.rstrip(".") for part in parts))
 
 
 class InvalidInput(AgentError):

@@ -12,6 +12,7 @@ from ckp.agent.journal import Journal, Member
 from ckp.agent.system.installers.detect import of_host
 from ckp.hostkit.errors import AgentError, InvalidInput
 from ckp.hostkit.files import read_text
+from ckp.hostkit.text import printable
 from ckp.standalone import checks, options, steps
 from ckp.standalone.options import Options
 from ckp.standalone.steps import ADMIN, STEPS, Context, Step
@@ -47,17 +48,17 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Print a line within the step."""
-        self._write(("\n" if self._open and not self._has_lines else "") + f"{INDENT}{text}\n")
+        self._write(("\n" if self._open and not self._has_lines else "") + f"{INDENT}{printable(text)}\n")
         self._has_lines = True
 
     def end(self, outcome: str, seconds: float, note: str = "") -> None:
         """End the step."""
-        self._write((INDENT if self._has_lines else "") + f"{outcome} {seconds:.1f}s" + (f"  ({note})" if note else "") + "\n")
+        self._write((INDENT if self._has_lines else "") + f"{outcome} {seconds:.1f}s" + (f"  ({printable(note)})" if note else "") + "\n")
         self._open, self._has_lines = False, False
 
     def line(self, text: str = "") -> None:
         """Print a line outside of the steps."""
-        self._write(("\n" if self._open and not self._has_lines else "") + text + "\n")
+        self._write(("\n" if self._open and not self._has_lines else "") + printable(text) + "\n")
         self._open, self._has_lines = False, False
 
 

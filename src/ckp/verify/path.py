@@ -7,6 +7,7 @@ from typing import Callable
 
 from ckp.hostkit.errors import InvalidInput, VerificationFailed
 from ckp.hostkit.logs import log
+from ckp.hostkit.text import printable
 from ckp.verify.bundle import MANIFEST, BundleManifest, describe_bundle, verify_bundle
 from ckp.verify.packagefile import PackageInfo
 from ckp.verify.packages import verify_package
@@ -52,4 +53,4 @@ def _describe(path: str, info: PackageInfo) -> str:
 def verify_command(target: str, keyring: str, release: str | None) -> None:
     """`ckp-agent verify`: log what was verified."""
     for line in verify_path(target, keyring, release):
-        log(line)
+        log(printable(line))

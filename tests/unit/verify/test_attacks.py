@@ -378,6 +378,10 @@ RPMS = [
     Attack("stripped signature", unsigned_rpm, "is not signed", "signature present"),
     Attack("no signature in its place", in_signature_header(_268=(rpmfile.BIN, 4, b"none")), "no readable OpenPGP signature", "signature present"),
     Attack("second signature", two_rpm_signatures, "2 signatures", "one signature"),
+    Attack("a compressed packet", lambda world: Rpm().build(zeros_packed), "what should be the signature of kubelet.rpm is compressed data", "signature form"),
+    Attack(
+        "another hint at the digest", lambda world: Rpm().build(lambda data: other_hint(world.sign(data))), "altered where it is not signed", "signature hint"
+    ),
     Attack("an old signature beside ours", legacy_signature, "a signature of another kind (1002", "signature kind"),
     Attack("an unsigned tag", in_signature_header(_1004=(rpmfile.BIN, 16, bytes(16))), "tags in its signature header that are not allowed", "signature tags"),
     Attack("another size", in_signature_header(_1000=numbers(1)), "does not match the signed header", "unsigned parts"),

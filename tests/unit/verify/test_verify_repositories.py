@@ -88,6 +88,12 @@ def one(root: Path, pattern: str) -> Path:
     return found[0]
 
 
+def beside(root: Path, name: str) -> None:
+    """A good package where no repository is."""
+    (root / name).parent.mkdir(exist_ok=True)
+    shutil.copy(one(root, "apt/pool/**/*.deb"), root / name)
+
+
 def flip(path: Path, at: float = 0.5) -> None:
     raw = bytearray(path.read_bytes())
     raw[int(len(raw) * at)] ^= 1
@@ -458,6 +464,9 @@ ATTACKS = [
     ),
     Attack("primary with fewer packages", primary(lambda text: text.replace('packages="3"', 'packages="2"')), "number of packages is wrong", "packages index"),
     Attack("primary with a path to the top", primary(lambda text: text.replace('href="Packages', 'href="../x/Packages')), "not a plain path", "metadata path"),
+    Attack("a package beside the repositories", lambda world, root: beside(root, "kubelet.deb"), "kubelet.deb in ", "unlisted package"),
+    Attack("a package in a folder beside them", lambda world, root: beside(root, "keys/new/kubelet.RPM"), "keys/new/kubelet.RPM in ", "unlisted package"),
+    Attack("a hidden package beside them", lambda world, root: beside(root, ".kubelet.deb"), ".kubelet.deb in ", "unlisted package"),
     Attack("primary that is no XML", primary(lambda text: text[:-20]), "is malformed", "packages index"),
 ]
 

@@ -18,7 +18,7 @@ import click
 from ckp.catalog.load import Catalog, Profile
 from ckp.cli.distribution.release import DEFAULT_HELP, PROFILE_OPTION, default_release
 from ckp.cli.trust import trusted_image_key
-from ckp.cli.view.output import Column, describe, show_data, table
+from ckp.cli.view.output import Column, describe, echo, show_data, table
 from ckp.clients.oci.registry import Registry
 from ckp.clients.signing import dsse
 from ckp.clients.signing.openpgp import IMAGE_PUBLIC, KEYRING
@@ -107,7 +107,7 @@ def _show_sbom(document: Mapping[str, Any]) -> None:
     whole = all(part["aggregate"] == "complete" for part in document["compositions"])
     digest = next((item["content"] for item in root.get("hashes", [])), "")
     pairs = [("Name", root["name"]), ("Version", root.get("version", "")), ("SHA-256", digest), ("Complete", whole), ("Parts", len(document["components"]))]
-    click.echo(describe(pairs) + "\n")
+    echo(describe(pairs) + "\n")
     columns = [
         Column("TYPE", lambda item: item["type"]),
         Column("NAME", lambda item: item["name"]),
@@ -115,7 +115,7 @@ def _show_sbom(document: Mapping[str, Any]) -> None:
         Column("HASH", _hash),
         Column("LICENCE", _licence),
     ]
-    click.echo(table(columns, document["components"]))
+    echo(table(columns, document["components"]))
 
 
 def _hash(item: Mapping[str, Any]) -> str:
@@ -151,7 +151,7 @@ def provenance(target: str, release: str, profile: Profile, output: str, image_k
     else:
         artifacts = Artifacts(Catalog(), release, profile, _quiet)
         statement = artifacts.statement(artifacts.find(target))
-    click.echo(f"signature: {signed or 'none: made from what is built on this machine; it is signed when it is pushed'}", err=True)
+    echo(f"signature: {signed or 'none: made from what is built on this machine; it is signed when it is pushed'}", err=True)
     if output == "json":
         show_data(statement, "json")
     else:
@@ -163,19 +163,17 @@ def _show_statement(statement: Mapping[str, Any]) -> None:
     subjects = [f"{item['name']} sha256:{item['digest'].get('sha256', '')}" for item in statement["subject"]]
     pairs: list[tuple[str, Any]] = [("Subject", ", ".join(subjects)), ("Builder", statement["predicate"]["runDetails"]["builder"]["id"])]
     pairs += [(name, value) for name, value in sorted(definition["externalParameters"].items())]
-    click.echo(describe(pairs))
+    echo(describe(pairs))
     for name, how in sorted(definition["internalParameters"]["components"].items()):
-        click.echo(f"\n{name}{' in place of ' + how['standsInFor'] if 'standsInFor' in how else ''}:")
-        click.echo(
-            f"  {'gcc' if name.startswith('pause ') else 'go build'} " + " ".join(f"'{part}'" if " " in part or not part else part for part in how["flags"])
-        )
-        click.echo("  " + " ".join(f"{key}={value}" for key, value in sorted(how["environment"].items())))
+        echo(f"\n{name}{' in place of ' + how['standsInFor'] if 'standsInFor' in how else ''}:")
+        echo(f"  {'gcc' if name.startswith('pause ') else 'go build'} " + " ".join(f"'{part}'" if " " in part or not part else part for part in how["flags"]))
+        echo("  " + " ".join(f"{key}={value}" for key, value in sorted(how["environment"].items())))
     columns: list[Column[Any]] = [
         Column("KIND", lambda item: item.get("annotations", {}).get("kind", "")),
         Column("NAME", lambda item: item["name"]),
         Column("DIGEST", lambda item: ", ".join(f"{kind}:{value}" for kind, value in item.get("digest", {}).items())),
     ]
-    click.echo("\n" + table(columns, definition["resolvedDependencies"]))
+    echo("\n" + table(columns, definition["resolvedDependencies"]))
 
 
 @click.command("reproduce")
@@ -220,7 +218,7 @@ def reproduce(
     else:
         expected = _expected_here(catalog, name, profile, roles)
     folder = directory or Path(tempfile.gettempdir()) / f"ckp-reproduce-{release.name}"
-    say = _quiet if output == "json" else click.echo
+    say = _quiet if output == "json" else echo
     own = paths.keys() / KEYRING
     ring = keyring or (own if own.exists() else None)
     findings = Reproduction(catalog, release, profile, expected, folder, say, fresh_modules, ring).run(roles)
@@ -264,7 +262,7 @@ def _show_findings(findings: Sequence[Finding], output: str) -> None:
         Column("VERDICT", lambda item: item.verdict),
         Column("NOTE", lambda item: item.note),
     ]
-    click.echo(table(columns, findings))
+    echo(table(columns, findings))
 
 
 @click.command("compare")
@@ -318,10 +316,10 @@ def _show_comparisons(comparisons: Sequence[Comparison], output: str) -> None:
         return
     rows = table_rows(comparisons)
     heads = ("program", "component", "modules", "go", "flags", "stamps", "verdict")
-    click.echo(table([Column(head.upper(), itemgetter(head)) for head in heads], rows))
+    echo(table([Column(head.upper(), itemgetter(head)) for head in heads], rows))
     differing = [(item.program, check) for item in comparisons for check in item.findings("differs", "deliberate", "stamp")]
     if differing:
-        click.echo("\nDifferences:")
+        echo("\nDifferences:")
         columns: list[Column[Any]] = [
             Column("PROGRAM", lambda row: row[0]),
             Column("WHAT", lambda row: f"{row[1].about} {row[1].name}"),
@@ -330,4 +328,4 @@ def _show_comparisons(comparisons: Sequence[Comparison], output: str) -> None:
             Column("VERDICT", lambda row: row[1].verdict),
             Column("WHY", lambda row: row[1].note),
         ]
-        click.echo(table(columns, differing))
+        echo(table(columns, differing))

@@ -12,6 +12,7 @@ import click
 
 from ckp.catalog.load import Catalog
 from ckp.cli.trust import trusted_image_key
+from ckp.cli.view.output import echo
 from ckp.clients.oci.registry import Registry
 from ckp.clients.signing.cosign import TAG, sign_image
 from ckp.clients.signing.openpgp import SigningKey
@@ -64,7 +65,7 @@ def sign(image: str, key: Path | None, identity: str, ca: Path | None, credentia
     with _open(address, ca, credentials) as registry:
         digest = registry.get_manifest(repository, tag).digest
         signatures = sign_image(registry, repository, digest, secret.read_bytes(), {TAG: tag}, identity=identity)
-    click.echo(f"{address}/{repository}@{digest} is signed for the tag {tag}; its signatures are in {signatures.digest}")
+    echo(f"{address}/{repository}@{digest} is signed for the tag {tag}; its signatures are in {signatures.digest}")
 
 
 @click.command("mirror")
@@ -113,8 +114,8 @@ def mirror(
             wanted += [(repository, tag) for tag in origin.tags(repository) if belongs_to(tag) is None]
         if not releases and not only:
             wanted = everything(origin, prefix)
-        done = copy_releases(origin, destination, wanted, click.echo, image_key=key, replace=replace, threads=threads)
-    click.echo(str(done) + ("" if key else "; their signatures were not verified"))
+        done = copy_releases(origin, destination, wanted, echo, image_key=key, replace=replace, threads=threads)
+    echo(str(done) + ("" if key else "; their signatures were not verified"))
 
 
 def _named(registry: Registry, name: str) -> list[tuple[str, str]]:
@@ -143,10 +144,10 @@ def prune(address: str, name: str, prefix: str, yes: bool, ca: Path | None, cred
     known = {f"{prefix}/{target.repository}" for item in catalog.names() for target in catalog.release(item).bundles}
     with _open(address, ca, credentials) as registry:
         selection, keep = release_and_others(registry, name, known=known, prefix=prefix)
-        done = remove_release(registry, selection, click.echo, keep=keep, yes=yes)
+        done = remove_release(registry, selection, echo, keep=keep, yes=yes)
     if not done:
-        click.echo(f"nothing to remove: other releases or tags name all of {name}")
+        echo(f"nothing to remove: other releases or tags name all of {name}")
     elif yes:
-        click.echo(f"{len(done)} removed; the registry's garbage collection frees the space")
+        echo(f"{len(done)} removed; the registry's garbage collection frees the space")
     else:
-        click.echo(f"{len(done)} would be removed; nothing was. Add --yes to remove them")
+        echo(f"{len(done)} would be removed; nothing was. Add --yes to remove them")

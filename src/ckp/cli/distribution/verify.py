@@ -7,10 +7,12 @@ from pathlib import Path
 import click
 
 from ckp.cli.trust import trusted_image_key, trusted_keys
+from ckp.cli.view.output import echo
 from ckp.clients.oci.registry import Registry
 from ckp.distribution.registries.verification import Reference, against_catalog, verify_reference
 from ckp.hostkit.errors import VerificationFailed as Refused
 from ckp.kits.errors import VerificationFailed
+from ckp.kits.text import printable
 from ckp.verify.path import verify_path
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -47,10 +49,10 @@ def verify(
                 finally:
                     registry.close()
         except (Refused, VerificationFailed) as error:
-            refused.append(target)
-            click.echo(f"{target}: REFUSED\n{error.render()}", err=True)
+            refused.append(printable(target))
+            echo(f"{printable(target)}: REFUSED\n{error.render()}", err=True)
             continue
-        click.echo(f"{target}: good\n" + "\n".join(f"  {line}" for line in lines))
+        echo(f"{printable(target)}: good\n" + "\n".join(f"  {printable(line)}" for line in lines))
     if refused:
         raise VerificationFailed(
             f"{len(refused)} of {len(targets)} failed verification",

@@ -15,6 +15,7 @@ import yaml
 from ckp.api.compass.base import View
 from ckp.clients.compass import read
 from ckp.kits.clock import parse_duration, parse_rfc3339
+from ckp.kits.text import printable_lines
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -54,8 +55,13 @@ def cell(value: Any) -> str:
     if isinstance(value, bool):
         return "True" if value else "False"
     if isinstance(value, (list, tuple)):
-        return ",".join(str(part) for part in value)
+        value = ",".join(str(part) for part in value)
     return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", str(value))
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print lines for people that hold what others wrote: names in packages, archives and registries. Control characters in them are escaped."""
+    click.echo("\n".join(printable_lines(text)), err=err)
 
 
 def show_list(answer: dict[str, Any], view: type[V], columns: Sequence[Column[V]], output: str, *, none: str) -> None:

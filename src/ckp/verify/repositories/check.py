@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Iterator
 
 from ckp.hostkit.errors import VerificationFailed
 from ckp.verify.repositories.apt import verify_apt
@@ -10,10 +11,12 @@ from ckp.verify.repositories.dnf import verify_dnf
 from ckp.verify.repositories.tree import APT, DNF, Tree
 from ckp.verify.signatures import AGAIN
 
+REPOSITORIES = ("apt", "rpm")
+
 
 def is_repository(root: str) -> bool:
     """Whether a folder looks like a repository of apt or dnf, or like CKP's root folder with both."""
-    return any(os.path.isdir(os.path.join(root, name)) for name in (APT, DNF, "apt", "rpm"))
+    return any(os.path.isdir(os.path.join(root, name)) for name in (APT, DNF, *REPOSITORIES))
 
 
 def verify_repository(root: str, keyring: str) -> list[str]:
@@ -35,10 +38,23 @@ def verify_repository(root: str, keyring: str) -> list[str]:
         lines += verify_apt(os.path.join(root, "apt"), keyring)
     if os.path.isdir(os.path.join(root, "rpm")):
         lines += _verify_dnf_tree(os.path.join(root, "rpm"), keyring)
-    others = sorted(name for name in os.listdir(root) if name not in ("apt", "rpm") and not name.startswith("."))
+    for name in _packages_beside(root):
+        raise VerificationFailed(f"{name} in {root} is in no repository, and no signature covers it", check="unlisted package", resolution=AGAIN)
+    others = sorted(name for name in os.listdir(root) if name not in REPOSITORIES and not name.startswith("."))
     if others:
         lines.append(f"not covered by any signature, and not checked: {', '.join(others)}")
     return lines
+
+
+def _packages_beside(root: str) -> Iterator[str]:
+    """Paths of packages below `root` that are in neither repository: someone may install them, for they lie beside what was verified.
+
+    Hidden folders of the root are left out: what a killed `publish` left in one is not public.
+    """
+    for folder, folders, names in os.walk(root):
+        if folder == root:
+            folders[:] = [name for name in folders if name not in REPOSITORIES and not name.startswith(".")]
+        yield from sorted(os.path.relpath(os.path.join(folder, name), root) for name in [*folders, *names] if name.lower().endswith((".deb", ".rpm")))
 
 
 def _verify_dnf_tree(root: str, keyring: str) -> list[str]:
