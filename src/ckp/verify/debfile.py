@@ -85,11 +85,11 @@ def read_ar(stream: BinaryIO, file: str) -> list[ArMember]:
         header = stream.read(HEADER)
         if len(header) != HEADER or header[58:] != b"`\n":
             raise broken(f"malformed member header at byte {offset}")
-        match = re.fullmatch(rb"([A-Za-z0-9_][A-Za-z0-9_.-]{0,14})/? *", header[:16])
+        match = re.fullmatch(rb"([A-Za-z0-9_][A-Za-z0-9_.-]{0,15}) *", header[:16])
         if match is None:
             raise broken(f"member name {header[:16]!r}")
         name = match.group(1).decode()
-        size_text = re.fullmatch(rb"([0-9]{1,10}) *", header[48:58])
+        size_text = re.fullmatch(rb"(0|[1-9][0-9]{0,9}) *", header[48:58])
         if size_text is None:
             raise broken(f"size of {name} is {header[48:58]!r}")
         times.add(header[16:28])

@@ -208,7 +208,7 @@ def _is_over(signature: bytes, primary: bytes, subkey: bytes) -> bool:
     try:
         hashed = signature[: 6 + int.from_bytes(signature[4:6], "big")]
         end = len(hashed) + 2 + int.from_bytes(signature[len(hashed) : len(hashed) + 2], "big")
-        digest = hashlib.new(_HASHES[signature[3]])
+        digest = hashlib.new(_HASHES[signature[3]], usedforsecurity=False)
     except (KeyError, ValueError, IndexError):
         return True  # of an unknown digest: it may be over any of them
     for key in (primary, subkey):

@@ -24,7 +24,8 @@ from ckp.verify.keyrings import Keyring, read_keyring
 GPGV_SECONDS = 300
 GPGV_CPU_SECONDS = 60
 """For a package of 1 GiB on a slow machine; CKP's largest takes less than one."""
-GPGV_MEMORY_MIB = 256
+GPGV_MEMORY_MIB = 512
+"""Of address space; it takes about 10 MiB of memory."""
 WRONG_USAGE = "125"
 """GPG_ERR_WRONG_KEY_USAGE of libgpg-error, in ERRSIG."""
 MAX_SIGNATURE = 64 << 10
@@ -159,7 +160,8 @@ def _gpgv(home: str, keyring: str, arguments: list[str], data: Iterator[bytes], 
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=err,
-                env={"PATH": PATH, "LC_ALL": "C.UTF-8", "HOME": home},
+                # With another locale it would map the archive of all locales, which has 200 MiB on RHEL.
+                env={"PATH": PATH, "LC_ALL": "C", "HOME": home},
             )
         except OSError as error:
             raise VerificationFailed(f"gpgv could not be started, so {file} can't be verified: {error.strerror}", check="gpgv") from error

@@ -188,6 +188,16 @@ def huge(world: World) -> bytes:
     return Deb(data=named("./huge", MAX_UNPACKED + 1).tobuf(tarfile.GNU_FORMAT)).build(world.sign)
 
 
+def ar_name(world: World) -> bytes:
+    """A member's name in the spelling of System V's ar, which dpkg reads as well."""
+    return Deb().build(world.sign).replace(b"_gpgorigin ", b"_gpgorigin/", 1)
+
+
+def ar_size(world: World) -> bytes:
+    """A member's size with a zero before it."""
+    return Deb().build(world.sign).replace(b"100644  4         `", b"100644  04        `", 1)
+
+
 def ar_time(world: World) -> bytes:
     raw = bytearray(Deb().build(world.sign))
     raw[8 + 16] = ord("7")
@@ -212,6 +222,8 @@ DEBS = [
     Attack("flipped byte in data.tar", flipped_member(2), "was changed after it was signed", "signature"),
     Attack("flipped byte in the signature", lambda world: flip_signature(Deb().build(world.sign)), "was changed after it was signed", "signature"),
     Attack("flipped byte in a member's header", ar_time, "not as CKP writes it", "ar archive"),
+    Attack("another spelling of a member's name", ar_name, "member name b'_gpgorigin/", "ar archive"),
+    Attack("another spelling of a member's size", ar_size, "size of debian-binary is b'04", "ar archive"),
     Attack("stripped signature", lambda world: ar(Deb().members()), "is not signed", "signature present"),
     Attack("no signature in its place", lambda world: other_member(world, 3, b"none"), "no readable OpenPGP signature", "signature present"),
     Attack("second signature in the member", two_signatures, "2 signatures", "one signature"),
