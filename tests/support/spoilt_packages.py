@@ -253,15 +253,20 @@ class GpgKey:
             finally:
                 subprocess.run(["gpgconf", "--homedir", str(copy), "--kill", "all"], check=False, capture_output=True)
 
-    def edited_certificate(self, *commands: str) -> bytes:
-        """The public half after these commands of `gpg --edit-key`; this key itself is not changed."""
+    def edited_certificate(self, *commands: str, at: str = "") -> bytes:
+        """The public half after these commands of `gpg --edit-key`; this key itself is not changed.
+
+        Args:
+            at: when the change is made, as `--faked-system-time` takes it; now if it is empty.
+        """
         with tempfile.TemporaryDirectory(prefix="gpg-") as folder:
             copy = Path(folder) / "home"
             shutil.copytree(self.home, copy, ignore=shutil.ignore_patterns("S.*", "*.lock"))
             argv = ["gpg", "--homedir", str(copy), "--no-tty", "--quiet", "--pinentry-mode", "loopback", "--passphrase", "", "--command-fd", "0"]
             try:
                 script = "\n".join([*commands, "save", ""]).encode()
-                subprocess.run([*argv, "--edit-key", self.primary], input=script, capture_output=True, check=True, timeout=60)
+                clock = ["--faked-system-time", at] if at else []
+                subprocess.run([*argv, *clock, "--edit-key", self.primary], input=script, capture_output=True, check=True, timeout=60)
                 return subprocess.run(["gpg", "--homedir", str(copy), "--batch", "--export"], capture_output=True, check=True, timeout=60).stdout
             finally:
                 subprocess.run(["gpgconf", "--homedir", str(copy), "--kill", "all"], check=False, capture_output=True)
