@@ -95,6 +95,8 @@ class Deb:
 
 # -- rpm
 
+OWNERS, GROUPS = 1039, 1040
+"""Tags with the owners of files, without which rpm installs none."""
 Tag = tuple[int, int, bytes]
 """Type, count, data."""
 
@@ -153,9 +155,10 @@ class Rpm:
             rpmfile.ARCH: text(self.architecture),
             rpmfile.FILE_SIZES: numbers(*(10 for _ in self.files)),
             rpmfile.FILE_MODES: numbers(*(mode for _, _, mode, _ in self.files), kind=rpmfile.INT16),
+            OWNERS: texts(*("root" for _ in self.files)),
+            GROUPS: texts(*("root" for _ in self.files)),
             rpmfile.LINK_TARGETS: texts(*(target for _, _, _, target in self.files)),
             rpmfile.SOURCE_RPM: text("kubelet.src.rpm"),
-            rpmfile.ARCHIVE_SIZE: numbers(100),
             rpmfile.DIR_INDEXES: numbers(*(folders.index(folder) for folder, _, _, _ in self.files)),
             rpmfile.BASE_NAMES: texts(*(name for _, name, _, _ in self.files)),
             rpmfile.DIR_NAMES: texts(*folders),

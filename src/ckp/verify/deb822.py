@@ -57,7 +57,7 @@ def parse_deb822(raw: bytes, broken: Broken) -> Iterator[Paragraph]:
 
 
 def parse_lines(pieces: Iterable[bytes], broken: Broken) -> Iterator[Paragraph]:
-    """As `parse_deb822`, of a text that comes in pieces; at most one line and one paragraph of it are kept."""
+    """As `parse_deb822`, of a text that comes in pieces; only one line and one paragraph of it are kept at a time."""
     fields, last = Paragraph(), ""
     for line in _lines(pieces, broken):
         if not line:

@@ -7,9 +7,10 @@ import os
 import re
 import stat
 from dataclasses import dataclass, field
-from typing import BinaryIO, Mapping, Sequence
+from typing import AbstractSet, BinaryIO, Mapping, Sequence
 
 from ckp.hostkit.errors import VerificationFailed
+from ckp.verify.rpmtags import Relation
 from ckp.verify.signatures import AGAIN
 
 MAINTAINER = "Coredge.io"
@@ -37,6 +38,10 @@ class PackageInfo:
     maintainer: str
     key: str
     fields: Mapping[str, str] = field(default_factory=dict)
+    relations: Mapping[str, AbstractSet[Relation]] = field(default_factory=dict)
+    """Of an rpm: its relations to others by kind (requires), without doubles."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Of an rpm: the kind of each file by its path, which begins without a slash."""
 
 
 def maintained_by_coredge(maintainer: str) -> bool:

@@ -14,10 +14,11 @@ import re
 import struct
 from dataclasses import dataclass
 from functools import cached_property
-from typing import BinaryIO, Iterator, Mapping, Union
+from typing import BinaryIO, Iterator, Mapping
 
 from ckp.hostkit.errors import VerificationFailed
-from ckp.verify.packagefile import ARCHITECTURES, CHUNK, MAX_ENTRIES, MAX_FILE, MAX_UNPACKED, Contents, Entry, PackageInfo, maintained_by_coredge, open_file
+from ckp.verify import rpmtags
+from ckp.verify.packagefile import ARCHITECTURES, CHUNK, MAX_ENTRIES, MAX_FILE, Contents, Entry, PackageInfo, maintained_by_coredge, open_file
 from ckp.verify.signatures import AGAIN, MAX_SIGNATURE, check_signature
 
 LEAD_BYTES = 96
@@ -25,7 +26,10 @@ MAGIC = b"\x8e\xad\xe8\x01\0\0\0\0"
 MAX_SIGNATURE_HEADER = 128 << 10
 MAX_HEADER = 16 << 20
 MAX_TAGS = 1024
-CHAR, INT8, INT16, INT32, INT64, STRING, BIN, STRING_ARRAY, I18N = 1, 2, 3, 4, 5, 6, 7, 8, 9
+MAX_TEXT = 200
+"""Longest name, version or release, in characters: what a file's name can hold."""
+CHAR, INT8, INT16, INT32, INT64 = rpmtags.CHAR, rpmtags.INT8, rpmtags.INT16, rpmtags.INT32, rpmtags.INT64
+STRING, BIN, STRING_ARRAY, I18N = rpmtags.STRING, rpmtags.BIN, rpmtags.STRING_ARRAY, rpmtags.I18N
 _WIDTH = {CHAR: 1, INT8: 1, INT16: 2, INT32: 4, INT64: 8, BIN: 1}
 _LETTER = {INT16: "H", INT32: "I", INT64: "Q"}
 
@@ -53,7 +57,8 @@ _FILE_TYPES = {
     0o01: "a FIFO",
     0o14: "a socket",
 }
-Value = Union[bytes, "tuple[int, ...]", "tuple[str, ...]"]
+Value = rpmtags.Value
+_CONTROL_CHARACTER = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]")
 
 
 class Malformed(Exception):
@@ -79,6 +84,12 @@ class Rpm:
     def tags(self) -> Mapping[int, Value]:
         """The tags of the main header. Malformed if it is broken."""
         return parse_header(self.header, REGION, "main header")
+
+    @property
+    def kinds(self) -> Mapping[int, int]:
+        """The types of the main header's tags."""
+        (count,) = struct.unpack(">I", self.header[8:12])
+        return {tag: kind for tag, kind, _, _ in struct.iter_unpack(">IIiI", self.header[16 : 16 + 16 * count])}
 
     def text(self, tag: int) -> str:
         """A string of the main header; "" if it does not have exactly one."""
@@ -243,13 +254,18 @@ def verify_rpm(path: str, keyring: str) -> PackageInfo:
             key=key,
             resolution=AGAIN,
         )
-    _check_files(rpm, file, key)
+    contents = _check_files(rpm, file, key)
     epoch = rpm.numbers(EPOCH)
     version = f"{f'{epoch[0]}:' if epoch and epoch[0] else ''}{rpm.text(VERSION)}-{rpm.text(RELEASE)}"
     packager, vendor = rpm.text(PACKAGER), rpm.text(VENDOR)
     maintainer = packager if not vendor or (packager and maintained_by_coredge(vendor)) else vendor
-    fields = {"Packager": packager, "Vendor": vendor, "Architecture": rpm.text(ARCH)}
-    return PackageInfo(rpm.text(NAME), version, ARCHITECTURES.get(rpm.text(ARCH), rpm.text(ARCH)), maintainer, key, fields)
+    fields = {"Packager": packager, "Vendor": vendor, "Architecture": rpm.text(ARCH), "Source": rpm.text(SOURCE_RPM)}
+    try:
+        relations = {kind: frozenset(rpmtags.relations(rpm.tags, kind)) for kind in rpmtags.RELATIONS}
+    except ValueError as error:
+        raise VerificationFailed(f"{file} is not an rpm that may be installed: {error}", check="relations", key=key, resolution=AGAIN) from None
+    architecture = ARCHITECTURES.get(rpm.text(ARCH), rpm.text(ARCH))
+    return PackageInfo(rpm.text(NAME), version, architecture, maintainer, key, fields, relations, contents.kinds)
 
 
 def _only_signature(rpm: Rpm, file: str) -> bytes:
@@ -278,7 +294,9 @@ def _only_signature(rpm: Rpm, file: str) -> bytes:
 
 
 def _check_form(rpm: Rpm) -> None:
-    """Check that it is a binary package whose header has the payload's digest. Raises Malformed."""
+    """Check that it is a binary package whose header has the payload's digest, and whose tags are as rpm declares them. Raises Malformed."""
+    for fault in rpmtags.faults(rpm.kinds, rpm.tags):
+        raise Malformed(fault)
     for tag, what, pattern in (
         (NAME, "name", r"[A-Za-z0-9][A-Za-z0-9._+-]*"),
         (VERSION, "version", r"[A-Za-z0-9._+~^]+"),
@@ -287,10 +305,13 @@ def _check_form(rpm: Rpm) -> None:
         (PAYLOAD_FORMAT, "payload format", r"cpio"),
         (PAYLOAD_PACKING, "payload compressor", r"gzip|xz|zstd"),
         (PAYLOAD_DIGEST, "payload digest", r"[0-9a-f]{64}"),
-        (SOURCE_RPM, "source package", r".+"),
+        (SOURCE_RPM, "source package", r"[A-Za-z0-9._+~^-]+"),
     ):
-        if not re.fullmatch(pattern, rpm.text(tag)):
-            raise Malformed(f"its {what} is {rpm.text(tag)!r}")
+        if len(rpm.text(tag)) > MAX_TEXT or not re.fullmatch(pattern, rpm.text(tag)):
+            raise Malformed(f"its {what} is {rpm.text(tag)[:MAX_TEXT]!r}")
+    for tag in (NAME, VERSION, RELEASE, VENDOR, PACKAGER, ARCH, OS, SOURCE_RPM):
+        if any(_CONTROL_CHARACTER.search(part) for part in rpm.texts(tag)):
+            raise Malformed(f"the tag {tag} has a control character: {rpm.text(tag)[:MAX_TEXT]!r}")
     if rpm.numbers(PAYLOAD_DIGEST_ALGORITHM) != (SHA256_ALGORITHM,):
         raise Malformed("its payload digest is not a SHA-256")
     if SOURCE_PACKAGE in rpm.tags:
@@ -322,13 +343,13 @@ def _chunks(stream: BinaryIO, start: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _check_files(rpm: Rpm, file: str, key: str) -> None:
+def _check_files(rpm: Rpm, file: str, key: str) -> Contents:
     """Check the list of files: rpm uses names, modes and links of the signed header, and refuses a payload with others."""
     contents = Contents(file, key)
     names, folders, indexes, modes = rpm.texts(BASE_NAMES), rpm.texts(DIR_NAMES), rpm.numbers(DIR_INDEXES), rpm.numbers(FILE_MODES)
     targets, sizes = rpm.texts(LINK_TARGETS), rpm.numbers(LONG_FILE_SIZES) or rpm.numbers(FILE_SIZES)
-    count = len(names)
-    fits = all(len(column) == count for column in (indexes, modes, targets, sizes)) and all(index < len(folders) for index in indexes)
+    capabilities, count = rpm.texts(rpmtags.FILE_CAPABILITIES), len(names)
+    fits = all(len(column) == count for column in (indexes, modes, targets, sizes)) and set(indexes) == set(range(len(folders)))
     if not fits or OLD_NAMES in rpm.tags or count > MAX_ENTRIES:
         raise VerificationFailed(f"{file}: the list of files in its header is inconsistent", check="file list", key=key, resolution=AGAIN)
     for number, name in enumerate(names):
@@ -336,6 +357,12 @@ def _check_files(rpm: Rpm, file: str, key: str) -> None:
         if not folder.startswith("/") or not folder.endswith("/") or "/" in name:
             raise VerificationFailed(f"{file}: {folder + name!r} is not a plain path below the root", check="path", key=key)
         kind = _FILE_TYPES.get(mode >> 12, "something unknown")
+        if number < len(capabilities) and capabilities[number]:
+            raise VerificationFailed(
+                f"{file}: {folder + name!r} has the capabilities {capabilities[number]!r}, by which it runs with more than its caller's rights",
+                check="capabilities",
+                key=key,
+                resolution="don't install it, and report it to those who signed it",
+            )
         contents.add(Entry(folder + name, kind, mode & 0o7777, sizes[number] if kind == "file" else 0, targets[number]))
-    if sum(rpm.numbers(ARCHIVE_SIZE)) > MAX_UNPACKED:
-        raise VerificationFailed(f"{file}: its installed size is more than {MAX_UNPACKED >> 30} GiB", check="unpacked size", key=key)
+    return contents
