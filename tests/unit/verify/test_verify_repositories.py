@@ -132,14 +132,25 @@ def resign_dnf(world: World, root: Path, change: Callable[[str], str], key: Sign
     write(root / DNF / "repodata/repomd.xml.asc", (key or world.key).sign(text, armor=True))
 
 
-def reindex_dnf(world: World, root: Path, change: Callable[[str], str]) -> None:
-    """Another primary.xml, well signed."""
-    old = metadata(root, "primary")
-    raw = gzip.compress(change(gzip.decompress(old.read_bytes()).decode()).encode(), mtime=0)
-    digest, size = hashlib.sha256(old.read_bytes()).hexdigest(), old.stat().st_size
-    write(old.with_name(f"{hashlib.sha256(raw).hexdigest()}-primary.xml.gz"), raw)
+def reindex_dnf(world: World, root: Path, change: Callable[[str], str], kind: str = "primary", *, opened: bool = True) -> None:
+    """Another primary.xml, well signed; `opened`: with the digest that it has unpacked."""
+    old = metadata(root, kind)
+    packed = old.read_bytes()
+    plain = gzip.decompress(packed)
+    new = change(plain.decode()).encode()
+    raw = gzip.compress(new, mtime=0)
+    write(old.with_name(f"{hashlib.sha256(raw).hexdigest()}-{kind}.xml.gz"), raw)
     old.unlink()
-    resign_dnf(world, root, lambda text: text.replace(digest, hashlib.sha256(raw).hexdigest()).replace(f"<size>{size}</size>", f"<size>{len(raw)}</size>"))
+    changes = {hashlib.sha256(packed).hexdigest(): hashlib.sha256(raw).hexdigest(), f"<size>{len(packed)}</size>": f"<size>{len(raw)}</size>"}
+    if opened:
+        changes |= {hashlib.sha256(plain).hexdigest(): hashlib.sha256(new).hexdigest(), f"<open-size>{len(plain)}<": f"<open-size>{len(new)}<"}
+
+    def everywhere(text: str) -> str:
+        for before, after in changes.items():
+            text = text.replace(before, after)
+        return text
+
+    resign_dnf(world, root, everywhere)
 
 
 def metadata(root: Path, kind: str) -> Path:
@@ -297,6 +308,11 @@ def of_release(path: str, label: str, length: int, add: int = 0) -> Callable[[Wo
     return do
 
 
+def filelists(change: Callable[[str], str]) -> Callable[[World, Path], None]:
+    return lambda world, root: reindex_dnf(world, root, change, "filelists")
+
+
+EVIL_ENTRY = '<rpm:entry name="evil"/>'
 OLD_DATE = "Valid-Until: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:"
 BOMB = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]>'
 ATTACKS = [
@@ -467,6 +483,137 @@ ATTACKS = [
     Attack("a package beside the repositories", lambda world, root: beside(root, "kubelet.deb"), "kubelet.deb in ", "unlisted package"),
     Attack("a package in a folder beside them", lambda world, root: beside(root, "keys/new/kubelet.RPM"), "keys/new/kubelet.RPM in ", "unlisted package"),
     Attack("a hidden package beside them", lambda world, root: beside(root, ".kubelet.deb"), ".kubelet.deb in ", "unlisted package"),
+    Attack(
+        "primary with another requirement",
+        primary(lambda text: text.replace("</format>", f"<rpm:requires>{EVIL_ENTRY}</rpm:requires></format>", 1)),
+        "differ in their requires",
+        "metadata and package",
+    ),
+    Attack(
+        "primary with another provision",
+        primary(lambda text: text.replace("<rpm:provides>", f"<rpm:provides>{EVIL_ENTRY}", 1)),
+        "differ in their provides",
+        "metadata and package",
+    ),
+    Attack(
+        "primary that obsoletes",
+        primary(lambda text: text.replace("</format>", f"<rpm:obsoletes>{EVIL_ENTRY}</rpm:obsoletes></format>", 1)),
+        "differ in their obsoletes",
+        "metadata and package",
+    ),
+    Attack(
+        "primary with a weak dependency",
+        primary(lambda text: text.replace("</format>", f"<rpm:recommends>{EVIL_ENTRY}</rpm:recommends></format>", 1)),
+        "differ in their recommends",
+        "metadata and package",
+    ),
+    Attack(
+        "primary without a provision",
+        primary(lambda text: re.sub(r"(?s)<rpm:provides>.*?</rpm:provides>", "", text, count=1)),
+        "differ in their provides",
+        "metadata and package",
+    ),
+    Attack(
+        "primary with another vendor",
+        primary(lambda text: text.replace("<rpm:vendor>Coredge.io", "<rpm:vendor>Evil", 1)),
+        "differ in their vendor",
+        "metadata and package",
+    ),
+    Attack(
+        "primary with a file of another",
+        primary(lambda text: text.replace("</format>", "<file>/usr/bin/evil</file></format>", 1)),
+        "differ in their files",
+        "metadata and package",
+    ),
+    Attack(
+        "filelists with a file of another",
+        filelists(lambda text: text.replace("<file>", "<file>/etc/evil</file><file>", 1)),
+        "differ in their files",
+        "metadata and package",
+    ),
+    Attack("filelists without a file", filelists(lambda text: re.sub("<file>.*</file>", "", text, count=1)), "differ in their files", "metadata and package"),
+    Attack(
+        "filelists without a package",
+        filelists(lambda text: re.sub("(?s)<package .*?</package>", "", text, count=1)),
+        "number of packages is wrong",
+        "packages index",
+    ),
+    Attack(
+        "filelists of another version",
+        filelists(lambda text: text.replace('ver="1.35.1"', 'ver="9"', 1)),
+        "differ in their names and versions",
+        "metadata and package",
+    ),
+    Attack(
+        "filelists with another package",
+        filelists(lambda text: re.sub('pkgid="[0-9a-f]*"', 'pkgid="x"', text, count=1)),
+        "'x', which is not a package",
+        "packages index",
+    ),
+    Attack(
+        "primary with two versions of a package",
+        primary(lambda text: text.replace("<version ", '<version epoch="0" ver="9" rel="9"/><version ', 1)),
+        "has 'version' twice",
+        "packages index",
+    ),
+    Attack(
+        "primary with two lists of requirements",
+        primary(lambda text: text.replace("</format>", "<rpm:requires/><rpm:requires/></format>", 1)),
+        "has 'rpm:requires' twice",
+        "packages index",
+    ),
+    Attack(
+        "primary with a version of another namespace",
+        primary(lambda text: text.replace("<version ", '<version xmlns="urn:x" epoch="0" ver="9" rel="9"/><version ', 1)),
+        "the element 'version' is of another namespace",
+        "packages index",
+    ),
+    Attack(
+        "primary with another prefix",
+        primary(lambda text: text.replace("<version ", '<x:version ver="9"/><version ', 1)),
+        "the element 'x:version' is of another namespace",
+        "packages index",
+    ),
+    Attack("primary with other namespaces", primary(lambda text: text.replace("xmlns:rpm=", "xmlns:r=")), "has other namespaces", "packages index"),
+    Attack(
+        "primary in another encoding", primary(lambda text: text.replace('"UTF-8"', '"ISO-8859-1"')), "it is in the encoding 'ISO-8859-1'", "packages index"
+    ),
+    Attack(
+        "primary with an element that dnf may know",
+        primary(lambda text: text.replace("<location ", "<modules/><location ", 1)),
+        "has the unknown element 'modules'",
+        "packages index",
+    ),
+    Attack(
+        "primary with a package twice",
+        primary(lambda text: re.sub(r"(?s)(<package .*?</package>)", r"\1\1", text, count=1).replace('packages="3"', 'packages="4"')),
+        "it names the package",
+        "packages index",
+    ),
+    Attack(
+        "primary with Debian's name of the architecture",
+        primary(lambda text: text.replace("<arch>x86_64", "<arch>amd64", 1)),
+        "in the package",
+        "metadata and package",
+    ),
+    Attack(
+        "primary of another content than it has unpacked",
+        lambda world, root: reindex_dnf(world, root, lambda text: text.replace("small", "large"), opened=False),
+        "primary.xml.gz, decompressed, is not what repodata/repomd.xml names",
+        "index content",
+    ),
+    Attack(
+        "repomd with metadata that only dnf reads",
+        repomd(lambda text: text.replace("</repomd>", re.sub('type="other"', 'type="primary_zck"', text[text.index('<data type="other"') :]), 1)),
+        "names the metadata 'primary_zck', which CKP does not read",
+        "repomd",
+    ),
+    Attack(
+        "repomd with two checksums",
+        repomd(lambda text: text.replace("<open-checksum", '<checksum type="sha256">0</checksum><open-checksum', 1)),
+        "has 'checksum' twice",
+        "repomd",
+    ),
     Attack("primary that is no XML", primary(lambda text: text[:-20]), "is malformed", "packages index"),
 ]
 
