@@ -41,12 +41,14 @@ class Node:
         self.now = 1000.0
         self.ran: list[str] = []
         self.killed_at = ""
+        self.resolves = True
         self.pods = {"a1": ("NODE", ["127.0.0.1"]), "b2": ("POD", ["10.96.0.10"]), "c3": ("NODE", []), "d4": ("POD", ["127.0.0.1"]), "e5": ("POD", [])}
         self.healthy = True
         monkeypatch.setattr(kubelet_flags, "DEBIAN_FILE", str(self.file))
         monkeypatch.setattr(kubelet_flags, "RHEL_FILE", str(self.file))
         monkeypatch.setattr(facts, "addresses", lambda: list(self.addresses))
         monkeypatch.setattr(facts, "address_towards", self.towards)
+        monkeypatch.setattr(facts, "resolves", lambda host: self.resolves)
         for name in ("OWN", "SYSTEM", "RESOLVED", "KUBELET_CONFIG", "KUBEADM_FLAGS"):
             monkeypatch.setattr(resolver, name, str(tmp_path) + getattr(resolver, name))
         monkeypatch.setattr(resolver, "BEHIND_LOCAL_SERVERS", (resolver.RESOLVED,))
@@ -177,6 +179,15 @@ def test_an_address_that_is_away_for_a_moment_changes_nothing(node: Node) -> Non
     node.move("10.0.0.7")
     assert node.later().message, "the minute begins again"
     assert node.ran == []
+
+
+def test_behind_a_proxy_where_the_hubs_name_does_not_resolve_the_default_route_decides(node: Node) -> None:
+    node.resolves = False
+    node.addresses = ["172.16.0.2"]
+    node.routes[socket.AF_INET] = {}
+    assert node.later() == Settled(), "the other link leads nowhere"
+    node.routes[socket.AF_INET] = {"192.0.2.1": "172.16.0.2"}
+    assert "--node-ip=172.16.0.2" in node.later().message
 
 
 def test_more_addresses_and_routes_do_not_move_a_node(node: Node) -> None:
@@ -430,7 +441,9 @@ def test_the_address_is_the_one_towards_the_hub_or_else_of_the_default_route_or_
     assert facts.default_address("unknown.example") == "10.0.0.9"
     node.routes[socket.AF_INET] = {HUB: "127.0.0.1"}
     assert facts.default_address(HUB) == "10.0.0.9", "a hub on this very host, and no default route"
-    node.addresses = []
+    node.routes[socket.AF_INET] = {HUB: "169.254.7.7", "192.0.2.1": "172.16.0.2"}
+    assert facts.default_address(HUB) == "172.16.0.2", "a host without DHCP gave itself the other one"
+    node.addresses, node.routes[socket.AF_INET] = [], {}
     assert facts.default_address(HUB) == ""
 
 

@@ -114,6 +114,14 @@ def address_towards(host: str, port: int = 9, family: int = socket.AF_UNSPEC) ->
     return ""
 
 
+def resolves(host: str) -> bool:
+    """Whether `host` is an address, or a name that resolves here. Behind a proxy it need not."""
+    try:
+        return bool(host and socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM))
+    except OSError:
+        return False
+
+
 ANYWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 """Addresses of no network (for documentation): only the default route leads to them. IPv4 first, since clusters have IPv4 networks."""
 
@@ -125,14 +133,14 @@ def default_address(hub_host: str = "", current: str = "") -> str:
     link that is down for a minute must not make a node change its address. It is followed by one of the same family.
     """
     have = addresses()
-    if current and (current in have or not have or (hub_host and not address_towards(hub_host))):
+    if current and (current in have or not have or (resolves(hub_host) and not address_towards(hub_host))):
         return current
     for family, anywhere in ANYWHERE.items():
         if current and (family == socket.AF_INET6) != (":" in current):
             continue
         for target in (hub_host, anywhere):
             found = address_towards(target, family=family) if target else ""
-            if found and not found.startswith("127.") and found != "::1":
+            if found and not found.startswith(("127.", "169.254.", "fe80:")) and found != "::1":
                 return found
     return current or next(iter(have), "")
 
