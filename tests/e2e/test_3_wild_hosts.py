@@ -60,7 +60,7 @@ class Wild:
 
 def rename(machine: LabHost, name: str) -> None:
     machine.push(f"{name}\n".encode(), "/etc/hostname")
-    machine.run(["hostname", name], timeout=10)
+    machine.run(["python3", "-c", f"import socket; socket.sethostname({name!r})"], timeout=10)  # hostname(1) takes no underscore, the kernel and clouds do
     machine.run(["systemctl", "restart", "ckp-agent"], timeout=60)
 
 
