@@ -71,3 +71,12 @@ def test_api_servers_of_0_2_0_are_known_by_what_they_do_when_they_stop() -> None
     old = {"spec": {"containers": [{"name": "kube-apiserver", "command": ["kube-apiserver", "--advertise-address=10.88.0.150"]}]}}
     assert not apiserver.clears_endpoints([new])
     assert apiserver.clears_endpoints([new, old])
+
+
+async def test_a_slice_is_known_again_in_a_list_whose_items_do_not_name_their_kind() -> None:
+    """As an API server's do not."""
+    kube = KubeSimulator()
+    await publish(kube, HOST, 6443)
+    for field in ("apiVersion", "kind"):
+        del kube.stored(ENDPOINT_SLICE, "kubernetes", "default")[field]
+    assert not await publish(kube, HOST, 6443)

@@ -84,11 +84,11 @@ async def publish(workload: Kube, addresses: Sequence[str], port: int) -> bool:
             kept = found
         elif found["metadata"]["name"] == SERVICE:  # of the other family, which can't be changed
             await workload.delete(ENDPOINT_SLICE, SERVICE, NAMESPACE)
-    if kept is None or not _holds(kept, wanted_slice):
+    if kept is None or not _holds(kept, _untyped(wanted_slice)):
         await workload.apply(wanted_slice)
         written = True
     present = await workload.get(ENDPOINTS, SERVICE, NAMESPACE)
-    if present is None or not _holds(present, wanted):
+    if present is None or not _holds(present, _untyped(wanted)):
         await workload.apply(wanted)
         written = True
     # Only once the right one is there, so that there is always one.
@@ -97,6 +97,11 @@ async def publish(workload: Kube, addresses: Sequence[str], port: int) -> bool:
             await workload.delete(ENDPOINT_SLICE, found["metadata"]["name"], NAMESPACE)
             written = True
     return written
+
+
+def _untyped(obj: Obj) -> Obj:
+    """Without what the items of a list do not say of themselves."""
+    return {key: value for key, value in obj.items() if key not in ("apiVersion", "kind")}
 
 
 def _holds(found: Any, wanted: Any) -> bool:
