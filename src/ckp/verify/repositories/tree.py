@@ -19,7 +19,7 @@ from ckp.verify.packages import verify_package
 from ckp.verify.signatures import AGAIN
 
 MAX_TREE = 200_000
-MAX_INDEX = 64 << 20
+MAX_INDEX = 32 << 20
 """Largest size of an index in bytes, decompressed; a package takes about 1 KiB of it."""
 PACKINGS = {"": "", ".gz": "gz", ".xz": "xz", ".zst": "zst"}
 UNREAD = (".bz2", ".lz4", ".lzma")
