@@ -276,3 +276,12 @@ def test_with_umask_077_what_others_must_read_they_can(tmp_path: Path) -> None:
     assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700, "the agent's own stays its own"
     run(["sh", "-c", f"mkdir {tmp_path}/made && echo x >{tmp_path}/made/by-a-program"], timeout=20)
     assert (tmp_path / "made").stat().st_mode & 0o777 == 0o755 and (tmp_path / "made/by-a-program").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(("addresses", "refused"), [(("2001:db8::7/64",), True), (("2001:db8::7/64", "10.0.0.7/24"), False), ((), False)])
+def test_a_host_without_an_address_of_ipv4_is_refused(monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...], refused: bool) -> None:
+    """None at all is what a host has for a moment at its start, and no finding."""
+    monkeypatch.setattr(facts, "addresses", lambda: addresses)
+    found = preflight.Findings()
+    preflight.address(found)
+    assert [(item.problem, item.blocking) for item in found.items] == ([("this host has no IPv4 address", True)] if refused else [])
