@@ -10,6 +10,7 @@ from ckp.api.kinds import CLUSTER, Kind
 from ckp.api.names import CLUSTER_NAME_LABEL, PAUSED_ANNOTATION
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.kits.clock import Clock
+from ckp.kits.errors import CkpError
 from ckp.rules.conditions import Condition, merge_conditions, summarize
 
 
@@ -35,7 +36,7 @@ def paused(cluster: Obj | None, obj: Obj) -> bool:
 
 @dataclass
 class Scope:
-    """One object during one reconcile; `close` writes what changed of its status."""
+    """One object during one reconcile, as a context manager; its end writes what changed of its status."""
 
     kube: Kube
     clock: Clock
@@ -77,6 +78,15 @@ class Scope:
         # With the resourceVersion, so that a finalizer that another controller has just added is not overwritten.
         meta = {"finalizers": finalizers, "resourceVersion": self.obj["metadata"]["resourceVersion"]}
         self.obj = await self.kube.merge(self.kind, self.name, self.namespace, {"metadata": meta})
+
+    async def __aenter__(self) -> Scope:
+        """A reconcile begins; `close` ends it."""
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Write what is known. A pass that was cut off (a lost lease, a fault of ours) knows only a part, and nothing is written of it."""
+        if kind is None or issubclass(kind, CkpError):
+            await self.close()
 
     async def close(self) -> None:
         """Write status and conditions where they changed; an object that no longer exists is no error."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from ipaddress import ip_address
@@ -198,6 +199,26 @@ async def test_a_failure_in_the_middle_never_says_ready(code: int) -> None:
     assert both(plane) == (False, "False")
     if code == 422:
         assert verdict(plane, ConditionType.CERTIFICATES_AVAILABLE)[1:] == ("Refused", "apply demo-ca: not this one")
+
+
+async def test_a_pass_that_is_cut_off_says_nothing() -> None:
+    """A process that loses its lease is cancelled in the middle: what it had seen until then was summed up as Ready, and written."""
+    bench = Bench()
+    await bench.start()
+    await bench.pass_once()
+    await bench.give({"ip": A})
+    before = (await bench.plane())["status"]
+
+    def lost(verb: str, kind: Kind, _name: str) -> KubeError | None:
+        if kind == kinds.CERTIFICATE and verb == "apply":
+            raise asyncio.CancelledError
+        return None
+
+    bench.kube.on_fault(lost)
+    with pytest.raises(asyncio.CancelledError):
+        await bench.pass_once()
+    bench.kube.on_fault(None)
+    assert (await bench.plane())["status"] == before
 
 
 def test_a_certificate_without_names_lacks_all_of_them() -> None:

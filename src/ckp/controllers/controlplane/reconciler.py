@@ -78,14 +78,12 @@ class ManagedControlPlaneReconciler:
         cluster = await scope.cluster()
         if paused(cluster, obj):
             return Result()
-        try:
+        async with scope:
             if deleting(obj):
                 return await self._delete(scope)
             if cluster is None or owner(obj, "Cluster") is None:
                 return Result(after=POLL)
             return await self._up(scope, cluster)
-        finally:
-            await scope.close()
 
     async def _up(self, scope: Scope, cluster: Obj) -> Result:
         await scope.add_finalizer(MANAGED_CONTROL_PLANE_FINALIZER)

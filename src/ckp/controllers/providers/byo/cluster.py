@@ -37,8 +37,6 @@ class ByoClusterReconciler:
             return Result()
         scope.status["ready"] = True
         scope.conditions = [make_condition(ConditionType.CLUSTER_READY, True, self.clock.now())]
-        try:
+        async with scope:
             after = await self.remediation.reconcile(scope, cluster) if cluster is not None else None
-        finally:
-            await scope.close()
         return Result(after=after) if after else Result()

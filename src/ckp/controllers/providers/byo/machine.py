@@ -62,18 +62,17 @@ class ByoMachineReconciler:
         scope = Scope(self.kube, self.clock, BYO_MACHINE, obj)
         if paused(await scope.cluster(), obj):
             return Result()
-        try:
-            return await (self._release(scope) if deleting(obj) else self._provision(scope))
-        except CkpError as error:
-            if not isinstance(error, KubeError) and not deleting(obj):  # it does not pass without a person, who must see it
-                scope.conditions = [
-                    make_condition(
-                        ConditionType.BYO_HOST_READY, False, self.clock.now(), reason=Reason.CANNOT_PROVISION, message=error.brief, severity="Error"
-                    ),
-                ]
-            raise
-        finally:
-            await scope.close()
+        async with scope:
+            try:
+                return await (self._release(scope) if deleting(obj) else self._provision(scope))
+            except CkpError as error:
+                if not isinstance(error, KubeError) and not deleting(obj):  # it does not pass without a person, who must see it
+                    scope.conditions = [
+                        make_condition(
+                            ConditionType.BYO_HOST_READY, False, self.clock.now(), reason=Reason.CANNOT_PROVISION, message=error.brief, severity="Error"
+                        ),
+                    ]
+                raise
 
     async def _provision(self, scope: Scope) -> Result:
         """Owner, finalizer, cluster, bootstrap data, host, desired state, observed state: in this order."""
