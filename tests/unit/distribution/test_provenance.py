@@ -153,7 +153,7 @@ def test_other_kinds_of_keys_are_refused() -> None:
     for wrong in (secret, b"no key"):
         with pytest.raises(InvalidInput, match="the image key is not"):
             dsse.envelope(STATEMENT, wrong)
-        with pytest.raises(InvalidInput, match=r"image('s)? public key"):
+        with pytest.raises(InvalidInput, match=r"not a public key|image's public key|image public key"):
             dsse.open_envelope(ENVELOPE, wrong)
 
 
