@@ -32,6 +32,15 @@ WORKERS = 2
 UP_TIMEOUT = 4500.0
 REPAIR_TIMEOUT = 900.0
 
+PLAIN = {
+    "allowPrivilegeEscalation": False,
+    "runAsNonRoot": True,
+    "runAsUser": 65532,
+    "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+"""What a pod may do that may do nothing special."""
+
 
 def ckp(*arguments: str, timeout: float = 300, check: bool = True) -> Finished:
     """The command itself, as a person runs it."""

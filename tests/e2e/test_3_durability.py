@@ -8,9 +8,22 @@ import pytest
 
 from ckp.clients.compass import Session, read_config
 from ckp.kits.errors import CkpError
-from tests.e2e.conftest import WORKERS, World
+from tests.e2e.conftest import PLAIN, WORKERS, World
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("well")]
+
+
+ASK = """
+import json, ssl, time, urllib.request
+context = ssl.create_default_context(cafile="/var/run/secrets/kubernetes.io/serviceaccount/ca.crt")
+end, asked, failed = time.monotonic() + SECONDS, 0, []
+while time.monotonic() < end:
+    asked += 1
+    try: urllib.request.urlopen("https://kubernetes.default.svc.cluster.local/livez", context=context, timeout=10).read()
+    except Exception as error: failed.append(f"{time.monotonic() - end + SECONDS:.1f} s: {error}")
+    time.sleep(0.1)
+print(json.dumps([asked, failed]))
+"""
 
 
 def mark(world: World, name: str) -> None:
@@ -31,6 +44,29 @@ def test_every_pod_of_the_control_plane_may_die(world: World) -> None:
     after = json.loads(world.management("get", "pods", "-n", "ckp-default-default", "-o", "json").stdout)["items"]
     fresh = [pod for pod in after if pod["metadata"]["uid"] not in before]
     assert len(fresh) >= 4
+
+
+@pytest.mark.long
+def test_pods_reach_the_api_server_while_it_is_replaced(world: World) -> None:
+    """With one replica, too: each request is a new connection through the Service `kubernetes`."""
+    container = {"name": "ask", "image": world.image, "command": ["python3", "-c", ASK.replace("SECONDS", "90")], "securityContext": PLAIN}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "asks-on"}, "spec": {"restartPolicy": "Never", "containers": [container]}}
+    world.kubectl("apply", "-f", "-", stdin=json.dumps(pod))
+    try:
+        world.wait(lambda: world.get("pod", "asks-on")["status"]["phase"] == "Running", "the pod asks", timeout=120)
+        world.management("rollout", "restart", "deployment/demo-apiserver", "-n", "ckp-default-default")
+
+        def replaced() -> bool:
+            found = json.loads(world.management("get", "deployment", "demo-apiserver", "-n", "ckp-default-default", "-o", "json").stdout)
+            status = found["status"]
+            return bool(status.get("observedGeneration") == found["metadata"]["generation"] and status.get("updatedReplicas") == status.get("replicas") == 1)
+
+        world.wait(replaced, "the API server is another one", timeout=120)
+        world.wait(lambda: world.get("pod", "asks-on")["status"]["phase"] == "Succeeded", "the pod has asked for long enough", timeout=180)
+        asked, failed = json.loads(world.kubectl("logs", "asks-on").stdout)
+    finally:
+        world.kubectl("delete", "pod", "asks-on", "--ignore-not-found", "--wait=false", check=False)
+    assert asked > 100 and failed == []
 
 
 def test_the_pods_of_the_management_layer_may_die(world: World) -> None:

@@ -12,20 +12,13 @@ import pytest
 
 from ckp.clients.compass import Session, read_config
 from ckp.lab.lab import LabHost
-from tests.e2e.conftest import WORKERS, World, ckp
+from tests.e2e.conftest import PLAIN, WORKERS, World, ckp
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("well")]
 
 OS_NAME = "Worker_1.Site.example"
 NETWORK = "/etc/systemd/network/10-host0.network"
 RESOLV_CONF = "/etc/resolv.conf"
-PLAIN = {
-    "allowPrivilegeEscalation": False,
-    "runAsNonRoot": True,
-    "runAsUser": 65532,
-    "capabilities": {"drop": ["ALL"]},
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
 ASK = """
 import socket, sys, time
 print(socket.gethostbyname("kubernetes.default.svc.cluster.local"))
