@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ ATTACKS: list[tuple[str, Callable[[World], bytes], str, str]] = [
     ("no signature", lambda world: TEXT, "InRelease has no cleartext signature", "signature present"),
     ("a header in the armour", with_armour(lambda raw: raw.replace(b"\n\n", b"\nComment: x\n\n", 1)), "the armour of the signature of InRelease", "armour"),
     ("shorter lines in the armour", with_armour(lambda raw: raw[:60] + b"\n" + raw[60:]), "the armour of the signature of InRelease", "armour"),
-    ("another checksum of the armour", with_armour(lambda raw: raw.replace(b"\n=", b"\n=A", 1).replace(raw[-32:-31], b"", 1)), "the armour", "armour"),
+    ("another checksum of the armour", with_armour(lambda raw: re.sub(rb"(?m)^=....$", b"=AAAA", raw)), "the armour", "armour"),
     ("no base64 in the armour", lambda world: b"\n".join([BEGIN, b"Hash: SHA512", b"", b"a: b", MIDDLE, b"", b"!", END, b""]), "the armour", "armour"),
     (
         "a compressed packet in the armour",
