@@ -7,8 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.marks import Current
+
+# How fast examples are made is the machine's affair: on a busy one, hypothesis' own limits would fail tests that find nothing.
+settings.register_profile("ckp", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ckp")
 
 OF_FOLDERS = ("component", "contract", "e2e")
 """Folders below tests whose tests all have the mark of that name."""

@@ -176,7 +176,7 @@ def test_gpg_reads_the_same_of_a_merged_keyring(world: World, tmp_path: Path) ->
     assert listings[0] == listings[1] and len(listings[0]) == 8 + 2
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_no_order_of_packets_makes_a_revoked_key_good(world: World, tmp_path: Path, data: st.DataObject) -> None:
     """The packets of a good and of a revoked certificate in any order, with any left out but the revocation."""
