@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -44,7 +45,9 @@ print(json.dumps([seconds, max(peak, children.ru_maxrss) / 1024, said]))
 def cost(script: str, *arguments: str) -> tuple[float, float, str]:
     """CPU seconds and MiB of a Python that runs `script` over ckp.verify, what it starts included, and "good" or the refusal."""
     argv = [sys.executable, "-c", PROGRAM.format(script=script), *arguments]
-    done = subprocess.run(argv, capture_output=True, check=True, timeout=300, text=True)
+    done = subprocess.run(
+        argv, capture_output=True, check=True, timeout=300, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    )
     seconds, megabytes, said = json.loads(done.stdout)
     return seconds, megabytes, said
 
