@@ -40,7 +40,12 @@ class Cost:
 
 def cost(module: str, function: str, *arguments: object) -> Cost:
     """Call a function in a process of its own, with arguments that JSON can carry. Its errors for people are said; any other fails here."""
-    argv = [sys.executable, "-S", "-c", MEASURE, sys.executable, "-c", CALL, json.dumps([module, function, arguments])]
+    return cost_of_program(CALL, json.dumps([module, function, arguments]))
+
+
+def cost_of_program(program: str, *arguments: str) -> Cost:
+    """Run a Python program, with its arguments; what it says is what it prints. One that fails, fails here."""
+    argv = [sys.executable, "-S", "-c", MEASURE, sys.executable, "-c", program, *arguments]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(argv, capture_output=True, check=True, timeout=300, env=environment)
     code, cpu_seconds, memory_mib = json.loads(done.stderr.splitlines()[-1])

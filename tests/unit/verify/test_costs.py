@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
-import os
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ckp.clients.signing.openpgp import SigningKey
+from tests.support.costs import Cost, cost_of_program
 from tests.support.spoilt_packages import Deb, Rpm, numbers, signing_key, special, tar_of, texts
 
 MEBIBYTE = 1 << 20
@@ -27,29 +24,19 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SigningKey]:
 
 
 PROGRAM = """
-import json, resource, sys
+import sys
 from ckp.hostkit.errors import VerificationFailed
 try:
     {script}
-    said = "good"
+    print("good")
 except VerificationFailed as error:
-    said = error.brief
-own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-# Not ru_maxrss of its own: that begins with what the process had that started it.
-peak = max(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-seconds = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
-print(json.dumps([seconds, max(peak, children.ru_maxrss) / 1024, said]))
+    print(error.brief)
 """
 
 
-def cost(script: str, *arguments: str) -> tuple[float, float, str]:
-    """CPU seconds and MiB of a Python that runs `script` over ckp.verify, what it starts included, and "good" or the refusal."""
-    argv = [sys.executable, "-c", PROGRAM.format(script=script), *arguments]
-    done = subprocess.run(
-        argv, capture_output=True, check=True, timeout=300, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    )
-    seconds, megabytes, said = json.loads(done.stdout)
-    return seconds, megabytes, said
+def cost(script: str, *arguments: str) -> Cost:
+    """Of a Python that runs `script` over ckp.verify, and says "good" or the refusal."""
+    return cost_of_program(PROGRAM.format(script=script), *arguments)
 
 
 def fields(key: SigningKey) -> bytes:
@@ -110,9 +97,9 @@ def test_no_signed_package_of_a_mebibyte_is_costly(key: SigningKey, tmp_path: Pa
     path.write_bytes(make(key))
     assert path.stat().st_size < MEBIBYTE, path.stat().st_size
     script = "from ckp.verify.packages import verify_package; verify_package(sys.argv[1], sys.argv[2])"
-    seconds, megabytes, said = cost(script, str(path), str(key.keyring))
-    assert words in said
-    assert seconds < SECONDS and megabytes < MEGABYTES, (seconds, megabytes)
+    used = cost(script, str(path), str(key.keyring))
+    assert words in used.said
+    assert used.cpu_seconds < SECONDS and used.memory_mib < MEGABYTES, used
 
 
 INDEX = b"Package: a\nVersion: 1\nArchitecture: all\nFilename: a.deb\nSize: 1\nSHA256: " + b"0" * 64 + b"\n"
@@ -149,6 +136,6 @@ PRIMARY_SCRIPT = """
 def test_no_signed_index_of_a_mebibyte_is_costly(tmp_path: Path, script: str, content: bytes, words: str) -> None:
     packed = gzip.compress(content, compresslevel=6, mtime=0)
     (tmp_path / "index.gz").write_bytes(packed)
-    seconds, megabytes, said = cost(script.strip(), str(tmp_path))
-    assert words in said
-    assert seconds < SECONDS and megabytes < MEGABYTES, (seconds, megabytes)
+    used = cost(script.strip(), str(tmp_path))
+    assert words in used.said
+    assert used.cpu_seconds < SECONDS and used.memory_mib < MEGABYTES, used
