@@ -93,7 +93,7 @@ class Verdict:
     """When to decide again, if nothing happens before."""
     cause: Cause = Cause.UNHEALTHY
     number: int = 1
-    """Of a replacement: the how manieth of this cause in the window."""
+    """Of a replacement: its place among those of this cause in the window."""
     settled: bool = False
 
 

@@ -119,7 +119,7 @@ class ReplacementView(View):
     cause: str = Field(default="", description="Startup, Unhealthy or Lost.")
     reason: str = ""
     at: datetime
-    number: int = Field(default=1, description="The how manieth by this cause within 24 hours.")
+    number: int = Field(default=1, description="Its place among the replacements by this cause within 24 hours; the first is 1.")
 
 
 class ClusterView(View):

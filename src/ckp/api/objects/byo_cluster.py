@@ -26,7 +26,7 @@ class Replacement(ApiModel):
     cause: Annotated[str, Schema("Startup, Unhealthy or Lost; replacements are counted by it.")] = ""
     reason: Annotated[str, Schema("What was wrong with it, for people.")] = ""
     at: Time = ""
-    number: Annotated[Int32, Schema("The how manieth by this cause within 24 hours.")] = 0
+    number: Annotated[Int32, Schema("Its place among the replacements by this cause within 24 hours; the first is 1.")] = 0
     settled: Annotated[bool, Schema("Its node had been well for long, so that it is no failed attempt, and does not count.")] = False
 
 
