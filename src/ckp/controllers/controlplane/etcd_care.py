@@ -91,7 +91,7 @@ class EtcdCare:
         """Of a cluster that is gone."""
         self._memory.pop((namespace, cluster), None)
 
-    def look_anew(self, namespace: str, cluster: str) -> None:
+    def forget_view(self, namespace: str, cluster: str) -> None:
         """Its etcd is away: what was seen before no longer counts."""
         if (memory := self._memory.get((namespace, cluster))) is not None:
             memory.view = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -83,15 +84,13 @@ class EtcdPhases:
         begun = status.initialized or ((found or {}).get("data") or {}).get(STATE_KEY) == EXISTING
         return config_map(plan, EXISTING if begun and not _accepted(scope) else NEW)
 
-    async def _judge(self, scope: Scope, plan: Plan) -> None:
+    async def _judge(self, scope: Scope, plan: Plan, ready: int, without_data: Sequence[str]) -> None:
         """NotYet, with the API server held back, if data is gone and nobody has accepted it."""
         status = ManagedControlPlane.of(scope.obj).status
         if not status.initialized:
             return
-        pods = await self._last_words(plan)
-        found = await self.kube.get(STATEFUL_SET, plan.name("etcd"), plan.namespace)
-        if not ((found or {}).get("status") or {}).get("readyReplicas"):
-            if len([name for name, words in pods.items() if is_without_data(words)]) == plan.etcd_replicas and not _accepted(scope):
+        if not ready:
+            if len(without_data) == plan.etcd_replicas and not _accepted(scope):
                 what = "etcd has lost its data: its volumes are empty, and it starts no new cluster by itself. Bring the volumes back"
                 raise _hold(scope, Reason.DATA_LOST, what, "start empty")
             _stay_held(scope)
@@ -106,9 +105,9 @@ class EtcdPhases:
                 scope, Reason.REVISION_WENT_BACK, f"etcd has not the data that it had: {wrong}. Bring the right volumes back", "go on with what is there"
             )
         if _accepted(scope) and view.members:
-            await self._begin_anew(scope, plan)
+            await self._accept_data(scope, plan)
 
-    async def _begin_anew(self, scope: Scope, plan: Plan) -> None:
+    async def _accept_data(self, scope: Scope, plan: Plan) -> None:
         """A person goes on with what is there: it is recorded as it is, and what Jobs wrote into the cluster is written again."""
         for item in await self.kube.list(JOB, plan.namespace, labels={CLUSTER_NAME_LABEL: plan.cluster}):
             if owner(item, "ManagedControlPlane"):
@@ -117,30 +116,24 @@ class EtcdPhases:
         await self.kube.merge(MANAGED_CONTROL_PLANE, scope.name, plan.namespace, {"status": {"etcd": None}}, subresource="status")
         scope.obj = await self.kube.merge(MANAGED_CONTROL_PLANE, scope.name, plan.namespace, patch)
 
-    async def _last_words(self, plan: Plan) -> dict[str, str]:
-        """What each member's container wrote last before it ended, by the member's name; "" if it has not ended, or runs again and is ready."""
+    async def _without_data(self, plan: Plan) -> list[str]:
+        """The members without data, by what their containers wrote last before they ended; one that has not ended, or runs again and is ready, is none."""
         words: dict[str, str] = {}
         for pod in await self.kube.list(POD, plan.namespace, labels=plan.selector("etcd")):
             for status in (pod.get("status") or {}).get("containerStatuses") or []:
                 ended = [((status.get(when) or {}).get("terminated") or {}).get("message") or "" for when in ("state", "lastState")]
                 words[pod["metadata"]["name"]] = "" if status.get("ready") else "\n".join(ended)
-        return words
-
-    async def _without_data(self, plan: Plan) -> str:
-        """The end of a sentence that names the members without data."""
-        names = sorted(name for name, words in (await self._last_words(plan)).items() if is_without_data(words))
-        return f"; without their data: {', '.join(names)}" if names else ""
+        return sorted(name for name, last in words.items() if is_without_data(last))
 
     async def ready(self, scope: Scope, plan: Plan) -> None:
         """A quorum of the members is ready, and none of what was seen in etcd before is gone."""
-        await self._judge(scope, plan)
         found = await self.kube.get(STATEFUL_SET, plan.name("etcd"), plan.namespace)
         ready = int(((found or {}).get("status") or {}).get("readyReplicas") or 0)
-        if ready < plan.etcd_replicas // 2 + 1:
-            self.care.look_anew(plan.namespace, plan.cluster)
         lost = await self._without_data(plan)
-        message = f"{ready} of {plan.etcd_replicas} members of etcd are ready{lost}"
+        await self._judge(scope, plan, ready, lost)
+        message = f"{ready} of {plan.etcd_replicas} members of etcd are ready" + (f"; without their data: {', '.join(lost)}" if lost else "")
         if ready < plan.etcd_replicas // 2 + 1:
+            self.care.forget_view(plan.namespace, plan.cluster)
             raise NotYet(ConditionType.ETCD_READY, message)
         if lost:  # the others go on; a member that merely restarts is no news
             raise NotYet(ConditionType.ETCD_READY, message, reason=Reason.MEMBER_WITHOUT_DATA, severity="Warning", needed=False)

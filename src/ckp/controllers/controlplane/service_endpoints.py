@@ -78,12 +78,14 @@ async def publish(workload: Kube, addresses: Sequence[str], port: int) -> bool:
     """
     wanted_slice, wanted = endpoint_slice(addresses, port), endpoints(addresses, port)
     written = False
-    kept = None
+    kept, others = None, []
     for found in await workload.list(ENDPOINT_SLICE, NAMESPACE, labels={SERVICE_LABEL: SERVICE}):
         if found["metadata"]["name"] == SERVICE and found.get("addressType") == wanted_slice["addressType"]:
             kept = found
         elif found["metadata"]["name"] == SERVICE:  # of the other family, which can't be changed
             await workload.delete(ENDPOINT_SLICE, SERVICE, NAMESPACE)
+        else:
+            others.append(str(found["metadata"]["name"]))
     if kept is None or not _holds(kept, _untyped(wanted_slice)):
         await workload.apply(wanted_slice)
         written = True
@@ -92,10 +94,9 @@ async def publish(workload: Kube, addresses: Sequence[str], port: int) -> bool:
         await workload.apply(wanted)
         written = True
     # Only once the right one is there, so that there is always one.
-    for found in await workload.list(ENDPOINT_SLICE, NAMESPACE, labels={SERVICE_LABEL: SERVICE}):
-        if found["metadata"]["name"] != SERVICE:
-            await workload.delete(ENDPOINT_SLICE, found["metadata"]["name"], NAMESPACE)
-            written = True
+    for name in others:
+        await workload.delete(ENDPOINT_SLICE, name, NAMESPACE)
+        written = True
     return written
 
 
