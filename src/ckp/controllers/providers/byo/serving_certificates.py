@@ -6,7 +6,6 @@ often while hosts join, since until then their kubelets serve neither logs nor m
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,10 +15,12 @@ from ckp.api.kinds import CSR
 from ckp.api.objects.byo_host import ByoHost
 from ckp.api.states import ConditionType, HostPhase
 from ckp.clients.kube import Kube, KubeError, Obj
+from ckp.controllers.events import emit
 from ckp.controllers.scope import cluster_name, deleting
 from ckp.controllers.workload import Connect, connect, workload_cluster
-from ckp.kits.clock import Clock, rfc3339
+from ckp.kits.clock import Clock
 from ckp.kits.errors import CkpError
+from ckp.rules.events import Transition
 from ckp.rules.kubelet_certificates import Member, is_pending, node_of, normal, objection
 from ckp.runtime.controller import Result
 from ckp.runtime.informer import Informer
@@ -107,30 +108,13 @@ class ServingCertificatesReconciler:
                     raise
 
     async def _emit(self, plane: Obj, host: ByoHost | None, request: Obj, said: str) -> None:
-        """Once for a request and what is wrong with it."""
+        """Once for a request and what is wrong with it, as of when it was made."""
         about = self.hosts.get(host.namespace, host.name) if host else None
-        about, now = about or plane, rfc3339(self.clock.now())
-        meta = about["metadata"]
-        name = request["metadata"]["name"]
-        digest = hashlib.sha256(f"{request['metadata'].get('uid')} {said}".encode()).hexdigest()[:16]
-        event = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"name": f"{meta['name'][:200]}.{digest}", "namespace": meta["namespace"]},
-            "involvedObject": {"apiVersion": about["apiVersion"], "kind": about["kind"], **{part: meta[part] for part in ("name", "namespace", "uid")}},
-            "type": "Warning",
-            "reason": "KubeletCertificateNotApproved",
-            "message": f"cluster {cluster_name(plane)}: the request {name} for a kubelet's serving certificate is not approved: {said}"[:1000],
-            "source": {"component": "ckp-controllers"},
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }
-        try:
-            await self.kube.create(event)
-        except KubeError as error:
-            if error.reason != "AlreadyExists":
-                raise
+        request_meta = request["metadata"]
+        message = f"cluster {cluster_name(plane)}: the request {request_meta['name']} for a kubelet's serving certificate is not approved: {said}"
+        made = str(request_meta.get("creationTimestamp") or "")
+        transition = Transition(f"request {request_meta.get('uid')}", said, "KubeletCertificateNotApproved", message, warning=True, since=made)
+        await emit(self.kube, self.clock, about or plane, transition)
 
 
 def _member(host: ByoHost) -> Member:
