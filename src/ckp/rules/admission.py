@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ckp.rules.selectors import matches
+
 Labels = Mapping[str, str]
 
 
@@ -73,18 +75,5 @@ def selects(selector: Mapping[str, Any] | None, labels: Labels) -> bool:
     """Whether a label selector (metav1.LabelSelector) selects these labels; none or an empty one selects all."""
     chosen = selector or {}
     exact = all(labels.get(key) == value for key, value in (chosen.get("matchLabels") or {}).items())
-    return exact and all(_matches(expression, labels) for expression in chosen.get("matchExpressions") or ())
-
-
-def _matches(expression: Mapping[str, Any], labels: Labels) -> bool:
-    key, values = expression.get("key", ""), expression.get("values") or ()
-    match expression.get("operator"):
-        case "In":
-            return labels.get(key) in values
-        case "NotIn":
-            return labels.get(key) not in values
-        case "Exists":
-            return key in labels
-        case "DoesNotExist":
-            return key not in labels
-    return False
+    expressions = chosen.get("matchExpressions") or ()
+    return exact and all(matches(item.get("key", ""), item.get("operator", ""), item.get("values") or (), labels) for item in expressions)

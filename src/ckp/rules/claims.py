@@ -11,6 +11,7 @@ from typing import Any
 from ckp.api.objects.byo_host import ByoHost, Facts
 from ckp.api.objects.byo_machine import ByoMachineSpec, SelectorRequirement
 from ckp.api.states import ConditionType, HostPhase
+from ckp.rules.selectors import matches
 
 UNAVAILABLE = ("in use", "offline", "cordoned", "not yet clean", "cloned", "flapping", "unfit", "going away")
 """Why a host is not free, in the order in which messages list the counts."""
@@ -170,27 +171,12 @@ class Wanted:
     def selects(self, host: Candidate) -> bool:
         """Whether a host carries the labels that are asked for."""
         return all(host.labels.get(key) == value for key, value in self.labels.items()) and all(
-            _matches(expression, host.labels) for expression in self.expressions
+            matches(expression.key, expression.operator, expression.values, host.labels) for expression in self.expressions
         )
 
     def is_large_enough(self, host: Candidate) -> bool:
         """Whether a host has the least size that is asked for."""
         return host.cpus >= self.cpus and host.memory_bytes >= self.memory_bytes
-
-
-def _matches(expression: SelectorRequirement, labels: Mapping[str, str]) -> bool:
-    """One matchExpression (apimachinery, labels/selector.go); an unknown operator matches no host."""
-    key, values = expression.key, expression.values
-    match expression.operator:
-        case "In":
-            return labels.get(key) in values
-        case "NotIn":
-            return labels.get(key) not in values
-        case "Exists":
-            return key in labels
-        case "DoesNotExist":
-            return key not in labels
-    return False
 
 
 @dataclass(frozen=True)

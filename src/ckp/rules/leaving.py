@@ -1,4 +1,4 @@
-"""What the deletion of a Machine waits for, and for how long. Pure.
+"""Whether a cluster is being deleted; what the deletion of a Machine waits for, and for how long. Pure.
 
 Cluster API v1.7.7 (machine_controller.go, reconcileDelete) drains the node, waits for its volumes, deletes the ByoMachine (which resets the host) and
 then the Node. The conditions tell which of these is under way; the timeouts count from the transition to False.
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from ckp.api.names import LOOK_ANNOTATION, NO_DRAIN_ANNOTATION, NO_VOLUME_DETACH_ANNOTATION
+from ckp.api.names import DELETE_REQUESTED_ANNOTATION, LOOK_ANNOTATION, NO_DRAIN_ANNOTATION, NO_VOLUME_DETACH_ANNOTATION
 from ckp.api.objects.byo_host import ByoHost
 from ckp.api.states import ConditionType
 from ckp.kits.clock import exact_duration, parse_duration, parse_rfc3339, rfc3339
@@ -23,6 +23,12 @@ _STAGES = (
     (ConditionType.VOLUME_DETACH_SUCCEEDED, "nodeVolumeDetachTimeout", NO_VOLUME_DETACH_ANNOTATION, "the volumes of its node are being detached"),
     (ConditionType.DRAINING_SUCCEEDED, "nodeDrainTimeout", NO_DRAIN_ANNOTATION, "its node is being drained"),
 )
+
+
+def is_going(cluster: Mapping[str, Any]) -> bool:
+    """Whether a Cluster's deletion was asked for, of CKP or of Kubernetes."""
+    meta = cluster["metadata"]
+    return "deletionTimestamp" in meta or DELETE_REQUESTED_ANNOTATION in (meta.get("annotations") or {})
 
 
 def seconds_of(machine: Mapping[str, Any], field: str) -> int:

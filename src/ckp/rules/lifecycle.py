@@ -18,6 +18,9 @@ Record = dict[str, Any]
 
 PROVISIONING, BOOTSTRAP, CLUSTER_READY, ADDONS = PHASES = ("Provisioning", "Bootstrap", "Cluster Ready", "Addons")
 
+CLUSTER_READY_STEP = "ClusterReady"
+"""The name of the step that is finished once pods work in the cluster."""
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -149,7 +152,7 @@ STEPS: tuple[Step, ...] = (
     ),
     Step(
         CLUSTER_READY,
-        "ClusterReady",
+        CLUSTER_READY_STEP,
         "Cluster ready",
         done=lambda seen: seen.control_plane_ready and seen.enough(seen.nodes_ready) and seen.workload_ready,
         waiting=_not_usable,

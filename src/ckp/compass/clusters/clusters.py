@@ -19,7 +19,7 @@ from ckp.compass.access.kube_errors import translate_kube_errors
 from ckp.compass.access.projects import Namespaces
 from ckp.compass.clusters import addresses, networks
 from ckp.compass.clusters.manifests import REQUEST_ANNOTATION, cluster_objects, health_check_timeouts, machine_timeouts, request_digest
-from ckp.compass.clusters.views import is_deleting, view
+from ckp.compass.clusters.views import view
 from ckp.compass.hosts.groups import group_of_template
 from ckp.compass.hosts.hosts import addresses_of, is_claimed, why_not_free
 from ckp.compass.identity import Caller, ProjectRef, check_label
@@ -28,7 +28,9 @@ from ckp.compass.settings import Reserved
 from ckp.compass.store.database import Database
 from ckp.kits.clock import Clock, rfc3339
 from ckp.kits.errors import Conflict, InvalidInput, NotFound
+from ckp.rules import pod_network
 from ckp.rules.claims import Networks, Wanted, cluster_networks
+from ckp.rules.leaving import is_going
 
 MAX_NAME = 40
 """Names of Machines, nodes and Secrets are made from a cluster's name with suffixes, and must stay below 63."""
@@ -130,15 +132,15 @@ class Clusters:
         fields = timeouts.model_fields_set
         cluster = await self._require(project, name)
         check, deployment = health_check_timeouts(timeouts, fields), machine_timeouts(timeouts, fields)
-        if is_deleting(cluster) and check:
+        if is_going(cluster) and check:
             raise Conflict(f"cluster {name} is being deleted", resolution="its timeouts drain, volumeDetach and nodeDeletion can still be set")
         for kind, changes in ((kinds.MACHINE_HEALTH_CHECK, check), (kinds.MACHINE_DEPLOYMENT, deployment)):
-            if changes and not is_deleting(cluster) and await self._namespaces.get(kind, workers_name(name), project) is None:
+            if changes and not is_going(cluster) and await self._namespaces.get(kind, workers_name(name), project) is None:
                 raise Conflict(f"cluster {name} has no {kind.kind} {workers_name(name)}", resolution="it was removed by hand, or its creation was interrupted")
         if check:
             await self._kube.merge(kinds.MACHINE_HEALTH_CHECK, workers_name(name), project.namespace, {"spec": check})
         if deployment:
-            if not is_deleting(cluster):
+            if not is_going(cluster):
                 await self._kube.merge(kinds.MACHINE_DEPLOYMENT, workers_name(name), project.namespace, {"spec": {"template": {"spec": deployment}}})
             # Cluster API no longer brings it to those that are being deleted (v1.7.7: MachineSet, syncMachines), which wait the longest.
             for machine in await self._namespaces.list(kinds.MACHINE, project, labels={names.CLUSTER_NAME_LABEL: name}):
@@ -157,7 +159,7 @@ class Clusters:
         _check_workers(workers)
         async with self._one_at_a_time[project.namespace]:
             cluster = await self._require(project, name)
-            if is_deleting(cluster):
+            if is_going(cluster):
                 raise Conflict(f"cluster {name} is being deleted")
             current = await self.get(project, name)
             capacity = await self._capacity(project, current.host_group, name, current.version, cluster_networks(cluster))
@@ -248,7 +250,7 @@ class Clusters:
         Raises:
             Conflict: it was made by another request, is complete, or is being deleted.
         """
-        if is_deleting(existing):
+        if is_going(existing):
             raise Conflict(f"a cluster named {spec.name} is still being deleted", resolution=f"wait for it: ckp cluster delete {spec.name} --wait")
         if (existing["metadata"].get("annotations") or {}).get(REQUEST_ANNOTATION) == request_digest(spec, cni_version):
             for kind, name in _COMPLETE:
@@ -351,7 +353,7 @@ def _check_room(cluster: ClusterView, workers: int) -> None:
     try:
         networks.check_networks(cluster.pod_cidr, cluster.service_cidr, workers=workers, reserved=(), host_addresses=())
     except InvalidInput as error:
-        most = networks.pod_network_room(networks.parse_cidr("podCIDR", cluster.pod_cidr)) - networks.SPARE
+        most = pod_network.room(networks.parse_cidr("podCIDR", cluster.pod_cidr)) - networks.SPARE
         more = f"this cluster can have {max(most, 0)} workers" if most > cluster.workers else "this cluster has as many workers as it can have"
         raise InvalidInput(error.brief, details=error.details, resolution=f"{more}: make another with a larger pod network") from None
 

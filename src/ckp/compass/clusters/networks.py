@@ -7,9 +7,8 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueE
 
 from ckp.compass.settings import Reserved
 from ckp.kits.errors import InvalidInput
+from ckp.rules import pod_network
 
-NODE_MASK = 24
-"""kube-controller-manager gives each node a /24 of the pod network (--node-cidr-mask-size)."""
 SERVICE_LARGEST = 12
 """kube-apiserver refuses a larger service network than /12."""
 SERVICE_SMALLEST = 28
@@ -18,11 +17,6 @@ POD_LARGEST = 8
 """kube-controller-manager refuses a node mask that is more than sixteen bits longer than the cluster's."""
 SPARE = 1
 """Nodes that the pod network has room for beside the workers: a node that replaces another comes before that one has given its network back."""
-
-
-def pod_network_room(pods: IPv4Network) -> int:
-    """How many nodes a pod network has room for."""
-    return 2 ** (NODE_MASK - pods.prefixlen) if pods.prefixlen <= NODE_MASK else 0
 
 
 def parse_cidr(field: str, text: str) -> IPv4Network:
@@ -74,12 +68,12 @@ def check_networks(
         raise InvalidInput(f"podCIDR {pods} and serviceCIDR {services} overlap", resolution="choose two networks that share no address")
     if pods.prefixlen < POD_LARGEST:
         raise InvalidInput(f"podCIDR: {pods} is larger than /{POD_LARGEST}")
-    room = pod_network_room(pods)
+    room = pod_network.room(pods)
     if room < workers + SPARE:
         raise InvalidInput(
-            f"podCIDR: {pods} has room for {room} {'node' if room == 1 else 'nodes'} (a /{NODE_MASK} each), and {workers + SPARE} are needed",
+            f"podCIDR: {pods} has room for {room} {'node' if room == 1 else 'nodes'} (a /{pod_network.NODE_MASK} each), and {workers + SPARE} are needed",
             details=f"{workers} for the workers, and {SPARE} for a node that replaces one of them before that one's network is given back",
-            resolution=f"use a /{max(POD_LARGEST, NODE_MASK - (workers + SPARE - 1).bit_length())} or larger",
+            resolution=f"use a /{max(POD_LARGEST, pod_network.NODE_MASK - (workers + SPARE - 1).bit_length())} or larger",
         )
     if not SERVICE_LARGEST <= services.prefixlen <= SERVICE_SMALLEST:
         raise InvalidInput(

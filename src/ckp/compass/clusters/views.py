@@ -17,13 +17,7 @@ from ckp.compass.clusters.manifests import MACHINE_TIMEOUTS
 from ckp.compass.hosts.groups import group_of_template
 from ckp.kits.clock import exact_duration, parse_duration, parse_rfc3339
 from ckp.rules.conditions import get_condition, is_true
-from ckp.rules.leaving import waits_for
-
-
-def is_deleting(cluster: Obj) -> bool:
-    """Whether its deletion was asked for, here or of Kubernetes."""
-    meta = cluster["metadata"]
-    return bool(meta.get("deletionTimestamp")) or names.DELETE_REQUESTED_ANNOTATION in (meta.get("annotations") or {})
+from ckp.rules.leaving import is_going, waits_for
 
 
 def view(
@@ -53,7 +47,7 @@ def view(
     steps = sorted(readable_items(StepView, plane_status.get("steps")), key=lambda step: step.number)
     failure = str(status.get("failureMessage") or plane_status.get("failureMessage") or "")
     failed = bool(failure or status.get("phase") == "Failed")
-    deleting = is_deleting(cluster)
+    deleting = is_going(cluster)
     ready = not deleting and not failed and _is_ready(status, deployment, plane_status.get("steps") or ())
     endpoint = spec.get("controlPlaneEndpoint") or plane_spec.get("controlPlaneEndpoint") or {}
     network = spec.get("clusterNetwork") or {}

@@ -17,13 +17,12 @@ from ckp.rules.addons import Purpose, progress
 from ckp.rules.claims import Wanted
 from ckp.rules.cluster_hosts import count_hosts
 from ckp.rules.conditions import is_true
-from ckp.rules.lifecycle import Observation, advance, complete
+from ckp.rules.lifecycle import CLUSTER_READY_STEP, Observation, advance, complete
 from ckp.runtime.controller import Result
 from ckp.runtime.informer import Informer
 
 POLL = 5.0
 POLL_DONE = 60.0
-CLUSTER_STEP = "ClusterReady"
 
 
 @dataclass
@@ -89,7 +88,7 @@ class LifecycleReconciler:
 
 
 def _was_ready(plane: ManagedControlPlane) -> bool:
-    return any(step.name == CLUSTER_STEP and step.state == StepState.DONE for step in plane.status.steps)
+    return any(step.name == CLUSTER_READY_STEP and step.state == StepState.DONE for step in plane.status.steps)
 
 
 def _failure(machines: list[ByoMachine]) -> str:

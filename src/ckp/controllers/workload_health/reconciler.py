@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from ipaddress import ip_network
+from ipaddress import IPv4Network
 
 from ckp.api.kinds import (
     CLUSTER,
@@ -21,7 +21,6 @@ from ckp.api.kinds import (
     POD,
     VALIDATING_WEBHOOK,
 )
-from ckp.api.names import DELETE_REQUESTED_ANNOTATION
 from ckp.api.objects.control_plane import NO_CNI, ManagedControlPlane
 from ckp.api.platform import Releases
 from ckp.api.states import FINISHED_STEPS, ConditionType, Reason
@@ -32,14 +31,15 @@ from ckp.controllers.workload_health import canary
 from ckp.controllers.workload_health.canary import Canary
 from ckp.kits.clock import Clock
 from ckp.kits.errors import NotFound
+from ckp.rules import pod_network
 from ckp.rules.admission import Backend, blockers
 from ckp.rules.conditions import Severity, make_condition, merge_conditions
+from ckp.rules.leaving import is_going
+from ckp.rules.lifecycle import CLUSTER_READY_STEP
 from ckp.rules.workload_health import Seen, Verdict, evaluate
 from ckp.runtime.controller import Result
 
 SYSTEM = canary.NAMESPACE
-NODE_MASK = 24
-"""kube-controller-manager gives each node a /24 of the pod network."""
 SOON, POLL, POLL_READY = 2.0, 15.0, 30.0
 EAGER = timedelta(minutes=5)
 """So long after the reason why it is not ready changed, a cluster is looked at every SOON seconds, then every POLL."""
@@ -78,7 +78,7 @@ class WorkloadHealthReconciler:
         """Deploy the canary where it is missing or old, look, and write the condition if it says something else now."""
         obj = await self.kube.get(MANAGED_CONTROL_PLANE, name, namespace)
         cluster = await self.kube.get(CLUSTER, cluster_name(obj), namespace) if obj is not None and not deleting(obj) else None
-        if obj is None or cluster is None or _is_going(cluster):
+        if obj is None or cluster is None or is_going(cluster):
             self._memory.pop((namespace, name), None)
             return Result()
         plane = ManagedControlPlane.of(obj)
@@ -124,7 +124,7 @@ class WorkloadHealthReconciler:
 
     async def _write(self, plane: ManagedControlPlane, verdict: Verdict) -> None:
         """Beside the conditions of the control plane's own controller: on top of exactly what is there."""
-        starting = verdict.reason not in NEEDS_A_PERSON and not any(step.name == "ClusterReady" and step.finished_at for step in plane.status.steps)
+        starting = verdict.reason not in NEEDS_A_PERSON and not any(step.name == CLUSTER_READY_STEP and step.finished_at for step in plane.status.steps)
         severity: Severity = "Info" if starting else "Warning"
         kind = ConditionType.WORKLOAD_READY
         condition = make_condition(kind, verdict.ok, self.clock.now(), reason=verdict.reason, message=verdict.message, severity=severity)
@@ -135,10 +135,6 @@ class WorkloadHealthReconciler:
             return {"status": {"conditions": after}} if after != before else None
 
         await self.kube.change(MANAGED_CONTROL_PLANE, plane.name, plane.namespace, patch, subresource="status")
-
-
-def _is_going(cluster: Obj) -> bool:
-    return deleting(cluster) or DELETE_REQUESTED_ANNOTATION in (cluster["metadata"].get("annotations") or {})
 
 
 async def _deploy(workload: Kube, wanted: Canary) -> Obj | None:
@@ -185,10 +181,9 @@ def _labels(daemon_set: Obj) -> Mapping[str, str]:
 
 def _room(block: str) -> int:
     try:
-        network = ip_network(block)
+        return pod_network.room(IPv4Network(block))
     except ValueError:
         return 0
-    return int(2 ** max(0, NODE_MASK - network.prefixlen)) if network.version == 4 and network.prefixlen <= NODE_MASK else 0
 
 
 async def _blockers(workload: Kube, missing: list[Mapping[str, str]], sets: list[Obj]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from ckp.api.compass.clusters import Timeouts
 from ckp.api.kinds import BYO_MACHINE, MACHINE
 from ckp.api.names import CLUSTER_NAME_LABEL, HOST_LABEL
 from ckp.api.objects.byo_host import ByoHost
@@ -14,12 +15,11 @@ from ckp.clients.kube import Kube, Obj
 from ckp.controllers.jobs import JobState, job, run_once
 from ckp.controllers.pods import empty_volume, hardened, mount, secret_volume
 from ckp.controllers.scope import cluster_name, owner, owner_reference
-from ckp.kits.clock import Clock, exact_duration, parse_duration
+from ckp.kits.clock import Clock, exact_duration
 from ckp.rules.conditions import Condition, make_condition
+from ckp.rules.leaving import seconds_of
 
 POLL = 5.0
-DRAIN_SECONDS = 600
-"""How long the drain of a node may take if its Machine sets no nodeDrainTimeout: pods' grace periods and disruption budgets count in."""
 KEEP_SECONDS = 86400
 
 
@@ -72,11 +72,8 @@ async def _run(kube: Kube, releases: Releases, host: ByoHost, machine: Obj, verb
 
 
 def drain_seconds(machine: Obj | None) -> int:
-    """How long the drain of a Machine's node may take: the same setting as for its deletion (`ckp cluster set --drain-timeout`)."""
-    try:
-        return parse_duration(str(((machine or {}).get("spec") or {}).get("nodeDrainTimeout") or "")) or DRAIN_SECONDS
-    except ValueError:  # unset, or what only Go reads: fractions below a second
-        return DRAIN_SECONDS
+    """How long the drain of a Machine's node may take: the same setting as for its deletion (`ckp cluster set --drain-timeout`), or its default."""
+    return seconds_of(machine or {}, "nodeDrainTimeout") or Timeouts().drain
 
 
 def _message(state: JobState, verb: str, seconds: int) -> str:

@@ -26,7 +26,6 @@ from ckp.api.kinds import BYO_MACHINE, BYO_REMEDIATION, BYO_REMEDIATION_TEMPLATE
 from ckp.api.names import (
     CKP,
     CLUSTER_NAME_LABEL,
-    DELETE_REQUESTED_ANNOTATION,
     DEPLOYMENT_NAME_LABEL,
     DOMAIN_LABEL,
     REMEDIATE_ANNOTATION,
@@ -46,6 +45,7 @@ from ckp.controllers.workload import Connect, connect, workload_cluster
 from ckp.kits.clock import Clock, parse_duration, parse_rfc3339, rfc3339
 from ckp.kits.errors import CkpError
 from ckp.rules.conditions import Condition, Severity, get_condition, is_true, make_condition
+from ckp.rules.leaving import is_going
 from ckp.rules.remediation import KEPT, Action, Cause, Policy, Sick, Verdict, decide, replacement
 from ckp.runtime.informer import Informer
 
@@ -73,7 +73,7 @@ class Remediation:
 
     async def reconcile(self, scope: Scope, cluster: Obj) -> float | None:
         """One pass: what it decides is in the scope's status and notes afterwards. Returns the seconds until the next one, None: nothing is open."""
-        if deleting(cluster) or DELETE_REQUESTED_ANNOTATION in (cluster["metadata"].get("annotations") or {}):
+        if is_going(cluster):
             return None
         name, namespace = str(cluster["metadata"]["name"]), scope.namespace
         await self._adopt(cluster)
