@@ -17,12 +17,16 @@ LIMIT = 1000
 class Durations:
     """A JSON file: `{"steps": {command: {title: [seconds, when]}}}`, `when` in seconds since 1970.
 
+    Args:
+        limit: how many steps are remembered.
+
     It is a convenience: a file that is missing, unreadable or damaged counts as empty, and one that can't be written stays as it is.
     Two commands that end in the same moment may lose one of the two entries.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, limit: int = LIMIT) -> None:
         self.path = path
+        self.limit = limit
 
     def last(self, command: str) -> dict[str, float]:
         """Seconds by the title of the step, for one command."""
@@ -35,7 +39,7 @@ class Durations:
         known = self._read()
         now = time.time()
         known.setdefault(command, {}).update({title: (round(took, 3), now) for title, took in seconds.items()})
-        newest = sorted(((when, name, title) for name, steps in known.items() for title, (_, when) in steps.items()), reverse=True)[:LIMIT]
+        newest = sorted(((when, name, title) for name, steps in known.items() for title, (_, when) in steps.items()), reverse=True)[: self.limit]
         kept: dict[str, dict[str, list[float]]] = {}
         for when, name, title in newest:
             kept.setdefault(name, {})[title] = [known[name][title][0], when]

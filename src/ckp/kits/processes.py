@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,14 +77,14 @@ def run(
         raise ProcessFailed(f"{name}: {command[0]} could not be started: {error.strerror}", resolution=resolution) from error
     data = stdin.encode() if isinstance(stdin, str) else stdin
     try:
-        with _reaper.watching(child.pid), cancellable(lambda: _kill_group(child.pid)):
+        with reaped(child.pid), cancellable(lambda: kill_group(child.pid)):
             out, err = child.communicate(data, timeout=timeout)
     except subprocess.TimeoutExpired:
-        _kill_group(child.pid)
+        kill_group(child.pid)
         out, err = child.communicate()
         raise ProcessFailed(f"{name} did not end within {timeout:.0f} s", details=_tail(out, err), resolution=resolution) from None
     except BaseException:
-        _kill_group(child.pid)
+        kill_group(child.pid)
         child.wait()
         raise
     raise_if_cancelled()  # a program that was cancelled has not failed
@@ -155,6 +155,12 @@ class _ProcessReaper:
 
 _reaper = _ProcessReaper()
 
+
+def reaped(group: int) -> AbstractContextManager[None]:
+    """A block for which a process group does not outlive this process, however this one ends."""
+    return _reaper.watching(group)
+
+
 _ENTER = 'while [ "$1" != -- ]; do echo $$ >"$1" || exit 125; shift; done; shift; exec "$@"'
 
 
@@ -168,7 +174,8 @@ def in_cgroups(procs: Sequence[Path], argv: Sequence[str | Path]) -> list[str]:
     return ["sh", "-c", _ENTER, "sh", *map(str, procs), "--", *command] if procs else command
 
 
-def _kill_group(pid: int) -> None:
+def kill_group(pid: int) -> None:
+    """Kill all processes of a group. No error if there is none."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -227,7 +234,7 @@ class Daemon:
             while self.pid() is not None and time.monotonic() < deadline:
                 time.sleep(0.05)
             if self.pid() is not None and kill_session:
-                _kill_group(pid)
+                kill_group(pid)
         self.pidfile.unlink(missing_ok=True)
 
     def tail(self, lines: int = TAIL_LINES) -> str:

@@ -26,6 +26,7 @@ from ckp.kits.errors import CkpError, NotFound
 from ckp.kits.files import atomic_write, exclusive
 from ckp.kits.processes import Daemon, Finished, in_cgroups, run
 from ckp.kits.retry import wait_until
+from ckp.kits.streams import stream
 from ckp.lab import cgroups, enter
 from ckp.lab.network import HostSpec, LabNetwork
 
@@ -139,7 +140,7 @@ class LabHost:
 
         Raises ProcessFailed if it did not end within `timeout` seconds, CkpError if the host is not running.
         """
-        return enter.stream(self._inside(argv), timeout=timeout, on_line=on_line, stdin=stdin, what=f"{Path(argv[0]).name} on {self.name}")
+        return stream(self._inside(argv), timeout=timeout, on_line=on_line, stdin=stdin, what=f"{Path(argv[0]).name} on {self.name}")
 
     def shell(self) -> int:
         """A login shell inside, on this terminal; returns its exit code. No timeout: the user ends it."""
@@ -157,7 +158,7 @@ class LabHost:
         size = source.stat().st_size if isinstance(source, Path) else len(source)
         script = 'mkdir -p "$(dirname "$1")"; t=$(mktemp "$1.XXXXXX"); trap \'rm -f "$t"\' EXIT; cat >"$t"; chmod "$2" "$t"; mv -T "$t" "$1"'
         output: list[str] = []
-        code = enter.stream(
+        code = stream(
             self._inside(["sh", "-euc", script, "push", target, f"{mode:o}"]),
             timeout=60 + size / 5e6,  # a very slow disk
             on_line=output.append,

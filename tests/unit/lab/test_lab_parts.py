@@ -195,17 +195,6 @@ def test_the_base_command_asks_for_every_package() -> None:
     assert set(base.PACKAGES) == set(include.removeprefix("--include=").split(","))
 
 
-def test_output_comes_line_by_line_with_both_streams_and_the_code() -> None:
-    lines: list[str] = []
-    code = enter.stream(["sh", "-c", "cat; echo err >&2; exit 3"], timeout=10, on_line=lines.append, stdin="a\nb\n", what="x")
-    assert (code, lines) == (3, ["a", "b", "err"])
-
-
-def test_a_stream_that_does_not_end_is_killed_with_its_children() -> None:
-    with pytest.raises(CkpError, match="did not end within"):
-        enter.stream(["sh", "-c", "sleep 60 & sleep 60"], timeout=0.3, on_line=lambda _line: None, what="sleeping")
-
-
 def test_the_default_subnet_is_private() -> None:
     assert NETWORK.subnet.is_private
     assert ipaddress.IPv4Address(NETWORK.gateway) in NETWORK.subnet

@@ -1,0 +1,122 @@
+"""Running a program whose output is followed line by line while it runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+from ckp.kits.processes import ProcessFailed, kill_group, reaped
+
+
+def stream(
+    argv: Sequence[str | Path],
+    *,
+    timeout: float,
+    on_line: Callable[[str], None],
+    stdin: str | bytes | Path | None = None,
+    env: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    interrupt: signal.Signals | None = None,
+    grace: float = 0.0,
+    what: str,
+) -> int:
+    """Run a program, and call `on_line` for each line of its output (both streams) as it comes; returns its exit code.
+
+    It does not outlive this process, however this one ends.
+
+    Args:
+        timeout: seconds after which it is killed with all its children.
+        stdin: its standard input; a Path is a file on the machine, of any size.
+        env: added to our own environment.
+        log: a new file that gets all of the output, each line before `on_line` does.
+        interrupt: what its process group is sent when this process is interrupted; it is killed at once by default.
+        grace: seconds that it has for ending after that. Its output is followed until then.
+
+    Raises:
+        ProcessFailed: it could not be started, or did not end in time.
+        KeyboardInterrupt: when it has ended.
+    """
+    late = threading.Event()
+    with ExitStack() as stack:
+        source = stack.enter_context(_input(stdin))
+        kept = stack.enter_context(log.open("xb")) if log else None
+        try:
+            child = subprocess.Popen(
+                [str(part) for part in argv],
+                stdin=source,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd="/",
+                env={**os.environ, **env} if env else None,
+            )
+        except OSError as error:
+            raise ProcessFailed(f"{what}: {argv[0]} could not be started: {error.strerror}") from error
+        assert child.stdout is not None
+        output = stack.enter_context(child.stdout)
+        stack.enter_context(reaped(child.pid))
+
+        def give_up() -> None:
+            late.set()
+            kill_group(child.pid)
+
+        def follow() -> None:
+            for line in output:
+                if kept is not None:
+                    kept.write(line)
+                    kept.flush()
+                on_line(line.decode(errors="replace").rstrip("\r\n"))
+
+        timer = threading.Timer(timeout, give_up)
+        timer.start()
+        try:
+            try:
+                follow()
+            except KeyboardInterrupt:
+                if interrupt is None:
+                    raise
+                _end(child, interrupt, grace, follow)
+                raise
+            code = child.wait()
+        except BaseException:
+            kill_group(child.pid)
+            child.wait()
+            raise
+        finally:
+            timer.cancel()
+    if late.is_set():
+        raise ProcessFailed(f"{what} did not end within {timeout:.0f} s")
+    return code
+
+
+def _end(child: subprocess.Popen[bytes], number: signal.Signals, grace: float, follow: Callable[[], None]) -> None:
+    """Ask a process group to end, and follow its output for at most `grace` seconds."""
+    timer = threading.Timer(grace, kill_group, [child.pid])
+    timer.start()
+    try:
+        os.killpg(child.pid, number)
+        follow()
+        child.wait()
+    except ProcessLookupError:
+        pass
+    finally:
+        timer.cancel()
+
+
+def _input(stdin: str | bytes | Path | None) -> IO[bytes]:
+    if isinstance(stdin, Path):
+        return stdin.open("rb")
+    if stdin is None:
+        return Path(os.devnull).open("rb")
+    # A file instead of a pipe: no thread has to write to it while the output is read.
+    source: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    source.write(stdin.encode() if isinstance(stdin, str) else stdin)
+    source.seek(0)
+    return source
