@@ -174,6 +174,35 @@ def test_pods_of_different_hosts_reach_each_other_and_a_service_and_dns(web: Wor
     assert seen == nodes
 
 
+OUTSIDE = """
+import json, socket, time
+found = []
+for number in range(5):
+    started = time.monotonic()
+    try:
+        found.append([str(socket.getaddrinfo(f"outside-{number}.example.", 443)), 0])
+    except socket.gaierror as error:
+        found.append([error.args[0] in (socket.EAI_AGAIN, socket.EAI_NONAME) and "refused", time.monotonic() - started])
+    time.sleep(0.5)
+print(json.dumps(found))
+"""
+"""Five lookups half a second apart of names that nothing has cached yet: how each ended, and after how many seconds."""
+
+
+def test_an_outside_name_fails_at_once_in_a_pod_beside_coredns(web: World) -> None:
+    """There the host's own lookups and those of CoreDNS (its health checks, too) share what the kernel allows one host."""
+    coredns = web.get("pods", "-n", "kube-system", "-l", "k8s-app=kube-dns")["items"]
+    nodes = {pod["spec"]["nodeName"] for pod in coredns}
+    beside = next(pod["metadata"]["name"] for pod in web.get("pods", "-n", "e2e", "-l", "app=web")["items"] if pod["spec"]["nodeName"] in nodes)
+    since = datetime.now(UTC).isoformat()
+    found = json.loads(web.kubectl("exec", "-n", "e2e", beside, "--", "python3", "-c", OUTSIDE).stdout)
+    assert [ended for ended, _ in found] == ["refused"] * 5
+    assert max(seconds for _, seconds in found) < 1
+    for pod in coredns:
+        log = web.kubectl("logs", "-n", "kube-system", pod["metadata"]["name"], f"--since-time={since}").stdout
+        assert "i/o timeout" not in log
+
+
 def test_the_cluster_is_ready_because_a_pod_in_it_works(world: World) -> None:
     """By the canary: its name by DNS, the API through the service network, its certificate verified. Its image was on the node before it joined."""
     assert world.get("deployment", "ckp-canary", "-n", "kube-system")["status"]["availableReplicas"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -26,6 +27,24 @@ pytestmark = [pytest.mark.e2e, pytest.mark.lab, pytest.mark.root("boots whole ho
 NETWORK = LabNetwork(bridge="ckptest0", gateway="10.177.99.1")
 ONE = HostSpec("one", "10.177.99.10")
 TWO = HostSpec("two", "10.177.99.21")
+
+LOOKUPS = """
+import json, re, socket, struct, time
+server = re.search(r"^nameserver (\\S+)$", open("/etc/resolv.conf").read(), re.M)[1]
+query = struct.pack(">6H", 7, 0x0100, 1, 0, 0, 0) + b"\\7outside\\7example\\0" + struct.pack(">2H", 1, 1)
+found = []
+for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM) * 5:
+    started = time.monotonic()
+    with socket.socket(socket.AF_INET, kind) as client:
+        client.settimeout(10)
+        client.connect((server, 53))
+        client.send(query if kind == socket.SOCK_DGRAM else len(query).to_bytes(2, "big") + query)
+        answer = client.recv(4096)[0 if kind == socket.SOCK_DGRAM else 2 :]
+    found.append([kind.name, answer[3] & 15, round(time.monotonic() - started, 3)])
+    time.sleep(0.25)
+print(json.dumps(found))
+"""
+"""Ten queries of an outside name to the host's own nameserver, each kind every half second: by which it was, its response code, and seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +104,35 @@ def test_both_hosts_are_up_with_names_addresses_and_ids_of_their_own(one: LabHos
 def test_hosts_reach_each_other_and_the_bridge(one: LabHost, two: LabHost) -> None:
     said(one, f"ping -c 1 -W 2 {two.address}; ping -c 1 -W 2 {NETWORK.gateway}")
     said(two, f"ping -c 1 -W 2 {one.address}")
+
+
+def lookups(host: LabHost) -> list[tuple[str, int, float]]:
+    found: list[tuple[str, int, float]] = json.loads(host.run(["python3", "-c", LOOKUPS], timeout=120).stdout)
+    return found
+
+
+def test_every_lookup_of_an_outside_name_is_refused_at_once(one: LabHost) -> None:
+    """Not only the first: the kernel sends a host one "port unreachable" a second, so that without a nameserver the others would time out."""
+    found = lookups(one)
+    assert [kind for kind, _, _ in found] == ["SOCK_DGRAM", "SOCK_STREAM"] * 5
+    assert [code for _, code, _ in found] == [5] * 10
+    assert max(seconds for _, _, seconds in found) < 1
+    started = time.monotonic()
+    assert one.run(["getent", "ahosts", "outside.example"], timeout=60, check=False).code == 2, "as programs see it: no such name"
+    assert time.monotonic() - started < 2
+
+
+def test_a_nameserver_that_has_died_is_started_with_the_next_host(lab: Lab, one: LabHost) -> None:
+    pid = lab.nameserver.pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    lab.ensure_host(ONE)
+    again = lab.nameserver.pid()
+    assert again not in (None, pid)
+    (lab.nameserver.directory / "pid").unlink()  # as if the process that started it had been killed before it wrote the file
+    lab.ensure_host(ONE)
+    assert machine_pids(NETWORK.gateway) == [lab.nameserver.pid()] != [again]
+    assert [code for _, code, _ in lookups(one)] == [5] * 10
 
 
 def test_hosts_reach_nothing_else_of_the_machine(one: LabHost) -> None:
@@ -244,6 +292,7 @@ def test_a_killed_start_is_made_good_by_the_next(lab: Lab, booted: dict[str, Lab
 
 def test_down_leaves_no_host_mount_cgroup_process_bridge_or_rule(lab: Lab, one: LabHost, two: LabHost) -> None:
     lab.ensure_host(ONE)
+    assert lab.nameserver.pid() in machine_pids(NETWORK.gateway)
     said(two, "mount -t tmpfs none /mnt && ip link add vx-left type vxlan id 9 dstport 4789 dev host0")
     started = time.monotonic()
     lab.down()
@@ -253,6 +302,8 @@ def test_down_leaves_no_host_mount_cgroup_process_bridge_or_rule(lab: Lab, one: 
     assert str(lab.root) not in Path("/proc/self/mountinfo").read_text()
     assert [path for hierarchy in cgroups.machine_hierarchies() for path in hierarchy.mount.glob(f"{cgroups.TOP}/{NETWORK.bridge}")] == []
     assert machine_pids(NETWORK.bridge) == []
+    assert machine_pids(NETWORK.gateway) == [], "the nameserver"
+    assert not lab.nameserver.directory.exists()
     links = run(["ip", "-brief", "link", "show"], timeout=10).stdout
     assert NETWORK.bridge not in links
     assert NETWORK.bridge not in run(["iptables", "-S"], timeout=10).stdout

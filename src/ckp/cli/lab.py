@@ -32,7 +32,7 @@ def lab_up(workers: int) -> None:
 
 @lab.command("down")
 def lab_down() -> None:
-    """Remove all lab hosts, their disks and the bridge."""
+    """Remove all lab hosts, their disks, the nameserver and the bridge."""
     Lab().down()
 
 

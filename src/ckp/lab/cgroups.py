@@ -25,6 +25,9 @@ KEEPER = "keeper"
 MACHINE = "machine"
 """The cgroup of systemd-nspawn and the host; in the hierarchy that systemd uses, nspawn puts the host into `payload` below it."""
 
+NAMESERVER = "_nameserver"
+"""In a host's place, for the lab's nameserver; no host can have this name."""
+
 SESSION = "ckp-session"
 """The cgroup of commands that the lab runs inside a host: below the root of the host's cgroup namespace, so part of the host."""
 
@@ -66,7 +69,7 @@ def machine_hierarchies() -> list[Hierarchy]:
 
 @dataclass(frozen=True)
 class HostCgroup:
-    """The cgroups of one host of one lab, in all hierarchies."""
+    """The cgroups of one host of one lab, or of its nameserver, in all hierarchies."""
 
     lab: str
     host: str
@@ -173,9 +176,8 @@ def remove_empty_levels(lab: str, hierarchies: tuple[Hierarchy, ...]) -> bool:
 
 def known_hosts(lab: str, hierarchies: tuple[Hierarchy, ...]) -> set[str]:
     """The names of all hosts of `lab` that have a cgroup."""
-    return {
-        entry.name for hierarchy in hierarchies if (hierarchy.mount / TOP / lab).is_dir() for entry in (hierarchy.mount / TOP / lab).iterdir() if entry.is_dir()
-    }
+    groups = [hierarchy.mount / TOP / lab for hierarchy in hierarchies]
+    return {entry.name for group in groups if group.is_dir() for entry in group.iterdir() if entry.is_dir()} - {NAMESERVER}
 
 
 def remove_tree(root: Path, *, timeout: float) -> None:

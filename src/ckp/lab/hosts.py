@@ -339,7 +339,7 @@ def identity_files(network: LabNetwork, record: HostRecord) -> dict[str, str]:
         "etc/machine-id": f"{record.machine_id}\n",
         "etc/hostname": f"{record.name}\n",
         "etc/hosts": f"127.0.0.1 localhost\n::1 localhost\n{record.address} {record.name}\n{network.gateway} registry.ckp.lab\n",
-        # Nothing listens there, so lookups of outside names fail at once: they are not possible from a lab.
+        # The lab's nameserver refuses every query at once: outside names can't be resolved from a lab.
         "etc/resolv.conf": f"nameserver {network.gateway}\n",
         # Sorts before 80-container-host0.network, which would ask for DHCP.
         "etc/systemd/network/10-host0.network": (

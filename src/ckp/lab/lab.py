@@ -1,4 +1,4 @@
-"""The lab as a whole: its network and its hosts, and their removal."""
+"""The lab as a whole: its network, its nameserver and its hosts, and their removal."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ckp.kits.files import building_directory, exclusive
 from ckp.kits.processes import run
 from ckp.lab import APT_PACKAGES, base, cgroups, machine
 from ckp.lab.hosts import KILL_TIMEOUT, LOCK_TIMEOUT, HostRecord, LabHost, discard, furnish, machine_name
+from ckp.lab.nameserver import Nameserver
 from ckp.lab.network import HostSpec, LabNetwork
 
 __all__ = ["HostSpec", "Lab", "LabHost", "LabNetwork", "require_root"]
@@ -38,7 +39,7 @@ def require_root(what: str) -> None:
 
 
 class Lab:
-    """Hosts on one bridge. All state is below `root`, so any process of any checkout can find and remove them."""
+    """Hosts on one bridge, with a nameserver of their own. All state is below `root`, so any process of any checkout can find and remove them."""
 
     BRIDGE: ClassVar[str] = LabNetwork.bridge
     GATEWAY: ClassVar[str] = LabNetwork.gateway
@@ -53,11 +54,12 @@ class Lab:
         return base.ensure(say)
 
     def ensure_host(self, spec: HostSpec) -> LabHost:
-        """Create the host unless it exists, boot it unless it runs, and wait until it is up. Thread-safe.
+        """Create the host unless it exists, boot it unless it runs, and wait until it is up; so with bridge and nameserver. Thread-safe.
 
         Raises:
             InvalidInput: its name or address can't be used in this lab.
             Conflict: the host exists with another address, or another host has its address; or the subnet is in use elsewhere.
+            CkpError: the nameserver can't listen at the gateway's address.
             TimedOut: it did not come up.
         """
         self.network.check(spec)
@@ -65,9 +67,16 @@ class Lab:
         with self._locked("network", "setting up the lab's network"):
             machine.prepare()
             self.network.up()
+            self.nameserver.ensure()
             host = self._ensure_record(spec, base_directory)
         host.start()
         return host
+
+    @property
+    def nameserver(self) -> Nameserver:
+        """The nameserver at the gateway's address, running or not. Raises CkpError if this machine has no cgroups."""
+        group = cgroups.HostCgroup(self.network.bridge, cgroups.NAMESERVER, tuple(cgroups.machine_hierarchies()))
+        return Nameserver(self.root / "nameserver", self.network.gateway, group)
 
     def hosts(self) -> list[LabHost]:
         """All hosts of the lab, running or not, by name."""
@@ -83,7 +92,7 @@ class Lab:
         return self._host(directory)
 
     def down(self) -> None:
-        """Stop and remove everything that a lab with this root and bridge may have left: hosts, bridge, cgroups, mounts and firewall rules.
+        """Stop and remove everything that a lab with this root and bridge may have left: hosts, nameserver, bridge, cgroups, mounts and firewall rules.
 
         Works on an incomplete lab, too, and whichever process created it. All waits have timeouts; a host takes less than a second, and its
         disk some seconds.
@@ -105,6 +114,7 @@ class Lab:
                 self.network.unplug(machine_name(self.network, name))
                 discard(self._hosts / name)
         with self._locked("network", "taking down the lab's network"):
+            self.nameserver.stop()
             if cgroups.remove_empty_levels(lab, hierarchies):
                 machine.restore()
             self.network.down()

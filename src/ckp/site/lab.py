@@ -80,7 +80,7 @@ def inventory(hosts: LabHosts) -> Inventory:
 
 
 def remove() -> None:
-    """Remove hosts, bridge, registry, mounts and processes of the lab, and what this machine keeps of its installation. Nothing there is fine."""
+    """Remove hosts, bridge, nameserver, registry, mounts and processes of the lab, and what this machine keeps of its installation. Nothing there is fine."""
     registry = RegistryServer(Path("/nonexistent"), REGISTRY.listen, REGISTRY.name)
     registry.stop()
     Lab().down()

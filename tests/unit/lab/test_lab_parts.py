@@ -11,10 +11,10 @@ import pytest
 from ckp.kits.errors import CkpError, InvalidInput, NotFound
 from ckp.kits.processes import Daemon, in_cgroups
 from ckp.lab import base, enter, machine
-from ckp.lab.cgroups import Hierarchy, HostCgroup, parse_hierarchies
+from ckp.lab.cgroups import NAMESERVER, Hierarchy, HostCgroup, known_hosts, parse_hierarchies
 from ckp.lab.hosts import HostRecord, furnish, identity_files, machine_name, nspawn
 from ckp.lab.lab import Lab, mounts_below
-from ckp.lab.network import HostSpec, LabNetwork
+from ckp.lab.network import HOST_NAME, HostSpec, LabNetwork
 
 NETWORK = LabNetwork()
 RECORD = HostRecord("worker-1", "10.88.0.21", "0123456789abcdef0123456789abcdef", "/cache/base")
@@ -83,6 +83,21 @@ def test_hosts_of_one_name_in_two_labs_share_no_cgroup_and_no_machine_name() -> 
     assert HostCgroup("ckp0", "one", hierarchies).roots == [Path("/sys/fs/cgroup/ckp-lab/ckp0/one")]
     assert HostCgroup("ckp1", "one", hierarchies).roots == [Path("/sys/fs/cgroup/ckp-lab/ckp1/one")]
     assert machine_name(NETWORK, "one") != machine_name(LabNetwork(bridge="ckp1"), "one")
+
+
+def test_each_lab_has_a_nameserver_of_its_own_at_its_gateway(tmp_path: Path) -> None:
+    one, two = Lab(tmp_path / "one").nameserver, Lab(tmp_path / "two", LabNetwork("ckp1", "10.99.0.1")).nameserver
+    assert (one.address, two.address, one.port) == ("10.88.0.1", "10.99.0.1", 53)
+    assert one.directory != two.directory
+    assert identity_files(NETWORK, RECORD)["etc/resolv.conf"] == f"nameserver {one.address}\n"
+
+
+def test_the_nameservers_cgroup_is_not_taken_for_a_host(tmp_path: Path) -> None:
+    hierarchies = (Hierarchy(tmp_path, True, frozenset()),)
+    for name in ("one", NAMESERVER):
+        (tmp_path / "ckp-lab" / "ckp0" / name).mkdir(parents=True)
+    assert known_hosts("ckp0", hierarchies) == {"one"}
+    assert not HOST_NAME.fullmatch(NAMESERVER)
 
 
 def test_missing_cgroups_have_no_processes_and_are_removed_without_error(tmp_path: Path) -> None:
