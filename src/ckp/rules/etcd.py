@@ -17,6 +17,9 @@ FULL = 0.9
 WORN = 0.7
 """Of the quota: from here on a database of which half is unused is defragmented."""
 
+WORTHWHILE = 0.9
+"""Of its database: a member that uses less of it gains by a defragmentation."""
+
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50}
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)(?:[eE]([0-9]+)|([kMGTP]|[KMGTP]i)?)")
 
@@ -63,6 +66,7 @@ class Member:
 class Action(StrEnum):
     """What frees space."""
 
+    COMPACT = "compact"
     COMPACT_AND_DEFRAGMENT = "compact-and-defragment"
     DEFRAGMENT = "defragment"
     DISARM = "disarm"
@@ -83,15 +87,16 @@ def next_step(members: Iterable[Member], alarm: bool, quota: int, recently: Coll
         members: all that answer. With an alarm every one must have room again before it is ended.
         alarm: whether NOSPACE stands.
         quota: bytes.
-        recently: names of those that were defragmented a short while ago: once more would free nothing.
+        recently: names of those that were defragmented a short while ago: once more frees only what was deleted since. That is seen after a
+            compaction, and while the alarm stands nobody else makes one (an API server's own begins with a write).
     """
     order = sorted(members, key=lambda member: (member.leader, member.name))
     full = [member for member in order if member.size >= FULL * quota]
     if alarm:
         if not full:
             return Step(Action.DISARM)
-        waiting = [member for member in full if member.name not in recently]
-        return Step(Action.COMPACT_AND_DEFRAGMENT, waiting[0].name) if waiting else None
+        waiting = [member for member in full if member.name not in recently or member.in_use < WORTHWHILE * member.size]
+        return Step(Action.COMPACT_AND_DEFRAGMENT, waiting[0].name) if waiting else Step(Action.COMPACT)
     worn = [member for member in order if member.size >= WORN * quota and member.in_use <= member.size // 2 and member.name not in recently]
     return Step(Action.DEFRAGMENT, worn[0].name) if worn else None
 

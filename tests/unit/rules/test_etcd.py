@@ -56,7 +56,8 @@ def test_with_the_alarm_members_are_defragmented_one_by_one_the_leader_last_and_
 
 def test_an_alarm_that_would_come_back_at_once_is_not_ended() -> None:
     members = [member("a", 95, 95)]
-    assert next_step(members, True, 100, {"a"}) is None
+    assert next_step(members, True, 100, {"a"}) == Step(Action.COMPACT), "only a compaction shows what was deleted since"
+    assert next_step([member("a", 95, 40)], True, 100, {"a"}) == Step(Action.COMPACT_AND_DEFRAGMENT, "a"), "it shows that there is something to free"
     assert next_step(members, True, 100, set()) == Step(Action.COMPACT_AND_DEFRAGMENT, "a"), "what was deleted since may be freed"
     assert nearly_full(members, 100)
 

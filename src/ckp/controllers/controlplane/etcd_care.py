@@ -139,6 +139,9 @@ class EtcdCare:
             return False
         memory.view = None
         async with self._member(plan, step.member or next(iter(view.members)), await self._credentials(plan)) as member:
+            if step.action is Action.COMPACT:  # this alone gives no space, but the next look shows whether there is some to gain
+                await self._compact(member, view)
+                return False
             message = await self._do(step, member, view, memory)
         await emit(self.kube, self.clock, plan.owner, Transition(f"etcd {now}", step.action, Reason.SPACE_FREED, message, warning=False))
         return True
@@ -150,11 +153,14 @@ class EtcdCare:
                     await member.disarm(alarm)
             return "etcd has space again: its alarm is ended, and the cluster takes writes"
         if step.action is Action.COMPACT_AND_DEFRAGMENT:
-            await member.compact(max(seen.revision for seen in view.members.values()))
+            await self._compact(member, view)
         memory.defragmented[step.member] = self.clock.monotonic()
         await member.defragment()
         before, after = view.members[step.member].size, (await member.status()).size
         return f"etcd member {step.member} was defragmented: {before >> 20} MiB before, {after >> 20} MiB now"
+
+    async def _compact(self, member: EtcdMember, view: View) -> None:
+        await member.compact(max(seen.revision for seen in view.members.values()))
 
     @asynccontextmanager
     async def _member(self, plan: Plan, name: str, credentials: Credentials) -> AsyncIterator[EtcdMember]:
