@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from ckp.clients.kube import Obj
 from ckp.controllers.controlplane.etcd import CLIENT_PORT
 from ckp.controllers.controlplane.plan import API_PORT, KONNECTIVITY_PORT, PRIORITY, Plan
+from ckp.controllers.controlplane.tunnels import SERVER, SERVER_FLAGS
 from ckp.controllers.pods import config_volume, empty_volume, hardened, mount, pod_spec, spread
 
 PKI = "/etc/kubernetes/pki"
@@ -22,6 +23,8 @@ SHUTDOWN_DELAY = 5
 """Seconds in which an API server that is to stop still serves."""
 REQUEST_SECONDS = 60
 """The API server's own limit for a request that is no watch."""
+READY_AFTER = 5
+"""Of several API servers, one that starts is ready once it has said so as many times in a row (every other second): agents connect to it meanwhile."""
 NO_RECONCILER = "--endpoint-reconciler-type=none"
 ADDRESS_ANNOTATION = "lbipam.cilium.io/ips"
 
@@ -111,7 +114,7 @@ def api_server(plan: Plan) -> Obj:
         "command": ["kube-apiserver", *(f"--{flag}={value}" for flag, value in flags.items())],
         "ports": [{"name": "https", "containerPort": API_PORT}],
         "startupProbe": _probe("/readyz", API_PORT, period=1, failures=180),
-        "readinessProbe": _probe("/readyz", API_PORT, period=2, failures=3),
+        "readinessProbe": {**_probe("/readyz", API_PORT, period=2, failures=3), "successThreshold": READY_AFTER if plan.replicas > 1 else 1},
         "livenessProbe": _probe("/livez", API_PORT, period=10, failures=8),
         "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "4Gi"}},
         "securityContext": hardened(),
@@ -150,8 +153,10 @@ def _konnectivity(plan: Plan) -> Obj:
         "--agent-namespace=kube-system",
         "--agent-service-account=konnectivity-agent",
         "--authentication-audience=system:konnectivity-server",
-        f"--kubeconfig={CONFIG}/local.json",
+        # Where there are others they answer for one whose own API server has only begun to start.
+        f"--kubeconfig={CONFIG}/{'kubeconfig' if plan.replicas > 1 else 'local'}.json",
         f"--server-count={plan.replicas}",
+        *SERVER_FLAGS,
         # A node is reached through its own agent, so that another node's dead one does not matter to it.
         "--proxy-strategies=destHost,default",
         # An agent whose host lost power is given up after this and gRPC's own 20 s, for which the server has no flag.
@@ -159,7 +164,7 @@ def _konnectivity(plan: Plan) -> Obj:
         "--frontend-keepalive-time=30s",
     ]
     return {
-        "name": "konnectivity-server",
+        "name": SERVER,
         # Started before the API server and stopped after it: a webhook that is called while the pod ends still needs the tunnel.
         "restartPolicy": "Always",
         "image": plan.release.image("konnectivity-server"),

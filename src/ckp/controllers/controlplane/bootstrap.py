@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from ckp.api.names import CLUSTER_SECRET_TYPE
 from ckp.clients.kube import Obj
 from ckp.controllers.controlplane.plan import KONNECTIVITY_PORT, Plan
+from ckp.controllers.controlplane.tunnels import AGENT, AGENT_FLAGS, RBAC, SERVER_USER, agent_environment, lease_rules
 from ckp.controllers.jobs import job
 from ckp.controllers.pods import NONROOT, config_volume, empty_volume, hardened, mount, secret_volume
-
-RBAC = "rbac.authorization.k8s.io"
 
 
 @dataclass(frozen=True)
@@ -114,8 +113,9 @@ def _kubeadm_config(plan: Plan) -> str:
 def _manifests(plan: Plan) -> list[Obj]:
     return [
         _binding("kubeadm:cluster-admins", "cluster-admin", {"kind": "Group", "name": "kubeadm:cluster-admins", "apiGroup": RBAC}),
-        _binding("system:konnectivity-server", "system:auth-delegator", {"kind": "User", "name": "system:konnectivity-server", "apiGroup": RBAC}),
-        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "konnectivity-agent", "namespace": "kube-system"}},
+        _binding(SERVER_USER, "system:auth-delegator", {"kind": "User", "name": SERVER_USER, "apiGroup": RBAC}),
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": AGENT, "namespace": "kube-system"}},
+        *lease_rules(),
         _konnectivity_agents(plan),
     ]
 
@@ -143,8 +143,7 @@ def _konnectivity_agents(plan: Plan) -> Obj:
         "--admin-server-port=8133",
         "--health-server-port=8134",
         "--agent-identifiers=ipv4=$(HOST_IP)",
-        "--sync-interval=1s",
-        "--sync-interval-cap=30s",
+        *AGENT_FLAGS,
         "--probe-interval=5s",
         "--keepalive-time=30s",
     ]
@@ -152,7 +151,7 @@ def _konnectivity_agents(plan: Plan) -> Obj:
         "name": "konnectivity-agent",
         "image": plan.release.image("konnectivity-agent"),
         "command": command,
-        "env": [{"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}],
+        "env": [{"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}, *agent_environment(plan)],
         "livenessProbe": {"httpGet": {"path": "/healthz", "port": 8134}, "periodSeconds": 10, "timeoutSeconds": 15, "failureThreshold": 6},
         "resources": {"requests": {"cpu": "10m", "memory": "24Mi"}, "limits": {"memory": "256Mi"}},
         "securityContext": hardened(),

@@ -11,6 +11,8 @@ POLL = 10.0
 SOON = 0.5
 ENDING = 2.0
 """Seconds between two looks at pods that are ending: nothing tells of their end."""
+STARTING = 2.0
+"""Seconds between two looks at pods that are starting: their Deployment tells only when they are ready."""
 
 
 SIDE_BY_SIDE = (ConditionType.ETCD_READY, ConditionType.ETCD_SPACE_AVAILABLE, ConditionType.KUBERNETES_SERVICE_READY)

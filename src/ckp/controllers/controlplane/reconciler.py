@@ -21,9 +21,9 @@ from ckp.clients.etcd import ConnectEtcd
 from ckp.clients.etcd import connect as connect_etcd
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.apply import Applier
-from ckp.controllers.controlplane import apiserver, bootstrap, certificates, etcd, service_endpoints
+from ckp.controllers.controlplane import apiserver, bootstrap, certificates, etcd, service_endpoints, tunnels
 from ckp.controllers.controlplane.etcd_phases import EtcdPhases
-from ckp.controllers.controlplane.phases import ENDING, POLL, SIDE_BY_SIDE, SOON, NotYet
+from ckp.controllers.controlplane.phases import ENDING, POLL, SIDE_BY_SIDE, SOON, STARTING, NotYet
 from ckp.controllers.controlplane.plan import Plan, disruption_budget
 from ckp.controllers.jobs import JobState, run_once
 from ckp.controllers.scope import Scope, deleting, owner, paused
@@ -236,15 +236,19 @@ class ManagedControlPlaneReconciler:
         if len(cross_signed) == len(authorities):
             await self.applier.apply(certificates.chain(plan, cross_signed))
 
-    async def _components(self, scope: Scope, plan: Plan) -> None:
+    async def _components(self, scope: Scope, plan: Plan) -> float | None:
         """The API server, and once it answers the others: started earlier they would exit, and their restart would be delayed by ten seconds."""
         await self.applier.apply(apiserver.config_map(plan), apiserver.api_server(plan), disruption_budget(plan, "apiserver"))
+        pods = await self.kube.list(POD, plan.namespace, labels=plan.selector("apiserver"))
+        await self.applier.apply(*tunnels.starting_servers(plan, pods))
+        again = STARTING if tunnels.unready(pods) else None
         if not await self._available(plan, "apiserver"):
-            raise NotYet(ConditionType.COMPONENTS_READY, "the API server is starting")
-        if not apiserver.serves_only(plan, await self.kube.list(POD, plan.namespace, labels=plan.selector("apiserver"))):
+            raise NotYet(ConditionType.COMPONENTS_READY, "the API server is starting", after=again or POLL)
+        if not apiserver.serves_only(plan, pods):
             raise NotYet(ConditionType.COMPONENTS_READY, "API servers of the version before are still ending", after=ENDING)
         authority = certificates.fingerprint(await self._authority(plan))
         await self.applier.apply(apiserver.controller_manager(plan, authority), apiserver.scheduler(plan))
+        return again
 
     async def _managers(self, scope: Scope, plan: Plan) -> None:
         """Controller-manager and scheduler: nodes join and nothing is scheduled without them, but the control plane is ready with its API server."""
