@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckp.api.kinds import DEPLOYMENT, ENDPOINT_SLICE, JOB, POD
+from ckp.api.kinds import DEPLOYMENT, ENDPOINT_SLICE, JOB, POD, SECRET
 from ckp.clients.kube import Obj
 from ckp.controllers.controlplane import apiserver
 from tests.worlds.control_plane import HOST, TENANT, UP, ControlPlaneWorld
@@ -47,6 +47,19 @@ async def test_the_service_is_unknown_while_the_api_server_is_not_reached() -> N
     assert (seen["status"], seen["reason"]) == ("Unknown", "APIServerNotReached")
     assert f"{HOST}:6443" in seen["message"]
     assert world.status["initialized"] is True
+
+
+async def test_what_a_pass_does_not_come_to_is_not_said_to_run() -> None:
+    """A certificate is issued again, and etcd and the API server are not looked at meanwhile."""
+    world = ControlPlaneWorld()
+    await world.ready()
+    await world.kube.delete(SECRET, "demo-front-proxy-client", TENANT)
+    await world.pass_once()
+    running = ("EtcdReady", "EtcdSpaceAvailable", "ControlPlaneComponentsReady", "KubernetesServiceReady")
+    assert [world.condition(kind)["status"] for kind in running] == ["Unknown"] * 4
+    assert "demo-front-proxy-client" in world.condition("EtcdReady")["message"]
+    assert world.condition("KubeconfigAvailable")["status"] == "True", "it is stored"
+    assert world.status["ready"] is True, "which is looked at by itself"
 
 
 async def test_while_an_api_server_of_before_can_empty_the_endpoints_they_are_looked_at_again_at_once() -> None:

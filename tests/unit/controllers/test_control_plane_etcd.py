@@ -207,7 +207,17 @@ async def test_a_lost_volume_is_said_and_the_api_server_held_back_until_somebody
     assert (seen["status"], seen["reason"], seen["severity"]) == ("False", "DataLost", "Error")
     assert (world.status["ready"], world.status["initialized"]) == (False, True)
     assert world.condition("Ready")["reason"] == "DataLost"
-    assert world.condition("KubernetesServiceReady")["status"] == "Unknown"
+    assert {item["type"]: item["status"] for item in world.status["conditions"]} == {
+        "Ready": "False",
+        "EndpointAvailable": "True",
+        "CertificatesAvailable": "True",
+        "EtcdReady": "False",
+        "EtcdSpaceAvailable": "Unknown",
+        "ControlPlaneComponentsReady": "False",
+        "KubeconfigAvailable": "True",
+        "KubernetesServiceReady": "Unknown",
+        "Bootstrapped": "Unknown",
+    }, "nothing is True of what is held back, or was in the data"
     assert world.kube.stored(DEPLOYMENT, "demo-apiserver", TENANT)["spec"]["replicas"] == 0
     assert state(world) == "existing"
     # A person gives the data up: etcd starts empty, and what the Jobs had written is written again.

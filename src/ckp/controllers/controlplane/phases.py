@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from ckp.api.states import ConditionType, Reason
-from ckp.rules.conditions import Condition, Severity, make_condition
+from ckp.clients.kube import Obj
+from ckp.rules.conditions import Condition, Severity, get_condition, make_condition
 
 POLL = 10.0
 SOON = 0.5
@@ -17,6 +19,8 @@ STARTING = 2.0
 
 SIDE_BY_SIDE = (ConditionType.ETCD_READY, ConditionType.ETCD_SPACE_AVAILABLE, ConditionType.KUBERNETES_SERVICE_READY)
 """Phases that the later ones do not wait for."""
+RUNNING = (ConditionType.ETCD_READY, ConditionType.ETCD_SPACE_AVAILABLE, ConditionType.COMPONENTS_READY, ConditionType.KUBERNETES_SERVICE_READY)
+"""Conditions of what runs, which is not seen in a pass that ends before; the others are of what is stored."""
 
 
 class NotYet(Exception):
@@ -47,3 +51,23 @@ class NotYet(Exception):
     def as_condition(self, kind: ConditionType, now: datetime) -> Condition:
         """The condition of this type, as it stands."""
         return make_condition(kind, False if self.seen else None, now, reason=self.reason, message=self.message, severity=self.severity)
+
+
+def unseen(obj: Obj, done: Iterable[Condition], wait: NotYet, now: datetime) -> list[Condition]:
+    """The conditions that stand in an object and were not looked at in a pass that ended: without them they would go on saying what was so before.
+
+    Args:
+        done: those that were.
+        wait: what the pass ended with.
+    """
+    seen = {condition["type"] for condition in done}
+    found: list[Condition] = []
+    for kind in (*RUNNING, *((ConditionType.BOOTSTRAPPED,) if wait.hold else ())):
+        if kind in seen or get_condition(obj, kind) is None:
+            continue
+        if wait.hold and kind is ConditionType.COMPONENTS_READY:  # that is seen: it was done just now
+            found.append(make_condition(kind, False, now, reason=wait.reason, message="the API server is held back"))
+        else:
+            reason = Reason.API_SERVER_NOT_REACHED if kind is ConditionType.KUBERNETES_SERVICE_READY else wait.reason
+            found.append(make_condition(kind, None, now, reason=reason, message=wait.message))
+    return found

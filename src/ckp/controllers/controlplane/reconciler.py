@@ -23,7 +23,7 @@ from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.apply import Applier
 from ckp.controllers.controlplane import apiserver, bootstrap, certificates, etcd, service_endpoints, tunnels
 from ckp.controllers.controlplane.etcd_phases import EtcdPhases
-from ckp.controllers.controlplane.phases import ENDING, POLL, SIDE_BY_SIDE, SOON, STARTING, NotYet
+from ckp.controllers.controlplane.phases import ENDING, POLL, SIDE_BY_SIDE, SOON, STARTING, NotYet, unseen
 from ckp.controllers.controlplane.plan import Plan, disruption_budget
 from ckp.controllers.jobs import JobState, run_once
 from ckp.controllers.scope import Scope, deleting, owner, paused
@@ -123,11 +123,7 @@ class ManagedControlPlaneReconciler:
                     if condition not in SIDE_BY_SIDE:
                         break
             if waiting:
-                if get_condition(scope.obj, ConditionType.KUBERNETES_SERVICE_READY) and not any(
-                    seen["type"] == ConditionType.KUBERNETES_SERVICE_READY for seen in done
-                ):
-                    unseen = NotYet(ConditionType.KUBERNETES_SERVICE_READY, waiting[0].message, reason=Reason.API_SERVER_NOT_REACHED, seen=False)
-                    done.append(unseen.as_condition(unseen.condition, self.clock.now()))
+                done += unseen(scope.obj, done, waiting[-1], self.clock.now())
                 # Once it was initialized it is ready with its API server and etcd, also while a Job runs again or a certificate is renewed.
                 held = any(wait.hold for wait in waiting)
                 scope.status["ready"] = plane.status.initialized and not held and lost is None and await self._serves(cluster)
@@ -135,6 +131,7 @@ class ManagedControlPlaneReconciler:
             await self._ready(scope, plan)
         except NotYet as wait:
             scope.conditions.append(wait.as_condition(wait.condition, self.clock.now()))
+            scope.conditions += unseen(scope.obj, scope.conditions, wait, self.clock.now())
             reached = wait.condition is not ConditionType.ENDPOINT_AVAILABLE
             scope.status["ready"] = plane.status.initialized and reached and await self._serves(cluster)
             return Result(after=wait.after)
