@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Sequence
 
@@ -9,6 +10,9 @@ from typing import Sequence
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. `standalone` is the installer's, every other command the agent's."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # in a locale that lacks a character of ours, a "?" is better than an end in the middle of a step
+            stream.reconfigure(errors="replace")
     # Imported on demand: the agent runs for months, and needs nothing of the installer.
     if arguments[:1] == ["standalone"]:
         from ckp.standalone.command import standalone

@@ -8,6 +8,8 @@ import ipaddress
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +31,7 @@ from ckp.standalone.install import Screen
 from ckp.standalone.options import Options, check
 from ckp.standalone.steps import STEPS, Step
 from ckp.verify.bundle import BundleManifest
+from tests.support.checkout import REPO
 
 ORDINARY = HostDecisions("v2", "systemd", False, "overlayfs")
 LAB = HostDecisions("v1", "cgroupfs", True, "overlayfs", {"kubelet": {"imageGCHighThresholdPercent": 100}})
@@ -485,3 +488,13 @@ def test_the_copy_is_removed_when_the_cluster_is_ready(bench: Bench) -> None:
     copy.mkdir(parents=True)
     bench.run()
     assert not copy.exists()
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_terminal_of_another_encoding_ends_nothing(encoding: str) -> None:
+    """LANG=de_DE (ISO 8859-1), tr_TR (8859-9): Python's output is strict there, and a step's line has an ellipsis."""
+    script = "from ckp.hosttool.__main__ import main; main(['--version']); from ckp.standalone.install import Screen; Screen(12).begin(3, 'containerd')"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(REPO / "src")}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"[ 3/12] containerd ? " in done.stdout
