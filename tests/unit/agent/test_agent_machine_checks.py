@@ -197,6 +197,15 @@ def test_a_small_mtu_is_said_and_blocks_nothing(tmp_path: Path, mtu: int, words:
     assert blocking(found) == [] and [words in item.problem for item in found] == ([True] if words else [])
 
 
+def test_a_small_mtu_is_said_of_a_host_without_a_default_route_too_and_never_of_a_plugins_link(tmp_path: Path) -> None:
+    head, row = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\n", "{}\t0000580A\t0\t1\t0\t0\t0\t00FFFFFF\n"
+    (tmp_path / "route").write_text(head + row.format("cilium_host") + row.format("eth0"))
+    for link, mtu in (("eth0", "1400"), ("cilium_host", "1350")):
+        (tmp_path / link).mkdir()
+        (tmp_path / link / "mtu").write_text(mtu)
+    assert [item.problem for item in machine_checks.small_mtu(str(tmp_path / "route"), str(tmp_path))] == ["the link eth0 has an MTU of 1400"]
+
+
 class Packages:
     """A host that has these packages."""
 

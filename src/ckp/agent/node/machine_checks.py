@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, List, Mapping, Optional, Sequence
 
 from ckp.agent.messages import Finding
-from ckp.agent.system import prepare
+from ckp.agent.system import facts, prepare
 from ckp.hostkit.errors import InvalidInput
 from ckp.hostkit.files import read_text
 from ckp.hostkit.processes import have, own_command, run
@@ -271,18 +271,19 @@ def in_the_way(local: Sequence[str] = LOCAL, others: Optional[Mapping[str, tuple
 
 
 def small_mtu(routes: str = "/proc/net/route", links: str = "/sys/class/net") -> List[Finding]:
-    """A default route over a link with a small MTU: the network plugin takes its own from it, so this works, but is worth knowing."""
-    for line in read_text(routes).splitlines()[1:]:
-        parts = line.split()
-        if len(parts) > 7 and parts[1] == "00000000" and parts[7] == "00000000":
-            text = read_text(f"{links}/{parts[0]}/mtu").strip()
-            if text.isdigit() and int(text) < SMALL_MTU:
-                below = ", too small for IPv6" if int(text) < SMALLEST_IPV6_MTU else ""
-                return [
-                    Finding(
-                        f"the link {parts[0]} has an MTU of {text}{below}",
-                        "pods get 50 bytes less, by themselves; all hosts of a cluster should have the same MTU",
-                        blocking=False,
-                    )
-                ]
+    """A link with a small MTU under the default route, or under any route where there is none: the network plugin takes its own from it, so this works,
+    but is worth knowing."""
+    rows = [parts for parts in (line.split() for line in read_text(routes).splitlines()[1:]) if len(parts) > 7]
+    default = [parts for parts in rows if parts[1] == parts[7] == "00000000"]
+    for name in dict.fromkeys(parts[0] for parts in default or rows if not facts.PLUGIN_LINKS.match(parts[0])):
+        text = read_text(f"{links}/{name}/mtu").strip()
+        if text.isdigit() and int(text) < SMALL_MTU:
+            below = ", too small for IPv6" if int(text) < SMALLEST_IPV6_MTU else ""
+            return [
+                Finding(
+                    f"the link {name} has an MTU of {text}{below}",
+                    "pods get 50 bytes less, by themselves; all hosts of a cluster should have the same MTU",
+                    blocking=False,
+                )
+            ]
     return []
