@@ -364,7 +364,7 @@ def test_there_is_nothing_to_reset_on_a_free_host(options: Options) -> None:
 
 
 def test_a_failed_pull_is_an_error_only_for_the_step_that_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def pull(image: str) -> None:
+    def pull(image: str, **_: object) -> None:
         if image == "bad":
             raise AgentError("no route")
 

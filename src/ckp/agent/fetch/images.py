@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Callable, Optional
 
 from ckp.agent.system import prepare
-from ckp.hostkit.errors import AgentError
+from ckp.hostkit.errors import AgentError, Cancelled
 from ckp.hostkit.processes import have, run
 
 IMAGE_SECONDS = 900.0
 
 
 class ImagePulls:
-    """Pulls images in background threads while other steps run, so that later steps need not wait for the network."""
+    """Pulls images in background threads while other steps run, so that later steps need not wait for the network.
 
-    def __init__(self, images: list[str], parallel: int = 3) -> None:
+    Args:
+        cancelled: when it returns True, pulls that run are ended, no other is begun, and `wait` raises Cancelled.
+    """
+
+    def __init__(self, images: list[str], parallel: int = 3, cancelled: Callable[[], bool] = lambda: False) -> None:
         self._todo = list(images)
+        self._cancelled = cancelled
         self._failed: dict[str, str] = {}
         self._done: set[str] = set()
         self._lock = threading.Condition()
@@ -26,12 +32,12 @@ class ImagePulls:
     def _work(self) -> None:
         while True:
             with self._lock:
-                if not self._todo:
+                if not self._todo or self._cancelled():
                     return
                 image = self._todo.pop(0)
             problem = ""
             try:
-                pull_image(image)
+                pull_image(image, cancelled=self._cancelled)
             except AgentError as error:
                 problem = error.sentence()
             with self._lock:
@@ -42,10 +48,12 @@ class ImagePulls:
                 self._lock.notify_all()
 
     def wait(self, images: list[str]) -> None:
-        """Wait until these images are pulled. AgentError if one can't be pulled, or after IMAGE_SECONDS."""
+        """Wait until these images are pulled. AgentError if one can't be pulled, or after IMAGE_SECONDS; Cancelled."""
         deadline = time.monotonic() + IMAGE_SECONDS
         with self._lock:
             while True:
+                if self._cancelled():
+                    raise Cancelled("pulling images was cancelled: the desired state has changed, or the agent stops")
                 for image in images:
                     if image in self._failed:
                         raise AgentError(
@@ -61,8 +69,8 @@ class ImagePulls:
                 self._lock.wait(1.0)
 
 
-def pull_image(image: str, seconds: float = IMAGE_SECONDS) -> None:
-    """Pull one image into the container runtime, unless it is there; a failed pull is retried once, each within `seconds`. Raises ProcessFailed."""
+def pull_image(image: str, seconds: float = IMAGE_SECONDS, cancelled: Optional[Callable[[], bool]] = None) -> None:
+    """Pull one image into the container runtime, unless it is there; a failed pull is retried once, each within `seconds`. Raises ProcessFailed, Cancelled."""
     socket_path = prepare.CONTAINERD_SOCKET[len("unix://") :]
     if have("crictl"):
         endpoint = f"--image-endpoint={prepare.CONTAINERD_SOCKET}"
@@ -71,6 +79,6 @@ def pull_image(image: str, seconds: float = IMAGE_SECONDS) -> None:
         argv = ["crictl", endpoint, f"--timeout={seconds:.0f}s", "pull", image]
     else:
         argv = ["ctr", "--address", socket_path, "-n", "k8s.io", "images", "pull", "--hosts-dir", prepare.CERTS_D, image]
-    if run(argv, timeout=seconds, check=False).code != 0:
+    if run(argv, timeout=seconds, check=False, cancelled=cancelled).code != 0:
         time.sleep(1)
-        run(argv, timeout=seconds, what=f"pulling {image}", reason="ImagePullFailed")
+        run(argv, timeout=seconds, what=f"pulling {image}", reason="ImagePullFailed", cancelled=cancelled)

@@ -16,7 +16,7 @@ from ckp.agent.system import facts, folders, holds, prepare, resolver, runtime_p
 from ckp.agent.system.installers.base import NODE_PACKAGES, Installer, missing_tools
 from ckp.agent.system.installers.detect import of_host, select
 from ckp.agent.upgrade import Upgrades, own_version
-from ckp.hostkit.errors import AgentError
+from ckp.hostkit.errors import AgentError, Cancelled
 from ckp.hostkit.logs import log
 from ckp.hostkit.processes import run
 from ckp.verify.bundle import BundleManifest, verify_bundle
@@ -134,9 +134,11 @@ class HostActions:
             return ""
         from ckp.agent.fetch.images import ImagePulls
 
-        pulls = ImagePulls(list(membership.images), parallel=2)
+        pulls = ImagePulls(list(membership.images), parallel=2, cancelled=cancelled)
         try:
             pulls.wait(list(membership.images))
+        except Cancelled:
+            raise
         except AgentError as error:
             return f"not all images could be pulled yet: {error.sentence()}"
         return f"{len(membership.images)} images"
