@@ -17,7 +17,7 @@ from ckp.agent.fetch.images import ImagePulls
 from ckp.agent.journal import Journal
 from ckp.agent.node.actions import add_tools, check_fits, install_packages
 from ckp.agent.node.join import kubelet_health, kubelet_log_tail
-from ckp.agent.system import facts, firewall, folders, prepare, resolver, runtime_proxy
+from ckp.agent.system import facts, firewall, folders, prepare, resolver, runtime_proxy, units
 from ckp.agent.system.installers.base import NODE_PACKAGES, Installer
 from ckp.agent.system.installers.detect import select
 from ckp.agent.system.swap import swap_off
@@ -135,6 +135,7 @@ def system_packages(context: Context) -> str:
 def containerd(context: Context) -> str:
     plan = context.plan()
     prepare.containerd(context.journal, plan.decisions, plan.image("pause"), plan.registry, context.registry_ca())
+    units.write(context.journal)
     if note := runtime_proxy.write(context.journal, (plan.options.pod_cidr, plan.options.service_cidr)):
         context.say(note)
     install_packages(context.journal, context.installer, plan.manifest, ["containerd", *(["cri-tools"] if plan.manifest.package("cri-tools") else [])])

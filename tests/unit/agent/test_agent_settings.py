@@ -17,7 +17,7 @@ from ckp.agent.journal import Journal, Member
 from ckp.agent.messages import BundleRef, JoinFile, Membership
 from ckp.agent.node import actions, inventory, join, preflight, settings
 from ckp.agent.node.settings import Settings, Settled
-from ckp.agent.system import facts, folders, kubelet_flags, prepare, resolver
+from ckp.agent.system import facts, folders, kubelet_flags, prepare, resolver, units
 from ckp.agent.system.prepare import HostDecisions
 from ckp.hostkit.errors import AgentError
 
@@ -54,8 +54,13 @@ class Node:
         monkeypatch.setattr(resolver, "BEHIND_LOCAL_SERVERS", (resolver.RESOLVED,))
         self.lay(resolver.SYSTEM, "search site.example\nnameserver 10.0.0.1\n")
         self.lay(resolver.KUBELET_CONFIG, "failSwapOn: false\nrotateCertificates: true\n")
-        for name in ("CERTS_D", "CONTAINERD_CONFIG", "CRICTL_CONFIG"):
+        for name in ("CERTS_D", "CONTAINERD_CONFIG", "CRICTL_CONFIG", "PROC_SYS", "SYSCTL_FILE"):
             monkeypatch.setattr(prepare, name, str(tmp_path) + getattr(prepare, name))
+        monkeypatch.setattr(units, "UMASK_DROP_INS", tuple(f"{tmp_path}{path}" for path in units.UMASK_DROP_INS))
+        for name in ("NETWORKD_DROP_IN", "NETWORKD_RUNS"):
+            monkeypatch.setattr(units, name, str(tmp_path) + getattr(units, name))
+        for name in (*prepare.SYSCTLS, *prepare.CHANGED_BY_OTHERS):
+            self.lay(self.sysctl(name), "0\n")
         monkeypatch.setattr(prepare, "start_containerd", lambda: self.run(["systemctl", "restart", "containerd"]))
         monkeypatch.setattr(settings, "pull_image", self.pull)
         monkeypatch.setattr(settings, "run", self.run)
@@ -74,6 +79,8 @@ class Node:
         )
         self.pull_fails = False
         self.start()
+        prepare._sysctls(self.journal, [])
+        units.write(self.journal)
         prepare.containerd(self.journal, LAB, self.member.sandbox_image, self.member.registry, self.member.registry_ca)
         self.write(f"{NAME} --provider-id=byoh://h/m --node-ip=10.0.0.9 --node-labels=rack=r7")
 
@@ -81,6 +88,9 @@ class Node:
         """The agent's process, from its journal on the disk."""
         self.journal = Journal(str(self.path / "journal.json"), str(self.path / "saved"))
         self.settings = Settings(self.journal, HUB, clock=lambda: self.now)
+
+    def sysctl(self, name: str) -> str:
+        return f"{self.path}/proc/sys/{name.replace('.', '/')}"
 
     def write(self, arguments: str) -> None:
         self.journal.replace_file(str(self.file), f'KUBELET_EXTRA_ARGS="{arguments}"\n')
@@ -252,6 +262,35 @@ def test_the_original_file_comes_back_when_the_host_leaves(node: Node) -> None:
     node.later()
     node.journal.restore_files()
     assert not node.file.exists()
+
+
+# The operating system.
+
+
+def test_forwarding_that_a_later_file_of_its_owner_turned_off_is_on_again(node: Node) -> None:
+    node.lay(node.sysctl("net.ipv4.ip_forward"), "0\n")
+    node.lay(node.sysctl("net.ipv6.conf.all.forwarding"), "0\n")
+    assert node.later() == Settled("sysctl: net.ipv4.ip_forward"), "pods are not reached without it; IPv6 they do not have"
+    assert node.read(node.sysctl("net.ipv4.ip_forward")) == "1"
+    assert node.later() == Settled()
+    prepare.restore_sysctls(node.journal)
+    assert node.read(node.sysctl("net.ipv4.ip_forward")) == "0", "as it was before"
+
+
+def test_containers_and_routes_are_kept_from_systemds_settings_also_on_nodes_of_an_earlier_agent(node: Node) -> None:
+    for path in units.UMASK_DROP_INS:
+        Path(path).unlink()
+    Path(units.NETWORKD_RUNS).mkdir(parents=True)
+    assert node.later() == Settled("systemd: drop-ins for this node's services")
+    assert all("UMask=0022" in node.read(path) for path in units.UMASK_DROP_INS)
+    assert {"ManageForeignRoutes=no", "ManageForeignRoutingPolicyRules=no"} <= set(node.read(units.NETWORKD_DROP_IN).split())
+    assert node.later() == Settled()
+    node.journal.restore_files()
+    assert not any(Path(path).exists() for path in (*units.UMASK_DROP_INS, units.NETWORKD_DROP_IN))
+
+
+def test_a_host_without_networkd_gets_nothing_of_it(node: Node) -> None:
+    assert not Path(units.NETWORKD_DROP_IN).parent.exists()
 
 
 # Images.

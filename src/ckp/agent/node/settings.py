@@ -15,7 +15,7 @@ from ckp.agent.fetch.images import pull_image
 from ckp.agent.journal import Journal
 from ckp.agent.messages import Membership
 from ckp.agent.node import join
-from ckp.agent.system import facts, kubelet_flags, prepare, resolver
+from ckp.agent.system import facts, kubelet_flags, prepare, resolver, units
 from ckp.hostkit.errors import AgentError
 from ckp.hostkit.files import read_text
 from ckp.hostkit.processes import have, run
@@ -64,7 +64,7 @@ class Settings:
 
     def apply(self, membership: Membership) -> Settled:
         """One pass. Idempotent. What can't be set holds up nothing else, and is tried again in the next pass."""
-        parts = (self._restart, self._stop_stale_pods, self._registry, self._kubelet, self._sandbox_image, self._restart)
+        parts = (self._restart, self._stop_stale_pods, self._system, self._registry, self._kubelet, self._sandbox_image, self._restart)
         settled = Settled()
         for part in parts:
             try:
@@ -73,6 +73,13 @@ class Settings:
                 found = Settled("", error.reason, error.sentence(), failed=True)
             settled = settled.and_then(found)
         return settled
+
+    # -- the operating system ----------------------------------------------------------------------------------------
+
+    def _system(self, _membership: Membership) -> Settled:
+        """Forwarding, which another file of sysctls may turn off at the host's next start; and systemd's settings, also on nodes of earlier agents."""
+        done = [f"sysctl: {name}" for name in prepare.keep_sysctls(self.journal)]
+        return Settled("; ".join([*done, *(["systemd: drop-ins for this node's services"] if units.write(self.journal) else [])]))
 
     # -- images ------------------------------------------------------------------------------------------------------
 

@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from typing import Any, Sequence
 
 from ckp.agent.journal import Journal
-from ckp.agent.system import facts, firewall, kubelet_flags, swap
+from ckp.agent.system import facts, firewall, kubelet_flags, swap, units
 from ckp.hostkit.errors import AgentError, InvalidInput
 from ckp.hostkit.files import read_text
 from ckp.hostkit.locations import CONFIG_DIR
 from ckp.hostkit.processes import have, run
 
 HOST_JSON = CONFIG_DIR + "/host.json"
+PROC_SYS = "/proc/sys"
 SYSCTL_FILE = "/etc/sysctl.d/99-ckp.conf"
 MODULES_FILE = "/etc/modules-load.d/ckp.conf"
 CONTAINERD_CONFIG = "/etc/containerd/config.toml"
@@ -126,6 +127,7 @@ def prepare(
     """All of the preparation; returns a note for the journal. Idempotent. Raises AgentError."""
     notes = [*kernel(journal), *swap.swap_off(journal), *firewall.open_ports(journal)]
     containerd(journal, decisions, sandbox_image, registry, registry_ca)
+    units.write(journal)
     kubelet(journal, decisions, kubelet_args)
     return "; ".join(notes + decisions.notes)
 
@@ -166,11 +168,15 @@ def _works_without(module: str) -> bool:
     return os.path.exists("/proc/sys/net/bridge/bridge-nf-call-iptables")
 
 
+def _sysctl(name: str) -> str:
+    return f"{PROC_SYS}/{name.replace('.', '/')}"
+
+
 def _sysctls(journal: Journal, notes: list[str]) -> None:
     lines = ["# Written by ckp-agent: a Kubernetes node forwards packets. Removed when the host leaves its cluster."]
     before = dict(journal.notes.get("sysctl", {}))
     for name, value in SYSCTLS.items():
-        path = "/proc/sys/" + name.replace(".", "/")
+        path = _sysctl(name)
         if not os.path.exists(path):
             if name not in OPTIONAL_SYSCTLS:
                 raise AgentError(f"this kernel has no sysctl {name}, which every node needs", reason="KernelUnfit", permanent=True)
@@ -179,13 +185,13 @@ def _sysctls(journal: Journal, notes: list[str]) -> None:
         lines.append(f"{name} = {value}")
         before.setdefault(name, read_text(path).strip())
     for name in CHANGED_BY_OTHERS:
-        value = read_text("/proc/sys/" + name.replace(".", "/")).strip()
+        value = read_text(_sysctl(name)).strip()
         if value:
             before.setdefault(name, value)
     journal.note("sysctl", before)
     journal.replace_file(SYSCTL_FILE, "\n".join(lines) + "\n")
     for name, value in SYSCTLS.items():
-        path = "/proc/sys/" + name.replace(".", "/")
+        path = _sysctl(name)
         if not os.path.exists(path) or read_text(path).strip() == value:
             continue
         try:
@@ -204,10 +210,31 @@ def _write_proc(path: str, value: str) -> None:
         stream.write(value)
 
 
+def keep_sysctls(journal: Journal) -> list[str]:
+    """On a node: set those of SYSCTLS again that differ, as after a restart of a host whose owner sets them in a later file; returns which.
+
+    Raises:
+        AgentError: one that every node needs can't be set.
+    """
+    if "sysctl" not in journal.notes:
+        return []
+    found = []
+    for name, value in SYSCTLS.items():
+        path = _sysctl(name)
+        if name in OPTIONAL_SYSCTLS or read_text(path).strip() == value:
+            continue
+        try:
+            _write_proc(path, value)
+        except OSError as error:
+            raise AgentError(f"{name} can't be set to {value}: {error.strerror}", reason="KernelUnfit") from None
+        found.append(name)
+    return found
+
+
 def restore_sysctls(journal: Journal) -> None:
     """Restore the recorded values, as far as the kernel accepts them."""
     for name, value in journal.notes.get("sysctl", {}).items():
-        path = "/proc/sys/" + name.replace(".", "/")
+        path = _sysctl(name)
         try:
             if read_text(path).strip() != value:
                 _write_proc(path, value)
