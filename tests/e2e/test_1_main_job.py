@@ -22,6 +22,7 @@ from ckp.rules.lifecycle import STEPS
 from ckp.verify.packagefile import MAINTAINER
 from tests.e2e.conftest import STAMP, WORKERS, World, ckp
 from tests.support.said import BUILDING
+from tests.support.tls_clients import go_program
 
 pytestmark = pytest.mark.e2e
 
@@ -299,6 +300,23 @@ def test_a_program_in_a_pod_verifies_the_api_server_by_the_mounted_ca(web: World
     """As every operator that is not written in Go does; strictly, as Python 3.13."""
     said = web.kubectl("exec", "-n", "e2e", "client", "--", "python3", "-c", IN_A_POD).stdout
     assert json.loads(said)["gitVersion"] == STAMP
+
+
+UNPACK = """
+import base64, os, sys
+with open("/tmp/verify", "wb") as file: file.write(base64.b64decode(sys.stdin.read()))
+os.chmod("/tmp/verify", 0o755)
+os.execv("/tmp/verify", ["verify", "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize(("name", "verified"), [("kubernetes.default", True), ("another.name", False)])
+def test_a_go_program_in_a_pod_verifies_the_api_server_by_the_mounted_ca(web: World, name: str, verified: bool) -> None:
+    """With Go's own crypto/tls; a name that the certificate is not for is refused (the control)."""
+    program = base64.b64encode(go_program()).decode()
+    done = web.kubectl("exec", "-i", "-n", "e2e", "client", "--", "python3", "-c", UNPACK, "kubernetes.default:443", name, stdin=program, check=False)
+    assert (done.code == 0) is verified, done.stderr
+    assert ("verified" in done.stdout) if verified else ("x509: certificate is valid for" in done.stderr)
 
 
 def test_a_program_outside_verifies_the_api_server_by_the_kubeconfig(world: World) -> None:

@@ -6,11 +6,17 @@ import os
 import shutil
 import ssl
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from ckp.catalog.load import Catalog
+from ckp.distribution.builder.toolchain import ensure_toolchain, go_environment
+from ckp.kits.processes import run
 
 # As Python 3.13 verifies (VERIFY_X509_STRICT), but without its leave to stop at an intermediate CA, which other programs don't give.
 PYTHON = """
@@ -44,8 +50,37 @@ class Verify {
     }
 }
 """
+GO = """
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"os"
+	"time"
+)
+
+func main() {
+	ca, address, name := os.Args[1], os.Args[2], os.Args[3]
+	pem, err := os.ReadFile(ca)
+	pool := x509.NewCertPool()
+	if err == nil && !pool.AppendCertsFromPEM(pem) {
+		err = fmt.Errorf("no certificate in %s", ca)
+	}
+	if err == nil {
+		_, err = tls.DialWithDialer(&net.Dialer{Timeout: 20 * time.Second}, "tcp", address, &tls.Config{RootCAs: pool, ServerName: name})
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Println("verified")
+}
+"""
 PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13")
-CLIENTS = (*(f"python{version}" for version in PYTHONS), "openssl", "node", "java")
+CLIENTS = (*(f"python{version}" for version in PYTHONS), "openssl", "node", "java", "go")
 
 
 def _run(*command: str | Path, stdin: str = "") -> str:
@@ -65,11 +100,28 @@ def interpreter(version: str) -> str:
     return ""
 
 
+@cache
+def go_program() -> bytes:
+    """A static program that verifies a server: the CA's file, its address, its name. Built by the Go of the release's kubectl, with what it has compiled."""
+    catalog = Catalog()
+    go = ensure_toolchain(catalog, catalog.choose(catalog.release("v1.35.1"), "kubernetes", "lab").source.go)
+    with tempfile.TemporaryDirectory(prefix="ckp-go-") as work:
+        (Path(work) / "main.go").write_text(GO)
+        argv: list[str | Path] = [go, "build", "-trimpath", "-ldflags=-s -w", "-o", "verify", "main.go"]
+        run(argv, cwd=Path(work), env=go_environment(), timeout=600, what="building a client in Go")
+        return (Path(work) / "verify").read_bytes()
+
+
 def client(name: str, folder: Path) -> Callable[[Path, int], str] | None:
     """What verifies the server on a port of this machine as `localhost` by a file of CAs: '' if it accepts it, else what it says; None if it is not here."""
     if name.startswith("python"):
         python = interpreter(name.removeprefix("python"))
         return (lambda ca, port: _run(python, "-I", "-c", PYTHON, ca, str(port))) if python else None
+    if name == "go":
+        verify = folder / "verify"
+        verify.write_bytes(go_program())
+        verify.chmod(0o755)
+        return lambda ca, port: _run(verify, ca, f"127.0.0.1:{port}", "localhost")
     if (program := shutil.which(name)) is None or (name == "java" and not (shutil.which("javac") and shutil.which("keytool"))):
         return None
     if name == "node":
