@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 from cryptography import x509
@@ -22,6 +22,7 @@ from ckp.api.host_protocol import EnrolmentRequest, HostFacts
 from ckp.compass.identity import ProjectRef
 from ckp.compass.releases import ReleaseTable
 from ckp.compass.rest.internal import make_internal_app
+from ckp.compass.rest.plumbing import Gate
 from ckp.compass.rest.public import make_public_app
 from ckp.compass.services import UseCases
 from ckp.compass.settings import Settings, parse_reserved
@@ -78,7 +79,7 @@ class World:
     rest: httpx.AsyncClient
     internal: httpx.AsyncClient
     database: Database
-    public_app: Any = None
+    public_app: Gate
     numbers: list[int] = field(default_factory=lambda: [0])
 
     async def call(self, method: str, path: str, *, expect: int | None = None, **arguments: Any) -> Any:
@@ -142,6 +143,32 @@ def _default_project() -> ProjectRef:
     return ProjectRef.of("default", "default")
 
 
+class CurrentCases:
+    """The use cases of the world that an application serves now."""
+
+    def __init__(self) -> None:
+        self.current: UseCases | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.current, name)
+
+
+_FREE: list[tuple[CurrentCases, Gate]] = []
+"""Applications that no world has. To make one's forty routes takes longer than most tests, and it keeps nothing between requests."""
+
+
+@contextmanager
+def public_application(cases: UseCases) -> Iterator[Gate]:
+    """The application of the outer port, with these use cases behind it; of worlds that exist at the same time, each has its own."""
+    served, app = _FREE.pop() if _FREE else ((made := CurrentCases()), make_public_app(cast(UseCases, made)))
+    served.current = cases
+    try:
+        yield app
+    finally:
+        served.current = None
+        _FREE.append((served, app))
+
+
 @asynccontextmanager
 async def make_world(directory: Path, kube: KubeSimulator | None = None) -> AsyncIterator[World]:
     kube = kube or KubeSimulator(manager="ckp-compass")
@@ -155,12 +182,14 @@ async def make_world(directory: Path, kube: KubeSimulator | None = None) -> Asyn
         reserved=parse_reserved("hosts=10.88.0.0/24, management pods=10.244.0.0/16, management services=10.96.0.0/16"),
     )
     cases = UseCases.wire(settings, database, kube, ReleaseTable(RELEASES, AGENTS), ADMIN, clock)
-    public, internal = make_public_app(cases), make_internal_app(cases)
     try:
-        async with (
-            httpx.AsyncClient(transport=httpx.ASGITransport(public), base_url="https://compass", headers={"Authorization": f"Bearer {ADMIN}"}) as rest,
-            httpx.AsyncClient(transport=httpx.ASGITransport(internal), base_url="https://compass", headers={"Authorization": f"Bearer {HUB}"}) as inner,
-        ):
-            yield World(kube, cases, clock, rest, inner, database, public)
+        with public_application(cases) as public:
+            async with (
+                httpx.AsyncClient(transport=httpx.ASGITransport(public), base_url="https://compass", headers={"Authorization": f"Bearer {ADMIN}"}) as rest,
+                httpx.AsyncClient(
+                    transport=httpx.ASGITransport(make_internal_app(cases)), base_url="https://compass", headers={"Authorization": f"Bearer {HUB}"}
+                ) as inner,
+            ):
+                yield World(kube, cases, clock, rest, inner, database, public)
     finally:
         await database.close()
