@@ -275,6 +275,7 @@ def _pass_on(source: socket.socket, target: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(65536):
             target.sendall(data)
+        target.shutdown(socket.SHUT_WR)  # the end as well: both sides wait seconds for the other's
 
 
 def test_an_older_tls_is_not_spoken(hub: Hub, tmp_path: Path) -> None:
