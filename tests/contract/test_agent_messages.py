@@ -78,6 +78,7 @@ MEMBERSHIP = messages.Membership(
     "/run/x",
     ("r/cilium:v1",),
     ("true",),
+    image_fetch_seconds=1800.0,
 )
 SAMPLES = [
     messages.EnrolmentRequest("k" * 16, FACTS, "csr"),

@@ -38,7 +38,10 @@ CHANGED: dict[str, Any] = {
 }
 """Every keyword that is another than at 0.2.0, and why."""
 NEW_KINDS = {"ByoRemediation", "ByoRemediationTemplate"}
-ADDED = ("ByoCluster.status.replacements", "ByoCluster.status.unhealthy", "ByoMachine.status.nodeReadyAt")
+ADDED = (
+    *("ByoCluster.status.replacements", "ByoCluster.status.unhealthy", "ByoMachine.status.nodeReadyAt"),
+    *("ByoCluster.spec.imageFetchTimeout", "ByoClusterTemplate.spec.template.spec.imageFetchTimeout"),
+)
 """Fields that 0.2.0 did not have, with all that is below them: none is required of a stored object."""
 
 

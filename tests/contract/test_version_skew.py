@@ -85,6 +85,17 @@ def test_a_new_kind_of_frame_is_sent_only_to_a_peer_that_can_read_it() -> None:
     assert frames == known | asked_for
 
 
+def test_peers_of_which_one_does_not_know_how_long_images_may_be_fetched_use_the_agents_own_time() -> None:
+    """0.2.0 had no such setting: its agents ignore it, and what its hub sends means the default."""
+    for kind, text in FRAMES:
+        if kind == "Desired" and (older := messages.from_json(messages.Desired, text)).membership is not None:
+            assert "image_fetch_seconds" not in text and older.membership.image_fetch_seconds == 0.0
+            assert host_protocol.Desired.model_validate_json(text).membership.image_fetch_seconds == 0.0  # type: ignore[union-attr]
+            break
+    else:
+        raise AssertionError("no membership among the frames of older versions")
+
+
 def covers(new: Any, old: Any) -> bool:
     """Whether everything in `old` is in `new`, value for value; `new` may hold more."""
     if isinstance(old, dict):

@@ -171,6 +171,7 @@ class Membership:
     node_labels: Tuple[str, ...] = ()
     node_taints: Tuple[str, ...] = ()
     allow_downgrade: bool = False
+    image_fetch_seconds: float = 0.0
 
     def key(self) -> str:
         """The identity of this membership. A change of any other field never makes a host leave and join again."""

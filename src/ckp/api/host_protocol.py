@@ -178,6 +178,7 @@ class Membership(Message):
     node_labels: tuple[str, ...] = ()  # key=value, set when the node registers
     node_taints: tuple[str, ...] = ()  # key=value:effect
     allow_downgrade: bool = False  # whether installed packages may be replaced by older ones
+    image_fetch_seconds: float = 0.0  # how long `images` are fetched before the join goes on without the rest; 0: the agent's default
 
 
 class AgentTarget(Message):

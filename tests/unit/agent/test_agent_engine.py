@@ -485,6 +485,28 @@ def test_a_newer_wish_gives_up_a_waiting_step(tmp_path: Path) -> None:
     assert bench.phase == "Free" and bench.actions.running[-1] == "reset"
 
 
+@pytest.mark.parametrize(("slow_step", "again"), [("fetch", True), ("pull", False)])
+def test_a_running_fetch_begins_again_with_the_new_time_for_it_and_no_other_step_does(tmp_path: Path, slow_step: str, again: bool) -> None:
+    bench = Bench(str(tmp_path))
+    bench.engine.submit(Desired(1, "h", replace(member(), image_fetch_seconds=900.0)))
+    begun: list[float] = []
+    original = bench.actions.step
+
+    def slow(name: str, wanted: Membership, cancelled: Callable[[], bool]) -> str:
+        if name == slow_step:
+            begun.append(wanted.image_fetch_seconds)
+            if len(begun) == 1:
+                bench.engine.submit(Desired(2, "h", replace(member(), image_fetch_seconds=3600.0)))
+                if cancelled():
+                    raise Cancelled("given up")
+        return original(name, wanted, cancelled)
+
+    bench.actions.step = slow  # type: ignore[method-assign]
+    bench.settle()
+    assert begun == ([900.0, 3600.0] if again else [900.0])
+    assert bench.phase == "Joined" and len(bench.host.joins) == 1
+
+
 def test_each_change_is_published_once_and_waiters_see_it(bench: Bench) -> None:
     _, version = bench.engine.report()
     bench.engine.submit(Desired(1, "h", member()))

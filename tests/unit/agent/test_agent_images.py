@@ -1,62 +1,93 @@
-"""Images that are pulled before they are needed: never in the way of what the hub wants now. `crictl` here is a script whose pulls take a minute."""
+"""Images are fetched for as long as the cluster says, and no longer once the host is to do something else. `crictl` is a script of the test."""
 
 from __future__ import annotations
 
-import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 
+from ckp.agent.config import Config
+from ckp.agent.fetch.images import ImagePulls
+from ckp.agent.journal import Journal
+from ckp.agent.messages import BundleRef, Membership
 from ckp.agent.node.actions import HostActions
 from ckp.hostkit import processes
 from ckp.hostkit.errors import Cancelled
+from ckp.hostkit.processes import PATH
 
 CRICTL = """#!/bin/sh
-[ "$2" = inspecti ] && exit 1
-echo "$$" >>"{place}/pulling"
-exec sleep 60
+case "$*" in
+*inspecti*) exit 1 ;;
+*slow*) echo "$$" >>{folder}/pulls; exec sleep 60 ;;
+*) echo "$2" >>{folder}/given ;;
+esac
 """
+MEMBER = Membership("default/demo", "m1", "n1", "byoh://h/m1", "v1.35.1", BundleRef("r/b@sha256:0", "t", "v1.35.1"), "r/pause", "r", images=("r/slow",))
+Fetch = Callable[[Membership, Callable[[], bool]], str]
 
 
 @pytest.fixture
-def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A host whose link is slow; in the folder, the file `pulling` has the pids of the pulls that were begun."""
-    program = tmp_path / "crictl"
-    program.write_text(CRICTL.format(place=tmp_path))
-    program.chmod(0o755)
-    monkeypatch.setattr(processes, "PATH", f"{tmp_path}:{processes.PATH}")
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "crictl").write_text(CRICTL.format(folder=tmp_path))
+    (tmp_path / "crictl").chmod(0o755)
+    monkeypatch.setattr(processes, "PATH", f"{tmp_path}:{PATH}")
     return tmp_path
 
 
-def pids(slow: Path) -> list[int]:
-    return [int(line) for line in (slow / "pulling").read_text().split()] if (slow / "pulling").exists() else []
+@pytest.fixture
+def fetch(host: Path) -> Fetch:
+    """The step `fetch` of a host."""
+    config = Config("https://hub.example:8443", "wss://hub.example:8444", "/ca", state_dir=str(host))
+    actions = HostActions(config, Journal(f"{host}/journal.json", f"{host}/saved"))
+    return lambda membership, cancelled: actions.step("fetch", membership, cancelled)
 
 
-def test_a_host_that_is_no_longer_wanted_stops_pulling_at_once_however_slow_its_link_is(slow: Path) -> None:
-    """Else `ckp host remove` of such a host would wait for up to a quarter of an hour."""
-    wanted = threading.Event()
-    wanted.set()
-    member: Any = SimpleNamespace(images=("r/a:1", "r/b:1", "r/c:1"))
-    outcome: list[BaseException | str] = []
+def pulls(host: Path) -> list[int]:
+    """The processes of the pulls that were started so far."""
+    return [int(line) for line in (host / "pulls").read_text().split()] if (host / "pulls").exists() else []
 
-    def fetch() -> None:
-        try:
-            outcome.append(HostActions._fetch(cast(HostActions, None), member, lambda: not wanted.is_set()))
-        except Cancelled as error:
-            outcome.append(error)
 
-    step = threading.Thread(target=fetch)
-    step.start()
-    deadline = time.monotonic() + 20
-    while len(pids(slow)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert len(pids(slow)) == 2, "two at a time"
-    wanted.clear()
-    step.join(20)
-    assert not step.is_alive() and isinstance(outcome[0], Cancelled)
-    while any(Path(f"/proc/{pid}").exists() for pid in pids(slow)) and time.monotonic() < deadline + 20:
-        time.sleep(0.05)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids(slow)) and len(pids(slow)) == 2, "and no other is begun"
+def soon(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_a_fetch_ends_after_the_time_that_the_cluster_gives_it_and_the_join_goes_on(host: Path, fetch: Fetch) -> None:
+    begun = time.monotonic()
+    note = fetch(replace(MEMBER, image_fetch_seconds=0.3), lambda: False)
+    assert 0.3 <= time.monotonic() - begun < 5
+    assert note.startswith("not all images could be pulled yet: ")
+    assert len(pulls(host)) == 1 and soon(lambda: not any(map(alive, pulls(host))))
+
+
+@pytest.mark.parametrize(("seconds", "given"), [(0.0, "--timeout=900s"), (7200.0, "--timeout=7200s")])
+def test_without_a_time_of_its_own_a_cluster_has_fifteen_minutes(host: Path, fetch: Fetch, seconds: float, given: str) -> None:
+    """0: from a hub of 0.2.0, or of a cluster that was made by it."""
+    assert fetch(replace(MEMBER, images=("r/cilium",), image_fetch_seconds=seconds), lambda: False) == "1 images"
+    assert (host / "given").read_text() == f"{given}\n"
+
+
+def test_a_cancelled_fetch_ends_its_pulls_and_begins_no_more(host: Path) -> None:
+    images = ImagePulls(["r/slow-1", "r/slow-2", "r/slow-3"], parallel=2)
+    assert soon(lambda: len(pulls(host)) == 2)
+    with pytest.raises(Cancelled):
+        images.wait(["r/slow-1"], lambda: True)
+    assert soon(lambda: not any(map(alive, pulls(host))))
+    assert len(pulls(host)) == 2
+
+
+def test_a_host_that_is_to_leave_does_not_wait_for_its_images(host: Path, fetch: Fetch) -> None:
+    begun = time.monotonic()
+    with pytest.raises(Cancelled):
+        fetch(MEMBER, lambda: bool(pulls(host)))
+    assert time.monotonic() - begun < 10
+    assert soon(lambda: not any(map(alive, pulls(host))))
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()

@@ -364,6 +364,9 @@ def test_timeouts_are_given_at_creation_changed_later_and_shown(desk: Desk) -> N
     desk.good(*CREATE, "--drain-timeout", "30m", "--node-startup-timeout", "1h30m")
     shown = desk.good("cluster", "describe", "demo")
     assert re.search(r"Drain: +30m$", shown, re.M) and re.search(r"Node startup: +1h30m$", shown, re.M) and re.search(r"Volume detach: +5m$", shown, re.M)
+    assert re.search(r"Image fetch: +15m$", shown, re.M)
+    assert desk.good("cluster", "set", "demo", "--image-fetch-timeout", "1h") == "cluster/demo image-fetch-timeout set to 1h\n"
+    assert re.search(r"Image fetch: +1h$", desk.good("cluster", "describe", "demo"), re.M)
     assert desk.good("cluster", "set", "demo", "--drain-timeout", "90") == "cluster/demo drain-timeout set to 1m30s\n"
     shown = desk.good("cluster", "describe", "demo")
     assert re.search(r"Drain: +1m30s$", shown, re.M) and re.search(r"Node startup: +1h30m$", shown, re.M)

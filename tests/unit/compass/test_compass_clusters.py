@@ -120,13 +120,15 @@ def test_timeouts_count_for_a_request_only_where_they_differ_from_the_defaults()
 
 async def test_timeouts_are_written_where_they_act_and_shown_with_their_units(world: World) -> None:
     await world.group_with_hosts()
-    timeouts = {"drain": "1h30m", "nodeStartup": "45m", "nodeUnhealthy": 90}
+    timeouts = {"drain": "1h30m", "nodeStartup": "45m", "nodeUnhealthy": 90, "imageFetch": "20m"}
     shown = await world.call("POST", "/clusters", json=cluster_body(timeouts=timeouts), expect=201)
-    expected = {"drain": "1h30m", "volumeDetach": "5m", "nodeDeletion": "2m", "nodeStartup": "45m", "nodeUnhealthy": "1m30s"}
+    expected = {"drain": "1h30m", "volumeDetach": "5m", "nodeDeletion": "2m", "imageFetch": "20m", "nodeStartup": "45m", "nodeUnhealthy": "1m30s"}
     assert shown["timeouts"] == expected == (await world.call("GET", "/clusters/demo"))["timeouts"]
     deployment, check = await acting(world)
     assert deployment["nodeDrainTimeout"] == "1h30m" and check["nodeStartupTimeout"] == "45m"
     assert {entry["timeout"] for entry in check["unhealthyConditions"]} == {"1m30s"}
+    infrastructure = await world.kube.get(kinds.BYO_CLUSTER, "demo", NAMESPACE)
+    assert infrastructure is not None and infrastructure["spec"]["imageFetchTimeout"] == "20m"
 
 
 async def acting(world: World) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -161,6 +163,8 @@ async def test_timeouts_can_be_changed_also_for_a_worker_that_is_leaving(world: 
         ({"timeouts": {"drain": "0s"}}, "timeouts.drain: input should be greater than or equal to 1"),
         ({"timeouts": {"nodeStartup": "10s"}}, "timeouts.nodeStartup: input should be greater than or equal to 30"),
         ({"timeouts": {"volumeDetach": "25h"}}, "timeouts.volumeDetach: input should be less than or equal to 86400"),
+        ({"timeouts": {"imageFetch": "2d"}}, "timeouts.imageFetch: value error, '2d' is not a duration"),
+        ({"timeouts": {"imageFetch": "0s"}}, "timeouts.imageFetch: input should be greater than or equal to 1"),
         ({"timeouts": {"detach": "1m"}}, "timeouts.detach: is not a known field"),
         ({}, "the body changes nothing"),
     ],
@@ -177,7 +181,7 @@ async def test_a_timeout_that_makes_no_sense_changes_nothing(world: World, body:
 def test_a_timeout_is_shown_as_people_write_it_whoever_wrote_it(stored: str | None, shown: str) -> None:
     """Cluster API rewrites durations as Go does, and waits without end where there is none."""
     deployment = {"spec": {"template": {"spec": {"nodeDrainTimeout": stored} if stored else {}}}}
-    assert timeouts_of(deployment, None).drain == shown
+    assert timeouts_of(deployment, None, None).drain == shown
 
 
 async def test_templates_belong_to_the_cluster_from_the_start(world: World) -> None:

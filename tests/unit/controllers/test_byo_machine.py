@@ -537,3 +537,25 @@ async def test_when_its_node_was_first_ready_is_kept(bench: Bench) -> None:
     assert first == rfc3339(CLOCK.now())
     CLOCK.advance(60)
     assert await ready_at("Unknown") == first and await ready_at("True") == first
+
+
+async def test_a_changed_time_for_fetching_images_reaches_a_host_at_the_next_pass_and_is_no_news_for_a_node(bench: Bench) -> None:
+    await bench.kube.merge(kinds.CLUSTER, "demo", TENANT, {"spec": {"infrastructureRef": {"kind": "ByoCluster", "name": "demo"}}})
+    await bench.create(kinds.BYO_CLUSTER, "demo", {})
+    await bench.host("a")
+    await bench.machine("m1")
+    await bench.see()
+
+    async def wanted(timeout: str) -> tuple[int, float]:
+        await bench.kube.merge(kinds.BYO_CLUSTER, "demo", TENANT, {"spec": {"imageFetchTimeout": timeout}})
+        await bench.machines.reconcile(TENANT, "m1")
+        desired = await bench.store.read(TENANT, "a")
+        assert desired.membership is not None
+        return desired.generation, desired.membership.image_fetch_seconds
+
+    assert await wanted("") == (1, 0.0), "as 0.2.0 made its clusters"
+    assert await wanted("1h30m") == (2, 5400.0)
+    assert await wanted("1h30m") == (2, 5400.0)
+    await bench.report("a", generation=2, phase="Joined", cluster=f"{TENANT}/demo", machine="m1")
+    await bench.machines.reconcile(TENANT, "m1")
+    assert await wanted("2h") == (2, 5400.0), "its images were fetched long ago"

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Callable, Optional
+from typing import Callable
 
 from ckp.agent.system import prepare
 from ckp.hostkit.errors import AgentError, Cancelled
 from ckp.hostkit.processes import have, run
 
 IMAGE_SECONDS = 900.0
+"""Unless a cluster says otherwise (Membership.image_fetch_seconds)."""
 
 
 class ImagePulls:
     """Pulls images in background threads while other steps run, so that later steps need not wait for the network.
 
     Args:
-        cancelled: when it returns True, pulls that run are ended, no other is begun, and `wait` raises Cancelled.
+        seconds: how long each pull may take, and all of them together from when they are waited for.
     """
 
-    def __init__(self, images: list[str], parallel: int = 3, cancelled: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, images: list[str], parallel: int = 3, seconds: float = IMAGE_SECONDS) -> None:
         self._todo = list(images)
-        self._cancelled = cancelled
+        self._seconds = seconds
+        self._stopped = False
         self._failed: dict[str, str] = {}
         self._done: set[str] = set()
         self._lock = threading.Condition()
@@ -32,12 +34,12 @@ class ImagePulls:
     def _work(self) -> None:
         while True:
             with self._lock:
-                if not self._todo or self._cancelled():
+                if not self._todo:
                     return
                 image = self._todo.pop(0)
             problem = ""
             try:
-                pull_image(image, cancelled=self._cancelled)
+                pull_image(image, self._seconds, lambda: self._stopped)
             except AgentError as error:
                 problem = error.sentence()
             with self._lock:
@@ -47,13 +49,20 @@ class ImagePulls:
                     self._done.add(image)
                 self._lock.notify_all()
 
-    def wait(self, images: list[str]) -> None:
-        """Wait until these images are pulled. AgentError if one can't be pulled, or after IMAGE_SECONDS; Cancelled."""
-        deadline = time.monotonic() + IMAGE_SECONDS
+    def wait(self, images: list[str], cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Wait until these images are pulled.
+
+        Raises:
+            AgentError: one can't be pulled, or the time is over; those that are being pulled still are.
+            Cancelled: `cancelled` returned True; nothing is pulled any more.
+        """
+        deadline = time.monotonic() + self._seconds
         with self._lock:
             while True:
-                if self._cancelled():
-                    raise Cancelled("pulling images was cancelled: the desired state has changed, or the agent stops")
+                if cancelled():
+                    self._stopped = True
+                    self._todo.clear()
+                    raise Cancelled("fetching images was cancelled: the desired state has changed, or the agent stops")
                 for image in images:
                     if image in self._failed:
                         raise AgentError(
@@ -65,20 +74,26 @@ class ImagePulls:
                 if all(image in self._done for image in images):
                     return
                 if time.monotonic() > deadline:
-                    raise AgentError(f"the images were not pulled within {IMAGE_SECONDS:.0f} s", reason="ImagePullFailed")
-                self._lock.wait(1.0)
+                    raise AgentError(f"the images were not pulled within {self._seconds:.0f} s", reason="ImagePullFailed")
+                self._lock.wait(min(1.0, max(0.0, deadline - time.monotonic()) + 0.01))
 
 
-def pull_image(image: str, seconds: float = IMAGE_SECONDS, cancelled: Optional[Callable[[], bool]] = None) -> None:
-    """Pull one image into the container runtime, unless it is there; a failed pull is retried once, each within `seconds`. Raises ProcessFailed, Cancelled."""
+def pull_image(image: str, seconds: float = IMAGE_SECONDS, cancelled: Callable[[], bool] | None = None) -> None:
+    """Pull one image into the container runtime, unless it is there; within `seconds`, and once more if it fails before they are over.
+
+    Raises:
+        ProcessFailed: it can't be pulled.
+        Cancelled: `cancelled` returned True.
+    """
     socket_path = prepare.CONTAINERD_SOCKET[len("unix://") :]
     if have("crictl"):
         endpoint = f"--image-endpoint={prepare.CONTAINERD_SOCKET}"
-        if run(["crictl", endpoint, "inspecti", "-q", image], timeout=60, check=False).code == 0:
+        if run(["crictl", endpoint, "inspecti", "-q", image], timeout=60, check=False, cancelled=cancelled).code == 0:
             return
         argv = ["crictl", endpoint, f"--timeout={seconds:.0f}s", "pull", image]
     else:
         argv = ["ctr", "--address", socket_path, "-n", "k8s.io", "images", "pull", "--hosts-dir", prepare.CERTS_D, image]
-    if run(argv, timeout=seconds, check=False, cancelled=cancelled).code != 0:
+    what = f"pulling {image}"
+    if run(argv, timeout=seconds, what=what, reason="ImagePullFailed", check=False, cancelled=cancelled).code != 0:
         time.sleep(1)
-        run(argv, timeout=seconds, what=f"pulling {image}", reason="ImagePullFailed", cancelled=cancelled)
+        run(argv, timeout=seconds, what=what, reason="ImagePullFailed", cancelled=cancelled)

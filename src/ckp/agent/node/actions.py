@@ -132,11 +132,11 @@ class HostActions:
         """Pull the images that every node runs from the start. A failure does not prevent the join: the kubelet pulls them again."""
         if not membership.images:
             return ""
-        from ckp.agent.fetch.images import ImagePulls
+        from ckp.agent.fetch.images import IMAGE_SECONDS, ImagePulls
 
-        pulls = ImagePulls(list(membership.images), parallel=2, cancelled=cancelled)
+        pulls = ImagePulls(list(membership.images), parallel=2, seconds=membership.image_fetch_seconds or IMAGE_SECONDS)
         try:
-            pulls.wait(list(membership.images))
+            pulls.wait(list(membership.images), cancelled)
         except Cancelled:
             raise
         except AgentError as error:

@@ -243,7 +243,7 @@ class Engine:
             return None
         if step in ("install", "prepare", "join") and not self._verified and "install" not in self.journal.done:
             step = "verify"
-        return self._do(step, wanted, PHASE_OF[step], lambda: self.actions.step(step, wanted, lambda: self._superseded(wanted)))
+        return self._do(step, wanted, PHASE_OF[step], lambda: self.actions.step(step, wanted, lambda: self._superseded(wanted, step)))
 
     def _do(self, step: str, wanted: Membership | None, phase: str, action: Callable[[], str]) -> float | None:
         self._show(phase, keep_failure=self._failed_step == step)
@@ -296,12 +296,15 @@ class Engine:
 
     # -- helpers -------------------------------------------------------------------------------------------------
 
-    def _superseded(self, wanted: Membership) -> bool:
+    def _superseded(self, wanted: Membership, step: str) -> bool:
+        """Whether the running step is to end early: the agent stops, another membership is desired, or a fetch has another time, and begins again with it."""
         with self._changed:
             if self._stopped:
                 return True
             newest = self._desired.membership if self._desired else None
-            return newest is None or newest.key() != wanted.key()
+            if newest is None or newest.key() != wanted.key():
+                return True
+            return step == "fetch" and newest.image_fetch_seconds != wanted.image_fetch_seconds
 
     def _joined(self) -> bool:
         return self.journal.member is not None and all(step in self.journal.done for step in STEPS)

@@ -35,6 +35,12 @@ class Timeouts(Request):
     )
     volume_detach: Seconds = Field(default=5 * MINUTE, ge=1, le=DAY, description="How long the volumes of a drained node may take to be detached.")
     node_deletion: Seconds = Field(default=2 * MINUTE, ge=1, le=DAY, description="How long the API server may take to delete the Node of a host that has left.")
+    image_fetch: Seconds = Field(
+        default=15 * MINUTE,
+        ge=1,
+        le=DAY,
+        description="How long a new worker may fetch the images that every node runs before it joins without the rest. It is a part of its start-up.",
+    )
     node_startup: Seconds = Field(default=30 * MINUTE, ge=30, le=DAY, description="How long a new worker may take to become a node before it is replaced.")
     node_unhealthy: Seconds = Field(default=5 * MINUTE, ge=30, le=DAY, description="How long a node may be not Ready before it is replaced.")
 
@@ -107,6 +113,7 @@ class TimeoutsView(View):
     drain: str = ""
     volume_detach: str = ""
     node_deletion: str = ""
+    image_fetch: str = ""
     node_startup: str = ""
     node_unhealthy: str = ""
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ckp.api.objects.base import ApiModel, Conditions, ControlPlaneEndpoint, Endpoint, Int32, Resource, Schema, TemplateMeta, Time
+from ckp.kits.clock import parse_duration
 
 
 class ByoClusterSpec(ApiModel):
@@ -15,6 +16,18 @@ class ByoClusterSpec(ApiModel):
     control_plane_endpoint: ControlPlaneEndpoint = Field(default_factory=Endpoint)
     bundle_lookup_base_registry: str = ""
     bundle_lookup_tag: str = ""
+    image_fetch_timeout: Annotated[
+        str,
+        Schema(
+            "How long a new worker may fetch the images that every node runs before it joins without the rest, such as 15m; empty: CKP's default.",
+            pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$",
+        ),
+    ] = ""
+
+    @property
+    def image_fetch_seconds(self) -> int:
+        """`image_fetch_timeout` in seconds; 0: not set."""
+        return parse_duration(self.image_fetch_timeout or "0")
 
 
 class Replacement(ApiModel):

@@ -18,7 +18,14 @@ from ckp.clients.kube import Kube, Obj
 from ckp.compass.access.kube_errors import translate_kube_errors
 from ckp.compass.access.projects import Namespaces
 from ckp.compass.clusters import addresses, networks
-from ckp.compass.clusters.manifests import REQUEST_ANNOTATION, cluster_objects, health_check_timeouts, machine_timeouts, request_digest
+from ckp.compass.clusters.manifests import (
+    REQUEST_ANNOTATION,
+    cluster_objects,
+    health_check_timeouts,
+    infrastructure_timeouts,
+    machine_timeouts,
+    request_digest,
+)
 from ckp.compass.clusters.views import view
 from ckp.compass.hosts.groups import group_of_template
 from ckp.compass.hosts.hosts import addresses_of, is_claimed, why_not_free
@@ -131,14 +138,17 @@ class Clusters:
         """
         fields = timeouts.model_fields_set
         cluster = await self._require(project, name)
-        check, deployment = health_check_timeouts(timeouts, fields), machine_timeouts(timeouts, fields)
-        if is_going(cluster) and check:
+        check, deployment, infrastructure = (make(timeouts, fields) for make in (health_check_timeouts, machine_timeouts, infrastructure_timeouts))
+        if is_going(cluster) and (check or infrastructure):
             raise Conflict(f"cluster {name} is being deleted", resolution="its timeouts drain, volumeDetach and nodeDeletion can still be set")
-        for kind, changes in ((kinds.MACHINE_HEALTH_CHECK, check), (kinds.MACHINE_DEPLOYMENT, deployment)):
-            if changes and not is_going(cluster) and await self._namespaces.get(kind, workers_name(name), project) is None:
-                raise Conflict(f"cluster {name} has no {kind.kind} {workers_name(name)}", resolution="it was removed by hand, or its creation was interrupted")
+        parts = ((kinds.MACHINE_HEALTH_CHECK, workers_name(name), check), (kinds.MACHINE_DEPLOYMENT, workers_name(name), deployment))
+        for kind, part, changes in (*parts, (kinds.BYO_CLUSTER, name, infrastructure)):
+            if changes and not is_going(cluster) and await self._namespaces.get(kind, part, project) is None:
+                raise Conflict(f"cluster {name} has no {kind.kind} {part}", resolution="it was removed by hand, or its creation was interrupted")
         if check:
             await self._kube.merge(kinds.MACHINE_HEALTH_CHECK, workers_name(name), project.namespace, {"spec": check})
+        if infrastructure:
+            await self._kube.merge(kinds.BYO_CLUSTER, name, project.namespace, {"spec": infrastructure})
         if deployment:
             if not is_going(cluster):
                 await self._kube.merge(kinds.MACHINE_DEPLOYMENT, workers_name(name), project.namespace, {"spec": {"template": {"spec": deployment}}})

@@ -49,6 +49,11 @@ def health_check_timeouts(timeouts: Timeouts, fields: Collection[str]) -> dict[s
     return spec
 
 
+def infrastructure_timeouts(timeouts: Timeouts, fields: Collection[str]) -> dict[str, Any]:
+    """Those of these fields that belong into a ByoCluster's spec."""
+    return {"imageFetchTimeout": exact_duration(timeouts.image_fetch)} if "image_fetch" in fields else {}
+
+
 def cluster_objects(spec: ClusterRequest, cni_version: str, *, namespace: str, labels: dict[str, str], requested_at: str, cluster_uid: str = "") -> list[Obj]:
     """All objects of a cluster: Cluster first, because it holds the name; MachineDeployment last, because it starts claiming hosts.
 
@@ -95,7 +100,7 @@ def cluster_objects(spec: ClusterRequest, cni_version: str, *, namespace: str, l
                 "addons": {"cni": spec.cni, **({"cniVersion": cni_version} if cni_version else {})},
             },
         ),
-        make(kinds.BYO_CLUSTER, spec.name, {}),
+        make(kinds.BYO_CLUSTER, spec.name, infrastructure_timeouts(spec.timeouts, Timeouts.model_fields)),
         make(
             kinds.BYO_MACHINE_TEMPLATE,
             workers,

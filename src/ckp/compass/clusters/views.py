@@ -8,8 +8,9 @@ from typing import Any
 
 from ckp.api import names
 from ckp.api.compass.base import readable_items
-from ckp.api.compass.clusters import ClusterView, MachineView, ReplacementView, StepView, TimeoutsView
+from ckp.api.compass.clusters import ClusterView, MachineView, ReplacementView, StepView, Timeouts, TimeoutsView
 from ckp.api.compass.conditions import ConditionView
+from ckp.api.objects.byo_cluster import ByoCluster
 from ckp.api.objects.byo_host import ByoHost
 from ckp.api.states import FINISHED_STEPS, ConditionType, HostPhase, StepState
 from ckp.clients.kube import Obj
@@ -88,13 +89,13 @@ def view(
             ],
         ),
         machines=shown,
-        timeouts=timeouts_of(deployment, health_check),
+        timeouts=timeouts_of(deployment, health_check, infrastructure),
         replacements=readable_items(ReplacementView, of_infrastructure.get("replacements")),
         left_behind=_sentences((meta.get("annotations") or {}).get(names.LEFT_BEHIND_ANNOTATION)),
     )
 
 
-def timeouts_of(deployment: Obj | None, health_check: Obj | None) -> TimeoutsView:
+def timeouts_of(deployment: Obj | None, health_check: Obj | None, infrastructure: Obj | None) -> TimeoutsView:
     """The timeouts of a cluster, from the objects where they act."""
     found: dict[str, str] = {}
     if deployment is not None:
@@ -104,6 +105,11 @@ def timeouts_of(deployment: Obj | None, health_check: Obj | None) -> TimeoutsVie
         spec = health_check["spec"]
         found["node_startup"] = _duration(spec.get("nodeStartupTimeout"))
         found["node_unhealthy"] = _duration(next((entry.get("timeout") for entry in spec.get("unhealthyConditions") or ()), None))
+    if infrastructure is not None:
+        try:
+            found["image_fetch"] = exact_duration(ByoCluster.of(infrastructure).spec.image_fetch_seconds or Timeouts().image_fetch)
+        except ValueError:
+            found["image_fetch"] = str(infrastructure["spec"]["imageFetchTimeout"])  # as in _duration
     return TimeoutsView(**found)
 
 

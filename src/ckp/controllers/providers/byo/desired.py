@@ -34,7 +34,7 @@ class DesiredStore:
         """Set the host's membership (None: be free); the generation grows only with new content.
 
         Args:
-            joined: it is a node already, for which other images to fetch before the join are nothing new.
+            joined: it is a node already, for which other images to fetch before the join, and the time for it, are nothing new.
 
         Raises:
             KubeError: among others Conflict, if the desired state was written by another process meanwhile.
@@ -42,7 +42,8 @@ class DesiredStore:
         now, version = await self._read(namespace, host)
         if now.membership == membership and now.generation > 0:
             return now
-        if joined and membership and now.membership and now.membership.model_copy(update={"images": membership.images}) == membership:
+        before_join = {"images": membership.images, "image_fetch_seconds": membership.image_fetch_seconds} if membership else {}
+        if joined and now.membership and now.membership.model_copy(update=before_join) == membership:
             return now
         desired = Desired(generation=now.generation + 1, host=host, membership=membership)
         await self._put(namespace, host, desired, version)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from ckp.api.compass.clusters import Timeouts
 from ckp.api.host_protocol import Desired, Membership
-from ckp.api.kinds import BYO_HOST, BYO_MACHINE, KUBEADM_CONFIG, MACHINE, SECRET
+from ckp.api.kinds import BYO_CLUSTER, BYO_HOST, BYO_MACHINE, KUBEADM_CONFIG, MACHINE, SECRET
 from ckp.api.names import BYOMACHINE_FINALIZER, CKP, FORCE_RELEASE_ANNOTATION, host_of, provider_id
+from ckp.api.objects.byo_cluster import ByoCluster
 from ckp.api.objects.byo_host import ByoHost, Observed
 from ckp.api.objects.byo_machine import ByoMachine
 from ckp.api.platform import InstalledRelease, Releases
@@ -251,7 +252,16 @@ class ByoMachineReconciler:
             registry_ca=self.releases.registry_ca,
             node_labels=tuple(f"{key}={value}" for key, value in sorted(user_labels(found.metadata.labels).items())),
             node_taints=found.spec.taints,
+            image_fetch_seconds=await self._image_fetch_seconds(scope, cluster),
         )
+
+    async def _image_fetch_seconds(self, scope: Scope, cluster: Obj) -> int:
+        """As the ByoCluster says now. 0, the agent's default, where it says nothing, and for a host that has fetched its images long ago."""
+        name = ((cluster.get("spec") or {}).get("infrastructureRef") or {}).get("name")
+        if not name or ByoMachine.of(scope.obj).status.ready:
+            return 0
+        found = await self.kube.get(BYO_CLUSTER, str(name), scope.namespace)
+        return ByoCluster.of(found).spec.image_fetch_seconds if found else 0
 
     async def _bootstrap_data(self, namespace: str, name: str, node_name: str) -> BootstrapData:
         secret = await self.kube.get(SECRET, name, namespace)
