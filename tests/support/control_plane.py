@@ -67,8 +67,9 @@ def built(role: str) -> Built:
 def built_test_tool(component: str) -> Built:
     """A program that only the tests use, from the cache (`make build-test` builds it beside the release); built now if it is not there."""
     catalog = Catalog()
-    chosen = next(item for item in catalog.test_tools() if item.role == component)
-    return build_component(catalog, chosen, catalog.release("v1.35.1").stamp, print)
+    release = catalog.release("v1.35.1")
+    chosen = next(item for item in catalog.test_tools(release.name) if item.role == component)
+    return build_component(catalog, chosen, release.stamp, print)
 
 
 def free_port() -> int:

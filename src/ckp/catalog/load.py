@@ -12,13 +12,15 @@ from pydantic import ValidationError
 
 from ckp.catalog.check import Finding, lock_findings
 from ckp.catalog.matrix import Matrix
-from ckp.catalog.models import Release, Source, version_key
+from ckp.catalog.models import DebianSource, Release, Source, Suite, version_key
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, InvalidInput, NotFound
 
 T = TypeVar("T")
 SUPPORTED = "Supported"
 """The status of a release that has passed all tests."""
+SUITE_COMPONENT = "kubernetes-e2e"
+"""The component with Kubernetes' own test suite."""
 Profile = Literal["release", "lab"]
 
 
@@ -107,9 +109,39 @@ class Catalog:
             return Chosen(role, self.source(stand_in.component, stand_in.version), stands_in_for=f"{role} {pin}")
         return Chosen(role, self.source(role, pin))
 
-    def test_tools(self) -> list[Chosen]:
-        """Programs that the tests judge a release by and that are no part of one (test-tools.toml)."""
-        return [Chosen(component, self.source(component, str(version))) for component, version in _read(self.root / "test-tools.toml").items()]
+    def suites(self) -> list[str]:
+        """Names of the releases whose conformance suite is in the catalog, oldest first."""
+        return sorted((path.stem for path in (self.root / "conformance").glob("v*.toml")), key=version_key)
+
+    def conformance(self, name: str) -> Suite:
+        """The conformance suite of the release called `name`; NotFound lists those that there are."""
+        if name not in self.suites():
+            raise NotFound(
+                f"the catalog has no conformance suite of {name}",
+                resolution=f"use one of: {', '.join(self.suites())}; or add its file to {self.root / 'conformance'}, with the lock of {SUITE_COMPONENT} {name}",
+            )
+        path = self.root / "conformance" / f"{name}.toml"
+        suite = _parse(path, Suite, _read(path))
+        if suite.release != name:
+            raise InvalidInput(f"{path}: release is {suite.release}, the file's name says {name}")
+        return suite
+
+    def suite_programs(self, name: str) -> Chosen:
+        """The component that the programs of a release's conformance suite are built from."""
+        return Chosen(SUITE_COMPONENT, self.source(SUITE_COMPONENT, self.conformance(name).source))
+
+    def debian_source(self, name: str) -> DebianSource:
+        """A source that is fetched from Debian's archive (debian-sources.toml)."""
+        path = self.root / "debian-sources.toml"
+        known = _read(path)
+        if name not in known:
+            raise NotFound(f"{path} has no source {name}", resolution=f"use one of: {', '.join(sorted(known))}")
+        return _parse(path, DebianSource, {"name": name, **known[name]})
+
+    def test_tools(self, name: str) -> list[Chosen]:
+        """Programs that the tests judge the release called `name` by and that are no part of it: test-tools.toml, and its conformance suite if there is one."""
+        tools = [Chosen(component, self.source(component, str(version))) for component, version in _read(self.root / "test-tools.toml").items()]
+        return [*tools, self.suite_programs(name)] if name in self.suites() else tools
 
     def check(self, name: str) -> list[str]:
         """All faults of a release: in its file, the locks of all that it names, and their toolchains. None if all is consistent."""

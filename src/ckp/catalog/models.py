@@ -1,4 +1,4 @@
-"""The shapes of `catalog/releases/*.toml` and `catalog/sources/*/*/source.toml`."""
+"""The shapes of `catalog/releases/*.toml`, `catalog/sources/*/*/source.toml`, `catalog/conformance/*.toml` and `catalog/debian-sources.toml`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Version = Annotated[str, StringConstraints(pattern=r"^v\d+\.\d+\.\d+$")]
+ImageTag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
 
 
@@ -90,6 +91,8 @@ class Binary(Strict):
 
     name: str
     package: str
+    test: bool = False
+    """It is the package's test binary (`go test -c`) instead of its main program."""
 
 
 class SourceFile(Strict):
@@ -126,3 +129,27 @@ class Source(Strict):
         for key, value in (("version", self.version), ("stamp", stamp), ("commit", self.commit), ("date", self.date)):
             text = text.replace("{" + key + "}", value)
         return text
+
+
+class Suite(Strict):
+    """Kubernetes' own conformance suite of one release."""
+
+    release: Version
+    source: Version
+    """Of the component that its programs are built from (ckp.catalog.load.SUITE_COMPONENT)."""
+    tests: Annotated[int, Field(gt=0)]
+    """How many tests are marked [Conformance]."""
+    images: Annotated[dict[Name, Annotated[tuple[ImageTag, ...], Field(min_length=1)]], Field(min_length=1)]
+    """Images that these tests start, with the tags that the suite asks for."""
+
+
+class DebianSource(Strict):
+    """Upstream's archive of a Debian source package; together with its hash it determines what is built."""
+
+    name: Name
+    suite: Name
+    archive: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]*_[0-9][A-Za-z0-9.+~-]*\.orig\.tar\.(gz|bz2|xz)$")]
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    version: str
+    license: str
+    upstream: str

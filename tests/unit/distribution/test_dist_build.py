@@ -23,6 +23,7 @@ from ckp.distribution.builder.component import build_component
 from ckp.distribution.builder.schedule import build_all, parallel_builds
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, InvalidInput, VerificationFailed
+from ckp.kits.processes import run
 from ckp.kits.steps import State, Steps
 from tests.support.checkout import REPO
 from tests.support.module_proxy import Module, ModuleProxy, serving
@@ -43,10 +44,17 @@ var version = "unstamped"
 func main() { fmt.Println(greet.Text, version) }
 """
 
+TEST = """package main
+
+import "testing"
+
+func TestStamp(t *testing.T) { t.Log("stamped", version) }
+"""
+
 
 def program(name: str) -> Module:
     text = f"module example.org/{name}\n\ngo 1.20\n\nrequire example.org/greet v1.0.0\n"
-    return Module(f"example.org/{name}", "v1.0.0", {"go.mod": text, "main.go": MAIN, "LICENSE": "none"})
+    return Module(f"example.org/{name}", "v1.0.0", {"go.mod": text, "main.go": MAIN, "main_test.go": TEST, "LICENSE": "none"})
 
 
 def write_lock(catalog: Path, module: Module, sums: str) -> None:
@@ -185,6 +193,17 @@ def child(catalog: Catalog, *prefix: str, **environment: str) -> subprocess.Pope
     )
 
 
+def test_a_test_binary_is_built_with_the_same_stamps(proxy: ModuleProxy, catalog: Catalog) -> None:
+    lock = catalog.source_path("one", "v1.0.0") / "source.toml"
+    text = lock.read_text()
+    text = text.replace("binaries = [", 'binaries = [{ name = "one.test", package = "example.org/one", test = true }, ')
+    lock.write_text(text.replace("ldflags = [", 'ldflags = ["-X example.org/one.version={stamp}", '))
+    built = build_component(catalog, chosen(catalog), STAMP, said_nothing)
+    said = run([built.binary("one.test"), "-test.v"], timeout=60).stdout
+    assert f"stamped {STAMP}" in said and "PASS" in said
+    assert run([built.binary("one")], timeout=60).stdout == f"hello {STAMP}\n"
+
+
 def test_a_killed_build_leaves_no_result_and_the_next_one_clears_up(proxy: ModuleProxy, catalog: Catalog) -> None:
     proxy.delay = 1.0
     first = child(catalog)
@@ -251,6 +270,35 @@ def test_the_longest_go_first_by_their_typical_times_where_none_are_known(proxy:
     lines: list[str] = []
     build_all(catalog, [chosen(catalog, name) for name in ("one", "two", "three")], STAMP, lines.append)
     assert [line.split()[1] for line in lines if line.startswith("building ")] == ["three", "two", "one"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_that_uses_what_another_compiled_begins_when_that_has_ended(
+    proxy: ModuleProxy, catalog: Catalog, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """Though it is expected to take longest, and though a worker is free."""
+    monkeypatch.setattr(schedule, "parallel_builds", lambda _cores, _memory: workers)
+    monkeypatch.setitem(schedule.AFTER, "three", "one")
+    monkeypatch.setitem(schedule.TYPICAL_SECONDS, "three", 1000.0)
+    monkeypatch.setitem(schedule.TYPICAL_SECONDS, "two", 10.0)
+    lines: list[str] = []
+    build_all(catalog, [chosen(catalog, name) for name in ("three", "two", "one")], STAMP, lines.append)
+    order = [" ".join(line.split()[:2]) for line in lines if line.startswith(("building ", "built "))]
+    assert order.index("built one") < order.index("building three")
+    assert order[0] == "building one"
+    lines.clear()
+    build_all(catalog, [chosen(catalog, "three")], "v2-ckp", lines.append)
+    assert "building three v1.0.0" in "\n".join(lines), "what is built already is not waited for"
+
+
+def test_nothing_waits_for_one_that_failed(proxy: ModuleProxy, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "parallel_builds", lambda _cores, _memory: 2)
+    monkeypatch.setitem(schedule.AFTER, "three", "one")
+    proxy.refused.add("example.org/one")
+    lines: list[str] = []
+    with pytest.raises(CkpError, match=r"one v1\.0\.0 can't be had"):
+        build_all(catalog, [chosen(catalog, name) for name in ("three", "one")], STAMP, lines.append)
+    assert "building three" not in "\n".join(lines)
 
 
 def test_each_component_is_a_step_inside_the_current_one(proxy: ModuleProxy, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:

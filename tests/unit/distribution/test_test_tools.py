@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from ckp.catalog.load import Catalog, Chosen
+from ckp.catalog.load import SUITE_COMPONENT, Catalog, Chosen
 from ckp.distribution import release as module
 from ckp.distribution.builder.component import Built
+from ckp.distribution.builder.schedule import AFTER
 from ckp.distribution.release import Distribution
 
 
@@ -33,16 +35,33 @@ def distribution() -> Distribution:
 
 def test_each_has_a_lock_and_a_toolchain() -> None:
     catalog = Catalog()
-    tools = catalog.test_tools()
-    assert [tool.role for tool in tools] == ["cosign"]
-    assert all(catalog.toolchain_sum(tool.source.go) for tool in tools)
+    for name in catalog.names():
+        tools = catalog.test_tools(name)
+        assert [tool.role for tool in tools] == ["cosign", "kubernetes-e2e"]
+        assert tools[-1].source.version == name
+        assert all(catalog.toolchain_sum(tool.source.go) for tool in tools)
+
+
+def test_the_suite_waits_for_kubernetes_so_that_little_is_left_to_compile() -> None:
+    """It has the tags, flags and Go version of the component kubernetes, without which Go's build cache would have nothing for it."""
+    catalog = Catalog()
+    assert AFTER[SUITE_COMPONENT] == "kubernetes"
+    for name in catalog.names():
+        suite, kubernetes = catalog.suite_programs(name).source, catalog.choose(catalog.release(name), "kubernetes", "lab").source
+        assert (suite.tags, suite.ldflags, suite.go, suite.cgo) == (kubernetes.tags, kubernetes.ldflags, kubernetes.go, kubernetes.cgo)
+
+
+def test_a_release_without_a_suite_has_the_other_tools(tmp_path: Path) -> None:
+    shutil.copytree(Catalog().root, tmp_path / "catalog")
+    (tmp_path / "catalog" / "conformance" / "v1.34.3.toml").unlink()
+    assert [tool.role for tool in Catalog(tmp_path / "catalog").test_tools("v1.34.3")] == ["cosign"]
 
 
 def test_they_are_scheduled_with_the_release_and_are_no_part_of_it(scheduled: list[str]) -> None:
     made = distribution()
-    made.build(also=made.catalog.test_tools())
-    assert "cosign" in scheduled and "kubernetes" in scheduled
-    assert "cosign" not in made.built and "kubernetes" in made.built
+    made.build(also=made.catalog.test_tools(made.release.name))
+    assert {"cosign", "kubernetes-e2e", "kubernetes"} <= set(scheduled)
+    assert not {"cosign", "kubernetes-e2e"} & set(made.built) and "kubernetes" in made.built
 
 
 def test_a_release_alone_builds_none(scheduled: list[str]) -> None:

@@ -53,7 +53,7 @@ def made(name: str, profile: Profile, registry_name: str, steps: Steps, *, test_
     release = Distribution(catalog, catalog.release(name), profile, steps.say)
     building, packing, images, bundles = MADE
     with steps.step(building):
-        release.build(steps, also=catalog.test_tools() if test_tools else ())
+        release.build(steps, also=catalog.test_tools(name) if test_tools else ())
     with steps.step(packing):
         release.pack()
     with steps.step(images):
@@ -68,7 +68,9 @@ def made(name: str, profile: Profile, registry_name: str, steps: Steps, *, test_
 @click.argument("name", default=default_release)
 @PROFILE_OPTION
 @NAME_OPTION
-@click.option("--test-tools", is_flag=True, help="Build the programs that only the tests use as well (catalog/test-tools.toml).")
+@click.option(
+    "--test-tools", is_flag=True, help="Build the programs that only the tests use as well (catalog/test-tools.toml), and those of the conformance suite."
+)
 def dist_build(name: str, profile: Profile, registry_name: str, test_tools: bool) -> None:
     """Build release NAME: programs, signed packages, images, bundles. What has not changed is not built again.
 

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +38,8 @@ TYPICAL_SECONDS = {
     "imgpkg": 150.0,
 }
 """What a component is taken to last that was never built here: as measured on two cores with an empty cache, two at a time; all others are short."""
+AFTER = {"kubernetes-e2e": "kubernetes"}
+"""A role that is begun only once another one has ended: it has mostly the same packages, which Go's build cache has then."""
 
 
 def parallel_builds(cores: int, memory_gib: float) -> int:
@@ -143,29 +145,60 @@ def build_all(catalog: Catalog, components: Sequence[Chosen], stamp: str, say: C
     return {chosen.role: build_component(catalog, chosen, stamp, say) for chosen in components}
 
 
-def _run(catalog: Catalog, ordered: list[Chosen], stamp: str, known: dict[str, float | None], progress: _Progress, workers: int) -> None:
-    failing = threading.Event()
+@dataclass
+class _Queue:
+    """What is not begun yet; safe to use from many threads."""
 
-    def one(chosen: Chosen) -> None:
-        if failing.is_set():
-            return
-        try:
-            progress.begin(chosen, known[chosen.role])
-            build_component(catalog, chosen, stamp, progress.say)
-            progress.end(chosen)
-        except BaseException as error:
-            failing.set()
-            progress.show(chosen, State.FAILED if isinstance(error, Exception) else State.INTERRUPTED)
-            raise
+    waiting: list[Chosen]
+    under_way: set[str] = field(default_factory=set)
+    """Their roles."""
+    stopped: bool = False
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def take(self) -> Chosen | None:
+        """The first one that may begin; waits for what it comes after. None if nothing more is to begin."""
+        with self.changed:
+            while self.waiting and not self.stopped:
+                left = self.under_way | {chosen.role for chosen in self.waiting}
+                ready = next((chosen for chosen in self.waiting if AFTER.get(chosen.role) not in left), None)
+                if ready is not None:
+                    self.waiting.remove(ready)
+                    self.under_way.add(ready.role)
+                    return ready
+                self.changed.wait()
+            return None
+
+    def ended(self, chosen: Chosen, *, failed: bool = False) -> None:
+        """One has ended; after a failure nothing more begins."""
+        with self.changed:
+            self.under_way.remove(chosen.role)
+            self.stopped = self.stopped or failed
+            self.changed.notify_all()
+
+
+def _run(catalog: Catalog, ordered: list[Chosen], stamp: str, known: dict[str, float | None], progress: _Progress, workers: int) -> None:
+    queue = _Queue(list(ordered))
+    failed: list[tuple[Chosen, BaseException]] = []
+
+    def work() -> None:
+        while (chosen := queue.take()) is not None:
+            try:
+                progress.begin(chosen, known[chosen.role])
+                build_component(catalog, chosen, stamp, progress.say)
+                progress.end(chosen)
+            except BaseException as error:
+                failed.append((chosen, error))
+                progress.show(chosen, State.FAILED if isinstance(error, Exception) else State.INTERRUPTED)
+                queue.ended(chosen, failed=True)
+            else:
+                queue.ended(chosen)
 
     with pool(workers, "build") as threads:
-        futures: dict[Future[None], Chosen] = {threads.submit(one, chosen): chosen for chosen in ordered}
-        wait(futures)
-    failed = [(futures[future], future.exception()) for future in futures if future.exception() is not None]
+        wait([threads.submit(work) for _ in range(workers)])
     if not failed:
         return
+    failed.sort(key=lambda item: ordered.index(item[0]))
     error = failed[0][1]
-    assert error is not None
     if len(failed) > 1 and isinstance(error, CkpError):
         others = "\n".join(f"{chosen.source.component} {chosen.source.version}: {str(problem).splitlines()[0]}" for chosen, problem in failed[1:])
         error.details = f"{error.details}\nalso failed:\n{others}".strip()
