@@ -163,7 +163,7 @@ GOOD = 'version = "release"\n[[layers]]\ncontents = [{ src = "kubernetes/bin/kub
 @pytest.mark.parametrize(
     ("old", "new", "parts"),
     [
-        ("version", "tag", ["tag: unknown key; write one of: entrypoint, env, layers, user, version, when, workdir", "version: Field required"]),
+        ("version", "tag", ["tag: unknown key; write one of: cmd, entrypoint, env, layers, user, version, when, workdir", "version: Field required"]),
         ("dst", "target", ["layers.0.contents.0.target: unknown key; write one of: dst, mode, src, type, when"]),
         ("{ src", '{ type = "link", src', ["layers.0.contents.0.type: Input should be 'file', 'dir' or 'symlink'"]),
         ("{ src", '{ type = "dir", src', ["layers.0.contents.0: a dir has no src"]),
@@ -174,6 +174,7 @@ GOOD = 'version = "release"\n[[layers]]\ncontents = [{ src = "kubernetes/bin/kub
         ("[[layers]]", 'env = ["A"]\n[[layers]]', ["env.0"]),
         ("contents = [", "contents = ", ["new.toml cannot be read"]),
         ('"release"', '"kubernets"', ["new.toml: version: v1.35.1 has no component 'kubernets'", "release, image_tags, ckp, agent, ", "kubernetes"]),
+        ('"release"', '"suite"', ["new.toml: version: suite is for images of the conformance suite"]),
         ('"release"', '"image_tags"', ["version: v1.35.1 has no image tag new", "add it to [image_tags] of the release's file"]),
         ("kubernetes/", "kubernets/", ["new.toml: layers.0.contents.0.src: the release has no component 'kubernets'", 'when = { kubernets = "kubernets" }']),
         ("/bin/kubelet", "/bin/kublet", ["kubernetes v1.35.1 has no program 'kublet'", "kubelet", "source.toml"]),

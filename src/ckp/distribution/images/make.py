@@ -1,4 +1,4 @@
-"""The images of a release: every core component, the management layer's controllers, and CKP's own platform image.
+"""The images of a release: every core component, the management layer's controllers, and CKP's own platform image. And those of its conformance suite.
 
 What is in an image is data (ckp.distribution.images.recipes). All are made from what this project built: static programs on an empty file system,
 or on a minimal Debian where a program needs other programs. Nothing is pulled from a registry.
@@ -11,7 +11,7 @@ import py_compile
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ckp.catalog.models import Release
@@ -19,7 +19,7 @@ from ckp.clients.oci.registry import Descriptor, image_manifest
 from ckp.distribution.builder.component import Built
 from ckp.distribution.images import pause
 from ckp.distribution.images.layers import CREATED, Entry, Layer, debian_layer, file_layer, program_layer, store
-from ckp.distribution.images.recipes import AGENT, CKP, IMAGE_TAGS, RELEASE, Content, ImageRecipe, LayerData, read_images
+from ckp.distribution.images.recipes import AGENT, CKP, IMAGE_TAGS, RELEASE, SUITE, Content, ImageRecipe, LayerData, read_images
 from ckp.distribution.packages.agent import tag_of_version
 from ckp.distribution.packages.pack import Package
 from ckp.distribution.packages.recipefile import applies, built_source
@@ -44,14 +44,20 @@ class Image:
     workdir: str = "/"
     recipe: tuple[Path, ...] = ()
     """Files below `packaging/` that describe it."""
+    cmd: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
 
     def manifest(self) -> Descriptor:
         """Store config and manifest, and return the manifest's descriptor."""
         config: dict[str, object] = {"Env": list(self.env), "WorkingDir": self.workdir}
         if self.entrypoint:
             config["Entrypoint"] = list(self.entrypoint)
+        if self.cmd:
+            config["Cmd"] = list(self.cmd)
         if self.user:
             config["User"] = self.user
+        if self.labels:
+            config["Labels"] = dict(self.labels)
         return image_manifest(store(), list(self.layers), config, CREATED)
 
 
@@ -63,29 +69,39 @@ class ImageBuilder:
         built: the components by their role.
         say: takes lines of progress.
         agents: the agent's packages; without them its image is not made.
+        folder: the recipes; by default those of releases.
+        suite: the images of the conformance suite, with their tags. Recipes with the version `suite` are made of these, and of no others.
+        made: further sources that recipes call `extra/<name>`.
     """
 
     release: Release
     built: Mapping[str, Built]
     say: Callable[[str], None]
     agents: Sequence[Package] = ()
+    folder: Path | None = None
+    suite: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    made: Mapping[str, Callable[[], Sequence[Path]]] = field(default_factory=dict)
 
     def all(self) -> list[Image]:
         """All images of the release, made if they are not in the cache.
 
         Raises:
-            InvalidInput: a recipe is wrong; nothing was made.
+            InvalidInput: a recipe is wrong, or one is missing; nothing was made.
         """
-        plans = [_Plan(self, recipe) for recipe in read_images() if self._wanted(recipe)]
+        recipes = read_images(self.folder)
+        if missing := set(self.suite) - {recipe.repository for recipe in recipes}:
+            raise InvalidInput(f"there is no recipe in {self.folder} of {', '.join(sorted(missing))}", resolution="add its file there")
+        plans = [_Plan(self, recipe) for recipe in recipes if self._wanted(recipe)]
         for plan in plans:
             plan.check()
-        return [self._made(plan) for plan in plans]
+        return [self._said(image) for plan in plans for image in plan.make()]
 
     def _wanted(self, recipe: ImageRecipe) -> bool:
+        if recipe.data.version == SUITE and self.suite and recipe.repository not in self.suite:
+            return False
         return applies(recipe.data.when, self.built) and (recipe.data.version != AGENT or bool(self.agents))
 
-    def _made(self, plan: _Plan) -> Image:
-        image = plan.make()
+    def _said(self, image: Image) -> Image:
         self.say(f"image {image.repository}:{image.tag}, {sum(layer[0].size for layer in image.layers) >> 20} MiB")
         return image
 
@@ -98,6 +114,7 @@ class ImageBuilder:
             "platform-python": lambda: (python_site("platform"),),
             "catalog-releases": lambda: (paths.data("catalog", "releases"),),
             "agent-packages": lambda: tuple(package.path for package in self.agents),
+            **self.made,
         }
 
 
@@ -110,7 +127,7 @@ class _Plan:
 
     def check(self) -> None:
         """InvalidInput if the recipe names what the release does not have."""
-        self._tag()
+        self._tags()
         for number, layer in enumerate(self.recipe.data.layers):
             if layer.debian:
                 self.recipe.debian_packages(layer.debian, f"{self.recipe.file}: layers.{number}.debian")
@@ -118,16 +135,28 @@ class _Plan:
                 if content.type == "file":
                     self._source(content, place)
 
-    def make(self) -> Image:
-        """The image, made if it is not in the cache."""
+    def make(self) -> list[Image]:
+        """The image under each of its tags, made if it is not in the cache."""
         data = self.recipe.data
         layers = tuple(made for number, layer in enumerate(data.layers) if (made := self._layer(number, layer)))
-        return Image(self.recipe.repository, self._tag(), layers, data.entrypoint, data.user, (PATH, *data.env), data.workdir, self._files())
+        image = Image(self.recipe.repository, "", layers, data.entrypoint, data.user, (PATH, *data.env), data.workdir, self._files(), data.cmd)
+        return [replace(image, tag=tag, labels=self._labels(tag)) for tag in self._tags()]
+
+    def _labels(self, tag: str) -> tuple[tuple[str, str], ...]:
+        """Two tags of one image have equal layers here; the label gives them two digests, since tests wait for a rollout from one to the other."""
+        return (("org.opencontainers.image.version", tag),) if self.recipe.data.version == SUITE else ()
 
     def _files(self) -> tuple[Path, ...]:
         own = self.recipe.own_file("")
         lists = {self.recipe.debian_file(layer.debian) for layer in self.recipe.data.layers if layer.debian}
         return (self.recipe.file, *sorted(lists), *sorted(path for path in own.rglob("*") if path.is_file()))
+
+    def _tags(self) -> Sequence[str]:
+        if self.recipe.data.version != SUITE:
+            return [self._tag()]
+        if self.recipe.repository not in self.builder.suite:
+            raise InvalidInput(f"{self.recipe.file}: version: {SUITE} is for images of the conformance suite", resolution="move the file to theirs")
+        return self.builder.suite[self.recipe.repository]
 
     def _tag(self) -> str:
         version, release = self.recipe.data.version, self.builder.release

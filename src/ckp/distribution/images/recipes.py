@@ -1,6 +1,6 @@
 """Recipes of images as data: `packaging/images/<repository>.toml`, and the lists of Debian packages in `packaging/images/debian/`.
 
-A new image is a new file there. See `Data` for its keys.
+A new image is a new file there. See `Data` for its keys. Other folders have the same shape: `packaging/conformance/images` for those of the conformance suite.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ckp.distribution.packages.recipefile import Strict, read_recipe
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
 
-RELEASE, IMAGE_TAGS, CKP, AGENT = "release", "image_tags", "ckp", "agent"
+RELEASE, IMAGE_TAGS, CKP, AGENT, SUITE = "release", "image_tags", "ckp", "agent", "suite"
 """Values of a recipe's `version` that are not a component."""
 AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*=")]
@@ -71,7 +71,7 @@ class Data(Strict):
     """An image's file.
 
     `version` decides the tag: a component (its version), `release` (the release's stamp), `image_tags` (the release file's entry for this image),
-    `ckp` or `agent` (those of CKP's own code).
+    `ckp` or `agent` (those of CKP's own code), `suite` (all tags that the release's conformance suite asks for).
     """
 
     version: str
@@ -79,6 +79,8 @@ class Data(Strict):
     when: dict[str, str] = {}
     """Made only of releases where each of these roles is played by the component named."""
     entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    """Arguments of the entrypoint, or what is run where there is none, unless a container says otherwise."""
     user: str = ""
     env: tuple[Variable, ...] = ()
     """NAME=value, besides PATH."""
@@ -120,7 +122,7 @@ class ImageRecipe:
         return read_recipe(file, DebianList, "a Debian file system").packages
 
 
-def read_images() -> list[ImageRecipe]:
-    """All recipes of images, by name. InvalidInput names the file and key that is wrong."""
-    folder = paths.data("packaging", "images")
+def read_images(folder: Path | None = None) -> list[ImageRecipe]:
+    """All recipes of images in a folder (default: those of releases), by name. InvalidInput names the file and key that is wrong."""
+    folder = folder or paths.data("packaging", "images")
     return [ImageRecipe(file, read_recipe(file, Data, "an image")) for file in sorted(folder.glob("*.toml"))]
