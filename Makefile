@@ -7,11 +7,13 @@ FROM ?=
 KEYRING ?=
 WORKERS ?= 2
 SEEDS ?= 50
+# Options of `ckp conformance run`.
+CONFORMANCE ?=
 PYTEST ?= .venv/bin/python -m pytest
 # Two tests at a time or more, a file of tests in one process; what boots the lab runs one after the other.
 PARALLEL ?= -n auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: help setup setup-test up down status build build-test lint unit contract fuzz chaos component lab e2e airgap lab-chaos test test-all \
+.PHONY: help setup setup-test up down status build build-test lint unit contract fuzz chaos component lab e2e airgap lab-chaos test test-all conformance \
     bench bench-dist bench-hub clean-cache
 
 help: ## Show the targets
@@ -61,6 +63,10 @@ lab: setup-test ## The lab's own hosts, and hosts with a firewall
 
 e2e: setup-test ## The main job and what can go wrong in it, on lab hosts
 	@$(PYTEST) -v tests/e2e
+
+conformance: setup ## All conformance tests on the lab's cluster; brings it up first (RELEASE=v1.35.1 CONFORMANCE='--quick')
+	@./ckp up --release $(RELEASE) --workers $(WORKERS)
+	@./ckp conformance run --cluster demo --output build/conformance $(CONFORMANCE)
 
 airgap: setup-test ## The main job from one file, without a network
 	@$(PYTEST) -v tests/e2e/test_5_airgap.py

@@ -18,6 +18,7 @@ from ckp.kits.errors import CkpError
 
 COMMANDS = {
     "cluster": Lazy("ckp.cli.cluster:cluster", "Kubernetes clusters."),
+    "conformance": Lazy("ckp.cli.conformance:conformance", "Upstream's conformance tests against a cluster, and the files that a submission needs."),
     "dist": Lazy("ckp.cli.distribution.group:dist", "Build, sign, publish, carry and verify the distribution."),
     "down": Lazy("ckp.cli.down:down", "Remove hosts, bridge, registry, mounts and processes of the lab; keep the caches and the signing key."),
     "host": Lazy("ckp.cli.hosts.host:host", "Hosts: the pre-shared key to enrol them, their requests, and what is done with them."),

@@ -1,0 +1,102 @@
+"""What comes before the first test: the list of tests, the run's record, the cluster's state, and images that its nodes can pull."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ckp.catalog.load import Catalog
+from ckp.catalog.models import Release
+from ckp.clients.oci.registry import Registry
+from ckp.clients.signing.openpgp import SigningKey
+from ckp.conformance.cluster import Cluster, Looked
+from ckp.conformance.ginkgo import Target
+from ckp.conformance.images import make_images, push_images, repositories
+from ckp.conformance.programs import Programs
+from ckp.conformance.records import Plan, Record
+from ckp.conformance.submission import minor
+from ckp.conformance.suite import Test, check_sample, phases, read_list
+from ckp.distribution.keys.signing import OWNER
+from ckp.kits import paths
+from ckp.kits.clock import rfc3339
+from ckp.kits.errors import InvalidInput
+from ckp.kits.files import atomic_write
+from ckp.kits.processes import run as run_program
+from ckp.kits.steps import Steps
+
+
+@dataclass(frozen=True)
+class Place:
+    """The registry that test images are pushed to, and by which address the cluster's nodes pull from it."""
+
+    address: str
+    endpoint: str
+    ca: Path | None
+    credentials: Path | None
+
+    @contextmanager
+    def open(self) -> Iterator[Registry]:
+        """A client for pushing."""
+        client = Registry(self.endpoint, self.ca, credentials=self.credentials)
+        try:
+            yield client
+        finally:
+            client.close()
+
+
+def tests_of(programs: Programs) -> list[Test]:
+    """The suite's own list of its conformance tests."""
+    return read_list(run_program([programs.e2e_test, "--list-conformance-tests"], timeout=120, what="listing the conformance tests").stdout)
+
+
+def quick_sample() -> tuple[str, ...]:
+    """Names of the tests of `--quick`."""
+    return check_sample(tomllib.loads(paths.data("catalog", "conformance", "quick.toml").read_text()))
+
+
+def begin(
+    cluster: Cluster,
+    uid: str,
+    release: Release,
+    tests: Sequence[Test],
+    wanted: Sequence[Test],
+    processes: int,
+    submission: bool,
+    output: Path,
+    steps: Steps,
+) -> tuple[Record, Looked]:
+    """The run's record: a new one, or the one to go on with; in the cluster, what a killed run left is removed first.
+
+    Raises:
+        InvalidInput: the cluster is of another minor release.
+        CkpError: it is not fit to be tested.
+    """
+    version = cluster.version()
+    if minor(version) != minor(release.name):
+        raise InvalidInput(f"the cluster is {version}, and the tests are those of {release.name}", resolution=f"--release with one of {minor(version)}")
+    plan = Plan(release.name, uid, version, rfc3339(datetime.now(UTC)), len(tests), submission, tuple(phases(wanted, processes)))
+    record, old = Record.begin(output, plan)
+    if old:
+        steps.say(f"going on with the run of {record.plan.started}")
+        cluster.clean(record.plan.started, steps.say)
+        if submission:
+            record.broken_off()
+    elif others := cluster.test_namespaces():
+        steps.say(f"WARNING: namespaces of other tests are in this cluster, left or at work: {', '.join(sorted(others)[:5])}")
+    looked = cluster.look()
+    steps.say(f"{version}, {len(looked.nodes)} nodes; results will be in {record.folder}")
+    return record, looked
+
+
+def provide_images(catalog: Catalog, release: Release, programs: Programs, place: Place, access: Path, looked: Looked, scratch: Path, steps: Steps) -> Target:
+    """Make the test images, push them, and tell the tests where they are."""
+    images = make_images(catalog.conformance(release.name), release, programs.built, steps.say, catalog)
+    with place.open() as registry:
+        push_images(images, registry, steps.say, SigningKey.ensure(paths.keys(), user_id=OWNER), identity=place.address)
+    file = scratch / "repositories.yaml"
+    atomic_write(file, "".join(f"{key}: {value}\n" for key, value in repositories(place.address).items()))
+    return Target(access, file, looked.node_os)
