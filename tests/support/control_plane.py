@@ -23,6 +23,7 @@ from ckp.distribution.builder.component import Built, build_component
 from ckp.kits.processes import Daemon, run
 from ckp.kits.retry import wait_until
 
+RELEASE = "v1.35.1"
 START_TIMEOUT = 180.0
 
 
@@ -60,15 +61,15 @@ class TestControlPlane:
 def built(role: str) -> Built:
     """A component from the cache; built now if it is not there."""
     catalog = Catalog()
-    release = catalog.release("v1.35.1")
+    release = catalog.release(RELEASE)
     return build_component(catalog, catalog.choose(release, role, "lab"), release.stamp, print)
 
 
 def built_test_tool(component: str) -> Built:
     """A program that only the tests use, from the cache (`make build-test` builds it beside the release); built now if it is not there."""
     catalog = Catalog()
-    release = catalog.release("v1.35.1")
-    chosen = next(item for item in catalog.test_tools(release.name) if item.role == component)
+    release = catalog.release(RELEASE)
+    chosen = next(item for item in catalog.test_tools(release.name, long=True) if item.role == component)
     return build_component(catalog, chosen, release.stamp, print)
 
 

@@ -68,13 +68,14 @@ def make_leaf(
     key: ec.EllipticCurvePrivateKey | None = None,
     common_name: str = "leaf",
     uris: tuple[str, ...] = (),
+    dns: tuple[str, ...] = (),
     server: bool = False,
     client: bool = False,
     days: float = 300,
 ) -> tuple[str, ec.EllipticCurvePrivateKey]:
     key = key or ec.generate_private_key(ec.SECP256R1())
     now = datetime.now(UTC)
-    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris]
+    names: list[x509.GeneralName] = [*map(x509.UniformResourceIdentifier, uris), *map(x509.DNSName, dns)]
     if server:
         names += [x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1"))]
     usages = [*([ExtendedKeyUsageOID.SERVER_AUTH] if server else []), *([ExtendedKeyUsageOID.CLIENT_AUTH] if client or not server else [])]

@@ -138,9 +138,15 @@ class Catalog:
             raise NotFound(f"{path} has no source {name}", resolution=f"use one of: {', '.join(sorted(known))}")
         return _parse(path, DebianSource, {"name": name, **known[name]})
 
-    def test_tools(self, name: str) -> list[Chosen]:
-        """Programs that the tests judge the release called `name` by and that are no part of it: test-tools.toml, and its conformance suite if there is one."""
-        tools = [Chosen(component, self.source(component, str(version))) for component, version in _read(self.root / "test-tools.toml").items()]
+    def test_tools(self, name: str, *, long: bool = False) -> list[Chosen]:
+        """Programs that the tests judge the release called `name` by and that are no part of it: test-tools.toml, and its conformance suite if there is one.
+
+        Args:
+            long: with those that only long tests use.
+        """
+        table = _read(self.root / "test-tools.toml")
+        versions = {tool: version for tool, version in table.items() if tool != "long"} | (dict(table.get("long", {})) if long else {})
+        tools = [Chosen(component, self.source(component, str(version))) for component, version in versions.items()]
         return [*tools, self.suite_programs(name)] if name in self.suites() else tools
 
     def check(self, name: str) -> list[str]:

@@ -24,6 +24,7 @@ from ckp.distribution.packages.pack import Format, Package
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
 from tests.support.checkout import REPO
+from tests.support.tool_images import RECIPES
 
 RELEASE = "v1.35.1"
 EXPECTED = json.loads((Path(__file__).parent / "images.json").read_text())
@@ -94,6 +95,17 @@ def test_the_agents_image_has_the_packages_that_were_made() -> None:
 
 def test_images_of_ckps_own_code_are_those_that_no_bundle_names() -> None:
     assert set(PLATFORM_IMAGES) == {recipe.repository for recipe in read_images() if recipe.data.version in (CKP, AGENT)}
+
+
+def test_an_image_of_a_tool_of_the_tests_is_made_alike_and_is_in_no_release() -> None:
+    catalog, recipes = Catalog(), read_images(RECIPES)
+    tools = {tool.role: Built(tool, BUILT / tool.role, key="", fresh=False) for tool in catalog.test_tools(long=True)}
+    found = {image.repository: image for image in ImageBuilder(catalog.release(RELEASE), tools, lambda _: None).of(recipes)}
+    assert (found["metrics-server"].tag, layers(found["metrics-server"])) == (
+        tools["metrics-server"].chosen.source.version,
+        [["/metrics-server 0755 metrics-server/bin/metrics-server"]],
+    )
+    assert found.keys().isdisjoint(images(packages=agents("deb")))
 
 
 def test_an_image_knows_the_files_that_describe_it() -> None:

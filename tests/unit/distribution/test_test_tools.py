@@ -38,8 +38,9 @@ def test_each_has_a_lock_and_a_toolchain() -> None:
     for name in catalog.names():
         tools = catalog.test_tools(name)
         assert [tool.role for tool in tools] == ["cosign", "kubernetes-e2e"]
+        assert [tool.role for tool in catalog.test_tools(name, long=True)] == ["cosign", "metrics-server", "kubernetes-e2e"]
         assert tools[-1].source.version == name
-        assert all(catalog.toolchain_sum(tool.source.go) for tool in tools)
+        assert all(catalog.toolchain_sum(tool.source.go) for tool in catalog.test_tools(name, long=True))
 
 
 def test_the_suite_waits_for_kubernetes_so_that_little_is_left_to_compile() -> None:
@@ -64,8 +65,14 @@ def test_they_are_scheduled_with_the_release_and_are_no_part_of_it(scheduled: li
     assert not {"cosign", "kubernetes-e2e"} & set(made.built) and "kubernetes" in made.built
 
 
+def test_what_only_long_tests_use_is_not_built_with_a_release(scheduled: list[str]) -> None:
+    made = distribution()
+    made.build(also=made.catalog.test_tools(made.release.name))
+    assert "metrics-server" not in scheduled
+
+
 def test_a_release_alone_builds_none(scheduled: list[str]) -> None:
     made = distribution()
     made.build()
     assert scheduled == [item.role for item in made.chosen()]
-    assert "cosign" not in scheduled
+    assert {tool.role for tool in made.catalog.test_tools(long=True)}.isdisjoint(scheduled)

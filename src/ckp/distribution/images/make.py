@@ -91,6 +91,10 @@ class ImageBuilder:
         recipes = read_images(self.folder)
         if missing := set(self.suite) - {recipe.repository for recipe in recipes}:
             raise InvalidInput(f"there is no recipe in {self.folder} of {', '.join(sorted(missing))}", resolution="add its file there")
+        return self.of(recipes)
+
+    def of(self, recipes: Sequence[ImageRecipe]) -> list[Image]:
+        """The images of these recipes, as `all`."""
         plans = [_Plan(self, recipe) for recipe in recipes if self._wanted(recipe)]
         for plan in plans:
             plan.check()
