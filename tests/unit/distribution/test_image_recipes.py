@@ -99,7 +99,7 @@ def test_images_of_ckps_own_code_are_those_that_no_bundle_names() -> None:
 
 def test_an_image_of_a_tool_of_the_tests_is_made_alike_and_is_in_no_release() -> None:
     catalog, recipes = Catalog(), read_images(RECIPES)
-    tools = {tool.role: Built(tool, BUILT / tool.role, key="", fresh=False) for tool in catalog.test_tools(long=True)}
+    tools = {tool.role: Built(tool, BUILT / tool.role, key="", fresh=False) for tool in catalog.test_tools(RELEASE, long=True)}
     found = {image.repository: image for image in ImageBuilder(catalog.release(RELEASE), tools, lambda _: None).of(recipes)}
     assert (found["metrics-server"].tag, layers(found["metrics-server"])) == (
         tools["metrics-server"].chosen.source.version,

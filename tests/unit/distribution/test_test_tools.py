@@ -75,4 +75,4 @@ def test_a_release_alone_builds_none(scheduled: list[str]) -> None:
     made = distribution()
     made.build()
     assert scheduled == [item.role for item in made.chosen()]
-    assert {tool.role for tool in made.catalog.test_tools(long=True)}.isdisjoint(scheduled)
+    assert {tool.role for tool in made.catalog.test_tools(made.release.name, long=True)}.isdisjoint(scheduled)
