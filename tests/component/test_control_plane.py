@@ -8,7 +8,7 @@ import pytest
 
 from ckp.api.kinds import CLUSTER, DEPLOYMENT, ENDPOINT_SLICE, ENDPOINTS, MANAGED_CONTROL_PLANE, PDB, STATEFUL_SET
 from ckp.clients.kube import Kube, KubeError, Obj
-from ckp.controllers.controlplane import apiserver, etcd
+from ckp.controllers.controlplane import apiserver, etcd, tunnels
 from ckp.controllers.controlplane.plan import Plan, disruption_budget
 from ckp.controllers.controlplane.service_endpoints import publish
 from ckp.rules.etcd import quota_for
@@ -35,8 +35,15 @@ def everything(plan: Plan) -> list[Obj]:
 @pytest.mark.parametrize("replicas", [1, 3])
 async def test_all_manifests_are_taken_and_nothing_in_them_is_unknown(kube: Kube, namespace: str, replicas: int) -> None:
     await make_control_plane(kube, namespace)
-    for obj in everything(await plan_of(kube, namespace, replicas=replicas, etcd={"replicas": replicas})):
+    made = await plan_of(kube, namespace, replicas=replicas, etcd={"replicas": replicas})
+    for obj in everything(made):
         await kube.apply(obj)
+    pod = {"metadata": {}, "status": {"podIP": "10.244.0.7", "initContainerStatuses": [{"name": tunnels.SERVER, "state": {"running": {}}}]}}
+    for pods in ([pod], [{**pod, "status": {"podIP": "10.244.0.7"}}]):
+        for obj in tunnels.starting_servers(made, pods):
+            await kube.apply(obj)
+        found = await kube.get(ENDPOINT_SLICE, "demo-apiserver-starting", namespace)
+        assert found and len(found["endpoints"] or []) == (pods == [pod])
     assert await kube.get(PDB, "demo-etcd", namespace)
     server = await kube.get(DEPLOYMENT, "demo-apiserver", namespace)
     assert server and server["spec"]["template"]["spec"]["initContainers"][0]["restartPolicy"] == "Always"
