@@ -114,7 +114,7 @@ def client(kubeconfig: Path) -> tuple[httpx.Client, ssl.SSLContext, str]:
 
 
 def create(world: World, name: str, number: int, members: int) -> None:
-    """By manifests: Compass offers no more than one member."""
+    """By manifests: Compass offers a single member only."""
     plane = json.loads(world.management("get", "managedcontrolplane", "demo", "-n", TENANT, "-o", "json").stdout)
     labels = {key: value for key, value in plane["metadata"]["labels"].items() if not key.startswith("cluster.x-k8s.io")}
     request = ClusterRequest.model_validate(
