@@ -128,6 +128,13 @@ def test_members_of_etcd_take_each_other_in_any_domain_of_the_management_cluster
     assert urls == ",".join(f"demo-etcd-{index}=https://{peer}:2380" for index, peer in enumerate(peers))
 
 
+def test_an_api_server_knows_each_of_several_members() -> None:
+    """So that one that hangs costs it nothing: their Service leads there until a probe has failed three times."""
+    servers = flags(apiserver.api_server(plan(etcd={"replicas": 3})))["etcd-servers"]
+    assert servers == ",".join(f"https://demo-etcd-{index}.demo-etcd-peer.{TENANT}.svc:2379" for index in range(3))
+    assert flags(apiserver.api_server(plan()))["etcd-servers"] == f"https://demo-etcd.{TENANT}.svc:2379"
+
+
 @pytest.mark.parametrize("replicas", [1, 3])
 def test_replicas_are_spread_over_nodes_and_drained_one_at_a_time(replicas: int) -> None:
     made = plan(replicas=replicas, etcd={"replicas": replicas})

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 
 from ckp.clients.kube import Obj
-from ckp.controllers.controlplane.etcd import CLIENT_PORT
+from ckp.controllers.controlplane.etcd import CLIENT_PORT, member_host, member_names
 from ckp.controllers.controlplane.plan import API_PORT, KONNECTIVITY_PORT, PRIORITY, Plan
 from ckp.controllers.controlplane.tunnels import SERVER, SERVER_FLAGS
 from ckp.controllers.pods import config_volume, empty_volume, hardened, mount, pod_spec, spread
@@ -81,7 +81,7 @@ def api_server(plan: Plan) -> Obj:
         "etcd-cafile": f"{PKI}/etcd-ca.crt",
         "etcd-certfile": f"{PKI}/apiserver-etcd-client.crt",
         "etcd-keyfile": f"{PKI}/apiserver-etcd-client.key",
-        "etcd-servers": f"https://{plan.name('etcd')}.{plan.namespace}.svc:{CLIENT_PORT}",
+        "etcd-servers": _etcd_servers(plan),
         "kubelet-client-certificate": f"{PKI}/apiserver-kubelet-client.crt",
         "kubelet-client-key": f"{PKI}/apiserver-kubelet-client.key",
         "kubelet-preferred-address-types": "InternalIP,ExternalIP,Hostname",
@@ -130,6 +130,13 @@ def api_server(plan: Plan) -> Obj:
     surge = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
     pod = {"initContainers": [_konnectivity(plan)], "terminationGracePeriodSeconds": SHUTDOWN_DELAY + REQUEST_SECONDS + 10}
     return _deployment(plan, "apiserver", [container], volumes, surge, **pod)
+
+
+def _etcd_servers(plan: Plan) -> str:
+    """Each of several members by its name, so that the API server itself leaves one that hangs; a single one by its Service."""
+    if plan.etcd_replicas == 1:
+        return f"https://{plan.name('etcd')}.{plan.namespace}.svc:{CLIENT_PORT}"
+    return ",".join(f"https://{member_host(plan, member)}:{CLIENT_PORT}" for member in member_names(plan))
 
 
 def held(api_server: Obj) -> Obj:
