@@ -289,6 +289,16 @@ def test_with_umask_077_what_others_must_read_they_can(tmp_path: Path) -> None:
     assert (tmp_path / "made").stat().st_mode & 0o777 == 0o755 and (tmp_path / "made/by-a-program").stat().st_mode & 0o777 == 0o644
 
 
+def test_programs_answer_in_english_and_are_found_whatever_the_hosts_environment_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they say is read: that dpkg is locked, what apt would install. A language, a short PATH, a proxy for pulls and the user's shell are not theirs."""
+    odd = {"LANG": "tr_TR.UTF-8", "LANGUAGE": "tr:de", "LC_MESSAGES": "de_DE", "PATH": "/usr/bin:/bin", "HTTPS_PROXY": "http://p:3128", "SHELL": "/bin/false"}
+    for name, value in {**odd, "IFS": "x", "LD_PRELOAD": "", "TZ": "<+14>-14"}.items():
+        monkeypatch.setenv(name, value)
+    told = dict(line.split("=", 1) for line in run(["env"], timeout=20).stdout.splitlines())
+    assert told["LC_ALL"] == "C.UTF-8" and {"/usr/sbin", "/sbin", "/usr/local/sbin"} <= set(told["PATH"].split(":"))
+    assert not {"LANG", "LANGUAGE", "LC_MESSAGES", "HTTPS_PROXY", "SHELL", "IFS", "LD_PRELOAD", "TZ"} & set(told)
+
+
 @pytest.mark.parametrize(("addresses", "refused"), [(("2001:db8::7/64",), True), (("2001:db8::7/64", "10.0.0.7/24"), False), ((), False)])
 def test_a_host_without_an_address_of_ipv4_is_refused(monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...], refused: bool) -> None:
     """None at all is what a host has for a moment at its start, and no finding."""
