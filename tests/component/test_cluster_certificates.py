@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import secrets
+import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from ckp.kits.clock import SystemClock
 from ckp.kits.processes import Daemon, run
 from ckp.rules.kubelet_certificates import Member, is_pending, objection
 from tests.component.test_controllers import RELEASES, make_control_plane, plane_status
+from tests.support.api_servers import api_servers
 from tests.support.checkout import REPO
 from tests.support.control_plane import TestControlPlane, built
 from tests.support.tls_clients import CLIENTS, client, tls_server
@@ -67,7 +71,11 @@ class Bench:
         self.kube, self.namespace = kube, namespace
         clock = SystemClock()
         self.reconciler = ManagedControlPlaneReconciler(kube, clock, RELEASES, Applier(kube, clock))
-        self.scope = Scope(kube, clock, MANAGED_CONTROL_PLANE, obj)
+        self.look_again(obj)
+
+    def look_again(self, obj: Obj) -> None:
+        """The control plane's object is this one now."""
+        self.scope = Scope(self.kube, SystemClock(), MANAGED_CONTROL_PLANE, obj)
         self.plan = Plan.of(obj, {"metadata": {"name": "demo"}, "spec": {}}, RELEASES, "127.0.0.1")
 
     async def until(self, what: str, done: Callable[[], object]) -> None:
@@ -178,6 +186,50 @@ def standalone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command: list[str | Path] = [built("kubernetes").binary("kubeadm"), "init", "phase", "certs", "all", f"--cert-dir={folder}"]
     run([*command, "--apiserver-advertise-address=192.0.2.1", "--apiserver-cert-extra-sans=localhost", "--kubernetes-version=v1.35.1"], timeout=120)
     return folder
+
+
+async def test_a_name_that_is_added_later_is_in_the_certificate_that_a_running_api_server_serves(bench: Bench, tmp_path: Path) -> None:
+    """From the spec through the real cert-manager to a real API server, which is not started again. The kubelet's part is played: files change in one go."""
+    await bench.finish()
+    volume = tmp_path / "pki"
+    mount(volume, await bench.data("demo-apiserver"))
+    ca, _ = await bench.write(tmp_path, "demo-ca")
+    context = ssl.create_default_context(cafile=str(ca))
+
+    def names(port: int) -> set[str]:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as tcp, context.wrap_socket(tcp, server_hostname="localhost") as tls:
+            found = x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"").extensions
+        has = found.get_extension_for_class(x509.SubjectAlternativeName).value
+        return {*has.get_values_for_type(x509.DNSName), *map(str, has.get_values_for_type(x509.IPAddress))}
+
+    with api_servers(tmp_path) as servers:
+        with servers.running("one", f"--tls-cert-file={volume}/tls.crt", f"--tls-private-key-file={volume}/tls.key") as (daemon, plane):
+            pid, before = daemon.pid(), names(plane.port)
+            assert "late.demo.example" not in before
+            await bench.kube.merge(MANAGED_CONTROL_PLANE, "demo", bench.namespace, {"spec": {"certSANs": ["late.demo.example", "203.0.113.7"]}})
+            bench.look_again(await plane_status(bench.kube, bench.namespace))
+            await bench.finish()
+            mount(volume, await bench.data("demo-apiserver"))
+
+            async def served() -> bool:
+                return "late.demo.example" in await asyncio.to_thread(names, plane.port)
+
+            await bench.until("the API server serves the new certificate", served)
+            assert names(plane.port) == before | {"late.demo.example", "203.0.113.7"}
+            assert daemon.pid() == pid
+
+
+def mount(volume: Path, data: dict[str, str]) -> None:
+    """A Secret's files as the kubelet mounts them, or changes them: by one link (pkg/volume/util/atomic_writer.go)."""
+    content = volume / f"..{secrets.token_hex(4)}"
+    content.mkdir(parents=True)
+    for key in ("tls.crt", "tls.key"):
+        (content / key).write_bytes(base64.b64decode(data[key]))
+    (volume / "..data_tmp").symlink_to(content.name)
+    (volume / "..data_tmp").rename(volume / "..data")
+    for key in ("tls.crt", "tls.key"):
+        if not (volume / key).is_symlink():
+            (volume / key).symlink_to(f"..data/{key}")
 
 
 async def test_the_api_server_takes_the_approval_of_a_kubelets_request(plane: TestControlPlane, kube: Kube, namespace: str) -> None:

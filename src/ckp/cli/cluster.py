@@ -88,6 +88,7 @@ def timeout_options(*, defaults: bool) -> Callable[[Command], Command]:
 @click.option("--service-cidr", default="10.43.0.0/16", show_default=True, help="Network of its services.")
 @click.option("--control-plane-replicas", type=int, default=1, show_default=True, help="API servers; only 1 is supported so far.")
 @click.option("--address", default="", help="Address of its API, instead of one from the pool.")
+@click.option("--cert-san", "cert_sans", multiple=True, metavar="NAME", help="A further DNS name or IPv4 address in its API's certificate; may be repeated.")
 @timeout_options(defaults=True)
 @click.option("--wait", is_flag=True, help="Wait until it is ready, and show its steps.")
 @click.option("--timeout", type=Duration(), default="20m", show_default=True, help="How long to wait.")
@@ -104,6 +105,7 @@ def create(
     service_cidr: str,
     control_plane_replicas: int,
     address: str,
+    cert_sans: tuple[str, ...],
     timeouts: dict[str, int],
     wait: bool,
     timeout: float,
@@ -120,6 +122,7 @@ def create(
         service_cidr=service_cidr,
         control_plane={"replicas": control_plane_replicas},
         address=address,
+        **({"cert_sans": cert_sans} if cert_sans else {}),
         **({"timeouts": timeouts} if timeouts else {}),
     )
     row = session.call("POST", "/clusters", body=request)
@@ -158,6 +161,7 @@ def describe_cluster(session: Session, name: str, output: str) -> None:
             ("Message", row.message),
             ("Version", row.version),
             ("Endpoint", row.endpoint),
+            ("Cert SANs", ", ".join(row.cert_sans)),
             ("Control plane", f"{'Ready' if row.control_plane_ready else 'NotReady'}, {row.control_plane_replicas} requested"),
             ("Workers", f"{row.workers_ready} ready of {row.workers}, from {row.host_group or 'no group'}"),
             ("CNI", f"{row.cni} {row.cni_version}".strip()),
@@ -238,12 +242,24 @@ def scale(session: Session, name: str, workers: int, wait: bool, timeout: float)
 @cluster.command("set")
 @click.argument("name")
 @timeout_options(defaults=False)
+@click.option("--cert-san", "cert_sans", multiple=True, metavar="NAME", help="A DNS name or IPv4 address in its API's certificate; repeat it for all of them.")
+@click.option("--no-cert-sans", is_flag=True, help="No further name in its API's certificate.")
 @with_session
-def set_cluster(session: Session, name: str, timeouts: dict[str, int]) -> None:
-    """Change timeouts of a cluster. They hold for its present workers too; none is replaced for it."""
-    if not timeouts:
-        raise click.UsageError("name what to change, such as --drain-timeout 30m")
-    session.call("PATCH", f"/clusters/{name}", body=ClusterChange.of(timeouts=timeouts))
+def set_cluster(session: Session, name: str, timeouts: dict[str, int], cert_sans: tuple[str, ...], no_cert_sans: bool) -> None:
+    """Change settings of a cluster.
+
+    Timeouts hold for its present workers too; none is replaced for it. Further names in its API's certificate (--cert-san) take the place of those before;
+    the certificate is issued again, and its API goes on meanwhile.
+    """
+    if cert_sans and no_cert_sans:
+        raise click.UsageError("--cert-san and --no-cert-sans exclude each other")
+    changes: dict[str, Any] = {"timeouts": timeouts} if timeouts else {}
+    changes |= {"cert_sans": cert_sans} if cert_sans or no_cert_sans else {}
+    if not changes:
+        raise click.UsageError("name what to change, such as --drain-timeout 30m or --cert-san api.demo.example")
+    session.call("PATCH", f"/clusters/{name}", body=ClusterChange.of(**changes))
+    if "cert_sans" in changes:
+        click.echo(f"cluster/{name} cert-sans set to {', '.join(cert_sans) or 'none'}")
     for field, seconds in timeouts.items():
         click.echo(f"cluster/{name} {field.replace('_', '-')}-timeout set to {exact_duration(seconds)}")
 

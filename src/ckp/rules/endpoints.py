@@ -62,6 +62,18 @@ def is_name(text: str) -> bool:
     return len(text) <= 253 and bool(re.match(NAME_PATTERN, text)) and not text.rpartition(".")[2].isdigit()
 
 
+def server_names(cluster: str, namespace: str, domain: str) -> tuple[str, ...]:
+    """DNS names that the certificate of every API server has: those by which pods call it (kubeadm's rule), and its Service in the management cluster."""
+    service = f"{cluster}-apiserver"
+    kubernetes = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", f"kubernetes.default.svc.{domain}")
+    return (*kubernetes, "localhost", service, f"{service}.{namespace}", f"{service}.{namespace}.svc")
+
+
+def server_addresses(service_cidr: str) -> tuple[str, ...]:
+    """Addresses that the certificate of every API server has: its own, and the Service `kubernetes`, which has the first of the range."""
+    return ("127.0.0.1", str(ipaddress.ip_network(service_cidr)[1]))
+
+
 def settle(asked: Asked) -> Settled:
     """Settle the endpoint. With a reason, the endpoint is not available, and the message says what to do."""
     if said := _refusal(asked):

@@ -374,6 +374,21 @@ def test_timeouts_are_given_at_creation_changed_later_and_shown(desk: Desk) -> N
     assert "default: 10m" in desk.good("cluster", "create", "--help")
 
 
+def test_names_in_the_api_servers_certificate_are_given_at_creation_replaced_later_and_shown(desk: Desk) -> None:
+    desk.run_async(desk.world.group_with_hosts())
+    desk.good(*CREATE, "--cert-san", "api.demo.example", "--cert-san", "203.0.113.7")
+    assert re.search(r"^Cert SANs: +api\.demo\.example, 203\.0\.113\.7$", desk.good("cluster", "describe", "demo"), re.M)
+    assert json.loads(desk.good("cluster", "describe", "demo", "-o", "json"))["certSANs"] == ["api.demo.example", "203.0.113.7"]
+    told = desk.good("cluster", "set", "demo", "--cert-san", "*.demo.example", "--drain-timeout", "1h")
+    assert told == "cluster/demo cert-sans set to *.demo.example\ncluster/demo drain-timeout set to 1h\n"
+    assert re.search(r"^Cert SANs: +\*\.demo\.example$", desk.good("cluster", "describe", "demo"), re.M)
+    assert "'https://x' is neither a DNS name" in desk.bad("cluster", "set", "demo", "--cert-san", "https://x", kind=InvalidInput).brief
+    assert "exclude each other" in desk.ckp("cluster", "set", "demo", "--cert-san", "x.example", "--no-cert-sans").output
+    assert "name what to change" in desk.ckp("cluster", "set", "demo").output
+    assert desk.good("cluster", "set", "demo", "--no-cert-sans") == "cluster/demo cert-sans set to none\n"
+    assert json.loads(desk.good("cluster", "describe", "demo", "-o", "json"))["certSANs"] == []
+
+
 def test_scaling_waits_until_new_workers_are_ready_and_old_ones_are_gone(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     world = desk.world
     desk.run_async(world.group_with_hosts(count=3))

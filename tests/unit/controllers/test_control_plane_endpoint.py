@@ -179,6 +179,18 @@ async def test_names_that_are_added_later_are_available_only_when_they_are_issue
     assert both(await bench.pass_once()) == (True, "True")
 
 
+async def test_names_that_are_removed_leave_the_certificate_and_no_part_of_the_control_plane_starts_again() -> None:
+    bench = Bench()
+    await bench.start(certSANs=["demo.example"])
+    await bench.come_up()
+    before = bench.kube.stored(kinds.DEPLOYMENT, "demo-apiserver", TENANT)["spec"]
+    assert "demo.example" in bench.kube.stored(kinds.CERTIFICATE, "demo-apiserver", TENANT)["spec"]["dnsNames"]
+    await bench.kube.merge(kinds.MANAGED_CONTROL_PLANE, "demo", TENANT, {"spec": {"certSANs": []}})
+    assert both(await bench.pass_once()) == (True, "True")
+    assert "demo.example" not in bench.kube.stored(kinds.CERTIFICATE, "demo-apiserver", TENANT)["spec"]["dnsNames"]
+    assert bench.kube.stored(kinds.DEPLOYMENT, "demo-apiserver", TENANT)["spec"] == before, "the API server reads its certificate again by itself"
+
+
 @pytest.mark.parametrize("code", [422, 500])
 async def test_a_failure_in_the_middle_never_says_ready(code: int) -> None:
     """A DNS name where an address must be once made cert-manager refuse the certificate, and the conditions so far were summed up as Ready."""

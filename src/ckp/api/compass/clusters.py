@@ -63,6 +63,12 @@ class ClusterRequest(Request):
     service_cidr: str = Field(validation_alias="serviceCIDR", serialization_alias="serviceCIDR")
     control_plane: ControlPlaneRequest = ControlPlaneRequest()
     address: str = Field(default="", description="IPv4 address of its API server; empty: one from the pool.")
+    cert_sans: list[str] = Field(
+        default=[],
+        validation_alias="certSANs",
+        serialization_alias="certSANs",
+        description="Further DNS names and IPv4 addresses in its API server's certificate.",
+    )
     timeouts: Timeouts = Timeouts()
 
 
@@ -71,6 +77,12 @@ class ClusterChange(Request):
 
     workers: int | None = Field(default=None, description="A new number of workers.")
     timeouts: Timeouts | None = Field(default=None, description="Those that are given are changed, also for the workers that are there.")
+    cert_sans: list[str] | None = Field(
+        default=None,
+        validation_alias="certSANs",
+        serialization_alias="certSANs",
+        description="All further names and addresses in its API server's certificate, in place of those before; the certificate is issued again.",
+    )
 
 
 class MachineView(View):
@@ -148,6 +160,12 @@ class ClusterView(View):
     control_plane_replicas: int
     control_plane_ready: bool
     endpoint: str = Field(description="URL of its API server; empty while it has none.")
+    cert_sans: list[str] = Field(
+        default=[],
+        validation_alias="certSANs",
+        serialization_alias="certSANs",
+        description="Further names and addresses that its API server's certificate is to have; it is issued with them once CertificatesAvailable is True.",
+    )
     created_at: datetime
     requested_at: datetime
     steps: list[StepView]

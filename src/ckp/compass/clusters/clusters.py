@@ -14,12 +14,15 @@ from ckp.api import kinds, names
 from ckp.api.compass.clusters import ClusterChange, ClusterRequest, ClusterView, Timeouts
 from ckp.api.kinds import Kind
 from ckp.api.names import workers_name
+from ckp.api.objects.control_plane import ManagedControlPlane
 from ckp.clients.kube import Kube, Obj
 from ckp.compass.access.kube_errors import translate_kube_errors
 from ckp.compass.access.projects import Namespaces
 from ckp.compass.clusters import addresses, networks
+from ckp.compass.clusters.cert_sans import check as check_cert_sans
 from ckp.compass.clusters.manifests import (
     REQUEST_ANNOTATION,
+    SERVICE_DOMAIN,
     cluster_objects,
     health_check_timeouts,
     infrastructure_timeouts,
@@ -37,6 +40,7 @@ from ckp.kits.clock import Clock, rfc3339
 from ckp.kits.errors import Conflict, InvalidInput, NotFound
 from ckp.rules import pod_network
 from ckp.rules.claims import Networks, Wanted, cluster_networks
+from ckp.rules.endpoints import server_addresses, server_names
 from ckp.rules.leaving import is_going
 
 MAX_NAME = 40
@@ -86,6 +90,8 @@ class Clusters:
             InvalidInput, NotFound, Conflict: the request cannot be fulfilled; nothing was changed.
         """
         cni_version, pods, services = self._check(spec)
+        own = [*server_names(spec.name, project.namespace, SERVICE_DOMAIN), *server_addresses(spec.service_cidr)]
+        check_cert_sans(spec.cert_sans, present={*own, spec.address})
         async with AsyncExitStack() as locks:
             await locks.enter_async_context(self._one_at_a_time[project.namespace])
             if spec.address:
@@ -122,8 +128,10 @@ class Clusters:
 
     async def change(self, caller: Caller, project: ProjectRef, name: str, change: ClusterChange) -> ClusterView:
         """Apply what the change sets, field by field; one that is refused leaves those before it applied."""
-        if change.workers is None and not (change.timeouts and change.timeouts.model_fields_set):
-            raise InvalidInput("the body changes nothing", resolution="give workers, timeouts, or both")
+        if change.workers is None and change.cert_sans is None and not (change.timeouts and change.timeouts.model_fields_set):
+            raise InvalidInput("the body changes nothing", resolution="give workers, timeouts or certSANs")
+        if change.cert_sans is not None:
+            await self.set_cert_sans(caller, project, name, change.cert_sans)
         if change.timeouts is not None:
             await self.set_timeouts(caller, project, name, change.timeouts)
         if change.workers is not None:
@@ -159,6 +167,27 @@ class Clusters:
         if fields:
             async with self._database.unit() as unit:
                 unit.audit(caller, project, "cluster.set", name, timeouts.model_dump(mode="json", include=fields))
+
+    async def set_cert_sans(self, caller: Caller, project: ProjectRef, name: str, cert_sans: Sequence[str]) -> None:
+        """Change the further names and addresses in the API server's certificate, all of them: the controllers have it issued again, and it is taken up.
+
+        Raises:
+            InvalidInput: a certificate can't have them.
+            Conflict: the cluster is being deleted, or has no control plane object. Nothing was changed.
+        """
+        cluster = await self._require(project, name)
+        if is_going(cluster):
+            raise Conflict(f"cluster {name} is being deleted")
+        found = await self._namespaces.get(kinds.MANAGED_CONTROL_PLANE, name, project)
+        if found is None:
+            raise Conflict(f"cluster {name} has no ManagedControlPlane {name}", resolution="it was removed by hand, or its creation was interrupted")
+        spec, network = ManagedControlPlane.of(found).spec, cluster["spec"].get("clusterNetwork") or {}
+        ranges = (network.get("services") or {}).get("cidrBlocks") or ()
+        own = [*server_names(name, project.namespace, str(network.get("serviceDomain") or SERVICE_DOMAIN)), *(server_addresses(ranges[0]) if ranges else ())]
+        check_cert_sans(cert_sans, present={*own, spec.control_plane_endpoint.host, spec.load_balancer.address})
+        await self._kube.merge(kinds.MANAGED_CONTROL_PLANE, name, project.namespace, {"spec": {"certSANs": list(cert_sans)}})
+        async with self._database.unit() as unit:
+            unit.audit(caller, project, "cluster.set", name, {"certSANs": list(cert_sans)})
 
     async def scale(self, caller: Caller, project: ProjectRef, name: str, workers: int) -> None:
         """Change the number of workers.

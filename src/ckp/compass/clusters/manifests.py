@@ -26,10 +26,13 @@ MACHINE_TIMEOUTS = {"drain": "nodeDrainTimeout", "volume_detach": "nodeVolumeDet
 
 def request_digest(request: ClusterRequest, cni_version: str) -> str:
     """A fingerprint of a request, with the version of the CNI that the catalog added to it. Compared across versions of Compass: its field names stay."""
-    fields = request.model_dump(exclude={"control_plane", "timeouts"}) | {"control_plane_replicas": request.control_plane.replicas, "cni_version": cni_version}
+    fields = request.model_dump(exclude={"control_plane", "timeouts", "cert_sans"})
+    fields |= {"control_plane_replicas": request.control_plane.replicas, "cni_version": cni_version}
     # Only those that differ from their defaults: a request without them is the same one as before there were any.
     if timeouts := request.timeouts.model_dump(exclude_defaults=True):
         fields["timeouts"] = timeouts
+    if request.cert_sans:
+        fields["cert_sans"] = request.cert_sans
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -97,6 +100,7 @@ def cluster_objects(spec: ClusterRequest, cni_version: str, *, namespace: str, l
                 "replicas": spec.control_plane.replicas,
                 "loadBalancer": {"address": spec.address} if spec.address else {},
                 "etcd": {"replicas": 1, "size": "2Gi"},
+                **({"certSANs": spec.cert_sans} if spec.cert_sans else {}),
                 "addons": {"cni": spec.cni, **({"cniVersion": cni_version} if cni_version else {})},
             },
         ),

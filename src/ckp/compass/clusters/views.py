@@ -76,6 +76,7 @@ def view(
         control_plane_replicas=int(plane_spec.get("replicas", 0)),
         control_plane_ready=bool(status.get("controlPlaneReady")),
         endpoint=f"https://{endpoint['host']}:{endpoint.get('port', 6443)}" if endpoint.get("host") else "",
+        cert_sans=[str(name) for name in plane_spec.get("certSANs") or ()],
         created_at=created_at,
         requested_at=parse_rfc3339(requested) if requested else created_at,
         steps=steps,

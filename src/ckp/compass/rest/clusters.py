@@ -31,7 +31,7 @@ def routers(cases: UseCases) -> tuple[APIRouter, ...]:
 
     @router.patch("/{name}")
     async def change_cluster(by: By, project: Project, name: str, body: ClusterChange) -> ClusterView:
-        """Change the number of workers, or timeouts. What is left out stays."""
+        """Change the number of workers, timeouts, or the names in the API server's certificate. What is left out stays."""
         return await cases.clusters.change(by, project, name, body)
 
     @router.post("/{name}/resume-replacement")

@@ -23,7 +23,7 @@ from ckp.clients.kube import Obj
 from ckp.controllers.controlplane.etcd import member_host, member_names
 from ckp.controllers.controlplane.plan import Plan
 from ckp.kits.errors import CkpError
-from ckp.rules.endpoints import is_ipv4
+from ckp.rules.endpoints import is_ipv4, server_addresses, server_names
 
 TEN_YEARS = "87600h"
 RENEW_BEFORE = "8760h"
@@ -145,9 +145,8 @@ def chain(plan: Plan, cross_signed: Mapping[str, str]) -> Obj:
 
 def leaves(plan: Plan) -> list[Leaf]:
     """The leaves that this control plane needs."""
-    api, etcd = plan.name("apiserver"), plan.name("etcd")
-    kubernetes = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", f"kubernetes.default.svc.{plan.domain}")
-    api_names = (*kubernetes, "localhost", api, f"{api}.{plan.namespace}", f"{api}.{plan.namespace}.svc")
+    etcd = plan.name("etcd")
+    own_names, own_addresses = server_names(plan.cluster, plan.namespace, plan.domain), server_addresses(plan.service_cidr)
     # A peer is asked back by its address: the name found for that ends in the management cluster's domain, which no SAN here does; so etcd looks each SAN
     # without a wildcard up, and takes the peer whose address one of them has. Members' own names do that in any domain.
     members = (member_host(plan, member) for member in member_names(plan))
@@ -155,7 +154,7 @@ def leaves(plan: Plan) -> list[Leaf]:
     reached = dict.fromkeys([plan.host, plan.address, *plan.cert_sans])
     names, addresses = [item for item in reached if not is_ipv4(item)], [item for item in reached if is_ipv4(item)]
     return [
-        Leaf("apiserver", "ca", "kube-apiserver", SERVER, dns=(*api_names, *names), addresses=("127.0.0.1", plan.service_ip, *addresses)),
+        Leaf("apiserver", "ca", "kube-apiserver", SERVER, dns=(*own_names, *names), addresses=(*own_addresses, *addresses)),
         Leaf("apiserver-kubelet-client", "ca", "kube-apiserver-kubelet-client", CLIENT, ("kubeadm:cluster-admins",)),
         Leaf("apiserver-etcd-client", "etcd", "kube-apiserver-etcd-client", CLIENT),
         Leaf("etcd-server", "etcd", "etcd", (*SERVER, "client auth"), dns=etcd_names, addresses=("127.0.0.1",)),
