@@ -1,7 +1,8 @@
 """`make test` and `make test-all`: lint and all suites, as much at a time as is safe, with one line of results in the end.
 
-What needs no built release runs while the release is built; then what needs it; then what depends on the clock; then the main job on lab hosts. Each part
-writes its log and its results below build/test, and the end of a part that failed is shown. docs/how-to/tests.md says what is where and how long it takes.
+What needs no built release runs while the release is built, and what needs it as soon as it is; then what depends on the clock; then the main job on
+lab hosts. Each part writes its log and its results below build/test, and the end of a part that failed is shown. docs/how-to/tests.md says what is where
+and how long it takes.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +28,8 @@ RELEASE = "v1.35.1"
 """What the tests are written for (tests/support/built_release.py)."""
 BUILT = {"CKP_TESTS_BUILT": "1"}
 """The release is built: a test that does not find it fails, and is not skipped."""
+STEPS_BACK = 5
+"""How nice the parts are that wait most of the time, for other programs: the unit tests beside them have shorter time limits."""
 DURATIONS = "durations.txt"
 SLOWEST = 40
 TAIL_LINES = 60
@@ -39,7 +44,10 @@ class Part:
     """One command with a log of its own.
 
     Args:
-        work: it makes something for later parts, and is ended at once when a part beside it fails.
+        needs: the part of the same stage that has to pass before it begins.
+        first: when it fails, nothing else is begun, in later stages neither.
+        work: it makes something for later parts, and is ended at once when a part beside it fails that is `first`.
+        nice: by how much it steps back for the others.
         live: its output is shown as it comes.
         results: where it writes its results (JUnit's XML), if it runs tests.
     """
@@ -47,7 +55,10 @@ class Part:
     name: str
     argv: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
+    needs: str = ""
+    first: bool = False
     work: bool = False
+    nice: int = 0
     live: bool = False
     results: Path | None = None
 
@@ -76,34 +87,34 @@ class Ended(BaseException):
     """A signal, or the end of the process that started us."""
 
 
-def pytest_part(name: str, *arguments: str, marks: str = "", parallel: str = "", live: bool = False, env: Mapping[str, str] | None = None) -> Part:
+def pytest_part(name: str, *arguments: str, marks: str = "", parallel: str = "", live: bool = False, **more: Any) -> Part:
     """A run of pytest.
 
     Args:
         marks: an expression of marks, as `-m` takes it.
         parallel: how pytest-xdist hands out the tests ("loadfile", "load"); one process if empty.
+        more: what else a part has.
     """
     results = LOGS / f"{name}.xml"
     argv = [sys.executable, "-m", "pytest", "-v" if live else "-q", f"--durations={SLOWEST}", f"--junitxml={results}", "-o", f"cache_dir={LOGS}/.cache-{name}"]
     argv += ["-m", marks] if marks else []
     argv += ["-n", "auto", "--maxprocesses=4", f"--dist={parallel}"] if parallel else []
-    return Part(name, [*argv, *arguments], env or {}, live=live, results=results)
+    return Part(name, [*argv, *arguments], live=live, results=results, **more)
 
 
 def stages(*, everything: bool) -> list[list[Part]]:
     """The parts, by what may run at the same time."""
     short = "" if everything else " and not long"
-    build = ["nice", "-n", "10", str(ROOT / "ckp"), "dist", "build", RELEASE, "--profile", "lab", "--test-tools"]
+    released = partial(pytest_part, env=BUILT, needs="build", nice=STEPS_BACK)
+    build = [str(ROOT / "ckp"), "dist", "build", RELEASE, "--profile", "lab", "--test-tools"]
     return [
         [
             # The build is what steps back: it takes all the cores that there are, and tests have time limits.
-            Part("build", build, work=True),
-            Part("lint", [str(ROOT / "tests" / "lint.sh")]),
-            pytest_part("unit", "tests/unit", "tests/contract", "tests/fuzz", marks=f"not release{short}", parallel="loadfile"),
-        ],
-        [
-            pytest_part("component", "tests/unit", "tests/component", marks=f"(release or component){short}", parallel="loadfile", env=BUILT),
-            pytest_part("lab", "tests/e2e", marks=f"lab{short}"),
+            Part("build", build, first=True, work=True, nice=10),
+            Part("lint", [str(ROOT / "tests" / "lint.sh")], first=True),
+            pytest_part("unit", "tests/unit", "tests/contract", "tests/fuzz", marks=f"not release{short}", parallel="loadfile", first=True),
+            released("component", "tests/unit", "tests/component", marks=f"(release or component){short}", parallel="loadfile"),
+            released("lab", "tests/e2e", marks=f"lab{short}"),
         ],
         [pytest_part("chaos", "tests/chaos", marks="" if everything else "not long", parallel="load")],
         [pytest_part("e2e", "tests/e2e", marks=f"e2e and not lab{short}", live=True)],
@@ -115,7 +126,7 @@ class Running:
 
     def __init__(self, part: Part) -> None:
         self.part, self.started = part, time.monotonic()
-        self.stopped, self.stopped_at = False, 0.0
+        self.stopped, self.stopped_at, self.reported = False, 0.0, False
         self.ended_at: float | None = None
         for path in (part.log, part.results):
             if path is not None:
@@ -125,7 +136,7 @@ class Running:
             environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1", **part.env}
             # The parent's death signal: if this process is killed, no part goes on alone.
             # A shell starts background jobs with SIGINT ignored, and a child would inherit that.
-            argv = ["env", "--default-signal=INT", "setpriv", "--pdeathsig", "TERM", "--", *part.argv]
+            argv = ["nice", "-n", str(part.nice), "env", "--default-signal=INT", "setpriv", "--pdeathsig", "TERM", "--", *part.argv]
             self.child = subprocess.Popen(
                 argv, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
             )
@@ -196,14 +207,20 @@ def minutes(seconds: float) -> str:
 
 
 def run_stage(parts: Sequence[Part], parent: int) -> list[Running]:
-    """Run the parts at the same time, to the end of all; when one fails, those that only work for later parts are stopped."""
+    """Run the parts at the same time, each once what it needs has passed, to the end of all that were begun."""
     running: list[Running] = []
+    waiting, stop = list(parts), False
     try:
-        for part in parts:
-            running.append(Running(part))
-            say(f"{part.name} begins, its log is {os.path.relpath(part.log, ROOT)}")
-        left, shown = list(running), time.monotonic()
-        while left:
+        shown = time.monotonic()
+        while True:
+            passed = {"", *(item.part.name for item in running if item.ended() and not item.failed)}
+            for part in [part for part in waiting if part.needs in passed and not stop]:
+                waiting.remove(part)
+                running.append(Running(part))
+                say(f"{part.name} begins, its log is {os.path.relpath(part.log, ROOT)}")
+            left = [item for item in running if not item.reported]
+            if not left:
+                break
             time.sleep(0.2)
             if os.getppid() != parent:
                 raise Ended
@@ -211,17 +228,18 @@ def run_stage(parts: Sequence[Part], parent: int) -> list[Running]:
                 if item.stopped and time.monotonic() - item.stopped_at > END_SECONDS:
                     item.end(0)
             for item in [item for item in left if item.ended()]:
-                left.remove(item)
                 report(item)
-                if item.failed and not item.stopped:
-                    for other in left:
-                        if other.part.work:
-                            other.interrupt()
+                stop = stop or (item.failed and item.part.first)
+            for item in running if stop else []:
+                if item.part.work and not item.ended() and not item.stopped:
+                    item.interrupt()
             if time.monotonic() - shown > SIGN_OF_LIFE:
                 shown = time.monotonic()
-                for item in left:
-                    if not item.part.live:
+                for item in running:
+                    if not item.ended() and not item.part.live:
                         say(f"{item.part.name} {minutes(item.seconds)}: {item.last_line()}")
+        for part in waiting:
+            say(f"{part.name} is not run")
         return running
     finally:
         alive = [item for item in running if item.child.poll() is None]
@@ -234,6 +252,7 @@ def run_stage(parts: Sequence[Part], parent: int) -> list[Running]:
 
 def report(item: Running) -> None:
     """How a part ended; of one that failed, the end of its log."""
+    item.reported = True
     if item.stopped:
         say(f"{item.part.name} was stopped after {minutes(item.seconds)}")
     elif not item.failed:
@@ -290,11 +309,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     done: list[Running] = []
     total, ok, interrupted = Counts(), True, False
     try:
-        for number, parts in enumerate(stages(everything=arguments.all)):
+        for parts in stages(everything=arguments.all):
             done += run_stage(parts, parent)
             ok = not any(item.failed for item in done)
-            if not ok and number == 0:
-                say("the parts that need the release are not run; fix these first")
+            if any(item.failed and item.part.first for item in done):
+                say("what had not begun is not run; fix these first")
                 break
     except (KeyboardInterrupt, Ended):
         ok, interrupted = False, True

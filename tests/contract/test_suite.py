@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from _pytest.mark.expression import Expression
@@ -106,8 +107,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     return ran
 
 
-def shell(name: str, script: str, *, work: bool = False, live: bool = False) -> suite.Part:
-    return suite.Part(name, ["sh", "-c", script], work=work, live=live)
+def shell(name: str, script: str, **more: Any) -> suite.Part:
+    return suite.Part(name, ["sh", "-c", script], **more)
 
 
 def file_of_tests(folder: Path, name: str, text: str) -> suite.Part:
@@ -169,11 +170,38 @@ def test_a_failure_beside_the_build_stops_the_build_and_what_needs_it(
     if ignored:
         request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_IGN)))
     started = time.monotonic()
-    code, output = run([[shell("build", "exec sleep 600", work=True), shell("lint", "echo line too long; exit 1")], [shell("later", "echo it ran", live=True)]])
+    build, lint = shell("build", "exec sleep 600", first=True, work=True), shell("lint", "echo line too long; exit 1", first=True)
+    code, output = run([[build, lint, shell("component", "echo it ran", needs="build", live=True)], [shell("later", "echo it ran", live=True)]])
     assert time.monotonic() - started < 60
     assert code == 1
-    assert "line too long" in output and "build was stopped" in output and "it ran" not in output
+    assert "line too long" in output and "build was stopped" in output and "component is not run" in output and "it ran" not in output
     assert last(output) == "0 passed, 1 failed, 0 skipped", "lint counts as one"
+
+
+def test_what_needs_the_build_begins_when_it_is_built_and_not_later(run: Callable[[list[list[suite.Part]]], tuple[int, str]], tmp_path: Path) -> None:
+    """The unit tests last until the component tests have begun, and those see what the build made."""
+    build = shell("build", f"sleep 1; echo made >{tmp_path}/made", first=True, work=True)
+    unit = shell("unit", f"for _ in $(seq 600); do test -e {tmp_path}/begun && exit 0; sleep 0.1; done; exit 1", first=True)
+    component = shell("component", f"cat {tmp_path}/made && touch {tmp_path}/begun", needs="build", live=True)
+    code, output = run([[component, build, unit]])
+    assert code == 0, output
+    assert "made" in output.splitlines()
+
+
+def test_of_what_runs_when_another_part_fails_all_results_are_seen(run: Callable[[list[list[suite.Part]]], tuple[int, str]], tmp_path: Path) -> None:
+    """Only what makes something for later parts is stopped."""
+    unit = shell("unit", f"for _ in $(seq 600); do test -e {tmp_path}/begun && exit 1; sleep 0.1; done", first=True)
+    component = shell("component", f"touch {tmp_path}/begun; sleep 2; echo all of it", needs="build", live=True)
+    code, output = run([[shell("build", "true", first=True, work=True), unit, component], [shell("later", "echo it ran", live=True)]])
+    assert code == 1
+    assert "all of it" in output and "it ran" not in output
+    assert "what had not begun is not run" in output
+
+
+def test_a_part_runs_as_nice_as_it_is(run: Callable[[list[list[suite.Part]]], tuple[int, str]]) -> None:
+    code, output = run([[shell("one", "echo nice $(nice)", nice=5, live=True)]])
+    assert code == 0
+    assert f"nice {min(19, os.nice(0) + 5)}" in output
 
 
 def alive(pid: int) -> bool:
