@@ -20,6 +20,7 @@ from ckp.site.enrol import Enrolment
 from ckp.site.install import AGENT_CONFIG, REGISTRY_CA, root_ca
 from ckp.site.lab import OS
 from tests.e2e.conftest import World, ckp
+from tests.support import odd_hosts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("well")]
 
@@ -94,6 +95,17 @@ def flip(file: Path, where: float) -> None:
     data = bytearray(file.read_bytes())
     data[int(len(data) * where)] ^= 1
     file.write_bytes(bytes(data))
+
+
+def test_a_host_without_room_and_with_a_runtime_of_others_is_refused_with_both_reasons(world: World, spare: LabHost) -> None:
+    odd_hosts.package_of_others(spare, "docker-ce")
+    odd_hosts.fill_disk_of_var_lib(spare)
+    try:
+        reference = f"{world.site.registry.address}/ckp/byoh-bundle-debian_12_x86-64_k8s@sha256:{'0' * 64}"
+        refused(spare, reference, "for 2 reasons, nothing was changed", "10 GiB are needed", "is installed already (docker-ce 1.7.0-1)")
+    finally:
+        odd_hosts.empty_disk_of_var_lib(spare)
+        spare.run(["dpkg", "--purge", "docker-ce"], timeout=60)
 
 
 def test_a_package_with_one_flipped_byte(world: World, spare: LabHost, bundle: Path) -> None:

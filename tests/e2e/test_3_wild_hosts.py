@@ -13,12 +13,14 @@ import pytest
 from ckp.clients.compass import Session, read_config
 from ckp.lab.lab import LabHost
 from tests.e2e.conftest import PLAIN, WORKERS, World, ckp
+from tests.support.odd_hosts import UMASK_OF_SERVICES
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("well")]
 
 OS_NAME = "Worker_1.Site.example"
 NETWORK = "/etc/systemd/network/10-host0.network"
 RESOLV_CONF = "/etc/resolv.conf"
+HOSTS = "/etc/hosts"
 ASK = """
 import socket, sys, time
 print(socket.gethostbyname("kubernetes.default.svc.cluster.local"))
@@ -62,7 +64,7 @@ def wild(world: World) -> Iterator[Wild]:
     machines = {machine.address: machine for machine in world.hosts.workers}
     rows = [item for item in Session(read_config()).get("/hosts")["items"] if item["address"] in machines]
     first, second = ((str(row["name"]), machines[row["address"]]) for row in rows[:WORKERS])
-    kept = {machine.name: {path: machine.pull(path) for path in (NETWORK, RESOLV_CONF)} for _, machine in (first, second)}
+    kept = {machine.name: {path: machine.pull(path) for path in (NETWORK, RESOLV_CONF, HOSTS)} for _, machine in (first, second)}
     yield Wild(world, first, second)
     for _, machine in (first, second):
         for path, content in kept[machine.name].items():
@@ -70,6 +72,8 @@ def wild(world: World) -> Iterator[Wild]:
         machine.run(["networkctl", "reload"], timeout=30, check=False)
         machine.run(["networkctl", "reconfigure", "host0"], timeout=30, check=False)
         rename(machine, machine.name)
+    second[1].run(["rm", "-f", UMASK_OF_SERVICES], timeout=10)
+    second[1].run(["systemctl", "daemon-reload"], timeout=60)
 
 
 def test_a_machine_that_is_renamed_stays_the_node_that_it_is(wild: Wild) -> None:
@@ -89,6 +93,9 @@ def test_a_machine_of_an_impossible_name_and_with_a_local_name_server_becomes_a_
     ckp("host", "remove", name)
     wild.world.wait(lambda: (row := session.get(f"/hosts/{name}"))["phase"] == "Free" and not row["machine"], "the host is free", timeout=240)
     machine.push(b"nameserver 127.0.0.1\n", RESOLV_CONF)
+    machine.push(machine.pull(HOSTS) + f"127.0.1.1 {OS_NAME} worker_1\n".encode(), HOSTS)  # as Debian's installer writes it
+    machine.push(b"[Service]\nUMask=0077\n", UMASK_OF_SERVICES)  # as hardening guides have it; the pod that asks below is not root's
+    machine.run(["systemctl", "daemon-reload"], timeout=60)
     rename(machine, OS_NAME)  # the other worker has this name as well
     wild.world.wait(lambda: any("127.0.0.1" in problem for problem in wild.findings(name)), "it is said beforehand", timeout=90)
     ckp("host", "uncordon", name)
@@ -123,6 +130,8 @@ def test_names_of_the_cluster_resolve_where_no_name_server_is_reached(wild: Wild
     finally:
         world.kubectl("delete", "pod", "ask", "--ignore-not-found", "--wait=false", check=False)
         world.kubectl("uncordon", other)
+    for unit in ("containerd", "kubelet"):
+        assert machine.run(["systemctl", "show", "--property=UMask", "--value", unit], timeout=10).stdout.strip() == "0022"
     assert f"nameserver {machine.address}" in machine.run(["cat", "/etc/kubernetes/ckp-resolv.conf"], timeout=10).stdout
     world.wait(lambda: any("127.0.0.1" in problem for problem in wild.findings(name)), "it is said of the node as well", timeout=90)
 
