@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -11,7 +12,7 @@ import click
 from ckp.api.compass.clusters import ClusterView
 from ckp.catalog.load import Catalog, Profile
 from ckp.cli.distribution.release import default_release
-from ckp.cli.session import with_session
+from ckp.cli.session import open_session
 from ckp.cli.view.output import echo
 from ckp.cli.view.progress import folder as progress_folder
 from ckp.cli.view.progress import planned
@@ -68,10 +69,12 @@ def processes_here() -> int:
 @click.option("--registry", default="", metavar="HOST:PORT", help="Registry for the test images, which the nodes pull from; default: the lab's.")
 @click.option("--registry-ca", type=_FILE, default=None, help="The CA of its certificate; default: those that this system trusts.")
 @click.option("--registry-credentials", type=_FILE, default=None, help="Users and passwords, in the format of docker's config.json.")
+@click.option("--domain", metavar="NAME", help="Domain, instead of the configured one.")
+@click.option("--project", "-p", metavar="NAME", help="Project, instead of the configured one.")
 @output_folder
-@with_session
+@click.pass_context
 def run(
-    session: Session,
+    context: click.Context,
     name: str,
     kubeconfig: Path | None,
     release_name: str,
@@ -84,6 +87,8 @@ def run(
     registry: str,
     registry_ca: Path | None,
     registry_credentials: Path | None,
+    domain: str | None,
+    project: str | None,
     output: Path,
 ) -> None:
     """Run conformance tests. The same command again goes on where it was broken off.
@@ -96,7 +101,7 @@ def run(
     place = place_of(registry, registry_ca, registry_credentials)
     catalog = Catalog()
     with tempfile.TemporaryDirectory(prefix="ckp-conformance-") as scratch:
-        access, found = reach(session, name, kubeconfig, Path(scratch))
+        access, found = reach(lambda: open_session(context, domain, project), name, kubeconfig, Path(scratch))
         release = catalog.release(release_name or found or default_release())
         titles = [f"Building the tests of {release.name}", "Looking at the cluster", "Making and pushing test images"]
         with planned("conformance run", titles) as steps:
@@ -119,8 +124,8 @@ def run(
         raise CkpError(f"{len(results.failed)} of {len(results.ended)} tests failed", details=results.failures(), resolution=f"logs: {record.folder}")
 
 
-def reach(session: Session, name: str, kubeconfig: Path | None, scratch: Path) -> tuple[Path, str]:
-    """A kubeconfig for the cluster, and its release as far as Compass knows it.
+def reach(connect: Callable[[], Session], name: str, kubeconfig: Path | None, scratch: Path) -> tuple[Path, str]:
+    """A kubeconfig for the cluster, and its release as far as Compass knows it. With `kubeconfig`, Compass is not asked: there may be none.
 
     Raises:
         InvalidInput: both kinds of cluster are named, or none of several.
@@ -130,6 +135,7 @@ def reach(session: Session, name: str, kubeconfig: Path | None, scratch: Path) -
         if name:
             raise InvalidInput("both --cluster and --kubeconfig are given", resolution="name one cluster")
         return kubeconfig.absolute(), ""
+    session = connect()
     rows = [read(ClusterView, row) for row in session.get("/clusters")]
     chosen = [row for row in rows if not name or row.name == name]
     if not chosen:

@@ -16,6 +16,14 @@ from ckp.clients.compass import Session, read_config
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def open_session(context: click.Context, domain: str | None = None, project: str | None = None) -> Session:
+    """A session as this machine is configured, until the command ends. NotFound if it is not configured."""
+    config = read_config()
+    session = Session(replace(config, domain=domain or config.domain, project=project or config.project), transport=context.find_object(httpx.BaseTransport))
+    context.call_on_close(session.close)
+    return session
+
+
 def with_session(command: F) -> F:
     """Give a command `--domain` and `--project`, and a Session as its first argument."""
 
@@ -24,11 +32,7 @@ def with_session(command: F) -> F:
     @click.pass_context
     @functools.wraps(command)
     def wrapped(context: click.Context, /, *args: Any, domain: str | None, project: str | None, **kwargs: Any) -> Any:
-        config = read_config()
-        config = replace(config, domain=domain or config.domain, project=project or config.project)
-        session = Session(config, transport=context.find_object(httpx.BaseTransport))
-        context.call_on_close(session.close)
-        return context.invoke(command, session, *args, **kwargs)
+        return context.invoke(command, open_session(context, domain, project), *args, **kwargs)
 
     return cast(F, wrapped)
 
