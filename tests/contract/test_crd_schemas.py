@@ -30,6 +30,8 @@ CHANGED: dict[str, Any] = {
     "ManagedControlPlaneTemplate.spec.template.spec.certSANs[items]: type": "string",
     # members and volumes were never changed by it; now it is refused with a sentence
     "ManagedControlPlane.spec: x-kubernetes-validations": FIXED_ETCD,
+    # a step of which nobody can see whether it is still done
+    "ManagedControlPlane.status.steps[items].state: enum": ["Pending", "Running", "Done", "Skipped", "Failed", "Unknown"],
     # what was seen of etcd, so that a database that lost data is known by it
     "ManagedControlPlane.status.etcd: type": "object",
     "ManagedControlPlane.status.etcd.clusterId: type": "string",

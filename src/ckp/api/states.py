@@ -167,6 +167,8 @@ class StepState(StrEnum):
     DONE = "Done"
     SKIPPED = "Skipped"
     FAILED = "Failed"
+    UNKNOWN = "Unknown"
+    """What it is judged by can't be seen now."""
 
 
 FINISHED_STEPS = (StepState.DONE, StepState.SKIPPED)

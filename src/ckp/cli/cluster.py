@@ -48,7 +48,7 @@ COLUMNS: tuple[Column[ClusterView], ...] = (
     Column("STATUS", lambda row: row.phase),
     Column("VERSION", lambda row: row.version),
     Column("CONTROL-PLANE", lambda row: "Ready" if row.control_plane_ready else "NotReady"),
-    Column("WORKERS", lambda row: f"{row.workers_ready}/{row.workers}"),
+    Column("WORKERS", lambda row: f"{row.workers_ready if not row.workers_unknown else '?'}/{row.workers}"),
     Column("AGE", lambda row: age(row.created_at)),
     Column("ENDPOINT", lambda row: row.endpoint, wide=True),
     Column("CNI", lambda row: f"{row.cni} {row.cni_version}".strip(), wide=True),
@@ -163,7 +163,7 @@ def describe_cluster(session: Session, name: str, output: str) -> None:
             ("Endpoint", row.endpoint),
             ("Cert SANs", ", ".join(row.cert_sans)),
             ("Control plane", f"{'Ready' if row.control_plane_ready else 'NotReady'}, {row.control_plane_replicas} requested"),
-            ("Workers", f"{row.workers_ready} ready of {row.workers}, from {row.host_group or 'no group'}"),
+            ("Workers", f"{_workers(row)}, from {row.host_group or 'no group'}"),
             ("CNI", f"{row.cni} {row.cni_version}".strip()),
             ("Pod CIDR", row.pod_cidr),
             ("Service CIDR", row.service_cidr),
@@ -178,6 +178,10 @@ def describe_cluster(session: Session, name: str, output: str) -> None:
     conditions: tuple[Column[ConditionView], ...] = (Column("OBJECT", lambda entry: entry.object), *CONDITION_COLUMNS)
     text += section("Conditions", table(conditions, row.conditions) if row.conditions else "")
     click.echo(text)
+
+
+def _workers(row: ClusterView) -> str:
+    return f"{row.workers_ready} ready of {row.workers}" if not row.workers_unknown else f"{row.workers} requested, {row.workers_unknown} can't be seen now"
 
 
 _STEP_COLUMNS: tuple[Column[StepView], ...] = (
@@ -202,7 +206,7 @@ _MACHINE_COLUMNS: tuple[Column[MachineView], ...] = (
     Column("HOST", lambda machine: machine.host),
     Column("NODE", lambda machine: machine.node),
     Column("VERSION", lambda machine: machine.version),
-    Column("READY", lambda machine: machine.ready),
+    Column("READY", lambda machine: machine.ready_status or machine.ready),  # Compass of 0.2.0 knows only the latter
     Column("MESSAGE", lambda machine: machine.message),
 )
 

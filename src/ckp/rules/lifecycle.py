@@ -36,10 +36,12 @@ class Observation:
     machines_failed: str = ""
     control_plane_ready: bool = False
     control_plane_message: str = ""
+    unreached: str = ""
+    """Why the workload cluster can't be asked now. Its nodes are then as they were seen last."""
     nodes_joined: int = 0
     nodes_ready: int = 0
-    workload_ready: bool = False
-    """A pod inside resolves a name and reaches the API server."""
+    workload_ready: bool | None = False
+    """A pod inside resolves a name and reaches the API server. None: that can't be seen."""
     workload_message: str = ""
     network: tuple[Progress, ...] = ()
     storage: tuple[Progress, ...] = ()
@@ -63,6 +65,8 @@ class Step:
     """None: it was not requested."""
     waiting: Callable[[Observation], str]
     """What it waits for, for people, while it is not done."""
+    unseen: Callable[[Observation], str] = lambda seen: ""
+    """Why it can't be seen whether it is done; "" if it can."""
 
 
 def _installed(addons: Sequence[Progress]) -> bool | None:
@@ -73,7 +77,17 @@ def _installing(addons: Sequence[Progress]) -> str:
     return next((addon.message or f"{addon.name} is being installed" for addon in addons if not addon.installed), "")
 
 
+def _usable_unseen(seen: Observation) -> str:
+    if not seen.control_plane_ready:
+        return ""  # no cluster is ready without one
+    if seen.unreached or not seen.enough(seen.nodes_ready):
+        return seen.unreached
+    return seen.workload_message or "it can't be seen whether pods work" if seen.workload_ready is None else ""
+
+
 def _not_usable(seen: Observation) -> str:
+    if seen.unreached:
+        return seen.unreached
     nodes = "" if seen.enough(seen.nodes_ready) else f"{seen.nodes_ready} of {seen.workers} nodes ready"
     pods = "" if seen.workload_ready else seen.workload_message or ("" if nodes else "no pod has been seen to work yet")
     return "; ".join(part for part in (nodes, pods) if part)
@@ -149,13 +163,15 @@ STEPS: tuple[Step, ...] = (
         "Workers joined",
         done=lambda seen: seen.enough(seen.nodes_joined),
         waiting=lambda seen: seen.machines_failed or f"{seen.nodes_joined} of {seen.workers} nodes joined",
+        unseen=lambda seen: seen.unreached,
     ),
     Step(
         CLUSTER_READY,
         CLUSTER_READY_STEP,
         "Cluster ready",
-        done=lambda seen: seen.control_plane_ready and seen.enough(seen.nodes_ready) and seen.workload_ready,
+        done=lambda seen: seen.control_plane_ready and seen.enough(seen.nodes_ready) and seen.workload_ready is True,
         waiting=_not_usable,
+        unseen=_usable_unseen,
     ),
     Step(
         ADDONS,
@@ -187,7 +203,8 @@ def evaluate(seen: Observation) -> list[tuple[Step, bool | None, str]]:
 
 
 def advance(previous: Sequence[StepStatus], seen: Observation, now: datetime) -> list[Record]:
-    """The steps as they stand now. A time once written stays: a step that was done and no longer is runs again, with its first start.
+    """The steps as they stand now. A time once written stays: a step that was done and no longer is runs again, with its first start, and so does one
+    that was done when it was last seen.
 
     Args:
         previous: what the status records of them.
@@ -200,17 +217,20 @@ def advance(previous: Sequence[StepStatus], seen: Observation, now: datetime) ->
         record: Record = {"number": number, "phase": step.phase, "name": step.name, "title": step.title}
         if done is None:
             record |= {"state": str(StepState.SKIPPED), "message": "not asked for"}
+        elif unseen := step.unseen(seen):
+            record |= {"state": str(StepState.UNKNOWN), "message": unseen}
+            record |= {key: at for key, at in (("startedAt", old.started_at), ("finishedAt", old.finished_at)) if at}
         elif done:
             started = old.started_at or seen.requested_at or rfc3339(now)
             finished = seen.requested_at if number == 1 else rfc3339(now)
             record |= {"state": str(StepState.DONE), "startedAt": started, "finishedAt": old.finished_at or finished}
-        elif earlier_done or old.state in (StepState.RUNNING, StepState.DONE):
+        elif earlier_done or old.state in (StepState.RUNNING, StepState.DONE) or (old.state == StepState.UNKNOWN and old.started_at):
             record |= {"state": str(StepState.RUNNING), "startedAt": old.started_at or rfc3339(now), "message": waiting}
             if old.finished_at:
                 record["finishedAt"] = old.finished_at
         else:
             record |= {"state": str(StepState.PENDING), "message": waiting}
-        earlier_done = earlier_done and done is not False
+        earlier_done = earlier_done and done is not False and record["state"] != StepState.UNKNOWN
         records.append(record)
     return records
 

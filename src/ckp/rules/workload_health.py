@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ckp.api.states import Reason
+from ckp.api.objects.control_plane import ManagedControlPlane
+from ckp.api.states import ConditionType, Reason
 from ckp.rules.conditions import get_condition, is_true
 
 SAID = 300
@@ -33,6 +34,21 @@ class Seen:
     pod_network: str = ""
     pod_network_room: int = 0
     """Nodes that the pod network has room for; 0: not known."""
+
+
+def unreached(plane: ManagedControlPlane) -> str:
+    """Why a workload cluster can't be asked now; "" if it can, or never could.
+
+    Meanwhile Cluster API leaves what it saw last of nodes in Machines and MachineDeployments (v1.7.7: without a client, reconcileNode ends with an error
+    before it touches a condition), and that may be over.
+    """
+    if not plane.status.initialized:
+        return ""
+    if not plane.status.ready:
+        said = plane.condition(ConditionType.READY)
+        return f"the cluster's API server does not serve{f': {said.message}' if said.message and not said.is_true else ''}"
+    seen = plane.condition(ConditionType.WORKLOAD_READY)
+    return seen.message if seen.status == "Unknown" and seen.reason == Reason.CLUSTER_NOT_REACHED else ""
 
 
 @dataclass(frozen=True)

@@ -418,6 +418,25 @@ def test_scaling_waits_until_new_workers_are_ready_and_old_ones_are_gone(desk: D
     assert desk.run_async(world.kube.get(kinds.MACHINE, "demo-3", NAMESPACE)) is None, "it was waited for until the third was gone"
 
 
+def test_workers_that_nobody_can_ask_for_are_shown_as_unknown(desk: Desk) -> None:
+    world = desk.world
+    desk.run_async(world.group_with_hosts())
+    desk.good(*CREATE)
+    meta = {"name": "demo-1", "namespace": NAMESPACE, "labels": {names.CLUSTER_NAME_LABEL: "demo"}}
+    desk.run_async(world.kube.create({"apiVersion": kinds.MACHINE.api_version, "kind": "Machine", "metadata": meta, "spec": {"version": "v1.35.1"}}))
+    node = {"nodeRef": {"name": "one"}, "conditions": [{"type": "NodeHealthy", "status": "True"}]}
+    for kind, name, status in (
+        (kinds.MACHINE, "demo-1", node),
+        (kinds.MACHINE_DEPLOYMENT, "demo-workers", {"readyReplicas": 1}),
+        (kinds.MANAGED_CONTROL_PLANE, "demo", {"initialized": True, "ready": False}),
+    ):
+        desk.run_async(world.kube.merge(kind, name, NAMESPACE, {"status": status}, subresource="status"))
+    assert desk.good("cluster", "list").splitlines()[1].split()[:5] == ["demo", "Pending", "v1.35.1", "NotReady", "?/2"]
+    shown = desk.good("cluster", "describe", "demo")
+    assert re.search(r"^Workers: +2 requested, 1 can't be seen now, from workers$", shown, re.M)
+    assert re.search(r"^  demo-1 .* Unknown +the cluster's API server does not serve$", shown, re.M)
+
+
 def test_a_scaling_that_cannot_come_true_is_not_waited_for(desk: Desk) -> None:
     desk.run_async(desk.world.group_with_hosts(count=3))
     desk.good(*CREATE)

@@ -121,7 +121,46 @@ async def test_a_cluster_in_which_pods_stop_working_is_not_ready_any_longer(benc
     assert await step() == ("Done", ""), "as 0.2.0 left it: until the canary has started"
     broken = {**WORKS, "status": "False", "reason": "DNSNotReady", "message": "no pod of CoreDNS is ready"}
     assert await step(broken) == ("Running", "no pod of CoreDNS is ready")
-    assert (await step({**broken, "status": "Unknown", "message": "it can't be asked"})) == ("Running", "it can't be asked")
+    assert (await step({**broken, "status": "Unknown", "message": "it can't be asked"})) == ("Unknown", "it can't be asked")
+    assert await step(WORKS) == ("Done", "")
+
+
+UP = {"initialized": True, "ready": True, "conditions": [WORKS]}
+CUT_OFF = {**WORKS, "status": "Unknown", "reason": "ClusterNotReached", "message": "the cluster's API server can't be asked: timed out"}
+HELD = {"type": "Ready", "status": "False", "reason": "DataLost", "message": "no member of etcd has data"}
+LOST = "the cluster's API server does not serve: no member of etcd has data"
+
+
+@pytest.mark.parametrize(
+    ("status", "why", "usable"),
+    [
+        ({"ready": False, "conditions": [HELD, WORKS]}, LOST, "Running"),
+        ({"conditions": [CUT_OFF]}, "the cluster's API server can't be asked: timed out", "Unknown"),
+    ],
+)
+async def test_steps_that_only_the_api_server_can_tell_are_unknown_while_it_can_not_be_asked(
+    bench: Bench, status: dict[str, Any], why: str, usable: str
+) -> None:
+    """Cluster API leaves its last word in the Machines. That a cluster without a control plane is not ready is seen all the same."""
+    for name in ("m1", "m2"):
+        await bench.host(f"host-{name}", machine=await bench.create(kinds.BYO_MACHINE, name, {}))
+        await bench.create(kinds.MACHINE, name, {}, {"nodeRef": {"name": name}, "conditions": [{"type": "NodeHealthy", "status": "True"}]})
+
+    async def steps(changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        await bench.kube.merge(kinds.MANAGED_CONTROL_PLANE, "demo", TENANT, {"status": {**UP, **changes}}, subresource="status")
+        await bench.pass_once()
+        plane = await bench.kube.get(kinds.MANAGED_CONTROL_PLANE, "demo", TENANT)
+        assert plane is not None
+        return {step["name"]: step for step in plane["status"]["steps"]}
+
+    before = await steps({})
+    assert (before["WorkersJoined"]["state"], before["ClusterReady"]["state"]) == ("Done", "Done")
+    lost = await steps(status)
+    assert (lost["WorkersJoined"]["state"], lost["WorkersJoined"]["message"]) == ("Unknown", why)
+    assert lost["WorkersJoined"]["finishedAt"] == before["WorkersJoined"]["finishedAt"], "when it was done is known"
+    assert (lost["ClusterReady"]["state"], lost["ClusterReady"]["message"]) == (usable, why)
+    assert lost["ReconcilersBootstrapped"]["state"] == "Done", "which hosts its machines hold is seen without it"
+    assert await steps({}) == before
 
 
 async def test_a_machine_that_failed_is_named_in_the_step(bench: Bench) -> None:

@@ -219,7 +219,8 @@ networks = st.tuples(st.builds(Progress, st.just("cilium"), st.booleans()))
 
 
 @given(st.lists(st.builds(Observation, requested_at=st.just("2026-05-01T12:00:00Z"), workers=st.integers(1, 3), hosts=counts,
-                          infrastructure_ready=st.booleans(), nodes_joined=st.integers(0, 3), network=networks), max_size=5))  # fmt: skip
+                          infrastructure_ready=st.booleans(), nodes_joined=st.integers(0, 3), network=networks,
+                          unreached=st.sampled_from(["", "it is gone"])), max_size=5))  # fmt: skip
 def test_a_written_finish_is_never_rewritten_while_the_step_stays_done(sights: list[Observation]) -> None:
     steps: list[dict[str, Any]] = []
     for minutes, seen in enumerate(sights):

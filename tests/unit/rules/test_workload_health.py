@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ckp.rules.workload_health import Seen, Verdict, evaluate
+from ckp.api.objects.control_plane import ManagedControlPlane
+from ckp.rules.workload_health import Seen, Verdict, evaluate, unreached
 
 
 def conditions(**statuses: tuple[str, str]) -> list[dict[str, str]]:
@@ -114,3 +115,28 @@ def test_a_node_that_waits_for_its_network_where_there_is_room_is_only_new() -> 
 
 def test_what_a_program_printed_is_cut() -> None:
     assert evaluate(replace(FAILED, probe="x" * 5000)).message.endswith("x…") and len(evaluate(replace(FAILED, probe="x" * 5000)).message) < 400
+
+
+def condition(kind: str, status: str, reason: str = "", message: str = "") -> dict[str, str]:
+    return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": "2026-05-01T12:00:00Z"}
+
+
+WORKS = condition("WorkloadReady", "True")
+
+
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [
+        ({}, ""),
+        ({"conditions": [condition("WorkloadReady", "Unknown", "ClusterNotReached", "no kubeconfig yet")]}, ""),
+        ({"initialized": True, "ready": True, "conditions": [WORKS]}, ""),
+        ({"initialized": True, "ready": True}, ""),
+        ({"initialized": True, "ready": True, "conditions": [condition("WorkloadReady", "False", "NoNode", "no node")]}, ""),
+        ({"initialized": True, "ready": True, "conditions": [condition("WorkloadReady", "Unknown", "UnknownVersion", "no canary")]}, ""),
+        ({"initialized": True, "ready": True, "conditions": [condition("WorkloadReady", "Unknown", "ClusterNotReached", "timed out")]}, "timed out"),
+        ({"initialized": True, "conditions": [WORKS]}, "the cluster's API server does not serve"),
+        ({"initialized": True, "conditions": [condition("Ready", "False", "DataLost", "no data"), WORKS]}, "the cluster's API server does not serve: no data"),
+    ],
+)
+def test_a_workload_cluster_can_not_be_asked_without_its_api_server_and_before_it_had_one_nothing_was_seen(status: dict[str, Any], why: str) -> None:
+    assert unreached(ManagedControlPlane.of({"metadata": {"name": "demo"}, "status": status})) == why

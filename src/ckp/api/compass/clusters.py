@@ -93,7 +93,8 @@ class MachineView(View):
     host: str
     node: str
     version: str
-    ready: bool
+    ready: bool = Field(description="Seen to be ready.")
+    ready_status: str = Field(default="", description="True, False, or Unknown: it was a node when the cluster's API server could last be asked.")
     message: str
 
 
@@ -106,7 +107,7 @@ class StepView(View):
     phase: str = ""
     name: str = ""
     title: str = ""
-    state: str = Field(default="", description="Pending, Running, Done, Skipped or Failed.")
+    state: str = Field(default="", description="Pending, Running, Done, Skipped, Failed, or Unknown: it can't be seen now.")
     message: str = ""
     started_at: datetime | None = Field(default=None, exclude_if=is_none)
     finished_at: datetime | None = Field(default=None, exclude_if=is_none)
@@ -154,7 +155,8 @@ class ClusterView(View):
     cni_version: str
     host_group: str
     workers: int
-    workers_ready: int
+    workers_ready: int = Field(description="Seen to be ready.")
+    workers_unknown: int = Field(default=0, description="Of which it can't be seen whether they are ready, since the cluster's API server can't be asked.")
     pod_cidr: str = Field(validation_alias="podCIDR", serialization_alias="podCIDR")
     service_cidr: str = Field(validation_alias="serviceCIDR", serialization_alias="serviceCIDR")
     control_plane_replicas: int

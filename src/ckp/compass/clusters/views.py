@@ -7,18 +7,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckp.api import names
-from ckp.api.compass.base import readable_items
+from ckp.api.compass.base import readable, readable_items
 from ckp.api.compass.clusters import ClusterView, MachineView, ReplacementView, StepView, Timeouts, TimeoutsView
 from ckp.api.compass.conditions import ConditionView
 from ckp.api.objects.byo_cluster import ByoCluster
 from ckp.api.objects.byo_host import ByoHost
-from ckp.api.states import FINISHED_STEPS, ConditionType, HostPhase, StepState
+from ckp.api.objects.control_plane import ManagedControlPlane
+from ckp.api.states import FINISHED_STEPS, ConditionType, HostPhase, Reason, StepState
 from ckp.clients.kube import Obj
 from ckp.compass.clusters.manifests import MACHINE_TIMEOUTS
 from ckp.compass.hosts.groups import group_of_template
 from ckp.kits.clock import exact_duration, parse_duration, parse_rfc3339
 from ckp.rules.conditions import get_condition, is_true
 from ckp.rules.leaving import is_going, waits_for
+from ckp.rules.workload_health import unreached
 
 
 def view(
@@ -44,19 +46,21 @@ def view(
     meta, spec, status = cluster["metadata"], cluster["spec"], cluster.get("status") or {}
     plane_spec = (control_plane or {}).get("spec") or {}
     plane_status = (control_plane or {}).get("status") or {}
+    plane = readable(ManagedControlPlane, control_plane)
+    unseen = unreached(plane) if plane is not None else ""
     workers, workers_ready = _replicas(deployment)
     steps = sorted(readable_items(StepView, plane_status.get("steps")), key=lambda step: step.number)
     failure = str(status.get("failureMessage") or plane_status.get("failureMessage") or "")
     failed = bool(failure or status.get("phase") == "Failed")
     deleting = is_going(cluster)
-    ready = not deleting and not failed and _is_ready(status, deployment, plane_status.get("steps") or ())
+    ready = not deleting and not failed and not unseen and _is_ready(status, deployment, plane_status.get("steps") or ())
     endpoint = spec.get("controlPlaneEndpoint") or plane_spec.get("controlPlaneEndpoint") or {}
     network = spec.get("clusterNetwork") or {}
     addons = plane_spec.get("addons") or {}
     claimed = [host for host in map(ByoHost.of, hosts) if host.claimed]
     of_infrastructure = (infrastructure or {}).get("status") or {}
     unhealthy = {str(entry.get("machine")): str(entry.get("message") or "") for entry in of_infrastructure.get("unhealthy") or ()}
-    shown = [_machine(machine, claimed, unhealthy) for machine in sorted(machines, key=lambda machine: str(machine["metadata"]["name"]))]
+    shown = [_machine(machine, claimed, unhealthy, unseen) for machine in sorted(machines, key=lambda machine: str(machine["metadata"]["name"]))]
     created_at = parse_rfc3339(meta["creationTimestamp"])
     requested = (meta.get("annotations") or {}).get(names.REQUESTED_AT_ANNOTATION)
     return ClusterView(
@@ -70,11 +74,12 @@ def view(
         cni_version=str(addons.get("cniVersion", "")),
         host_group=group_of_template(template) if template else "",
         workers=workers,
-        workers_ready=workers_ready,
+        workers_ready=0 if unseen else workers_ready,
+        workers_unknown=sum(machine.ready_status == "Unknown" for machine in shown),
         pod_cidr=_first(network.get("pods")),
         service_cidr=_first(network.get("services")),
         control_plane_replicas=int(plane_spec.get("replicas", 0)),
-        control_plane_ready=bool(status.get("controlPlaneReady")),
+        control_plane_ready=bool(status.get("controlPlaneReady")) and bool(plane_status.get("ready") or not plane_status.get("initialized")),
         endpoint=f"https://{endpoint['host']}:{endpoint.get('port', 6443)}" if endpoint.get("host") else "",
         cert_sans=[str(name) for name in plane_spec.get("certSANs") or ()],
         created_at=created_at,
@@ -83,7 +88,7 @@ def view(
         conditions=readable_items(
             ConditionView,
             [
-                {"object": obj["kind"], **entry}
+                {"object": obj["kind"], **(_unseen(entry, unseen) if obj is deployment and unseen else entry)}
                 for obj in (cluster, infrastructure, control_plane, deployment)
                 if obj
                 for entry in (obj.get("status") or {}).get("conditions") or ()
@@ -94,6 +99,13 @@ def view(
         replacements=readable_items(ReplacementView, of_infrastructure.get("replacements")),
         left_behind=_sentences((meta.get("annotations") or {}).get(names.LEFT_BEHIND_ANNOTATION)),
     )
+
+
+def _unseen(condition: Mapping[str, Any], why: str) -> dict[str, Any]:
+    """A condition that Cluster API derived from nodes, while nobody can ask for them."""
+    kept = {key: value for key, value in condition.items() if key not in ("severity", "lastTransitionTime")}
+    said = f"{why}; it was {condition.get('status')} when Cluster API saw it last"
+    return {**kept, "status": "Unknown", "reason": str(Reason.CLUSTER_NOT_REACHED), "message": said}
 
 
 def timeouts_of(deployment: Obj | None, health_check: Obj | None, infrastructure: Obj | None) -> TimeoutsView:
@@ -143,33 +155,37 @@ def _replicas(deployment: Obj | None) -> tuple[int, int]:
     return int(spec.get("replicas", 0)), int(status.get("readyReplicas") or 0)
 
 
-def _machine(machine: Obj, claimed: Sequence[ByoHost], unhealthy: Mapping[str, str]) -> MachineView:
+def _machine(machine: Obj, claimed: Sequence[ByoHost], unhealthy: Mapping[str, str], unseen: str = "") -> MachineView:
+    """`unseen`: why it can't be seen whether its node is ready; "" if it can."""
     name, status = machine["metadata"]["name"], machine.get("status") or {}
     infrastructure = (machine["spec"].get("infrastructureRef") or {}).get("name", name)
     host = next((host for host in claimed if host.spec.machine_ref.name in (name, infrastructure)), ByoHost())
     failed = bool(status.get("failureMessage"))  # its node may still run for a while: it is replaced all the same
-    ready = not failed and (is_true(machine, ConditionType.NODE_HEALTHY) or (is_true(machine, ConditionType.READY) and bool(status.get("nodeRef"))))
+    seen: bool | None = not failed and (is_true(machine, ConditionType.NODE_HEALTHY) or (is_true(machine, ConditionType.READY) and bool(status.get("nodeRef"))))
     failing = [entry for entry in status.get("conditions") or () if entry.get("status") == "False" and entry.get("message")]
     bad = next(iter(sorted(failing, key=lambda entry: entry.get("type") == ConditionType.READY)), None)  # Ready only counts the others: "1 of 2 completed"
     observed = host.status.observed
     message = str(status.get("failureMessage") or (observed.message if observed.phase == HostPhase.FAILED else "") or (bad or {}).get("message", ""))
     message = unhealthy.get(name) or message
     if machine["metadata"].get("deletionTimestamp"):
-        message, ready = waits_for(machine, host), False
+        message, seen = waits_for(machine, host), False
+    elif unseen and not failed and status.get("nodeRef"):
+        seen, message = None, unseen
     return MachineView(
         name=name,
         phase=str(status.get("phase") or "Pending"),
         host=host.name,
         node=str((status.get("nodeRef") or {}).get("name", "")),
         version=str((status.get("nodeInfo") or {}).get("kubeletVersion") or machine["spec"].get("version", "")),
-        ready=ready,
-        message="" if ready else message,
+        ready=seen is True,
+        ready_status="Unknown" if seen is None else str(seen),
+        message="" if seen else message,
     )
 
 
 def _why_not_ready(cluster: Obj, control_plane: Obj | None, steps: Sequence[StepView]) -> str:
-    """The most telling sentence: the failed step, else the running one, else the message of the Ready condition."""
-    for state in (StepState.FAILED, StepState.RUNNING):
+    """The most telling sentence: the failed step, else the running one, else one that can't be seen, else the message of the Ready condition."""
+    for state in (StepState.FAILED, StepState.RUNNING, StepState.UNKNOWN):
         for step in steps:
             if step.state == state:
                 return f"step {step.number} ({step.title}): {step.message or 'running'}"
@@ -183,7 +199,8 @@ def _why_not_ready(cluster: Obj, control_plane: Obj | None, steps: Sequence[Step
 def _why_not_gone(control_plane: Obj | None, machines: Sequence[MachineView]) -> str:
     """What the deletion of a cluster waits for: its first machine that says so, else its control plane."""
     if machines:
-        told = next((machine for machine in machines if machine.message), machines[0])
+        own = [machine for machine in machines if machine.message and machine.ready_status != "Unknown"]
+        told = next(iter(own), machines[0].model_copy(update={"message": ""}))
         more = f" (and {len(machines) - 1} more machines)" if len(machines) > 1 else ""
         return f"machine {told.name}: {told.message or 'its deletion begins'}{more}"
     entry = get_condition(control_plane, ConditionType.DELETED) if control_plane else None

@@ -18,6 +18,7 @@ from ckp.rules.claims import Wanted
 from ckp.rules.cluster_hosts import count_hosts
 from ckp.rules.conditions import is_true
 from ckp.rules.lifecycle import CLUSTER_READY_STEP, Observation, advance, complete
+from ckp.rules.workload_health import unreached
 from ckp.runtime.controller import Result
 from ckp.runtime.informer import Informer
 
@@ -75,10 +76,11 @@ class LifecycleReconciler:
             machines_failed=_failure([item for item in byo if not item.deleting]),
             control_plane_ready=plane.status.ready,
             control_plane_message=plane.condition(ConditionType.READY).message,
+            unreached=unreached(plane),
             nodes_joined=sum(bool((item.get("status") or {}).get("nodeRef")) for item in machines),
             nodes_ready=sum(is_true(item, ConditionType.NODE_HEALTHY) for item in machines),
             # Without a condition a cluster of 0.2.0 keeps its step until its canary has started; a new one is not ready.
-            workload_ready=workload.is_true or (not workload.status and _was_ready(plane)),
+            workload_ready=None if workload.status == "Unknown" else workload.is_true or (not workload.status and _was_ready(plane)),
             workload_message=workload.message,
             network=progress(plane, Purpose.NETWORK),
             storage=progress(plane, Purpose.STORAGE, Purpose.BACKUP),
@@ -88,7 +90,7 @@ class LifecycleReconciler:
 
 
 def _was_ready(plane: ManagedControlPlane) -> bool:
-    return any(step.name == CLUSTER_READY_STEP and step.state == StepState.DONE for step in plane.status.steps)
+    return any(step.name == CLUSTER_READY_STEP and step.state in (StepState.DONE, StepState.UNKNOWN) and step.finished_at for step in plane.status.steps)
 
 
 def _failure(machines: list[ByoMachine]) -> str:
