@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from ckp.api.host_protocol import BundleRef
 from ckp.api.platform import InstalledRelease, Releases
 from ckp.controllers.__main__ import build
+from ckp.controllers.workload import WorkloadClients
 from ckp.hub.desired import KubeDesired
 from ckp.hub.identity import HostCa, channel_context
 from ckp.hub.offline import OfflineDetector
@@ -99,7 +100,7 @@ class Controllers:
     async def start(self) -> None:
         """A new process: it knows nothing."""
         self._kube = self._root.client("ckp-controllers")
-        manager = build(self._kube, RELEASES, "addons")
+        manager = build(self._kube, RELEASES, "addons", WorkloadClients())
         controllers = [one for one in manager.controllers if one.name in ("byohost", "byomachine")]
         informers = list(manager._informers.values())
 

@@ -39,6 +39,7 @@ from ckp.controllers.lifecycle.deletion import DeletionReconciler
 from ckp.controllers.providers.byo.cluster import ByoClusterReconciler
 from ckp.controllers.providers.byo.machine import ByoMachineReconciler
 from ckp.controllers.providers.byo.remediation import Remediation
+from ckp.controllers.workload import WorkloadClients
 from ckp.kits.clock import SystemClock
 from ckp.rules.conditions import get_condition
 from ckp.runtime.informer import Informer
@@ -341,7 +342,7 @@ async def test_a_control_plane_comes_up_phase_by_phase(kube: Kube, namespace: st
     await make_control_plane(kube, namespace)
     workload = KubeSimulator()
     reconciler = ManagedControlPlaneReconciler(
-        kube, CLOCK, RELEASES, Applier(kube, CLOCK), connect_to=lambda kubeconfig: workload, connect_to_etcd=EtcdSimulator().connect
+        kube, CLOCK, RELEASES, Applier(kube, CLOCK), clients=WorkloadClients(lambda kubeconfig: workload), connect_to_etcd=EtcdSimulator().connect
     )
     await reconciler.reconcile(namespace, "demo")
     plane = await plane_status(kube, namespace)
@@ -499,7 +500,8 @@ async def test_an_unhealthy_worker_that_the_health_check_reports_is_replaced(kub
         await requests._list()
         await machines._list()
         hosts = Informer(kube, BYO_HOST, namespace)
-        remediation = Remediation(kube, CLOCK, requests, machines, hosts, lambda _kubeconfig: plane.kube())  # the same API server holds the Node
+        clients = WorkloadClients(lambda _kubeconfig: plane.kube())  # the same API server holds the Node
+        remediation = Remediation(kube, CLOCK, requests, machines, hosts, clients)
         await ByoClusterReconciler(kube, CLOCK, remediation).reconcile(namespace, "demo")
         found = await kube.get(BYO_CLUSTER, "demo", namespace)
         assert found is not None

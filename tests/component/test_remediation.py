@@ -35,6 +35,7 @@ from ckp.api.names import CLUSTER_NAME_LABEL, CLUSTER_SECRET_TYPE, DEPLOYMENT_NA
 from ckp.clients.kube import Kube, Obj
 from ckp.controllers.providers.byo.cluster import ByoClusterReconciler
 from ckp.controllers.providers.byo.remediation import Remediation
+from ckp.controllers.workload import WorkloadClients
 from ckp.kits.clock import SystemClock, rfc3339
 from ckp.kits.processes import Daemon
 from ckp.kits.retry import wait_until_async
@@ -86,7 +87,7 @@ class Bench:
         self.kube, self.namespace, self.core = kube, namespace, core
         self.requests, self.machines = Informer(kube, BYO_REMEDIATION, namespace), Informer(kube, MACHINE, namespace)
         self.hosts = Informer(kube, BYO_HOST, namespace)
-        remediation = Remediation(kube, SystemClock(), self.requests, self.machines, self.hosts, lambda _kubeconfig: plane.kube())
+        remediation = Remediation(kube, SystemClock(), self.requests, self.machines, self.hosts, WorkloadClients(lambda _kubeconfig: plane.kube()))
         self.reconciler = ByoClusterReconciler(kube, SystemClock(), remediation)
         self.nodes: set[str] = set()
 

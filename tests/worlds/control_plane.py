@@ -13,6 +13,7 @@ from ckp.controllers.apply import Applier
 from ckp.controllers.controlplane.certificates import AUTHORITIES, leaves
 from ckp.controllers.controlplane.plan import Plan
 from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler
+from ckp.controllers.workload import WorkloadClients
 from ckp.rules.conditions import get_condition
 from ckp.runtime.controller import Result
 from tests.simulators.clock import ManualClock
@@ -45,7 +46,7 @@ class ControlPlaneWorld:
             self.clock,
             self.releases,
             Applier(self.kube, self.clock),
-            connect_to=lambda kubeconfig: self.workload,
+            clients=WorkloadClients(lambda kubeconfig: self.workload),
             connect_to_etcd=self.simulated_etcd.connect,
         )
 

@@ -66,15 +66,17 @@ class Kube:
         config: where and as whom; None takes the pod's service account or KUBECONFIG.
         manager: the field manager of what we apply (server-side apply).
         timeout: seconds for one request (watches excepted).
+        keep_alive: seconds for which a connection without a request is kept for the next one; with a kubeconfig.
     """
 
-    def __init__(self, config: SingleConfig | None = None, *, manager: str = "ckp", timeout: float = 15.0) -> None:
-        transport = httpx2.AsyncHTTPTransport(verify=_trust(config)) if config else None
+    def __init__(self, config: SingleConfig | None = None, *, manager: str = "ckp", timeout: float = 15.0, keep_alive: float = 5.0) -> None:
+        limits = httpx2.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=keep_alive)
+        transport = httpx2.AsyncHTTPTransport(verify=_trust(config), limits=limits) if config else None
         self._client = AsyncClient(config=config, field_manager=manager, timeout=httpx2.Timeout(timeout), trust_env=config is None, transport=transport)
         self._manager = manager
 
     @classmethod
-    def from_kubeconfig(cls, source: Path | str | Mapping[str, Any], *, manager: str = "ckp", timeout: float = 15.0) -> Kube:
+    def from_kubeconfig(cls, source: Path | str | Mapping[str, Any], *, manager: str = "ckp", timeout: float = 15.0, keep_alive: float = 5.0) -> Kube:
         """From a kubeconfig's path, its text, or the parsed mapping.
 
         Raises:
@@ -88,7 +90,7 @@ class Kube:
             single = config.get()
             if single is None:
                 raise CkpError("the kubeconfig has no current context", resolution="set current-context in it")
-            return cls(single, manager=manager, timeout=timeout)
+            return cls(single, manager=manager, timeout=timeout, keep_alive=keep_alive)
         except (KeyError, TypeError, ValueError, AttributeError, ssl.SSLError, yaml.YAMLError) as error:
             # Without its text: it holds credentials.
             raise CkpError(f"the kubeconfig cannot be read ({type(error).__name__})") from None

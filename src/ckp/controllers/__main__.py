@@ -26,6 +26,7 @@ from ckp.controllers.providers.byo.remediation import Remediation
 from ckp.controllers.providers.byo.serving_certificates import ServingCertificatesReconciler
 from ckp.controllers.scope import cluster_name, owner
 from ckp.controllers.settings import Settings
+from ckp.controllers.workload import WorkloadClients
 from ckp.controllers.workload_health.reconciler import WorkloadHealthReconciler
 from ckp.kits.clock import SystemClock
 from ckp.kits.errors import CkpError
@@ -38,8 +39,12 @@ from ckp.runtime.manager import Manager, identity
 log = structlog.get_logger()
 
 
-def build(kube: Kube, releases: Releases, addons_image: str) -> Manager:
-    """The manager with every controller and the objects whose changes wake it."""
+def build(kube: Kube, releases: Releases, addons_image: str, workloads: WorkloadClients) -> Manager:
+    """The manager with every controller and the objects whose changes wake it.
+
+    Args:
+        workloads: the clients of workload clusters, which the caller closes.
+    """
     clock = SystemClock()
     manager = Manager(kube, LeaderLease(kube, os.environ.get("POD_NAMESPACE", SYSTEM_NAMESPACE), "ckp-controllers", identity()))
     hosts, machines = manager.informer(BYO_HOST), manager.informer(BYO_MACHINE)
@@ -72,32 +77,33 @@ def build(kube: Kube, releases: Releases, addons_image: str) -> Manager:
         machine = machines.get(obj["metadata"]["namespace"], str(reference.get("name") or ""))
         return planes_of_cluster(machine) if machine else []
 
+    remediation = Remediation(kube, clock, remediations, core_machines, hosts, workloads)
     controllers = [
-        Controller("byocluster", ByoClusterReconciler(kube, clock, Remediation(kube, clock, remediations, core_machines, hosts)), byo_clusters, workers=2)
+        Controller("byocluster", ByoClusterReconciler(kube, clock, remediation), byo_clusters, workers=2)
         .watches(remediations, of_cluster(byo_clusters))
         .watches(core_machines, of_cluster(byo_clusters)),
-        Controller("byohost", ByoHostReconciler(kube, clock, releases), hosts, workers=2).watches(machines, _host_of),
-        Controller("byomachine", ByoMachineReconciler(kube, clock, hosts, releases), machines)
+        Controller("byohost", ByoHostReconciler(kube, clock, releases, workloads), hosts, workers=2).watches(machines, _host_of),
+        Controller("byomachine", ByoMachineReconciler(kube, clock, hosts, releases, workloads), machines)
         .watches(hosts, machines_of_host)
         .watches(core_machines, infra_of_machine)
         .watches(clusters, of_cluster(machines)),
-        Controller("managedcontrolplane", ManagedControlPlaneReconciler(kube, clock, releases, Applier(kube, clock)), planes)
+        Controller("managedcontrolplane", ManagedControlPlaneReconciler(kube, clock, releases, Applier(kube, clock), workloads), planes)
         .watches(clusters, planes_of_cluster)
         .watches(manager.informer(DEPLOYMENT), owned)
         .watches(manager.informer(STATEFUL_SET), owned)
         .watches(jobs, owned),
-        Controller("addons", AddonsReconciler(kube, clock, releases, addons_image), planes, workers=2).watches(jobs, owned),
+        Controller("addons", AddonsReconciler(kube, clock, releases, addons_image, clients=workloads), planes, workers=2).watches(jobs, owned),
         Controller("lifecycle", LifecycleReconciler(kube, clock, hosts), planes, workers=2)
         .watches(core_machines, planes_of_cluster)
         .watches(machines, planes_of_cluster),
-        Controller("servingcertificates", ServingCertificatesReconciler(kube, clock, planes, hosts, machines), planes, workers=2)
+        Controller("servingcertificates", ServingCertificatesReconciler(kube, clock, planes, hosts, machines, workloads), planes, workers=2)
         .watches(hosts, planes_of_host)
         .watches(machines, planes_of_cluster),
     ]
     # More workers than clusters that may be out of reach at once: each look at one of them waits for a timeout.
-    health = Controller("workloadhealth", WorkloadHealthReconciler(kube, clock, releases), planes, workers=8)
+    health = Controller("workloadhealth", WorkloadHealthReconciler(kube, clock, releases, workloads), planes, workers=8)
     controllers.append(health.watches(core_machines, planes_of_cluster))
-    deletion = Controller("deletion", DeletionReconciler(kube, clock), clusters, workers=2)
+    deletion = Controller("deletion", DeletionReconciler(kube, clock, workloads), clusters, workers=2)
     deletion.watches(core_machines, lambda obj: [(obj["metadata"]["namespace"], cluster_name(obj))])
     watched = {"byocluster": byo_clusters, "byohost": hosts, "byomachine": machines, "managedcontrolplane": planes}
     events = [Controller(f"{name}-events", EventsReconciler(kube, clock, informer), informer, workers=1) for name, informer in watched.items()]
@@ -118,11 +124,12 @@ def _host_of(machine: Obj) -> list[Key]:
 
 async def _run(settings: Settings) -> None:
     releases = Releases.load(settings.releases_file)
-    kube = Kube(manager="ckp-controllers")
-    manager = build(kube, releases, settings.addons_image)
+    kube, workloads = Kube(manager="ckp-controllers"), WorkloadClients()
+    manager = build(kube, releases, settings.addons_image, workloads)
     try:
         await manager.run(manager.probes(settings.bind, settings.probe_port), asyncio.Event())
     finally:
+        await workloads.close()
         await kube.close()
 
 

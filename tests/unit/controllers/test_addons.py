@@ -16,6 +16,7 @@ from ckp.clients.kube import KubeError, Obj
 from ckp.controllers.addons.addon import Addon, HelmAddon, merged
 from ckp.controllers.addons.reconciler import AddonsReconciler
 from ckp.controllers.addons.registry import ADDONS
+from ckp.controllers.workload import WorkloadClients
 from tests.simulators.clock import ManualClock
 from tests.simulators.kube import KubeSimulator
 
@@ -33,7 +34,9 @@ class Bench:
         releases = Releases(releases={"v1.35.1": RELEASE.model_copy(update=release)}, addon_values=SITE)
         self.clock = ManualClock(datetime(2026, 4, 1, tzinfo=UTC))
         self.workload = KubeSimulator(manager="ckp-controllers", namespaces=("kube-system", "calico-system"))
-        self.reconciler = AddonsReconciler(self.kube, self.clock, releases, "r:5000/ckp/addons:v1", addons or ADDONS, connect=lambda _: self.workload)
+        self.reconciler = AddonsReconciler(
+            self.kube, self.clock, releases, "r:5000/ckp/addons:v1", addons or ADDONS, clients=WorkloadClients(lambda _: self.workload)
+        )
 
     async def start(self, cni: str = "cilium", *, ready: bool = True) -> None:
         meta = {"name": "demo", "namespace": TENANT, "labels": {names.CLUSTER_NAME_LABEL: "demo"}}
@@ -136,7 +139,7 @@ async def test_no_second_helm_is_started_beside_one_that_runs() -> None:
     await bench.pod("p", first, {"phase": "Running"})
     await bench.record("cilium", 1, "pending-install")
     newer = Bench(cni={"cilium": "v1.19.6"})  # the same cluster, seen by controllers that were upgraded meanwhile
-    reconciler = AddonsReconciler(bench.kube, bench.clock, newer.reconciler.releases, "i", connect=lambda _: bench.workload)
+    reconciler = AddonsReconciler(bench.kube, bench.clock, newer.reconciler.releases, "i", clients=WorkloadClients(lambda _: bench.workload))
     await reconciler.reconcile(TENANT, "demo")
     plane = await bench.kube.get(kinds.MANAGED_CONTROL_PLANE, "demo", TENANT)
     assert plane is not None and plane["status"]["addons"][0]["message"] == "an earlier installation of cilium is being ended (pod p)"

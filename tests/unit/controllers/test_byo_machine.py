@@ -17,6 +17,7 @@ from ckp.clients.kube import KubeError, Obj
 from ckp.controllers.providers.byo.desired import DesiredStore
 from ckp.controllers.providers.byo.host import ByoHostReconciler
 from ckp.controllers.providers.byo.machine import ByoMachineReconciler
+from ckp.controllers.workload import WorkloadClients
 from ckp.kits.clock import parse_rfc3339, rfc3339
 from ckp.kits.errors import CkpError
 from ckp.rules.conditions import get_condition
@@ -37,7 +38,7 @@ class Bench:
         self.kube = KubeSimulator(manager="ckp-controllers", namespaces=(TENANT, names.HOSTS_NAMESPACE))
         self.hosts = Informer(self.kube, kinds.BYO_HOST, TENANT)
         self.cluster = KubeSimulator(manager="ckp-controllers", namespaces=("default",))
-        self.machines = ByoMachineReconciler(self.kube, CLOCK, self.hosts, RELEASES, lambda _kubeconfig: self.cluster)
+        self.machines = ByoMachineReconciler(self.kube, CLOCK, self.hosts, RELEASES, WorkloadClients(lambda _kubeconfig: self.cluster))
         self.host_reconciler = ByoHostReconciler(self.kube, CLOCK, Releases(releases={}))
         self.store = DesiredStore(self.kube)
 

@@ -20,6 +20,7 @@ from ckp.controllers.controlplane import certificates
 from ckp.controllers.controlplane.apiserver import ADDRESS_ANNOTATION
 from ckp.controllers.controlplane.plan import Plan
 from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler
+from ckp.controllers.workload import WorkloadClients
 from ckp.kits.clock import SystemClock
 from ckp.rules.conditions import get_condition
 from tests.simulators.etcd import EtcdSimulator
@@ -41,7 +42,12 @@ class Bench:
         clock = SystemClock()
         self.workload = KubeSimulator(manager="ckp-controllers")
         self.reconciler = ManagedControlPlaneReconciler(
-            self.kube, clock, RELEASES, Applier(self.kube, clock), connect_to=lambda _kubeconfig: self.workload, connect_to_etcd=EtcdSimulator().connect
+            self.kube,
+            clock,
+            RELEASES,
+            Applier(self.kube, clock),
+            clients=WorkloadClients(lambda _kubeconfig: self.workload),
+            connect_to_etcd=EtcdSimulator().connect,
         )
         self.authority = make_authority("kubernetes")
 

@@ -13,7 +13,7 @@ from ckp.api import kinds, names
 from ckp.api.kinds import Kind
 from ckp.clients.kube import KubeError
 from ckp.controllers.lifecycle.deletion import DeletionReconciler, sentences
-from ckp.controllers.workload import connect
+from ckp.controllers.workload import WorkloadClients
 from ckp.kits.clock import rfc3339
 from tests.simulators.clock import ManualClock
 from tests.simulators.kube import KubeSimulator
@@ -30,7 +30,7 @@ class Bench:
         self.kube = KubeSimulator(manager="ckp-controllers", namespaces=(TENANT,))
         self.workload = KubeSimulator(manager="ckp-controllers")
         self.clock = ManualClock(START)
-        self.reconciler = DeletionReconciler(self.kube, self.clock, lambda _kubeconfig: self.workload)
+        self.reconciler = DeletionReconciler(self.kube, self.clock, WorkloadClients(lambda _kubeconfig: self.workload))
 
     async def create(self, kind: Kind, name: str, spec: dict[str, Any], status: dict[str, Any] | None = None, **metadata: Any) -> None:
         body = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": {"name": name, "namespace": TENANT, **metadata}, "spec": spec}
@@ -104,7 +104,7 @@ async def test_the_volumes_that_it_leaves_are_noted_while_its_api_can_still_be_a
 
 @pytest.mark.parametrize("text", ["", "kind: Config\n", "[", "clusters: 3", "\x00", "null"])
 async def test_a_kubeconfig_that_cannot_be_read_does_not_hold_up_the_deletion(bench: Bench, text: str) -> None:
-    bench.reconciler.connect = connect
+    bench.reconciler.clients = WorkloadClients()
     await bench.kube.merge(kinds.SECRET, "demo-kubeconfig", TENANT, {"data": {"value": base64.b64encode(text.encode()).decode()}})
     await bench.ask()
     await bench.reconciler.reconcile(TENANT, "demo")

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from ckp.api import kinds, names
 from ckp.api.platform import Releases
-from ckp.clients.kube import Kube, KubeError, Obj
+from ckp.clients.kube import KubeError, Obj
 from ckp.controllers.providers.byo.host import ByoHostReconciler
+from ckp.controllers.workload import WorkloadClients
 from ckp.rules.conditions import get_condition
 from ckp.rules.labels_and_taints import LabelsAndTaints, node_patch, parse_taint
 from tests.simulators.clock import ManualClock
@@ -61,12 +62,9 @@ class Bench:
     def __init__(self) -> None:
         self.kube = KubeSimulator(manager="ckp-controllers", namespaces=(TENANT, names.HOSTS_NAMESPACE))
         self.cluster = KubeSimulator(manager="ckp-controllers", namespaces=("default",))
-        self.asked: list[str] = []
-        self.reconciler = ByoHostReconciler(self.kube, ManualClock(datetime(2026, 4, 1, tzinfo=UTC)), Releases(releases={}), self._connect)
-
-    def _connect(self, kubeconfig: str) -> Kube:
-        self.asked.append(kubeconfig)
-        return self.cluster
+        self.reconciler = ByoHostReconciler(
+            self.kube, ManualClock(datetime(2026, 4, 1, tzinfo=UTC)), Releases(releases={}), WorkloadClients(lambda _: self.cluster)
+        )
 
     async def start(self) -> None:
         labels = {names.CLUSTER_NAME_LABEL: "demo"}
@@ -114,16 +112,16 @@ async def bench() -> Bench:
 
 async def test_labels_and_taints_that_change_after_the_join_come_to_the_node_and_go_again(bench: Bench) -> None:
     await bench.pass_once()
-    assert bench.asked == [], "no cluster is asked before there is a node"
+    assert bench.cluster.calls == [], "no cluster is asked before there is a node"
     await bench.join(rack="r1")
     await bench.pass_once()
     assert (await bench.marked())["status"] == "True"
     await bench.change(rack="r2", disk="ssd", taints=["dedicated=db:NoSchedule"])
     await bench.pass_once()
     assert await bench.node() == ({"rack": "r2", "disk": "ssd"}, ["dedicated"])
-    asked = len(bench.asked)
+    asked = len(bench.cluster.calls)
     await bench.pass_once()
-    assert len(bench.asked) == asked, "what is as wanted costs nothing"
+    assert len(bench.cluster.calls) == asked, "what is as wanted costs nothing"
     await bench.change(rack=None, disk=None)
     await bench.pass_once()
     assert await bench.node() == ({}, []) and await bench.marked() is not None

@@ -13,6 +13,7 @@ from ckp.api.kinds import Kind
 from ckp.clients.kube import KubeError, Obj
 from ckp.controllers.providers.byo.cluster import ByoClusterReconciler
 from ckp.controllers.providers.byo.remediation import Remediation
+from ckp.controllers.workload import WorkloadClients
 from ckp.kits.clock import rfc3339
 from ckp.rules.conditions import get_condition
 from ckp.rules.events import transitions
@@ -41,7 +42,7 @@ class Bench:
         self.requests = Informer(self.kube, kinds.BYO_REMEDIATION, TENANT)
         self.machines = Informer(self.kube, kinds.MACHINE, TENANT)
         self.hosts = Informer(self.kube, kinds.BYO_HOST, TENANT)
-        remediation = Remediation(self.kube, self.clock, self.requests, self.machines, self.hosts, lambda _kubeconfig: self.workload)
+        remediation = Remediation(self.kube, self.clock, self.requests, self.machines, self.hosts, WorkloadClients(lambda _kubeconfig: self.workload))
         self.reconciler = ByoClusterReconciler(self.kube, self.clock, remediation)
 
     async def create(self, kind: Kind, name: str, spec: dict[str, Any], status: dict[str, Any] | None = None, **metadata: Any) -> Obj:

@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ckp.api import kinds
-from ckp.clients.kube import Kube, KubeError, Obj
+from ckp.clients.kube import KubeError, Obj
 from ckp.controllers.controlplane.bootstrap import bootstrap_objects
 from ckp.controllers.providers.byo.serving_certificates import JOINS_WITHIN, OFTEN, RARELY, ServingCertificatesReconciler
+from ckp.controllers.workload import WorkloadClients
 from ckp.runtime.informer import Informer
 from tests.simulators.clock import ManualClock
 from tests.simulators.kube import KubeSimulator
@@ -30,12 +31,7 @@ class Bench:
         self.clock = ManualClock(datetime(2026, 4, 1, tzinfo=UTC))
         planes, hosts, machines = (Informer(self.kube, kind, TENANT) for kind in (kinds.MANAGED_CONTROL_PLANE, kinds.BYO_HOST, kinds.BYO_MACHINE))
         self.informers = (planes, hosts, machines)
-        self.reconciler = ServingCertificatesReconciler(self.kube, self.clock, planes, hosts, machines, self._connect)
-        self.connected = 0
-
-    def _connect(self, kubeconfig: str) -> Kube:
-        self.connected += 1
-        return self.cluster
+        self.reconciler = ServingCertificatesReconciler(self.kube, self.clock, planes, hosts, machines, WorkloadClients(lambda _: self.cluster))
 
     async def start(self, *hosts: str, cluster: str = "demo") -> None:
         meta = {"name": "demo", "namespace": TENANT, "labels": LABEL}
@@ -120,13 +116,13 @@ async def test_a_cluster_is_asked_often_while_hosts_join_and_rarely_afterwards()
     await bench.pass_once()
     bench.clock.advance(JOINS_WITHIN + 1)
     assert await bench.pass_once() == RARELY
-    asked = bench.connected
+    asked = len(bench.cluster.calls)
     bench.clock.advance(RARELY / 2)
     assert await bench.pass_once() == RARELY / 2
-    assert bench.connected == asked, "a report of a host is no reason to ask"
+    assert len(bench.cluster.calls) == asked, "a report of a host is no reason to ask"
     await bench.join("two", "10.0.0.2")
     assert await bench.pass_once() == OFTEN
-    assert bench.connected == asked + 1
+    assert len(bench.cluster.calls) > asked
 
 
 async def test_a_cluster_without_nodes_or_that_is_deleted_is_not_asked() -> None:
@@ -137,7 +133,7 @@ async def test_a_cluster_without_nodes_or_that_is_deleted_is_not_asked() -> None
     assert await bench.pass_once() is None
     await bench.kube.delete(kinds.MANAGED_CONTROL_PLANE, "demo", TENANT)
     assert await bench.pass_once() is None
-    assert bench.connected == 0
+    assert bench.cluster.calls == []
 
 
 async def test_a_cluster_that_does_not_answer_is_asked_again() -> None:

@@ -12,6 +12,7 @@ import pytest
 from ckp.api import kinds, names
 from ckp.api.platform import InstalledRelease, Releases
 from ckp.clients.kube import KubeError, Obj
+from ckp.controllers.workload import WorkloadClients
 from ckp.controllers.workload_health.canary import Canary
 from ckp.controllers.workload_health.reconciler import WorkloadHealthReconciler
 from ckp.rules.conditions import get_condition
@@ -38,7 +39,7 @@ class Bench:
         self.restart()
 
     def restart(self, image: str = "v1.35.1-ckp@sha256:0") -> None:
-        self.reconciler = WorkloadHealthReconciler(self.kube, self.clock, releases(image), lambda _: self.workload)
+        self.reconciler = WorkloadHealthReconciler(self.kube, self.clock, releases(image), WorkloadClients(lambda _: self.workload))
 
     async def start(self, *, initialized: bool = True, cni: str = "cilium", pods: str = "10.42.0.0/16", **status: Any) -> None:
         meta = {"name": "demo", "namespace": TENANT, "labels": {names.CLUSTER_NAME_LABEL: "demo"}}

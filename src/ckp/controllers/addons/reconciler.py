@@ -17,7 +17,7 @@ from ckp.controllers.addons.registry import ADDONS
 from ckp.controllers.controlplane.plan import Plan
 from ckp.controllers.jobs import JobState, has_failed, run_once
 from ckp.controllers.scope import Scope, cluster_name, deleting, paused
-from ckp.controllers.workload import Connect, connect, workload_cluster
+from ckp.controllers.workload import WorkloadClients, workload_cluster
 from ckp.kits.clock import Clock, parse_rfc3339
 from ckp.kits.errors import NotFound
 from ckp.rules.addons import requested
@@ -46,7 +46,7 @@ class AddonsReconciler:
     releases: Releases
     image: str
     addons: Mapping[str, Addon] = field(default_factory=lambda: ADDONS)
-    connect: Connect = connect
+    clients: WorkloadClients = field(default_factory=WorkloadClients)
     _failures: dict[str, tuple[int, datetime, str]] = field(default_factory=dict)
     """By namespace and Job: how often it failed in a row, when it may start again, and why it failed last. Lost with the process: it starts at once then."""
 
@@ -117,7 +117,7 @@ class AddonsReconciler:
             if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed") and not self._is_given_up(pod):
                 return f"an earlier installation of {addon.name} is being ended (pod {pod['metadata']['name']})"
         try:
-            async with workload_cluster(self.kube, plan.namespace, plan.cluster, self.connect) as workload:
+            async with workload_cluster(self.kube, plan.namespace, plan.cluster, self.clients) as workload:
                 if workload is None:
                     return "the cluster has no kubeconfig yet"
                 await addon.prepare(workload)

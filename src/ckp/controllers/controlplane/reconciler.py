@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -27,7 +27,7 @@ from ckp.controllers.controlplane.phases import ENDING, POLL, SIDE_BY_SIDE, SOON
 from ckp.controllers.controlplane.plan import Plan, disruption_budget
 from ckp.controllers.jobs import JobState, run_once
 from ckp.controllers.scope import Scope, deleting, owner, paused
-from ckp.controllers.workload import Connect, connect
+from ckp.controllers.workload import WorkloadClients, workload_cluster
 from ckp.kits.clock import Clock
 from ckp.kits.errors import CkpError, NotFound
 from ckp.rules.conditions import get_condition, make_condition
@@ -63,7 +63,7 @@ class ManagedControlPlaneReconciler:
     clock: Clock
     releases: Releases
     applier: Applier
-    connect_to: Connect = connect
+    clients: WorkloadClients = field(default_factory=WorkloadClients)
     connect_to_etcd: ConnectEtcd = connect_etcd
 
     def __post_init__(self) -> None:
@@ -293,20 +293,17 @@ class ManagedControlPlaneReconciler:
 
         As the user whom RBAC does not bind: this must work before there are rules, and with whatever rules the cluster's owner writes.
         """
-        secret = await self.kube.get(SECRET, plan.name("super-admin-kubeconfig"), plan.namespace)
-        if secret is None:
-            raise NotYet(ConditionType.KUBERNETES_SERVICE_READY, "the kubeconfig does not exist yet", after=SOON)
-        client = self.connect_to(base64.b64decode(secret["data"]["value"]).decode())
         try:
-            await service_endpoints.publish(client, await service_endpoints.addresses_of(plan.address), API_PORT)
+            async with workload_cluster(self.kube, plan.namespace, plan.cluster, self.clients, bound=False) as client:
+                if client is None:
+                    raise NotYet(ConditionType.KUBERNETES_SERVICE_READY, "the kubeconfig does not exist yet", after=SOON)
+                await service_endpoints.publish(client, await service_endpoints.addresses_of(plan.address), API_PORT)
         except OSError as error:
             message = f"the name of the endpoint {plan.endpoint} can't be resolved: {error}"
             raise NotYet(ConditionType.KUBERNETES_SERVICE_READY, message, reason=Reason.API_SERVER_NOT_REACHED, seen=False) from error
         except KubeError as error:
             message = f"the API server does not answer at {plan.endpoint}: {error.brief}"
             raise NotYet(ConditionType.KUBERNETES_SERVICE_READY, message, after=SOON * 4, reason=Reason.API_SERVER_NOT_REACHED, seen=False) from error
-        finally:
-            await client.close()
         if apiserver.clears_endpoints(await self.kube.list(POD, plan.namespace, labels=plan.selector("apiserver"))):
             return SOON
         return None
@@ -358,5 +355,6 @@ class ManagedControlPlaneReconciler:
             return Result(after=1)
         self.applier.forget(scope.namespace, f"{cluster}-")
         self.etcd.forget(scope.namespace, cluster)
+        await self.clients.forget(scope.namespace, cluster)
         await scope.remove_finalizer(MANAGED_CONTROL_PLANE_FINALIZER)
         return Result()

@@ -29,7 +29,7 @@ from ckp.api.objects.byo_machine import ByoMachine
 from ckp.api.states import ConditionType
 from ckp.clients.kube import Kube, Obj
 from ckp.controllers.scope import deleting
-from ckp.controllers.workload import Connect, connect, workload_cluster
+from ckp.controllers.workload import WorkloadClients, workload_cluster
 from ckp.kits.clock import Clock, SystemClock, parse_rfc3339
 from ckp.kits.errors import CkpError
 from ckp.runtime.controller import Result
@@ -46,7 +46,7 @@ class DeletionReconciler:
 
     kube: Kube
     clock: Clock = field(default_factory=SystemClock)
-    connect: Connect = connect
+    clients: WorkloadClients = field(default_factory=WorkloadClients)
 
     async def reconcile(self, namespace: str, name: str) -> Result:
         """Note what it leaves, delete the MachineDeployments, wait for their Machines to go, then delete the Cluster."""
@@ -90,7 +90,7 @@ class DeletionReconciler:
     async def _volumes(self, namespace: str, cluster: str) -> list[str]:
         """The cluster's persistent volumes: nothing deletes what they are made of, and their API goes with the cluster."""
         try:
-            async with workload_cluster(self.kube, namespace, cluster, self.connect) as client:
+            async with workload_cluster(self.kube, namespace, cluster, self.clients) as client:
                 return sentences(await client.list(PERSISTENT_VOLUME)) if client is not None else []
         except CkpError as error:
             return [f"its volumes are not known: {error.brief}"]

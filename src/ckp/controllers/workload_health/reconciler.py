@@ -26,7 +26,7 @@ from ckp.api.platform import Releases
 from ckp.api.states import FINISHED_STEPS, ConditionType, Reason
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.scope import cluster_name, deleting, paused
-from ckp.controllers.workload import Connect, connect, workload_cluster
+from ckp.controllers.workload import WorkloadClients, workload_cluster
 from ckp.controllers.workload_health import canary
 from ckp.controllers.workload_health.canary import Canary
 from ckp.kits.clock import Clock
@@ -71,7 +71,7 @@ class WorkloadHealthReconciler:
     kube: Kube
     clock: Clock
     releases: Releases
-    connect: Connect = connect
+    clients: WorkloadClients = field(default_factory=WorkloadClients)
     _memory: dict[tuple[str, str], _Memory] = field(default_factory=dict)
 
     async def reconcile(self, namespace: str, name: str) -> Result:
@@ -114,7 +114,7 @@ class WorkloadHealthReconciler:
             return Verdict(None, Reason.UNKNOWN_VERSION, f"version {plane.spec.version} is not among the installed releases, so that no canary can be started")
         domain = str((cluster["spec"].get("clusterNetwork") or {}).get("serviceDomain") or "cluster.local")
         try:
-            async with workload_cluster(self.kube, plane.namespace, str(cluster["metadata"]["name"]), self.connect) as workload:
+            async with workload_cluster(self.kube, plane.namespace, str(cluster["metadata"]["name"]), self.clients) as workload:
                 if workload is None:
                     return Verdict(None, Reason.CLUSTER_NOT_REACHED, "the cluster has no kubeconfig yet")
                 deployment = await _deploy(workload, Canary(image, domain))

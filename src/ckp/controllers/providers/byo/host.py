@@ -16,7 +16,7 @@ from ckp.controllers.providers.byo.desired import DesiredStore
 from ckp.controllers.providers.byo.drain import reconcile_drain
 from ckp.controllers.providers.byo.node_metadata import reconcile_node_metadata
 from ckp.controllers.scope import Scope, deleting
-from ckp.controllers.workload import Connect, connect
+from ckp.controllers.workload import WorkloadClients
 from ckp.kits.clock import Clock, parse_rfc3339, rfc3339
 from ckp.rules.certificates import certificate_serial, next_serial, revoked_serial
 from ckp.rules.conditions import Condition, make_condition, merge_conditions
@@ -32,7 +32,7 @@ class ByoHostReconciler:
     kube: Kube
     clock: Clock
     releases: Releases
-    connect: Connect = connect
+    clients: WorkloadClients = field(default_factory=WorkloadClients)
     _announced: dict[tuple[str, str], str] = field(default_factory=dict)
     _agents: dict[tuple[str, str], AgentTarget | None] = field(default_factory=dict)
 
@@ -64,7 +64,7 @@ class ByoHostReconciler:
         state = make_condition(ConditionType.AVAILABLE, not host.claimed, self.clock.now(), reason=Reason.CLAIMED, message=held)
         flaps, stable, wait = self._stability(host)
         drained = await reconcile_drain(self.kube, self.clock, self.releases, host)
-        metadata = await reconcile_node_metadata(self.kube, self.clock, host, self.connect)
+        metadata = await reconcile_node_metadata(self.kube, self.clock, host, self.clients)
         scope.conditions = [state, stable, *(condition for condition in (drained.condition, metadata.condition) if condition)]
         await self._write(scope, host, flaps, drained.done_for, metadata.carried)
         return Result(after=min((after for after in (wait, drained.after, metadata.after) if after is not None), default=None))

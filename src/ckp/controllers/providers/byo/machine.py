@@ -23,7 +23,7 @@ from ckp.controllers.providers.byo.bootstrap import JOIN_CONFIG, BootstrapData, 
 from ckp.controllers.providers.byo.desired import DesiredStore
 from ckp.controllers.providers.byo.join_token import JoinTokens
 from ckp.controllers.scope import Scope, deleting, owner, paused
-from ckp.controllers.workload import Connect, connect, remove_stale_node, workload_cluster
+from ckp.controllers.workload import WorkloadClients, remove_stale_node, workload_cluster
 from ckp.kits.clock import Clock, exact_duration, rfc3339
 from ckp.kits.errors import CkpError
 from ckp.rules.claims import Candidate, Wanted, candidate, choose_host, cluster_networks, user_labels
@@ -49,7 +49,7 @@ class ByoMachineReconciler:
     clock: Clock
     hosts: Informer
     releases: Releases
-    connect: Connect = connect
+    clients: WorkloadClients = field(default_factory=WorkloadClients)
     tokens: JoinTokens = field(init=False)
 
     def __post_init__(self) -> None:
@@ -127,7 +127,7 @@ class ByoMachineReconciler:
         if stored is not None and stored.files and stored.provider_id == membership.provider_id:
             return ""  # it is joining already
         try:
-            async with workload_cluster(self.kube, scope.namespace, str(cluster["metadata"]["name"]), self.connect) as client:
+            async with workload_cluster(self.kube, scope.namespace, str(cluster["metadata"]["name"]), self.clients) as client:
                 if client is not None:
                     await remove_stale_node(client, scope.namespace, membership.node_name, membership.provider_id)
         except KubeError as error:
@@ -140,7 +140,7 @@ class ByoMachineReconciler:
         if scope.status.get("ready") or not self.tokens.is_due(ByoMachine.of(scope.obj), membership, has_node):
             return
         try:
-            async with workload_cluster(self.kube, scope.namespace, str(cluster["metadata"]["name"]), self.connect) as client:
+            async with workload_cluster(self.kube, scope.namespace, str(cluster["metadata"]["name"]), self.clients) as client:
                 renewed = client is not None and await self.tokens.restore(client, membership)
         except KubeError:
             return  # looked at again soon; what the host reports meanwhile is the better message

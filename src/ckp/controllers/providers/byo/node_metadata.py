@@ -10,7 +10,7 @@ from ckp.api.objects.byo_host import ByoHost
 from ckp.api.objects.byo_machine import ByoMachine
 from ckp.api.states import ConditionType, HostPhase, Reason
 from ckp.clients.kube import Kube, KubeError
-from ckp.controllers.workload import Connect, workload_cluster
+from ckp.controllers.workload import WorkloadClients, workload_cluster
 from ckp.kits.clock import Clock
 from ckp.rules.conditions import Condition, make_condition
 from ckp.rules.labels_and_taints import LabelsAndTaints, node_patch
@@ -27,7 +27,7 @@ class NodeMetadata:
     after: float | None = None
 
 
-async def reconcile_node_metadata(kube: Kube, clock: Clock, host: ByoHost, connect_to: Connect) -> NodeMetadata:
+async def reconcile_node_metadata(kube: Kube, clock: Clock, host: ByoHost, clients: WorkloadClients) -> NodeMetadata:
     """One step: record what a joining node is given; once it has joined, bring its labels and taints in line with its host's."""
     recorded, wanted = LabelsAndTaints.recorded(host), LabelsAndTaints.wanted(host)
     if not wanted.machine:
@@ -42,7 +42,7 @@ async def reconcile_node_metadata(kube: Kube, clock: Clock, host: ByoHost, conne
     if host.status.observed.phase != HostPhase.JOINED:
         return NodeMetadata(given.joined_with(wanted))
     try:
-        missing = await _patch_node(kube, host, given, wanted, connect_to)
+        missing = await _patch_node(kube, host, given, wanted, clients)
     except KubeError as error:
         missing = error.brief
     if missing:
@@ -51,7 +51,7 @@ async def reconcile_node_metadata(kube: Kube, clock: Clock, host: ByoHost, conne
     return NodeMetadata(wanted, settled)
 
 
-async def _patch_node(kube: Kube, host: ByoHost, given: LabelsAndTaints, wanted: LabelsAndTaints, connect_to: Connect) -> str:
+async def _patch_node(kube: Kube, host: ByoHost, given: LabelsAndTaints, wanted: LabelsAndTaints, clients: WorkloadClients) -> str:
     """Patch the node; returns what is missing for it, "" when it is as wanted.
 
     Raises:
@@ -62,7 +62,7 @@ async def _patch_node(kube: Kube, host: ByoHost, given: LabelsAndTaints, wanted:
     if machine.uid != wanted.machine:
         return "the machine that holds it is not there"
     cluster = machine.cluster_name
-    async with workload_cluster(kube, host.namespace, cluster, connect_to) as client:
+    async with workload_cluster(kube, host.namespace, cluster, clients) as client:
         if client is None:
             return f"cluster {cluster} has no kubeconfig"
         node = await client.get(NODE, host.name)

@@ -41,7 +41,7 @@ from ckp.api.objects.control_plane import ManagedControlPlane
 from ckp.api.states import ConditionType, Reason
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.scope import Scope, cluster_name, deleting, owner_reference
-from ckp.controllers.workload import Connect, connect, workload_cluster
+from ckp.controllers.workload import WorkloadClients, workload_cluster
 from ckp.kits.clock import Clock, parse_duration, parse_rfc3339, rfc3339
 from ckp.kits.errors import CkpError
 from ckp.rules.conditions import Condition, Severity, get_condition, is_true, make_condition
@@ -68,7 +68,7 @@ class Remediation:
     requests: Informer
     machines: Informer
     hosts: Informer
-    connect: Connect = connect
+    clients: WorkloadClients = field(default_factory=WorkloadClients)
     _adopted: set[str] = field(default_factory=set)
 
     async def reconcile(self, scope: Scope, cluster: Obj) -> float | None:
@@ -152,7 +152,7 @@ class Remediation:
         if not names:
             return {}, ""
         try:
-            async with workload_cluster(self.kube, namespace, cluster, self.connect) as client:
+            async with workload_cluster(self.kube, namespace, cluster, self.clients) as client:
                 if client is None:
                     return {}, "the cluster has no kubeconfig"
                 nodes = {machine: await client.get(NODE, node) for machine, node in names.items() if node}

@@ -17,7 +17,7 @@ from ckp.api.states import ConditionType, HostPhase
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.events import emit
 from ckp.controllers.scope import cluster_name, deleting
-from ckp.controllers.workload import Connect, connect, workload_cluster
+from ckp.controllers.workload import WorkloadClients, workload_cluster
 from ckp.kits.clock import Clock
 from ckp.kits.errors import CkpError
 from ckp.rules.events import Transition
@@ -49,7 +49,7 @@ class ServingCertificatesReconciler:
     planes: Informer
     hosts: Informer
     machines: Informer
-    connect_to: Connect = connect
+    clients: WorkloadClients = field(default_factory=WorkloadClients)
     _joined: dict[Key, dict[str, float]] = field(default_factory=dict)
     _due: dict[Key, float] = field(default_factory=dict)
 
@@ -71,7 +71,7 @@ class ServingCertificatesReconciler:
         if now < due and joined.keys() <= before.keys():
             return Result(after=due - now)
         try:
-            async with workload_cluster(self.kube, namespace, cluster_name(plane), self.connect_to) as client:
+            async with workload_cluster(self.kube, namespace, cluster_name(plane), self.clients) as client:
                 if client is not None:
                     await self._decide(client, plane, {host.name: host for host in hosts.values()})
         except KubeError as error:
