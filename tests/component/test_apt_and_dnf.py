@@ -34,7 +34,8 @@ from ckp.distribution.repositories.publish import Repositories
 from ckp.kits.retry import wait_until
 from ckp.verify.path import verify_path
 from tests.simulators.clock import ManualClock
-from tests.support.small_packages import OWNER, small_package
+from tests.support.signing_keys import signing_key
+from tests.support.small_packages import small_package
 
 pytestmark = [
     pytest.mark.component,
@@ -53,12 +54,12 @@ def said(_: str) -> None:
 
 @pytest.fixture(scope="module")
 def key(tmp_path_factory: pytest.TempPathFactory) -> SigningKey:
-    return SigningKey.ensure(tmp_path_factory.mktemp("ours") / "keys", user_id=OWNER)
+    return signing_key(tmp_path_factory.mktemp("ours") / "keys")
 
 
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> SigningKey:
-    return SigningKey.ensure(tmp_path_factory.mktemp("stranger") / "keys", user_id=OWNER)
+    return signing_key(tmp_path_factory.mktemp("stranger") / "keys", "stranger")
 
 
 def release(folder: Path, key: SigningKey, version: str) -> list[Package]:
@@ -503,7 +504,7 @@ def test_dnf_moves_from_upstreams_packages_and_back(repositories: Repositories, 
 
 
 def test_after_a_rotation_hosts_need_the_new_key_file_and_rpm_must_forget_the_old_one(tmp_path: Path, apt: Apt, dnf: Dnf) -> None:
-    key = SigningKey.ensure(tmp_path / "rotated", user_id=OWNER)
+    key = signing_key(tmp_path / "rotated")
     repositories = Repositories(tmp_path / "root", key)
     repositories.publish(release(tmp_path / "first", key, "1.35.1"), "v1.35", said)
     apt.follow(repositories)

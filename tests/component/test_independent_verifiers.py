@@ -30,8 +30,8 @@ from ckp.verify import rpmfile
 from ckp.verify.debfile import read_ar
 from ckp.verify.packages import verify_package
 from tests.support.control_plane import built, free_port
+from tests.support.signing_keys import signing_key
 from tests.support.small_packages import small_package
-from tests.support.spoilt_packages import signing_key
 
 
 def needs(program: str) -> pytest.MarkDecorator:
@@ -118,7 +118,7 @@ def test_debsig_verify_takes_our_debs(world: World, tmp_path: Path) -> None:
     done = world.debsig(world.deb.path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert b"Verified package from" in done.stdout + done.stderr
-    stranger = small_package(tmp_path / "s", signing_key(tmp_path / "stranger"), "kubelet", "1.35.1-ckp", "deb")
+    stranger = small_package(tmp_path / "s", signing_key(tmp_path / "stranger", "stranger"), "kubelet", "1.35.1-ckp", "deb")
     assert world.debsig(stranger.path).returncode == 11  # an origin that it knows nothing of
     unsigned = small_package(tmp_path / "u", None, "kubelet", "1.35.1-ckp", "deb")
     assert world.debsig(unsigned.path).returncode == 10  # no signature

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckp.clients.signing.openpgp import SigningKey
 from ckp.verify import rpmfile
 
 OWNER = "Coredge.io CKP packages <support@coredge.io>"
@@ -284,11 +283,6 @@ def packet(tag: int, body: bytes) -> bytes:
     size = len(body)
     length = bytes([size]) if size < 192 else ((size - 192) + (192 << 8)).to_bytes(2, "big") if size < 8384 else b"\xff" + size.to_bytes(4, "big")
     return bytes([0xC0 | tag]) + length + body
-
-
-def signing_key(folder: Path) -> SigningKey:
-    """A key as the build has it."""
-    return SigningKey.ensure(folder, user_id=OWNER)
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int, bytes]]:

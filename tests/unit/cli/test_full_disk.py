@@ -29,6 +29,7 @@ from ckp.kits.errors import CkpError
 from ckp.kits.files import atomic_write, sha256_file
 from ckp.kits.processes import ProcessFailed, run
 from tests.support.checkout import REPO
+from tests.support.signing_keys import signing_key
 
 pytestmark = pytest.mark.root("mounts a small disk")
 OWNER = "Coredge.io CKP packages <support@coredge.io>"
@@ -42,7 +43,7 @@ def quiet(_line: str) -> None:
 
 @pytest.fixture(scope="module")
 def key(tmp_path_factory: pytest.TempPathFactory) -> SigningKey:
-    return SigningKey.ensure(tmp_path_factory.mktemp("keys") / "k", user_id=OWNER)
+    return signing_key(tmp_path_factory.mktemp("keys") / "k")
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import pytest
 
 from ckp.clients.oci.registry import Registry
 from ckp.clients.oci.store import BlobStore, Descriptor, image_manifest
-from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.carry.airgap import ImportedRelease, collect, deliver
 from ckp.distribution.carry.archive import Member, write_archive
 from ckp.kits.errors import InvalidInput
 from tests.simulators.registry import RegistrySimulator
+from tests.support.signing_keys import signing_key
 
 REPOSITORY = "ckp/pause"
 TAG = "3.10"
@@ -58,7 +58,7 @@ def test_delivering_again_sends_nothing(tmp_path: Path) -> None:
 
 def test_an_archive_of_another_kind_or_version_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CKP_CACHE", str(tmp_path / "cache"))
-    key = SigningKey.ensure(tmp_path / "keys", user_id="Coredge.io CKP packages <support@coredge.io>")
+    key = signing_key(tmp_path / "keys")
     (tmp_path / "a").write_text("x")
     for about, sentence in (({"kind": "backup"}, "holds no release"), ({"kind": "ckp-release", "ckp": "99.0"}, "was made by CKP 99.0")):
         file = tmp_path / f"{about['kind']}.ckp"

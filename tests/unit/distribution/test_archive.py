@@ -17,13 +17,14 @@ from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.carry.archive import INDEX, SIGNATURE, Member, allowed, read_archive, write_archive
 from ckp.kits.errors import CkpError, InvalidInput, VerificationFailed
 from tests.support.costs import cost
+from tests.support.signing_keys import signing_key
 
 Rewrite = Callable[[list[tuple[tarfile.TarInfo, bytes]]], list[tuple[tarfile.TarInfo, bytes]]]
 
 
 @pytest.fixture(scope="module")
 def key(tmp_path_factory: pytest.TempPathFactory) -> SigningKey:
-    return SigningKey.ensure(tmp_path_factory.mktemp("keys") / "k", user_id="Coredge.io CKP packages <support@coredge.io>")
+    return signing_key(tmp_path_factory.mktemp("keys") / "k")
 
 
 def quiet(_line: str) -> None:
@@ -210,7 +211,7 @@ def test_a_signed_index_of_lists_in_lists_costs_little(archive: Path, key: Signi
 
 
 def test_a_key_that_is_not_trusted_is_refused(archive: Path, tmp_path: Path) -> None:
-    stranger = SigningKey.ensure(tmp_path / "other", user_id="Coredge.io CKP packages <support@coredge.io>")
+    stranger = signing_key(tmp_path / "other", "stranger")
     with pytest.raises(VerificationFailed, match="not trusted here"):
         read_archive(archive, stranger.keyring, tmp_path / "out", quiet)
 

@@ -14,7 +14,8 @@ from ckp.agent.node.actions import install_packages
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.hostkit.errors import VerificationFailed
 from ckp.verify.bundle import BundleManifest, Package, verify_bundle
-from tests.support.spoilt_packages import Deb, Rpm, signing_key, snapshot
+from tests.support.signing_keys import signing_key
+from tests.support.spoilt_packages import Deb, Rpm, snapshot
 
 KINDS = {"dpkg": "deb", "rpm": "rpm"}
 

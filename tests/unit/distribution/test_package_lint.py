@@ -23,6 +23,7 @@ from ckp.kits.processes import run
 from tests.support import release_packages
 from tests.support.checkout import REPO
 from tests.support.release_packages import NAMES, unsigned
+from tests.support.signing_keys import signing_key
 
 ALLOWED_TAGS = {"statically-linked-binary", "dir-or-file-in-opt", "malformed-deb-archive", "misplaced-extra-member-in-deb"}
 """What the packages may override. Another tag here needs a reason in its package.toml, and a reader of this test."""
@@ -35,7 +36,7 @@ def built() -> dict[str, Built]:
 
 @pytest.fixture(scope="module")
 def key(tmp_path_factory: pytest.TempPathFactory) -> SigningKey:
-    return SigningKey.ensure(tmp_path_factory.mktemp("keys") / "keys", user_id="Coredge.io CKP packages <support@coredge.io>")
+    return signing_key(tmp_path_factory.mktemp("keys") / "keys")
 
 
 def need(program: str) -> None:

@@ -32,6 +32,7 @@ from ckp.verify.packages import verify_package
 from tests.support import release_packages
 from tests.support.checkout import REPO
 from tests.support.release_packages import FORMATS, NAMES, extras, unsigned, version_of
+from tests.support.signing_keys import signing_key
 
 OWNER = "Coredge.io CKP packages <support@coredge.io>"
 PLUGINS = (
@@ -48,7 +49,7 @@ def built() -> dict[str, Built]:
 
 @pytest.fixture(scope="session")
 def key(tmp_path_factory: pytest.TempPathFactory) -> SigningKey:
-    return SigningKey.ensure(tmp_path_factory.mktemp("keys") / "keys", user_id=OWNER)
+    return signing_key(tmp_path_factory.mktemp("keys") / "keys")
 
 
 @pytest.fixture

@@ -44,6 +44,7 @@ from tests.simulators.registry import RegistrySimulator
 from tests.support.built_release import built_release
 from tests.support.bundle_lists import bundle_list
 from tests.support.checkout import REPO
+from tests.support.signing_keys import signing_key
 
 Pair = tuple[bytes, bytes]
 
@@ -257,7 +258,7 @@ def test_a_module_that_the_lock_does_not_have_is_named(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def signers(tmp_path_factory: pytest.TempPathFactory) -> list[SigningKey]:
     root = tmp_path_factory.mktemp("keys")
-    return [SigningKey.ensure(root / name, user_id="Coredge.io CKP packages <support@coredge.io>") for name in ("a", "b")]
+    return [signing_key(root / whose, whose) for whose in ("ours", "stranger")]
 
 
 def plain_deb(folder: Path) -> Path:

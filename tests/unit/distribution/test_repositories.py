@@ -31,7 +31,8 @@ from ckp.distribution.repositories.server import RepositoryServer
 from ckp.kits.errors import Conflict, InvalidInput, NotFound, VerificationFailed
 from ckp.kits.files import sha256_file
 from tests.simulators.clock import ManualClock
-from tests.support.small_packages import OWNER, small_package
+from tests.support.signing_keys import signing_key
+from tests.support.small_packages import small_package
 
 pytestmark = pytest.mark.release
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -40,7 +41,7 @@ CODENAMES = ("bookworm", "jammy", "noble")
 
 @pytest.fixture(scope="module")
 def key(tmp_path_factory: pytest.TempPathFactory) -> SigningKey:
-    return SigningKey.ensure(tmp_path_factory.mktemp("ours") / "keys", user_id=OWNER)
+    return signing_key(tmp_path_factory.mktemp("ours") / "keys")
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +298,7 @@ def test_a_package_that_is_not_ours_is_refused_and_nothing_changes(
 
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> SigningKey:
-    return SigningKey.ensure(tmp_path_factory.mktemp("stranger") / "keys", user_id=OWNER)
+    return signing_key(tmp_path_factory.mktemp("stranger") / "keys", "stranger")
 
 
 def test_a_component_is_a_minor_version_or_the_agent(repositories: Repositories, packages: dict[str, Package]) -> None:
@@ -323,7 +324,7 @@ def test_a_version_stands_for_one_content(repositories: Repositories, packages: 
 @pytest.fixture
 def rotated(tmp_path: Path) -> tuple[SigningKey, list[Package], list[Package]]:
     """A key, packages signed by its first signing key, and the same signed by its second, which is in use."""
-    key = SigningKey.ensure(tmp_path / "rotated", user_id=OWNER)
+    key = signing_key(tmp_path / "rotated")
     old = [small_package(tmp_path / "old", key, "containerd", "1.7.28-ckp", kind) for kind in ("deb", "rpm")]
     openpgp.add_signing_subkey(key, (key.folder / openpgp.PRIMARY).read_bytes())
     new = [small_package(tmp_path / "new", key, "containerd", "1.7.28-ckp", kind) for kind in ("deb", "rpm")]
@@ -432,7 +433,7 @@ def test_after_a_revocation_nothing_of_that_key_is_signed_for(tmp_path: Path, ro
 
 
 def test_indices_and_packages_of_a_revoked_key_are_replaced_step_by_step(tmp_path: Path) -> None:
-    key = SigningKey.ensure(tmp_path / "keys", user_id=OWNER)
+    key = signing_key(tmp_path / "keys")
     repositories = Repositories(tmp_path / "root", key)
     repositories.publish([small_package(tmp_path / "old", key, "kubelet", "1.35.1-ckp", "deb")], "v1.35", said)
     first = key.subkey

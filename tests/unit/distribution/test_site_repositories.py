@@ -18,7 +18,8 @@ from ckp.distribution.carry.archive import write_archive
 from ckp.distribution.repositories import site as module
 from ckp.kits.errors import Conflict, TimedOut, VerificationFailed
 from ckp.kits.files import exclusive
-from tests.support.spoilt_packages import signing_key, snapshot
+from tests.support.signing_keys import signing_key
+from tests.support.spoilt_packages import snapshot
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_repositories_that_the_site_signs_itself_are_left_alone(tmp_path: Path, 
 
 
 def test_a_strangers_file_is_refused_before_anything_is_there(tmp_path: Path, key: SigningKey, site: Path) -> None:
-    done = publish(export(tmp_path, signing_key(tmp_path / "stranger"), "v1.35.1"), key, site)
+    done = publish(export(tmp_path, signing_key(tmp_path / "stranger", "stranger"), "v1.35.1"), key, site)
     assert isinstance(done.exception, VerificationFailed) and not site.exists()
 
 

@@ -25,7 +25,8 @@ from ckp.hostkit.errors import VerificationFailed as Refused
 from ckp.kits.errors import CkpError, InvalidInput, NotFound, VerificationFailed
 from tests.simulators.registry import RegistrySimulator
 from tests.support.costs import cost
-from tests.support.spoilt_packages import Deb, Rpm, signing_key, special, tar_of
+from tests.support.signing_keys import signing_key
+from tests.support.spoilt_packages import Deb, Rpm, special, tar_of
 
 LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 BUNDLES = "ckp/byoh-bundle-debian_12_x86-64_k8s"

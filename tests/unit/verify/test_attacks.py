@@ -23,7 +23,8 @@ from ckp.verify.bundle import verify_bundle
 from ckp.verify.packagefile import MAX_UNPACKED
 from ckp.verify.packages import verify_package
 from ckp.verify.versions import refuse_downgrade
-from tests.support.spoilt_packages import Deb, GpgKey, Rpm, Tag, ar, numbers, packet, signing_key, snapshot, special, tar_of, text, texts
+from tests.support.signing_keys import signing_key
+from tests.support.spoilt_packages import Deb, GpgKey, Rpm, Tag, ar, numbers, packet, snapshot, special, tar_of, text, texts
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("world")
-    key, stranger = signing_key(folder / "keys"), signing_key(folder / "stranger")
+    key, stranger = signing_key(folder / "keys"), signing_key(folder / "stranger", "stranger")
     gpg = {
         "expired": GpgKey(folder / "expired", life="1y", subkey_life="1y"),
         "expired subkey": GpgKey(folder / "expired-subkey", subkey_life="1y"),

@@ -16,7 +16,8 @@ from ckp.clients.signing.openpgp import SigningKey
 from ckp.hostkit.errors import VerificationFailed
 from ckp.verify import openpgp
 from ckp.verify.signatures import BEGIN, END, MAX_LINE, MIDDLE, check_cleartext, check_signature
-from tests.support.spoilt_packages import GpgKey, signing_key
+from tests.support.signing_keys import signing_key
+from tests.support.spoilt_packages import GpgKey
 
 APT = Path("/usr/lib/apt/methods/gpgv")
 TEXT = b"Origin: CKP\nSuite: noble\n-dash: y\nSHA256:\n 00 1 main/Packages\n"

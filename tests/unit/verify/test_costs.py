@@ -11,7 +11,8 @@ import pytest
 
 from ckp.clients.signing.openpgp import SigningKey
 from tests.support.costs import Cost, cost_of_program
-from tests.support.spoilt_packages import Deb, Rpm, numbers, signing_key, special, tar_of, texts
+from tests.support.signing_keys import signing_key
+from tests.support.spoilt_packages import Deb, Rpm, numbers, special, tar_of, texts
 
 MEBIBYTE = 1 << 20
 SECONDS, MEGABYTES = 5.0, 500

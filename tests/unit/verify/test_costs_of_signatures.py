@@ -20,7 +20,8 @@ from ckp.hostkit.processes import PATH
 from ckp.verify import openpgp, signatures
 from ckp.verify.signatures import BEGIN, END, MAX_SIGNATURE, MIDDLE
 from tests.support.costs import cost
-from tests.support.spoilt_packages import Deb, ar, packet, signing_key
+from tests.support.signing_keys import signing_key
+from tests.support.spoilt_packages import Deb, ar, packet
 
 CPU_SECONDS = 2.0
 MEMORY_MIB = 200

@@ -16,7 +16,8 @@ from ckp.hostkit.errors import AgentError, VerificationFailed
 from ckp.hostkit.logs import log
 from ckp.standalone.install import Screen
 from ckp.verify.path import verify_command
-from tests.support.spoilt_packages import Deb, Rpm, signing_key
+from tests.support.signing_keys import signing_key
+from tests.support.spoilt_packages import Deb, Rpm
 
 EVIL = "x\x1b]0;owned\x07\n/etc/passwd: good\x9b2J\u202e"
 RAW = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]")

@@ -20,7 +20,8 @@ from ckp.verify import rpmfile
 from ckp.verify.packagefile import PackageInfo
 from ckp.verify.packages import verify_package
 from ckp.verify.rpmtags import OF_FILES, TYPES
-from tests.support.spoilt_packages import Rpm, Tag, header, numbers, signing_key, text, texts
+from tests.support.signing_keys import signing_key
+from tests.support.spoilt_packages import Rpm, Tag, header, numbers, text, texts
 
 WIDTHS = {rpmfile.CHAR: 1, rpmfile.INT8: 1, rpmfile.INT16: 2, rpmfile.INT32: 4, rpmfile.BIN: 1}
 QUERY = "%{NAME}\\n%{EPOCHNUM}\\n%{VERSION}-%{RELEASE}\\n%{ARCH}\\n%|VENDOR?{%{VENDOR}}|\\n%|PACKAGER?{%{PACKAGER}}|\\n[%{FILENAMES}\\n]"

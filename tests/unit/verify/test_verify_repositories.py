@@ -19,8 +19,9 @@ from ckp.distribution.repositories.publish import Repositories
 from ckp.hostkit.errors import VerificationFailed
 from ckp.verify.path import verify_path
 from ckp.verify.repositories.check import verify_repository
+from tests.support.signing_keys import signing_key
 from tests.support.small_packages import small_package
-from tests.support.spoilt_packages import GpgKey, signing_key, snapshot
+from tests.support.spoilt_packages import GpgKey, snapshot
 
 pytestmark = [
     pytest.mark.release,
@@ -71,7 +72,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     certificates = [key.keyring.read_bytes(), *(gpg[name].certificate() for name in ("expired", "expired subkey"))]
     certificates += [gpg["revoked"].revoked_certificate(subkey=False), gpg["revoked subkey"].revoked_certificate(subkey=True)]
     ring.write_bytes(b"".join(certificates))
-    yield World(key, signing_key(folder / "stranger"), gpg, str(ring), root, folder / "before", debs)
+    yield World(key, signing_key(folder / "stranger", "stranger"), gpg, str(ring), root, folder / "before", debs)
     for item in gpg.values():
         item.close()
 
