@@ -60,6 +60,7 @@ def processes_here() -> int:
 @click.option("--cluster", "name", default="", metavar="NAME", help="Workload cluster of the project; default: the only one.")
 @click.option("--kubeconfig", type=_FILE, default=None, help="Any other cluster, as its administrator, instead.")
 @click.option("--release", "release_name", default="", metavar="RELEASE", help="Release whose tests are run; default: the cluster's.")
+@click.option("--suite", default="", metavar="NAME", help="A suite beyond conformance: network-policy, services or dns.")
 @click.option("--focus", multiple=True, metavar="REGEX", help="Only tests whose name it is found in; may be repeated.")
 @click.option("--sig", "sigs", multiple=True, metavar="NAME", help="Only tests of this group, such as network; may be repeated.")
 @click.option("--quick", is_flag=True, help="Only a sample of a few minutes that touches each group.")
@@ -78,6 +79,7 @@ def run(
     name: str,
     kubeconfig: Path | None,
     release_name: str,
+    suite: str,
     focus: tuple[str, ...],
     sigs: tuple[str, ...],
     quick: bool,
@@ -96,8 +98,7 @@ def run(
     Tests create and delete namespaces of their own; those that run alone also taint nodes and evict pods: do not run them where that would hurt.
     """
     selection = Selection(focus, sigs, quick, serial_only)
-    if submission and not selection.whole:
-        raise InvalidInput("--submission is the whole suite", resolution="leave out --focus, --sig, --quick and --serial-only")
+    check(selection, suite, submission)
     place = place_of(registry, registry_ca, registry_credentials)
     catalog = Catalog()
     with tempfile.TemporaryDirectory(prefix="ckp-conformance-") as scratch:
@@ -107,13 +108,13 @@ def run(
         with planned("conformance run", titles) as steps:
             with steps.step(titles[0]):
                 programs = build_programs(catalog, release, "lab", steps.say, steps)
-                tests = tests_of(programs)
+                tests = tests_of(programs, suite, steps.say)
                 wanted = selection.of(tests, quick_sample())
             cluster = Cluster(programs.kubectl, access)
             uid = cluster.uid()
             with exclusive(paths.state() / f"conformance-{uid}.lock", what="another conformance run on this cluster", timeout=1):
                 with steps.step(titles[1]):
-                    record, looked = begin(cluster, uid, release, tests, wanted, 1 if submission else processes, submission, output, steps)
+                    record, looked = begin(cluster, uid, release, tests, wanted, 1 if submission else processes, submission, output, steps, suite)
                 with steps.step(titles[2]):
                     target = provide_images(catalog, release, programs, place, access, looked, Path(scratch), steps)
                 Run(record, programs, target, cluster, steps, TestTimes(progress_folder(), release.name)).go()
@@ -122,6 +123,14 @@ def run(
     echo(f"\n{release.name}: {results.sentence()}\nresults: {record.folder}")
     if results.failed:
         raise CkpError(f"{len(results.failed)} of {len(results.ended)} tests failed", details=results.failures(), resolution=f"logs: {record.folder}")
+
+
+def check(selection: Selection, suite: str, submission: bool) -> None:
+    """InvalidInput for options that exclude each other."""
+    if submission and not (selection.whole and not suite):
+        raise InvalidInput("--submission is the whole suite", resolution="leave out --suite, --focus, --sig, --quick and --serial-only")
+    if suite and selection.quick:
+        raise InvalidInput("--quick is a sample of the conformance tests", resolution="leave out --quick or --suite")
 
 
 def reach(connect: Callable[[], Session], name: str, kubeconfig: Path | None, scratch: Path) -> tuple[Path, str]:
@@ -149,17 +158,20 @@ def reach(connect: Callable[[], Session], name: str, kubeconfig: Path | None, sc
 
 @conformance.command("list")
 @click.option("--release", "release_name", default=default_release, show_default="the newest supported release", help="The release.")
+@click.option("--suite", default="", metavar="NAME", help="A suite beyond conformance: network-policy, services or dns.")
 @click.option("--focus", multiple=True, metavar="REGEX", help="Only tests whose name it is found in; may be repeated.")
 @click.option("--sig", "sigs", multiple=True, metavar="NAME", help="Only tests of this group, such as network; may be repeated.")
 @click.option("--quick", is_flag=True, help="Only the sample.")
 @click.option("--serial-only", is_flag=True, help="Only tests that must run alone.")
-def list_tests(release_name: str, focus: tuple[str, ...], sigs: tuple[str, ...], quick: bool, serial_only: bool) -> None:
-    """List the conformance tests of a release, by name."""
+def list_tests(release_name: str, suite: str, focus: tuple[str, ...], sigs: tuple[str, ...], quick: bool, serial_only: bool) -> None:
+    """List the conformance tests of a release, or those of another suite, by name; to standard error, what a suite leaves out, and why."""
+    selection = Selection(focus, sigs, quick, serial_only)
+    check(selection, suite, submission=False)
     catalog = Catalog()
     release = catalog.release(release_name)
     profile: Profile = "lab"
     programs = build_programs(catalog, release, profile, lambda line: click.echo(line, err=True))
-    for test in Selection(focus, sigs, quick, serial_only).of(tests_of(programs), quick_sample()):
+    for test in selection.of(tests_of(programs, suite, lambda line: click.echo(line, err=True)), quick_sample()):
         echo(test.name)
 
 

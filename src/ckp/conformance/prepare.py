@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from ckp.conformance.images import make_images, push_images, repositories
 from ckp.conformance.programs import Programs
 from ckp.conformance.records import Plan, Record
 from ckp.conformance.submission import minor
-from ckp.conformance.suite import Test, check_sample, phases, read_list
+from ckp.conformance.suite import NamedSuite, Test, check_sample, phases, read_all, read_list, read_suites
 from ckp.distribution.keys.signing import OWNER
 from ckp.kits import paths
 from ckp.kits.clock import rfc3339
@@ -48,9 +48,30 @@ class Place:
             client.close()
 
 
-def tests_of(programs: Programs) -> list[Test]:
-    """The suite's own list of its conformance tests."""
-    return read_list(run_program([programs.e2e_test, "--list-conformance-tests"], timeout=120, what="listing the conformance tests").stdout)
+def tests_of(programs: Programs, suite: str, say: Callable[[str], None]) -> list[Test]:
+    """All tests of a suite: of the named one, or the suite's own list of its conformance tests.
+
+    Args:
+        say: takes what a named suite leaves out, with the reasons.
+
+    Raises:
+        InvalidInput: there is no suite of this name.
+    """
+    if not suite:
+        return read_list(run_program([programs.e2e_test, "--list-conformance-tests"], timeout=120, what="listing the conformance tests").stdout)
+    known = named_suites()
+    if suite not in known:
+        raise InvalidInput(f"there is no suite {suite}", resolution=f"write one of: {', '.join(sorted(known))}; or leave it out for conformance")
+    found, left_out = known[suite].of(read_all(run_program([programs.e2e_test, "--list-tests"], timeout=120, what="listing the tests").stdout))
+    for reason in sorted({reason for _test, reason in left_out}):
+        names = [test.name for test, why in left_out if why == reason]
+        say(f"{len(names)} left out, since {reason}:\n" + "\n".join(f"  {name}" for name in names))
+    return found
+
+
+def named_suites() -> dict[str, NamedSuite]:
+    """The suites beyond conformance, by name."""
+    return read_suites(tomllib.loads(paths.data("catalog", "conformance", "suites.toml").read_text()))
 
 
 def quick_sample() -> tuple[str, ...]:
@@ -68,6 +89,7 @@ def begin(
     submission: bool,
     output: Path,
     steps: Steps,
+    suite: str = "",
 ) -> tuple[Record, Looked]:
     """The run's record: a new one, or the one to go on with; in the cluster, what a killed run left is removed first.
 
@@ -78,7 +100,7 @@ def begin(
     version = cluster.version()
     if minor(version) != minor(release.name):
         raise InvalidInput(f"the cluster is {version}, and the tests are those of {release.name}", resolution=f"--release with one of {minor(version)}")
-    plan = Plan(release.name, uid, version, rfc3339(datetime.now(UTC)), len(tests), submission, tuple(phases(wanted, processes)))
+    plan = Plan(release.name, uid, version, rfc3339(datetime.now(UTC)), len(tests), submission, tuple(phases(wanted, processes)), suite)
     record, old = Record.begin(output, plan)
     if old:
         steps.say(f"going on with the run of {record.plan.started}")

@@ -30,7 +30,7 @@ class Plan:
         cluster: uid of the cluster's kube-system.
         version: of its API server.
         started: RFC 3339.
-        total: how many conformance tests the release has.
+        total: how many tests the release has, of its conformance suite or of the one that is named.
         submission: whether its files are meant for a submission: all tests, one after the other, in one run of ginkgo.
     """
 
@@ -41,6 +41,8 @@ class Plan:
     total: int
     submission: bool
     phases: tuple[Phase, ...]
+    suite: str = ""
+    """The suite's name (`catalog/conformance/suites.toml`); empty: conformance."""
 
     def same_work(self, other: Plan) -> bool:
         """Whether it asks for what `other` asks for, of the same cluster."""

@@ -55,11 +55,12 @@ class Results:
     def sentence(self) -> str:
         """The outcome in a sentence. It never says certified: that is the CNCF's to say."""
         count = f"{self.passed} of {len(self.plan.tests)} passed, {IMAGES}"
+        count = f"suite {self.plan.suite}: {count}" if self.plan.suite else count
         return count if len(self.plan.tests) == self.plan.total else f"{count} ({self.plan.total} in all)"
 
     def failures(self) -> str:
         """Each failure with its reason and the command that runs it again."""
-        return "\n\n".join(f"{item.name}\n{item.reason}\nagain: {rerun([item.name])}".replace("\n\n", "\n") for item in self.failed)
+        return "\n\n".join(f"{item.name}\n{item.reason}\nagain: {rerun([item.name], self.plan.suite)}".replace("\n\n", "\n") for item in self.failed)
 
     def data(self, record: Record) -> dict[str, Any]:
         """For programs."""
@@ -70,6 +71,7 @@ class Results:
             "cluster": {"uid": self.plan.cluster, "version": self.plan.version},
             "started": self.plan.started,
             "submission": self.plan.submission,
+            "suite": self.plan.suite or "conformance",
             "images": IMAGES,
             "total": self.plan.total,
             "selected": len(self.plan.tests),
@@ -88,9 +90,9 @@ class Results:
         atomic_write(record.folder / RESULTS, json.dumps(self.data(record), indent=1) + "\n")
 
 
-def rerun(names: Sequence[str]) -> str:
+def rerun(names: Sequence[str], suite: str = "") -> str:
     """The command that runs just these tests."""
-    return f"ckp conformance run --focus {shlex.quote(focus_of(names))}"
+    return f"ckp conformance run {f'--suite {suite} ' if suite else ''}--focus {shlex.quote(focus_of(names))}"
 
 
 def junit(release: str, ended: Sequence[Ended]) -> bytes:

@@ -6,9 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ckp.kits.errors import CkpError, InvalidInput
 
@@ -55,6 +56,45 @@ def read_list(text: str) -> list[Test]:
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise CkpError("the list of conformance tests names tests twice", details="\n".join(twice))
     return sorted(map(Test, names))
+
+
+def read_all(text: str) -> list[Test]:
+    """All tests of `e2e.test --list-tests` (a line each, `    <file>:<line>: <name>`), sorted by name. CkpError if there is none."""
+    found = {match.group(1) for line in text.splitlines() if (match := re.match(r"\s+\S+:\d+: (.+)$", line))}
+    if not found:
+        raise CkpError("the list of tests is empty", resolution="build the suite again: make clean-cache")
+    return sorted(map(Test, found))
+
+
+class LeftOut(BaseModel):
+    """Tests that a named suite does not take, and why."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    match: str
+    why: Annotated[str, Field(min_length=1)]
+
+
+class NamedSuite(BaseModel):
+    """Tests beyond conformance, by what is found in their names (`catalog/conformance/suites.toml`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    title: str
+    focus: Annotated[tuple[str, ...], Field(min_length=1)]
+    left_out: tuple[LeftOut, ...] = ()
+
+    def of(self, tests: Sequence[Test]) -> tuple[list[Test], list[tuple[Test, str]]]:
+        """Its tests among all of a release, and those that it leaves out, each with the reason."""
+        found = [test for test in tests if any(re.search(pattern, test.name) for pattern in self.focus)]
+        reasons = {test: next((item.why for item in self.left_out if re.search(item.match, test.name)), "") for test in found}
+        return [test for test in found if not reasons[test]], [(test, reasons[test]) for test in found if reasons[test]]
+
+
+def read_suites(data: Mapping[str, Any]) -> dict[str, NamedSuite]:
+    """The named suites. InvalidInput names what is malformed."""
+    try:
+        return {name: NamedSuite(**item) for name, item in data.items()}
+    except (ValidationError, TypeError) as error:
+        raise InvalidInput("the named suites are malformed", details=str(error)) from None
 
 
 @dataclass(frozen=True)

@@ -101,9 +101,13 @@ def refusal(result: Result) -> CkpError:
 
 
 def test_a_part_of_the_suite_is_no_submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for part in (("--quick",), ("--focus", "DNS"), ("--sig", "node"), ("--serial-only",)):
+    for part in (("--quick",), ("--focus", "DNS"), ("--sig", "node"), ("--serial-only",), ("--suite", "dns")):
         error = refusal(invoke(tmp_path, monkeypatch, "run", "--submission", *part))
         assert error.brief == "--submission is the whole suite"
+
+
+def test_the_sample_is_one_of_conformance_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "a sample of the conformance tests" in refusal(invoke(tmp_path, monkeypatch, "run", "--suite", "dns", "--quick")).brief
 
 
 def test_a_submission_needs_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,13 @@ def test_a_failure_has_its_reason_and_the_command_that_runs_it_again(world: Worl
     assert "ckp conformance run --focus '(?:^| )(?:\\[sig\\-auth\\]\\ c\\ \\(d\\.e\\|f\\)\\ \\[Conformance\\])$'" in results.failures()
 
 
+def test_a_suite_is_named_in_its_results_and_in_what_runs_a_test_again(world: World) -> None:
+    world.script["tests"][A]["fails"] = "no such luck"
+    results = Results.of(world.run(replace(world.plan(), suite="dns")))
+    assert results.sentence() == "suite dns: 3 of 4 passed, with test images rebuilt from source"
+    assert "ckp conformance run --suite dns --focus " in results.failures()
+
+
 def test_a_part_is_counted_against_the_whole(world: World) -> None:
     assert Results.of(world.run(world.plan(A))).sentence() == "1 of 1 passed, with test images rebuilt from source (4 in all)"
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckp.conformance.ginkgo import focus_of
-from ckp.conformance.suite import Selection, Test, check_sample, expected_seconds, phases, read_list
+from ckp.conformance.prepare import named_suites
+from ckp.conformance.suite import Selection, Test, check_sample, expected_seconds, phases, read_all, read_list, read_suites
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, InvalidInput
 
@@ -119,3 +120,33 @@ def test_the_quick_sample_touches_every_sig_and_both_kinds() -> None:
 def test_a_sample_without_names_is_refused(data: dict[str, object]) -> None:
     with pytest.raises(InvalidInput, match="a list of names"):
         check_sample(data)
+
+
+LISTED = """The following spec names can be used with 'ginkgo run --focus/skip':
+    k8s.io/kubernetes@v1.35.1/test/e2e/network/dns.go:54: [sig-network] DNS should provide DNS for services [Conformance]
+    k8s.io/kubernetes@v1.35.1/test/e2e/network/netpol/network_policy.go:121: [sig-network] Netpol NetworkPolicy: a [Feature:NetworkPolicy]
+    k8s.io/kubernetes@v1.35.1/test/e2e/network/netpol/network_policy.go:122: [sig-network] Netpol NetworkPolicy using SCTP [Feature:NetworkPolicy]
+"""
+
+
+def test_all_tests_are_read_as_the_suite_lists_them() -> None:
+    assert DNS in read_all(LISTED) and len(read_all(LISTED)) == 3
+    with pytest.raises(CkpError, match="is empty"):
+        read_all("nothing\n")
+
+
+def test_a_named_suite_says_what_it_leaves_out_and_why() -> None:
+    suite = read_suites({"np": {"title": "t", "focus": ["Netpol"], "left_out": [{"match": "SCTP", "why": "it is off"}]}})["np"]
+    taken, left_out = suite.of(read_all(LISTED))
+    assert [test.name for test in taken] == ["[sig-network] Netpol NetworkPolicy: a [Feature:NetworkPolicy]"]
+    assert [(test.name, why) for test, why in left_out] == [("[sig-network] Netpol NetworkPolicy using SCTP [Feature:NetworkPolicy]", "it is off")]
+
+
+def test_every_suite_of_the_catalog_can_be_read() -> None:
+    assert {"network-policy", "services", "dns"} <= named_suites().keys()
+
+
+@pytest.mark.parametrize("data", [{"a": {"title": "t", "focus": []}}, {"a": {"focus": ["x"]}}, {"a": {"title": "t", "focus": ["x"], "more": 1}}, {"a": "x"}])
+def test_a_malformed_suite_is_refused(data: dict[str, object]) -> None:
+    with pytest.raises(InvalidInput, match="malformed"):
+        read_suites(data)
