@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from ckp.api.kinds import CONFIG_MAP, LEASE
+from ckp.api.kinds import CONFIG_MAP, EVENT, LEASE
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.kits.retry import wait_until_async
 from ckp.runtime.controller import Controller, Result
@@ -24,6 +24,14 @@ def config_map(namespace: str, name: str, **data: str) -> Obj:
 async def test_get_of_what_is_not_there_is_none_and_delete_says_so(kube: Kube, namespace: str) -> None:
     assert await kube.get(CONFIG_MAP, "nothing", namespace) is None
     assert await kube.delete(CONFIG_MAP, "nothing", namespace) is False
+
+
+async def test_events_are_selected_by_what_they_are_about_and_their_reason(kube: Kube, namespace: str) -> None:
+    for name, pod, reason in (("a", "p", "Unhealthy"), ("b", "p", "Pulled"), ("c", "other", "Unhealthy")):
+        about = {"kind": "Pod", "name": pod, "namespace": namespace}
+        await kube.create({"apiVersion": "v1", "kind": "Event", "metadata": {"name": name, "namespace": namespace}, "involvedObject": about, "reason": reason})
+    fields = {"involvedObject.kind": "Pod", "involvedObject.name": "p", "reason": "Unhealthy"}
+    assert [item["metadata"]["name"] for item in await kube.list(EVENT, namespace, fields=fields)] == ["a"]
 
 
 async def test_a_stale_replace_is_a_conflict(kube: Kube, namespace: str) -> None:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import bisect
 import copy
+import functools
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ckp.api import kinds
 from ckp.api.kinds import Kind, kind_of
@@ -132,10 +133,16 @@ class KubeSimulator(Kube):
         return copy.deepcopy(found)
 
     async def list_with_version(
-        self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str | None] | None = None, page: int = PAGE
+        self,
+        kind: Kind,
+        namespace: str | None = None,
+        *,
+        labels: Mapping[str, str | None] | None = None,
+        fields: Mapping[str, str] | None = None,
+        page: int = PAGE,
     ) -> tuple[Objs, str]:
         await self._enter("list", kind, "")
-        return [copy.deepcopy(obj) for obj in self._matching(kind, namespace, labels)], str(self._store.version)
+        return [copy.deepcopy(obj) for obj in self._matching(kind, namespace, labels) if _has_fields(obj, fields)], str(self._store.version)
 
     async def watch(
         self, kind: Kind, namespace: str | None, version: str, *, labels: Mapping[str, str | None] | None = None, seconds: int = 240
@@ -353,6 +360,11 @@ def _content(obj: Obj) -> Obj:
 def _selected(obj: Obj, labels: Mapping[str, str | None] | None) -> bool:
     has = _meta(obj).get("labels") or {}
     return all(name in has and value in (None, has[name]) for name, value in (labels or {}).items())
+
+
+def _has_fields(obj: Obj, fields: Mapping[str, str] | None) -> bool:
+    """Which fields a kind can be selected by is for a real API server to say."""
+    return all(functools.reduce(lambda part, key: (part or {}).get(key), path.split("."), cast(Any, obj)) == value for path, value in (fields or {}).items())
 
 
 def _missing(verb: str, kind: Kind, name: str) -> KubeError:

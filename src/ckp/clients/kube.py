@@ -106,21 +106,40 @@ class Kube:
         except (httpx2.HTTPError, ssl.SSLError) as error:
             raise _unreached(error, "get", kind, name, namespace) from error
 
-    async def list(self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str | None] | None = None, page: int = PAGE) -> Objs:
+    async def list(
+        self,
+        kind: Kind,
+        namespace: str | None = None,
+        *,
+        labels: Mapping[str, str | None] | None = None,
+        fields: Mapping[str, str] | None = None,
+        page: int = PAGE,
+    ) -> Objs:
         """All objects of a kind, in one namespace or (None) everywhere; a label whose value is None must just exist.
 
         Args:
+            fields: values of fields by their paths, as far as the API server selects this kind by them.
             page: how many come in one answer. While one is parsed, nothing else in this process runs.
         """
-        return (await self.list_with_version(kind, namespace, labels=labels, page=page))[0]
+        return (await self.list_with_version(kind, namespace, labels=labels, fields=fields, page=page))[0]
 
     async def list_with_version(
-        self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str | None] | None = None, page: int = PAGE
+        self,
+        kind: Kind,
+        namespace: str | None = None,
+        *,
+        labels: Mapping[str, str | None] | None = None,
+        fields: Mapping[str, str] | None = None,
+        page: int = PAGE,
     ) -> tuple[Objs, str]:
         """As `list`, with the resourceVersion that a watch goes on from."""
         try:
             answer = self._client.list(
-                _resource(kind), chunk_size=page, labels=cast(Any, dict(labels)) if labels else None, **_in(kind, namespace, everywhere=True)
+                _resource(kind),
+                chunk_size=page,
+                labels=cast(Any, dict(labels)) if labels else None,
+                fields=cast(Any, dict(fields)) if fields else None,
+                **_in(kind, namespace, everywhere=True),
             )
             items = [_plain(item) async for item in answer]
             return items, answer.resourceVersion

@@ -123,13 +123,33 @@ async def test_what_the_probe_printed_is_in_the_message(bench: Bench) -> None:
             {
                 "metadata": {"name": f"e{number}"},
                 "reason": "Unhealthy",
-                "involvedObject": {"name": "p"},
+                "involvedObject": {"kind": "Pod", "name": "p"},
                 "lastTimestamp": f"2026-04-01T00:0{number}:00Z",
                 "message": text,
             },
         )
     status, reason, message, _ = await bench.look()
     assert (status, reason) == ("False", "NameNotResolved") and message.endswith("dial tcp: lookup kubernetes.default.svc: i/o timeout")
+
+
+async def test_events_are_asked_for_when_there_is_something_to_explain_and_not_at_each_look(bench: Bench) -> None:
+    def asked() -> int:
+        return [(verb, kind) for verb, kind, _ in bench.workload.calls].count(("list", "Event"))
+
+    await bench.canary()
+    await bench.look()
+    assert asked() == 0, "a canary that is ready"
+    await bench.canary(ready="False")
+    await bench.look(31)
+    assert asked() == 0, "its pod does not run yet, so that no probe has printed anything"
+    bench.workload.stored(kinds.POD, "p", "kube-system")["status"]["phase"] = "Running"
+    for _ in range(5):
+        await bench.look(2)
+    assert asked() == 1
+    failed = {"metadata": {"name": "e"}, "reason": "Unhealthy", "involvedObject": {"kind": "Pod", "name": "p"}, "message": "probe failed: lookup x"}
+    await bench.inside(kinds.EVENT, failed)
+    await bench.inside(kinds.EVENT, {**failed, "metadata": {"name": "o"}, "involvedObject": {"kind": "Pod", "name": "other"}, "lastTimestamp": "2027"})
+    assert (await bench.look(2))[1] == "NameNotResolved" and asked() == 2
 
 
 async def test_what_can_not_be_seen_is_unknown(bench: Bench) -> None:

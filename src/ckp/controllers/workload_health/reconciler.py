@@ -50,6 +50,9 @@ SETTLE = timedelta(minutes=5)
 """A cluster that was ready before there were canaries (CKP 0.2.0) stays so for this long, until its own has started."""
 
 
+PROBE = 10.0
+"""Seconds between two looks for what the probe of a canary printed, as long as it is of the same pods: a probe runs every ten seconds, Events are no
+index, and an API server reads all of a namespace's to find some."""
 NEEDS_A_PERSON = (Reason.WEBHOOK_BLOCKS, Reason.POD_NETWORK_FULL)
 """Reasons that are warnings in a cluster that has never been ready, too: waiting does not help."""
 
@@ -62,6 +65,8 @@ class _Memory:
     reason: str = ""
     changed: datetime | None = None
     """When the reason why it is not ready changed last."""
+    probed: tuple[float, frozenset[str], str] = (0.0, frozenset(), "")
+    """When the Events of which pods were asked for last (by the monotonic clock), and what a probe had printed then."""
 
 
 @dataclass
@@ -84,8 +89,8 @@ class WorkloadHealthReconciler:
         plane = ManagedControlPlane.of(obj)
         if not plane.status.initialized or paused(cluster, obj):
             return Result()
-        verdict = await self._verdict(plane, cluster)
         memory = self._memory.setdefault((namespace, name), _Memory(self.clock.now()))
+        verdict = await self._verdict(plane, cluster, memory)
         if memory.reason != verdict.reason or memory.changed is None:
             memory.reason, memory.changed = verdict.reason, self.clock.now()
         if verdict.ok:
@@ -107,7 +112,7 @@ class WorkloadHealthReconciler:
             return bool(plane.status.steps) and all(step.state in FINISHED_STEPS for step in plane.status.steps) and age < SETTLE
         return old.is_true and memory.ready and age < HOLD
 
-    async def _verdict(self, plane: ManagedControlPlane, cluster: Obj) -> Verdict:
+    async def _verdict(self, plane: ManagedControlPlane, cluster: Obj, memory: _Memory) -> Verdict:
         try:
             image = self.releases.get(plane.spec.version).image("kubeadm")
         except (NotFound, KeyError):
@@ -118,7 +123,7 @@ class WorkloadHealthReconciler:
                 if workload is None:
                     return Verdict(None, Reason.CLUSTER_NOT_REACHED, "the cluster has no kubeconfig yet")
                 deployment = await _deploy(workload, Canary(image, domain))
-                return evaluate(await _look(workload, deployment, plane, cluster))
+                return evaluate(await self._look(workload, deployment, plane, cluster, memory))
         except KubeError as error:
             return Verdict(None, Reason.CLUSTER_NOT_REACHED, f"the cluster's API server can't be asked: {error.brief}")
 
@@ -136,6 +141,42 @@ class WorkloadHealthReconciler:
 
         await self.kube.change(MANAGED_CONTROL_PLANE, plane.name, plane.namespace, patch, subresource="status")
 
+    async def _look(self, workload: Kube, deployment: Obj | None, plane: ManagedControlPlane, cluster: Obj, memory: _Memory) -> Seen:
+        """Read what the verdict needs; of a cluster in order that is little."""
+        pods, sets = await asyncio.gather(workload.list(POD, SYSTEM, labels=dict(canary.LABELS)), workload.list(DAEMON_SET, SYSTEM))
+        ready = evaluate(Seen(canary=pods)).ok
+        short = [item for item in sets if _count(item, "numberReady") < _count(item, "desiredNumberScheduled")]
+        if ready and not short:
+            return Seen(canary=pods)
+        nodes, dns = await asyncio.gather(workload.list(NODE), workload.get(DEPLOYMENT, "coredns", SYSTEM))
+        missing = [_labels(item) for item in short if _count(item, "currentNumberScheduled") < _count(item, "desiredNumberScheduled")]
+        missing += [] if pods or deployment is None else [dict(canary.LABELS)]
+        block = str(next(iter(((cluster["spec"].get("clusterNetwork") or {}).get("pods") or {}).get("cidrBlocks") or ()), ""))
+        return Seen(
+            canary=pods,
+            deployment=deployment,
+            nodes=nodes,
+            dns_ready=int(((dns or {}).get("status") or {}).get("availableReplicas") or 0),
+            blockers=await _blockers(workload, missing, sets) if missing and nodes else (),
+            probe="" if ready else await self._probe_output(workload, pods, memory),
+            has_cni=plane.spec.addons.cni != NO_CNI,
+            pod_network=block,
+            pod_network_room=_room(block),
+        )
+
+    async def _probe_output(self, workload: Kube, pods: list[Obj], memory: _Memory) -> str:
+        """What the probe of a canary that runs printed last, from the kubelet's Events."""
+        names = frozenset(pod["metadata"]["name"] for pod in pods if (pod.get("status") or {}).get("phase") == "Running")
+        asked, of_pods, said = memory.probed
+        if not names or (names == of_pods and self.clock.monotonic() - asked < PROBE):
+            return said if names else ""
+        about = {"involvedObject.kind": POD.kind, "reason": "Unhealthy"}
+        events = [item for name in names for item in await workload.list(EVENT, SYSTEM, fields={**about, "involvedObject.name": name})]
+        last = max(events, key=lambda item: str(item.get("lastTimestamp") or item.get("eventTime") or ""), default=None)
+        said = str((last or {}).get("message") or "").partition("probe failed: ")[2]
+        memory.probed = (self.clock.monotonic(), names, said)
+        return said
+
 
 async def _deploy(workload: Kube, wanted: Canary) -> Obj | None:
     """The canary's Deployment as it is, or None if it was applied just now."""
@@ -145,30 +186,6 @@ async def _deploy(workload: Kube, wanted: Canary) -> Obj | None:
     for obj in wanted.manifests():
         await workload.apply(obj)
     return None
-
-
-async def _look(workload: Kube, deployment: Obj | None, plane: ManagedControlPlane, cluster: Obj) -> Seen:
-    """Read what the verdict needs; of a cluster in order that is little."""
-    pods, sets = await asyncio.gather(workload.list(POD, SYSTEM, labels=dict(canary.LABELS)), workload.list(DAEMON_SET, SYSTEM))
-    ready = evaluate(Seen(canary=pods)).ok
-    short = [item for item in sets if _count(item, "numberReady") < _count(item, "desiredNumberScheduled")]
-    if ready and not short:
-        return Seen(canary=pods)
-    nodes, dns = await asyncio.gather(workload.list(NODE), workload.get(DEPLOYMENT, "coredns", SYSTEM))
-    missing = [_labels(item) for item in short if _count(item, "currentNumberScheduled") < _count(item, "desiredNumberScheduled")]
-    missing += [] if pods or deployment is None else [dict(canary.LABELS)]
-    block = str(next(iter(((cluster["spec"].get("clusterNetwork") or {}).get("pods") or {}).get("cidrBlocks") or ()), ""))
-    return Seen(
-        canary=pods,
-        deployment=deployment,
-        nodes=nodes,
-        dns_ready=int(((dns or {}).get("status") or {}).get("availableReplicas") or 0),
-        blockers=await _blockers(workload, missing, sets) if missing and nodes else (),
-        probe="" if ready else await _probe_output(workload, pods),
-        has_cni=plane.spec.addons.cni != NO_CNI,
-        pod_network=block,
-        pod_network_room=_room(block),
-    )
 
 
 def _count(daemon_set: Obj, key: str) -> int:
@@ -208,13 +225,3 @@ async def _blockers(workload: Kube, missing: list[Mapping[str, str]], sets: list
 async def _has_endpoint(workload: Kube, backend: Backend) -> bool:
     endpoints = await workload.get(ENDPOINTS, backend.name, backend.namespace)
     return any(subset.get("addresses") for subset in (endpoints or {}).get("subsets") or ())
-
-
-async def _probe_output(workload: Kube, pods: list[Obj]) -> str:
-    """What the probe of a canary that runs printed last, from the kubelet's Events."""
-    names = {pod["metadata"]["name"] for pod in pods if (pod.get("status") or {}).get("phase") == "Running"}
-    if not names:
-        return ""
-    events = [item for item in await workload.list(EVENT, SYSTEM) if item.get("reason") == "Unhealthy" and item["involvedObject"].get("name") in names]
-    last = max(events, key=lambda item: str(item.get("lastTimestamp") or item.get("eventTime") or ""), default=None)
-    return str((last or {}).get("message") or "").partition("probe failed: ")[2]
