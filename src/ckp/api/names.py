@@ -56,6 +56,8 @@ ACCEPT_ETCD_DATA_ANNOTATION = f"{CKP}/accept-etcd-data"
 """On a ManagedControlPlane whose etcd lost data: go on with what is there. The value is the one that its condition EtcdReady names, so it is good for once."""
 REQUESTED_AT_ANNOTATION = f"{CKP}/requested-at"
 """When the user asked for the cluster; the first of the fourteen steps counts from it."""
+ADDRESSES_ANNOTATION, OLDER_ADDRESSES_ANNOTATION = "lbipam.cilium.io/ips", "io.cilium/lb-ipam-ips"
+"""By which a Service asks Cilium's load balancer for addresses (pkg/annotation/k8s.go); CKP writes the first."""
 
 BYOHOST_FINALIZER = f"byohost.{CKP}"
 BYOMACHINE_FINALIZER = f"byomachine.{CKP}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ckp.clients.kube import Obj
 
 NONROOT = 65532
@@ -88,3 +90,8 @@ def pki_volume(name: str, *files: tuple[str, str, str]) -> Obj:
         secrets.setdefault(secret, []).append({"key": key, "path": file})
     sources = [{"secret": {"name": secret, "items": items}} for secret, items in secrets.items()]
     return {"name": name, "projected": {"defaultMode": READABLE_BY_GROUP, "sources": sources}}
+
+
+def replicas_of(workload: Obj | None, state: Literal["replicas", "readyReplicas", "availableReplicas", "updatedReplicas"]) -> int:
+    """How many replicas of a Deployment or StatefulSet are in this state, by its status; 0 where there is none, or 0 is left out (omitempty)."""
+    return int(((workload or {}).get("status") or {}).get(state) or 0)

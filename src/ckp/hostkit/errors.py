@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from ckp.hostkit.text import printable
 
+SET_CLOCK = "set the clock (timedatectl set-ntp true, or chronyc makestep)"
+"""What to do about a host's clock that is wrong."""
+
 
 class AgentError(Exception):
     """An expected failure, described in a sentence.

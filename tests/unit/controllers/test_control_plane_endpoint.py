@@ -12,12 +12,12 @@ import pytest
 
 from ckp.api import kinds
 from ckp.api.kinds import Kind
+from ckp.api.names import ADDRESSES_ANNOTATION
 from ckp.api.platform import Releases
 from ckp.api.states import ConditionType
 from ckp.clients.kube import KubeError, Obj
 from ckp.controllers.apply import Applier
 from ckp.controllers.controlplane import certificates
-from ckp.controllers.controlplane.apiserver import ADDRESS_ANNOTATION
 from ckp.controllers.controlplane.plan import Plan
 from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler
 from ckp.controllers.workload import WorkloadClients
@@ -73,7 +73,7 @@ class Bench:
         return found
 
     async def asks_for(self) -> str:
-        return str((await self.service())["metadata"].get("annotations", {}).get(ADDRESS_ANNOTATION, ""))
+        return str((await self.service())["metadata"].get("annotations", {}).get(ADDRESSES_ANNOTATION, ""))
 
     async def give(self, *ingress: dict[str, str]) -> None:
         await self.kube.merge(kinds.SERVICE, "demo-apiserver", TENANT, {"status": {"loadBalancer": {"ingress": list(ingress)}}}, subresource="status")

@@ -6,7 +6,7 @@ import ssl
 import time
 from typing import Any
 
-from ckp.hostkit.errors import AgentError
+from ckp.hostkit.errors import SET_CLOCK, AgentError
 
 
 class EnrolmentFailed(AgentError):
@@ -23,7 +23,6 @@ class HubUnreachable(AgentError):
 
 NOT_YET_VALID, EXPIRED = 9, 10
 """OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
-SET_CLOCK = "set the clock (timedatectl set-ntp true, or chronyc makestep)"
 
 
 def clock_problem(error: ssl.SSLCertVerificationError) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Callable, List, Mapping, Optional, Sequence
 
 from ckp.agent.messages import Finding
 from ckp.agent.system import facts, prepare
-from ckp.hostkit.errors import InvalidInput
+from ckp.hostkit.errors import SET_CLOCK, InvalidInput
 from ckp.hostkit.files import read_text
 from ckp.hostkit.processes import have, own_command, run
 
@@ -187,11 +187,7 @@ def clock(now: Optional[float] = None, tool: str = "") -> List[Finding]:
         return []  # not a packed tool
     if moment >= made - 86400:
         return []
-    return [
-        Finding(
-            f"this host's clock says {_day(moment)}, and this tool was made on {_day(made)}", "set the clock (timedatectl set-ntp true, or chronyc makestep)"
-        )
-    ]
+    return [Finding(f"this host's clock says {_day(moment)}, and this tool was made on {_day(made)}", SET_CLOCK)]
 
 
 def _day(moment: float) -> str:

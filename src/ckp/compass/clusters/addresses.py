@@ -5,12 +5,10 @@ from __future__ import annotations
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 
 from ckp.api import kinds
+from ckp.api.names import ADDRESSES_ANNOTATION, OLDER_ADDRESSES_ANNOTATION
 from ckp.api.objects.control_plane import ManagedControlPlane
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.kits.errors import InvalidInput
-
-ANNOTATIONS = ("lbipam.cilium.io/ips", "io.cilium/lb-ipam-ips")
-"""By which a Service asks Cilium's load balancer for addresses (pkg/annotation/k8s.go)."""
 
 
 async def check_free(kube: Kube, address: str, *, namespace: str, cluster: str) -> None:
@@ -58,7 +56,7 @@ async def _pools(kube: Kube) -> list[Obj]:
 def _addresses(service: Obj) -> set[str]:
     """All addresses that a Service has or asks for."""
     spec, annotations = service.get("spec") or {}, service["metadata"].get("annotations") or {}
-    asked = [item.strip() for name in ANNOTATIONS for item in str(annotations.get(name, "")).split(",")]
+    asked = [item.strip() for name in (ADDRESSES_ANNOTATION, OLDER_ADDRESSES_ANNOTATION) for item in str(annotations.get(name, "")).split(",")]
     given = [str(item.get("ip", "")) for item in ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []]
     own = [str(spec.get("loadBalancerIP", "")), *spec.get("clusterIPs", ()), str(spec.get("clusterIP", "")), *spec.get("externalIPs", ())]
     return {item for item in (*asked, *given, *own) if item}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from ckp.api.names import ADDRESSES_ANNOTATION
 from ckp.clients.kube import Obj
 from ckp.controllers.controlplane.etcd import CLIENT_PORT, member_host, member_names
 from ckp.controllers.controlplane.plan import API_PORT, KONNECTIVITY_PORT, PRIORITY, Plan
@@ -26,13 +27,12 @@ REQUEST_SECONDS = 60
 READY_AFTER = 5
 """Of several API servers, one that starts is ready once it has said so as many times in a row (every other second): agents connect to it meanwhile."""
 NO_RECONCILER = "--endpoint-reconciler-type=none"
-ADDRESS_ANNOTATION = "lbipam.cilium.io/ips"
 
 
 def service(plan: Plan) -> Obj:
     """Where workers and users reach the API server and their agents the konnectivity server."""
     ports = [{"name": "https", "port": API_PORT, "targetPort": API_PORT}, {"name": "konnectivity", "port": KONNECTIVITY_PORT, "targetPort": KONNECTIVITY_PORT}]
-    annotations = {ADDRESS_ANNOTATION: plan.wanted_address} if plan.wanted_address else {}
+    annotations = {ADDRESSES_ANNOTATION: plan.wanted_address} if plan.wanted_address else {}
     spec = {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": False, "selector": plan.selector("apiserver"), "ports": ports}
     return {"apiVersion": "v1", "kind": "Service", "metadata": plan.meta(plan.name("apiserver"), annotations=annotations), "spec": spec}
 

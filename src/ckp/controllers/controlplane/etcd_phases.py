@@ -17,6 +17,7 @@ from ckp.controllers.controlplane.etcd import EXISTING, NEW, STATE_KEY, Sizing, 
 from ckp.controllers.controlplane.etcd_care import EtcdCare, record
 from ckp.controllers.controlplane.phases import POLL, SOON, NotYet
 from ckp.controllers.controlplane.plan import Plan
+from ckp.controllers.pods import replicas_of
 from ckp.controllers.scope import Scope, owner
 from ckp.kits.clock import Clock
 from ckp.rules.etcd import is_without_data, nearly_full, went_back
@@ -128,7 +129,7 @@ class EtcdPhases:
     async def ready(self, scope: Scope, plan: Plan) -> None:
         """A quorum of the members is ready, and none of what was seen in etcd before is gone."""
         found = await self.kube.get(STATEFUL_SET, plan.name("etcd"), plan.namespace)
-        ready = int(((found or {}).get("status") or {}).get("readyReplicas") or 0)
+        ready = replicas_of(found, "readyReplicas")
         lost = await self._without_data(plan)
         await self._judge(scope, plan, ready, lost)
         message = f"{ready} of {plan.etcd_replicas} members of etcd are ready" + (f"; without their data: {', '.join(lost)}" if lost else "")
@@ -142,7 +143,7 @@ class EtcdPhases:
         """What the members say of their space is recorded; where it is short, some is freed, one member at a time."""
         kind = ConditionType.ETCD_SPACE_AVAILABLE
         found = await self.kube.get(STATEFUL_SET, plan.name("etcd"), plan.namespace)
-        if not ((found or {}).get("status") or {}).get("readyReplicas"):
+        if not replicas_of(found, "readyReplicas"):
             raise NotYet(kind, "no member of etcd is ready", seen=False, needed=False, reason=Reason.ETCD_NOT_REACHED)
         view, quota = await self.care.look(plan), quota_of(found)
         if not view.members:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from ckp.api.kinds import CERTIFICATE_REQUEST, DEPLOYMENT, JOB, MANAGED_CONTROL_PLANE, POD, PVC, SECRET, SERVICE, STATEFUL_SET, Kind
-from ckp.api.names import CLUSTER_NAME_LABEL, MANAGED_CONTROL_PLANE_FINALIZER
+from ckp.api.names import ADDRESSES_ANNOTATION, CLUSTER_NAME_LABEL, MANAGED_CONTROL_PLANE_FINALIZER
 from ckp.api.objects.control_plane import ManagedControlPlane
 from ckp.api.platform import Releases
 from ckp.api.states import ConditionType, Reason
@@ -26,6 +26,7 @@ from ckp.controllers.controlplane.etcd_phases import EtcdPhases
 from ckp.controllers.controlplane.phases import ENDING, POLL, SIDE_BY_SIDE, SOON, STARTING, NotYet, unseen
 from ckp.controllers.controlplane.plan import Plan, disruption_budget
 from ckp.controllers.jobs import JobState, run_once
+from ckp.controllers.pods import replicas_of
 from ckp.controllers.scope import Scope, deleting, owner, paused
 from ckp.controllers.workload import WorkloadClients, workload_cluster
 from ckp.kits.clock import Clock
@@ -49,7 +50,7 @@ def _asked(plane: ManagedControlPlane, cluster: Obj, service: Obj | None) -> Ask
         cluster_host=str(((cluster.get("spec") or {}).get("controlPlaneEndpoint") or {}).get("host") or ""),
         load_balancer=plane.spec.load_balancer.address,
         names=plane.spec.cert_sans,
-        pinned=str((found.get("metadata", {}).get("annotations") or {}).get(apiserver.ADDRESS_ANNOTATION) or ""),
+        pinned=str((found.get("metadata", {}).get("annotations") or {}).get(ADDRESSES_ANNOTATION) or ""),
         given=[str(item.get("ip") or item.get("hostname")) for item in ingress],
         made=plane.status.initialized,
     )
@@ -257,14 +258,12 @@ class ManagedControlPlaneReconciler:
         """Whether an API server and a quorum of etcd are ready now."""
         namespace, name = cluster["metadata"]["namespace"], cluster["metadata"]["name"]
         etcd_set = await self.kube.get(STATEFUL_SET, f"{name}-etcd", namespace) or {}
-        members = int((etcd_set.get("status") or {}).get("readyReplicas") or 0)
-        api = await self.kube.get(DEPLOYMENT, f"{name}-apiserver", namespace) or {}
-        return members > int((etcd_set.get("spec") or {}).get("replicas") or 1) // 2 and int((api.get("status") or {}).get("availableReplicas") or 0) >= 1
+        api = await self.kube.get(DEPLOYMENT, f"{name}-apiserver", namespace)
+        quorum = int((etcd_set.get("spec") or {}).get("replicas") or 1) // 2 + 1
+        return replicas_of(etcd_set, "readyReplicas") >= quorum and replicas_of(api, "availableReplicas") >= 1
 
     async def _available(self, plan: Plan, part: str) -> bool:
-        found = await self.kube.get(DEPLOYMENT, plan.name(part), plan.namespace)
-        status = (found or {}).get("status") or {}
-        return int(status.get("availableReplicas") or 0) >= 1
+        return replicas_of(await self.kube.get(DEPLOYMENT, plan.name(part), plan.namespace), "availableReplicas") >= 1
 
     async def _kubeconfig(self, scope: Scope, plan: Plan) -> None:
         """`<c>-kubeconfig` for Cluster API, users and addons; one for the bootstrap Job, whose user RBAC does not bind."""
@@ -324,15 +323,14 @@ class ManagedControlPlaneReconciler:
 
     async def _ready(self, scope: Scope, plan: Plan) -> None:
         found = await self.kube.get(DEPLOYMENT, plan.name("apiserver"), plan.namespace)
-        status = (found or {}).get("status") or {}
-        ready = int(status.get("readyReplicas") or 0)
+        ready = replicas_of(found, "readyReplicas")
         scope.status |= {
             "initialized": True,
             "ready": ready >= 1,
             "version": plan.release.name,
-            "replicas": int(status.get("replicas") or 0),
+            "replicas": replicas_of(found, "replicas"),
             "readyReplicas": ready,
-            "updatedReplicas": int(status.get("updatedReplicas") or 0),
+            "updatedReplicas": replicas_of(found, "updatedReplicas"),
             "unavailableReplicas": max(0, plan.replicas - ready),
             "selector": ",".join(f"{key}={value}" for key, value in sorted(plan.selector("apiserver").items())),
         }

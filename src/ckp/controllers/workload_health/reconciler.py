@@ -25,6 +25,7 @@ from ckp.api.objects.control_plane import NO_CNI, ManagedControlPlane
 from ckp.api.platform import Releases
 from ckp.api.states import FINISHED_STEPS, ConditionType, Reason
 from ckp.clients.kube import Kube, KubeError, Obj
+from ckp.controllers.pods import replicas_of
 from ckp.controllers.scope import cluster_name, deleting, paused
 from ckp.controllers.workload import WorkloadClients, workload_cluster
 from ckp.controllers.workload_health import canary
@@ -156,7 +157,7 @@ class WorkloadHealthReconciler:
             canary=pods,
             deployment=deployment,
             nodes=nodes,
-            dns_ready=int(((dns or {}).get("status") or {}).get("availableReplicas") or 0),
+            dns_ready=replicas_of(dns, "availableReplicas"),
             blockers=await _blockers(workload, missing, sets) if missing and nodes else (),
             probe="" if ready else await self._probe_output(workload, pods, memory),
             has_cni=plane.spec.addons.cni != NO_CNI,
