@@ -17,7 +17,11 @@ log = structlog.get_logger()
 
 
 class LeaseLost(Exception):
-    """We could not renew in time, or another replica holds the lease: it may be working now, so this process must stop at once."""
+    """Another replica holds the lease, or may have held it: it may be working now, so this process must stop at once."""
+
+
+class LeaseNotRenewed(LeaseLost):
+    """We could not renew in time, so that another replica may take the lease from now on. Whether one does is not known: see LeaderLease.recover."""
 
 
 class LeaseObserver:
@@ -49,9 +53,18 @@ class LeaseObserver:
 class LeaderLease:
     """A lease called `name` that `identity` wants to hold.
 
+    The times are those of client-go, kube-controller-manager and Cluster API's managers (15 s, 10 s, 2 s: LeaseDuration, RenewDeadline, RetryPeriod in
+    component-base/config/v1alpha1/defaults.go, v1.35.1), and a renewal is one request, as there: it writes on top of what was written last, and reads only
+    if that is refused. On a slow or busy management host that is what counts: a request of five seconds still renews the lease.
+
+    Unlike there, a holder that could not renew in time does not end its process. Go's managers must, for they can't stop what their goroutines do. Here
+    every pass is a task: all of them are cancelled and awaited, and then nothing of this process writes any longer, as after its end. If nobody has held
+    the lease until the API server answers again, what the process knows is as good as it was, and it goes on (`recover`). A restart would list and apply
+    everything again just when the API server is slow, and several of them make the kubelet wait up to five minutes before the next.
+
     Args:
         duration: seconds without a renewal after which others may take the lease; whole ones, at least 1.
-        renew: seconds between two renewals. A holder that could not renew for `duration - renew` stops, before others may take over.
+        renew: seconds between two renewals. A holder that could not renew for `duration - 2 * renew` stops, before others may take over.
     """
 
     kube: Kube
@@ -59,12 +72,15 @@ class LeaderLease:
     name: str
     identity: str
     duration: float = 15.0
-    renew: float = 4.0
+    renew: float = 2.0
     clock: Clock = field(default_factory=SystemClock)
 
     def __post_init__(self) -> None:
         self._observer = LeaseObserver(self.clock)
         self._renewed = 0.0  # by the loop's clock, when the last request that succeeded was begun: not later than the API server's write
+        self._patience = self.duration - 2 * self.renew
+        self._attempt = self._patience / 2  # as client-go's clients, that have half of RenewDeadline for a request
+        self._held: Obj = {}  # as we wrote it last
 
     async def acquire(self) -> None:
         """Wait until we hold it."""
@@ -72,7 +88,7 @@ class LeaderLease:
         while True:
             begun = loop.time()
             try:
-                async with asyncio.timeout(self.renew):
+                async with asyncio.timeout(self._attempt):
                     if await self._take():
                         self._renewed = begun
                         log.info("leading", lease=self.name, identity=self.identity)
@@ -80,29 +96,54 @@ class LeaderLease:
             except (KubeError, TimeoutError) as error:
                 if not _another_was_first(error):
                     log.warning("the lease cannot be read or taken", lease=self.name, error=str(error) or type(error).__name__)
-            await asyncio.sleep(self.renew / 2)
+            await asyncio.sleep(self.renew)
 
     async def keep(self) -> None:
         """Renew until cancelled.
 
         Raises:
-            LeaseLost: another holds it, or no renewal succeeded within `duration - renew` seconds.
+            LeaseNotRenewed: no renewal succeeded within `duration - 2 * renew` seconds.
+            LeaseLost: another holds it.
         """
         loop = asyncio.get_running_loop()
         pause = self.renew
         while True:
-            deadline = self._renewed + self.duration - self.renew
+            deadline = self._renewed + self._patience
             await asyncio.sleep(max(0.0, min(pause, deadline - loop.time())))
             begun = loop.time()
             try:
-                async with asyncio.timeout_at(min(begun + self.renew, deadline)):
+                async with asyncio.timeout_at(min(begun + self._attempt, deadline)):
                     await self._renew()
                 self._renewed, pause = begun, self.renew
             except (KubeError, TimeoutError) as error:
                 log.warning("the lease cannot be renewed", lease=self.name, error=str(error) or type(error).__name__)
                 if loop.time() >= deadline:
-                    raise LeaseLost(f"lease {self.name} could not be renewed for {loop.time() - self._renewed:.0f} s") from error
+                    raise LeaseNotRenewed(f"lease {self.name} could not be renewed for {loop.time() - self._renewed:.0f} s") from error
                 pause = self.renew / 2
+
+    async def recover(self) -> None:
+        """After LeaseNotRenewed, when nothing of ours is at work any longer: wait until we hold it again, if nobody has held it since.
+
+        A takeover changes the holder, and each one after it counts leaseTransitions up; what we write is on top of exactly what was read.
+
+        Raises:
+            LeaseLost: another holds it or has held it, or it was removed, and so may have been held.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            begun = loop.time()
+            try:
+                async with asyncio.timeout(self._attempt):
+                    lease = await self.kube.get(LEASE, self.name, self.namespace)
+                    if lease is None or int(lease["spec"].get("leaseTransitions") or 0) != int(self._held["spec"]["leaseTransitions"]):
+                        raise LeaseLost(f"lease {self.name} {'was held by another replica' if lease else 'was removed'} while it could not be renewed")
+                    await self._renew_on(lease)
+                self._renewed = begun
+                log.info("leading again", lease=self.name, identity=self.identity)
+                return
+            except (KubeError, TimeoutError) as error:
+                log.warning("the lease cannot be renewed", lease=self.name, error=str(error) or type(error).__name__)
+            await asyncio.sleep(self.renew)
 
     async def release(self) -> None:
         """Let the next one have it at once, at a clean end."""
@@ -116,7 +157,7 @@ class LeaderLease:
         now = self.clock.now()
         lease = await self.kube.get(LEASE, self.name, self.namespace)
         if lease is None:
-            await self.kube.create(self._new(now))
+            self._held = await self.kube.create(self._new(now))
             return True
         spec: Obj = lease["spec"]
         age, holder = self._observer.age(lease), spec.get("holderIdentity") or ""
@@ -124,21 +165,31 @@ class LeaderLease:
             return False
         acquired = _parse(spec.get("acquireTime"), now) if holder == self.identity else now
         transitions = int(spec.get("leaseTransitions") or 0) + (holder != self.identity)
-        await self.kube.replace(lease | {"spec": self._spec(acquired, now, transitions)})
+        self._held = await self.kube.replace(lease | {"spec": self._spec(acquired, now, transitions)})
         return True
 
     async def _renew(self) -> None:
         """Renew the lease that we hold. LeaseLost if another holds it; KubeError if it can't be written."""
-        now = self.clock.now()
-        lease = await self.kube.get(LEASE, self.name, self.namespace)
-        if lease is None:
-            await self.kube.create(self._new(now))
+        try:
+            await self._renew_on(self._held)
             return
-        spec: Obj = lease["spec"]
+        except KubeError as error:
+            if error.code not in (404, 409):
+                raise
+        lease = await self.kube.get(LEASE, self.name, self.namespace)  # somebody has changed it, or an earlier request of ours that timed out
+        if lease is None:
+            self._held = await self.kube.create(self._new(self.clock.now()))
+        else:
+            await self._renew_on(lease)
+
+    async def _renew_on(self, lease: Obj) -> None:
+        """Renew it on top of what was read or written. LeaseLost if another holds it; KubeError (Conflict, 404) if it is not as it was."""
+        spec, now = lease["spec"], self.clock.now()
         holder = spec.get("holderIdentity") or ""
         if holder != self.identity:
             raise LeaseLost(f"lease {self.name} is held by {holder or 'no replica'}")
-        await self.kube.replace(lease | {"spec": self._spec(_parse(spec.get("acquireTime"), now), now, int(spec.get("leaseTransitions") or 0))})
+        renewed = self._spec(_parse(spec.get("acquireTime"), now), now, int(spec.get("leaseTransitions") or 0))
+        self._held = await self.kube.replace(lease | {"spec": renewed})
 
     def _new(self, now: datetime) -> Obj:
         metadata = {"name": self.name, "namespace": self.namespace}

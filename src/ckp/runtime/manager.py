@@ -14,7 +14,7 @@ from ckp.api.kinds import Kind
 from ckp.clients.kube import Kube, KubeError
 from ckp.runtime.controller import Controller
 from ckp.runtime.informer import Informer
-from ckp.runtime.lease import LeaderLease
+from ckp.runtime.lease import LeaderLease, LeaseNotRenewed
 from ckp.runtime.serving import Probes, Server, make_server, run_all
 
 log = structlog.get_logger()
@@ -62,6 +62,15 @@ class Manager:
         for informer in self._informers.values():
             await informer.synced.wait()
         await self.lease.acquire()
+        while True:
+            try:
+                await self._work()
+            except* LeaseNotRenewed as lost:
+                log.warning("the work stands still until the lease is ours again", reason=str(lost.exceptions[0]))
+            await self.lease.recover()
+
+    async def _work(self) -> None:
+        """Until a part of it fails; then none of its tasks runs any longer."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.lease.keep())
             for controller in self.controllers:

@@ -12,7 +12,7 @@ import pytest
 from ckp.api.kinds import LEASE, Kind
 from ckp.clients.kube import KubeError, Obj
 from ckp.kits.clock import rfc3339_micro
-from ckp.runtime.lease import LeaderLease, LeaseLost
+from ckp.runtime.lease import LeaderLease, LeaseLost, LeaseNotRenewed
 from tests.simulators.kube import KubeSimulator
 
 DURATION = 1.0
@@ -148,6 +148,75 @@ async def test_a_holder_that_was_replaced_stops_though_the_other_has_crashed_sin
     with pytest.raises(LeaseLost, match="other"):
         await asyncio.wait_for(lease.keep(), 3 * DURATION)
     assert await holder_of(kube) == "other"
+
+
+async def test_a_renewal_is_one_request(kube: KubeSimulator) -> None:
+    """Each one more is another chance for a slow API server to be too late."""
+    lease = candidate(kube)
+    await lease.acquire()
+    before = len(kube.calls)
+    keeping = asyncio.ensure_future(lease.keep())
+    await asyncio.sleep(DURATION)
+    keeping.cancel()
+    renewals = kube.calls[before:]
+    assert 5 <= len(renewals) <= 10 and {verb for verb, _, _ in renewals} == {"replace"}
+
+
+async def test_an_api_server_that_takes_long_for_each_answer_does_not_end_leadership(kube: KubeSimulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than the time between two renewals. Each renewal was once given up after that time, and so the lease though every request succeeded."""
+    lease, replace = candidate(kube), kube.replace
+    await lease.acquire()
+
+    async def slow(obj: Obj) -> Obj:
+        await asyncio.sleep(3 * RENEW)
+        return await replace(obj)
+
+    monkeypatch.setattr(kube, "replace", slow)
+    keeping = asyncio.ensure_future(lease.keep())
+    done, _ = await asyncio.wait([keeping], timeout=2 * DURATION)
+    keeping.cancel()
+    assert not done
+
+
+async def lost(kube: KubeSimulator) -> LeaderLease:
+    """A lease whose holder could not renew it in time."""
+    lease = candidate(kube)
+    await lease.acquire()
+    kube.on_fault(lambda *_: KubeError("away", code=0))
+    with pytest.raises(LeaseNotRenewed):
+        await asyncio.wait_for(lease.keep(), 3 * DURATION)
+    return lease
+
+
+async def test_who_could_not_renew_leads_again_if_nobody_has_led_meanwhile(kube: KubeSimulator) -> None:
+    lease = await lost(kube)
+    recovering = asyncio.ensure_future(lease.recover())
+    done, _ = await asyncio.wait([recovering], timeout=DURATION)
+    assert not done, "as long as the API server does not answer"
+    kube.on_fault(None)
+    await asyncio.wait_for(recovering, DURATION)
+    keeping = asyncio.ensure_future(lease.keep())
+    done, _ = await asyncio.wait([keeping], timeout=DURATION)
+    keeping.cancel()
+    assert not done and await holder_of(kube) == "candidate"
+
+
+@pytest.mark.parametrize("how", ["held", "held and released", "held and taken back", "removed"])
+async def test_who_could_not_renew_does_not_lead_again_if_another_may_have_led(kube: KubeSimulator, how: str) -> None:
+    lease = await lost(kube)
+    kube.on_fault(None)
+    if how == "removed":
+        await kube.delete(LEASE, "lead", "default")
+    else:
+        await asyncio.wait_for(candidate(kube, "other").acquire(), 3 * DURATION)
+    if how != "held" and how != "removed":
+        await kube.merge(LEASE, "lead", "default", {"spec": {"holderIdentity": ""}})
+    if how == "held and taken back":
+        await candidate(kube).acquire()
+        assert await holder_of(kube) == "candidate"
+    with pytest.raises(LeaseLost) as told:
+        await asyncio.wait_for(lease.recover(), DURATION)
+    assert not isinstance(told.value, LeaseNotRenewed)
 
 
 async def test_one_conflict_does_not_end_leadership(kube: KubeSimulator) -> None:

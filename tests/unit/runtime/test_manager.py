@@ -107,6 +107,45 @@ async def test_at_its_end_it_releases_the_lease(kube: KubeSimulator) -> None:
         assert await process.holder() == ""
 
 
+def unreachable(verb: str, kind: Kind, _name: str) -> KubeError | None:
+    """For who reads or renews the lease; the test's own merges go on."""
+    return KubeError("away", code=0) if kind == LEASE and verb in ("get", "replace") else None
+
+
+async def test_while_it_can_not_renew_its_lease_it_does_nothing_and_goes_on_afterwards(kube: KubeSimulator) -> None:
+    async with running(kube) as process:
+        async with asyncio.timeout(5):
+            while not process.reconciler.names:
+                await asyncio.sleep(0.02)
+        kube.on_fault(unreachable)
+        await asyncio.sleep(1.0)  # the lease's duration
+        process.reconciler.names.clear()
+        await kube.merge(kinds.CONFIG_MAP, "one", "default", {"data": {"a": "b"}})
+        await asyncio.sleep(0.3)
+        assert process.reconciler.names == [] and not process.task.done(), "it waits, in the same process"
+        assert (await process.get("/readyz")).status_code == 200
+        kube.on_fault(None)
+        async with asyncio.timeout(5):
+            while not process.reconciler.names:
+                await asyncio.sleep(0.02)
+        assert await process.holder() == "us"
+
+
+async def test_if_another_took_the_lease_meanwhile_it_ends(kube: KubeSimulator) -> None:
+    async with running(kube) as process:
+        async with asyncio.timeout(5):
+            while await process.holder() != "us":
+                await asyncio.sleep(0.02)
+        kube.on_fault(unreachable)
+        await asyncio.sleep(1.0)
+        await kube.merge(LEASE, "test", "default", {"spec": {"holderIdentity": "another", "leaseTransitions": 1}})
+        kube.on_fault(None)
+        with pytest.raises(BaseException) as caught:
+            await asyncio.wait_for(process.task, 5)
+        assert isinstance(caught.value, LeaseLost) or (isinstance(caught.value, BaseExceptionGroup) and caught.group_contains(LeaseLost))
+        assert await process.holder() == "another"
+
+
 async def test_when_the_lease_is_lost_it_ends_and_touches_it_no_more(kube: KubeSimulator) -> None:
     async with running(kube) as process:
         async with asyncio.timeout(5):
