@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -100,6 +101,28 @@ async def test_a_reconcile_that_fails_is_tried_again_until_it_works(kube: Kube, 
     await wait_until_async(three, what="three tries", timeout=20, every=0.05)
     for task in tasks:
         task.cancel()
+
+
+async def test_a_busy_process_keeps_its_lease_against_one_that_waits_for_it(plane: TestControlPlane, kube: Kube, namespace: str) -> None:
+    """Its event loop stands still for longer than the lease lasts; the other is patient, and judges by its own clock."""
+    first = LeaderLease(kube, namespace, "lead", "first", duration=2.0, renew=0.2, connect=plane.kube)
+    other = plane.kube()
+    waiting: asyncio.Task[None]
+    await first.acquire()
+    keeping = asyncio.create_task(first.keep())
+    try:
+        await asyncio.sleep(0.5)
+        waiting = asyncio.create_task(LeaderLease(other, namespace, "lead", "second", duration=2.0, renew=0.2).acquire())
+        for _ in range(4):
+            time.sleep(1.5)
+            await asyncio.sleep(0.1)
+        assert not waiting.done() and not keeping.done()
+        lease = await kube.get(LEASE, "lead", namespace)
+        assert lease and lease["spec"]["holderIdentity"] == "first"
+    finally:
+        keeping.cancel()
+    await asyncio.wait_for(waiting, 20)
+    await other.close()
 
 
 async def test_of_two_that_want_a_lease_one_leads_and_the_other_follows_when_it_lets_go(plane: TestControlPlane, kube: Kube, namespace: str) -> None:

@@ -37,6 +37,7 @@ from ckp.runtime.lease import LeaderLease, LeaseLost
 from ckp.runtime.manager import Manager, identity
 
 log = structlog.get_logger()
+MANAGER = "ckp-controllers"
 
 
 def build(kube: Kube, releases: Releases, addons_image: str, workloads: WorkloadClients) -> Manager:
@@ -46,7 +47,8 @@ def build(kube: Kube, releases: Releases, addons_image: str, workloads: Workload
         workloads: the clients of workload clusters, which the caller closes.
     """
     clock = SystemClock()
-    manager = Manager(kube, LeaderLease(kube, os.environ.get("POD_NAMESPACE", SYSTEM_NAMESPACE), "ckp-controllers", identity()))
+    lease = LeaderLease(kube, os.environ.get("POD_NAMESPACE", SYSTEM_NAMESPACE), MANAGER, identity(), connect=lambda: Kube(manager=MANAGER))
+    manager = Manager(kube, lease)
     hosts, machines = manager.informer(BYO_HOST), manager.informer(BYO_MACHINE)
     clusters, planes = manager.informer(CLUSTER), manager.informer(MANAGED_CONTROL_PLANE)
     jobs = manager.informer(JOB)
@@ -124,7 +126,7 @@ def _host_of(machine: Obj) -> list[Key]:
 
 async def _run(settings: Settings) -> None:
     releases = Releases.load(settings.releases_file)
-    kube, workloads = Kube(manager="ckp-controllers"), WorkloadClients()
+    kube, workloads = Kube(manager=MANAGER), WorkloadClients()
     manager = build(kube, releases, settings.addons_image, workloads)
     try:
         await manager.run(manager.probes(settings.bind, settings.probe_port), asyncio.Event())

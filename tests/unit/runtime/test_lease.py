@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -176,6 +178,56 @@ async def test_an_api_server_that_takes_long_for_each_answer_does_not_end_leader
     done, _ = await asyncio.wait([keeping], timeout=2 * DURATION)
     keeping.cancel()
     assert not done
+
+
+def beside(kube: KubeSimulator) -> LeaderLease:
+    """As the controllers have it: renewed in a thread of its own."""
+    return LeaderLease(kube, "default", "lead", "candidate", duration=DURATION, renew=RENEW, connect=lambda: kube.as_manager("lease"))
+
+
+async def test_work_that_keeps_the_event_loop_busy_does_not_end_leadership(kube: KubeSimulator) -> None:
+    lease = beside(kube)
+    await lease.acquire()
+    keeping = asyncio.ensure_future(lease.keep())
+    before = (await kube.get(LEASE, "lead", "default") or {})["spec"]["renewTime"]
+    await asyncio.sleep(RENEW)
+    time.sleep(2 * DURATION)  # nothing of this event loop runs, as while much is parsed on a slow machine
+    done, _ = await asyncio.wait([keeping], timeout=RENEW)
+    assert not done
+    assert (await kube.get(LEASE, "lead", "default") or {})["spec"]["renewTime"] > before
+    keeping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await keeping
+    calls = len(kube.calls)
+    await asyncio.sleep(3 * RENEW)
+    assert len(kube.calls) == calls, "no thread is left that renews"
+
+
+@pytest.mark.parametrize("how", ["another holds it", "the API server is away"])
+async def test_the_thread_that_renews_says_when_the_lease_is_lost(kube: KubeSimulator, how: str) -> None:
+    lease = beside(kube)
+    await lease.acquire()
+    keeping = asyncio.ensure_future(lease.keep())
+    await asyncio.sleep(2 * RENEW)
+    if how == "another holds it":
+        await kube.merge(LEASE, "lead", "default", held("other", 0.0))
+    else:
+        kube.on_fault(lambda *_: KubeError("away", code=0))
+    with pytest.raises(LeaseLost) as told:
+        await asyncio.wait_for(keeping, 3 * DURATION)
+    assert isinstance(told.value, LeaseNotRenewed) == (how != "another holds it")
+
+
+async def test_a_lease_that_is_given_up_at_once_leaves_no_thread(kube: KubeSimulator) -> None:
+    before = {thread.name for thread in threading.enumerate()}
+    lease = beside(kube)
+    await lease.acquire()
+    keeping = asyncio.ensure_future(lease.keep())
+    await asyncio.sleep(0)
+    keeping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await keeping
+    assert {thread.name for thread in threading.enumerate()} <= before
 
 
 async def lost(kube: KubeSimulator) -> LeaderLease:
