@@ -11,7 +11,7 @@ from ckp.kits.steps import State, Steps
 from ckp.rules.lifecycle import STEPS
 
 STATES = {"Done": State.DONE, "Skipped": State.SKIPPED, "Failed": State.FAILED, "Running": State.RUNNING}
-"""Compass' words; all others mean that a step has not begun."""
+"""Compass' words; all others mean that a step has not begun, or that it can't be seen now (Unknown)."""
 COMMAND = "cluster"
 """What durations are kept under: the same for `ckp up` and `ckp cluster create`."""
 
