@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ckp.api.kinds import NODE, SECRET
 from ckp.api.names import PROVIDER_ID_PREFIX
-from ckp.clients.kube import Kube
+from ckp.clients.kube import Kube, KubeError
 from ckp.kits.clock import Clock, SystemClock
 
 SECONDS = 5.0
@@ -43,8 +43,8 @@ class _Kept:
 class WorkloadClients:
     """One client for each kubeconfig, kept from pass to pass and shared by the controllers of a process: connections, and what TLS needs, are made once.
 
-    A client is closed when its kubeconfig has changed, its cluster is forgotten, it was not used for IDLE seconds, or too many are kept; if it is in use
-    then, by its last user.
+    A client is closed when its kubeconfig has changed, its cluster is forgotten or did not answer, it was not used for IDLE seconds, or too many are kept;
+    if it is in use then, by its last user.
 
     Args:
         make: makes a client from the text of a kubeconfig.
@@ -77,6 +77,11 @@ class WorkloadClients:
         try:
             await self._drop([*replaced, *self._surplus()])
             yield kept.client
+        except KubeError as error:
+            if error.code == 0 and self._kept.get(key) is kept:  # kept connections may lead to an API server that is gone, and each would wait in vain
+                del self._kept[key]
+                kept.dropped = True
+            raise
         finally:
             kept.users -= 1
             kept.used = self._clock.monotonic()
