@@ -106,15 +106,14 @@ def test_agnhost_has_its_user_and_the_tools_that_tests_run_in_it(made: Made, tmp
     root = unpacked(made, f"agnhost:{made.suite.images['agnhost'][-1]}", tmp_path)
     script = "set -e; for tool in bash curl dig nc getent hostname ping ip wget netstat ps; do command -v $tool; done >/dev/null; id -G user-defined-in-image"
     assert run(["chroot", root, "/bin/sh", "-c", script], timeout=60).stdout.split() == ["1000", "50000"]
-    version = run(["chroot", root, "/agnhost-2", "--version"], timeout=60).stdout
-    assert made.suite.images["agnhost"][-1] in version
+    assert "netexec" in run(["chroot", root, "/agnhost-2", "help"], timeout=60).stdout
     assert (root / "uploads").is_dir() and (root / "coredns").exists() and (root / "localhost.key").exists()
 
 
 @pytest.mark.root("enters an image's file system, in a network namespace")
 def test_the_web_server_serves_its_page_in_the_foreground(made: Made, tmp_path: Path) -> None:
     root = unpacked(made, "nginx:1.15-4", tmp_path)
-    inside = "nginx -g 'daemon off;' & for i in $(seq 50); do curl -sf http://127.0.0.1/ && break; sleep 0.1; done; kill %1; wait"
+    inside = "nginx -g 'daemon off;' & for _ in {1..50}; do curl -sf http://127.0.0.1/ && break; sleep 0.1; done; kill %1; wait"
     script = f'ip link set lo up; mount -t tmpfs none "{root}/dev"; ln -s /proc/self/fd/1 "{root}/dev/stdout"; ln -s /proc/self/fd/2 "{root}/dev/stderr"; '
     script += f'mknod -m 666 "{root}/dev/null" c 1 3; mount -t proc none "{root}/proc"; exec chroot "{root}" bash -c "{inside}"'
     ended = run(["unshare", "--net", "--mount", "--pid", "--fork", "bash", "-c", script], timeout=120)
