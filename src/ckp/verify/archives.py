@@ -21,7 +21,8 @@ UNPACK_SECONDS = 300.0
 UNPACK_CPU_SECONDS = 120
 UNPACK_MEMORY_MIB = 1024
 XZ_MEMORY = 256 << 20
-ZSTD_MEMORY_MIB = 256
+ZSTD_WINDOW = 128 << 20
+"""The largest window, in bytes, that libzstd takes unless it is told otherwise; dpkg and apt leave it so."""
 BLOCK = 512
 Broken = Callable[[str], VerificationFailed]
 """Makes the error for a sentence about what is wrong with an archive."""
@@ -46,6 +47,7 @@ def unpacked(stream: BinaryIO, start: int, size: int, packing: str, broken: Brok
     elif packing == "xz":
         yield _unxz(_part(stream, start, size), broken)
     elif packing == "zst":
+        _check_zstd(stream, start, size, broken)
         with _unzstd(_part(stream, start, size), broken) as pieces:
             yield pieces
     else:
@@ -104,11 +106,46 @@ def _unxz(packed: Iterator[bytes], broken: Broken) -> Iterator[bytes]:
         raise broken(str(error)) from None
 
 
+def _check_zstd(stream: BinaryIO, start: int, size: int, broken: Broken) -> None:
+    """Check that zstd data is one frame that ends where the data ends, with a window that all programs take (RFC 8878, 3.1).
+
+    dpkg stops after the first of several frames, and zstd goes on; others pass over frames that say that they may be.
+    """
+
+    def read(at: int, count: int) -> int:
+        if at + count > size:
+            raise broken("the compressed data is truncated")
+        stream.seek(start + at)
+        return int.from_bytes(stream.read(count), "little")
+
+    if read(0, 4) != 0xFD2FB528:
+        raise broken("it does not begin like a frame of zstd")
+    form = read(4, 1)
+    single, checksum = bool(form & 0x20), 4 if form & 4 else 0
+    if form & 0x1B:
+        raise broken("the compressed data needs a dictionary, or is of a later format")
+    sized = (1 if single else 0, 2, 4, 8)[form >> 6]
+    at = 5 + (not single)
+    exponent = read(5, 1)
+    length = read(at, sized) + (256 if sized == 2 else 0)
+    window = length if single else (1 << (10 + (exponent >> 3))) // 8 * (8 + (exponent & 7))
+    if window > ZSTD_WINDOW:
+        raise broken(f"the compressed data needs a window of more than {ZSTD_WINDOW >> 20} MiB")
+    at += sized
+    last = False
+    while not last:
+        block = read(at, 3)
+        last, kind, count = bool(block & 1), block >> 1 & 3, block >> 3
+        at += 3 + (1 if kind == 1 else count)
+    if at + checksum != size:
+        raise broken("data follows the end of the compressed data" if at + checksum < size else "the compressed data is truncated")
+
+
 @contextmanager
 def _unzstd(packed: Iterator[bytes], broken: Broken) -> Iterator[Iterator[bytes]]:
     """Python has no zstd before 3.14, so a program decompresses it: zstd, or dpkg-deb, which every host with debs has."""
     if have("zstd"):
-        argv, feed = ["zstd", "-d", "-c", "-q", "--no-progress", f"--memory={ZSTD_MEMORY_MIB}MiB"], packed
+        argv, feed = ["zstd", "-d", "-c", "-q", "--no-progress", f"--memory={ZSTD_WINDOW >> 20}MiB"], packed
     elif have("dpkg-deb"):
         argv, feed = ["dpkg-deb", "--fsys-tarfile", "-"], _as_package(packed)
     else:

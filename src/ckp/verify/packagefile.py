@@ -138,7 +138,7 @@ class Contents:
 
     def add(self, entry: Entry) -> None:
         """Check one more entry. VerificationFailed if a package may not have it."""
-        parts = self._parts(entry.path)
+        parts = self._parts(entry.path, entry.kind)
         path = "/".join(parts)
         if entry.kind not in ("file", "folder", "link", "hardlink"):
             raise self._refused(f"{entry.path!r} is {entry.kind}, but a package may only contain files, folders and links", "content type")
@@ -151,7 +151,7 @@ class Contents:
         self._place(entry, parts)
         if entry.kind == "link":
             self._check_link(entry, parts)
-        if entry.kind == "hardlink" and self.kinds.get("/".join(self._parts(entry.target))) != "file":
+        if entry.kind == "hardlink" and self.kinds.get("/".join(self._parts(entry.target, "file"))) != "file":
             raise self._refused(f"{entry.path!r} is a hard link to {entry.target!r}, which is not a file of this package", "link target")
         self.kinds[path] = entry.kind
         self._bytes += entry.size
@@ -177,7 +177,7 @@ class Contents:
         else:
             self._others.add(last)
 
-    def _parts(self, path: str) -> Sequence[str]:
+    def _parts(self, path: str, kind: str) -> Sequence[str]:
         """The components of a path below the root folder; a leading `./` or `/` is allowed."""
         if len(path) > MAX_PATH:
             raise self._refused(f"{path[:80]!r} has more than {MAX_PATH} characters", "path")
@@ -185,6 +185,8 @@ class Contents:
         parts = plain.rstrip("/").split("/") if plain.rstrip("/") else []
         if path in (".", "./", "/"):
             return []
+        if kind != "folder" and path.endswith("/"):
+            raise self._refused(f"{path!r} is called like a folder, and is none", "path")
         if not parts or _CONTROL_CHARACTER.search(path) or any(part in ("", ".", "..") for part in parts):
             raise self._refused(f"{path!r} is not a plain path below the root", "path")
         if len(parts) > MAX_DEPTH:
