@@ -112,7 +112,7 @@ PRIMARY = (
     b' packages="1">'
     b'<package type="rpm"><name>kubelet</name><arch>x86_64</arch><version epoch="0" ver="1.35.1" rel="ckp"/><checksum type="sha256" pkgid="YES">'
     + b"0" * 64
-    + b'</checksum><packager>Coredge.io &lt;a@b.c&gt; &amp; &#xe9;</packager><size package="4"/><format><rpm:vendor/></format>\n tail</package></metadata>'
+    + b'</checksum><packager>Coredge.io &lt;a@b.c&gt; &amp; &#xe9;</packager><size package="4"/><format><rpm:vendor/></format>\n</package></metadata>'
 )
 KEY = Tsk.generate("CKP fuzz <fuzz@example.org>")
 FINGERPRINT = str(KEY.extract_certificate().fingerprint).upper()

@@ -51,7 +51,7 @@ def parse_deb822(raw: bytes, broken: Broken) -> Iterator[Paragraph]:
 
     Raises:
         VerificationFailed: made by `broken`, for text that is not UTF-8 or has control characters, a line that belongs to no field, a
-            repeated field, a line of nothing but blanks, no newline at the end, or too many lines.
+            repeated field, a line of nothing but blanks, an empty line that ends no paragraph, no newline at the end, or too many lines.
     """
     return parse_lines(iter([raw]), broken)
 
@@ -61,8 +61,9 @@ def parse_lines(pieces: Iterable[bytes], broken: Broken) -> Iterator[Paragraph]:
     fields, last = Paragraph(), ""
     for line in _lines(pieces, broken):
         if not line:
-            if fields:
-                yield fields
+            if not fields:
+                raise broken("it has an empty line that ends no paragraph")
+            yield fields
             fields, last = Paragraph(), ""
         elif line[0] in BLANK:
             if not last:

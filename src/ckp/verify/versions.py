@@ -99,6 +99,23 @@ def _runs(version: str) -> list[str]:
     return re.findall(r"[0-9]+|[A-Za-z]+|~|\^", version)
 
 
+def canonical(kind: str, version: str) -> str:
+    """One text for all versions that compare as equal, which 1.0, 0:1.00 and 1.0-0 do for dpkg, and 1.0 and 1_00 for rpm.
+
+    Args:
+        kind: as of `compare`.
+    """
+    epoch, *parts = _parts(version)
+    if kind == "rpm":
+        runs = [["-" if part else ""] + [run.lstrip("0") or "0" if run[0].isdigit() else run for run in _runs(part)] for part in parts]
+    else:
+        runs = [[run for pair in re.findall(r"([^0-9]*)([0-9]*)", part) for run in (pair[0], pair[1].lstrip("0"))] for part in parts]
+        for part in runs:
+            while part and not part[-1]:
+                part.pop()
+    return "\n".join([epoch.lstrip("0"), *("\t".join(part) for part in runs)])
+
+
 def compare(kind: str, first: str, second: str) -> int:
     """-1, 0 or 1 for two versions of debs (`dpkg`, `deb`) or rpms (`rpm`)."""
     return compare_rpm(first, second) if kind == "rpm" else compare_deb(first, second)

@@ -135,7 +135,7 @@ def test_the_generated_control_files_are_not_all_refused() -> None:
 
 @pytest.mark.parametrize("cut", [1, 7, 64])
 def test_a_text_that_comes_in_pieces_reads_as_a_whole(cut: int) -> None:
-    text = b"Package: a\nDescription: b\n c\n .\n\n\nPackage: d\n"
+    text = b"Package: a\nDescription: b\n c\n .\n\nPackage: d\n"
     pieces = [text[at : at + cut] for at in range(0, len(text), cut)]
     assert list(parse_lines(pieces, wrong)) == list(parse_deb822(text, wrong)) == [{"Package": "a", "Description": "b\nc\n."}, {"Package": "d"}]
 

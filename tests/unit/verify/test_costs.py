@@ -110,6 +110,17 @@ PACKAGES_SCRIPT = """
     from ckp.verify.repositories.tree import Packages, Tree
     _verify_index(Tree(sys.argv[1]), "index.gz", "gz", Packages(Tree(sys.argv[1]), ""))
 """
+MANY_SCRIPT = """
+    from ckp.verify.repositories.apt import _verify_index
+    from ckp.verify.repositories.tree import Packages, Tree
+    tree = Tree(sys.argv[1])
+    for _ in range(300):
+        try:
+            _verify_index(tree, "index.gz", "gz", Packages(tree, ""))
+        except VerificationFailed as error:
+            if "so few bytes" in str(error):
+                raise
+"""
 PRIMARY_SCRIPT = """
     from ckp.verify.repositories.dnf import Metadata, _primary
     from ckp.verify.repositories.tree import Packages, Tree
@@ -120,9 +131,11 @@ PRIMARY_SCRIPT = """
 @pytest.mark.parametrize(
     ("script", "content", "words"),
     [
-        (PACKAGES_SCRIPT, b"\n" * (31 << 20), "more than 1000000 lines"),
+        (PACKAGES_SCRIPT, b"\n" * (31 << 20), "an empty line that ends no paragraph"),
+        (PACKAGES_SCRIPT, b"Package: a\n" + b" x\n" * 1_100_000, "more than 1000000 lines"),
         (PACKAGES_SCRIPT, b"".join(b"X%d: y\n" % number for number in range(2_000_000)), "more than 256 fields"),
         (PACKAGES_SCRIPT, b"Package: a\n" + b" x\n" * 990_000, "has no Version"),
+        (MANY_SCRIPT, b"Package: a\n" + b" x\n" * 990_000, "more lines than so few bytes can need"),
         (PACKAGES_SCRIPT, INDEX * 100_000, "it has Package twice"),
         (PACKAGES_SCRIPT, b"x" * (31 << 20), "is longer than 256 KiB"),
         (PACKAGES_SCRIPT, "Package: \U0001f600".encode() + b"a" * (200 << 10) + b"\n", "has no Version"),
@@ -132,7 +145,7 @@ PRIMARY_SCRIPT = """
         (PRIMARY_SCRIPT, COMMON + b"<package>" + b"x" * (30 << 20), "is malformed"),
         (PRIMARY_SCRIPT, COMMON + b"<package " + b"".join(b"a%d='' " % number for number in range(300_000)), "is malformed"),
     ],
-    ids=["lines", "fields", "long field", "paragraphs", "one line", "wide text", "elements", "depth", "attribute", "text", "attributes"],
+    ids=["empty lines", "lines", "fields", "long field", "many indices", "paragraphs", "one line", "wide text", "elements", "depth", "attribute", "text", "attributes"],
 )
 def test_no_signed_index_of_a_mebibyte_is_costly(tmp_path: Path, script: str, content: bytes, words: str) -> None:
     packed = gzip.compress(content, compresslevel=6, mtime=0)

@@ -297,6 +297,9 @@ def second_kubelet(world: World, root: Path) -> None:
     for label, value in (("Filename", "pool/v1.36/kubelet.deb"), ("Size", str(made.path.stat().st_size)), ("SHA256", made.sha256)):
         index = re.sub(rf"(?m)^{label}: .*$", f"{label}: {value}", index)
     named(index.encode(), "v1.36/binary-amd64/Packages")(world, root)
+    release = re.search(rb"(?s)\n\n(.*)\n-----BEGIN PGP SIG", (root / APT / "InRelease").read_bytes())
+    assert release
+    write(root / APT / "InRelease", world.key.sign_cleartext(release[1].replace(b"Components: v1.35", b"Components: v1.35 v1.36")))
 
 
 def of_release(path: str, label: str, length: int, add: int = 0) -> Callable[[World, Path], None]:
@@ -401,13 +404,19 @@ ATTACKS = [
         "index content",
     ),
     Attack("a packing that only apt reads", by_hash(bz2.compress(EVIL), f"{FOLDER}/Packages.bz2"), "packed in a way that CKP does not read", "index packing"),
-    Attack("an index in the root of a suite", named(EVIL, "Packages"), "names 'pool/.evil.deb', which is not a plain path", "metadata path"),
+    Attack("an index in the root of a suite", named(EVIL, "Packages"), "InRelease names 'Packages', which CKP does not read", "index place"),
+    Attack(
+        "an index with a hidden package",
+        packages(lambda text: re.sub("Filename: pool/.*", "Filename: pool/.evil.deb", text)),
+        "names 'pool/.evil.deb', which is not a plain path",
+        "metadata path",
+    ),
     Attack("a hidden package", put("apt/pool/v1.35/.evil.deb"), "pool/v1.35/.evil.deb lies hidden in", "hidden file"),
     Attack("a hidden file by its hash", put(f"{APT}/{FOLDER}/by-hash/SHA256/.evil"), "by-hash/SHA256/.evil lies hidden in", "hidden file"),
     Attack("a lock with content", put("apt/.lock", b"x"), ".lock lies hidden in", "hidden file"),
     Attack("a hidden rpm", put(f"{DNF}/Packages/.evil.rpm"), "Packages/.evil.rpm lies hidden in", "hidden file"),
     Attack("a file that only SHA-512 names", of_release(f"{FOLDER}/Packages.xz", "SHA512", 128), "Packages.xz' by SHA512 otherwise than", "second digest"),
-    Attack("another SHA-512", of_release(f"{FOLDER}/Packages", "SHA512", 128), "does not have the SHA-512 that dists/noble/InRelease", "second digest"),
+    Attack("another SHA-512", of_release(f"{FOLDER}/Packages", "SHA512", 128), "does not have the SHA512 that dists/noble/InRelease", "second digest"),
     Attack("another size by SHA-1", of_release(f"{FOLDER}/Packages", "SHA1", 40, add=1), "Packages' by SHA1 otherwise than", "second digest"),
     Attack("a suite without a date", apt(lambda text: re.sub(r"Date: .*\n", "", text)), "InRelease has no Date", "release file"),
     Attack("a suite of tomorrow", apt(lambda text: re.sub(r"Date: .*", "Date: Mon, 01 Jan 2125 00:00:00 UTC", text)), "which is not yet", "date"),
@@ -442,7 +451,7 @@ ATTACKS = [
     Attack(
         "an index with another SHA-512",
         packages(lambda text: text.replace("Filename:", f"SHA512: {'0' * 128}\nFilename:", 1)),
-        "does not have the SHA-512 that dists/noble/v1.35",
+        "does not have the SHA512 that dists/noble/v1.35",
         "second digest",
     ),
     Attack("unsigned repomd", drop(f"{DNF}/repodata/repomd.xml.asc"), "the repository is not signed", "signature present"),

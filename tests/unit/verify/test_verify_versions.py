@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ckp.verify.versions import compare_deb, compare_rpm
+from ckp.verify.versions import canonical, compare, compare_deb, compare_rpm
 
 SIGNS = {-1: "lt", 0: "eq", 1: "gt"}
 FAST = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -36,6 +36,19 @@ def test_rpms_are_ordered_as_rpm_orders_them(pairs: list[tuple[str, str]]) -> No
     lua = ";".join(f"print(rpm.vercmp('{first}','{second}')..'\\n')" for first, second in pairs)
     said = subprocess.run(["rpm", "--eval", f"%{{lua:{lua}}}"], capture_output=True, text=True, check=True, timeout=60).stdout
     assert [int(number) for number in said.split()] == [compare_rpm(first, second) for first, second in pairs], pairs
+
+
+ALIKE = st.lists(st.from_regex(r"(0?[01]:)?[01][01a.~]{0,3}(-[01a~]{1,2})?", fullmatch=True), min_size=2, max_size=30)
+"""Versions so short that of many some are equal though they are written otherwise."""
+
+
+@settings(deadline=None)
+@given(kind=st.sampled_from(["deb", "rpm"]), versions=ALIKE)
+@example("deb", ["1.0", "0:1.00", "1.", "1.0-0", "00:1.0-", "1", "1.0a", "1~"])
+@example("rpm", ["1.0", "0:1.00", "1_0", "1.0.", "1", "1.0-1", "1.0-1_", "1.0-01"])
+def test_versions_have_the_same_canonical_text_if_they_are_equal_and_only_then(kind: str, versions: list[str]) -> None:
+    for first, second in itertools.combinations(versions, 2):
+        assert (canonical(kind, first) == canonical(kind, second)) == (compare(kind, first, second) == 0), (first, second)
 
 
 @pytest.mark.parametrize("compare", [compare_deb, compare_rpm])

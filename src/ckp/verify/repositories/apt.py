@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Iterator, Mapping
 
@@ -21,8 +21,10 @@ AHEAD = 3600.0
 """Seconds by which the clock of whoever made the indices may be ahead. apt itself allows 10, and refuses what is from later."""
 NOT_COMPARED = ("Description", "Description-md5", "Filename", "Size", "MD5sum", "SHA1", "SHA256", "SHA512")
 """Fields that an index has of its own. All others are the package's: if one differs, apt decides by wrong data."""
-OTHER_DIGESTS = {"MD5Sum": 32, "SHA1": 40, "SHA512": 128}
-"""Further fields of Release with digests, and their lengths in hex. apt takes the strongest that a file has."""
+OTHER_DIGESTS = {"MD5Sum": "md5", "SHA1": "sha1", "SHA512": "sha512"}
+"""Further fields of Release and of indices with digests, by hashlib's names. apt shows the strongest that a file has, and refuses a file if any differs."""
+_INDEX = re.compile(r"([^/]+)/binary-([^/]+)/Packages\Z")
+"""Where apt looks for an index, in a repository with components."""
 _BY_HASH = re.compile(r"(?:.*/)?by-hash/SHA256/([0-9a-f]{64})\Z")
 _DATE = re.compile(
     r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), ([0-9]{2}) (Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) ([0-9]{4})"
@@ -33,11 +35,11 @@ _DATE = re.compile(
 
 @dataclass(frozen=True)
 class Listed:
-    """A file as the signed Release names it; `sha512` is empty if it has none."""
+    """A file as the signed Release names it; `others` are its further digests, by their fields."""
 
     sha256: str
     size: int
-    sha512: str = ""
+    others: Mapping[str, str] = field(default_factory=dict)
 
 
 def verify_apt(root: str, keyring: str) -> list[str]:
@@ -68,15 +70,35 @@ def _verify_suite(tree: Tree, suite: str, packages: Packages) -> tuple[int, str]
     groups: dict[str, list[str]] = {}
     for name in listed:
         groups.setdefault(_plain(name), []).append(name)
+    for plain in sorted(groups):
+        _check_reached(plain, fields, base, key)
     count = 0
     for plain, names in sorted(groups.items()):
         present = {name: place for name in sorted(names) for place in _places(tree, base, name, listed[name])}
-        if not any(base + name in tree.names for name in names):  # not every client asks by hash
-            raise VerificationFailed(f"{base}{plain} is named in InRelease, but is missing from the repository", check="missing metadata", resolution=AGAIN)
-        if _is_index(plain):
+        if present:
             count += _verify_packings(tree, base, plain, present, listed, packages)
+        for name in sorted(names):
+            if base + name not in tree.names:  # not every client asks by hash
+                raise VerificationFailed(f"{base}{name} is named in InRelease, but is missing from the repository", check="missing metadata", resolution=AGAIN)
     _check_unlisted(tree, base, set(listed))
     return count, key
+
+
+def _check_reached(plain: str, fields: Mapping[str, str], base: str, key: str) -> None:
+    """Check that a file of the Release is an index of packages, and one that apt looks for: else it is read by one of us only."""
+
+    def wrong(why: str) -> VerificationFailed:
+        return VerificationFailed(f"{base}InRelease names {plain[:120]!r}, {why}", check="index place", key=key, resolution=AGAIN)
+
+    match = _INDEX.match(plain)
+    if match is None:
+        raise wrong("which CKP does not read, and apt may")
+    component, architecture = match.groups()
+    for label, name in (("Components", component), ("Architectures", architecture)):
+        if name not in words(fields.get(label, "")):
+            raise wrong(f"but {name!r} is not among its {label}, so apt does not read it")
+    if architecture == "all" and "Packages" in words(fields.get("No-Support-for-Architecture-all", "")):
+        raise wrong("but says that there is no such index, so apt does not read it")
 
 
 def _places(tree: Tree, base: str, name: str, listed: Listed) -> list[str]:
@@ -85,22 +107,19 @@ def _places(tree: Tree, base: str, name: str, listed: Listed) -> list[str]:
     places = [place for place in (base + name, by_hash) if place in tree.names]
     for place in places:
         tree.check_listed(place, listed.size, listed.sha256, f"{base}InRelease")
-        if listed.sha512 and _sha512_of(tree.path(place)) != listed.sha512:
-            raise VerificationFailed(f"{place} does not have the SHA-512 that {base}InRelease gives it", check="second digest", resolution=AGAIN)
+        _check_digests(tree, place, listed.others, f"{base}InRelease")
     return places
 
 
-def _sha512_of(path: str) -> str:
-    digest = hashlib.sha512()
-    with open_file(path) as stream:
-        for chunk in iter(lambda: stream.read(CHUNK), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _is_index(plain: str) -> bool:
-    """Whether apt may read it as an index of packages: of a component, or of a flat repository."""
-    return os.path.basename(plain) == "Packages"
+def _check_digests(tree: Tree, name: str, wanted: Mapping[str, str], index: str, key: str = "") -> None:
+    """Check the further digests, by their fields, that `index` gives a file. VerificationFailed if one differs."""
+    for label, expected in wanted.items():
+        digest = hashlib.new(OTHER_DIGESTS[label], usedforsecurity=False)
+        with open_file(tree.path(name)) as stream:
+            for chunk in iter(lambda: stream.read(CHUNK), b""):
+                digest.update(chunk)
+        if digest.hexdigest() != expected:
+            raise VerificationFailed(f"{name} does not have the {label} that {index} gives it", check="second digest", key=key, resolution=AGAIN)
 
 
 def _plain(name: str) -> str:
@@ -182,16 +201,17 @@ def _listed(fields: Mapping[str, str], base: str, key: str) -> dict[str, Listed]
         if name in found:
             raise VerificationFailed(f"{release} names {name!r} twice", check="release file", key=key, resolution=AGAIN)
         found[safe_path(name, release)] = Listed(digest, size)
-    if not any(_is_index(_plain(name)) for name in found):
+    if not found:
         raise VerificationFailed(f"{release} names no index of packages by SHA-256", check="release file", key=key, resolution=AGAIN)
-    for label, length in OTHER_DIGESTS.items():
-        for digest, size, name in lines(label, length):
+    for label, algorithm in OTHER_DIGESTS.items():
+        for digest, size, name in lines(label, 2 * hashlib.new(algorithm, usedforsecurity=False).digest_size):
             if name not in found or found[name].size != size:
                 raise VerificationFailed(
                     f"{release} names {name[:120]!r} by {label} otherwise than by SHA256", check="second digest", key=key, resolution=AGAIN
                 )
-            if label == "SHA512":
-                found[name] = replace(found[name], sha512=digest)
+            if label in found[name].others:
+                raise VerificationFailed(f"{release} names {name!r} twice by {label}", check="release file", key=key, resolution=AGAIN)
+            found[name] = replace(found[name], others={**found[name].others, label: digest})
     return found
 
 
@@ -277,5 +297,5 @@ def _verify_entry(tree: Tree, index: str, fields: Paragraph, packages: Packages)
                 key=info.key,
                 resolution="rebuild the indices (ckp dist repository reindex)",
             )
-    if "SHA512" in fields and _sha512_of(tree.path(path)) != fields["SHA512"]:
-        raise VerificationFailed(f"{path} does not have the SHA-512 that {index} gives it", check="second digest", key=info.key, resolution=AGAIN)
+    others = {label: fields[label] for label in OTHER_DIGESTS if label in fields}
+    _check_digests(tree, path, others, index, info.key)

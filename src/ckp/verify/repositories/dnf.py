@@ -75,16 +75,16 @@ def _repomd(raw: bytes, key: str) -> dict[str, Metadata]:
         checksum, location, size = parts.get("checksum"), parts.get("location"), _text(parts, "size")
         if not kind or kind in found or checksum is None or location is None or not re.fullmatch(r"[0-9]{1,12}", size):
             raise broken(f"the entry {kind!r} is incomplete, or given twice")
-        digest, unpacked, length = (checksum.text or "").strip(), parts.get("open-checksum"), _text(parts, "open-size")
+        digest, unpacked, length = checksum.text or "", parts.get("open-checksum"), _text(parts, "open-size")
         for element in (checksum, unpacked):
-            if element is not None and (element.get("type") != "sha256" or not re.fullmatch(r"[0-9a-f]{64}", (element.text or "").strip())):
+            if element is not None and (element.get("type") != "sha256" or not re.fullmatch(r"[0-9a-f]{64}", element.text or "")):
                 raise broken(f"the entry {kind!r} has no SHA-256")
         if not re.fullmatch(r"[0-9]{0,12}", length):
             raise broken(f"the entry {kind!r} has an open-size that is not a number")
         path = _location(location, REPOMD, broken)
         if not path.startswith(f"{DNF}/"):
             raise broken(f"the entry {kind!r} is outside of {DNF}")
-        open_digest = (unpacked.text or "").strip() if unpacked is not None else ""
+        open_digest = _text(parts, "open-checksum")
         found[kind] = Metadata(path, int(size), digest, open_digest, int(length) if length else -1)
 
     read_xml(raw, broken, "repomd", {"xmlns": f"{NAMESPACE}repo", "xmlns:rpm": f"{NAMESPACE}rpm"}, each)
@@ -142,7 +142,7 @@ def _primary(tree: Tree, file: Metadata, packages: Packages) -> dict[str, Packag
         version, checksum, location, size, form = (parts.get(name) for name in ("version", "checksum", "location", "size", "format"))
         if version is None or checksum is None or location is None or size is None or form is None:
             raise broken("a package in it is incomplete")
-        digest, length = (checksum.text or "").strip(), size.get("package", "")
+        digest, length = checksum.text or "", size.get("package", "")
         if checksum.get("type") != "sha256" or not re.fullmatch(r"[0-9a-f]{64}", digest) or not re.fullmatch(r"[0-9]{1,12}", length):
             raise broken("a package in it has no valid size or SHA-256")
         if digest in found:
@@ -179,8 +179,7 @@ def _compare(index: str, info: PackageInfo, parts: Mapping[str, ET.Element], for
             # createrepo_c leaves out what rpm itself brings, and what the package does.
             own -= {relation for relation in own - said if _brought(relation, info)}
         _same(index, info, kind, _shown(said - own), _shown(own - said))
-    for element in form.iterfind("file"):
-        _check_file(index, info, element, broken)
+    _check_files(index, info, form, broken)
 
 
 def _brought(relation: Relation, info: PackageInfo) -> bool:
@@ -214,12 +213,17 @@ def _same(index: str, info: PackageInfo, what: str, listed: str, own: str) -> No
         )
 
 
-def _check_file(index: str, info: PackageInfo, element: ET.Element, broken: Broken) -> None:
-    path, kinds = element.text or "", _KINDS.get(element.get("type", ""))
-    if kinds is None or not path.startswith("/"):
-        raise broken(f"the file {path[:80]!r} in it is of an unknown kind, or has no path")
-    if info.files.get(path[1:].rstrip("/")) not in kinds:
-        _same(index, info, "files", path, "")
+def _check_files(index: str, info: PackageInfo, element: ET.Element, broken: Broken) -> set[str]:
+    """Check the files that an element lists, each once and as the package has it; returns their paths without the slash at their beginning."""
+    found = set()
+    for file in element.iterfind("file"):
+        path, kinds = file.text or "", _KINDS.get(file.get("type", ""))
+        if kinds is None or not path.startswith("/") or path[1:] in found:
+            raise broken(f"the file {path[:80]!r} in it is of an unknown kind, has no path, or is there twice")
+        if info.files.get(path[1:]) not in kinds:
+            _same(index, info, "files", path, "")
+        found.add(path[1:])
+    return found
 
 
 def _filelists(tree: Tree, file: Metadata, packages: Mapping[str, PackageInfo]) -> None:
@@ -237,9 +241,7 @@ def _filelists(tree: Tree, file: Metadata, packages: Mapping[str, PackageInfo]) 
         info, parts = packages[digest], children(item, ("version", "file"), broken, repeated="file")
         said = (item.get("name", ""), _version(parts["version"]) if "version" in parts else "", item.get("arch", ""))
         _same(index, info, "names and versions", " ".join(said), f"{info.name} {info.version} {info.fields.get('Architecture', '')}")
-        for element in item.iterfind("file"):
-            _check_file(index, info, element, broken)
-        listed = {(element.text or "")[1:].rstrip("/") for element in item.iterfind("file")}
+        listed = _check_files(index, info, item, broken)
         _same(index, info, "files", "", ", ".join(sorted(set(info.files) - listed))[:500])
 
     read_xml(_content(tree, file), broken, "filelists", {"xmlns": f"{NAMESPACE}filelists"}, each)

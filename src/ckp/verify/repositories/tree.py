@@ -17,10 +17,14 @@ from ckp.verify.archives import Broken, unpacked
 from ckp.verify.packagefile import PackageInfo, check_identity, open_file, sha256_of
 from ckp.verify.packages import verify_package
 from ckp.verify.signatures import AGAIN
+from ckp.verify.versions import canonical
 
 MAX_TREE = 200_000
 MAX_INDEX = 32 << 20
 """Largest size of an index in bytes, decompressed; a package takes about 1 KiB of it."""
+MAX_LINES = 3_000_000
+"""Lines that all indices of a repository may have together, in all packings, and one more for each 4 bytes that they have packed: work stays in
+proportion to what came. An index has about one for 12."""
 PACKINGS = {"": "", ".gz": "gz", ".xz": "xz", ".zst": "zst"}
 UNREAD = (".bz2", ".lz4", ".lzma")
 """Further packings that apt unpacks, and CKP does not."""
@@ -38,6 +42,7 @@ class Tree:
     def __init__(self, root: str) -> None:
         self.root = root
         self.names: set[str] = set()
+        self.lines_left = MAX_LINES
         pending = [""]
         while pending:
             folder = pending.pop()
@@ -109,10 +114,15 @@ def open_index(tree: Tree, name: str, packing: str, broken: Broken) -> Iterator[
             total += len(piece)
             if total > MAX_INDEX:
                 raise broken(f"it is longer than {MAX_INDEX >> 20} MiB when decompressed")
+            tree.lines_left -= piece.count(b"\n")
+            if tree.lines_left < 0:
+                raise broken("with it, the indices of this repository have more lines than so few bytes can need")
             yield piece
 
     with open_file(tree.path(name), MAX_INDEX) as stream:
-        with unpacked(stream, 0, os.fstat(stream.fileno()).st_size, packing, broken) as pieces:
+        size = os.fstat(stream.fileno()).st_size
+        tree.lines_left += size // 4
+        with unpacked(stream, 0, size, packing, broken) as pieces:
             yield bounded(pieces)
 
 
@@ -137,7 +147,8 @@ class Packages:
         self.tree = tree
         self.keyring = keyring
         self._known: dict[str, tuple[str, PackageInfo]] = {}
-        self._digests: dict[tuple[str, str, str], str] = {}
+        self._digests: dict[tuple[str, str], dict[str, str]] = {}
+        """By name and version, however that is written: the digests by architecture."""
 
     @property
     def named(self) -> set[str]:
@@ -176,9 +187,13 @@ class Packages:
                 resolution="rebuild the indices (ckp dist repository reindex)",
             )
         check_identity(info, path)
-        if self._digests.setdefault(listed, digest) != digest:
+        kind = "rpm" if path.endswith(".rpm") else "deb"
+        alike = self._digests.setdefault((name, canonical(kind, version)), {})
+        alike[architecture] = alike.get(architecture, digest)
+        rivals = [alike[architecture]] + [other for of, other in alike.items() if "all" in (of, architecture)]
+        if any(other != digest for other in rivals):
             raise VerificationFailed(
-                f"{index} names {' '.join(listed)}, and another package is called so as well",
+                f"{index} names {' '.join(listed)}, and another package is called so as well, with an equal version",
                 check="package twice",
                 details="a client takes the one or the other",
                 key=info.key,

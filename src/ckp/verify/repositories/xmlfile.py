@@ -16,7 +16,8 @@ def read_xml(data: bytes, broken: Broken, root: str, spaces: Mapping[str, str], 
     """Read a document, whose root element is `root`, and call `each` for every element directly below; none is kept.
 
     The clients compare the names that are written, prefixes included. So the namespaces must be declared as createrepo_c does it, in the
-    root element and nowhere else: then a name means the same to every reader. There is no document type, and so there are no entities.
+    root element and nowhere else: then a name means the same to every reader. There is no document type, and so there are no entities. An
+    element has text or elements, not both: of a text with an element in it, one reader takes the beginning and another the end.
 
     Args:
         spaces: the declarations (`xmlns`, `xmlns:rpm`) that the root must have, and no other.
@@ -27,14 +28,22 @@ def read_xml(data: bytes, broken: Broken, root: str, spaces: Mapping[str, str], 
     Raises:
         VerificationFailed: made by `broken`.
     """
+    if not data.startswith(b"<"):
+        raise broken("it does not begin with an element in UTF-8")  # expat would take UTF-16 by its first bytes, whatever encoding it is told
     parser = expat.ParserCreate("utf-8")
     parser.buffer_text = True
     builder, attributes_of_root = ET.TreeBuilder(), {}
     depth = elements = 0
+    parents, texts = {0}, set[int]()  # the depths at which the present elements have elements, and text
 
     def start(tag: str, attributes: dict[str, str]) -> None:
         nonlocal depth, elements, builder
+        if depth in texts:
+            raise broken("it has an element within a text")
+        parents.add(depth)
         depth, elements = depth + 1, elements + 1
+        parents.discard(depth)
+        texts.discard(depth)
         if depth > MAX_DEPTH or elements > MAX_ELEMENTS:
             raise broken("it is too deep or has too many elements")
         declared = {name: value for name, value in attributes.items() if name.startswith("xmlns")}
@@ -59,10 +68,12 @@ def read_xml(data: bytes, broken: Broken, root: str, spaces: Mapping[str, str], 
         depth -= 1
 
     def text(data: str) -> None:
+        if data.strip(" \t\r\n"):
+            if depth in parents or depth < 2:
+                raise broken("it has text between its elements")
+            texts.add(depth)
         if depth > 1:
             builder.data(data)
-        elif data.strip(" \t\r\n"):
-            raise broken("it has text between its elements")
 
     def declaration(_version: str, encoding: str | None, _standalone: int) -> None:
         if encoding is not None and encoding.lower() != "utf-8":
