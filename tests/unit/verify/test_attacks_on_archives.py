@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.hostkit.errors import VerificationFailed
 from ckp.verify.debfile import verify_deb
-from tests.support.spoilt_packages import Deb, ar, signing_key, special, tar_of
+from tests.support.signing_keys import signing_key
+from tests.support.spoilt_packages import Deb, ar, special, tar_of
 
 TAR = tar_of(special("./usr/", b"5", mode=0o755), ("./usr/kubelet", b"#!/bin/true\n" * 200), ("./usr/more", bytes(range(256)) * 40))
 SKIPPED = b"\x50\x2a\x4d\x18\x04\0\0\0evil"

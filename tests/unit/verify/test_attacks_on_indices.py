@@ -18,7 +18,8 @@ import pytest
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.hostkit.errors import VerificationFailed
 from ckp.verify.repositories.check import verify_repository
-from tests.support.spoilt_packages import Deb, Rpm, signing_key
+from tests.support.signing_keys import signing_key
+from tests.support.spoilt_packages import Deb, Rpm
 
 MAIN = "main/binary-amd64/Packages"
 Change = Callable[[str], str]
