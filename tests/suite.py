@@ -28,6 +28,8 @@ RELEASE = "v1.35.1"
 """What the tests are written for (tests/support/built_release.py)."""
 BUILT = {"CKP_TESTS_BUILT": "1"}
 """The release is built: a test that does not find it fails, and is not skipped."""
+BYTECODE = {"PYTHONDONTWRITEBYTECODE": ""}
+"""Hundreds of Pythons start, and each would compile our code where the environment has told them to write none."""
 STEPS_BACK = 5
 """How nice the parts are that wait most of the time, for other programs: the unit tests beside them have shorter time limits."""
 DURATIONS = "durations.txt"
@@ -133,7 +135,7 @@ class Running:
                 path.unlink(missing_ok=True)
         with part.log.open("wb") as log:
             out = subprocess.PIPE if part.live else log
-            environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1", **part.env}
+            environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1", **BYTECODE, **part.env}
             # The parent's death signal: if this process is killed, no part goes on alone.
             # A shell starts background jobs with SIGINT ignored, and a child would inherit that.
             argv = ["nice", "-n", str(part.nice), "env", "--default-signal=INT", "setpriv", "--pdeathsig", "TERM", "--", *part.argv]

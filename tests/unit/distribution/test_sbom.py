@@ -8,12 +8,11 @@ import json
 import os
 import subprocess
 import tarfile
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 from packageurl import PackageURL
 
 from ckp.catalog.models import BundleTarget
@@ -35,13 +34,24 @@ from tests.support.built_release import built_release
 from tests.support.bundle_lists import bundle_list
 from tests.support.checkout import REPO
 
+if TYPE_CHECKING:
+    from cyclonedx.validation.json import JsonStrictValidator
+
 REAL_CACHE = os.environ.get("CKP_CACHE")
-VALIDATOR = JsonStrictValidator(SchemaVersion.V1_6)
+
+
+@cache
+def validator() -> JsonStrictValidator:
+    """Imported where it is needed: that takes two seconds, and every process that collects tests imports this file."""
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    return JsonStrictValidator(SchemaVersion.V1_6)
 
 
 def must_be_valid(document: dict[str, Any]) -> None:
     """By the published schema, and by the rule that a dependency's references exist."""
-    error = VALIDATOR.validate_str(render(document).decode())
+    error = validator().validate_str(render(document).decode())
     assert error is None, str(error)[:1000]
     refs = {document["metadata"]["component"]["bom-ref"], *(item["bom-ref"] for item in document["components"])}
     named = {ref for edge in document["dependencies"] for ref in (edge["ref"], *edge.get("dependsOn", ()))}

@@ -129,26 +129,40 @@ PRIMARY_SCRIPT = """
 
 
 @pytest.mark.parametrize(
-    ("script", "content", "words"),
+    ("script", "make", "words"),
     [
-        (PACKAGES_SCRIPT, b"\n" * (31 << 20), "an empty line that ends no paragraph"),
-        (PACKAGES_SCRIPT, b"Package: a\n" + b" x\n" * 1_100_000, "more than 1000000 lines"),
-        (PACKAGES_SCRIPT, b"".join(b"X%d: y\n" % number for number in range(2_000_000)), "more than 256 fields"),
-        (PACKAGES_SCRIPT, b"Package: a\n" + b" x\n" * 990_000, "has no Version"),
-        (MANY_SCRIPT, b"Package: a\n" + b" x\n" * 990_000, "more lines than so few bytes can need"),
-        (PACKAGES_SCRIPT, INDEX * 100_000, "it has Package twice"),
-        (PACKAGES_SCRIPT, b"x" * (31 << 20), "is longer than 256 KiB"),
-        (PACKAGES_SCRIPT, "Package: \U0001f600".encode() + b"a" * (200 << 10) + b"\n", "has no Version"),
-        (PRIMARY_SCRIPT, COMMON + b"<package>" + b"<a/>" * (7 << 20), "too many elements"),
-        (PRIMARY_SCRIPT, COMMON + b"<a>" * (7 << 20), "too deep"),
-        (PRIMARY_SCRIPT, COMMON + b"<package a='" + b"x" * (30 << 20), "is malformed"),
-        (PRIMARY_SCRIPT, COMMON + b"<package>" + b"x" * (30 << 20), "is malformed"),
-        (PRIMARY_SCRIPT, COMMON + b"<package " + b"".join(b"a%d='' " % number for number in range(300_000)), "is malformed"),
+        (PACKAGES_SCRIPT, lambda: b"\n" * (31 << 20), "an empty line that ends no paragraph"),
+        (PACKAGES_SCRIPT, lambda: b"Package: a\n" + b" x\n" * 1_100_000, "more than 1000000 lines"),
+        (PACKAGES_SCRIPT, lambda: b"".join(b"X%d: y\n" % number for number in range(2_000_000)), "more than 256 fields"),
+        (PACKAGES_SCRIPT, lambda: b"Package: a\n" + b" x\n" * 990_000, "has no Version"),
+        (MANY_SCRIPT, lambda: b"Package: a\n" + b" x\n" * 990_000, "more lines than so few bytes can need"),
+        (PACKAGES_SCRIPT, lambda: INDEX * 100_000, "it has Package twice"),
+        (PACKAGES_SCRIPT, lambda: b"x" * (31 << 20), "is longer than 256 KiB"),
+        (PACKAGES_SCRIPT, lambda: "Package: \U0001f600".encode() + b"a" * (200 << 10) + b"\n", "has no Version"),
+        (PRIMARY_SCRIPT, lambda: COMMON + b"<package>" + b"<a/>" * (7 << 20), "too many elements"),
+        (PRIMARY_SCRIPT, lambda: COMMON + b"<a>" * (7 << 20), "too deep"),
+        (PRIMARY_SCRIPT, lambda: COMMON + b"<package a='" + b"x" * (30 << 20), "is malformed"),
+        (PRIMARY_SCRIPT, lambda: COMMON + b"<package>" + b"x" * (30 << 20), "is malformed"),
+        (PRIMARY_SCRIPT, lambda: COMMON + b"<package " + b"".join(b"a%d='' " % number for number in range(300_000)), "is malformed"),
     ],
-    ids=["empty lines", "lines", "fields", "long field", "many indices", "paragraphs", "one line", "wide text", "elements", "depth", "attribute", "text", "attributes"],
+    ids=[
+        "empty lines",
+        "lines",
+        "fields",
+        "long field",
+        "many indices",
+        "paragraphs",
+        "one line",
+        "wide text",
+        "elements",
+        "depth",
+        "attribute",
+        "text",
+        "attributes",
+    ],
 )
-def test_no_signed_index_of_a_mebibyte_is_costly(tmp_path: Path, script: str, content: bytes, words: str) -> None:
-    packed = gzip.compress(content, compresslevel=6, mtime=0)
+def test_no_signed_index_of_a_mebibyte_is_costly(tmp_path: Path, script: str, make: Callable[[], bytes], words: str) -> None:
+    packed = gzip.compress(make(), compresslevel=6, mtime=0)
     (tmp_path / "index.gz").write_bytes(packed)
     used = cost(script.strip(), str(tmp_path))
     assert words in used.said
