@@ -1,4 +1,4 @@
-"""From the main job's registry and repositories to a host, by the tools that people have: apt-get, and `ckp dist verify|sbom|provenance`."""
+"""From the main job's registry to a host, by the tools that people have: crictl, and `ckp dist verify|sbom|provenance`."""
 
 from __future__ import annotations
 
@@ -9,73 +9,12 @@ from typing import Any
 
 import pytest
 
-from ckp.cli.distribution.dist import publish_packages
 from ckp.distribution.registries.server import RegistryServer
-from ckp.distribution.repositories.publish import Repositories
-from ckp.distribution.repositories.server import RepositoryServer
-from ckp.lab.lab import HostSpec, Lab, LabHost
+from ckp.lab.lab import Lab
 from ckp.site.lab import REGISTRY
 from tests.e2e.conftest import STAMP, World, ckp
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("well")]
-
-HOST = HostSpec("packages", "10.88.0.61")
-PACKAGE = "1.35.1-ckp"
-ONLY_OURS = ("-o", "Dir::Etc::SourceList=/dev/null", "-o", "Dir::Etc::SourceParts=/etc/apt/ckp.d")
-
-
-@pytest.fixture(scope="module")
-def repositories(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RepositoryServer]:
-    """The release's packages in signed repositories, served on the lab's bridge."""
-    root = tmp_path_factory.mktemp("repositories") / "root"
-    publish_packages(world.dist, Repositories(root, world.dist.key))
-    server = RepositoryServer(root, Lab.GATEWAY, state=root.parent / "state")
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
-@pytest.fixture(scope="module")
-def host(world: World, repositories: RepositoryServer) -> Iterator[LabHost]:
-    """A fresh host that trusts our key for this one source, as docs/how-to/install-packages.md says."""
-    machine = world.hosts.lab.ensure_host(HOST)
-    try:
-        machine.push(repositories.root / "keys" / "ckp.gpg", "/usr/share/keyrings/ckp.gpg")
-        source = (repositories.root / "setup" / "ckp.sources").read_text()
-        for place, value in (("@URL@", repositories.url), ("@CODENAME@", "bookworm"), ("@MINOR@", "v1.35")):
-            source = source.replace(place, value)
-        machine.push(source.encode(), "/etc/apt/ckp.d/ckp.sources")
-        yield machine
-    finally:
-        machine.remove()
-
-
-def test_apt_installs_from_the_signed_repository(host: LabHost) -> None:
-    host.run(["apt-get", *ONLY_OURS, "-q", "update"], timeout=120, what="apt-get update")
-    env = ["env", "DEBIAN_FRONTEND=noninteractive"]
-    host.run([*env, "apt-get", *ONLY_OURS, "-q", "-y", "install", "kubeadm", "kubelet", "kubectl", "containerd"], timeout=300, what="apt-get install")
-    assert host.run(["kubeadm", "version", "-o", "short"], timeout=30).stdout.strip() == STAMP
-    assert host.run(["dpkg-query", "-W", "-f", "${Version} ${Maintainer}", "kubelet"], timeout=30).stdout.startswith(f"{PACKAGE} Coredge.io")
-    assert host.run(["systemctl", "is-enabled", "kubelet"], timeout=30).stdout.strip() == "enabled"
-    assert "__start_kubectl" in host.run(["cat", "/usr/share/bash-completion/completions/kubectl"], timeout=30).stdout
-    audit = host.run(["dpkg", "--audit"], timeout=60).stdout
-    assert audit.strip() == ""
-    host.run([*env, "apt-get", "-q", "-y", "purge", "kubeadm", "kubelet", "kubectl", "kubernetes-cni", "cri-tools", "containerd"], timeout=300)
-    assert host.run(["sh", "-c", "ls /usr/bin/kube* 2>/dev/null; true"], timeout=30).stdout == ""
-
-
-def test_apt_refuses_the_repository_when_its_index_was_changed(host: LabHost, repositories: RepositoryServer) -> None:
-    index = repositories.root / "apt/dists/bookworm/InRelease"
-    good = index.read_bytes()
-    index.write_bytes(good.replace(b"Coredge.io", b"Coredge.ia", 1))
-    try:
-        done = host.run(["apt-get", *ONLY_OURS, "-q", "update"], timeout=120, check=False)
-        said = done.stdout + done.stderr
-        assert "BADSIG" in said or "not signed" in said or "signatures were invalid" in said, said
-    finally:
-        index.write_bytes(good)
 
 
 def reference(world: World, repository: str, tag: str) -> str:
