@@ -1,4 +1,4 @@
-"""What operators do with hosts of a running cluster: another agent, good and bad; a void certificate; out of the cluster and back."""
+"""What operators do with hosts of a running cluster: another agent, good and bad; a void certificate."""
 
 from __future__ import annotations
 
@@ -192,20 +192,6 @@ def test_a_revoked_host_is_cut_off_at_once_and_comes_back_by_a_decision(world: W
     world.wait(lambda: session.get(f"/hosts/{name}")["connected"], "it is the same host again", timeout=60)
     assert session.get(f"/hosts/{name}")["cluster"] == "demo"
     assert nodes_ready(world) == 2, "and its node was never away"
-
-
-def test_a_chosen_host_leaves_its_cluster_and_may_come_back(world: World) -> None:
-    name, machine = host_of(world)
-    session = Session(read_config())
-    ckp("host", "remove", name)
-    world.wait(lambda: (row := session.get(f"/hosts/{name}"))["phase"] == "Free" and not row["machine"], "the host is clean and free", timeout=240)
-    assert machine.run(["ls", "/etc/kubernetes"], timeout=10, check=False).code != 0
-    assert session.get(f"/hosts/{name}")["cordoned"] is True
-    cluster = session.get("/clusters/demo")
-    assert cluster["workers"] == 2, "the cluster stays at its size, and looks for another host"
-    world.wait(lambda: any("free" in item["message"] for item in session.get("/clusters/demo")["machines"]), "it says that none is free", timeout=90)
-    ckp("host", "uncordon", name)
-    world.wait(lambda: nodes_ready(world) == 2, "the host is a node again", timeout=240)
 
 
 @pytest.mark.long

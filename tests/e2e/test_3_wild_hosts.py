@@ -1,4 +1,5 @@
-"""Hosts as their owners have them: names that no node may have and that others have too, name servers that pods can't reach, an address that changes."""
+"""Hosts as their owners have them, out of a cluster and back: names that no node may have and that others have too, name servers that pods can't reach,
+an address that changes."""
 
 from __future__ import annotations
 
@@ -87,11 +88,28 @@ def test_a_machine_that_is_renamed_stays_the_node_that_it_is(wild: Wild) -> None
     assert wild.node_names() == names
 
 
-def test_a_machine_of_an_impossible_name_and_with_a_local_name_server_becomes_a_node_called_like_the_host(wild: Wild) -> None:
-    name, machine = wild.rejoined
+@pytest.fixture(scope="module")
+def left(wild: Wild) -> Wild:
+    """The second worker was taken out of its cluster, and is free."""
+    name, _ = wild.rejoined
     session = Session(read_config())
     ckp("host", "remove", name)
     wild.world.wait(lambda: (row := session.get(f"/hosts/{name}"))["phase"] == "Free" and not row["machine"], "the host is free", timeout=240)
+    return wild
+
+
+def test_a_chosen_host_leaves_its_cluster_and_may_come_back(left: Wild) -> None:
+    """How it comes back, under whatever name, is the next test."""
+    name, machine = left.rejoined
+    session = Session(read_config())
+    assert machine.run(["ls", "/etc/kubernetes"], timeout=10, check=False).code != 0
+    assert session.get(f"/hosts/{name}")["cordoned"] is True
+    assert session.get("/clusters/demo")["workers"] == WORKERS, "the cluster stays at its size, and looks for another host"
+    left.world.wait(lambda: any("free" in item["message"] for item in session.get("/clusters/demo")["machines"]), "it says that none is free", timeout=90)
+
+
+def test_a_machine_of_an_impossible_name_and_with_a_local_name_server_becomes_a_node_called_like_the_host(left: Wild) -> None:
+    wild, (name, machine) = left, left.rejoined
     machine.push(b"nameserver 127.0.0.1\n", RESOLV_CONF)
     machine.push(machine.pull(HOSTS) + f"127.0.1.1 {OS_NAME} worker_1\n".encode(), HOSTS)  # as Debian's installer writes it
     machine.push(b"[Service]\nUMask=0077\n", UMASK_OF_SERVICES)  # as hardening guides have it; the pod that asks below is not root's
