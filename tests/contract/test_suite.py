@@ -222,7 +222,8 @@ def test_an_interrupted_run_ends_its_parts_and_says_so(tmp_path: Path, number: i
         f"suite.stages = lambda everything: [[suite.Part('long', ['sh', '-c', {script!r}])]]\n"
         "sys.exit(suite.main([]))"
     )
-    child = subprocess.Popen([sys.executable, "-c", program], cwd=REPO, env={**os.environ, "PYTHONPATH": "src:."}, stdout=subprocess.PIPE, text=True)
+    argv = ["env", "--default-signal=INT", sys.executable, "-c", program]  # this process may be a background job itself
+    child = subprocess.Popen(argv, cwd=REPO, env={**os.environ, "PYTHONPATH": "src:."}, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 180
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
         assert time.monotonic() < deadline
