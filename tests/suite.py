@@ -30,8 +30,10 @@ BUILT = {"CKP_TESTS_BUILT": "1"}
 """The release is built: a test that does not find it fails, and is not skipped."""
 BYTECODE = {"PYTHONDONTWRITEBYTECODE": ""}
 """Hundreds of Pythons start, and each would compile our code where the environment has told them to write none."""
+WORKERS = min(4, len(os.sched_getaffinity(0)))
 STEPS_BACK = 5
-"""How nice the parts are that wait most of the time, for other programs: the unit tests beside them have shorter time limits."""
+"""How nice the parts are that wait most of the time, for other programs: the unit tests beside them have shorter time limits. The component tests
+have a worker more for the same reason."""
 DURATIONS = "durations.txt"
 SLOWEST = 40
 TAIL_LINES = 60
@@ -89,18 +91,19 @@ class Ended(BaseException):
     """A signal, or the end of the process that started us."""
 
 
-def pytest_part(name: str, *arguments: str, marks: str = "", parallel: str = "", live: bool = False, **more: Any) -> Part:
+def pytest_part(name: str, *arguments: str, marks: str = "", parallel: str = "", workers: int = WORKERS, live: bool = False, **more: Any) -> Part:
     """A run of pytest.
 
     Args:
         marks: an expression of marks, as `-m` takes it.
         parallel: how pytest-xdist hands out the tests ("loadfile", "load"); one process if empty.
+        workers: how many processes run them then.
         more: what else a part has.
     """
     results = LOGS / f"{name}.xml"
     argv = [sys.executable, "-m", "pytest", "-v" if live else "-q", f"--durations={SLOWEST}", f"--junitxml={results}", "-o", f"cache_dir={LOGS}/.cache-{name}"]
     argv += ["-m", marks] if marks else []
-    argv += ["-n", "auto", "--maxprocesses=4", f"--dist={parallel}"] if parallel else []
+    argv += ["-n", str(workers), f"--dist={parallel}"] if parallel else []
     return Part(name, [*argv, *arguments], live=live, results=results, **more)
 
 
@@ -115,7 +118,7 @@ def stages(*, everything: bool) -> list[list[Part]]:
             Part("build", build, first=True, work=True, nice=10),
             Part("lint", [str(ROOT / "tests" / "lint.sh")], first=True),
             pytest_part("unit", "tests/unit", "tests/contract", "tests/fuzz", marks=f"not release{short}", parallel="loadfile", first=True),
-            released("component", "tests/unit", "tests/component", marks=f"(release or component){short}", parallel="loadfile"),
+            released("component", "tests/unit", "tests/component", marks=f"(release or component){short}", parallel="loadfile", workers=WORKERS + 1),
             released("lab", "tests/e2e", marks=f"lab{short}"),
         ],
         [pytest_part("chaos", "tests/chaos", marks="" if everything else "not long", parallel="load")],
