@@ -11,7 +11,7 @@ SEEDS ?= 50
 CONFORMANCE ?=
 PYTEST ?= .venv/bin/python -m pytest
 # Two tests at a time or more, a file of tests in one process; what boots the lab runs one after the other.
-PARALLEL ?= -n auto --maxprocesses=4 --dist=loadfile
+PARALLEL ?= -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: help setup setup-test up down status build build-test lint unit contract fuzz chaos component lab e2e airgap lab-chaos test test-all conformance \
     bench bench-dist bench-hub clean-cache

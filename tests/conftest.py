@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,12 +19,36 @@ settings.load_profile("ckp")
 OF_FOLDERS = ("component", "contract", "e2e")
 """Folders below tests whose tests all have the mark of that name."""
 
+BEGIN_FIRST = (
+    "component/test_remediation.py",
+    "component/test_apt_and_dnf.py",
+    "component/test_package_moves.py",
+    "component/test_hub_processes.py",
+    "component/test_registry.py",
+    "component/test_reproduce.py",
+    "component/test_api_server_end.py",
+    "unit/distribution/test_keys.py",
+    "unit/distribution/test_release_add.py",
+    "contract/test_suite.py",
+)
+"""Files that take long, whatever their number of tests: where files are handed out to workers, one of them alone at the end would be waited for."""
+
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Give each test the mark of its folder."""
     folder = item.path.relative_to(Path(__file__).parent).parts[0]
     if folder in OF_FOLDERS:
         item.add_marker(folder)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For workers of pytest-xdist, the order in which files begin: those of BEGIN_FIRST, then those with the most tests, as it would have them itself."""
+    if not hasattr(config, "workerinput"):
+        return
+    names = {item.path: item.path.relative_to(Path(__file__).parent).as_posix() for item in items}
+    first = {name: number for number, name in enumerate(BEGIN_FIRST)}
+    count = Counter(item.path for item in items)
+    items.sort(key=lambda item: (first.get(names[item.path], len(first)), -count[item.path], names[item.path]))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -103,7 +103,8 @@ def pytest_part(name: str, *arguments: str, marks: str = "", parallel: str = "",
     results = LOGS / f"{name}.xml"
     argv = [sys.executable, "-m", "pytest", "-v" if live else "-q", f"--durations={SLOWEST}", f"--junitxml={results}", "-o", f"cache_dir={LOGS}/.cache-{name}"]
     argv += ["-m", marks] if marks else []
-    argv += ["-n", str(workers), f"--dist={parallel}"] if parallel else []
+    # In which order files begin, tests/conftest.py says.
+    argv += ["-n", str(workers), f"--dist={parallel}", "--no-loadscope-reorder"] if parallel else []
     return Part(name, [*argv, *arguments], live=live, results=results, **more)
 
 

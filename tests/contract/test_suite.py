@@ -19,6 +19,7 @@ import pytest
 from _pytest.mark.expression import Expression
 
 from tests import suite
+from tests.conftest import BEGIN_FIRST
 from tests.support import built_release, release_packages
 from tests.support.checkout import REPO
 from tests.support.marks import not_built
@@ -81,6 +82,24 @@ def test_the_main_job_is_always_run(collected: dict[str, set[str]]) -> None:
     main = [name for name in collected if name.startswith("tests/e2e/test_1_main_job.py::")]
     assert len(main) > 10
     assert {tuple(selected(collected, everything=False)[name]) for name in main} == {("e2e",)}
+
+
+def test_the_files_that_begin_first_exist() -> None:
+    assert [name for name in BEGIN_FIRST if not (REPO / "tests" / name).exists()] == []
+
+
+def test_files_that_take_long_begin_first_and_then_those_with_the_most_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one worker, the order in which files are handed out is the order in which they run."""
+    monkeypatch.setattr(suite, "LOGS", tmp_path)
+    tests = tmp_path / "tests"
+    (tests / "unit").mkdir(parents=True)
+    for name, count in (("a", 1), ("b", 3), ("long", 1)):
+        (tests / "unit" / f"test_{name}.py").write_text("".join(f"def test_{name}{number}(): pass\n" for number in range(count)))
+    text = (REPO / "tests/conftest.py").read_text()
+    (tests / "conftest.py").write_text(f'{text}\nBEGIN_FIRST = ("unit/test_long.py",)\n')
+    part = suite.pytest_part("order", str(tests), f"--rootdir={tmp_path}", "-vv", "-p", "no:cacheprovider", parallel="loadfile", workers=1)
+    done = subprocess.run(part.argv, cwd=REPO, env={**os.environ, "PYTHONPATH": "src:."}, capture_output=True, text=True, check=True, timeout=120)
+    assert re.findall(r"PASSED \S+::test_(\w+)", done.stdout) == ["long0", "b0", "b1", "b2", "a0"], done.stdout
 
 
 # -- the run -----------------------------------------------------------------------------------------------------------
