@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,15 @@ class Bench:
         return dict(found["status"])
 
 
+async def _initialized(kube: Kube, namespace: str) -> bool:
+    found = await kube.get(CLUSTER, "demo", namespace) or {}
+    return any(item["type"] == "ControlPlaneInitialized" and item["status"] == "True" for item in (found.get("status") or {}).get("conditions") or ())
+
+
+async def _connected(core: Daemon) -> bool:
+    return 'controllerKind="MachineHealthCheck" source="kind source: *v1.Node"' in core.log.read_text()
+
+
 @pytest.fixture
 async def bench(kube: Kube, namespace: str, plane: TestControlPlane, core: Daemon) -> AsyncIterator[Bench]:
     made = Bench(kube, namespace, plane, core)
@@ -184,7 +194,11 @@ async def bench(kube: Kube, namespace: str, plane: TestControlPlane, core: Daemo
         "nodeStartupTimeout": "30m",
         "remediationTemplate": made.reference(BYO_REMEDIATION_TEMPLATE, workers),
     }
+    # Cluster API's controllers share one connection to the cluster, which one of them makes; another that wants it meanwhile comes again in a minute.
+    # So the health check makes it, which looks once at a cluster without Machines, and they come afterwards.
+    await wait_until_async(partial(_initialized, kube, namespace), what="the cluster is initialized", timeout=TIMEOUT, every=0.1, reason=core.tail)
     await made.create(MACHINE_HEALTH_CHECK, workers, check)
+    await wait_until_async(partial(_connected, core), what="the core manager watches the cluster's nodes", timeout=TIMEOUT, every=0.1, reason=core.tail)
     machine = {
         "clusterName": "demo",
         "bootstrap": {"dataSecretName": "nobody-reads-it"},
