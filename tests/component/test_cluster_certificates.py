@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import secrets
+import shutil
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -220,7 +221,11 @@ async def test_a_name_that_is_added_later_is_in_the_certificate_that_a_running_a
 
 
 def mount(volume: Path, data: dict[str, str]) -> None:
-    """A Secret's files as the kubelet mounts them, or changes them: by one link (pkg/volume/util/atomic_writer.go)."""
+    """A Secret's files as the kubelet mounts them, or changes them (pkg/volume/util/atomic_writer.go): by one link, and then the old files go.
+
+    The API server watches the files behind the links, and hears only of that they are gone (dynamiccertificates, handleWatchEvent).
+    """
+    before = (volume / "..data").resolve()
     content = volume / f"..{secrets.token_hex(4)}"
     content.mkdir(parents=True)
     for key in ("tls.crt", "tls.key"):
@@ -230,6 +235,8 @@ def mount(volume: Path, data: dict[str, str]) -> None:
     for key in ("tls.crt", "tls.key"):
         if not (volume / key).is_symlink():
             (volume / key).symlink_to(f"..data/{key}")
+    if before.name != "..data":
+        shutil.rmtree(before)
 
 
 async def test_the_api_server_takes_the_approval_of_a_kubelets_request(plane: TestControlPlane, kube: Kube, namespace: str) -> None:
