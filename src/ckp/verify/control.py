@@ -83,5 +83,7 @@ def _check_relations(label: str, value: str, wrong: Wrong) -> None:
     for group in value.split(","):
         for relation in group.split("|") if alternatives else [group]:
             match = _RELATION.fullmatch(relation.strip(" \t\n"))
-            if match is None or (label == "Provides" and match.group(1) not in (None, "=")):
+            # apt passes over what breaks or replaces a package of any architecture; dpkg does not.
+            any_of_all = not alternatives and relation.partition("(")[0].rstrip(" \t\n").endswith(":any")
+            if match is None or any_of_all or (label == "Provides" and match.group(1) not in (None, "=")):
                 raise wrong(f"its {label} has {relation.strip()[:80]!r}, which is not a relation to a package")

@@ -133,6 +133,14 @@ def test_the_generated_control_files_are_not_all_refused() -> None:
         assert fields is not None and fields[label] == value, label
 
 
+@pytest.mark.parametrize("label", ["Conflicts", "Breaks", "Replaces", "Provides"])
+def test_no_package_of_any_architecture_is_broken_or_replaced(label: str) -> None:
+    """apt passes over such a relation, and dpkg does not."""
+    for value, good in (("ab", True), ("ab:arm64", True), ("ab:any", False), ("ab, cd:any (= 1)", False)):
+        assert (read("".join(f"{name}: {known}\n" for name, known in {label: value, **GOOD}.items())) is not None) == good, value
+    assert read("".join(f"{name}: {known}\n" for name, known in {"Depends": "ab:any | cd:any (>= 1)", **GOOD}.items()))
+
+
 @pytest.mark.parametrize("cut", [1, 7, 64])
 def test_a_text_that_comes_in_pieces_reads_as_a_whole(cut: int) -> None:
     text = b"Package: a\nDescription: b\n c\n .\n\nPackage: d\n"
