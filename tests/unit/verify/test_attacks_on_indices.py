@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -172,6 +173,42 @@ def test_the_small_apt_repository_is_good(key: SigningKey, tmp_path: Path, repos
     repository.write(tmp_path, key)
     lines = verify_repository(str(tmp_path), str(key.keyring))
     assert lines[-1].startswith(f"apt: {len(repository.debs)} packages verified")
+
+
+# -- beside both
+
+
+def link(root: Path) -> None:
+    put(root.parent / "elsewhere/evil.deb", b"x")
+    (root / "keys").symlink_to(root.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(("make", "words"), [(link, "keys in "), (lambda root: (root / "evil").symlink_to("/nowhere"), "evil in ")])
+def test_a_link_beside_a_repository_is_refused(key: SigningKey, tmp_path: Path, make: Callable[[Path], None], words: str) -> None:
+    """A server may follow it, to packages that nothing covers."""
+    Apt().write(tmp_path / "root/apt", key)
+    make(tmp_path / "root")
+    with pytest.raises(VerificationFailed, match=f"{words}.* is a link, and what it leads to is not checked"):
+        verify_repository(str(tmp_path / "root"), str(key.keyring))
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(key: SigningKey, tmp_path: Path) -> None:
+    """Here because its path is longer than the kernel takes; by parts, a server may well reach what is in it."""
+    Apt().write(tmp_path / "apt", key)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=folder)
+        outer, folder = folder, os.open("d" * 250, os.O_RDONLY, dir_fd=folder)
+        os.close(outer)
+    os.close(folder)
+    with pytest.raises(VerificationFailed, match="can't be read: File name too long"):
+        verify_repository(str(tmp_path), str(key.keyring))
+
+
+def test_what_is_called_like_a_repository_and_is_none_is_named(key: SigningKey, tmp_path: Path) -> None:
+    Apt().write(tmp_path / "apt", key)
+    put(tmp_path / "rpm", b"x")
+    assert "not checked: rpm" in verify_repository(str(tmp_path), str(key.keyring))[-1]
 
 
 # -- dnf

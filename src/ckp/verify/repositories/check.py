@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Iterator
+from typing import Iterator, NoReturn
 
 from ckp.hostkit.errors import VerificationFailed
 from ckp.verify.repositories.apt import verify_apt
@@ -40,7 +40,8 @@ def verify_repository(root: str, keyring: str) -> list[str]:
         lines += _verify_dnf_tree(os.path.join(root, "rpm"), keyring)
     for name in _packages_beside(root):
         raise VerificationFailed(f"{name} in {root} is in no repository, and no signature covers it", check="unlisted package", resolution=AGAIN)
-    others = sorted(name for name in os.listdir(root) if name not in REPOSITORIES and not name.startswith("."))
+    covered = [name for name in REPOSITORIES if os.path.isdir(os.path.join(root, name))]
+    others = sorted(name for name in os.listdir(root) if name not in covered and not name.startswith("."))
     if others:
         lines.append(f"not covered by any signature, and not checked: {', '.join(others)}")
     return lines
@@ -50,11 +51,22 @@ def _packages_beside(root: str) -> Iterator[str]:
     """Paths of packages below `root` that are in neither repository: someone may install them, for they lie beside what was verified.
 
     Hidden folders of the root are left out: what a killed `publish` left in one is not public.
+
+    Raises:
+        VerificationFailed: a folder can't be read, or there is a link, which a server may follow to any package.
     """
-    for folder, folders, names in os.walk(root):
+
+    def unreadable(error: OSError) -> NoReturn:
+        raise VerificationFailed(f"{error.filename} can't be read: {error.strerror}", check="folder")
+
+    for folder, folders, names in os.walk(root, onerror=unreadable):
         if folder == root:
             folders[:] = [name for name in folders if name not in REPOSITORIES and not name.startswith(".")]
-        yield from sorted(os.path.relpath(os.path.join(folder, name), root) for name in [*folders, *names] if name.lower().endswith((".deb", ".rpm")))
+        for path in sorted(os.path.relpath(os.path.join(folder, name), root) for name in [*folders, *names]):
+            if os.path.islink(os.path.join(root, path)):
+                raise VerificationFailed(f"{path} in {root} is a link, and what it leads to is not checked", check="regular files only", resolution=AGAIN)
+            if path.lower().endswith((".deb", ".rpm")):
+                yield path
 
 
 def _verify_dnf_tree(root: str, keyring: str) -> list[str]:
