@@ -338,6 +338,8 @@ class TarReader:
                 mode=_number(block[100:108], "mode", broken),
                 size=size if kind_byte in (b"0", b"\0") else 0,
                 target=long.get("target", _text(block[157:257], broken)),
+                owner=_owner(block[108:116], block[265:297]),
+                group=_owner(block[116:124], block[297:329]),
             )
             if entry.kind != "file" and size:
                 raise broken(f"{entry.path!r} in the tar archive is not a file, but has content")
@@ -387,6 +389,14 @@ def _number(field: bytes, what: str, broken: Broken) -> int:
     if not re.fullmatch(rb" *[0-7]+[ \0]*", field):
         raise broken(f"the tar archive has a {what} that is not an octal number")
     return int(field.strip(b" \0"), 8)
+
+
+def _owner(number: bytes, name: bytes) -> str:
+    """Whose an entry is, of which only packages care: dpkg goes by the name if there is such a user, by the number otherwise. root if both say so."""
+    digits, named = number.strip(b" \0"), name.partition(b"\0")[0]
+    if named in (b"", b"root"):
+        return "root" if not digits.strip(b"0") else os.fsdecode(digits)
+    return os.fsdecode(named)
 
 
 def _text(field: bytes, broken: Broken) -> str:

@@ -118,6 +118,8 @@ class Entry:
     mode: int = 0
     size: int = 0
     target: str = ""
+    owner: str = "root"
+    group: str = "root"
 
 
 class Contents:
@@ -144,6 +146,11 @@ class Contents:
             raise self._refused(f"{entry.path!r} is {entry.kind}, but a package may only contain files, folders and links", "content type")
         if entry.kind != "link" and entry.mode & 0o6000:
             raise self._refused(f"{entry.path!r} is setuid or setgid (mode {entry.mode & 0o7777:04o})", "setuid")
+        if entry.kind != "link" and entry.mode & 0o002:
+            raise self._refused(f"{entry.path!r} can be written by every user (mode {entry.mode & 0o7777:04o})", "writable by all")
+        for what, name in (("user", entry.owner), ("group", entry.group)):
+            if name != "root":
+                raise self._refused(f"{entry.path!r} belongs to the {what} {name!r}, and not to root", "owner")
         if not parts and entry.kind != "folder":
             raise self._refused(f"{entry.path!r} is the root folder, but of the kind {entry.kind}", "path")
         if path in self.kinds and (entry.kind != "folder" or self.kinds[path] != "folder"):

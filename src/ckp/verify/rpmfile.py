@@ -43,6 +43,7 @@ SIGNATURE_TAGS = {
 }
 REGION = 63
 NAME, VERSION, RELEASE, EPOCH, VENDOR, PACKAGER, OS, ARCH = 1000, 1001, 1002, 1003, 1011, 1015, 1021, 1022
+FILE_USERS, FILE_GROUPS = 1039, 1040
 FILE_SIZES, FILE_MODES, OLD_NAMES, LINK_TARGETS, SOURCE_RPM, ARCHIVE_SIZE = 1028, 1030, 1027, 1036, 1044, 1046
 SOURCE_PACKAGE, DIR_INDEXES, BASE_NAMES, DIR_NAMES, PAYLOAD_FORMAT, PAYLOAD_PACKING = 1106, 1116, 1117, 1118, 1124, 1125
 LONG_FILE_SIZES, PAYLOAD_DIGEST, PAYLOAD_DIGEST_ALGORITHM = 5008, 5092, 5093
@@ -349,7 +350,8 @@ def _check_files(rpm: Rpm, file: str, key: str) -> Contents:
     names, folders, indexes, modes = rpm.texts(BASE_NAMES), rpm.texts(DIR_NAMES), rpm.numbers(DIR_INDEXES), rpm.numbers(FILE_MODES)
     targets, sizes = rpm.texts(LINK_TARGETS), rpm.numbers(LONG_FILE_SIZES) or rpm.numbers(FILE_SIZES)
     capabilities, count = rpm.texts(rpmtags.FILE_CAPABILITIES), len(names)
-    fits = all(len(column) == count for column in (indexes, modes, targets, sizes)) and set(indexes) == set(range(len(folders)))
+    users, groups = rpm.texts(FILE_USERS), rpm.texts(FILE_GROUPS)
+    fits = all(len(column) == count for column in (indexes, modes, targets, sizes, users, groups)) and set(indexes) == set(range(len(folders)))
     if not fits or OLD_NAMES in rpm.tags or count > MAX_ENTRIES:
         raise VerificationFailed(f"{file}: the list of files in its header is inconsistent", check="file list", key=key, resolution=AGAIN)
     for number, name in enumerate(names):
@@ -364,5 +366,6 @@ def _check_files(rpm: Rpm, file: str, key: str) -> Contents:
                 key=key,
                 resolution="don't install it, and report it to those who signed it",
             )
-        contents.add(Entry(folder + name, kind, mode & 0o7777, sizes[number] if kind == "file" else 0, targets[number]))
+        size = sizes[number] if kind == "file" else 0
+        contents.add(Entry(folder + name, kind, mode & 0o7777, size, targets[number], users[number], groups[number]))
     return contents

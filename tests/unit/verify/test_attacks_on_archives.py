@@ -1,4 +1,7 @@
-"""Attacks by how a deb's archives are packed: what CKP calls good, dpkg unpacks to the same bytes and the same entries. dpkg-deb is the judge."""
+"""Attacks by how a deb's archives are packed, and by whose its files are.
+
+What CKP calls good, dpkg unpacks to the same bytes: dpkg-deb is the judge.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,11 @@ from hypothesis import strategies as st
 
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.hostkit.errors import VerificationFailed
+from ckp.verify import rpmfile
 from ckp.verify.debfile import verify_deb
+from ckp.verify.rpmfile import verify_rpm
 from tests.support.signing_keys import signing_key
-from tests.support.spoilt_packages import Deb, ar, special, tar_of
+from tests.support.spoilt_packages import Deb, Rpm, ar, special, tar_of, texts
 
 TAR = tar_of(special("./usr/", b"5", mode=0o755), ("./usr/kubelet", b"#!/bin/true\n" * 200), ("./usr/more", bytes(range(256)) * 40))
 SKIPPED = b"\x50\x2a\x4d\x18\x04\0\0\0evil"
@@ -71,6 +76,49 @@ def test_only_a_folder_is_called_like_one(key: SigningKey, tmp_path: Path, kind:
     path.write_bytes(Deb(data=entries + bytes(-len(entries) % 512) + bytes(header) + bytes(1024)).build(key.sign))
     with pytest.raises(VerificationFailed, match="is called like a folder, and is none"):
         verify_deb(str(path), str(key.keyring))
+
+
+def owned(**values: object) -> tarfile.TarInfo:
+    """A program with these properties."""
+    info = special("./usr/program", tarfile.REGTYPE, mode=0o755)
+    for name, value in values.items():
+        setattr(info, name, value)
+    return info
+
+
+RIGHTS: list[tuple[str, dict[str, object], str, str]] = [
+    ("the number of a user", {"uid": 1000}, "'./usr/program' belongs to the user '0001750', and not to root", "owner"),
+    ("a user's name over root's number", {"uname": "nobody"}, "belongs to the user 'nobody'", "owner"),
+    ("a large number", {"uid": 1 << 40}, "belongs to the user ", "owner"),
+    ("a group", {"gname": "docker"}, "belongs to the group 'docker'", "owner"),
+    ("a file that all can write to", {"mode": 0o666}, "can be written by every user (mode 0666)", "writable by all"),
+    ("a folder that all can write to", {"type": tarfile.DIRTYPE, "mode": 0o1777}, "can be written by every user (mode 1777)", "writable by all"),
+]
+
+
+@pytest.mark.parametrize(("name", "values", "words", "check"), RIGHTS, ids=[row[0] for row in RIGHTS])
+def test_attack_by_who_may_change_a_program_of_a_deb(key: SigningKey, tmp_path: Path, name: str, values: dict[str, object], words: str, check: str) -> None:
+    (tmp_path / "kubelet.deb").write_bytes(Deb(data=tar_of(owned(**values))).build(key.sign))
+    with pytest.raises(VerificationFailed) as caught:
+        verify_deb(str(tmp_path / "kubelet.deb"), str(key.keyring))
+    assert words in caught.value.brief
+    assert caught.value.check == check
+
+
+@pytest.mark.parametrize(
+    ("rpm", "check"),
+    [
+        (Rpm(tags={rpmfile.FILE_USERS: texts("nobody")}), "owner"),
+        (Rpm(tags={rpmfile.FILE_GROUPS: texts("docker")}), "owner"),
+        (Rpm(files=(("/usr/bin/", "kubelet", 0o100757, ""),)), "writable by all"),
+        (Rpm(tags={rpmfile.FILE_USERS: texts("root", "root")}), "rpm header"),
+    ],
+)
+def test_attack_by_who_may_change_a_program_of_an_rpm(key: SigningKey, tmp_path: Path, rpm: Rpm, check: str) -> None:
+    (tmp_path / "kubelet.rpm").write_bytes(rpm.build(key.sign))
+    with pytest.raises(VerificationFailed) as caught:
+        verify_rpm(str(tmp_path / "kubelet.rpm"), str(key.keyring))
+    assert caught.value.check == check
 
 
 PACKERS: dict[str, list[Callable[[bytes], bytes]]] = {
