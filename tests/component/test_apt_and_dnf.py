@@ -34,8 +34,9 @@ from ckp.distribution.repositories.publish import Repositories
 from ckp.kits.retry import wait_until
 from ckp.verify.path import verify_path
 from tests.simulators.clock import ManualClock
+from tests.support.package_managers import AptRoot
 from tests.support.signing_keys import signing_key
-from tests.support.small_packages import small_package
+from tests.support.small_packages import OWNER, small_package
 
 pytestmark = [
     pytest.mark.component,
@@ -92,30 +93,8 @@ def repositories(tmp_path: Path, key: SigningKey, packages: dict[str, list[Packa
 
 
 @dataclass
-class Apt:
-    """An apt of its own below `root`. Its configuration names every folder, so that the machine's own is not read."""
-
-    root: Path
-
-    def __post_init__(self) -> None:
-        for name in ("etc/apt/apt.conf.d", "etc/apt/preferences.d", "etc/apt/sources.list.d", "usr/share/keyrings"):
-            (self.root / name).mkdir(parents=True)
-        for name in ("var/lib/apt/lists/partial", "var/cache/apt/archives/partial", "var/log/apt", "var/lib/dpkg/info", "var/lib/dpkg/updates"):
-            (self.root / name).mkdir(parents=True)
-        (self.root / "var/lib/dpkg/status").touch()
-        (self.root / "apt.conf").write_text(
-            f'Dir "{self.root}";\n'
-            f'Dir::State::status "{self.root}/var/lib/dpkg/status";\n'
-            'Dir::Bin::methods "/usr/lib/apt/methods";\n'
-            f'DPkg::Options:: "--root={self.root}";\n'
-            'DPkg::Path "/usr/sbin:/usr/bin:/sbin:/bin";\n'
-            'APT::Architecture "amd64";\n'
-            'APT::Architectures {"amd64";};\n'
-            'APT::Sandbox::User "root";\n'  # _apt cannot enter pytest's folders
-            'Acquire::http::Proxy "DIRECT";\n'
-            'Acquire::Languages "none";\n'
-            'Acquire::Retries "0";\n'
-        )
+class Apt(AptRoot):
+    """An apt of its own that follows repositories of ours."""
 
     def follow(self, repositories: Repositories, address: str = "", *, keyring: Path | None = None) -> None:
         """Do what docs/how-to/install-packages.md says: keyring and source list, from the repository's own templates."""
@@ -125,23 +104,6 @@ class Apt:
         for mark, value in (("@URL@", address or f"file:{repositories.root}"), ("@CODENAME@", CODENAME), ("@MINOR@ agent", "v1.35")):
             text = text.replace(mark, value)
         (self.root / "etc/apt/sources.list.d/ckp.sources").write_text(text)
-
-    def get(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {"APT_CONFIG": str(self.root / "apt.conf"), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
-        return subprocess.run(["apt-get", "-y", *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False)
-
-    def update(self) -> str:
-        """apt-get update without a warning or an error; what it said."""
-        done = self.get("update", "--error-on=any")
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "W:" not in done.stderr, done.stderr
-        return done.stdout
-
-    def refuses(self, words: str) -> None:
-        """apt-get update fails with these words, and nothing of the repository can be installed."""
-        done = self.get("update", "--error-on=any")
-        assert done.returncode != 0, done.stdout
-        assert re.search(words, done.stdout + done.stderr), done.stdout + done.stderr
 
     def installed(self) -> dict[str, str]:
         argv = ["dpkg-query", f"--admindir={self.root}/var/lib/dpkg", "-W", "-f", "${Package} ${Version}\n"]

@@ -18,9 +18,10 @@ import pytest
 
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.hostkit.errors import VerificationFailed
+from ckp.verify import rpmfile
 from ckp.verify.repositories.check import verify_repository
 from tests.support.signing_keys import signing_key
-from tests.support.spoilt_packages import Deb, Rpm
+from tests.support.spoilt_packages import Deb, Rpm, text
 
 MAIN = "main/binary-amd64/Packages"
 Change = Callable[[str], str]
@@ -70,13 +71,13 @@ class Apt:
             if name not in self.absent:
                 put(root / "dists/noble" / name, content)
             put(root / "dists/noble" / name.rpartition("/")[0] / "by-hash/SHA256" / sha256(content), content)
-        text = "Suite: noble\nCodename: noble\nDate: Thu, 01 Jan 2026 00:00:00 UTC\nAcquire-By-Hash: yes\nArchitectures: amd64\nComponents: main\n"
+        release = "Suite: noble\nCodename: noble\nDate: Thu, 01 Jan 2026 00:00:00 UTC\nAcquire-By-Hash: yes\nArchitectures: amd64\nComponents: main\n"
         for label in ("SHA256", "MD5Sum"):
             digests = [
                 f" {hashlib.new(label[:3].lower() if label == 'MD5Sum' else 'sha256', raw).hexdigest()} {len(raw)} {name}" for name, raw in files.items()
             ]
-            text += f"{label}:\n" + "".join(f"{line}\n" for line in digests)
-        put(root / "dists/noble/InRelease", key.sign_cleartext(self.release(text).encode()))
+            release += f"{label}:\n" + "".join(f"{line}\n" for line in digests)
+        put(root / "dists/noble/InRelease", key.sign_cleartext(self.release(release).encode()))
 
 
 def put(path: Path, content: bytes) -> None:
@@ -228,21 +229,21 @@ class Dnf:
     """The encoding of primary.xml."""
 
     def write(self, root: Path, key: SigningKey) -> None:
-        raw = Rpm().build(key.sign)
+        raw = Rpm(tags={rpmfile.SOURCE_RPM: text("kubelet-1-ckp.src.rpm")}).build(key.sign)
         put(root / "Packages/kubelet.rpm", raw)
         version = '<version epoch="0" ver="1.35.1" rel="ckp"/>'
         texts = {
             "primary": f'{HEAD}<metadata xmlns="{DUKE}/common" xmlns:rpm="{DUKE}/rpm" packages="1"><package type="rpm"><name>kubelet</name><arch>x86_64</arch>'
             f'{version}<checksum type="sha256" pkgid="YES">{sha256(raw)}</checksum><packager>{Rpm().packager.replace("<", "&lt;")}</packager>'
             f'<size package="{len(raw)}" installed="0" archive="0"/><location href="Packages/kubelet.rpm"/><format><rpm:vendor>{Rpm().vendor}</rpm:vendor>'
-            "<rpm:sourcerpm>kubelet.src.rpm</rpm:sourcerpm><file>/usr/bin/kubelet</file></format></package></metadata>",
+            "<rpm:sourcerpm>kubelet-1-ckp.src.rpm</rpm:sourcerpm><file>/usr/bin/kubelet</file></format></package></metadata>",
             "filelists": f'{HEAD}<filelists xmlns="{DUKE}/filelists" packages="1"><package pkgid="{sha256(raw)}" name="kubelet" arch="x86_64">{version}'
             "<file>/usr/bin/kubelet</file></package></filelists>",
             "other": "<otherdata/>",
         }
         entries = ""
-        for kind, text in texts.items():
-            content = {"primary": self.primary, "filelists": self.filelists}.get(kind, same)(text).encode(self.coded if kind == "primary" else "utf-8")
+        for kind, plain in texts.items():
+            content = {"primary": self.primary, "filelists": self.filelists}.get(kind, same)(plain).encode(self.coded if kind == "primary" else "utf-8")
             put(root / f"repodata/{sha256(content)}-{kind}.xml", content)
             entries += f'<data type="{kind}"><checksum type="sha256">{sha256(content)}</checksum>'
             entries += f'<location href="repodata/{sha256(content)}-{kind}.xml"/><size>{len(content)}</size></data>'
@@ -253,13 +254,13 @@ class Dnf:
 
 WITHIN, TWICE = "it has an element within a text", "is there twice"
 ON_DNF: list[tuple[str, Dnf, str, str]] = [
-    ("a name that dnf reads as evil", Dnf(primary=instead("kubelet</name>", "kubelet<x/>evil</name>")), WITHIN, "packages index"),
-    ("a name that dnf reads as none", Dnf(primary=instead("kubelet</name>", "kubelet<x/></name>")), WITHIN, "packages index"),
+    ("a name with an element and more text", Dnf(primary=instead("kubelet</name>", "kubelet<x/>evil</name>")), WITHIN, "packages index"),
+    ("a name with an element", Dnf(primary=instead("kubelet</name>", "kubelet<x/></name>")), WITHIN, "packages index"),
     ("an architecture with an element", Dnf(primary=instead("x86_64</arch>", "x86_64<x/></arch>")), WITHIN, "packages index"),
-    ("a vendor that dnf reads as evil", Dnf(primary=instead("Coredge.io</rpm:v", "Coredge.io<x/>Evil</rpm:v")), WITHIN, "packages index"),
-    ("a packager that dnf reads as evil", Dnf(primary=instead("</packager>", "<x/>Evil</packager>")), WITHIN, "packages index"),
-    ("a file that dnf reads as another", Dnf(filelists=instead("kubelet</file>", "kubelet<x/>/etc/evil</file>")), WITHIN, "packages index"),
-    ("a checksum that dnf reads as another", Dnf(repomd=instead("</checksum>", "<x/>evil</checksum>")), WITHIN, "repomd"),
+    ("a vendor with an element and more text", Dnf(primary=instead("Coredge.io</rpm:v", "Coredge.io<x/>Evil</rpm:v")), WITHIN, "packages index"),
+    ("a packager with an element and more text", Dnf(primary=instead("</packager>", "<x/>Evil</packager>")), WITHIN, "packages index"),
+    ("a file with an element and more text", Dnf(filelists=instead("kubelet</file>", "kubelet<x/>/etc/evil</file>")), WITHIN, "packages index"),
+    ("a checksum with an element and more text", Dnf(repomd=instead("</checksum>", "<x/>evil</checksum>")), WITHIN, "repomd"),
     ("text after an element", Dnf(primary=instead("<name>", "<x/>text<name>")), "it has text between its elements", "packages index"),
     ("a checksum with blanks", Dnf(primary=instead('"YES">', '"YES"> ')), "no valid size or SHA-256", "packages index"),
     ("a checksum with a line end in repomd", Dnf(repomd=instead("</checksum>", "\n</checksum>")), "has no SHA-256", "repomd"),

@@ -17,7 +17,7 @@ def read_xml(data: bytes, broken: Broken, root: str, spaces: Mapping[str, str], 
 
     The clients compare the names that are written, prefixes included. So the namespaces must be declared as createrepo_c does it, in the
     root element and nowhere else: then a name means the same to every reader. There is no document type, and so there are no entities. An
-    element has text or elements, not both: of a text with an element in it, one reader takes the beginning and another the end.
+    element has text or elements, not both: of a text with an element in it, libsolv reads nothing, and other readers its beginning or its end.
 
     Args:
         spaces: the declarations (`xmlns`, `xmlns:rpm`) that the root must have, and no other.
