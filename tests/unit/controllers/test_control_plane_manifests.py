@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -150,9 +151,29 @@ def test_replicas_are_spread_over_nodes_and_drained_one_at_a_time(replicas: int)
         assert budget["spec"]["selector"] == workload["spec"]["selector"]
 
 
+def konnectivity_agents() -> list[Obj]:
+    """The containers of the agents' DaemonSet."""
+    items = json.loads(bootstrap.bootstrap_objects(plan())[0]["data"]["manifests.json"])["items"]
+    [agents] = [item["spec"]["template"]["spec"] for item in items if item["kind"] == "DaemonSet"]
+    assert agents["hostNetwork"]
+    return list(agents["containers"])
+
+
 def test_a_node_is_reached_through_its_own_agent_first() -> None:
     """The agents name their address (bootstrap's manifests), which is what the API server dials a kubelet by."""
-    made = plan()
-    server = apiserver.api_server(made)["spec"]["template"]["spec"]["initContainers"][0]["command"]
-    assert "--proxy-strategies=destHost,default" in server
-    assert "--agent-identifiers=ipv4=$(HOST_IP)" in json.dumps(bootstrap.bootstrap_objects(made)[0]).replace("\\", "")
+    server = apiserver.api_server(plan())["spec"]["template"]["spec"]["initContainers"][0]["command"]
+    assert "--proxy-strategies=destHost,defaultRoute,default" in server
+    assert "--agent-identifiers=ipv4=$(HOST_IP)" in konnectivity_agents()[0]["command"]
+
+
+def test_what_people_read_slowly_holds_up_no_webhook() -> None:
+    """Streams of kubelets go through a node's own agent, all else through a second one; both are in the host's network, and so share no port."""
+    own, services = konnectivity_agents()
+    assert "--agent-identifiers=default-route=true" in services["command"]
+    assert not any("ipv4=" in item for item in services["command"])
+    ports = [item for agent in (own, services) for item in agent["command"] if re.match(r"--(admin|health)-server-port=", item)]
+    numbers = [item.partition("=")[2] for item in ports]
+    assert len(set(numbers)) == len(numbers) == 4
+    assert "--health-server-host=127.0.0.1" in services["command"], "it is open to nobody outside of the host"
+    for agent in (own, services):
+        assert f"--health-server-port={agent['livenessProbe']['httpGet']['port']}" in agent["command"]

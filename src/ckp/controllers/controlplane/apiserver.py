@@ -165,7 +165,7 @@ def _konnectivity(plan: Plan) -> Obj:
         f"--server-count={plan.replicas}",
         *SERVER_FLAGS,
         # A node is reached through its own agent, so that another node's dead one does not matter to it.
-        "--proxy-strategies=destHost,default",
+        "--proxy-strategies=destHost,defaultRoute,default",  # all else by agents of its own (bootstrap.py), where a cluster has them
         # An agent whose host lost power is given up after this and gRPC's own 20 s, for which the server has no flag.
         "--keepalive-time=5s",
         "--frontend-keepalive-time=30s",

@@ -18,6 +18,9 @@ from ckp.controllers.controlplane.tunnels import AGENT, AGENT_FLAGS, RBAC, SERVE
 from ckp.controllers.jobs import job
 from ckp.controllers.pods import NONROOT, config_volume, empty_volume, hardened, mount, secret_volume
 
+SERVICES_HEALTH_PORT = 8136
+"""Of the second konnectivity agent, on the host's loopback."""
+
 
 @dataclass(frozen=True)
 class ClientFiles:
@@ -131,7 +134,7 @@ def _binding(name: str, role: str, subject: Obj) -> Obj:
 
 
 def _konnectivity_agents(plan: Plan) -> Obj:
-    """One agent a node, in the host's network: it works before a CNI does, and reaches kubelets, pods and services from there."""
+    """Two agents a node, in the host's network: they work before a CNI does, and reach kubelets, pods and services from there."""
     token = {"serviceAccountToken": {"path": "token", "audience": "system:konnectivity-server", "expirationSeconds": 3600}}
     command = [
         "/proxy-agent",
@@ -164,7 +167,7 @@ def _konnectivity_agents(plan: Plan) -> Obj:
         "priorityClassName": "system-node-critical",
         "tolerations": [{"operator": "Exists"}],
         "securityContext": {"fsGroup": NONROOT},
-        "containers": [container],
+        "containers": [container, _agent_of_services(container)],
         "volumes": [{"name": "token", "projected": {"sources": [token], "defaultMode": 0o440}}],
     }
     labels = {"k8s-app": "konnectivity-agent"}
@@ -174,6 +177,23 @@ def _konnectivity_agents(plan: Plan) -> Obj:
         "metadata": {"name": "konnectivity-agent", "namespace": "kube-system", "labels": labels},
         "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod}},
     }
+
+
+def _agent_of_services(agent: Obj) -> Obj:
+    """The second agent, beside the node's own: for webhooks, aggregated APIs, pods and services.
+
+    All connections of an agent share one stream, and one that is read slowly holds up the others for as long
+    (https://github.com/kubernetes-sigs/apiserver-network-proxy/issues/180). What people read slowly (exec, cp, port-forward) goes through the node's own.
+    """
+    ours = {
+        "--agent-identifiers": "default-route=true",
+        "--admin-server-port": "8135",
+        "--health-server-host": "127.0.0.1",
+        "--health-server-port": str(SERVICES_HEALTH_PORT),
+    }
+    command = [item for item in agent["command"] if item.partition("=")[0] not in ours] + [f"{flag}={value}" for flag, value in ours.items()]
+    probe = {**agent["livenessProbe"], "httpGet": {"path": "/healthz", "host": "127.0.0.1", "port": SERVICES_HEALTH_PORT}}
+    return {**agent, "name": "konnectivity-agent-services", "command": command, "livenessProbe": probe}
 
 
 def _job(plan: Plan, name: str) -> Obj:
