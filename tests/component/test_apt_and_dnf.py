@@ -36,7 +36,7 @@ from ckp.verify.path import verify_path
 from tests.simulators.clock import ManualClock
 from tests.support.package_managers import AptRoot
 from tests.support.signing_keys import signing_key
-from tests.support.small_packages import OWNER, small_package
+from tests.support.small_packages import small_package
 
 pytestmark = [
     pytest.mark.component,

@@ -21,7 +21,7 @@ from ckp.verify.repositories.apt import verify_apt
 from ckp.verify.repositories.tree import Tree, open_index, packing_of
 from tests.support.generated_apt import SUITE, Built, Repository, faults, pool, repositories
 from tests.support.package_managers import AptRoot
-from tests.support.spoilt_packages import signing_key
+from tests.support.signing_keys import signing_key
 
 pytestmark = pytest.mark.skipif(shutil.which("apt-get") is None, reason="apt is not installed here")
 

@@ -21,7 +21,7 @@ from ckp.verify.rpmtags import COMPARISONS, Relation
 from tests.support.generated_apt import faults
 from tests.support.generated_dnf import Built, Repository, pool, repositories
 from tests.support.read_by_dnf import is_there, read_by_dnf
-from tests.support.spoilt_packages import signing_key
+from tests.support.signing_keys import signing_key
 from tests.unit.verify.test_attacks_on_indices import Dnf
 
 pytestmark = pytest.mark.skipif(not is_there(), reason="dnf is not installed here (make setup-test installs it)")
