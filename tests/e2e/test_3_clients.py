@@ -10,10 +10,12 @@ import re
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -25,6 +27,7 @@ from ckp.clients.compass import Session, read_config
 from ckp.kits.processes import ProcessFailed
 from ckp.lab.lab import LabHost
 from tests.e2e.conftest import PLAIN, World, ailments
+from tests.e2e.test_2_metrics import await_api, figures_api, installed
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.usefixtures("well")]
 
@@ -216,29 +219,33 @@ def test_exec_port_forward_and_logs_that_are_silent_for_minutes_go_on(clients: C
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
-def timed(clients: Clients, name: str, seconds: float) -> list[float]:
-    """Read a pod's log again and again for so long; returns how long each took."""
+def timed(read: Callable[[], float], seconds: float) -> list[float]:
+    """Do it again and again for so long; returns how long each took, in seconds."""
     end, took = time.monotonic() + seconds, []
     while time.monotonic() < end:
-        took.append(clients.logs(name))
+        took.append(read())
         time.sleep(0.2)
     return took
 
 
-def test_a_reader_that_stops_holds_up_its_own_worker_for_seconds_and_the_other_not_at_all(clients: Clients) -> None:
-    with clients.beside("exec", ONE, "-c", "talk", "--", "cat", "/dev/zero", stdout=subprocess.DEVNULL) as reader:
-        time.sleep(3)
-        reader.send_signal(signal.SIGSTOP)
-        results: dict[str, list[float]] = {}
-        threads = [threading.Thread(target=lambda name=name: results.update({name: timed(clients, name, 30)})) for name in (NEIGHBOUR, OTHER)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(120)
-    print({name: [round(item, 1) for item in took] for name, took in results.items()})
-    assert max(results[OTHER]) < 5
-    assert max(results[NEIGHBOUR]) < 20
-    assert sorted(results[NEIGHBOUR])[len(results[NEIGHBOUR]) // 2] < 5
+def test_a_reader_that_stops_holds_up_its_own_worker_for_seconds_and_nothing_else(clients: Clients) -> None:
+    """After ten seconds the API server gives it up (readTimeoutSeconds of konnectivity-client v0.31.2). An aggregated API stands for webhooks as well."""
+    world = clients.world
+    reads = {
+        NEIGHBOUR: lambda: clients.logs(NEIGHBOUR),
+        OTHER: lambda: clients.logs(OTHER),
+        "API": lambda: world.kubectl("get", "--raw", "/apis/figures.example/v1").seconds,
+    }
+    with installed(world, json.dumps({"apiVersion": "v1", "kind": "List", "items": figures_api(world.image)})):
+        await_api(world, "v1.figures.example")
+        with clients.beside("exec", ONE, "-c", "talk", "--", "cat", "/dev/zero", stdout=subprocess.DEVNULL) as reader:
+            time.sleep(3)
+            reader.send_signal(signal.SIGSTOP)
+            with ThreadPoolExecutor(len(reads)) as threads:
+                running = {name: threads.submit(timed, read, 30) for name, read in reads.items()}
+            took = {name: job.result() for name, job in running.items()}
+    assert max(took[OTHER]) < 5 and max(took["API"]) < 5, took
+    assert max(took[NEIGHBOUR]) < 20 and statistics.median(took[NEIGHBOUR]) < 5, took
 
 
 def test_after_a_power_cut_of_a_worker_no_logs_of_the_other_fail(clients: Clients) -> None:
