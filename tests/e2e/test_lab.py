@@ -112,7 +112,7 @@ def lookups(host: LabHost) -> list[tuple[str, int, float]]:
 
 
 def test_every_lookup_of_an_outside_name_is_refused_at_once(one: LabHost) -> None:
-    """Not only the first: the kernel sends a host one "port unreachable" a second, so that without a nameserver the others would time out."""
+    """Not only the first: without a nameserver the kernel sends a host six "port unreachable", then one a second, and other lookups time out."""
     found = lookups(one)
     assert [kind for kind, _, _ in found] == ["SOCK_DGRAM", "SOCK_STREAM"] * 5
     assert [code for _, code, _ in found] == [5] * 10

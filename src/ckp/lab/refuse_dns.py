@@ -3,8 +3,8 @@
 A program of its own, run by the path of this file with the standard library alone: `python -I -S refuse_dns.py ADDRESS [PORT]`. It keeps
 at most CONNECTIONS connections with a few KiB each, and nothing of a datagram.
 
-Without an answer, a lookup would hang: the kernel limits its "port unreachable" messages to one a second for each host
-(net.ipv4.icmp_ratelimit), and a CoreDNS whose upstream fails checks it twice a second.
+If nothing listened, lookups would time out: the kernel sends a host six "port unreachable" messages, then one a second
+(net.ipv4.icmp_ratelimit; XRLIM_BURST_FACTOR in net/ipv4/inetpeer.c), and a CoreDNS whose upstream fails checks it twice a second.
 """
 
 from __future__ import annotations

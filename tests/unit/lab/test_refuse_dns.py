@@ -243,9 +243,11 @@ def test_stopped_it_leaves_no_process_and_no_file_and_can_be_stopped_again(serve
 
 def test_a_port_that_another_program_has_is_an_error_that_says_so(server: Nameserver, tmp_path: Path) -> None:
     second = Nameserver(tmp_path / "second", ADDRESS, HostCgroup("test", "_nameserver", ()), server.port)
-    with pytest.raises(CkpError, match=f"could not be started at {ADDRESS}:{server.port}") as caught:
-        second.ensure()
+    try:
+        with pytest.raises(CkpError, match=f"could not be started at {ADDRESS}:{server.port}") as caught:
+            second.ensure()
+    finally:
+        second.stop()
     assert "Address already in use" in caught.value.details
     assert f"ss -lnp sport = :{server.port}" in caught.value.resolution
-    second.stop()
     assert server.answers()
