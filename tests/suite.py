@@ -119,7 +119,9 @@ def stages(*, everything: bool) -> list[list[Part]]:
             Part("build", build, first=True, work=True, nice=10),
             Part("lint", [str(ROOT / "tests" / "lint.sh")], first=True),
             pytest_part("unit", "tests/unit", "tests/contract", "tests/fuzz", marks=f"not release{short}", parallel="loadfile", first=True),
-            released("component", "tests/unit", "tests/component", marks=f"(release or component){short}", parallel="loadfile", workers=WORKERS + 1),
+            released(
+                "component", "tests/unit", "tests/contract", "tests/component", marks=f"(release or component){short}", parallel="loadfile", workers=WORKERS + 1
+            ),
             released("lab", "tests/e2e", marks=f"lab{short}"),
         ],
         [pytest_part("chaos", "tests/chaos", marks="" if everything else "not long", parallel="load")],
