@@ -236,7 +236,7 @@ def test_pods_on_all_of_them_exchange_much_with_one_another(hosts: Odd, pods: di
 def test_a_nodes_routes_stay_when_networkd_starts_again(hosts: Odd, pods: dict[str, str]) -> None:
     """With networkd as systems have it: the lab's other hosts have a setting of their own."""
     machine = hosts.machines[NAMES.name]
-    assert machine.run(["grep", "-rl", "ManageForeign", "/etc/systemd"], timeout=10).stdout.split() == ["/etc/systemd/networkd.conf.d/zz-ckp.conf"]
+    assert machine.run(["ls", "/etc/systemd/networkd.conf.d"], timeout=10).stdout == ""
     before = odd.routing(machine)
     assert any("cilium_host" in line for line in before)
     machine.run(["systemctl", "restart", "systemd-networkd"], timeout=60)

@@ -57,8 +57,6 @@ class Node:
         for name in ("CERTS_D", "CONTAINERD_CONFIG", "CRICTL_CONFIG", "PROC_SYS", "SYSCTL_FILE"):
             monkeypatch.setattr(prepare, name, str(tmp_path) + getattr(prepare, name))
         monkeypatch.setattr(units, "UMASK_DROP_INS", tuple(f"{tmp_path}{path}" for path in units.UMASK_DROP_INS))
-        for name in ("NETWORKD_DROP_IN", "NETWORKD_RUNS"):
-            monkeypatch.setattr(units, name, str(tmp_path) + getattr(units, name))
         for name in (*prepare.SYSCTLS, *prepare.CHANGED_BY_OTHERS):
             self.lay(self.sysctl(name), "0\n")
         monkeypatch.setattr(prepare, "start_containerd", lambda: self.run(["systemctl", "restart", "containerd"]))
@@ -277,20 +275,14 @@ def test_forwarding_that_a_later_file_of_its_owner_turned_off_is_on_again(node: 
     assert node.read(node.sysctl("net.ipv4.ip_forward")) == "0", "as it was before"
 
 
-def test_containers_and_routes_are_kept_from_systemds_settings_also_on_nodes_of_an_earlier_agent(node: Node) -> None:
+def test_containers_are_kept_from_the_umask_of_the_hosts_services_also_on_nodes_of_an_earlier_agent(node: Node) -> None:
     for path in units.UMASK_DROP_INS:
         Path(path).unlink()
-    Path(units.NETWORKD_RUNS).mkdir(parents=True)
     assert node.later() == Settled("systemd: drop-ins for this node's services")
     assert all("UMask=0022" in node.read(path) for path in units.UMASK_DROP_INS)
-    assert {"ManageForeignRoutes=no", "ManageForeignRoutingPolicyRules=no"} <= set(node.read(units.NETWORKD_DROP_IN).split())
     assert node.later() == Settled()
     node.journal.restore_files()
-    assert not any(Path(path).exists() for path in (*units.UMASK_DROP_INS, units.NETWORKD_DROP_IN))
-
-
-def test_a_host_without_networkd_gets_nothing_of_it(node: Node) -> None:
-    assert not Path(units.NETWORKD_DROP_IN).parent.exists()
+    assert not any(Path(path).exists() for path in units.UMASK_DROP_INS)
 
 
 # Images.

@@ -77,7 +77,7 @@ class Settings:
     # -- the operating system ----------------------------------------------------------------------------------------
 
     def _system(self, _membership: Membership) -> Settled:
-        """Forwarding, which another file of sysctls may turn off at the host's next start; and systemd's settings, also on nodes of earlier agents."""
+        """Forwarding, which another file of sysctls may turn off at the host's next start; and the umask of services, also on nodes of earlier agents."""
         done = [f"sysctl: {name}" for name in prepare.keep_sysctls(self.journal)]
         return Settled("; ".join([*done, *(["systemd: drop-ins for this node's services"] if units.write(self.journal) else [])]))
 
