@@ -145,7 +145,7 @@ def reach(connect: Callable[[], Session], name: str, kubeconfig: Path | None, sc
             raise InvalidInput("both --cluster and --kubeconfig are given", resolution="name one cluster")
         return kubeconfig.absolute(), ""
     session = connect()
-    rows = [read(ClusterView, row) for row in session.get("/clusters")]
+    rows = [read(ClusterView, row) for row in session.get("/clusters")["items"]]
     chosen = [row for row in rows if not name or row.name == name]
     if not chosen:
         raise NotFound(f"there is no cluster {name} in {session.where}" if name else f"there is no cluster in {session.where}", resolution="ckp cluster list")

@@ -39,7 +39,7 @@ def session(*names: str) -> Callable[[], Session]:
     def answer(request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith("/kubeconfig"):
             return httpx.Response(200, text=KUBECONFIG)
-        return httpx.Response(200, json=[view(name) for name in names])
+        return httpx.Response(200, json={"items": [view(name) for name in names]})
 
     return lambda: Session(CONFIG, transport=httpx.MockTransport(answer))
 
