@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
-from ckp.api.kinds import CLUSTER, DEPLOYMENT, ENDPOINT_SLICE, ENDPOINTS, MANAGED_CONTROL_PLANE, PDB, STATEFUL_SET
+from ckp.api.kinds import CLUSTER, DEPLOYMENT, ENDPOINT_SLICE, ENDPOINTS, MANAGED_CONTROL_PLANE, PDB, SERVICE, STATEFUL_SET
 from ckp.clients.kube import Kube, KubeError, Obj
+from ckp.controllers.apply import Applier
 from ckp.controllers.controlplane import apiserver, etcd, tunnels
 from ckp.controllers.controlplane.plan import Plan, disruption_budget
 from ckp.controllers.controlplane.service_endpoints import publish
+from ckp.kits.clock import SystemClock
 from ckp.rules.etcd import quota_for
 from tests.component.test_controllers import RELEASES, make_control_plane
 from tests.support.control_plane import TestControlPlane
@@ -38,12 +41,13 @@ async def test_all_manifests_are_taken_and_nothing_in_them_is_unknown(kube: Kube
     made = await plan_of(kube, namespace, replicas=replicas, etcd={"replicas": replicas})
     for obj in everything(made):
         await kube.apply(obj)
+    service = apiserver.service(replace(made, routed=True))
+    await kube.apply(service)
     pod = {"metadata": {}, "status": {"podIP": "10.244.0.7", "initContainerStatuses": [{"name": tunnels.SERVER, "state": {"running": {}}}]}}
-    for pods in ([pod], [{**pod, "status": {"podIP": "10.244.0.7"}}]):
-        for obj in tunnels.starting_servers(made, pods):
-            await kube.apply(obj)
-        found = await kube.get(ENDPOINT_SLICE, "demo-apiserver-starting", namespace)
-        assert found and len(found["endpoints"] or []) == (pods == [pod])
+    assert await tunnels.route(kube, Applier(kube, SystemClock()), made, [pod])
+    found = await kube.get(ENDPOINT_SLICE, "demo-apiserver-agents", namespace)
+    assert found and found["endpoints"][0]["conditions"] == {"ready": True, "serving": True, "terminating": False}
+    assert tunnels.is_routed(await kube.get(SERVICE, "demo-apiserver", namespace))
     assert await kube.get(PDB, "demo-etcd", namespace)
     server = await kube.get(DEPLOYMENT, "demo-apiserver", namespace)
     assert server and server["spec"]["template"]["spec"]["initContainers"][0]["restartPolicy"] == "Always"

@@ -13,7 +13,7 @@ from ckp.api.names import ADDRESSES_ANNOTATION
 from ckp.clients.kube import Obj
 from ckp.controllers.controlplane.etcd import CLIENT_PORT, member_host, member_names
 from ckp.controllers.controlplane.plan import API_PORT, KONNECTIVITY_PORT, PRIORITY, Plan
-from ckp.controllers.controlplane.tunnels import SERVER, SERVER_FLAGS
+from ckp.controllers.controlplane.tunnels import ROUTED, SERVER, SERVER_FLAGS
 from ckp.controllers.pods import config_volume, empty_volume, hardened, mount, pod_spec, spread
 
 PKI = "/etc/kubernetes/pki"
@@ -31,7 +31,8 @@ NO_RECONCILER = "--endpoint-reconciler-type=none"
 
 def service(plan: Plan) -> Obj:
     """Where workers and users reach the API server and their agents the konnectivity server."""
-    ports = [{"name": "https", "port": API_PORT, "targetPort": API_PORT}, {"name": "konnectivity", "port": KONNECTIVITY_PORT, "targetPort": KONNECTIVITY_PORT}]
+    agents = {"name": "konnectivity", "port": KONNECTIVITY_PORT, "targetPort": ROUTED if plan.routed else KONNECTIVITY_PORT}
+    ports = [{"name": "https", "port": API_PORT, "targetPort": API_PORT}, agents]
     annotations = {ADDRESSES_ANNOTATION: plan.wanted_address} if plan.wanted_address else {}
     spec = {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": False, "selector": plan.selector("apiserver"), "ports": ports}
     return {"apiVersion": "v1", "kind": "Service", "metadata": plan.meta(plan.name("apiserver"), annotations=annotations), "spec": spec}

@@ -55,6 +55,8 @@ class Plan:
     """The address or name by which workers and users reach the API server; empty until the load balancer has given an address."""
     address: str = ""
     """The address that the API server advertises to pods: the host, or the load balancer's if that is a name."""
+    routed: bool = False
+    """Whether these controllers say where agents reach konnectivity servers (tunnels.py)."""
     cert_sans: tuple[str, ...] = ()
     """Further names and addresses in the API server's certificate."""
 

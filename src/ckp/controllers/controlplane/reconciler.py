@@ -167,6 +167,8 @@ class ManagedControlPlaneReconciler:
         plan = Plan.of(scope.obj, cluster, self.releases)
         plane = ManagedControlPlane.of(scope.obj)
         service = await self.kube.get(SERVICE, plan.name("apiserver"), plan.namespace)
+        routed = plan.replicas > 1 or tunnels.is_routed(service)  # and then for good: the way back would cut agents off for a moment
+        plan = replace(plan, routed=routed)
         settled = settle(_asked(plane, cluster, service))
         if settled.reason is not Reason.UNUSABLE_ENDPOINT:
             if service is None:  # deleted by somebody: applied at once, not only when drift is due to be corrected
@@ -178,7 +180,7 @@ class ManagedControlPlaneReconciler:
         if settled.reason is None and not (plane.spec.control_plane_endpoint.host and plane.spec.control_plane_endpoint.port):
             patch = {"spec": {"controlPlaneEndpoint": {"host": settled.host, "port": API_PORT}}}
             scope.obj = await self.kube.merge(MANAGED_CONTROL_PLANE, scope.name, scope.namespace, patch)
-        plan = Plan.of(scope.obj, cluster, self.releases, settled.host, settled.address)
+        plan = replace(Plan.of(scope.obj, cluster, self.releases, settled.host, settled.address), routed=routed)
         if settled.reason is None:
             return plan, None
         trouble = NotYet(
@@ -238,8 +240,7 @@ class ManagedControlPlaneReconciler:
         """The API server, and once it answers the others: started earlier they would exit, and their restart would be delayed by ten seconds."""
         await self.applier.apply(apiserver.config_map(plan), apiserver.api_server(plan), disruption_budget(plan, "apiserver"))
         pods = await self.kube.list(POD, plan.namespace, labels=plan.selector("apiserver"))
-        await self.applier.apply(*tunnels.starting_servers(plan, pods))
-        again = STARTING if tunnels.unready(pods) else None
+        again = STARTING if plan.routed and await tunnels.route(self.kube, self.applier, plan, pods) else None
         if not await self._available(plan, "apiserver"):
             raise NotYet(ConditionType.COMPONENTS_READY, "the API server is starting", after=again or POLL)
         if not apiserver.serves_only(plan, pods):

@@ -3,9 +3,9 @@
 An API server reaches nodes through its own konnectivity server only, and agents dial all of them at one address, so which one answers is chance. Three things
 together leave no API server without a tunnel during a rollout (konnectivity v0.34.0: pkg/agent/clientset.go, pkg/server/leases):
 - each server has a lease in the workload cluster, and agents count them: a server more, beside those that were there, is looked for at once and only then;
-- a server that starts can be dialled before its API server is ready: an EndpointSlice more of the load balancer's Service leads there, for agents only;
-- of several API servers, one that starts is ready only some seconds after it could be (apiserver.py).
-Nothing here is needed for an API server to become ready: without these controllers the agents find a new one later, that is all.
+- of several API servers, one that starts can be dialled by agents before it is ready: these controllers write the EndpointSlice of the agents' port, in
+  place of Kubernetes, which knows but one readiness of a pod;
+- and it is ready only some seconds after it could be (apiserver.py), without waiting for anybody.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import ipaddress
 from collections.abc import Sequence
 
 from ckp.api.kinds import ENDPOINT_SLICE
-from ckp.clients.kube import Obj
+from ckp.clients.kube import Kube, Obj
+from ckp.controllers.apply import Applier
 from ckp.controllers.controlplane.plan import API_PORT, KONNECTIVITY_PORT, Plan
 from ckp.controllers.controlplane.service_endpoints import MANAGER, MANAGER_LABEL, SERVICE_LABEL
 
@@ -26,6 +27,8 @@ LEASE_NAMESPACE = "kube-public"
 """Every agent watches all leases of the namespace; in kube-system and kube-node-lease there are many that change all the time."""
 LEASE_LABEL = f"k8s-app={SERVER}"
 RBAC = "rbac.authorization.k8s.io"
+ROUTED = "agents"
+"""The target of the Service's port for agents where these controllers say what that is: no container has a port of this name, so Kubernetes leaves it out."""
 
 SERVER_FLAGS = ("--enable-lease-controller=true", f"--lease-namespace={LEASE_NAMESPACE}", f"--lease-label={LEASE_LABEL}")
 AGENT_FLAGS = (
@@ -62,41 +65,65 @@ def _role(name: str, verbs: list[str], subject: Obj) -> list[Obj]:
     ]
 
 
-def unready(pods: Sequence[Obj]) -> list[Obj]:
-    """Those of the API server's pods that are neither ready nor ending."""
-    return [pod for pod in pods if not pod["metadata"].get("deletionTimestamp") and not _is_ready(pod)]
+def is_routed(service: Obj | None) -> bool:
+    """Whether the API server's Service leaves its agents' port to these controllers already."""
+    ports = ((service or {}).get("spec") or {}).get("ports") or []
+    return any(port.get("targetPort") == ROUTED for port in ports)
 
 
-def starting_servers(plan: Plan, pods: Sequence[Obj]) -> list[Obj]:
-    """Where agents reach the konnectivity servers whose pods are not ready, beside the ready ones, which Kubernetes' own slices name.
+def servers(plan: Plan, pods: Sequence[Obj]) -> list[Obj]:
+    """Where agents reach the konnectivity servers, those of starting API servers among them.
 
     Args:
         pods: of the API server.
 
     Returns:
-        One EndpointSlice, which may name nobody; none while no pod has an address, since it is not known of which family they will be.
+        One EndpointSlice; none while no pod has an address, since it is not known of which family they will be.
     """
-    if not (known := [_address(pod) for pod in pods if _address(pod)]):
+    points = {_address(pod): _conditions(pod) for pod in pods if _address(pod) and _server_runs(pod)}
+    if not points:
         return []
-    addresses = sorted(_address(pod) for pod in unready(pods) if _address(pod) and _server_runs(pod))
     made = {
         "apiVersion": ENDPOINT_SLICE.api_version,
         "kind": ENDPOINT_SLICE.kind,
-        "metadata": plan.meta(plan.name("apiserver-starting"), labels={SERVICE_LABEL: plan.name("apiserver"), MANAGER_LABEL: MANAGER}),
-        "addressType": f"IPv{ipaddress.ip_address(known[0]).version}",
-        "endpoints": [{"addresses": [address], "conditions": {"ready": True}} for address in addresses],
+        "metadata": plan.meta(plan.name("apiserver-agents"), labels={SERVICE_LABEL: plan.name("apiserver"), MANAGER_LABEL: MANAGER}),
+        "addressType": f"IPv{ipaddress.ip_address(min(points)).version}",
+        "endpoints": [{"addresses": [address], "conditions": conditions} for address, conditions in sorted(points.items())],
         "ports": [{"name": "konnectivity", "port": KONNECTIVITY_PORT, "protocol": "TCP"}],
     }
     return [made]
+
+
+async def route(kube: Kube, applier: Applier, plan: Plan, pods: Sequence[Obj]) -> bool:
+    """Bring the agents' way to the pods as they are; whether it is to be looked at again soon.
+
+    It is never in two slices: what they say of one address may differ, and which counts is up to who reads them (Cilium drops an address that one of them
+    drops). So Kubernetes' own, as they were when there was a single API server, must have gone before.
+    """
+    named = await kube.list(ENDPOINT_SLICE, plan.namespace, labels={SERVICE_LABEL: plan.name("apiserver")})
+    own = [item for item in named if (item["metadata"].get("labels") or {}).get(MANAGER_LABEL) != MANAGER]
+    if any(port.get("port") == KONNECTIVITY_PORT for item in own for port in item.get("ports") or []):
+        return True
+    await applier.apply(*servers(plan, pods))
+    return any(pod["metadata"].get("deletionTimestamp") or not _is(pod, "Ready") for pod in pods)
+
+
+def _conditions(pod: Obj) -> dict[str, bool]:
+    """As Kubernetes gives them, but that a pod which starts counts as ready. One that was ready and is not any more, though its containers are, is on a
+    node that is not heard from.
+    """
+    if pod["metadata"].get("deletionTimestamp"):
+        return {"ready": False, "serving": True, "terminating": True}
+    reached = _is(pod, "Ready") or not _is(pod, "ContainersReady")
+    return {"ready": reached, "serving": reached, "terminating": False}
 
 
 def _address(pod: Obj) -> str:
     return str((pod.get("status") or {}).get("podIP") or "")
 
 
-def _is_ready(pod: Obj) -> bool:
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    return any(item.get("type") == "Ready" and item.get("status") == "True" for item in conditions)
+def _is(pod: Obj, kind: str) -> bool:
+    return any(item.get("type") == kind and item.get("status") == "True" for item in (pod.get("status") or {}).get("conditions") or [])
 
 
 def _server_runs(pod: Obj) -> bool:
