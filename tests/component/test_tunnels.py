@@ -19,7 +19,7 @@ from ckp.controllers.controlplane import apiserver, bootstrap
 from ckp.kits.errors import TimedOut
 from ckp.kits.processes import Daemon
 from ckp.kits.retry import wait_until
-from tests.support.control_plane import TestControlPlane, built, free_port
+from tests.support.control_plane import TestControlPlane, built
 from tests.unit.controllers.test_control_plane_manifests import plan
 from tests.worlds.tls import make_authority, make_leaf, write_pair
 
@@ -61,6 +61,14 @@ class AnyOf:
         for end in (source, target):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+
+def low_port() -> int:
+    """A port that nobody listens on right now, of those that a server takes: it refuses what a system may give to any connection (above 49151)."""
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", random.randint(20000, 32000)))
+            return int(probe.getsockname()[1])
 
 
 def options(command: list[str]) -> dict[str, str]:
@@ -106,12 +114,12 @@ class Konnectivity:
     @contextmanager
     def server(self, name: str) -> Iterator[int]:
         """A server that agents can reach; its health port."""
-        agents, health = free_port(), free_port()
+        agents, health = low_port(), low_port()
         container: Obj = apiserver.api_server(plan(replicas=REPLICAS))["spec"]["template"]["spec"]["initContainers"][0]
         own = {
             "uds-name": f"{self.folder}/{name}.sock",
             "agent-port": str(agents),
-            "admin-port": str(free_port()),
+            "admin-port": str(low_port()),
             "health-port": str(health),
             "cluster-cert": str(self.pair[0]),
             "cluster-key": str(self.pair[1]),
@@ -131,8 +139,8 @@ class Konnectivity:
             "proxy-server-host": "127.0.0.1",
             "proxy-server-port": str(self.front.port),
             "service-account-token-path": f"{self.folder}/token",
-            "admin-server-port": str(free_port()),
-            "health-server-port": str(free_port()),
+            "admin-server-port": str(low_port()),
+            "health-server-port": str(low_port()),
             "agent-identifiers": "ipv4=127.0.0.1",
             "kubeconfig": f"{self.folder}/agent.kubeconfig",  # in a pod that is the service account's
         }

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def client(kubeconfig: Path) -> tuple[httpx.Client, ssl.SSLContext, str]:
 
 
 def create(world: World, name: str, number: int, members: int) -> None:
-    """By manifests: Compass offers a single member only."""
+    """By manifests, as Compass makes them but with small volumes: the quota follows their size, and the lab's disk holds any."""
     plane = json.loads(world.management("get", "managedcontrolplane", "demo", "-n", TENANT, "-o", "json").stdout)
     labels = {key: value for key, value in plane["metadata"]["labels"].items() if not key.startswith("cluster.x-k8s.io")}
     request = ClusterRequest.model_validate(
@@ -128,7 +129,6 @@ def create(world: World, name: str, number: int, members: int) -> None:
         }
     )
     made = cluster_objects(request, plane["spec"]["addons"]["cniVersion"], namespace=TENANT, labels=labels, requested_at="2026-01-01T00:00:00Z")
-    # The quota follows the volume's size; the lab's disk holds any.
     made[1]["spec"] |= {"replicas": members, "etcd": {"replicas": members, "size": "160Mi"}}
     world.site.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": made}))
 
@@ -239,6 +239,7 @@ class Asking(threading.Thread):
 def test_no_request_and_no_log_fails_while_three_api_servers_are_replaced(ha: Hosted) -> None:
     """From outside, from a pod, and through the tunnels to a node; each request over a connection of its own, by chance to any of the servers."""
     run_pod(ha, "asks", ASK)
+    ha.world.wait(lambda: "asked" in ha.world.kubectl("logs", "asks", check=False).stdout, "the pod has asked", timeout=60)
     before = {item["metadata"]["uid"] for item in ha.pods("apiserver")}
     asking, failed, read = Asking(ha), [], 0
     asking.start()
@@ -275,16 +276,19 @@ def test_a_member_that_lost_its_volume_is_named_and_the_cluster_goes_on(ha: Host
     lost = f"{ha.name}-etcd-1"
     assert ha.put("before-the-loss") == 201
     ha.lose_volume(lost)
-    served: list[bool] = []
+    served = [time.monotonic()]
 
     def named() -> bool:
-        served.append(ha.kept("before-the-loss") and ha.put(f"written-{len(served)}") == 201)
+        if ha.kept("before-the-loss") and ha.put(f"written-{time.monotonic_ns()}") == 201:
+            served.append(time.monotonic())
         return ha.stands("EtcdReady", "False", "MemberWithoutData")
 
     ha.world.wait(named, "the member without data is named", timeout=180)
     assert lost in ha.conditions["EtcdReady"]["message"]
     assert ha.stands("Ready", "False", "MemberWithoutData") and ha.status["ready"] is True
-    assert all(served), "the two others answer meanwhile"
+    pause = max(after - before for before, after in pairwise([*served, time.monotonic()]))
+    print(f"the longest time without a write: {pause:.1f} s")
+    assert pause < 15, "the two others go on, after an election where it was the leader"
     # As docs/reference/known-limits.md says it.
     exec_ = ("exec", "-n", TENANT, f"{ha.name}-etcd-0", "--")
     control = ("etcdctl", "--cacert=/etc/etcd/pki/ca.crt", "--cert=/etc/etcd/pki/tls.crt", "--key=/etc/etcd/pki/tls.key")
@@ -296,23 +300,26 @@ def test_a_member_that_lost_its_volume_is_named_and_the_cluster_goes_on(ha: Host
     ha.world.management(*exec_, *control, f"--endpoints={member}", "member", "add", lost, f"--peer-urls={url}")
     ha.lose_volume(lost)  # what it holds now is of the member that was removed
     ha.world.wait(lambda: ha.stands("EtcdReady", "True") and ha.members_ready() == 3, "three members serve again", timeout=180)
-    assert ha.kept("before-the-loss") and ha.kept("written-0")
+    assert ha.kept("before-the-loss")
 
 
 def test_etcd_at_its_quota_is_read_and_emptied_and_then_takes_writes_again(ha: Hosted) -> None:
     restarts = {item["metadata"]["name"]: item["status"]["containerStatuses"][0]["restartCount"] for item in ha.pods("etcd")}
     print(f"etcd before: {ha.status['etcd']}")
     written: list[str] = []
-    answer = 201
-    while answer == 201 and len(written) < 100:
-        answer = ha.put(f"large-{len(written)}", 950_000)
-        written += [f"large-{len(written)}"] if answer == 201 else []
-    assert answer == 500 and len(written) < 100, "etcd refuses"
-    ha.world.wait(lambda: ha.stands("EtcdSpaceAvailable", "False", "NoSpace"), "it is said", timeout=60)
-    assert "delete what is not needed" in ha.conditions["EtcdSpaceAvailable"]["message"] or "being freed" in ha.conditions["EtcdSpaceAvailable"]["message"]
-    assert ha.stands("EtcdReady", "True") and ha.status["ready"] is True and ha.stands("Ready", "False", "NoSpace")
-    time.sleep(25)  # what can be freed was freed, and nothing helped: the case that is left to a person
-    assert ha.api.get("/api/v1/namespaces").status_code == 200 and ha.put("still-full") != 201
+    taken = time.monotonic()
+    while time.monotonic() - taken < 40:  # until nothing is left that could be freed by itself: the case that needs a person
+        if ha.put(f"large-{len(written)}", 950_000) == 201:
+            written.append(f"large-{len(written)}")
+            taken = time.monotonic()
+        else:
+            time.sleep(1)
+        assert len(written) < 100, "etcd refuses"
+    seen = ha.conditions
+    assert (seen["EtcdSpaceAvailable"]["status"], seen["EtcdSpaceAvailable"]["reason"]) == ("False", "NoSpace")
+    assert "delete what is not needed" in seen["EtcdSpaceAvailable"]["message"]
+    assert seen["EtcdReady"]["status"] == "True" and seen["Ready"]["reason"] == "NoSpace" and ha.status["ready"] is True
+    assert ha.api.get("/api/v1/namespaces").status_code == 200
     for name in written:
         assert ha.api.delete(f"/api/v1/namespaces/default/configmaps/{name}").status_code == 200
     started = time.monotonic()
