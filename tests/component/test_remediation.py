@@ -91,6 +91,7 @@ class Bench:
         remediation = Remediation(kube, SystemClock(), self.requests, self.machines, self.hosts, WorkloadClients(lambda _kubeconfig: plane.kube()))
         self.reconciler = ByoClusterReconciler(kube, SystemClock(), remediation)
         self.nodes: set[str] = set()
+        self.beats = 0
 
     async def create(self, kind: Kind, name: str, spec: Obj, **more: Any) -> None:
         meta = {"name": name, "namespace": self.namespace, "labels": LABELS}
@@ -103,6 +104,7 @@ class Bench:
         """Our controller reconciles all the while, as a change of what it watches would make it."""
 
         async def look() -> Any:
+            await self.heartbeat()
             await self.requests._list()
             await self.machines._list()
             await self.hosts._list()
@@ -144,11 +146,26 @@ class Bench:
         condition = {"type": "Ready", "status": ready, "lastTransitionTime": rfc3339(datetime.now(UTC) - timedelta(hours=1))}
         await self.kube.merge(NODE, name, None, {"status": {"conditions": [condition]}}, subresource="status")
 
+    async def heartbeat(self) -> None:
+        """Something of each node changes now and then. A change that comes before the core manager's cache has the Machine's node says nothing to it."""
+        self.beats += 1
+        for name in self.nodes:
+            await self.kube.merge(NODE, name, None, {"metadata": {"annotations": {"test/beat": str(self.beats)}}})
+
     async def dies(self, name: str) -> None:
         """Its host loses power."""
         await self.node(name, "Unknown")
         silent = {"type": "AgentConnected", "status": "False", "lastTransitionTime": rfc3339(datetime.now(UTC) - timedelta(hours=1))}
         await self.kube.merge(BYO_HOST, f"host-{name}", self.namespace, {"status": {"conditions": [silent]}}, subresource="status")
+
+    async def reported(self, count: int) -> None:
+        """Cluster API's health check reports so many, before our controller looks."""
+
+        async def requests() -> bool:
+            await self.heartbeat()
+            return len(await self.kube.list(BYO_REMEDIATION, self.namespace)) == count
+
+        await wait_until_async(requests, what=f"{count} workers are reported", timeout=TIMEOUT, every=0.1, reason=self.core.tail)
 
     async def leaves(self, name: str) -> None:
         async def gone() -> bool:
@@ -233,6 +250,7 @@ async def test_a_worker_that_is_ready_again_is_left_and_reported_the_next_time(b
     back, dead = sorted(await bench.join(2))
     for name in (back, dead):
         await bench.dies(name)
+    await bench.reported(2)
 
     async def left_alone() -> bool:
         return [entry["reason"] for entry in (await bench.status()).get("unhealthy") or ()] == ["TooManyUnhealthy"] * 2
