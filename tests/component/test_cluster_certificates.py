@@ -25,6 +25,7 @@ from ckp.controllers.controlplane.phases import NotYet
 from ckp.controllers.controlplane.plan import Plan
 from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler
 from ckp.controllers.scope import Scope
+from ckp.distribution.management import API_RATES
 from ckp.kits.clock import SystemClock
 from ckp.kits.processes import Daemon, run
 from ckp.rules.kubelet_certificates import Member, is_pending, objection
@@ -58,6 +59,7 @@ def issuing(plane: TestControlPlane, tmp_path_factory: pytest.TempPathFactory) -
                 "--cluster-resource-namespace=cert-manager",
                 "--leader-elect=false",
                 "--metrics-listen-address=127.0.0.1:0",
+                *API_RATES,
             ]
         )
         yield plane
