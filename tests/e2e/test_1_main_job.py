@@ -302,6 +302,22 @@ def test_a_program_in_a_pod_verifies_the_api_server_by_the_mounted_ca(web: World
     assert json.loads(said)["gitVersion"] == STAMP
 
 
+KEYS_IN_A_POD = """
+import json, ssl, urllib.request
+folder = "/var/run/secrets/kubernetes.io/serviceaccount"
+context = ssl.create_default_context(cafile=f"{folder}/ca.crt")
+def get(url):
+    request = urllib.request.Request(url, headers={"Authorization": "Bearer " + open(f"{folder}/token").read()})
+    return json.load(urllib.request.urlopen(request, timeout=20, context=context))
+print(len(get(get("https://kubernetes.default/.well-known/openid-configuration")["jwks_uri"])["keys"]))
+"""
+
+
+def test_a_pod_finds_the_keys_that_tokens_are_signed_with(web: World) -> None:
+    """OpenID Connect discovery, as whoever verifies tokens of service accounts does it: the address that the API server says of itself must be reached."""
+    assert web.kubectl("exec", "-n", "e2e", "client", "--", "python3", "-c", KEYS_IN_A_POD).stdout == "1\n"
+
+
 UNPACK = """
 import base64, os, sys
 with open("/tmp/verify", "wb") as file: file.write(base64.b64decode(sys.stdin.read()))

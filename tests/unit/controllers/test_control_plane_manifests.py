@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -127,6 +128,12 @@ def test_members_of_etcd_take_each_other_in_any_domain_of_the_management_cluster
     assert not accepted(names, f"evil.other.svc.{domain}", forward, stranger)
     urls = flags(etcd.etcd_objects(made)[-1])["initial-cluster"]
     assert urls == ",".join(f"demo-etcd-{index}=https://{peer}:2380" for index, peer in enumerate(peers))
+
+
+def test_what_an_api_server_says_of_itself_leads_to_an_address_that_pods_reach() -> None:
+    """OpenID Connect discovery names it, with the port (conformance: OIDC discovery). Of an endpoint with a name it is the load balancer's address."""
+    assert flags(apiserver.api_server(plan()))["external-hostname"] == "10.88.0.150"
+    assert flags(apiserver.api_server(replace(plan(), host="api.demo.example")))["external-hostname"] == "10.88.0.150"
 
 
 def test_an_api_server_knows_each_of_several_members() -> None:

@@ -83,6 +83,8 @@ def api_server(plan: Plan) -> Obj:
         "etcd-certfile": f"{PKI}/apiserver-etcd-client.crt",
         "etcd-keyfile": f"{PKI}/apiserver-etcd-client.key",
         "etcd-servers": _etcd_servers(plan),
+        # What it says of itself, such as where its public keys are (OpenID Connect discovery). Otherwise that is its pod's address, which no workload reaches.
+        "external-hostname": plan.address,
         "kubelet-client-certificate": f"{PKI}/apiserver-kubelet-client.crt",
         "kubelet-client-key": f"{PKI}/apiserver-kubelet-client.key",
         "kubelet-preferred-address-types": "InternalIP,ExternalIP,Hostname",
