@@ -75,6 +75,8 @@ class Policy:
     unhealthy: timedelta = timedelta(minutes=5)
     network: bool = True
     """Whether CKP installs the network: else a node is not Ready until its owner has installed one."""
+    not_reported: Sequence[str] = ()
+    """Machines that are nodes, are not Ready now, and were not reported yet: what fails together is reported one after the other, seconds apart."""
     api_unreachable: str = ""
     """Why the nodes could not be seen just now; "" if they were."""
     resumed: datetime | None = None
@@ -149,11 +151,12 @@ def _decide(item: Sick, all_sick: Sequence[Sick], made: Sequence[Replacement], p
     # Before the share: what is held for a person stays held when others fail as well.
     if item.held_at is not None and (policy.resumed is None or policy.resumed <= item.held_at):
         return _hold(item, cause, _count(made, cause, policy, now) + 1, policy)
-    if len(all_sick) > most_unhealthy(policy.workers):
-        hosts = ", ".join(sick.host or sick.machine for sick in all_sick)
+    if len(all_sick) + len(policy.not_reported) > most_unhealthy(policy.workers):
+        hosts = ", ".join([*(sick.host or sick.machine for sick in all_sick), *policy.not_reported])
         message = (
-            f"{len(all_sick)} of {policy.workers} workers are not healthy at once ({hosts}): it is the network or the control plane rather than the hosts, "
-            "so none is replaced. Look at these; a host that is gone for good: ckp host remove HOST --force"
+            f"{len(all_sick) + len(policy.not_reported)} of {policy.workers} workers are not healthy at once ({hosts}): "
+            "it is the network or the control plane rather than the hosts, so none is replaced. "
+            "Look at these; a host that is gone for good: ckp host remove HOST --force"
         )
         return Verdict(item, Action.WAIT, Reason.TOO_MANY_UNHEALTHY, message, cause=cause)
     if item.ready_at is not None and item.since - policy.unhealthy - item.ready_at >= SETTLED:

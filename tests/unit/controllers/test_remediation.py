@@ -135,9 +135,11 @@ async def test_a_worker_that_leaves_uses_up_nothing_and_hides_nobody(bench: Benc
     """A dead host never says that it is clean, so its Machine stays; the health check counts it, and stops at its report (Cluster API v1.7.7)."""
     for name in ("a", "a2", "b"):
         await bench.worker(name, ready=name == "a2", old=True)
+    await bench.node("b", ready=True)
     await bench.report("a")
     await bench.step()
     assert await bench.gone("a") and await bench.skipped("a") == names.CKP, "it is no target of the health check any more"
+    await bench.node("b", ready=False)
     await bench.report("b")
     await bench.step()
     assert await bench.gone("b"), "1 of 2 that stay"
@@ -173,6 +175,20 @@ async def test_too_many_at_once_are_left_with_a_sentence_and_do_not_change_ready
     # The health check does nothing while the cluster's InfrastructureReady, which mirrors this one, is not True.
     assert (get_condition(found, "Ready") or {})["status"] == "True"
     assert [entry["action"] for entry in found["status"]["unhealthy"]] == ["Waiting", "Waiting"]
+
+
+async def test_what_fails_together_is_left_although_it_is_reported_one_after_the_other(bench: Bench) -> None:
+    """The health check looks at each node when its own timeout is over. Whether others are Ready is seen, and not only heard of."""
+    for name in ("a", "b"):
+        await bench.worker(name, ready=False, old=True)
+    await bench.report("a")
+    await bench.step()
+    assert not await bench.gone("a") and await bench.allowed() == ("False", "TooManyUnhealthy")
+    [entry] = (await bench.status())["unhealthy"]
+    assert "2 of 2 workers are not healthy at once (host-a, b)" in entry["message"]
+    await bench.node("b", ready=True)
+    await bench.step()
+    assert await bench.gone("a") and not await bench.gone("b")
 
 
 async def test_a_worker_whose_node_is_ready_again_is_watched_again(bench: Bench) -> None:

@@ -72,6 +72,12 @@ def test_more_than_half_at_once_are_not_replaced() -> None:
     assert "3 of 4 workers" in verdicts[0].message and "host-m0, host-m1, host-m2" in verdicts[0].message
 
 
+def test_nodes_that_are_not_ready_count_before_they_are_reported() -> None:
+    one = decide([sick("m0")], [], replace(POLICY, not_reported=("m1", "m2")), NOW)
+    assert (one[0].action, one[0].reason) == (Action.WAIT, Reason.TOO_MANY_UNHEALTHY) and "3 of 4 workers" in one[0].message and "m1, m2" in one[0].message
+    assert decide([sick("m0")], [], replace(POLICY, not_reported=("m1",)), NOW)[0].action is Action.REPLACE
+
+
 def test_one_that_failed_for_good_is_replaced_whatever_the_others_do() -> None:
     lost = sick("gone", cause=Cause.LOST)
     verdicts = decide([sick("m1"), sick("m2"), lost], made(5), replace(POLICY, api_unreachable="refused"), NOW)

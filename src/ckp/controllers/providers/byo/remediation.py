@@ -100,7 +100,7 @@ class Remediation:
         unfinished = [machine for machine in machines if machine["metadata"]["uid"] in decided]
         open_ = [machine for machine in machines if machine["metadata"]["name"] in requests and machine not in unfinished]
         policy = await self._policy(scope, cluster, len(machines), bool(open_))
-        ready, unreachable = await self._nodes(scope.namespace, str(cluster["metadata"]["name"]), open_)
+        ready, unreachable = await self._nodes(scope.namespace, str(cluster["metadata"]["name"]), machines) if open_ else ({}, "")
         held = {entry.machine: entry.held_at for entry in seen.unhealthy if entry.held_at}
         sick = []
         for machine in open_:
@@ -109,7 +109,9 @@ class Remediation:
             else:
                 since = parse_rfc3339(requests[machine["metadata"]["name"]]["metadata"]["creationTimestamp"])
                 sick.append(await self._sick(machine, since, held.get(machine["metadata"]["name"], "")))
-        verdicts = decide(sick, history, replace(policy, api_unreachable=unreachable), now)
+        names = {machine["metadata"]["name"] for machine in (*open_, *unfinished)}
+        others = tuple(machine for machine, is_ready in ready.items() if not is_ready and machine not in names)
+        verdicts = decide(sick, history, replace(policy, api_unreachable=unreachable, not_reported=others), now)
         made = [replacement(verdict, now) for verdict in verdicts if verdict.action is Action.REPLACE]
         if made:
             scope.status["replacements"] = [_entry(item) for item in [*history, *made][-KEPT:]]
@@ -147,7 +149,7 @@ class Remediation:
         )
 
     async def _nodes(self, namespace: str, cluster: str, machines: Iterable[Obj]) -> tuple[dict[str, bool], str]:
-        """Whether the nodes of these machines are Ready now, by the machine's name; and why they cannot be asked, "" if they were."""
+        """Whether the nodes of those machines that have one are Ready now, by the machine's name; and why they cannot be asked, "" if they were."""
         names = {machine["metadata"]["name"]: str(((machine.get("status") or {}).get("nodeRef") or {}).get("name") or "") for machine in machines}
         if not names:
             return {}, ""
@@ -155,10 +157,10 @@ class Remediation:
             async with workload_cluster(self.kube, namespace, cluster, self.clients) as client:
                 if client is None:
                     return {}, "the cluster has no kubeconfig"
-                nodes = {machine: await client.get(NODE, node) for machine, node in names.items() if node}
+                ready = {node["metadata"]["name"] for node in await client.list(NODE) if is_true(node, ConditionType.READY)}
         except CkpError as error:
             return {}, error.brief
-        return {machine: node is not None and is_true(node, ConditionType.READY) for machine, node in nodes.items()}, ""
+        return {machine: node in ready for machine, node in names.items() if node}, ""
 
     async def _sick(self, machine: Obj, since: datetime, held_at: str) -> Sick:
         reference = (machine.get("spec") or {}).get("infrastructureRef") or {}
