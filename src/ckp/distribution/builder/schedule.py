@@ -35,6 +35,7 @@ TYPICAL_SECONDS = {
     "cri-tools": 250.0,
     "distribution": 240.0,
     "konnectivity": 210.0,
+    "kubernetes-e2e": 180.0,
     "imgpkg": 150.0,
 }
 """What a component is taken to last that was never built here: as measured on two cores with an empty cache, two at a time; all others are short."""
