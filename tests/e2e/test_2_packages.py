@@ -59,6 +59,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PackageSite]:
     dist = Distribution(catalog, catalog.release(RELEASE), "lab", print)
     dist.build()
     dist.pack([OS.format])
+    dist.make_images()
     lab = Lab(paths.state() / "lab-packages", NETWORK)
     lab.down()
     made = PackageSite(
