@@ -216,7 +216,7 @@ def harden(machine: LabHost) -> None:
     script = r"""
     sed -i 's|^\(root:.*:\)[^:]*$|\1/bin/false|' /etc/passwd
     for place in /tmp /var/tmp /dev/shm; do mountpoint -q $place || mount --bind $place $place; mount -o remount,bind,noexec,nosuid,nodev $place; done
-    systemctl daemon-reexec
+    systemctl daemon-reload
     """
     machine.run(["sh", "-euc", script], timeout=60)
 
@@ -239,7 +239,7 @@ def confuse(machine: LabHost) -> None:
     machine.run(["ln", "-sf", "/etc/sysctl.conf", "/etc/sysctl.d/99-sysctl.conf"], timeout=10)  # as Debian's procps has it
     machine.run(["ln", "-sf", "/run/systemd/resolve/stub-resolv.conf", "/etc/resolv.conf"], timeout=10)
     machine.run(["rm", "/etc/systemd/networkd.conf.d/10-ckp-lab.conf"], timeout=10)  # networkd as it is on a machine
-    machine.run(["sh", "-euc", "ip link add eth0 type veth peer name eth0-far; ip link set eth0-far up; ip link set eth0 up"], timeout=10)
+    machine.run(["sh", "-euc", "ip link add eth0 type veth peer name eth0-far; ip link set eth0-far up; ip link set eth0 up; ip route del default"], timeout=10)
     machine.run(["/lib/systemd/systemd-sysctl"], timeout=30, check=False)  # as at its start
     machine.run(["systemctl", "restart", "systemd-networkd"], timeout=60)
 
