@@ -361,6 +361,8 @@ class _Block:
 
 _FRAME = re.compile(r"-----(BEGIN|END) ([A-Z0-9 ]+)-----", re.IGNORECASE)
 _REASON = re.compile(r"reason\s*:\s*(.*)", re.IGNORECASE)
+_REMNANT = re.compile(r"^\s*-|-\s*$|-----|revoked|reason", re.IGNORECASE)
+"""What may be left of a revocation in a line outside of a block, with which it would be passed over as a comment."""
 PUBLIC, REVOKED = "PUBLIC KEY", "REVOKED PUBLIC KEY"
 
 
@@ -402,7 +404,7 @@ def _blocks(pem: bytes) -> list[_Block]:
             body.append(line)
         elif given := _REASON.fullmatch(line):
             reason = given[1].strip()[:200] or "no reason given"
-        elif "-----" in line or "revoked" in line.lower():
+        elif _REMNANT.search(line):
             raise broken(number, "looks like a part of a revoked key, and is in no block")
         elif line and reason:
             raise broken(number, "stands between a reason and the key that it is for")
