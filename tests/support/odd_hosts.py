@@ -161,7 +161,7 @@ def put_agent_on_small_disk(machine: LabHost) -> None:
 
 
 def fill_disk_of_var_lib(machine: LabHost) -> None:
-    """/var/lib with less than a GiB of room, and what is in it."""
+    """/var/lib with 2 GiB of room (less would be another finding, of eviction), and what is in it."""
     machine.run(["sh", "-euc", "mount -t tmpfs -o size=2g tmpfs /mnt; cp -ax /var/lib/. /mnt/; mount --bind /mnt /var/lib; umount /mnt"], timeout=60)
 
 
