@@ -169,7 +169,7 @@ def test_gpg_reads_the_same_of_a_merged_keyring(world: World, tmp_path: Path) ->
     for number, raw in enumerate((content, read_keyring(str(tmp_path / "ring"), "file").data)):
         home = tmp_path / f"home{number}"
         home.mkdir(mode=0o700)
-        argv = ["gpg", "--homedir", str(home), "--batch", "--quiet"]
+        argv = ["gpg", "--homedir", str(home), "--batch", "--quiet", "--no-autostart"]  # no agent stays behind
         subprocess.run([*argv, "--import"], input=raw, capture_output=True, check=True)
         listed = subprocess.run([*argv, "--with-colons", "--list-keys"], capture_output=True, check=True).stdout.decode()
         listings.append(sorted(":".join(line.split(":")[:7]) for line in listed.splitlines() if line.startswith(("pub", "sub", "fpr", "uid"))))
