@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("well")]
 
 QUICK_TIMEOUT = 1500.0
 SUBSET = ("--sig", "instrumentation", "--sig", "auth")
+"""Short tests, fifteen of them."""
 
 
 def results(folder: Path) -> list[dict[str, Any]]:

@@ -118,8 +118,10 @@ def run(
                 with steps.step(titles[2]):
                     target = provide_images(catalog, release, programs, place, access, looked, Path(scratch), steps)
                 Run(record, programs, target, cluster, steps, TestTimes(progress_folder(), release.name)).go()
-                results = Results.of(record)
-                results.write(record)
+                with steps.step("Writing the results, and waiting for what the tests delete"):
+                    results = Results.of(record)
+                    results.write(record)
+                    cluster.settle(record.plan.started, steps.say)
     echo(f"\n{release.name}: {results.sentence()}\nresults: {record.folder}")
     if results.failed:
         raise CkpError(f"{len(results.failed)} of {len(results.ended)} tests failed", details=results.failures(), resolution=f"logs: {record.folder}")

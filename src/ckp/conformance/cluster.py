@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckp.kits.clock import parse_rfc3339
-from ckp.kits.errors import CkpError
+from ckp.kits.clock import human_duration, parse_rfc3339
+from ckp.kits.errors import CkpError, TimedOut
 from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
 
@@ -84,6 +84,19 @@ class Cluster:
         found = self.get("namespaces", "-l", TEST_NAMESPACE)
         first = parse_rfc3339(since) if since else None
         return [item["metadata"]["name"] for item in found if first is None or parse_rfc3339(item["metadata"]["creationTimestamp"]) >= first]
+
+    def settle(self, since: str, say: Callable[[str], None], *, timeout: float = REMOVAL) -> None:
+        """Wait until the namespaces of a run that has ended are gone: its tests delete them and do not wait. What does not go is said, and no error.
+
+        Args:
+            since: as of `clean`.
+            timeout: seconds.
+        """
+        try:
+            wait_until(lambda: not self.test_namespaces(since=since), what="the tests' namespaces are gone", timeout=timeout, every=2)
+        except TimedOut:
+            left = ", ".join(sorted(self.test_namespaces(since=since)))
+            say(f"WARNING: namespaces of the tests are not gone after {human_duration(timeout)}: {left}; see why with kubectl describe namespace")
 
     def clean(self, since: str, say: Callable[[str], None]) -> None:
         """Remove what tests have left that were killed: first what points at their namespaces, then these, and taints of tests.

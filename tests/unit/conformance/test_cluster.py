@@ -98,6 +98,16 @@ def test_what_killed_tests_left_is_removed_and_nothing_else(world: World) -> Non
     assert any("mutatingwebhookconfigurations/left" in line for line in world.said)
 
 
+def test_namespaces_that_do_not_go_are_said_and_no_error(world: World) -> None:
+    world.has(namespaces=[namespace("pods-1", AFTER), namespace("pods-old", BEFORE)])
+    world.cluster.settle(STARTED, world.said.append, timeout=0.1)
+    assert world.said == ["WARNING: namespaces of the tests are not gone after 0.1s: pods-1; see why with kubectl describe namespace"]
+    world.said.clear()
+    world.has(namespaces=[namespace("pods-old", BEFORE)])
+    world.cluster.settle(STARTED, world.said.append, timeout=0.1)
+    assert world.said == []
+
+
 def test_a_clean_cluster_is_left_alone(world: World) -> None:
     world.has(namespaces=[namespace("mine", AFTER, of_a_test=False)], nodes=[node("worker-1")])
     before = world.file.read_text()
