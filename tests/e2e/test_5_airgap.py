@@ -157,4 +157,4 @@ def test_down_in_there_leaves_nothing(island: dict[str, str]) -> None:
     inside(island, f"{island['CHECKOUT']}/ckp", "down", timeout=300)
     with exclusive(paths.state() / "up.lock", what="the lab", timeout=5):
         assert Lab().hosts() == []
-    assert "systemd-nspawn" not in run(["ps", "-eo", "args"], timeout=10).stdout
+    assert "systemd-nspawn" not in run(["ps", "-eww", "-o", "args"], timeout=10).stdout
