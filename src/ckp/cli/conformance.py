@@ -117,7 +117,7 @@ def run(
                     record, looked = begin(cluster, uid, release, tests, wanted, 1 if submission else processes, submission, output, steps, suite)
                 with steps.step(titles[2]):
                     target = provide_images(catalog, release, programs, place, access, looked, Path(scratch), steps)
-                Run(record, programs, target, cluster, steps, TestTimes(progress_folder(), release.name)).go()
+                Run(record, programs, target, steps, TestTimes(progress_folder(), release.name)).go()
                 with steps.step("Writing the results, and waiting for what the tests delete"):
                     results = Results.of(record)
                     results.write(record)

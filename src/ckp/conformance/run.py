@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ckp.conformance.cluster import Cluster
 from ckp.conformance.ginkgo import LOG, Target, command, focus_of, run_ginkgo
 from ckp.conformance.ginkgolog import Ended, State, read_log
 from ckp.conformance.programs import Programs
@@ -35,7 +34,6 @@ class Run:
     record: Record
     programs: Programs
     target: Target
-    cluster: Cluster
     steps: Steps
     times: TestTimes
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from ckp.conformance.cluster import Cluster
 from ckp.conformance.ginkgo import Target, focus_of
 from ckp.conformance.ginkgolog import State
 from ckp.conformance.programs import Programs
@@ -59,7 +58,7 @@ class World:
         programs = Programs(Path("e2e.test"), self.folder / "ginkgo", Path("kubectl"), {})
         target = Target(Path("/k"), Path("/repositories"), "ubuntu")
         times = TestTimes(self.folder / "times", plan.release)
-        Run(record, programs, target, Cluster(Path("kubectl"), Path("/k")), Steps(out=self.out), times).go()
+        Run(record, programs, target, Steps(out=self.out), times).go()
         Results.of(record).write(record)
         return record
 
