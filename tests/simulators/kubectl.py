@@ -1,6 +1,7 @@
-"""A kubectl over objects in a JSON file: `get`, `delete` and `taint node`, as far as a conformance run uses them.
+"""A kubectl over objects in a JSON file: `get`, `delete`, `taint node` and a `create` that only tells the time, as far as a conformance run uses them.
 
-As a program: `python kubectl.py STATE …kubectl's own arguments…`; STATE is JSON: kind -> list of objects; "version": what `get --raw /version` gives.
+As a program: `python kubectl.py STATE …kubectl's own arguments…`; STATE is JSON: kind -> list of objects; "version": what `get --raw /version` gives;
+"now": its time.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ def main() -> int:
         print("uid-1")
     elif words[0] == "get":
         print(json.dumps({"items": [item for item in state.get(words[1], []) if not label or label in item["metadata"].get("labels", {})]}))
+    elif words[0] == "create" and "--dry-run=server" in sys.argv:
+        print(state["now"])
     elif words[0] == "delete":
         kind = "namespaces" if words[1] == "namespace" else words[1]
         state[kind] = [item for item in state[kind] if item["metadata"]["name"] not in words[2:]]

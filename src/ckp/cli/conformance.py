@@ -18,7 +18,7 @@ from ckp.cli.view.progress import folder as progress_folder
 from ckp.cli.view.progress import planned
 from ckp.clients.compass import Session, read
 from ckp.conformance.cluster import Cluster
-from ckp.conformance.prepare import Place, begin, provide_images, quick_sample, tests_of
+from ckp.conformance.prepare import Place, Request, begin, provide_images, quick_sample, tests_of
 from ckp.conformance.programs import build_programs
 from ckp.conformance.records import TestTimes, records
 from ckp.conformance.results import Results
@@ -114,7 +114,7 @@ def run(
             uid = cluster.uid()
             with exclusive(paths.state() / f"conformance-{uid}.lock", what="another conformance run on this cluster", timeout=1):
                 with steps.step(titles[1]):
-                    record, looked = begin(cluster, uid, release, tests, wanted, 1 if submission else processes, submission, output, steps, suite)
+                    record, looked = begin(cluster, Request(release, tests, wanted, processes, submission, suite), output, steps.say)
                 with steps.step(titles[2]):
                     target = provide_images(catalog, release, programs, place, access, looked, Path(scratch), steps)
                 Run(record, programs, target, steps, TestTimes(progress_folder(), release.name)).go()

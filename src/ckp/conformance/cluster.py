@@ -59,6 +59,11 @@ class Cluster:
         """The uid of the namespace kube-system: the identity of a cluster. ProcessFailed if it does not answer."""
         return self.ask("get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}").stdout.strip()
 
+    def now(self) -> str:
+        """Its API server's time (RFC 3339): what the creation of objects is told by. It creates nothing."""
+        asked = ("create", "configmap", "ckp-conformance-time", "--namespace=kube-system", "--dry-run=server")
+        return self.ask(*asked, "-o", "jsonpath={.metadata.creationTimestamp}", what="asking for the cluster's time").stdout.strip()
+
     def version(self) -> str:
         """Of its API server, such as v1.35.1-ckp."""
         return str(json.loads(self.ask("get", "--raw", "/version").stdout)["gitVersion"])
@@ -102,7 +107,7 @@ class Cluster:
         """Remove what tests have left that were killed: first what points at their namespaces, then these, and taints of tests.
 
         Args:
-            since: the time (RFC 3339) from which on namespaces are the run's own.
+            since: the time (RFC 3339), by the cluster's clock, from which on namespaces are the run's own.
 
         Raises:
             TimedOut: a namespace does not end.

@@ -6,7 +6,6 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from ckp.catalog.load import Catalog
@@ -22,7 +21,6 @@ from ckp.conformance.submission import minor
 from ckp.conformance.suite import NamedSuite, Test, check_sample, phases, read_all, read_list, read_suites
 from ckp.distribution.keys.signing import OWNER
 from ckp.kits import paths
-from ckp.kits.clock import rfc3339
 from ckp.kits.errors import InvalidInput
 from ckp.kits.files import atomic_write
 from ckp.kits.processes import run as run_program
@@ -79,38 +77,52 @@ def quick_sample() -> tuple[str, ...]:
     return check_sample(tomllib.loads(paths.data("catalog", "conformance", "quick.toml").read_text()))
 
 
-def begin(
-    cluster: Cluster,
-    uid: str,
-    release: Release,
-    tests: Sequence[Test],
-    wanted: Sequence[Test],
-    processes: int,
-    submission: bool,
-    output: Path,
-    steps: Steps,
-    suite: str = "",
-) -> tuple[Record, Looked]:
+@dataclass(frozen=True)
+class Request:
+    """What a run is asked to do.
+
+    Args:
+        tests: all that the suite has.
+        wanted: those of them that are to run.
+        processes: how many run side by side.
+        submission: whether its files are meant for a submission.
+        suite: the suite's name; empty: conformance.
+    """
+
+    release: Release
+    tests: Sequence[Test]
+    wanted: Sequence[Test]
+    processes: int
+    submission: bool
+    suite: str = ""
+
+    def plan(self, cluster: Cluster) -> Plan:
+        """As a plan for a cluster, from now on by the cluster's clock. Raises InvalidInput if the cluster is of another minor release."""
+        version, name = cluster.version(), self.release.name
+        if minor(version) != minor(name):
+            raise InvalidInput(f"the cluster is {version}, and the tests are those of {name}", resolution=f"--release with one of {minor(version)}")
+        phased = tuple(phases(self.wanted, 1 if self.submission else self.processes))
+        return Plan(name, cluster.uid(), version, cluster.now(), len(self.tests), self.submission, phased, self.suite)
+
+
+def begin(cluster: Cluster, request: Request, output: Path, say: Callable[[str], None]) -> tuple[Record, Looked]:
     """The run's record: a new one, or the one to go on with; in the cluster, what a killed run left is removed first.
 
     Raises:
         InvalidInput: the cluster is of another minor release.
         CkpError: it is not fit to be tested.
     """
-    version = cluster.version()
-    if minor(version) != minor(release.name):
-        raise InvalidInput(f"the cluster is {version}, and the tests are those of {release.name}", resolution=f"--release with one of {minor(version)}")
-    plan = Plan(release.name, uid, version, rfc3339(datetime.now(UTC)), len(tests), submission, tuple(phases(wanted, processes)), suite)
-    record, old = Record.begin(output, plan)
+    record, old = Record.begin(output, request.plan(cluster))
+    plan = record.plan
     if old:
-        steps.say(f"going on with the run of {record.plan.started}")
-        cluster.clean(record.plan.started, steps.say)
-        if submission:
+        say(f"going on with the run of {plan.started}")
+        cluster.clean(plan.started, say)
+        if plan.submission:
             record.broken_off()
     elif others := cluster.test_namespaces():
-        steps.say(f"WARNING: namespaces of other tests are in this cluster, left or at work: {', '.join(sorted(others)[:5])}")
+        say(f"WARNING: namespaces of other tests are in this cluster, left or at work: {', '.join(sorted(others)[:5])}")
     looked = cluster.look()
-    steps.say(f"{version}, {len(looked.nodes)} nodes; results will be in {record.folder}")
+    say(f"{plan.version}, {len(looked.nodes)} nodes; results will be in {record.folder}")
     return record, looked
 
 

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from ckp.catalog.load import Catalog
 from ckp.conformance.cluster import Cluster
+from ckp.conformance.prepare import Request, begin
+from ckp.conformance.suite import Test
 from ckp.kits.errors import CkpError
 from tests.support.checkout import REPO
 
@@ -42,7 +45,7 @@ class World:
 
     def has(self, **state: Any) -> None:
         kinds = ("namespaces", "nodes", "validatingwebhookconfigurations", "mutatingwebhookconfigurations", "apiservices")
-        self.file.write_text(json.dumps({"version": "v1.35.1-ckp", **{kind: [] for kind in kinds}, **state}))
+        self.file.write_text(json.dumps({"version": "v1.35.1-ckp", "now": STARTED, **{kind: [] for kind in kinds}, **state}))
 
     def names(self, kind: str) -> list[str]:
         return [item["metadata"]["name"] for item in json.loads(self.file.read_text())[kind]]
@@ -96,6 +99,18 @@ def test_what_killed_tests_left_is_removed_and_nothing_else(world: World) -> Non
     (left,) = json.loads(world.file.read_text())["nodes"]
     assert [item["key"] for item in left["spec"]["taints"]] == ["owner"]
     assert any("mutatingwebhookconfigurations/left" in line for line in world.said)
+
+
+def test_a_run_is_told_from_others_by_the_clusters_clock_and_not_by_this_machines(world: World, tmp_path: Path) -> None:
+    """The cluster's time is STARTED, far from this machine's; a namespace of after it is a killed run's own."""
+    world.has(nodes=[node("worker-1")], namespaces=[namespace("pods-old", BEFORE)])
+    tests = [Test("[sig-node] one [Conformance]"), Test("[sig-node] two [Conformance]")]
+    request = Request(Catalog().release("v1.35.1"), tests, tests, 2, submission=False)
+    record, _looked = begin(world.cluster, request, tmp_path / "runs", world.said.append)
+    assert record.plan.started == STARTED
+    world.has(nodes=[node("worker-1")], namespaces=[namespace("pods-1", AFTER), namespace("pods-old", BEFORE)])
+    again, _looked = begin(world.cluster, request, tmp_path / "runs", world.said.append)
+    assert (again, world.names("namespaces")) == (record, ["pods-old"])
 
 
 def test_namespaces_that_do_not_go_are_said_and_no_error(world: World) -> None:
