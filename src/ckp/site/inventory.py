@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
-from itertools import combinations
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
 from ckp.catalog.models import BundleTarget
 from ckp.kits.errors import InvalidInput
 from ckp.kits.processes import Finished
+from ckp.site.spec import addresses
 
 
 class SiteHost(Protocol):
@@ -127,18 +128,15 @@ class SiteNetwork:
             what: _network(what, cidr)
             for what, cidr in {**self.reserved, "workload pods": self.workload_pods, "workload services": self.workload_services}.items()
         }
-        for (one, first), (other, second) in combinations(networks.items(), 2):
-            if first.overlaps(second):
-                raise InvalidInput(f"the site's networks overlap: {one} {first} and {other} {second}", resolution="give each a network of its own")
         lowest, highest = (_address("load balancer", item) for item in self.load_balancers)
-        if lowest > highest or lowest not in networks["hosts"] or highest not in networks["hosts"]:
-            raise InvalidInput(f"the load balancers' range {lowest} to {highest} is not in the hosts' network {networks['hosts']}")
         compass, hub = _address("Compass", self.compass), _address("hub", self.hub)
-        if compass == hub:
-            raise InvalidInput(f"Compass and the hub have the same address {hub}", resolution="give each an address of the load balancers' range")
-        for what, address in (("Compass", compass), ("the hub", hub)):
-            if not lowest <= address <= highest:
-                raise InvalidInput(f"the address {address} of {what} is not in the load balancers' range {lowest} to {highest}")
+        findings = chain(
+            addresses.overlaps(networks, {what: what for what in networks}),
+            addresses.pool(lowest, highest, networks["hosts"]),
+            addresses.services(compass, hub, lowest, highest),
+        )
+        for finding in findings:
+            raise InvalidInput(finding.what, resolution=finding.remedy)
 
     @property
     def reserved(self) -> Mapping[str, str]:

@@ -149,7 +149,7 @@ def test_a_lab_on_another_network_has_other_addresses(tmp_path: Path) -> None:
         ({"workload_pods": "10.x"}, "network for workload pods is not an IPv4 network"),
         ({"workload_pods": "10.1.128.0/17"}, "overlap: management pods 10.1.0.0/16 and workload pods 10.1.128.0/17"),
         ({"workload_services": "192.0.0.0/16"}, "overlap: hosts 192.0.2.0/24 and workload services"),
-        ({"load_balancers": ("192.0.2.220", "192.0.2.200")}, "range 192.0.2.220 to 192.0.2.200 is not in"),
+        ({"load_balancers": ("192.0.2.220", "192.0.2.200")}, "range 192.0.2.220 to 192.0.2.200 ends before it begins"),
         ({"load_balancers": ("192.0.3.1", "192.0.3.9")}, "is not in the hosts' network 192.0.2.0/24"),
         ({"hub": "192.0.2.201"}, "same address 192.0.2.201"),
         ({"hub": "192.0.2.100"}, "192.0.2.100 of the hub is not in the load balancers' range"),

@@ -1,0 +1,78 @@
+"""What a site's file may ask for and this version of CKP can't do yet: one table, from which a row is removed when its work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ckp.site.spec.findings import Place, at, key_path
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """A part of the file that is not applied.
+
+    Args:
+        path: its key, such as `management.kubeconfig`.
+        line: where it is in the file, from 1; 0 if the site was not read from a file.
+        why: what this version does instead, or that it can't do it.
+    """
+
+    path: str
+    line: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Args:
+        place: keys as they are in the file.
+        used: whether a site asks for it, from its SiteSpec.
+        why: as of `Unsupported`.
+    """
+
+    place: Place
+    used: Callable[[Any], bool]
+    why: str
+
+
+def _set(*names: str) -> Callable[[Any], bool]:
+    """Whether a field has a value, and not an empty one."""
+    return lambda spec: at(spec, *names) not in (None, ())
+
+
+TABLE: tuple[Row, ...] = (
+    Row(("management", "hosts"), lambda spec: len(at(spec, "management", "hosts") or ()) > 1, "management clusters of several hosts are not installed yet"),
+    Row(("management", "kubeconfig"), _set("management", "kubeconfig"), "CKP is not installed onto existing clusters yet"),
+    Row(("addresses", "loadBalancers", "className"), _set("addresses", "load_balancers", "class_name"), "only ciliumPool is set up yet"),
+    Row(("addresses", "loadBalancers", "onHosts"), _set("addresses", "load_balancers", "on_hosts"), "only ciliumPool is set up yet"),
+    Row(("addresses", "api", "virtualAddress"), _set("addresses", "api", "virtual_address"), "the API is reached by the address of its one host"),
+    Row(("addresses", "api", "names"), _set("addresses", "api", "names"), "names are not put into the API's certificate yet"),
+    Row(("addresses", "api", "certSANs"), _set("addresses", "api", "cert_sans"), "names are not put into the API's certificate yet"),
+    Row(("addresses", "compass", "names"), _set("addresses", "compass", "names"), "names are not put into Compass' certificate yet"),
+    Row(("addresses", "hub", "names"), _set("addresses", "hub", "names"), "names are not put into the hub's certificate yet"),
+    Row(("registry", "existing"), _set("registry", "existing"), "only CKP's own registry is used yet"),
+    Row(("storage", "etcd"), _set("storage", "etcd"), "etcd's volumes are of the management cluster's default StorageClass"),
+    Row(("database", "postgresql"), _set("database", "postgresql"), "only SQLite is used yet"),
+    Row(("releases",), lambda spec: len(at(spec, "releases") or ()) > 1, "one release at a time is offered yet"),
+    Row(("network", "proxy"), _set("network", "proxy"), "proxies are not set up yet"),
+    Row(("network", "dns"), _set("network", "dns"), "hosts keep the nameservers that they have"),
+    Row(("network", "timeServers"), _set("network", "time_servers"), "hosts keep the time servers that they have"),
+    Row(("network", "caFiles"), _set("network", "ca_files"), "private CAs are not brought to hosts yet"),
+    Row(("trust", "keyringFile"), _set("trust", "keyring_file"), "this machine's own keyring is used"),
+    Row(("trust", "fingerprints"), _set("trust", "fingerprints"), "all keys of the keyring are trusted"),
+    Row(("backup",), _set("backup"), "backups are not made yet"),
+)
+
+
+def not_applied(spec: Any, line: Callable[..., int]) -> list[Unsupported]:
+    """The rows that a site uses.
+
+    Args:
+        spec: a SiteSpec.
+        line: place -> line of the file.
+    """
+    return [Unsupported(key_path(row.place), line(*row.place), row.why) for row in TABLE if row.used(spec)]
