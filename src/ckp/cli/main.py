@@ -26,6 +26,7 @@ COMMANDS = {
     "keys": Lazy("ckp.cli.distribution.keys:keys", "Make, rotate, revoke and export signing keys."),
     "lab": Lazy("ckp.cli.lab:lab", "Lab hosts: systemd machines in systemd-nspawn on this one."),
     "release": Lazy("ckp.cli.distribution.release:release", "The releases that CKP can build."),
+    "site": Lazy("ckp.cli.site:site", "The file that describes a site, and what is done with it."),
     "standalone": Lazy(
         "ckp.cli.standalone:standalone", "Make one host a cluster, or undo it: `install`, `reset`, `status` (see `ckp standalone install --help`)."
     ),

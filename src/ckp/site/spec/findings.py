@@ -54,11 +54,11 @@ class Refused(ValueError):
 
     Args:
         what: what is wrong with it, such as `"a b" is not a name`.
-        remedy: what to write instead.
+        remedy: what to write instead; empty if `what` says it.
     """
 
     def __init__(self, what: str, remedy: str) -> None:
-        super().__init__(f"{what}; {remedy}")
+        super().__init__(f"{what}; {remedy}" if remedy else what)
         self.what = what
         self.remedy = remedy
 

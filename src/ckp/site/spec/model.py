@@ -119,8 +119,8 @@ class Management(Part):
         """How many, and each only once."""
         hosts = at(part, "hosts")
         if hosts is not None and len(hosts) not in HOST_COUNTS:
-            more = "an even number of etcd members survives no more losses than one fewer" if len(hosts) in (2, 4) else "etcd has 1, 3 or 5 members"
-            yield Finding(("hosts",), f"there are {len(hosts)} hosts, and {more}", "write 1, 3 or 5 hosts")
+            why = f"{len(hosts)} etcd members survive as few losses as {len(hosts) - 1}" if len(hosts) in (2, 4) else "etcd has 1, 3 or 5 members"
+            yield Finding(("hosts",), f"there are {len(hosts)} hosts, and {why}", "write 1, 3 or 5 hosts")
         yield from twice(part, "hosts", "name", "name")
         yield from twice(part, "hosts", "address", "address")
         local = [number for number, host in items(part, "hosts") if at(host, "local")]
@@ -208,7 +208,7 @@ class Addresses(Part):
         compass, hub = at(part, "compass", "address"), at(part, "hub", "address")
         for finding in rules_of_addresses.services(compass, hub, first, last):
             yield Finding((*finding.place, "address"), finding.what, finding.remedy)
-        if at(part, "load_balancers", "on_hosts") is not None:
+        if len(at(part, "load_balancers", "on_hosts") or ()) > 1:
             fixed = [address for _, address in items(part, "load_balancers", "on_hosts")]
             for key, address in (("compass", compass), ("hub", hub)):
                 if address is not None and address not in fixed:
@@ -473,7 +473,7 @@ def _hosts_and_addresses(part: Any) -> Iterator[Finding]:
             yield Finding(("management", "hosts", number, "address"), what, "shorten the range so that it has free addresses only")
         if address == virtual:
             yield Finding(place, f"management.hosts[{number}] has the address {virtual}", "take an address that no machine has")
-    if hosts is not None and len(hosts) > 1 and absent(part, "addresses", "api", "virtual_address"):
+    if hosts is not None and len(hosts) > 1 and len(hosts) in HOST_COUNTS and absent(part, "addresses", "api", "virtual_address"):
         what = f"virtualAddress is missing, and there are {len(hosts)} management hosts"
         yield Finding(("addresses", "api"), what, f"write a free address of {network or 'addresses.hosts'} that no machine has")
     if virtual is not None and at(part, "management", "kubeconfig") is not None:

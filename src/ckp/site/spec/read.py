@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,10 +16,13 @@ from ckp.site.spec import secrets, yamltree
 from ckp.site.spec.findings import BROKEN, Finding, Place, Refused, shown
 from ckp.site.spec.model import Origin, SiteSpec
 from ckp.site.spec.part import Part, hints, key_of
-from ckp.site.spec.types import FOLDER, Kind
+from ckp.site.spec.shapes import Shape, shape_of
+from ckp.site.spec.types import FOLDER
 from ckp.site.spec.yamltree import Mark, Node, Scalar, YamlError
 
 SHOWN_ERRORS = 100
+LONGEST_VALUE = 4096
+"""Characters of one value that is not below hostSettings or addonValues."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class InvalidSite(InvalidInput):
         super().__init__(
             f"{path} does not describe a site: {many}",
             details="\n".join(lines),
-            resolution="correct the lines named above; docs/reference/site.md has every key",
+            resolution="correct the lines named above; `ckp site reference` prints every key",
         )
 
 
@@ -94,6 +96,15 @@ def dump_site(spec: SiteSpec) -> str:
     return yamltree.dump({"apiVersion": spec.api_version, "kind": spec.kind, **data, "releases": list(spec.releases)})
 
 
+def read_value(hint: Any, text: str) -> Any:
+    """One value that is not from a file, as a type of `ckp.site.spec.types` reads it.
+
+    Raises:
+        Refused: it is none.
+    """
+    return _validated(shape_of(hint), text, {})
+
+
 class _Reading:
     """One reading of a file: what was found, and where values are.
 
@@ -133,19 +144,17 @@ class _Reading:
 
     def value(self, node: Node, hint: Any, place: Place, model: type[Part]) -> Any:
         """A value as its annotation wants it; BROKEN if it is wrong by itself. `model`: the part that has it."""
-        if get_origin(hint) in (Union, types.UnionType):
-            hint = next(option for option in get_args(hint) if option is not type(None))
-        if isinstance(hint, type) and issubclass(hint, Part):
-            return self.part(node, hint, place)
-        if get_origin(hint) is tuple:
-            return self._list(node, get_args(hint)[0], place, model)
-        if get_origin(hint) is not None and isinstance(get_origin(hint), type) and issubclass(get_origin(hint), Mapping):
-            deep = get_args(hint)[1]
-            if deep is Any:
-                return self._free_mapping(node, place)
+        shape = shape_of(hint)
+        if shape.many:
+            return self._list(node, shape, place, model)
+        if shape.part is not None:
+            return self.part(node, shape.part, place)
+        if shape.free == 1:
+            return self._free_mapping(node, place)
+        if shape.free == 2:
             pairs = self._pairs(node, place, "write names below it, each with its own values")
             return BROKEN if pairs is None else {key.text: self._free_mapping(value, (*place, key.text)) for key, value in pairs}
-        return self._leaf(node, hint, place, model)
+        return self._leaf(node, shape, place, model)
 
     # -- what was found
 
@@ -167,7 +176,8 @@ class _Reading:
             )
             return next((name for name in known if name in secrets.HOLDERS), "")
         lower = {name.lower(): name for name in known}
-        nearest = [lower[name] for name in get_close_matches(key.text[:80].lower(), list(lower), 1, 0.6)]
+        few = len(self.found) < SHOWN_ERRORS  # comparing takes long, and more are not shown
+        nearest = [lower[name] for name in get_close_matches(key.text[:80].lower(), list(lower), 1, 0.6)] if few else []
         options = f"write one of {', '.join(known)}" if known else "remove it"
         remedy = f"write `{nearest[0]}`, or remove it" if nearest else options
         self._wrong(key, place, f"there is no key {shown(key.text)} here", remedy)
@@ -197,7 +207,7 @@ class _Reading:
                 pairs.append((key, value))
         return pairs
 
-    def _list(self, node: Node, hint: Any, place: Place, model: type[Part]) -> Any:
+    def _list(self, node: Node, shape: Shape, place: Place, model: type[Part]) -> Any:
         if isinstance(node, Scalar) and node.is_null:
             return ()
         if not isinstance(node, yamltree.Sequence):
@@ -207,28 +217,26 @@ class _Reading:
         for number, item in enumerate(node.nodes):
             below = (*place, number)
             self.marks[below], self.lines[below] = item.mark, item.mark.line
-            found.append(self.value(item, hint, below, model))
+            found.append(self.value(item, shape.hint, below, model))
         return tuple(found)
 
     # -- values
 
-    def _leaf(self, node: Node, hint: Any, place: Place, model: type[Part]) -> Any:
-        kind = _kind(hint)
+    def _leaf(self, node: Node, shape: Shape, place: Place, model: type[Part]) -> Any:
+        kind = shape.kind
         if not isinstance(node, Scalar):
             self._wrong(node, place, f"this is {_kind_of(node)}", f"write one value: {kind}")
         elif node.is_null:
             self._find(place, Finding(place, "it has no value", f"write a value ({kind}), or remove the key"))
+        elif len(node.text) > LONGEST_VALUE:
+            self._wrong(node, place, f"this has {len(node.text)} characters", f"write {kind}")
         elif said := secrets.secret_text(node.text):
             self._wrong(node, place, said, secrets.remedy(model, next(str(step) for step in reversed(place) if isinstance(step, str))))
         else:
             try:
-                return _adapter(hint).validate_python(_scalar(node, _base(hint)), context=self.context)
+                return _validated(shape, _scalar(node, shape.base), self.context)
             except Refused as error:
                 self._wrong(node, place, error.what, error.remedy)
-            except ValidationError as error:
-                wrong = error.errors()[0].get("ctx", {}).get("error")
-                what, remedy = (wrong.what, wrong.remedy) if isinstance(wrong, Refused) else (f"{shown(node.text)} is not valid here", f"write {kind}")
-                self._wrong(node, place, what, remedy)
         return BROKEN
 
     def _free_mapping(self, node: Node, place: Place) -> Any:
@@ -260,17 +268,12 @@ def _kind_of(node: Node) -> str:
     return "a list" if isinstance(node, yamltree.Sequence) else "a mapping"
 
 
-def _base(hint: Any) -> Any:
-    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
-
-
-def _kind(hint: Any) -> str:
-    """What a value is, for an error and for the reference."""
-    if get_origin(hint) is Annotated:
-        return next(note.text for note in hint.__metadata__ if isinstance(note, Kind))
-    if get_origin(hint) is Literal:
-        return " or ".join(f"`{value}`" for value in get_args(hint))
-    return "true or false" if hint is bool else "text"
+def _validated(shape: Shape, value: Any, context: dict[str, Path]) -> Any:
+    try:
+        return _adapter(shape.hint).validate_python(value, context=context)
+    except ValidationError as error:
+        wrong = error.errors()[0].get("ctx", {}).get("error")
+        raise wrong if isinstance(wrong, Refused) else Refused(f"{shown(value)} is not valid here", f"write {shape.kind}") from None
 
 
 @cache

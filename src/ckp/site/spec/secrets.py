@@ -11,7 +11,7 @@ HOLDERS = ("credentialsFile", "urlFile", "identityFile")
 """Keys that name a file with a secret."""
 _KEY = re.compile(r"(password|passwd|passphrase|token|secretkey|accesskey|accesskeyid|apikey|privatekey|clientsecret|credentials|secret)$")
 _PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
-_QUERY = re.compile(r"://[^\s?]*\?[^\s]*?\b(?:password|passwd|token|secret|sig|signature|api_?key|access_?key)=[^&\s]", re.IGNORECASE)
+_QUERY = re.compile(r"[?&](?:password|passwd|token|secret|sig|signature|api_?key|access_?key|access_?token)=[^&\s]", re.IGNORECASE)
 _PEM = re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY")
 
 
@@ -24,7 +24,7 @@ def secret_text(text: str) -> str:
     """Which secret a value holds; empty if none. The answer never quotes it."""
     if _PASSWORD.search(text):
         return "this URL holds a password"
-    if _QUERY.search(text):
+    if "://" in text and _QUERY.search(text):
         return "this URL holds a token"
     return "this is a private key" if _PEM.search(text) else ""
 

@@ -19,6 +19,7 @@ from ckp.site.spec.findings import Refused, shown
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_NODES = 20_000
+TOO_DEEP, SHORTEN = f"this is more than {MAX_DEPTH} levels deep", "shorten it: a site's description is far smaller"
 NULLS = ("", "~", "null", "Null", "NULL")
 _UNPRINTABLE = re.compile("\r(?!\n)|[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 """What YAML does not allow in a file, and what it takes for a line break while editors do not."""
@@ -48,6 +49,20 @@ class YamlError(Exception):
         self.mark = mark
         self.what = what
         self.remedy = remedy
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's scanner looks back at each open bracket of a line for each token, so their number has a bound there already; directives are refused."""
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        if self.flow_level >= MAX_DEPTH:
+            mark = self.get_mark()
+            raise YamlError(Mark(mark.line + 1, mark.column + 1), TOO_DEEP, SHORTEN)
+        super().fetch_flow_collection_start(TokenClass)
+
+    def fetch_directive(self) -> None:
+        mark = self.get_mark()
+        raise YamlError(Mark(mark.line + 1, mark.column + 1), "directives (%YAML, %TAG) are not supported", "remove that line")
 
 
 @dataclass
@@ -91,7 +106,7 @@ def parse(data: bytes) -> Node:
     """
     text = _decoded(data)
     last = max(1, text.count("\n") + (not text.endswith("\n")))
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
         return _tree(loader, last)
     except yaml.MarkedYAMLError as error:
@@ -106,7 +121,7 @@ def parse(data: bytes) -> Node:
 
 def _decoded(data: bytes) -> str:
     if len(data) > MAX_BYTES:
-        raise YamlError(Mark(1, 1), f"the file is larger than {MAX_BYTES >> 10} KiB", "name a file that describes a site")
+        raise YamlError(Mark(1, 1), f"the file is larger than {MAX_BYTES >> 20} MiB", "name a file that describes a site")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -130,7 +145,7 @@ def _mark(mark: Any, last: int) -> Mark:
     return Mark(mark.line + 1, mark.column + 1)
 
 
-def _tree(loader: yaml.SafeLoader, last: int) -> Node:
+def _tree(loader: _Loader, last: int) -> Node:
     root: Node | None = None
     parents: list[tuple[Sequence | Mapping, list[Node]]] = []
     """What is open, each mapping with its key while that has no value yet."""
@@ -140,7 +155,8 @@ def _tree(loader: yaml.SafeLoader, last: int) -> Node:
         if isinstance(event, (yaml.StreamStartEvent, yaml.StreamEndEvent, yaml.DocumentEndEvent)):
             continue
         if isinstance(event, yaml.DocumentStartEvent):
-            _check_document(event, mark, root)
+            if root is not None:
+                raise YamlError(mark, "a second document begins here", "describe one site in a file, and remove what follows ---")
             continue
         if isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
             parents.pop()
@@ -148,8 +164,7 @@ def _tree(loader: yaml.SafeLoader, last: int) -> Node:
         node = _node(event, mark)
         count += 1
         if count > MAX_NODES or len(parents) >= MAX_DEPTH:
-            what = f"there are more than {MAX_NODES} values" if count > MAX_NODES else f"this is more than {MAX_DEPTH} levels deep"
-            raise YamlError(mark, what, "shorten it: a site's description is far smaller")
+            raise YamlError(mark, f"there are more than {MAX_NODES} values" if count > MAX_NODES else TOO_DEEP, SHORTEN)
         if root is None:
             root = node
         if parents:
@@ -159,18 +174,11 @@ def _tree(loader: yaml.SafeLoader, last: int) -> Node:
     return root or Mapping(Mark(1, 1))
 
 
-def _events(loader: yaml.SafeLoader) -> Iterator[yaml.Event]:
+def _events(loader: _Loader) -> Iterator[yaml.Event]:
     while loader.check_event():
         event = loader.get_event()  # type: ignore[no-untyped-call]
         assert isinstance(event, yaml.Event)
         yield event
-
-
-def _check_document(event: yaml.DocumentStartEvent, mark: Mark, root: Node | None) -> None:
-    if event.version or event.tags:
-        raise YamlError(mark, "directives (%YAML, %TAG) are not supported", "remove that line")
-    if root is not None:
-        raise YamlError(mark, "a second document begins here", "describe one site in a file, and remove what follows ---")
 
 
 def _node(event: yaml.Event, mark: Mark) -> Node:
