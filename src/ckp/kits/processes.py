@@ -11,12 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from ckp.kits.disks import disk_full, says_full
 from ckp.kits.errors import CkpError
 from ckp.kits.stopping import cancellable, raise_if_cancelled
 
 TAIL_LINES = 25
+LINGER_SECONDS = 2.0
+"""How long the output of a killed program is waited for, if others hold its pipes open."""
 
 
 class ProcessFailed(CkpError):
@@ -40,7 +43,7 @@ def run(
     timeout: float,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
-    stdin: str | bytes | None = None,
+    stdin: str | bytes | IO[bytes] | None = None,
     check: bool = True,
     what: str = "",
     resolution: str = "",
@@ -50,7 +53,7 @@ def run(
     Args:
         timeout: seconds after which it is killed with all its children. There is no run without a timeout.
         env: added to our own environment.
-        stdin: its standard input; nothing by default.
+        stdin: its standard input; nothing by default. An open file or pipe is handed over as it is, and stays the caller's to close.
         check: raise if its exit code is not 0.
         what: the work's name in an error ("packing kubelet"), instead of the command line, which may carry secrets.
 
@@ -68,20 +71,20 @@ def run(
             command,
             cwd=cwd,
             env={**os.environ, **env} if env else None,
-            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE if isinstance(stdin, str | bytes) else stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
     except OSError as error:
         raise ProcessFailed(f"{name}: {command[0]} could not be started: {error.strerror}", resolution=resolution) from error
-    data = stdin.encode() if isinstance(stdin, str) else stdin
+    data = stdin.encode() if isinstance(stdin, str) else stdin if isinstance(stdin, bytes) else None
     try:
         with reaped(child.pid), cancellable(lambda: kill_group(child.pid)):
             out, err = child.communicate(data, timeout=timeout)
     except subprocess.TimeoutExpired:
         kill_group(child.pid)
-        out, err = child.communicate()
+        out, err = _rest(child)
         raise ProcessFailed(f"{name} did not end within {timeout:.0f} s", details=_tail(out, err), resolution=resolution) from None
     except BaseException:
         kill_group(child.pid)
@@ -94,6 +97,17 @@ def run(
             raise disk_full(f"{name} failed with exit code {finished.code}", *((cwd,) if cwd else ()), details=details)
         raise ProcessFailed(f"{name} failed with exit code {finished.code}", details=details, resolution=resolution)
     return finished
+
+
+def _rest(child: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+    """All output of a program that was killed. Another process may hold its pipes open, as ssh's shared connections do: that is not waited for."""
+    try:
+        return child.communicate(timeout=LINGER_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        for pipe in (child.stdout, child.stderr):
+            if pipe is not None:
+                pipe.close()
+        return error.output or b"", error.stderr or b""
 
 
 class _ProcessReaper:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import selectors
 import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import IO
 
-from ckp.kits.processes import ProcessFailed, kill_group, reaped
+from ckp.kits.processes import LINGER_SECONDS, ProcessFailed, kill_group, reaped
 
 
 def stream(
@@ -20,7 +21,7 @@ def stream(
     *,
     timeout: float,
     on_line: Callable[[str], None],
-    stdin: str | bytes | Path | None = None,
+    stdin: str | bytes | Path | IO[bytes] | None = None,
     env: Mapping[str, str] | None = None,
     log: Path | None = None,
     interrupt: signal.Signals | None = None,
@@ -33,7 +34,7 @@ def stream(
 
     Args:
         timeout: seconds after which it is killed with all its children.
-        stdin: its standard input; a Path is a file on the machine, of any size.
+        stdin: its standard input; a Path is a file on the machine, of any size. An open file or pipe stays the caller's to close.
         env: added to our own environment.
         log: a new file that gets all of the output, each line before `on_line` does.
         interrupt: what its process group is sent when this process is interrupted; it is killed at once by default.
@@ -60,7 +61,7 @@ def stream(
         except OSError as error:
             raise ProcessFailed(f"{what}: {argv[0]} could not be started: {error.strerror}") from error
         assert child.stdout is not None
-        output = stack.enter_context(child.stdout)
+        output = _Output(stack.enter_context(child.stdout), late)
         stack.enter_context(reaped(child.pid))
 
         def give_up() -> None:
@@ -96,6 +97,31 @@ def stream(
     return code
 
 
+class _Output:
+    """The lines of a pipe as they come, to its end; or until LINGER_SECONDS after `late`, since another process may hold it open."""
+
+    def __init__(self, pipe: IO[bytes], late: threading.Event) -> None:
+        self._pipe, self._late = pipe, late
+        self._begun = b""
+
+    def __iter__(self) -> Iterator[bytes]:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._pipe, selectors.EVENT_READ)
+            while True:
+                if not selector.select(LINGER_SECONDS):
+                    if self._late.is_set():
+                        break
+                    continue
+                chunk = os.read(self._pipe.fileno(), 1 << 16)
+                if not chunk:
+                    break
+                *lines, self._begun = (self._begun + chunk).split(b"\n")
+                yield from (line + b"\n" for line in lines)
+        if rest := self._begun:
+            self._begun = b""
+            yield rest
+
+
 def _end(child: subprocess.Popen[bytes], number: signal.Signals, grace: float, follow: Callable[[], None]) -> None:
     """Ask a process group to end, and follow its output for at most `grace` seconds."""
     timer = threading.Timer(grace, kill_group, [child.pid])
@@ -110,11 +136,13 @@ def _end(child: subprocess.Popen[bytes], number: signal.Signals, grace: float, f
         timer.cancel()
 
 
-def _input(stdin: str | bytes | Path | None) -> IO[bytes]:
+def _input(stdin: str | bytes | Path | IO[bytes] | None) -> AbstractContextManager[IO[bytes]]:
     if isinstance(stdin, Path):
         return stdin.open("rb")
     if stdin is None:
         return Path(os.devnull).open("rb")
+    if not isinstance(stdin, str | bytes):
+        return nullcontext(stdin)
     # A file instead of a pipe: no thread has to write to it while the output is read.
     source: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     source.write(stdin.encode() if isinstance(stdin, str) else stdin)

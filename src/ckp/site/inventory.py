@@ -32,11 +32,12 @@ class SiteHost(Protocol):
         """Its IPv4 address in the site's host network."""
         ...
 
-    def run(self, argv: Sequence[str | Path], *, timeout: float, check: bool = True, what: str = "") -> Finished:
+    def run(self, argv: Sequence[str | Path], *, timeout: float, stdin: str | bytes | None = None, check: bool = True, what: str = "") -> Finished:
         """Run a command there to its end.
 
         Args:
             timeout: seconds after which it is killed.
+            stdin: its standard input. Secrets go this way: arguments can be read by every user there.
             check: raise when it ends with another code than 0.
             what: how to name the work in an error.
 

@@ -55,7 +55,7 @@ class Host:
     ran: list[list[str]] = field(default_factory=list)
     files: dict[str, tuple[bytes, int]] = field(default_factory=dict)
 
-    def run(self, argv: Sequence[str | Path], *, timeout: float, check: bool = True, what: str = "") -> Finished:
+    def run(self, argv: Sequence[str | Path], *, timeout: float, stdin: str | bytes | None = None, check: bool = True, what: str = "") -> Finished:
         words = [str(word) for word in argv]
         self.ran.append(words)
         code, output = next((self.answers[key] for key in (" ".join(words), words[0]) if key in self.answers), (0, ""))
