@@ -126,6 +126,7 @@ def test_both_nodes_are_ready_and_say_the_stamp_and_so_does_the_api(world: World
 
 
 LISTENING = {
+    22: "sshd",  # the lab's own way in, as hosts of a site have one
     10250: "kubelet",  # its API, by client certificates
     4240: "cilium-agent",  # health checks between nodes
     8134: "proxy-agent",  # konnectivity's health and metrics

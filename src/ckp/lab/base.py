@@ -14,13 +14,13 @@ from ckp.kits.processes import run
 
 SUITE = "bookworm"
 
-RECIPE = 1
+RECIPE = 2
 """To be increased with every change of this module that changes its result."""
 
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "kmod", "mount", "util-linux", "procps", "e2fsprogs"),
     *("iproute2", "iptables", "nftables", "ipset", "conntrack", "ebtables", "ethtool", "socat", "iputils-ping"),
-    *("ca-certificates", "curl", "openssl", "gpgv", "python3", "xz-utils", "zstd", "less"),
+    *("ca-certificates", "curl", "openssl", "gpgv", "openssh-server", "python3", "xz-utils", "zstd", "less"),
 )
 
 ROOTFS = Path(__file__).parent / "rootfs"
@@ -34,6 +34,8 @@ ENABLED = {
     "sockets.target.wants/systemd-networkd.socket": "/lib/systemd/system/systemd-networkd.socket",
     "network-online.target.wants/systemd-networkd-wait-online.service": "/lib/systemd/system/systemd-networkd-wait-online.service",
     "dbus-org.freedesktop.network1.service": "/lib/systemd/system/systemd-networkd.service",
+    "multi-user.target.wants/ssh.service": "/lib/systemd/system/ssh.service",
+    "sshd.service": "/lib/systemd/system/ssh.service",
     "default.target": "/lib/systemd/system/multi-user.target",
 }
 """Links below /etc/systemd/system, as `systemctl enable` makes them."""
@@ -158,10 +160,12 @@ def furnish(tree: Path) -> None:
     # Each host has its own. Removed, not emptied: systemd takes an empty one for a first boot.
     for name in ("etc/machine-id", "var/lib/dbus/machine-id", "etc/hostname", "etc/resolv.conf", "etc/hosts"):
         (tree / name).unlink(missing_ok=True)
+    for key in (tree / "etc/ssh").glob("ssh_host_*"):  # likewise: made by the package, and all hosts would share it
+        key.unlink()
     _link(tree / "var/lib/dbus/machine-id", "/etc/machine-id")
     for name in ("var/lib/containerd", "var/lib/kubelet", "var/lib/etcd", "var/lib/ckp"):
         (tree / name).mkdir(parents=True, exist_ok=True)
-    # No password login: the lab enters hosts by their namespaces.
+    # No password login: the lab enters hosts by their namespaces, and SSH takes keys.
     run(["chroot", tree, "passwd", "--lock", "root"], timeout=30, what="locking root's password in the base")
 
 

@@ -27,7 +27,7 @@ from ckp.kits.files import atomic_write, exclusive
 from ckp.kits.processes import Daemon, Finished, in_cgroups, run
 from ckp.kits.retry import wait_until
 from ckp.kits.streams import stream
-from ckp.lab import cgroups, enter
+from ckp.lab import cgroups, enter, ssh
 from ckp.lab.network import HostSpec, LabNetwork
 
 __all__ = ["HostRecord", "HostSpec", "LabHost", "VOLUMES"]
@@ -348,8 +348,12 @@ def identity_files(network: LabNetwork, record: HostRecord) -> dict[str, str]:
     }
 
 
-def furnish(directory: Path, network: LabNetwork, record: HostRecord) -> None:
-    """Create the content of a new host's directory: a disk with only its identity files."""
+def furnish(directory: Path, network: LabNetwork, record: HostRecord, authorized: str) -> list[str]:
+    """Create the content of a new host's directory: a disk with only its identity files. Returns the public parts of its SSH host keys.
+
+    Args:
+        authorized: the line of the public key that may log in as root.
+    """
     for name in ("upper", "work", "root", *(f"volumes/{volume}" for volume in VOLUMES)):
         (directory / name).mkdir(parents=True)
     for path, content in identity_files(network, record).items():
@@ -360,7 +364,9 @@ def furnish(directory: Path, network: LabNetwork, record: HostRecord) -> None:
             made.chmod(0o755)
     (directory / "volumes/etcd").chmod(0o700)
     (directory / "upper/etc/machine-id").chmod(0o444)
+    keys = ssh.furnish(directory / "upper", record.name, authorized)
     atomic_write(directory / "host.json", record.to_json())
+    return keys
 
 
 def discard(directory: Path) -> None:

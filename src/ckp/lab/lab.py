@@ -19,10 +19,11 @@ from ckp.lab import APT_PACKAGES, base, cgroups, machine
 from ckp.lab.hosts import KILL_TIMEOUT, LOCK_TIMEOUT, HostRecord, LabHost, discard, furnish, machine_name
 from ckp.lab.nameserver import Nameserver
 from ckp.lab.network import HostSpec, LabNetwork
+from ckp.lab.ssh import LabSsh, SshFolder
 
-__all__ = ["HostSpec", "Lab", "LabHost", "LabNetwork", "require_root"]
+__all__ = ["HostSpec", "Lab", "LabHost", "LabNetwork", "LabSsh", "require_root"]
 
-PROGRAMS = ("systemd-nspawn", "mmdebstrap", "nsenter", "unshare", "ip", "iptables")
+PROGRAMS = ("systemd-nspawn", "mmdebstrap", "nsenter", "unshare", "ip", "iptables", "ssh-keygen")
 
 
 def require_root(what: str) -> None:
@@ -91,6 +92,10 @@ class Lab:
             raise NotFound(f"the lab has no host {name!r}", resolution=f"its hosts are: {known}")
         return self._host(directory)
 
+    def ssh_settings(self, name: str) -> LabSsh:
+        """How a host is reached by SSH: as root, by the lab's own key. Raises NotFound."""
+        return LabSsh(self.host(name).address, "root", 22, self._ssh.key, self._ssh.known_hosts)
+
     def down(self) -> None:
         """Stop and remove everything that a lab with this root and bridge may have left: hosts, nameserver, bridge, cgroups, mounts and firewall rules.
 
@@ -121,8 +126,14 @@ class Lab:
             self._unmount()
             if self._hosts.exists():  # incomplete and partly deleted hosts
                 run(["rm", "-rf", "--one-file-system", self._hosts], timeout=600, what="deleting the lab's hosts")
+            if self._ssh.folder.exists():
+                shutil.rmtree(self._ssh.folder)
 
     # -- how
+
+    @property
+    def _ssh(self) -> SshFolder:
+        return SshFolder(self.root / "ssh")
 
     @property
     def _hosts(self) -> Path:
@@ -149,7 +160,10 @@ class Lab:
                 return other
         directory = self._hosts / spec.name
         with building_directory(directory) as scratch:
-            furnish(scratch, self.network, HostRecord(spec.name, spec.address, secrets.token_hex(16), str(base_directory)))
+            record = HostRecord(spec.name, spec.address, secrets.token_hex(16), str(base_directory))
+            keys = furnish(scratch, self.network, record, self._ssh.public_key())
+            # Before the host exists: one that is not known could never be reached, but the next start replaces one that is known and does not exist.
+            self._ssh.remember(spec.name, spec.address, keys)
         return self._host(directory)
 
     def _unmount(self) -> None:

@@ -15,6 +15,7 @@ from ckp.lab.cgroups import NAMESERVER, Hierarchy, HostCgroup, known_hosts, pars
 from ckp.lab.hosts import HostRecord, furnish, identity_files, machine_name, nspawn
 from ckp.lab.lab import Lab, mounts_below
 from ckp.lab.network import HOST_NAME, HostSpec, LabNetwork
+from ckp.lab.ssh import SshFolder
 
 NETWORK = LabNetwork()
 RECORD = HostRecord("worker-1", "10.88.0.21", "0123456789abcdef0123456789abcdef", "/cache/base")
@@ -148,10 +149,52 @@ def test_identity_files_say_who_the_host_is_and_where_the_registry_is() -> None:
 
 
 def test_a_new_disk_is_readable_for_all_in_the_host_whatever_our_umask(tmp_path: Path) -> None:
-    furnish(tmp_path, NETWORK, RECORD)
+    furnish(tmp_path, NETWORK, RECORD, "ssh-ed25519 AAAA lab\n")
     assert (tmp_path / "upper/etc").stat().st_mode & 0o777 == 0o755
     assert (tmp_path / "volumes/etcd").stat().st_mode & 0o777 == 0o700
     assert HostRecord.from_json((tmp_path / "host.json").read_text()) == RECORD
+
+
+def test_a_new_host_has_ssh_keys_of_its_own_and_takes_the_labs_alone(tmp_path: Path) -> None:
+    lab = SshFolder(tmp_path / "ssh")
+    one = furnish(tmp_path / "one", NETWORK, RECORD, lab.public_key())
+    two = furnish(tmp_path / "two", NETWORK, RECORD, lab.public_key())
+    assert [key.split()[0] for key in one] == ["ssh-ed25519", "ecdsa-sha2-nistp256"]
+    assert not set(one) & set(two)
+    keys = sorted((tmp_path / "one/upper/etc/ssh").iterdir())
+    assert {(key.name, key.stat().st_mode & 0o777) for key in keys} == {
+        *(("ssh_host_ed25519_key", 0o600), ("ssh_host_ed25519_key.pub", 0o644)),
+        *(("ssh_host_ecdsa_key", 0o600), ("ssh_host_ecdsa_key.pub", 0o644)),
+    }
+    login = tmp_path / "one/upper/root/.ssh"
+    assert (login / "authorized_keys").read_text() == (tmp_path / "ssh/id_ed25519.pub").read_text() == lab.public_key()
+    assert [path.stat().st_mode & 0o777 for path in (login.parent, login, login / "authorized_keys", lab.folder, lab.key)] == [
+        0o700,
+        0o700,
+        0o600,
+        0o700,
+        0o600,
+    ]
+
+
+def test_a_host_is_known_by_its_newest_keys_and_the_others_by_theirs(tmp_path: Path) -> None:
+    lab = SshFolder(tmp_path / "ssh")
+    lab.remember("one", "10.0.0.1", ["ssh-ed25519 A", "ecdsa B"])
+    lab.remember("two", "10.0.0.2", ["ssh-ed25519 C"])
+    lab.remember("one", "10.0.0.3", ["ssh-ed25519 D"])
+    assert lab.known_hosts.read_text() == "two,10.0.0.2 ssh-ed25519 C\none,10.0.0.3 ssh-ed25519 D\n"
+    lab.remember("new", "10.0.0.2", ["ssh-ed25519 E"])
+    assert lab.known_hosts.read_text() == "one,10.0.0.3 ssh-ed25519 D\nnew,10.0.0.2 ssh-ed25519 E\n"
+
+
+def test_hosts_that_are_built_from_the_base_share_no_ssh_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ssh_host_rsa_key", "ssh_host_ed25519_key", "ssh_host_ed25519_key.pub", "moduli"):
+        (tmp_path / "etc/ssh").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "etc/ssh" / name).write_text("")
+    monkeypatch.setattr(base, "run", lambda argv, **_: None)
+    base.furnish(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "etc/ssh").iterdir()) == ["moduli", "sshd_config.d"]
+    assert (tmp_path / "etc/systemd/system/multi-user.target.wants/ssh.service").readlink() == Path("/lib/systemd/system/ssh.service")
 
 
 def test_a_lab_lists_whole_hosts_only_and_names_them_when_one_is_missing(tmp_path: Path) -> None:
