@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -13,16 +13,25 @@ import click
 from click.shell_completion import CompletionItem
 
 from ckp.cli.distribution.release import DEFAULT_HELP
+from ckp.cli.view.output import Column, echo, output_option, show_data, table
 from ckp.kits.errors import InvalidInput
 from ckp.kits.files import atomic_write
+from ckp.site.check.model import Finding, Severity
 from ckp.site.spec import reference, template
 from ckp.site.spec.findings import Refused
 from ckp.site.spec.model import HOST_COUNTS
-from ckp.site.spec.read import InvalidSite, parse_site, read_value
+from ckp.site.spec.read import InvalidSite, parse_site, read_site, read_value
 from ckp.site.spec.template import Answers
 from ckp.site.spec.types import Address, Label, Network, ReleaseName, UserName, catalog_releases, newest_release
 
 FILE = Path("site.yaml")
+CHECK_COLUMNS: tuple[Column[Finding], ...] = (
+    Column("HOST", lambda finding: finding.host or "(site)"),
+    Column("CHECK", lambda finding: finding.check),
+    Column("SEVERITY", lambda finding: finding.severity.value),
+    Column("FINDING", lambda finding: finding.what),
+    Column("REMEDY", lambda finding: finding.remedy),
+)
 USER_DEFAULT = "root"
 T = TypeVar("T")
 Pool = tuple[IPv4Address, IPv4Address]
@@ -188,6 +197,32 @@ def question(text: str, kind: Value[T], default: object = None) -> T:
     """Ask until the answer can be read. On standard error, as what is printed is not the answer to the command."""
     answer: T = click.prompt(text, type=kind, default=str(default) if default else None, err=True)
     return answer
+
+
+@site.command()
+@click.option("-f", "--file", default=FILE, show_default=True, type=click.Path(path_type=Path), help="The site's file.")
+@output_option
+def check(file: Path, output: str) -> None:
+    """Look for what is wrong with the site's hosts and network, and change nothing.
+
+    The exit code is 1 if there is an error among the findings.
+    """
+    # Imported on demand: `ckp site init` needs neither SSH nor the catalog's rooms.
+    from ckp.site.check import of_spec, run
+
+    spec = read_site(file)
+    quiet = output in {"json", "yaml"}
+    with of_spec.site_to_check(spec) as described:
+        found = [*of_spec.not_applied(spec), *run.check(described, lambda line: None if quiet else echo(f"{line} …", err=True))]
+    found.sort(key=lambda finding: finding.severity is Severity.WARNING)  # errors first, each in the order that it has
+    if quiet:
+        show_data({"items": [{**asdict(finding), "severity": finding.severity.value} for finding in found]}, output)
+    elif found:
+        click.echo(table(CHECK_COLUMNS, found, wide=output == "wide"))
+    else:
+        echo("nothing is wrong", err=True)
+    if any(finding.severity is Severity.ERROR for finding in found):
+        raise SystemExit(1)
 
 
 @site.command("reference")

@@ -19,6 +19,8 @@ MEMORY_MIB = 1700
 DISK_GIB = 10
 CPUS = 2
 PORTS = (6443, 10250, 10257, 10259, 2379, 2380)
+LOCAL_PORTS = (10257, 10259)
+"""Those of PORTS that are on the loopback: kubeadm's controller-manager and scheduler."""
 
 
 def host_routes() -> list[tuple[Network, str]]:

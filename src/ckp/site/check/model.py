@@ -1,0 +1,157 @@
+"""What is checked, what was seen, and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+from ckp.api.host_protocol import Finding as HostFinding
+from ckp.catalog.models import BundleTarget
+from ckp.site.inventory import SiteHost
+
+
+class Severity(StrEnum):
+    """An error must be corrected before the site is set up; a warning need not be."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Args:
+        host: the host's name; empty if it is about the site as a whole.
+        check: which check found it, in a word or two.
+        what: what is so, without a full stop.
+        remedy: what to do, without a full stop.
+    """
+
+    host: str
+    check: str
+    severity: Severity
+    what: str
+    remedy: str
+
+
+class Role(StrEnum):
+    """What a host is for."""
+
+    MANAGEMENT = "management"
+    WORKER = "worker"
+
+
+@dataclass(frozen=True)
+class HostToCheck:
+    """A host with its role."""
+
+    host: SiteHost
+    role: Role = Role.MANAGEMENT
+
+    @property
+    def name(self) -> str:
+        """The host's name."""
+        return self.host.name
+
+
+@dataclass(frozen=True)
+class SiteToCheck:
+    """A site before it is set up. All addresses are IPv4, networks are CIDRs; what is empty is not checked.
+
+    Args:
+        network: the hosts' network.
+        pods: network of the management cluster's pods.
+        services: network of its Services.
+        pool: first and last address for load balancers.
+        free: what an address is for -> an address that nothing may have yet. At most MAX_FREE are looked at.
+        names: names that must resolve on each host.
+        proxy: URL of a proxy that each host must reach.
+        systems: operating systems that hosts may have.
+        ports: TCP ports of CKP on management hosts beside those of Kubernetes -> what for. All hosts must reach them.
+    """
+
+    hosts: Sequence[HostToCheck]
+    network: str = ""
+    pods: str = ""
+    services: str = ""
+    pool: tuple[str, str] | None = None
+    free: Mapping[str, str] = field(default_factory=dict)
+    names: Sequence[str] = ()
+    proxy: str = ""
+    systems: Sequence[BundleTarget] = ()
+    ports: Mapping[int, str] = field(default_factory=dict)
+
+
+class Link(BaseModel):
+    """A network link of a host."""
+
+    name: str
+    mac: str = ""
+
+
+class Facts(BaseModel):
+    """What a host is. Unlike a HostFacts, it takes whatever a host says: that it is wrong is what is to be found."""
+
+    hostname: str
+    machine_id: str
+    os_id: str
+    os_version: str
+    architecture: str
+    addresses: tuple[str, ...] = ()
+    swap: bool = False
+    links: tuple[Link, ...] = ()
+
+
+class Survey(BaseModel):
+    """What a host says of itself (ckp.hosttool.preflight.survey), and what it sees of its surroundings (remote.py)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    facts: Facts
+    findings: tuple[HostFinding, ...] = ()
+    member: str = ""
+    ports: tuple[int, ...] = ()
+    ports_between: tuple[int, ...] = ()
+    listening: tuple[int, ...] = ()
+    firewalls: tuple[str, ...] = ()
+    opened: tuple[str, ...] = ()
+    names: Mapping[str, tuple[str, ...]] = {}
+    """Name -> its addresses; none if it does not resolve."""
+    proxy: str = ""
+    """Why the proxy is not reached; empty if it is, or if there is none."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A host's clock against this machine's: seconds that it is ahead, and by how much that may be wrong."""
+
+    ahead: float
+    uncertain: float
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """A connection that was tried and not made."""
+
+    source: str
+    target: str
+    port: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """All that was seen, by the hosts' names.
+
+    Args:
+        answers: address -> hardware address of what answers for it.
+    """
+
+    surveys: Mapping[str, Survey] = field(default_factory=dict)
+    clocks: Mapping[str, Clock] = field(default_factory=dict)
+    answers: Mapping[str, str] = field(default_factory=dict)
+    blocked: Sequence[Blocked] = ()

@@ -1,0 +1,89 @@
+"""A site's file as what is to be checked, and its hosts as they are reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from ckp.catalog.load import Catalog
+from ckp.catalog.models import BundleTarget
+from ckp.site.check.model import Finding, HostToCheck, Severity, SiteToCheck
+from ckp.site.inventory import SiteHost
+from ckp.site.local import LocalHost
+from ckp.site.spec.model import Host, SiteSpec
+from ckp.site.ssh import SshHost, SshSettings
+
+DEPLOYED = "deb"
+"""The format of packages that ckp.site.install brings to hosts."""
+
+
+def host(described: Host) -> SshHost | LocalHost:
+    """A management host of the file, as it is reached. No connection is made.
+
+    Raises:
+        InvalidInput: ssh would read a value as something else.
+    """
+    address, way = str(described.address), described.connection
+    if way is None:
+        return LocalHost(described.name, address)
+    settings = SshSettings(
+        host=way.host or described.name,
+        user=way.user,
+        port=way.port,
+        config_file=way.config_file,
+        identity_file=way.identity_file,
+        known_hosts_file=way.known_hosts_file,
+    )
+    return SshHost(described.name, address, settings)
+
+
+@contextmanager
+def site_to_check(spec: SiteSpec) -> Iterator[SiteToCheck]:
+    """What is to be checked of a site. Its connections end with the block."""
+    hosts = [host(each) for each in spec.management.hosts or ()]
+    try:
+        yield describe(spec, hosts)
+    finally:
+        for each in hosts:
+            if isinstance(each, SshHost):
+                each.close()
+
+
+def describe(spec: SiteSpec, hosts: Sequence[SiteHost]) -> SiteToCheck:
+    """What is to be checked, with hosts that are reached already."""
+    addresses, registry, proxy = spec.addresses, spec.registry, spec.network.proxy
+    pool = addresses.load_balancers.cilium_pool
+    free = {"Compass": str(addresses.compass.address), "the hub": str(addresses.hub.address)} if pool is not None else {}
+    if pool is not None:
+        free |= {"the load balancers' first one": str(pool.first), "the load balancers' last one": str(pool.last)}
+    if addresses.api.virtual_address is not None:
+        free["the management API"] = str(addresses.api.virtual_address)
+    names = [*addresses.api.names, *addresses.hub.names, *([registry.own.name] if registry.own is not None else [])]
+    return SiteToCheck(
+        hosts=[HostToCheck(each) for each in hosts],
+        network=str(addresses.hosts),
+        pods=str(addresses.management_pods),
+        services=str(addresses.management_services),
+        pool=(str(pool.first), str(pool.last)) if pool is not None else None,
+        free=free,
+        names=list(dict.fromkeys(names)),
+        proxy=(proxy.https or proxy.http or "") if proxy is not None else "",
+        systems=systems(spec),
+        ports={registry.own.port: "the registry"} if registry.own is not None else {},
+    )
+
+
+def systems(spec: SiteSpec) -> list[BundleTarget]:
+    """The operating systems that all of the site's releases have bundles for and that CKP brings packages to."""
+    catalog = Catalog()
+    offered = [catalog.release(name).bundles for name in spec.releases]
+    return [target for target in offered[0] if target.format == DEPLOYED and all(target in others for others in offered[1:])]
+
+
+def not_applied(spec: SiteSpec) -> list[Finding]:
+    """What the file asks for and this version can't do yet."""
+    found = []
+    for each in spec.not_applied():
+        where = f"{each.path} (line {each.line})" if each.line else each.path
+        found.append(Finding("", "not applied", Severity.ERROR, f"{where}: {each.why}", "remove it from the file, or wait for a version that does it"))
+    return found

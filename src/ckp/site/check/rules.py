@@ -1,0 +1,206 @@
+"""Judging what was seen of a site: pure, so that each broken site is a row of a test's table."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Network
+from itertools import combinations
+
+from ckp.hostkit.errors import SET_CLOCK
+from ckp.site.check.model import Clock, Finding, Role, Seen, Severity, SiteToCheck, Survey
+
+CLOCK_WARNING, CLOCK_ERROR = 2.0, 60.0
+"""Seconds. Etcd warns from one on, certificates are refused by a clock that is behind their beginning, and logs can't be compared."""
+ARCHITECTURE = "amd64"
+"""What releases are built for."""
+ERROR, WARNING = Severity.ERROR, Severity.WARNING
+
+
+def judge(site: SiteToCheck, seen: Seen) -> list[Finding]:
+    """All findings about a site, errors first, then by host in the site's order."""
+    found = [*_each_host(site, seen), *_clocks(seen), *_twice(site, seen), *_free(site, seen), *_blocked(site, seen)]
+    return sort(site, found)
+
+
+def sort(site: SiteToCheck, found: Iterable[Finding]) -> list[Finding]:
+    """Errors first, then by host in the site's order; findings about the whole site before those about hosts."""
+    order = {"": 0, **{host.name: number for number, host in enumerate(site.hosts, 1)}}
+    return sorted(found, key=lambda finding: (finding.severity is WARNING, order.get(finding.host, 0)))
+
+
+# -- each host
+
+
+def _each_host(site: SiteToCheck, seen: Seen) -> Iterator[Finding]:
+    for item in site.hosts:
+        if (survey := seen.surveys.get(item.name)) is None:
+            continue  # that it is not reached is a finding already
+        yield from system(site, item.name, survey)
+        yield from address(site, item.name, item.host.address, survey)
+        for each in survey.findings:
+            yield Finding(item.name, "preflight", ERROR if each.blocking else WARNING, each.problem, each.remediation)
+        if item.role is Role.MANAGEMENT and survey.facts.swap:
+            yield Finding(item.name, "swap", WARNING, "swap is on", "the installer will turn it off, and on again when CKP is removed")
+        if item.role is Role.MANAGEMENT and not survey.member:
+            for port, what in site.ports.items():
+                if port in survey.listening:
+                    yield Finding(
+                        item.name,
+                        "ports",
+                        ERROR,
+                        f"port {port} is taken, and {what} needs it",
+                        "stop what listens there, or change the port in the site's file",
+                    )
+        yield from _surroundings(site, item.name, survey)
+
+
+def system(site: SiteToCheck, name: str, survey: Survey) -> Iterator[Finding]:
+    """Operating system and architecture are those of a bundle."""
+    facts = survey.facts
+    version = facts.os_version.split(".")[0] if facts.os_id == "rhel" else facts.os_version
+    if site.systems and (facts.os_id, version) not in {(each.os, each.os_version) for each in site.systems}:
+        known = ", ".join(f"{each.os} {each.os_version}" for each in site.systems)
+        what = f"its system is {facts.os_id or 'unknown'} {facts.os_version}".rstrip()
+        yield Finding(name, "system", ERROR, f"{what}, for which the site has no packages", f"use a host with one of: {known}")
+    if facts.architecture != ARCHITECTURE:
+        yield Finding(
+            name, "architecture", ERROR, f"its architecture is {facts.architecture}, and releases are for {ARCHITECTURE}", f"use a host with {ARCHITECTURE}"
+        )
+
+
+def address(site: SiteToCheck, name: str, configured: str, survey: Survey) -> Iterator[Finding]:
+    """The site's address of a host is on the host, in the hosts' network, and not in what CKP gives to others."""
+    mine = survey.facts.addresses
+    reported = any(configured in each.problem for each in survey.findings)  # preflight says so of a management host
+    if configured not in mine and not reported:
+        yield Finding(name, "address", ERROR, f"it does not have the address {configured}", f"write one that it has: {', '.join(mine) or 'it has none yet'}")
+    if site.network and IPv4Address(configured) not in IPv4Network(site.network):
+        yield Finding(
+            name,
+            "address",
+            ERROR,
+            f"its address {configured} is not in the hosts' network {site.network}",
+            "write another address, or the network that it is in",
+        )
+    if site.pool is not None:
+        first, last = map(IPv4Address, site.pool)
+        inside = [each for each in mine if ":" not in each and first <= IPv4Address(each) <= last]
+        if inside and not survey.member:
+            yield Finding(
+                name,
+                "address",
+                ERROR,
+                f"it has {', '.join(inside)}, of the load balancers' range {first} to {last}",
+                "shorten the range so that it has free addresses only",
+            )
+
+
+def _surroundings(site: SiteToCheck, name: str, survey: Survey) -> Iterator[Finding]:
+    for each in site.names:
+        if not survey.names.get(each):
+            yield Finding(name, "names", ERROR, f"the name {each} does not resolve there", "add it to the nameservers that the host asks, or to its /etc/hosts")
+    if survey.proxy:
+        yield Finding(
+            name, "proxy", ERROR, f"the proxy {site.proxy} is not reached from there: {survey.proxy}", "correct its URL, or let the host through to it"
+        )
+
+
+# -- hosts among each other
+
+
+def _clocks(seen: Seen) -> Iterator[Finding]:
+    """Only what is certain counts: a slow answer does not make a clock wrong. Hosts are compared where each alone is not wrong already."""
+    wrong = set()
+    for name, clock in seen.clocks.items():
+        if severity := _severity(clock):
+            wrong.add(name)
+            way = "ahead of" if clock.ahead > 0 else "behind"
+            yield Finding(name, "clock", severity, f"its clock is {abs(clock.ahead):.1f} s {way} this machine's", SET_CLOCK)
+    for (one, first), (other, second) in combinations(seen.clocks.items(), 2):
+        apart = Clock(first.ahead - second.ahead, first.uncertain + second.uncertain)
+        if not {one, other} & wrong and (severity := _severity(apart)):
+            yield Finding(one, "clock", severity, f"its clock and that of {other} are {abs(apart.ahead):.1f} s apart", SET_CLOCK)
+
+
+def _severity(clock: Clock) -> Severity | None:
+    certain = abs(clock.ahead) - clock.uncertain
+    return ERROR if certain > CLOCK_ERROR else WARNING if certain > CLOCK_WARNING else None
+
+
+def _twice(site: SiteToCheck, seen: Seen) -> Iterator[Finding]:
+    """What each host must have for itself."""
+    kinds = (
+        ("hostname", "the hostname", lambda survey: [survey.facts.hostname.lower()], "give each host a name of its own (hostnamectl set-hostname)"),
+        (
+            "machine-id",
+            "the machine-id",
+            lambda survey: [survey.facts.machine_id],
+            "make a new one (rm /etc/machine-id && systemd-machine-id-setup) and restart the host",
+        ),
+        (
+            "addresses",
+            "the address",
+            lambda survey: _in_network(site, survey),
+            "give each host addresses of its own; a cloned machine may have kept those of the other",
+        ),
+    )
+    for check, what, of, remedy in kinds:
+        owners: dict[str, list[str]] = defaultdict(list)
+        for item in site.hosts:
+            if (survey := seen.surveys.get(item.name)) is not None:
+                for value in of(survey):
+                    owners[value].append(item.name)
+        for value, names in owners.items():
+            if value and len(names) > 1:
+                yield Finding(names[1], check, ERROR, f"{what} {value} is also that of {names[0]}", remedy)
+    for name, survey in seen.surveys.items():
+        if not survey.facts.machine_id:
+            yield Finding(name, "machine-id", ERROR, "it has no machine-id", "make one: systemd-machine-id-setup")
+
+
+def _in_network(site: SiteToCheck, survey: Survey) -> list[str]:
+    """Others may be the same everywhere, as those of bridges for virtual machines."""
+    return [each for each in survey.facts.addresses if site.network and ":" not in each and IPv4Address(each) in IPv4Network(site.network)]
+
+
+def _free(site: SiteToCheck, seen: Seen) -> Iterator[Finding]:
+    """An address that a host of this very site answers for, and that is set up, may be the site's own already."""
+    ours = {link.mac: survey for survey in seen.surveys.values() for link in survey.facts.links if link.mac}
+    for what, free in site.free.items():
+        if (mac := seen.answers.get(free)) is None:
+            continue
+        owner = ours.get(mac)
+        if owner is None:
+            yield Finding(
+                "",
+                "free addresses",
+                ERROR,
+                f"the address {free} of {what} is taken: {mac} answers for it",
+                "write an address that nothing has, or remove it from what has it",
+            )
+        elif not owner.member:
+            yield Finding(
+                "",
+                "free addresses",
+                ERROR,
+                f"the address {free} of {what} is taken by {owner.facts.hostname}",
+                "write an address that nothing has, or remove it there",
+            )
+
+
+def _blocked(site: SiteToCheck, seen: Seen) -> Iterator[Finding]:
+    """Connections that the installer itself will let through are no finding. Of a port that something else has, nothing can be said: that is one already."""
+    reached: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for each in seen.blocked:
+        survey = seen.surveys.get(each.target)
+        if survey is not None and not survey.member and each.port in survey.listening:
+            continue
+        if survey is not None and survey.firewalls and f"{each.port}/tcp" in survey.opened:
+            continue
+        reached[each.source, each.target, each.why].append(each.port)
+    for (source, target, why), ports in reached.items():
+        firewalls = seen.surveys[target].firewalls if target in seen.surveys else ()
+        where = f"in {' and '.join(firewalls)} on {target}" if firewalls else f"in the firewalls of {target} and between the two"
+        numbers = ", ".join(f"{port}/tcp" for port in sorted(ports))
+        yield Finding(source, "firewall", ERROR, f"it does not reach {target} at {numbers}: {why}", f"open {numbers} {where}")
