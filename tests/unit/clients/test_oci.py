@@ -483,6 +483,42 @@ def test_basic_credentials_are_sent_when_asked_for_and_not_to_others(tmp_path: P
     assert seen == [("registry.test", None), ("registry.test", f"Basic {encoded}"), ("store.test", None)]
 
 
+@pytest.mark.parametrize("password", ["", "wrong"])
+def test_what_a_registry_with_basic_credentials_refuses_is_told_each_time(tmp_path: Path, password: str) -> None:
+    answer = httpx.Response(401, headers={"WWW-Authenticate": "Basic realm=x"}, json={"errors": [{"code": "UNAUTHORIZED", "message": "needed"}]})
+    file = credentials(tmp_path, json.dumps({"auths": {ADDRESS: {"username": "me", "password": password}} if password else {}}))
+    client = Registry(ADDRESS, transport=httpx.MockTransport(lambda _: as_stream(answer)), credentials=file)
+    for _ in range(2):
+        with pytest.raises(CkpError, match="refuses") as caught:
+            client.digest("ckp/etcd", "v1")
+        assert "401 Unauthorized UNAUTHORIZED: needed" in caught.value.details
+
+
+@pytest.mark.parametrize("challenge", ['Bearer realm="https://store.test/token",service="y"', "Basic realm=x"])
+def test_credentials_are_not_sent_to_where_another_server_asks_for_them(tmp_path: Path, challenge: str) -> None:
+    """The registry sends its client to another server, for a blob or an upload, and that one asks for a password."""
+    seen: list[tuple[str, str | None]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append((request.url.host, request.headers.get("Authorization")))
+        if request.url.host != "registry.test":
+            return httpx.Response(401, headers={"WWW-Authenticate": challenge})
+        if request.method == "HEAD":
+            return httpx.Response(404)
+        return httpx.Response(307 if request.method == "GET" else 202, headers={"Location": "https://store.test/x"})
+
+    file = credentials(tmp_path, json.dumps({"auths": {ADDRESS: {"username": "me", "password": "secret"}}}))
+    client = Registry(ADDRESS, transport=httpx.MockTransport(lambda request: as_stream(answer(request))), credentials=file)
+    for request in (
+        lambda: client.get_blob("ckp/etcd", Descriptor("x", sha256(b"blob"), 4)),
+        lambda: client.push_blob("ckp/etcd", Descriptor("x", sha256(b"blob"), 4), b"blob"),
+    ):
+        with pytest.raises(CkpError, match="refuses") as caught:
+            request()
+        assert "secret" not in caught.value.render() and base64.b64encode(b"me:secret").decode() not in caught.value.render()
+    assert "store.test" in [host for host, _ in seen] and {given for _, given in seen} == {None}
+
+
 @pytest.mark.parametrize(
     "answer",
     [

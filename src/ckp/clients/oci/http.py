@@ -186,12 +186,15 @@ class RegistryHttp:
         where = self._base.join(url) if isinstance(url, str) else url
         scope = _scope(method, where)
         answer = self._once(method, where, headers, content, scope)
-        if answer.status_code == 401:
+        # Only the registry itself may ask for credentials: a server that it redirects to could name a token server of its own.
+        if answer.status_code == 401 and answer.url.netloc == self._base.netloc:
             try:
                 again = self._log_in(answer, scope)
-            finally:
+            except BaseException:
                 answer.close()
+                raise
             if again:
+                answer.close()
                 answer = self._once(method, where, headers, content, scope)
         try:
             yield answer
