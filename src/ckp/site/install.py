@@ -19,7 +19,6 @@ import httpx
 
 from ckp.clients.compass import Config, write_config
 from ckp.distribution.management import Management, as_list
-from ckp.distribution.registries.server import RegistryServer
 from ckp.distribution.release import Deliverable
 from ckp.kits import paths
 from ckp.kits.errors import CkpError
@@ -28,6 +27,7 @@ from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
 from ckp.site.inventory import Inventory, SiteHost
 from ckp.site.publish import Published, registry_server, releases_config
+from ckp.site.registry import SiteRegistryServer
 from ckp.verify.packages import verify_package
 
 AGENT_CONFIG = "/etc/ckp-agent"
@@ -72,7 +72,7 @@ class Site:
         return self.inventory.hosts.workers
 
     @property
-    def registry(self) -> RegistryServer:
+    def registry(self) -> SiteRegistryServer:
         """The registry that hosts pull from."""
         return registry_server(self.dist, self.inventory)
 

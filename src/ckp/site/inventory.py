@@ -75,16 +75,22 @@ class SiteHosts(Protocol):
 
 @dataclass(frozen=True)
 class SiteRegistry:
-    """The registry that the site's hosts pull from; it runs on this machine.
+    """The registry that the site's hosts pull from.
 
     Args:
         name: the host name that hosts know it by; bundles name it, and they are signed.
-        listen: the IPv4 address of this machine that it listens on.
+        listen: the IPv4 address that it listens on, of `host` or of this machine.
+        host: the host that runs it, for good (ckp.site.registry); None: this machine runs it, and takes pushes from everybody who reaches it.
+        push_port: where `host` takes pushes.
+        storage: the folder of its content on `host`.
     """
 
     name: str
     listen: str
     port: int = 5000
+    host: SiteHost | None = None
+    push_port: int = 5001
+    storage: str = "/var/lib/ckp-registry"
 
     @property
     def address(self) -> str:

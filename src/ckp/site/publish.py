@@ -14,23 +14,26 @@ from ckp.distribution.registries.server import RegistryServer
 from ckp.distribution.release import Deliverable
 from ckp.kits.files import sha256_bytes
 from ckp.site.inventory import Inventory
+from ckp.site.registry import HostedRegistry, SiteRegistryServer
 
 
-def registry_server(dist: Deliverable, inventory: Inventory) -> RegistryServer:
+def registry_server(dist: Deliverable, inventory: Inventory) -> SiteRegistryServer:
     """The site's registry, run by the program that the release has built."""
-    place = inventory.registry
-    return RegistryServer(dist.built["distribution"].binary("registry"), place.listen, place.name, place.port)
+    place, program = inventory.registry, dist.built["distribution"].binary("registry")
+    if place.host is None:
+        return RegistryServer(program, place.listen, place.name, place.port)
+    return HostedRegistry(place.host, program, place.name, place.listen, place.port, place.push_port, place.storage)
 
 
 def publish(dist: Deliverable, inventory: Inventory, say: Callable[[str], None]) -> Published:
-    """Start the registry; push images and bundles. Tags that name an earlier build's content name this release's afterwards, and `say` gets each.
+    """Bring up the registry; push images and bundles. Tags that name an earlier build's content name this release's afterwards, and `say` gets each.
 
     Raises:
         CkpError: the registry does not start, or refuses what is pushed.
     """
     server = registry_server(dist, inventory)
-    client = server.start()
-    digests = dist.push(client, inventory.registry.endpoint, server.ca, replace=True)
+    client = server.ensure(say)
+    digests = dist.push(client, server.endpoint, server.ca, server.credentials, replace=True)
     say(f"{len(dist.tags)} images and {len(dist.targets)} bundle at {inventory.registry.address}/{PREFIX}")
     return Published(dist, inventory, server, digests)
 
@@ -45,7 +48,7 @@ class Published:
 
     dist: Deliverable
     inventory: Inventory
-    registry: RegistryServer
+    registry: SiteRegistryServer
     digests: Mapping[str, str]
 
     @property

@@ -205,7 +205,7 @@ class Asked:
 
 def test_make_up_replaces_what_an_earlier_build_left_and_publish_only_if_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked()
-    server = SimpleNamespace(start=lambda: world.client, port=5000, ca=None, address=ADDRESS)
+    server = SimpleNamespace(ensure=lambda _say: world.client, endpoint=ADDRESS, credentials=None, ca=None, address=ADDRESS)
     monkeypatch.setattr(site_publish, "registry_server", lambda *_: server)
     site_publish.publish(cast(Distribution, asked), inventory(LabHosts(1)), world.said.append)
     assert asked.replace == [True]

@@ -30,6 +30,7 @@ from ckp.site.enrol import Enrolment
 from ckp.site.install import Site
 from ckp.site.inventory import HostGroup, Inventory, SiteNetwork, SiteRegistry
 from ckp.site.publish import Published, releases_config
+from ckp.site.registry import HostedRegistry
 from tests.support.checkout import REPO
 
 NETWORK = SiteNetwork(
@@ -167,7 +168,7 @@ def test_hosts_that_take_rpms_are_refused_before_anything_is_done(world: World) 
 
 
 def test_what_is_done_at_sites_does_not_speak_of_the_lab() -> None:
-    for module in ("inventory", "publish", "install", "enrol"):
+    for module in ("inventory", "hostfiles", "registry", "registry_unit", "publish", "install", "enrol"):
         text = (REPO / "src" / "ckp" / "site" / f"{module}.py").read_text()
         assert re.findall(r"(?i)\blabs?\b|10\.88\.|ckp\.lab", text) == [], module
 
@@ -205,18 +206,34 @@ def test_pods_are_rolled_out_again_when_the_table_changes_and_only_then(world: W
     assert releases_config(table.model_copy(update={"registry_ca": "another"}))[1] != digest
 
 
-def test_the_registry_is_reached_by_its_address_and_named_by_its_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    pushes: list[tuple[str, bool]] = []
+def test_the_registry_is_reached_by_its_address_and_named_by_its_name(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushes: list[tuple[object, ...]] = []
 
-    def push(_client: object, address: str, _ca: Path, *, replace: bool) -> dict[str, str]:
-        pushes.append((address, replace))
+    def push(client: object, address: str, ca: Path, credentials: Path | None, *, replace: bool) -> dict[str, str]:
+        pushes.append((client, address, ca, credentials, replace))
         return {}
 
+    def ensure(say: Callable[[str], None]) -> str:
+        say("the registry runs")
+        return "a client"
+
     monkeypatch.setattr(world.dist, "push", push, raising=False)
-    monkeypatch.setattr(world.registry, "start", lambda: None, raising=False)
+    world.registry.ensure, world.registry.endpoint, world.registry.credentials = ensure, "192.0.2.5:5444", tmp_path / "password"
     monkeypatch.setattr(publish, "registry_server", lambda *_: world.registry)
     publish.publish(cast(Deliverable, world.dist), world.inventory, world.lines.append)
-    assert pushes == [("192.0.2.5:5443", True)] and world.lines == ["2 images and 2 bundle at images.example.test:5443/ckp"]
+    assert pushes == [("a client", "192.0.2.5:5444", tmp_path / "ca.pem", tmp_path / "password", True)]
+    assert world.lines == ["the registry runs", "2 images and 2 bundle at images.example.test:5443/ckp"]
+
+
+def test_a_site_says_whether_this_machine_or_a_host_runs_its_registry(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = SimpleNamespace(binary=lambda name: Path("/built") / name)
+    monkeypatch.setattr(world.dist, "built", {"distribution": program})
+    here = publish.registry_server(cast(Deliverable, world.dist), world.inventory)
+    assert isinstance(here, RegistryServer) and (here.address, here.endpoint, here.credentials) == ("images.example.test:5443", "192.0.2.5:5443", None)
+    place = replace(world.inventory.registry, host=world.hosts.management, listen="192.0.2.10", push_port=5444, storage="/srv/images")
+    there = publish.registry_server(cast(Deliverable, world.dist), replace(world.inventory, registry=place))
+    assert isinstance(there, HostedRegistry) and (there.host, there.program) == (world.hosts.management, Path("/built/registry"))
+    assert (there.address, there.endpoint, there.storage) == ("images.example.test:5443", "192.0.2.10:5444", "/srv/images")
 
 
 # -- installing
