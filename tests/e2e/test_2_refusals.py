@@ -11,7 +11,7 @@ import pytest
 from ckp.clients.compass import Session, read_config
 from ckp.lab.lab import HostSpec, LabHost
 from ckp.site.enrol import Enrolment
-from ckp.site.install import AGENT_CONFIG, root_ca
+from ckp.site.install import AGENT_CONFIG
 from tests.e2e.conftest import World, ckp
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("well")]
@@ -54,7 +54,7 @@ def test_a_cluster_that_cannot_be(world: World, arguments: list[str], words: str
 def configure(world: World, host: LabHost, psk: str) -> None:
     hub = world.site.inventory.network.hub
     config = {"hub": f"https://{hub}:8443", "channel": f"wss://{hub}:9443/v1/agent", "ca": f"{AGENT_CONFIG}/ca.pem"}
-    host.push(root_ca().read_bytes(), f"{AGENT_CONFIG}/ca.pem")
+    host.push(world.site.root_ca.read_bytes(), f"{AGENT_CONFIG}/ca.pem")
     host.push(psk.encode(), f"{AGENT_CONFIG}/psk", mode=0o600)
     host.push(json.dumps(config).encode(), f"{AGENT_CONFIG}/config.json")
 

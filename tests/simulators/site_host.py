@@ -89,7 +89,8 @@ class SimulatedHost:
 
     # -- SiteHost
 
-    def run(self, argv: Sequence[str | Path], *, timeout: float, check: bool = True, what: str = "") -> Finished:
+    def run(self, argv: Sequence[str | Path], *, timeout: float, stdin: str | bytes | None = None, check: bool = True, what: str = "") -> Finished:
+        assert stdin is None, "no command here reads anything"
         words = [str(word) for word in argv]
         code, out, err = self.step(" ".join(words), lambda: self._command(words))
         if code and check:

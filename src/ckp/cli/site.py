@@ -13,6 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ckp.cli.distribution.release import DEFAULT_HELP
+from ckp.cli.lazy import Lazy, LazyGroup
 from ckp.cli.view.output import Column, echo, output_option, show_data, table
 from ckp.kits.errors import InvalidInput
 from ckp.kits.files import atomic_write
@@ -122,7 +123,14 @@ ADDRESS: Value[IPv4Address] = Value("address", of(Address))
 RELEASE: Value[str] = Value("release", of(ReleaseName), releases)
 
 
-@click.group()
+LAZY = {
+    "apply": Lazy("ckp.cli.site_changes:apply", "Make the site as its file describes it."),
+    "remove": Lazy("ckp.cli.site_changes:remove", "Take everything of a site from its management host, which is then as it was before."),
+    "status": Lazy("ckp.cli.site_changes:status", "Show what of a site is as it should be."),
+}
+
+
+@click.group(cls=LazyGroup, lazy=LAZY)
 def site() -> None:
     """The file that describes a site, and what is done with it."""
 

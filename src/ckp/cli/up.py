@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ckp.catalog.load import Catalog
+from ckp.catalog.load import Catalog, Profile
 from ckp.catalog.models import Release
 from ckp.cli.cluster import took, wait_until_ready
 from ckp.cli.distribution.release import DEFAULT_HELP, default_release
@@ -100,9 +100,9 @@ def titles(release: Release, archive: Path | None, workers: int, name: str) -> l
     ]
 
 
-def make_release(catalog: Catalog, release: Release, inventory: Inventory, steps: Steps) -> Distribution:
+def make_release(catalog: Catalog, release: Release, inventory: Inventory, steps: Steps, profile: Profile = "lab") -> Distribution:
     """Source to signed packages, images and the bundle for the site's hosts."""
-    dist = Distribution(catalog, release, "lab", steps.say)
+    dist = Distribution(catalog, release, profile, steps.say)
     with steps.step(f"Building {release.stamp} from source"):
         dist.build(steps)
     with steps.step("Packing and signing packages"):

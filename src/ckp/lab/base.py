@@ -20,7 +20,7 @@ RECIPE = 2
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "kmod", "mount", "util-linux", "procps", "e2fsprogs"),
     *("iproute2", "iptables", "nftables", "ipset", "conntrack", "ebtables", "ethtool", "socat", "iputils-ping"),
-    *("ca-certificates", "curl", "openssl", "gpgv", "openssh-server", "python3", "xz-utils", "zstd", "less"),
+    *("ca-certificates", "curl", "openssl", "gpgv", "openssh-server", "python3", "sudo", "xz-utils", "zstd", "less"),
 )
 
 ROOTFS = Path(__file__).parent / "rootfs"

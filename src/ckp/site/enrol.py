@@ -10,7 +10,7 @@ from typing import Any
 from ckp.clients.compass import Session
 from ckp.kits.errors import CkpError, Conflict
 from ckp.kits.retry import wait_until
-from ckp.site.install import AGENT_CONFIG, Site, root_ca
+from ckp.site.install import AGENT_CONFIG, Site
 from ckp.site.inventory import SiteHost
 
 CONNECT_TIMEOUT = 180.0
@@ -57,7 +57,7 @@ class Enrolment:
             "project": self.session.config.project,
             "ca": f"{AGENT_CONFIG}/ca.pem",
         }
-        host.push(root_ca().read_bytes(), f"{AGENT_CONFIG}/ca.pem")
+        host.push(self.site.root_ca.read_bytes(), f"{AGENT_CONFIG}/ca.pem")
         host.push(key.encode(), f"{AGENT_CONFIG}/psk", mode=0o600)
         host.push(json.dumps(config, indent=1).encode(), f"{AGENT_CONFIG}/config.json")
         host.run(["systemctl", "restart", "ckp-agent"], timeout=60)
@@ -108,12 +108,17 @@ class Enrolment:
             lines += [f"{host.name}: {line}" for line in tail.splitlines()]
         return "\n".join(lines)
 
-    def _group(self, names: list[str]) -> None:
+    def ensure_group(self) -> None:
+        """The site's host group, made if it is not there."""
         group = self.site.inventory.group
         try:
             self.session.call("POST", "/host-groups", body={"name": group.name, "description": group.description})
         except Conflict:
             pass  # made by an earlier run
+
+    def _group(self, names: list[str]) -> None:
+        group = self.site.inventory.group
+        self.ensure_group()
         members = set(self.session.get(f"/host-groups/{group.name}")["hosts"])
         if missing := [name for name in names if name not in members]:
             self.session.call("POST", f"/host-groups/{group.name}/members", body={"hosts": missing})

@@ -20,7 +20,6 @@ import httpx
 from ckp.clients.compass import Config, write_config
 from ckp.distribution.management import Management, as_list
 from ckp.distribution.release import Deliverable
-from ckp.kits import paths
 from ckp.kits.errors import CkpError
 from ckp.kits.files import atomic_write, sha256_bytes
 from ckp.kits.processes import Finished, run
@@ -33,20 +32,15 @@ from ckp.verify.packages import verify_package
 AGENT_CONFIG = "/etc/ckp-agent"
 REGISTRY_CA = f"{AGENT_CONFIG}/registry-ca.pem"
 KUBECONFIG, ROOT_CA, APPLIED = "management.kubeconfig", "root-ca.pem", "applied"
-"""What this machine keeps of an installation, below `paths.state()`."""
+"""What this machine keeps of an installation, below its inventory's `state`."""
 
 
-def root_ca() -> Path:
-    """The CA of Compass and the hub, as `Site.log_in` keeps it on this machine."""
-    return paths.state() / ROOT_CA
-
-
-def forget() -> None:
+def forget(state: Path) -> None:
     """Remove what this machine keeps of an installation that is gone; nothing there is fine."""
     for name in (KUBECONFIG, ROOT_CA):
-        (paths.state() / name).unlink(missing_ok=True)
-    if (paths.state() / APPLIED).exists():
-        shutil.rmtree(paths.state() / APPLIED)
+        (state / name).unlink(missing_ok=True)
+    if (state / APPLIED).exists():
+        shutil.rmtree(state / APPLIED)
 
 
 @dataclass
@@ -115,7 +109,7 @@ class Site:
         bundle, network = published.host_bundle, self.inventory.network
         argv = ["ckp-agent", "standalone", "install", "--bundle-image", bundle.image, "--registry-ca", REGISTRY_CA]
         argv += ["--pod-cidr", network.management_pods, "--service-cidr", network.management_services]
-        argv += ["--advertise-address", host.address, "--release", bundle.release]
+        argv += ["--advertise-address", host.address, "--node-name", host.name, "--release", bundle.release]
         code = host.stream(argv, timeout=1800, on_line=self.say)
         if code != 0:
             raise CkpError(
@@ -127,7 +121,12 @@ class Site:
     @property
     def kubeconfig(self) -> Path:
         """The management cluster's administrator's kubeconfig (0600)."""
-        return paths.state() / KUBECONFIG
+        return self.inventory.state / KUBECONFIG
+
+    @property
+    def root_ca(self) -> Path:
+        """The CA of Compass and the hub, as `log_in` keeps it on this machine."""
+        return self.inventory.state / ROOT_CA
 
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 120, check: bool = True) -> Finished:
         """Our own kubectl against the management cluster."""
@@ -167,7 +166,7 @@ class Site:
         """Apply a group, several times while its webhooks and CRDs come up; what was applied unchanged before is left alone."""
         text = as_list(objects)
         digest = sha256_bytes(f"{self._cluster_uid()}\n{text}".encode())
-        marker = paths.state() / APPLIED / group
+        marker = self.inventory.state / APPLIED / group
         if marker.exists() and marker.read_text() == digest:
             self.say(f"{group}: unchanged")
             return
@@ -216,13 +215,13 @@ class Site:
         """
         secret = json.loads(self.kubectl("get", "secret", "ckp-compass-admin", "--namespace=ckp-system", "-o", "json").stdout)
         root = json.loads(self.kubectl("get", "secret", "ckp-compass-tls", "--namespace=ckp-system", "-o", "json").stdout)
-        atomic_write(root_ca(), base64.b64decode(root["data"]["ca.crt"]))
+        atomic_write(self.root_ca, base64.b64decode(root["data"]["ca.crt"]))
         token = base64.b64decode(secret["data"]["token"]).decode()
-        write_config(Config(server=f"https://{self.inventory.network.compass}", token=token, ca=str(root_ca())))
+        write_config(Config(server=f"https://{self.inventory.network.compass}", token=token, ca=str(self.root_ca)))
         wait_until(self._compass_answers, what="Compass answers", timeout=120, every=1)
 
     def _compass_answers(self) -> bool:
-        trust = ssl.create_default_context(cafile=str(root_ca()))
+        trust = ssl.create_default_context(cafile=str(self.root_ca))
         try:
             return httpx.get(f"https://{self.inventory.network.compass}/healthz", verify=trust, timeout=3, trust_env=False).status_code == 200
         except httpx.HTTPError:

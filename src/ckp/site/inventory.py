@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ckp.catalog.models import BundleTarget
+from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
 from ckp.kits.processes import Finished
 from ckp.site.spec import addresses
@@ -114,8 +115,8 @@ class SiteNetwork:
         hub: the address of the hub, of that range.
         management_pods: of the management cluster.
         management_services: of the management cluster.
-        workload_pods: of the workload cluster that `ckp up` makes.
-        workload_services: of the workload cluster that `ckp up` makes.
+        workload_pods: of the workload cluster that `ckp up` makes; empty where none is made.
+        workload_services: of the workload cluster that `ckp up` makes; empty where none is made.
 
     Raises:
         InvalidInput: a value is not an address or network, lies outside of what it must be in, or overlaps another.
@@ -127,14 +128,12 @@ class SiteNetwork:
     hub: str
     management_pods: str
     management_services: str
-    workload_pods: str
-    workload_services: str
+    workload_pods: str = ""
+    workload_services: str = ""
 
     def __post_init__(self) -> None:
-        networks = {
-            what: _network(what, cidr)
-            for what, cidr in {**self.reserved, "workload pods": self.workload_pods, "workload services": self.workload_services}.items()
-        }
+        given = {**self.reserved, "workload pods": self.workload_pods, "workload services": self.workload_services}
+        networks = {what: _network(what, cidr) for what, cidr in given.items() if cidr or what in self.reserved}
         lowest, highest = (_address("load balancer", item) for item in self.load_balancers)
         compass, hub = _address("Compass", self.compass), _address("hub", self.hub)
         findings = chain(
@@ -168,6 +167,7 @@ class Inventory:
         shell: the command that opens a shell on a host, with `{host}` for its name; for people who are to look there.
         host_settings: `host.json` of each host: its own kubelet settings, over the release's.
         addon_values: chart -> helm values of this site, over the release's.
+        state: the folder of this machine with what it keeps of the installation.
 
     Raises:
         InvalidInput: hosts with such an operating system cannot be given the host tool.
@@ -181,6 +181,7 @@ class Inventory:
     shell: str
     host_settings: Mapping[str, object] = field(default_factory=dict)
     addon_values: Mapping[str, dict[str, object]] = field(default_factory=dict)
+    state: Path = field(default_factory=paths.state)
 
     def __post_init__(self) -> None:
         if self.os.format != "deb":  # ckp.site.install brings the package with dpkg

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ckp.catalog.models import BundleTarget
 from ckp.distribution.registries.server import RegistryServer
+from ckp.kits import paths
 from ckp.lab.lab import Lab, LabHost
 from ckp.site.install import forget
 from ckp.site.inventory import HostGroup, Inventory, SiteNetwork, SiteRegistry
@@ -86,4 +87,4 @@ def remove() -> None:
     Lab().down()
     if registry.folder.exists():
         shutil.rmtree(registry.folder)
-    forget()
+    forget(paths.state())

@@ -14,7 +14,7 @@ from ckp.distribution.registries.server import RegistryServer
 from ckp.distribution.release import Deliverable
 from ckp.kits.files import sha256_bytes
 from ckp.site.inventory import Inventory
-from ckp.site.registry import HostedRegistry, SiteRegistryServer
+from ckp.site.registry import REGISTRY_STATE, HostedRegistry, SiteRegistryServer
 
 
 def registry_server(dist: Deliverable, inventory: Inventory) -> SiteRegistryServer:
@@ -22,7 +22,7 @@ def registry_server(dist: Deliverable, inventory: Inventory) -> SiteRegistryServ
     place, program = inventory.registry, dist.built["distribution"].binary("registry")
     if place.host is None:
         return RegistryServer(program, place.listen, place.name, place.port)
-    return HostedRegistry(place.host, program, place.name, place.listen, place.port, place.push_port, place.storage)
+    return HostedRegistry(place.host, program, place.name, place.listen, place.port, place.push_port, place.storage, inventory.state / REGISTRY_STATE)
 
 
 def publish(dist: Deliverable, inventory: Inventory, say: Callable[[str], None]) -> Published:

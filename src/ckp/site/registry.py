@@ -46,6 +46,8 @@ ACCOUNT = "CKP registry"
 LEAF_LIFETIME = timedelta(days=5 * 365)
 """Only `ensure` renews it, in its last half year."""
 CA_LIFETIME = 2 * TEN_YEARS
+REGISTRY_STATE = "registry"
+"""The folder below a site's state with what this machine keeps of its registry."""
 RELEASE_GIB, RESERVE_GIB = 4.0, 1.0
 """Free space that a registry needs for its first release, and that one with content must have left."""
 START_TIMEOUT = 60.0

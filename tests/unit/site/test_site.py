@@ -300,12 +300,12 @@ def test_the_manifests_of_the_management_layer_take_every_address_from_the_site(
 
 
 def test_what_is_kept_of_an_installation_is_forgotten(world: World) -> None:
-    install.forget()
     state = world.site.kubeconfig.parent
+    install.forget(state)
     (state / "applied").mkdir(parents=True)
     for name in ("applied/ckp", "management.kubeconfig", "root-ca.pem", "up.lock"):
         (state / name).write_text("x")
-    install.forget()
+    install.forget(state)
     assert [path.name for path in state.iterdir()] == ["up.lock"]
 
 
@@ -367,8 +367,8 @@ class Compass:
 def compass(world: World, monkeypatch: pytest.MonkeyPatch) -> Compass:
     """Compass, and two hosts that ask to be enrolled."""
     monkeypatch.setattr(install, "verify_package", lambda *_, **__: None)
-    install.root_ca().parent.mkdir(parents=True)
-    install.root_ca().write_text("root")
+    world.site.root_ca.parent.mkdir(parents=True)
+    world.site.root_ca.write_text("root")
     for number, host in enumerate(world.hosts.workers, start=1):
         host.answers |= {"test": (1, ""), "cat": (0, f"m{number}\n")}
     return Compass(world)

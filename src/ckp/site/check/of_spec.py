@@ -8,39 +8,19 @@ from contextlib import contextmanager
 from ckp.catalog.load import Catalog
 from ckp.catalog.models import BundleTarget
 from ckp.site.check.model import Finding, HostToCheck, Severity, SiteToCheck
+from ckp.site.described import host_of
 from ckp.site.inventory import SiteHost
-from ckp.site.local import LocalHost
-from ckp.site.spec.model import Host, SiteSpec
-from ckp.site.ssh import SshHost, SshSettings
+from ckp.site.spec.model import SiteSpec
+from ckp.site.ssh import SshHost
 
 DEPLOYED = "deb"
 """The format of packages that ckp.site.install brings to hosts."""
 
 
-def host(described: Host) -> SshHost | LocalHost:
-    """A management host of the file, as it is reached. No connection is made.
-
-    Raises:
-        InvalidInput: ssh would read a value as something else.
-    """
-    address, way = str(described.address), described.connection
-    if way is None:
-        return LocalHost(described.name, address)
-    settings = SshSettings(
-        host=way.host or described.name,
-        user=way.user,
-        port=way.port,
-        config_file=way.config_file,
-        identity_file=way.identity_file,
-        known_hosts_file=way.known_hosts_file,
-    )
-    return SshHost(described.name, address, settings)
-
-
 @contextmanager
 def site_to_check(spec: SiteSpec) -> Iterator[SiteToCheck]:
     """What is to be checked of a site. Its connections end with the block."""
-    hosts = [host(each) for each in spec.management.hosts or ()]
+    hosts = [host_of(each) for each in spec.management.hosts or ()]
     try:
         yield describe(spec, hosts)
     finally:

@@ -12,7 +12,7 @@ from ckp.site.spec.yamltree import dump_text
 POOL_SIZE = 50
 """Addresses that are suggested for load balancers."""
 REGISTRY_DOMAIN = "internal"
-"""Top-level domain that nobody else can have: hosts are told the registry's address by CKP."""
+"""Top-level domain that nobody else can have. A management host that does not resolve the name gets it in its /etc/hosts."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ addresses:
   #managementPods: 10.244.0.0/16
   #managementServices: 10.96.0.0/16
 
-# CKP's own registry, on the management hosts. Signed bundles name it, so its name stays as it is.
+# CKP's own registry, on the management hosts. Signed bundles name it, so its name stays as it is. Workers have to resolve it.
 registry:
   own:
     name: {dump_text(f"registry.{answers.name}.{REGISTRY_DOMAIN}")}

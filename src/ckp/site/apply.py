@@ -1,0 +1,148 @@
+"""What is done with a site that a file describes: it is made so, looked at, and removed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckp.clients.compass import Session, read_config
+from ckp.kits.errors import CkpError, Conflict
+from ckp.kits.steps import Steps
+from ckp.site import described
+from ckp.site.enrol import Enrolment
+from ckp.site.install import AGENT_CONFIG, Site, forget
+from ckp.site.inventory import SiteHost
+from ckp.site.publish import publish
+from ckp.site.registry import HostedRegistry
+
+NAMESPACES = ("cert-manager", "capi-system", "capi-kubeadm-bootstrap-system", "ckp-system")
+NO_CLUSTER = "this host is not a standalone cluster"
+"""What `ckp-agent standalone status` says where there is none."""
+TITLES = (
+    "Filling the registry: images and the host bundle",
+    "Installing a standalone CKP node on the management host",
+    "Installing the management layer: Cluster API, cert-manager, CKP",
+    "Opening Compass",
+)
+
+
+def apply(site: Site, steps: Steps) -> None:
+    """Make the site's host what its inventory says; what is so already is left alone, so a run that was killed goes on by running it again.
+
+    Raises:
+        CkpError: a step failed; it is named in the lines before.
+    """
+    filling, standalone, layer, opening = TITLES
+    with steps.step(filling):
+        described.name_registry(site.management, site.inventory.registry, steps.say)
+        published = publish(site.dist, site.inventory, steps.say)
+    with steps.step(standalone):
+        site.install_standalone(published)
+    with steps.step(layer):
+        site.deploy_management(published)
+    with steps.step(opening):
+        site.log_in()
+        session = Session(read_config())
+        try:
+            Enrolment(site, session).ensure_group()
+        finally:
+            session.close()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a site as it was seen.
+
+    Args:
+        state: `ok`, or in a word what is wrong.
+        detail: in a sentence.
+    """
+
+    name: str
+    state: str
+    detail: str = ""
+
+
+def status(host: SiteHost, registry: HostedRegistry) -> Iterator[Part]:
+    """What of the site is as it should be: the host, its cluster, the registry, and each Deployment of the management layer. It changes nothing."""
+    try:
+        host.run(["true"], timeout=30)
+    except CkpError as error:
+        yield Part("host", "unreachable", error.brief)
+        return
+    yield Part("host", "ok", f"{host.name} ({host.address})")
+    if not registry.ca.exists():
+        yield Part("registry", "unknown", f"this machine has no CA of {registry.address}: the site was set up from another one")
+    else:
+        with closing(registry.client()) as client:
+            yield Part("registry", "ok" if client.alive() else "down", registry.address)
+    found = host.run(["ckp-agent", "standalone", "status"], timeout=60, check=False)
+    missing = [line for line in (found.stdout or found.stderr).splitlines() if not line.endswith(": done")]
+    yield Part("cluster", "ok" if found.code == 0 else "not installed", missing[0].strip() if missing else "its steps are done")
+    if found.code == 0:
+        yield from _deployments(host)
+
+
+def _deployments(host: SiteHost) -> Iterator[Part]:
+    for namespace in NAMESPACES:
+        asked = _kubectl(host, "get", "deployments", f"--namespace={namespace}", "--output=json")
+        items: list[dict[str, Any]] = json.loads(asked)["items"]
+        if not items:
+            yield Part(namespace, "missing", "it has no Deployment")
+        for item in items:
+            wanted, ready = int(item["spec"].get("replicas", 1)), int(item["status"].get("readyReplicas", 0))
+            yield Part(f"{namespace}/{item['metadata']['name']}", "ok" if ready >= wanted else "not ready", f"{ready} of {wanted} ready")
+
+
+def workload_clusters(host: SiteHost) -> list[str]:
+    """Clusters that the site carries, as `namespace/name`; none where there is no management cluster (any more)."""
+    if host.run(["test", "-e", "/etc/kubernetes/admin.conf"], timeout=30, check=False).code:
+        return []
+    kinds = _kubectl(host, "api-resources", "--api-group=cluster.x-k8s.io", "--output=name")
+    if "clusters.cluster.x-k8s.io" not in kinds.split():
+        return []
+    items = json.loads(_kubectl(host, "get", "clusters.cluster.x-k8s.io", "--all-namespaces", "--output=json"))["items"]
+    return [f"{item['metadata']['namespace']}/{item['metadata']['name']}" for item in items]
+
+
+def _kubectl(host: SiteHost, *arguments: str) -> str:
+    argv = ["kubectl", "--kubeconfig=/etc/kubernetes/admin.conf", "--request-timeout=30s", *arguments]
+    return host.run(argv, timeout=60, what=f"kubectl {arguments[0]}").stdout
+
+
+def remove(host: SiteHost, registry: HostedRegistry, state: Path, say: Callable[[str], None], *, force: bool = False, keep_images: bool = False) -> None:
+    """Take from the host what `apply` brought; what is gone already is fine.
+
+    Args:
+        state: what this machine keeps of the site.
+        force: also while it carries workload clusters, which are lost then.
+        keep_images: leave the registry's content on the host.
+
+    Raises:
+        Conflict: it carries workload clusters, and nothing was changed.
+        CkpError: something could not be removed; running it again goes on.
+    """
+    if not force and (clusters := workload_clusters(host)):
+        raise Conflict(
+            f"the site carries {len(clusters)} workload clusters, and nothing was removed",
+            details="\n".join(clusters),
+            resolution="delete them first (ckp cluster delete NAME --wait), or lose them: --force",
+        )
+    if host.run(["test", "-e", "/usr/bin/ckp-agent"], timeout=30, check=False).code == 0:
+        if NO_CLUSTER not in host.run(["ckp-agent", "standalone", "status"], timeout=60, check=False).stdout:
+            code = host.stream(["ckp-agent", "standalone", "reset"], timeout=900, on_line=say)
+            if code:
+                raise CkpError(f"{host.name} could not be reset: exit code {code}", details="its output is above", resolution="run the same command again")
+        host.run(["dpkg", "--purge", "ckp-agent"], timeout=180, what="removing ckp-agent")
+    host.run(["rm", "-rf", "--one-file-system", AGENT_CONFIG, "/var/cache/ckp-agent.deb"], timeout=60, what="removing the agent's settings")
+    registry.remove(storage=not keep_images)
+    described.forget_registry_name(host)
+    forget(state)
+    if not keep_images and registry.folder.exists():
+        shutil.rmtree(registry.folder)
+    say(f"{host.name} is as it was before")

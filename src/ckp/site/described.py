@@ -1,0 +1,165 @@
+"""A site as its file describes it: from the file to the inventory, and what has to be so on its management host before anything is installed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckp.catalog.models import BundleTarget, Release
+from ckp.kits import paths
+from ckp.kits.errors import CkpError, Conflict, InvalidInput
+from ckp.site.inventory import HostGroup, Inventory, SiteHost, SiteNetwork, SiteRegistry
+from ckp.site.local import LocalHost
+from ckp.site.spec.model import Host, SiteSpec
+from ckp.site.ssh import SshHost, SshSettings
+
+HOSTS_FILE = "/etc/hosts"
+MARK = "# CKP's registry"
+"""Ends the line that CKP adds to HOSTS_FILE."""
+GROUP = HostGroup("default", "Workers of this site")
+"""Where the file names none."""
+
+
+@dataclass(frozen=True)
+class DescribedHosts:
+    """The management host of a site. Its workers enrol by themselves."""
+
+    management: SiteHost
+    workers: Sequence[SiteHost] = ()
+
+
+def state_folder(spec: SiteSpec) -> Path:
+    """What this machine keeps of the site."""
+    return paths.state() / "sites" / spec.metadata.name
+
+
+def require_applicable(spec: SiteSpec) -> None:
+    """InvalidInput if the file asks for what this version can't do."""
+    if found := spec.not_applied():
+        lines = [f"{spec.file or 'site'}:{item.line}: {item.path}: {item.why}" for item in found]
+        raise InvalidInput("the site asks for what this version of CKP can't do, and nothing was changed", details="\n".join(lines), resolution="remove it")
+
+
+def host_of(described: Host) -> SshHost | LocalHost:
+    """A management host of the file, as it is reached. No connection is made.
+
+    Raises:
+        InvalidInput: ssh would read a value as something else.
+    """
+    address, way = str(described.address), described.connection
+    if way is None:
+        return LocalHost(described.name, address)
+    settings = SshSettings(
+        host=way.host or described.name,
+        user=way.user,
+        port=way.port,
+        config_file=way.config_file,
+        identity_file=way.identity_file,
+        known_hosts_file=way.known_hosts_file,
+    )
+    return SshHost(described.name, address, settings)
+
+
+@contextmanager
+def reached(described: Host) -> Iterator[SiteHost]:
+    """A management host of the file, for as long as the block lasts."""
+    host = host_of(described)
+    try:
+        yield host
+    finally:
+        if isinstance(host, SshHost):
+            host.close()
+
+
+def operating_system(host: SiteHost, release: Release) -> BundleTarget:
+    """What a host runs, as a release's bundles name it.
+
+    Raises:
+        InvalidInput: the release has no bundle for it.
+    """
+    text = host.run(["cat", "/etc/os-release"], timeout=30, what="reading /etc/os-release").stdout
+    # os-release(5): lines as a shell reads them.
+    fields = dict(word.split("=", 1) for line in text.splitlines() if "=" in line for word in shlex.split(line, comments=True) if "=" in word)
+    name, version = fields.get("ID", ""), fields.get("VERSION_ID", "")
+    for target in release.bundles:
+        if (target.os, target.os_version) == (name, version):
+            return target
+    known = ", ".join(f"{target.os} {target.os_version}" for target in release.bundles)
+    raise InvalidInput(f"{host.name} runs {name or 'an unknown system'} {version}, and {release.name} has bundles for: {known}", resolution="take such a host")
+
+
+def inventory(spec: SiteSpec, host: SiteHost, system: BundleTarget) -> Inventory:
+    """The site's inventory. `require_applicable` has passed."""
+    own, addresses = spec.registry.own, spec.addresses
+    pool = addresses.load_balancers.cilium_pool
+    assert own is not None and pool is not None
+    network = SiteNetwork(
+        hosts=str(addresses.hosts),
+        load_balancers=(str(pool.first), str(pool.last)),
+        compass=str(addresses.compass.address),
+        hub=str(addresses.hub.address),
+        management_pods=str(addresses.management_pods),
+        management_services=str(addresses.management_services),
+    )
+    registry = SiteRegistry(own.name, host.address, own.port, host, storage=str(own.storage))
+    group = HostGroup(spec.workers.group.name, spec.workers.group.description) if spec.workers else GROUP
+    values = {chart: dict(value) for chart, value in spec.addon_values.items()}
+    return Inventory(system, DescribedHosts(host), registry, network, group, "ssh {host}", dict(spec.host_settings), values, state_folder(spec))
+
+
+def require_address(host: SiteHost) -> None:
+    """InvalidInput if the host does not have its address: certificates and other hosts would name a machine that is not there."""
+    listing = json.loads(host.run(["ip", "-json", "-4", "addr", "show"], timeout=30, what="listing addresses").stdout)
+    has = [str(item["local"]) for link in listing for item in link["addr_info"]]
+    if host.address not in has:
+        raise InvalidInput(
+            f"{host.name} has the addresses {', '.join(address for address in has if not address.startswith('127.')) or 'none'}, not {host.address}",
+            resolution="correct `address` in the site's file, or the host's network",
+        )
+
+
+def name_registry(host: SiteHost, registry: SiteRegistry, say: Callable[[str], None]) -> None:
+    """Let a host find the registry by its name: as its resolver does, otherwise by a line in /etc/hosts.
+
+    Raises:
+        Conflict: the name leads somewhere else.
+    """
+    found = _resolved(host, registry.name)
+    if found == {registry.listen}:
+        return
+    text = host.pull(HOSTS_FILE).decode(errors="surrogateescape")
+    rest = _without_ours(text)
+    if not found or rest != text:  # no name, or ours of an earlier address
+        whole = rest if not rest or rest.endswith("\n") else f"{rest}\n"
+        host.push(f"{whole}{registry.listen} {registry.name} {MARK}\n".encode(errors="surrogateescape"), HOSTS_FILE)
+        say(f"{HOSTS_FILE} on {host.name} names {registry.name} now")
+        found = _resolved(host, registry.name)
+    if found != {registry.listen}:
+        raise Conflict(
+            f"on {host.name} the registry's name {registry.name} leads to {', '.join(sorted(found)) or 'nothing'}, not to {registry.listen}",
+            resolution="correct the name server's answer or /etc/hosts there, or give the registry another name",
+        )
+
+
+def forget_registry_name(host: SiteHost) -> None:
+    """Take our line out of a host's /etc/hosts; none there is fine."""
+    text = host.pull(HOSTS_FILE).decode(errors="surrogateescape")
+    if (rest := _without_ours(text)) != text:
+        host.push(rest.encode(errors="surrogateescape"), HOSTS_FILE)
+
+
+def _without_ours(text: str) -> str:
+    return re.sub(rf"^.*{re.escape(MARK)}\n", "", text, flags=re.MULTILINE)
+
+
+def _resolved(host: SiteHost, name: str) -> set[str]:
+    """IPv4 addresses that a name leads to there."""
+    done = host.run(["getent", "ahostsv4", name], timeout=60, check=False, what=f"resolving {name}")
+    if done.code not in (0, 2):  # getent(1): 2 is "not found"
+        raise CkpError(f"{name} could not be looked up on {host.name}", details=done.stderr)
+    return {line.split()[0] for line in done.stdout.splitlines() if line.strip()}
