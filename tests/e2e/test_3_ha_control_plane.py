@@ -26,6 +26,7 @@ from ckp.cli.up import save_kubeconfig
 from ckp.clients.compass import Session, read_config
 from ckp.compass.clusters.manifests import cluster_objects
 from ckp.kits.errors import CkpError
+from ckp.kits.retry import wait_until
 from ckp.site.enrol import Enrolment
 from ckp.site.install import Site
 from ckp.site.lab import LabHosts, inventory
@@ -240,6 +241,8 @@ def test_no_request_and_no_log_fails_while_three_api_servers_are_replaced(ha: Ho
     """From outside, from a pod, and through the tunnels to a node; each request over a connection of its own, by chance to any of the servers."""
     run_pod(ha, "asks", ASK)
     ha.world.wait(lambda: "asked" in ha.world.kubectl("logs", "asks", check=False).stdout, "the pod has asked", timeout=60)
+    # /livez asks etcd as well, and the test before this one has just drained a member: what failed until now is none of the rollout's.
+    earlier = len(ha.world.kubectl("logs", "asks").stdout.splitlines())
     before = {item["metadata"]["uid"] for item in ha.pods("apiserver")}
     asking, failed, read = Asking(ha), [], 0
     asking.start()
@@ -267,7 +270,7 @@ def test_no_request_and_no_log_fails_while_three_api_servers_are_replaced(ha: Ho
     print(f"replaced in {seconds:.0f} s; {asking.asked} requests from outside, {read} logs; the pod: {said.splitlines()[-1]}")
     ha.world.kubectl("delete", "pod", "asks", "--wait=false")
     assert asking.failed == []
-    assert [line for line in said.splitlines() if line.startswith("failed")] == []
+    assert [line for line in said.splitlines()[earlier:] if line.startswith("failed")] == []
     assert failed == []
     assert asking.asked > 300 and int(re.findall(r"asked (\d+)", said)[-1]) > 300
 
@@ -307,17 +310,15 @@ def test_etcd_at_its_quota_is_read_and_emptied_and_then_takes_writes_again(ha: H
     restarts = {item["metadata"]["name"]: item["status"]["containerStatuses"][0]["restartCount"] for item in ha.pods("etcd")}
     print(f"etcd before: {ha.status['etcd']}")
     written: list[str] = []
-    taken = time.monotonic()
-    while time.monotonic() - taken < 40:  # until nothing is left that could be freed by itself: the case that needs a person
+    started = time.monotonic()
+    # Until nothing is left that could be freed by itself: the case that needs a person.
+    while "delete what is not needed" not in (seen := ha.conditions)["EtcdSpaceAvailable"].get("message", ""):
         if ha.put(f"large-{len(written)}", 950_000) == 201:
             written.append(f"large-{len(written)}")
-            taken = time.monotonic()
         else:
             time.sleep(1)
-        assert len(written) < 100, "etcd refuses"
-    seen = ha.conditions
+        assert len(written) < 100 and time.monotonic() - started < 400, f"etcd refuses: {seen['EtcdSpaceAvailable']}"
     assert (seen["EtcdSpaceAvailable"]["status"], seen["EtcdSpaceAvailable"]["reason"]) == ("False", "NoSpace")
-    assert "delete what is not needed" in seen["EtcdSpaceAvailable"]["message"]
     assert seen["EtcdReady"]["status"] == "True" and seen["Ready"]["reason"] == "NoSpace" and ha.status["ready"] is True
     assert ha.api.get("/api/v1/namespaces").status_code == 200
     for name in written:
@@ -370,5 +371,6 @@ def test_pods_of_a_cluster_whose_etcd_lost_its_data_go_on_until_somebody_decides
     world.wait(lambda: solo.stands("Ready", "True"), "the control plane is ready", timeout=300)
     print(f"ready {time.monotonic() - started:.0f} s after the decision")
     assert not solo.kept("lost") and solo.put("new") == 201
-    world.wait(lambda: ready(world, "solo"), "its worker joins it again", timeout=420)
+    shown = lambda: f"{ckp('cluster', 'describe', 'solo', check=False).stdout}\n{ckp('host', 'list', check=False).stdout}"  # noqa: E731
+    wait_until(lambda: ready(world, "solo"), what="its worker joins it again", timeout=480, every=1, reason=shown)
     print(f"the cluster {time.monotonic() - started:.0f} s after the decision")

@@ -84,7 +84,7 @@ def hosts(world: World) -> Iterator[Odd]:
         odd.take_leases(machines[WIRE.name])
         odd.harden(machines[SYSTEM.name])
         odd.confuse(machines[NAMES.name])
-        world.wait(lambda: f"inet {WIRE.address}/" in machines[WIRE.name].run(["ip", "-4", "addr"], timeout=10).stdout, "it has its lease", timeout=60)
+        world.wait(lambda: f"inet {WIRE.address}/" in machines[WIRE.name].run(["ip", "-4", "addr"], timeout=10).stdout, "it has its lease", timeout=180)
         Enrolment(Site(world.dist, replace(world.site.inventory, hosts=OddHosts(world.hosts.management, rest)), print), session).run()
         rows = {row["address"]: str(row["name"]) for row in session.get("/hosts")["items"]}
         yield Odd(world, session, {**machines, DHCP_SERVER.name: server}, {machine.name: rows[machine.address] for machine in rest})
