@@ -69,7 +69,7 @@ class Odd:
         return self.world.wait(probe, what, timeout=seconds)
 
     def journal(self, machine: str) -> str:
-        return self.machines[machine].run(["journalctl", "-u", "ckp-agent", "--no-pager", "-o", "cat"], timeout=20).stdout
+        return self.machines[machine].run(["journalctl", "-u", "ckp-agent", "--no-pager", "-o", "cat"], timeout=60).stdout
 
 
 @pytest.fixture(scope="module")

@@ -90,13 +90,18 @@ UseGateway=no
 UseRoutes=no
 """
     machine.push(text.encode(), NETWORK)
-    reload_network(machine)
+    begin_network(machine)
 
 
-def reload_network(machine: LabHost) -> None:
-    """Let systemd-networkd take over its changed files."""
-    machine.run(["networkctl", "reload"], timeout=30)
-    machine.run(["networkctl", "reconfigure", "host0"], timeout=30)
+def begin_network(machine: LabHost) -> None:
+    """Restart systemd-networkd with its changed files, and with no address left of before.
+
+    Not `networkctl reload`: where the leased address is the one that the link has had, it can remove the address right after it has added it, and then
+    holds a lease of an address that the link does not have (seen with systemd 252).
+    """
+    machine.run(["systemctl", "stop", "systemd-networkd.socket", "systemd-networkd"], timeout=60)
+    machine.run(["ip", "addr", "flush", "dev", "host0"], timeout=20)
+    machine.run(["systemctl", "start", "systemd-networkd"], timeout=60)
 
 
 def port(network: LabNetwork, machine: LabHost) -> str:
