@@ -6,6 +6,7 @@ import base64
 import getpass
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -204,15 +205,18 @@ def test_a_streamed_command_that_takes_too_long_is_killed_there(host: SshHost) -
 
 
 def test_a_command_ends_there_when_our_process_is_killed(own: SshServer) -> None:
-    mark = marker()
+    mark, folder = marker(), runtime_folder()  # the socket's folder is what a killed process leaves
     code = f"{SETTINGS}SshHost('one', '', {own.settings!r}).run(['sleep', {mark!r}], timeout=500)"
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=REPO, env={**os.environ, "PYTHONPATH": "src:."}, start_new_session=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPO, env={**os.environ, "PYTHONPATH": "src:.", "XDG_RUNTIME_DIR": str(folder)}, start_new_session=True
+    )
     try:
         wait_until(lambda: processes(mark, "sleep"), what="the command runs", timeout=60, every=0.05)
     finally:
         child.kill()
         child.wait()
     gone(mark)
+    shutil.rmtree(folder)
 
 
 def test_a_command_ends_there_soon_after_its_time_when_nobody_tells_the_host() -> None:
