@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from ckp.api import kinds
 from ckp.clients.compass import Session, read_config
 from ckp.clients.kube import Kube
+from ckp.distribution.registries.server import RegistryServer
 from ckp.kits.errors import CkpError
 from ckp.kits.processes import Finished, run
 from ckp.lab.hosts import machine_name
@@ -178,10 +179,12 @@ class Run:
             self._on(event.target, ["iptables", "-w", "10", "-D", *rule])
 
     def _registry(self, event: Event) -> None:
+        registry = self.lab.site.registry
+        assert isinstance(registry, RegistryServer)  # the lab's runs on this machine
         with self._locks[""]:
-            self.lab.site.registry.stop()
+            registry.stop()
             time.sleep(event.args["seconds"])
-            self.lab.site.registry.start()
+            registry.start()
 
     def _leave(self, event: Event) -> None:
         """As `ckp host remove`, asked until Compass takes it."""

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from ckp.distribution.registries.server import RegistryServer
-from ckp.lab.lab import Lab
 from ckp.site.lab import REGISTRY
 from tests.e2e.conftest import STAMP, World, ckp
 
@@ -18,7 +17,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("well")]
 
 
 def reference(world: World, repository: str, tag: str) -> str:
-    return f"{Lab.GATEWAY}:{world.site.registry.port}/ckp/{repository}:{tag}"
+    return f"{world.site.registry.endpoint}/ckp/{repository}:{tag}"
 
 
 def test_images_and_bundles_in_the_registry_verify(world: World) -> None:
@@ -95,7 +94,7 @@ def test_a_mirror_holds_the_same_and_is_pruned_on_request(world: World, tmp_path
     address, source = f"127.0.0.1:{server.port}", world.site.registry
     try:
         cas = ["--source-ca", str(source.ca), "--target-ca", str(server.ca)]
-        ckp("dist", "mirror", f"{Lab.GATEWAY}:{source.port}", address, "--release", "v1.35.1", *cas, timeout=300)
+        ckp("dist", "mirror", source.endpoint, address, "--release", "v1.35.1", *cas, timeout=300)
         for repository, tag in world.dist.tags.items():
             assert client.digest(f"ckp/{repository}", tag) == source.client().digest(f"ckp/{repository}", tag), repository
         bundle = f"{address}/ckp/byoh-bundle-debian_12_x86-64_k8s:{STAMP}"

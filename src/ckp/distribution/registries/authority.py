@@ -85,7 +85,7 @@ def why_renew(pem: bytes, authority: x509.Certificate, names: list[str], now: da
     Args:
         pem: the certificate; a key may follow it.
         authority: the CA that must have signed it.
-        names: what it must be good for, no more and no less.
+        names: what it must be good for, all of them and nothing else.
     """
     try:
         found = x509.load_pem_x509_certificate(pem)
