@@ -33,8 +33,25 @@ install() {
     export DEBIAN_FRONTEND=noninteractive
     # Package lists may be missing or old; a failed update shows in the install.
     apt-get update -q >/dev/null 2>&1 || true
-    # shellcheck disable=SC2086
-    apt-get install -q -y --no-install-recommends "$@" >/dev/null
+    case " $* " in
+        *" openssh-server "*) without_a_server apt-get install -q -y --no-install-recommends "$@" >/dev/null ;;
+        *) apt-get install -q -y --no-install-recommends "$@" >/dev/null ;;
+    esac
+}
+
+# The tests start an SSH server of their own, on loopback. Its package must not open this machine to others, neither now nor at the next boot.
+without_a_server() {
+    if [ ! -e /usr/sbin/policy-rc.d ]; then
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+        printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+        chmod 755 /usr/sbin/policy-rc.d
+        "$@"
+        rm -f /usr/sbin/policy-rc.d
+        trap - EXIT
+    else
+        "$@"
+    fi
+    ! command -v systemctl >/dev/null 2>&1 || systemctl --root=/ disable ssh.service ssh.socket >/dev/null 2>&1 || true
 }
 
 # Called as `setup.sh test`, it brings what only the tests need as well.
