@@ -119,7 +119,7 @@ def _registry(spec: SiteSpec, host: SiteHost) -> HostedRegistry:
     own = spec.registry.own
     assert own is not None
     state = described.state_folder(spec) / REGISTRY_STATE
-    return HostedRegistry(host, Path("/nonexistent"), own.name, host.address, own.port, storage=str(own.storage), state=state)
+    return HostedRegistry(host, Path("/nonexistent"), own.name, host.address, own.port, own.push_port, str(own.storage), state)
 
 
 def take_release(archive: Path, keyring: Path | None, inventory: Inventory, release: Release, steps: Steps) -> ImportedRelease:

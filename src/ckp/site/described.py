@@ -106,7 +106,7 @@ def inventory(spec: SiteSpec, host: SiteHost, system: BundleTarget) -> Inventory
         management_pods=str(addresses.management_pods),
         management_services=str(addresses.management_services),
     )
-    registry = SiteRegistry(own.name, host.address, own.port, host, storage=str(own.storage))
+    registry = SiteRegistry(own.name, host.address, own.port, host, own.push_port, str(own.storage))
     group = HostGroup(spec.workers.group.name, spec.workers.group.description) if spec.workers else GROUP
     values = {chart: dict(value) for chart, value in spec.addon_values.items()}
     return Inventory(system, DescribedHosts(host), registry, network, group, "ssh {host}", dict(spec.host_settings), values, state_folder(spec))

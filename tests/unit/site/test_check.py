@@ -346,8 +346,8 @@ def test_a_sites_file_says_what_is_to_be_checked() -> None:
         }
         assert (site.network, site.names, site.ports, site.proxy) == (
             "192.0.2.0/24",
-            ["images.example.test"],
-            {5001: "the registry"},
+            [],
+            {5001: "the registry", 5002: "pushes to the registry"},
             "http://proxy.example.test:3128",
         )
         assert DEBIAN in site.systems and {target.format for target in site.systems} == {"deb"}

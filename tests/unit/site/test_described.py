@@ -83,6 +83,7 @@ def spec(tmp_path: Path) -> SiteSpec:
 def test_the_inventory_is_what_the_file_says(spec: SiteSpec, host: Server) -> None:
     found = described.inventory(spec, host, Catalog().release("v1.35.1").bundles[0])
     assert (found.registry.address, found.registry.endpoint, found.registry.storage) == ("images.example.test:5443", "192.0.2.10:5443", "/srv/images")
+    assert found.registry.push_port == 5444
     assert found.registry.host is host and found.hosts.management is host and list(found.hosts.workers) == []
     assert (found.network.compass, found.network.hub, found.network.load_balancers) == ("192.0.2.200", "192.0.2.201", ("192.0.2.200", "192.0.2.220"))
     assert (found.group.name, found.group.description) == ("racks", "All racks")

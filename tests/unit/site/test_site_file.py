@@ -119,6 +119,7 @@ RULES: list[tuple[str, str, str]] = [
     ("kind: Site\n", "kind: Sight\n", "2:7: kind: 'Sight' is not valid here; write `Site`"),
     ("kind: Site\n", "", "1:1: kind is missing; write `kind`: What the file describes"),
     ("ckp.coredge.io/v1alpha1", "ckp.coredge.io/v2", "1:13: apiVersion: 'ckp.coredge.io/v2' is not valid here; write `ckp.coredge.io/v1alpha1`"),
+    ("  own: {name:", "  own: {port: 65535, name:", "15:15: registry.own.port: 65535 is the last port, and pushes need the one after it; write another port"),
     ("  own: {name:", "  own: {nam:", "15:9: registry.own: there is no key 'nam' here; write `name`, or remove it"),
     ("registry:\n", "xyz: 1\nregistry:\n", "14:1: there is no key 'xyz' here; write one of apiVersion, kind, metadata, management, addresses, registry"),
     ("  name: rack-7\n", "  name: rack-7\n  name: b\n", "5:3: metadata: line 4 has the key 'name' already; keep one of the two"),

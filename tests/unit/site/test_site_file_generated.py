@@ -103,7 +103,7 @@ def sites(draw: st.DrawFn) -> dict[str, Any]:
         },
         "registry": draw(
             one_of(
-                own=st.fixed_dictionaries({"name": dns_names}, optional={"port": ports, "storage": host_paths}),
+                own=st.fixed_dictionaries({"name": dns_names}, optional={"port": st.integers(1, 65534), "storage": host_paths}),
                 existing=st.fixed_dictionaries({"address": st.just("r.example:5000")}, optional={"prefix": st.just("a/b"), "caFile": files}),
             )
         ),

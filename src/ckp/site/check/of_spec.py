@@ -38,7 +38,7 @@ def describe(spec: SiteSpec, hosts: Sequence[SiteHost]) -> SiteToCheck:
         free |= {"the load balancers' first one": str(pool.first), "the load balancers' last one": str(pool.last)}
     if addresses.api.virtual_address is not None:
         free["the management API"] = str(addresses.api.virtual_address)
-    names = [*addresses.api.names, *addresses.hub.names, *([registry.own.name] if registry.own is not None else [])]
+    names = [*addresses.api.names, *addresses.hub.names]  # the registry's own name is made to resolve (ckp.site.described.name_registry)
     return SiteToCheck(
         hosts=[HostToCheck(each) for each in hosts],
         network=str(addresses.hosts),
@@ -49,7 +49,7 @@ def describe(spec: SiteSpec, hosts: Sequence[SiteHost]) -> SiteToCheck:
         names=list(dict.fromkeys(names)),
         proxy=(proxy.https or proxy.http or "") if proxy is not None else "",
         systems=systems(spec),
-        ports={registry.own.port: "the registry"} if registry.own is not None else {},
+        ports={registry.own.port: "the registry", registry.own.push_port: "pushes to the registry"} if registry.own is not None else {},
     )
 
 

@@ -48,6 +48,7 @@ API_VERSION: Literal["ckp.coredge.io/v1alpha1"] = "ckp.coredge.io/v1alpha1"
 KIND: Literal["Site"] = "Site"
 HOST_COUNTS = (1, 3, 5)
 REGISTRY_PORT = 5000
+LAST_PORT = 65535
 PODS, SERVICES = IPv4Network("10.244.0.0/16"), IPv4Network("10.96.0.0/16")
 NETWORKS = {"hosts": "hosts", "managementPods": "management pods", "managementServices": "management services"}
 """Key of a network of the site -> how it is called in an error."""
@@ -238,8 +239,19 @@ class OwnRegistry(Part):
     """A registry that CKP runs on the management hosts."""
 
     name: DnsName = Field(description="The name that hosts and images know it by. It is in signed bundles, so it stays as it is.")
-    port: Port = Field(REGISTRY_PORT, description="TCP port that it listens on.")
+    port: Port = Field(REGISTRY_PORT, description="TCP port that everybody pulls from. The next one takes pushes, with a password.")
     storage: HostPath = Field(PurePosixPath("/var/lib/ckp-registry"), description="Folder with its content; a release needs about 2 GiB.")
+
+    @property
+    def push_port(self) -> int:
+        """TCP port that takes pushes."""
+        return self.port + 1
+
+    @classmethod
+    def rules(cls, part: Any) -> Iterator[Finding]:
+        """There is a next port."""
+        if at(part, "port") == LAST_PORT:
+            yield Finding(("port",), f"{LAST_PORT} is the last port, and pushes need the one after it", "write another port, such as 5000")
 
 
 class ExistingRegistry(Part):
