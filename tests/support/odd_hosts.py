@@ -146,9 +146,10 @@ def _device(path: Path) -> str:
 
 BALLAST = f"""
 until ls {AGENT_STATE}/bundles/*.blobs/*.part >/dev/null 2>&1; do sleep 0.02; done
-fallocate -l "$(( $(stat -f -c '%a * %S' {AGENT_STATE}) - 20971520 ))" {AGENT_STATE}/ballast
+dd if=/dev/zero of={AGENT_STATE}/ballast bs=1M 2>/dev/null
+truncate -s -8M {AGENT_STATE}/ballast
 """
-"""As soon as a bundle is being pulled, another program takes the disk but for 20 MiB."""
+"""As soon as a bundle is being pulled, another program takes all of the disk and leaves 8 MiB: too little for the bundle, enough for the journal."""
 
 
 def put_agent_on_small_disk(machine: LabHost) -> None:

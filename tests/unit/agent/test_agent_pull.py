@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gzip
 import io
 import json
+import os
 import random
 import tarfile
 from collections.abc import Iterator
@@ -226,6 +228,26 @@ def test_a_full_disk_is_reported_as_one(site: Site, monkeypatch: pytest.MonkeyPa
     with pytest.raises(AgentError) as failed:
         site.pull()
     assert failed.value.reason == "DiskFull" and "the next attempt resumes the pull" in failed.value.resolution
+
+
+@pytest.mark.parametrize("words", ["No space left on device", "write /x: no space left on device", "Disk quota exceeded"])
+def test_a_disk_that_was_full_for_a_moment_is_not_taken_for_a_registry_that_is_away(site: Site, words: str) -> None:
+    site.imgpkg.write_text(f"#!/bin/sh\necho '{words}' >&2\nexit 1\n")
+    with pytest.raises(AgentError) as failed:
+        site.pull()
+    assert failed.value.reason == "DiskFull" and failed.value.brief.startswith("the disk was full during the pull: ")
+    assert "the next attempt resumes the pull" in failed.value.resolution
+
+
+def test_a_blob_for_which_there_is_no_room_is_an_error_without_a_traceback(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pulling.Puller, "_append", full)
+    (tmp_path / "ca.pem").write_text(site.ca)
+    with pytest.raises(AgentError, match="blobs can't be written: No space left on device") as failed:
+        pulling.pull(str(site.imgpkg), site.image, str(tmp_path / "ca.pem"), str(tmp_path / "blobs"), str(site.target))
+    assert failed.value.reason == "DiskFull"
 
 
 @pytest.mark.parametrize("image", ["r.example/ckp/b:tag", "r.example@sha256:" + "0" * 64, "/b@sha256:" + "0" * 64, "r.example/../b c@sha256:" + "0" * 64])

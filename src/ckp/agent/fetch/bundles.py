@@ -14,6 +14,8 @@ from ckp.hostkit.processes import Finished, own_command, run
 PULL_SECONDS = 1800.0
 FULL_BYTES = 16 << 20
 """If at most these bytes are free, a failed pull has failed because the disk is full."""
+FULL = re.compile("no space left on device|disk quota exceeded", re.IGNORECASE)
+"""What a program says that could not write for want of space (errno(3): ENOSPC, EDQUOT), in C's words and in Go's."""
 
 
 def bundle_folder(state_dir: str, image: str) -> str:
@@ -31,7 +33,7 @@ def pull_bundle(imgpkg: str, image: str, folder: str, registry_ca: str, cancelle
 
     Raises:
         ProcessFailed: it can't be pulled from the registry.
-        AgentError: the disk is full.
+        AgentError: the disk is full, or was so during the pull.
         Cancelled: `cancelled` returned True.
     """
     if os.path.isdir(folder):
@@ -69,10 +71,13 @@ def _run(argv: list[str], image: str, place: str, cancelled: Callable[[], bool] 
         )
     except ProcessFailed as error:
         free = facts.disk(place)[1]
-        if free > FULL_BYTES:
-            raise
+        brief = f"the disk is full: {free >> 20} MiB are left"
+        if free > FULL_BYTES:  # now: whatever else filled the disk may have given it back
+            if not FULL.search(error.details):
+                raise
+            brief = f"the disk was full during the pull: {free >> 20} MiB are free now"
         remediation = f"free some space below {place}; the next attempt resumes the pull"
-        raise AgentError(f"the disk is full: {free >> 20} MiB are left", details=error.details, resolution=remediation, reason="DiskFull") from None
+        raise AgentError(brief, details=error.details, resolution=remediation, reason="DiskFull") from None
 
 
 def drop_other_bundles(state_dir: str, keep: str) -> None:

@@ -8,6 +8,7 @@ If the registry requires credentials, or serves something other than a single im
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import http.client
@@ -32,6 +33,7 @@ from ckp.hostkit.logs import log
 from ckp.hostkit.processes import run
 from ckp.verify.packagefile import sha256_of
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
 MANIFEST_LIMIT = 4 << 20
 BLOB_LIMIT = 8 << 30
@@ -165,7 +167,7 @@ class Puller:
                     remove(part)
                 problem = _reason(error)
             except OSError as error:
-                if error.errno in (28, 122):  # a full disk or a quota: retrying does not help
+                if error.errno in FULL:  # retrying does not help
                     raise
                 problem = _reason(error)
             except http.client.HTTPException as error:
@@ -287,7 +289,7 @@ def pull(imgpkg: str, image: str, ca_file: str, blobs_folder: str, output: str) 
     """Fetch an image and unpack it into `output`, which must not exist yet; returns how much was fetched now and how much before.
 
     Raises:
-        AgentError: it can't be pulled or unpacked, or another process is pulling it.
+        AgentError: it can't be pulled or unpacked, the disk is full, or another process is pulling it.
     """
     os.makedirs(blobs_folder, mode=0o700, exist_ok=True)
     with open(os.path.join(blobs_folder, "lock"), "w", encoding="ascii") as lock:
@@ -303,6 +305,10 @@ def pull(imgpkg: str, image: str, ca_file: str, blobs_folder: str, output: str) 
         except NeedsImgpkg:
             _unpack(imgpkg, image, ca_file, output)
             return "pulled by imgpkg"
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise AgentError(f"{blobs_folder} can't be written: {error.strerror}", resolution="free some space there", reason="DiskFull") from None
         server = _Loopback(puller, manifest, kind, blobs)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
