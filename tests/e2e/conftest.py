@@ -166,3 +166,9 @@ def collect() -> None:
         if host.running:
             done = host.run(["journalctl", "-n", "400", "--no-pager"], timeout=30, check=False)
             (target / f"{host.name}.log").write_text(done.stdout)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Show a failure when it happens: these suites run for long, and what follows it often fails only because of it."""
+    if report.failed:
+        print(f"\n{report.nodeid} failed in {report.when}:\n{report.longreprtext[-4000:]}", flush=True)
