@@ -132,6 +132,8 @@ class Reason(StrEnum):
     NO_NETWORK = "NoNetwork"
     NODES_NOT_READY = "NodesNotReady"
     POD_NETWORK_FULL = "PodNetworkFull"
+    NODE_NETWORK_NOT_READY = "NodeNetworkNotReady"
+    """A node says that it is ready, and no pod of the network plugin runs on it: no pod can start there."""
     WEBHOOK_BLOCKS = "WebhookBlocks"
     POD_NOT_CREATED = "PodNotCreated"
     UNSCHEDULABLE = "Unschedulable"

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from ckp.api.objects.control_plane import ManagedControlPlane
 from ckp.api.states import ConditionType, Reason
+from ckp.kits.clock import parse_rfc3339
 from ckp.rules.conditions import get_condition, is_true
 
+NETWORK = ("cilium",)
+"""DaemonSets without whose pod a node has no network. The kubelet does not notice: its node is ready as soon as a configuration lies in /etc/cni/net.d,
+and that stays when the plugin's agent fails."""
+NETWORK_GRACE = timedelta(minutes=3)
+"""What the network plugin may take to start, or to start again, on a node."""
 SAID = 300
 """Characters of what a program printed that a message repeats at most."""
 
@@ -34,6 +41,9 @@ class Seen:
     pod_network: str = ""
     pod_network_room: int = 0
     """Nodes that the pod network has room for; 0: not known."""
+    network: Sequence[Mapping[str, Any]] = ()
+    """Pods of the network plugin, while some are not ready."""
+    now: datetime | None = None
 
 
 def unreached(plane: ManagedControlPlane) -> str:
@@ -66,7 +76,10 @@ def evaluate(seen: Seen) -> Verdict:
     if seen.blockers:
         return Verdict(False, Reason.WEBHOOK_BLOCKS, "; ".join(seen.blockers))
     if any(is_true(pod, "Ready") for pod in seen.canary if "deletionTimestamp" not in pod["metadata"]):
-        return Verdict(False, Reason.POD_NETWORK_FULL, full) if full else Verdict(True)
+        if full:
+            return Verdict(False, Reason.POD_NETWORK_FULL, full)
+        without = _node_without_network(seen)
+        return Verdict(False, Reason.NODE_NETWORK_NOT_READY, without) if without else Verdict(True)
     if not seen.nodes:
         return Verdict(False, Reason.NO_NODE, "the cluster has no node yet")
     if not any(is_true(node, "Ready") for node in seen.nodes):
@@ -96,6 +109,28 @@ def _pod_network_full(seen: Seen) -> str:
         f"node {without[0]} can't get a network for its pods: {seen.pod_network} has room for {seen.pod_network_room} "
         f"{'node' if seen.pod_network_room == 1 else 'nodes'}, and all of it is taken until another node is removed"
     )
+
+
+def _node_without_network(seen: Seen) -> str:
+    """Which node is ready by its own word while the network plugin does not run on it; "" if none is."""
+    ready = {node["metadata"]["name"] for node in seen.nodes if is_true(node, "Ready")}
+    for pod in seen.network:
+        node, said = str((pod.get("spec") or {}).get("nodeName") or ""), get_condition(pod, "Ready") or {}
+        since = str(said.get("lastTransitionTime") or "")
+        if node not in ready or is_true(pod, "Ready") or "deletionTimestamp" in pod["metadata"] or not since or seen.now is None:
+            continue
+        if seen.now - parse_rfc3339(since) >= NETWORK_GRACE:
+            return f"node {node} has no network, so that no pod can start there: {pod['metadata']['name']} does not run{_because(_last_words(pod))}"
+    return ""
+
+
+def _last_words(pod: Mapping[str, Any]) -> str:
+    """Why a pod's container does not run, and the end of what it printed last."""
+    container: Mapping[str, Any] = next(iter((pod.get("status") or {}).get("containerStatuses") or ()), {})
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    ended = (container.get("lastState") or {}).get("terminated") or {}
+    printed = str(ended.get("message") or "").strip().splitlines()[-1:]
+    return " ".join([str(waiting.get("reason") or ""), *printed]).strip()
 
 
 def _replica_failure(deployment: Mapping[str, Any] | None) -> str:

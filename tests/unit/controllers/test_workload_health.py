@@ -15,6 +15,7 @@ from ckp.clients.kube import KubeError, Obj
 from ckp.controllers.workload import WorkloadClients
 from ckp.controllers.workload_health.canary import Canary
 from ckp.controllers.workload_health.reconciler import WorkloadHealthReconciler
+from ckp.kits.clock import rfc3339
 from ckp.rules.conditions import get_condition
 from tests.simulators.clock import ManualClock
 from tests.simulators.kube import KubeSimulator
@@ -235,6 +236,23 @@ async def test_a_node_without_room_in_the_pod_network_is_named_though_another_wo
     await bench.inside(kinds.DAEMON_SET, daemon_set("cilium", wanted=2, there=2, ready=1))
     status, reason, message, _ = await bench.look()
     assert (status, reason) == ("False", "PodNetworkFull") and "10.42.0.0/24 has room for 1 node" in message
+
+
+async def test_a_ready_node_whose_network_plugin_fails_is_named_after_some_minutes() -> None:
+    bench = Bench()
+    await bench.start()
+    await bench.canary()
+    await bench.inside(kinds.NODE, node("w2"))
+    labels = {"k8s-app": "cilium"}
+    cilium = daemon_set("cilium", wanted=2, there=2, ready=1)
+    await bench.inside(kinds.DAEMON_SET, {**cilium, "spec": {**cilium["spec"], "selector": {"matchLabels": labels}}})
+    ready = {"type": "Ready", "status": "False", "lastTransitionTime": rfc3339(bench.clock.now())}
+    waits = {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": {"message": "no device"}}}
+    status = {"conditions": [ready], "containerStatuses": [waits]}
+    await bench.inside(kinds.POD, {"metadata": {"name": "cilium-x", "labels": labels}, "spec": {"nodeName": "w2"}, "status": status})
+    assert (await bench.look())[0] == "True", "it may start"
+    status_, reason, message, _ = await bench.look(181)
+    assert (status_, reason) == ("False", "NodeNetworkNotReady") and message.endswith("cilium-x does not run: CrashLoopBackOff no device")
 
 
 @pytest.mark.parametrize("what", ["paused", "deletion", "gone"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from ckp.api.objects.control_plane import ManagedControlPlane
+from ckp.kits.clock import rfc3339
 from ckp.rules.workload_health import Seen, Verdict, evaluate, unreached
 
 
@@ -29,6 +31,18 @@ def pod(ready: str = "True", node_name: str = "w1", state: dict[str, Any] | None
     }
 
 
+NOW = datetime(2026, 11, 30, 2, 16, tzinfo=UTC)
+
+
+def network_pod(node_name: str, seconds: int, ready: str = "False", **meta: Any) -> dict[str, Any]:
+    """A pod of Cilium that is so since some seconds."""
+    since = rfc3339(NOW - timedelta(seconds=seconds))
+    words = "level=error msg=...\nunable to determine direct routing device\n"
+    states = [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": {"message": words}}}]
+    status = {"conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": since}], "containerStatuses": states}
+    return {"metadata": {"name": f"cilium-{node_name}", **meta}, "spec": {"nodeName": node_name}, "status": status}
+
+
 GOOD = Seen(canary=[pod()], nodes=[node("w1")], dns_ready=2, pod_network="10.42.0.0/16", pod_network_room=256)
 FAILED = replace(GOOD, canary=[pod("False")])
 NO_DNS = "Get https://kubernetes.default.svc.cluster.local/readyz: dial tcp: lookup kubernetes.default.svc.cluster.local on 10.43.0.10:53: i/o timeout"
@@ -37,6 +51,22 @@ NO_DNS = "Get https://kubernetes.default.svc.cluster.local/readyz: dial tcp: loo
 def test_a_pod_that_resolves_a_name_and_reaches_the_api_is_a_cluster_that_works() -> None:
     assert evaluate(GOOD) == Verdict(True)
     assert evaluate(Seen(canary=[pod("False"), pod()])).ok, "a new version beside the old one"
+
+
+def test_a_ready_node_on_which_the_network_plugin_fails_is_named_though_pods_work_elsewhere() -> None:
+    """The kubelet's Ready only means that a configuration lies in /etc/cni/net.d: seen in the lab, a node whose Cilium crashed for eight minutes."""
+    seen = replace(GOOD, nodes=[node("w1"), node("w2")], network=[network_pod("w1", 999, "True"), network_pod("w2", 181)], now=NOW)
+    words = "node w2 has no network, so that no pod can start there: cilium-w2 does not run: CrashLoopBackOff unable to determine direct routing device"
+    assert evaluate(seen) == Verdict(False, "NodeNetworkNotReady", words)
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [network_pod("w2", 179), network_pod("w2", 999, deletionTimestamp="2026-11-30T02:15:59Z"), network_pod("w3", 999), network_pod("w2", 999, "True")],
+    ids=["starts", "is going", "its node is not ready", "runs"],
+)
+def test_a_network_plugin_that_starts_or_goes_or_whose_node_is_not_ready_is_no_finding(pod: dict[str, Any]) -> None:
+    assert evaluate(replace(GOOD, nodes=[node("w1"), node("w2"), node("w3", "Unknown")], network=[pod], now=NOW)).ok
 
 
 @pytest.mark.parametrize(

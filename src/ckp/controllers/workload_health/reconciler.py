@@ -37,7 +37,7 @@ from ckp.rules.admission import Backend, blockers
 from ckp.rules.conditions import Severity, make_condition, merge_conditions
 from ckp.rules.leaving import is_going
 from ckp.rules.lifecycle import CLUSTER_READY_STEP
-from ckp.rules.workload_health import Seen, Verdict, evaluate
+from ckp.rules.workload_health import NETWORK, Seen, Verdict, evaluate
 from ckp.runtime.controller import Result
 
 SYSTEM = canary.NAMESPACE
@@ -152,6 +152,8 @@ class WorkloadHealthReconciler:
         nodes, dns = await asyncio.gather(workload.list(NODE), workload.get(DEPLOYMENT, "coredns", SYSTEM))
         missing = [_labels(item) for item in short if _count(item, "currentNumberScheduled") < _count(item, "desiredNumberScheduled")]
         missing += [] if pods or deployment is None else [dict(canary.LABELS)]
+        selectors = [_selector(item) for item in short if item["metadata"]["name"] in NETWORK]
+        network = [pod for labels in selectors if labels for pod in await workload.list(POD, SYSTEM, labels=labels)]
         block = str(next(iter(((cluster["spec"].get("clusterNetwork") or {}).get("pods") or {}).get("cidrBlocks") or ()), ""))
         return Seen(
             canary=pods,
@@ -163,6 +165,8 @@ class WorkloadHealthReconciler:
             has_cni=plane.spec.addons.cni != NO_CNI,
             pod_network=block,
             pod_network_room=_room(block),
+            network=network,
+            now=self.clock.now(),
         )
 
     async def _probe_output(self, workload: Kube, pods: list[Obj], memory: _Memory) -> str:
@@ -195,6 +199,10 @@ def _count(daemon_set: Obj, key: str) -> int:
 
 def _labels(daemon_set: Obj) -> Mapping[str, str]:
     return dict(((daemon_set["spec"].get("template") or {}).get("metadata") or {}).get("labels") or {})
+
+
+def _selector(daemon_set: Obj) -> dict[str, str]:
+    return dict((daemon_set["spec"].get("selector") or {}).get("matchLabels") or {})
 
 
 def _room(block: str) -> int:
