@@ -45,7 +45,10 @@ def mac(machine: LabHost) -> str:
 
 
 def serve_leases(server: LabHost, leases: dict[str, str]) -> None:
-    """Make a lab host a DHCP server: hardware address -> address. It gives an MTU as well, and no router: clouds do both."""
+    """Make a lab host a DHCP server: hardware address -> address. It gives an MTU as well, as clouds do.
+
+    And a router: Cilium takes a veth, which is what a lab host has for a network card, only where a default route leads over it.
+    """
     static = "".join(f"\n[DHCPServerStaticLease]\nMACAddress={link}\nAddress={address}\n" for link, address in leases.items())
     text = f"""[Match]
 Name=host0
@@ -63,7 +66,8 @@ DefaultLeaseTimeSec={LEASE_SECONDS}
 MaxLeaseTimeSec={LEASE_SECONDS}
 EmitDNS=no
 EmitNTP=no
-EmitRouter=no
+EmitRouter=yes
+Router=10.88.0.1
 EmitTimezone=no
 SendOption=26:uint16:{SMALL_MTU}
 {static}"""
@@ -72,7 +76,7 @@ SendOption=26:uint16:{SMALL_MTU}
 
 
 def take_leases(machine: LabHost) -> None:
-    """Give it its address by DHCP, no default route, the server's MTU, and an address of IPv6 beside."""
+    """Give it its address and its default route by DHCP, the server's MTU, and an address of IPv6 beside."""
     text = f"""[Match]
 Name=host0
 
@@ -86,8 +90,6 @@ Address=fd00:88::{machine.address.rpartition(".")[2]}/64
 ClientIdentifier=mac
 UseMTU=yes
 UseDNS=no
-UseGateway=no
-UseRoutes=no
 """
     machine.push(text.encode(), NETWORK)
     begin_network(machine)
