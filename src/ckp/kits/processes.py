@@ -63,6 +63,7 @@ def run(
         Interrupted: this thread's pool was interrupted; the program was killed.
     """
     raise_if_cancelled()
+    ready_to_reap()
     command = [str(part) for part in argv]
     name = what or command[0]
     started = time.monotonic()
@@ -129,6 +130,15 @@ class _ProcessReaper:
         self._groups: set[int] = set()
         self._child: subprocess.Popen[bytes] | None = None
 
+    def ready(self) -> None:
+        """Start it unless it runs: what is started next is in its care at once."""
+        with self._lock:
+            try:
+                if self._child is None or self._child.poll() is not None:
+                    self._start()
+            except OSError:
+                pass
+
     @contextmanager
     def watching(self, group: int) -> Iterator[None]:
         """Watch over a process group for the block."""
@@ -168,6 +178,11 @@ class _ProcessReaper:
 
 
 _reaper = _ProcessReaper()
+
+
+def ready_to_reap() -> None:
+    """To be called before a program is started that will be `reaped`: starting the reaper takes time, and this process may be killed in it."""
+    _reaper.ready()
 
 
 def reaped(group: int) -> AbstractContextManager[None]:

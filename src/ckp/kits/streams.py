@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import IO
 
-from ckp.kits.processes import LINGER_SECONDS, ProcessFailed, kill_group, reaped
+from ckp.kits.processes import LINGER_SECONDS, ProcessFailed, kill_group, ready_to_reap, reaped
 
 
 def stream(
@@ -45,6 +45,7 @@ def stream(
         KeyboardInterrupt: when it has ended.
     """
     late = threading.Event()
+    ready_to_reap()
     with ExitStack() as stack:
         source = stack.enter_context(_input(stdin))
         kept = stack.enter_context(log.open("xb")) if log else None

@@ -86,16 +86,11 @@ def test_an_interrupted_program_that_goes_on_is_killed_after_its_grace() -> None
     wait_until_ended(pids[0])
 
 
-def test_a_program_does_not_outlive_a_killed_caller(tmp_path: Path) -> None:
-    script = (
-        "from ckp.kits.streams import stream\n"
-        f"stream(['sh', '-c', 'echo $$ >{tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid; sleep 60'], timeout=60, on_line=print, what='x')"
-    )
-    caller = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": "src"})
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "pid").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    caller.kill()
-    caller.wait()
-    wait_until_ended(int((tmp_path / "pid").read_text()))
+def test_a_program_does_not_outlive_a_killed_caller() -> None:
+    """The caller prints a line of its program only when it watches over it."""
+    script = "from ckp.kits.streams import stream\nstream(['sh', '-c', 'echo $$; sleep 60'], timeout=60, on_line=lambda x: print(x, flush=True), what='x')"
+    with subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": "src"}, stdout=subprocess.PIPE, text=True) as caller:
+        assert caller.stdout is not None
+        pid = int(caller.stdout.readline())
+        caller.kill()
+    wait_until_ended(pid)
