@@ -123,6 +123,8 @@ ADDRESS: Value[IPv4Address] = Value("address", of(Address))
 RELEASE: Value[str] = Value("release", of(ReleaseName), releases)
 
 
+site_file = click.option("-f", "--file", default=FILE, show_default=True, type=click.Path(path_type=Path), help="The site's file.")
+"""Of commands that read it: `read_site` says what to do where it is not there."""
 LAZY = {
     "apply": Lazy("ckp.cli.site_changes:apply", "Make the site as its file describes it."),
     "remove": Lazy("ckp.cli.site_changes:remove", "Take everything of a site from its management host, which is then as it was before."),
@@ -208,7 +210,7 @@ def question(text: str, kind: Value[T], default: object = None) -> T:
 
 
 @site.command()
-@click.option("-f", "--file", default=FILE, show_default=True, type=click.Path(path_type=Path), help="The site's file.")
+@site_file
 @output_option
 def check(file: Path, output: str) -> None:
     """Look for what is wrong with the site's hosts and network, and change nothing.

@@ -13,9 +13,8 @@ import click
 from ckp.catalog.load import Catalog, Profile
 from ckp.catalog.models import Release
 from ckp.cli.distribution.release import PROFILE_OPTION
-from ckp.cli.site import FILE
-from ckp.cli.trust import trusted_keys
-from ckp.cli.up import make_release
+from ckp.cli.site import site_file
+from ckp.cli.up import make_release, verified_release
 from ckp.cli.view.output import Column, echo, output_option, show_data, table
 from ckp.cli.view.progress import planned
 from ckp.distribution.carry.airgap import ImportedRelease
@@ -32,9 +31,6 @@ from ckp.site.spec.read import read_site
 
 LOOKING = "Looking at the management host"
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-site_file = click.option(
-    "--file", "-f", "file", default=FILE, show_default=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The site's file."
-)
 
 
 @contextmanager
@@ -126,18 +122,11 @@ def take_release(archive: Path, keyring: Path | None, inventory: Inventory, rele
     """A release from a file.
 
     Raises:
-        InvalidInput: it is another release, or made for another registry.
-        VerificationFailed: see ImportedRelease.read.
+        InvalidInput: it is another release, or as of `verified_release`.
+        VerificationFailed: as of `verified_release`.
     """
     with steps.step(f"Reading and verifying {archive.name}"):
-        found = ImportedRelease.read(archive, trusted_keys(keyring), steps.say)
+        found = verified_release(archive, keyring, inventory, "the site", steps)
         if found.release.name != release.name:
             raise InvalidInput(f"{archive} holds {found.release.name}, and the site offers {release.name}", resolution="name the other one in `releases`")
-        if found.registry_name != inventory.registry.address:
-            raise InvalidInput(
-                f"the bundles in {archive} name the registry {found.registry_name}, and the site's is {inventory.registry.address}",
-                resolution=f"export it for this one: ckp dist export --registry-name {inventory.registry.address}",
-            )
-        for pin in found.stand_ins:
-            steps.say(f"STAND-IN: something else takes the place of {pin}")
     return found

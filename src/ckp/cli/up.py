@@ -115,18 +115,29 @@ def make_release(catalog: Catalog, release: Release, inventory: Inventory, steps
 
 def read_release(archive: Path, keyring: Path | None, inventory: Inventory, steps: Steps) -> ImportedRelease:
     """A release from a file, with the lab hosts' root file system if the file has it."""
-    registry = inventory.registry.address
     with steps.step(f"Reading and verifying {archive.name}"):
-        found = ImportedRelease.read(archive, trusted_keys(keyring), steps.say)
-        if found.registry_name != registry:
-            raise InvalidInput(
-                f"the bundles in {archive} name the registry {found.registry_name}, and the lab's is {registry}",
-                resolution=f"export it for the lab: ckp dist export --registry-name {registry}",
-            )
+        found = verified_release(archive, keyring, inventory, "the lab", steps)
         if found.base is not None:
             base.adopt(found.base, steps.say)
-        for pin in found.stand_ins:
-            steps.say(f"STAND-IN: something else takes the place of {pin}")
+    return found
+
+
+def verified_release(archive: Path, keyring: Path | None, inventory: Inventory, place: str, steps: Steps) -> ImportedRelease:
+    """A release from a file, made for the registry of `place`, which has this inventory. Stand-ins in it are said.
+
+    Raises:
+        InvalidInput: it was made for another registry.
+        VerificationFailed: see ImportedRelease.read.
+    """
+    registry = inventory.registry.address
+    found = ImportedRelease.read(archive, trusted_keys(keyring), steps.say)
+    if found.registry_name != registry:
+        raise InvalidInput(
+            f"the bundles in {archive} name the registry {found.registry_name}, and {place}'s is {registry}",
+            resolution=f"export it for {place}: ckp dist export --registry-name {registry}",
+        )
+    for pin in found.stand_ins:
+        steps.say(f"STAND-IN: something else takes the place of {pin}")
     return found
 
 

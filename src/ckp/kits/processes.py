@@ -134,10 +134,9 @@ class _ProcessReaper:
         """Start it unless it runs: what is started next is in its care at once."""
         with self._lock:
             try:
-                if self._child is None or self._child.poll() is not None:
-                    self._start()
+                self._ensure()
             except OSError:
-                pass
+                pass  # programs also run without a reaper
 
     @contextmanager
     def watching(self, group: int) -> Iterator[None]:
@@ -151,12 +150,15 @@ class _ProcessReaper:
     def _send(self, sign: str, group: int) -> None:
         with self._lock:
             try:
-                if self._child is None or self._child.poll() is not None:
-                    self._start()
+                self._ensure()
                 self._write(sign, group)
             except OSError:
                 pass  # programs also run without a reaper
             (self._groups.add if sign == "+" else self._groups.discard)(group)
+
+    def _ensure(self) -> None:
+        if self._child is None or self._child.poll() is not None:
+            self._start()
 
     def _start(self) -> None:
         self._child = subprocess.Popen(

@@ -91,8 +91,12 @@ def candidate(host: ByoHost) -> Candidate:
 
 
 def system_of(facts: Facts) -> str:
-    """A host's operating system as bundles are named for it (ckp.agent.system.facts.host_facts_os): debian-12, and rhel-9 for 9.4; "" if not reported."""
-    name, number = facts.os_id, facts.os_version
+    """A host's operating system as bundles are named for it; "" if not reported."""
+    return system_name(facts.os_id, facts.os_version)
+
+
+def system_name(name: str, number: str) -> str:
+    """ID and VERSION_ID of os-release(5) as bundles are named for them (ckp.agent.system.facts): debian-12, and rhel-9 for 9.4; "" without an ID."""
     return f"{name}-{number.partition('.')[0] if name == 'rhel' else number}" if name else ""
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from ckp.catalog.models import BundleTarget, Release
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, Conflict, InvalidInput
+from ckp.rules.claims import system_name
 from ckp.site.inventory import HostGroup, Inventory, SiteHost, SiteNetwork, SiteRegistry
 from ckp.site.local import LocalHost
 from ckp.site.spec.model import Host, SiteSpec
@@ -87,7 +88,7 @@ def operating_system(host: SiteHost, release: Release) -> BundleTarget:
     fields = dict(word.split("=", 1) for line in text.splitlines() if "=" in line for word in shlex.split(line, comments=True) if "=" in word)
     name, version = fields.get("ID", ""), fields.get("VERSION_ID", "")
     for target in release.bundles:
-        if (target.os, target.os_version) == (name, version):
+        if system_name(target.os, target.os_version) == system_name(name, version):
             return target
     known = ", ".join(f"{target.os} {target.os_version}" for target in release.bundles)
     raise InvalidInput(f"{host.name} runs {name or 'an unknown system'} {version}, and {release.name} has bundles for: {known}", resolution="take such a host")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from ckp.catalog.load import Catalog
 from ckp.catalog.models import BundleTarget
 from ckp.site.check.model import Finding, HostToCheck, Severity, SiteToCheck
-from ckp.site.described import host_of
+from ckp.site.described import reached
 from ckp.site.inventory import SiteHost
 from ckp.site.spec.model import SiteSpec
-from ckp.site.ssh import SshHost
 
 DEPLOYED = "deb"
 """The format of packages that ckp.site.install brings to hosts."""
@@ -20,13 +19,8 @@ DEPLOYED = "deb"
 @contextmanager
 def site_to_check(spec: SiteSpec) -> Iterator[SiteToCheck]:
     """What is to be checked of a site. Its connections end with the block."""
-    hosts = [host_of(each) for each in spec.management.hosts or ()]
-    try:
-        yield describe(spec, hosts)
-    finally:
-        for each in hosts:
-            if isinstance(each, SshHost):
-                each.close()
+    with ExitStack() as stack:
+        yield describe(spec, [stack.enter_context(reached(each)) for each in spec.management.hosts or ()])
 
 
 def describe(spec: SiteSpec, hosts: Sequence[SiteHost]) -> SiteToCheck:

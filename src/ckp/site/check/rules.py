@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import combinations
 
 from ckp.hostkit.errors import SET_CLOCK
+from ckp.rules.claims import system_name
 from ckp.site.check.model import Clock, Finding, Role, Seen, Severity, SiteToCheck, Survey
 
 CLOCK_WARNING, CLOCK_ERROR = 2.0, 60.0
@@ -58,8 +59,7 @@ def _each_host(site: SiteToCheck, seen: Seen) -> Iterator[Finding]:
 def system(site: SiteToCheck, name: str, survey: Survey) -> Iterator[Finding]:
     """Operating system and architecture are those of a bundle."""
     facts = survey.facts
-    version = facts.os_version.split(".")[0] if facts.os_id == "rhel" else facts.os_version
-    if site.systems and (facts.os_id, version) not in {(each.os, each.os_version) for each in site.systems}:
+    if site.systems and system_name(facts.os_id, facts.os_version) not in {system_name(each.os, each.os_version) for each in site.systems}:
         known = ", ".join(f"{each.os} {each.os_version}" for each in site.systems)
         what = f"its system is {facts.os_id or 'unknown'} {facts.os_version}".rstrip()
         yield Finding(name, "system", ERROR, f"{what}, for which the site has no packages", f"use a host with one of: {known}")

@@ -21,6 +21,7 @@ from typing import IO, Literal
 from ckp.kits.errors import CkpError, InvalidInput, NotFound
 from ckp.kits.processes import Finished, ProcessFailed, run
 from ckp.kits.streams import stream
+from ckp.site.local import ENVIRONMENT as HOST_ENVIRONMENT
 from ckp.site.ssh import failures
 from ckp.site.ssh.connection import ENVIRONMENT, Connection, read
 from ckp.site.ssh.settings import SshSettings
@@ -34,10 +35,7 @@ BACKSTOP_SECONDS = 5.0
 TAIL_LINES = 25
 CHUNK = 1 << 16
 
-_BECOME_ROOT = (
-    'root=; [ "$(id -u)" -eq 0 ] || root="sudo -n --"; '
-    'exec $root env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 USER=root LOGNAME=root sh -c "$@"'
-)
+_BECOME_ROOT = f'root=; [ "$(id -u)" -eq 0 ] || root="sudo -n --"; exec $root env -i {shlex.join(HOST_ENVIRONMENT)} sh -c "$@"'
 _REMOTE = Path(__file__).with_name("remote.sh")
 _PUSH = """
 set -eu
