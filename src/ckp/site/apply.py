@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,13 +78,16 @@ def status(host: SiteHost, registry: HostedRegistry) -> Iterator[Part]:
     if not registry.ca.exists():
         yield Part("registry", "unknown", f"this machine has no CA of {registry.address}: the site was set up from another one")
     else:
-        with closing(registry.client()) as client:
-            yield Part("registry", "ok" if client.alive() else "down", registry.address)
+        silent = registry.silent()
+        yield Part("registry", "down" if silent else "ok", f"no answer at {' and '.join(silent)}" if silent else registry.address)
     found = host.run(["ckp-agent", "standalone", "status"], timeout=60, check=False)
     missing = [line for line in (found.stdout or found.stderr).splitlines() if not line.endswith(": done")]
     yield Part("cluster", "ok" if found.code == 0 else "not installed", missing[0].strip() if missing else "its steps are done")
     if found.code == 0:
-        yield from _deployments(host)
+        try:
+            yield from _deployments(host)
+        except CkpError as error:
+            yield Part("management API", "not answering", error.brief)
 
 
 def _deployments(host: SiteHost) -> Iterator[Part]:
@@ -124,9 +126,10 @@ def remove(host: SiteHost, registry: HostedRegistry, state: Path, say: Callable[
         keep_images: leave the registry's content on the host.
 
     Raises:
-        Conflict: it carries workload clusters, and nothing was changed.
+        Conflict: it carries workload clusters, or has the registry of another site; nothing was changed.
         CkpError: something could not be removed; running it again goes on.
     """
+    registry.refuse_removal()  # before the reset: a file with a wrong address names another site's host
     if not force and (clusters := workload_clusters(host)):
         raise Conflict(
             f"the site carries {len(clusters)} workload clusters, and nothing was removed",
@@ -145,4 +148,4 @@ def remove(host: SiteHost, registry: HostedRegistry, state: Path, say: Callable[
     forget(state)
     if not keep_images and registry.folder.exists():
         shutil.rmtree(registry.folder)
-    say(f"{host.name} is as it was before")
+    say(f"{host.name} is as it was before{', but for ' + registry.storage + ' with the images' if keep_images else ''}")

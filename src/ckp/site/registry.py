@@ -224,8 +224,7 @@ class HostedRegistry:
             CkpError: a service cannot be stopped, or the host cannot be reached.
         """
         with self._locked():
-            if self.ca.exists():
-                self._refuse_another_site()
+            self.refuse_removal()
             if storage:
                 self._require_own_storage()
             self.host.run(["systemctl", "stop", *map(unit_of, INSTANCES)], timeout=DRAIN_SECONDS + 60, check=False)
@@ -243,6 +242,11 @@ class HostedRegistry:
             self.host.run(["rm", "-rf", "--", PROGRAM, CONFIG], timeout=30)
             if self._account() == ACCOUNT:  # last: nothing is left that belongs to it
                 self.host.run(["userdel", USER], timeout=60)
+
+    def refuse_removal(self) -> None:
+        """Raise Conflict if the host has the registry of another site than the one whose CA this machine has."""
+        if self.ca.exists():
+            self._refuse_another_site()
 
     # -- on this machine
 
@@ -453,7 +457,7 @@ class HostedRegistry:
 
     def _wait(self, instance: str) -> None:
         """Until it answers by TLS with a certificate of the CA."""
-        endpoint = self.endpoint if instance == PUSH else f"{self.listen}:{self.port}"
+        endpoint = self._endpoint(instance)
 
         def answers(client: Registry) -> bool:
             if client.alive():
@@ -472,6 +476,17 @@ class HostedRegistry:
                 reason=lambda: self._journal(unit_of(instance)),
                 resolution=f"its service runs; see whether a firewall keeps this machine from {endpoint}",
             )
+
+    def _endpoint(self, instance: str) -> str:
+        return self.endpoint if instance == PUSH else f"{self.listen}:{self.port}"
+
+    def silent(self) -> list[str]:
+        """Those of its two endpoints that do not answer now, by TLS with a certificate of the CA that this machine has."""
+        found = []
+        for endpoint in map(self._endpoint, INSTANCES):
+            with closing(self.connect(endpoint, self.ca, None)) as client:
+                found += [] if client.alive() else [endpoint]
+        return found
 
     def _state(self, instance: str) -> dict[str, str]:
         """ActiveState, SubState and MainPID of a service, as systemd has them."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from ckp.catalog.load import Catalog
+from ckp.distribution.registries.authority import Authority
 from ckp.kits.errors import CkpError, Conflict, InvalidInput
 from ckp.kits.processes import Finished, ProcessFailed
 from ckp.site import apply as site_apply
@@ -182,6 +184,34 @@ def test_a_site_that_carries_clusters_is_not_removed(host: Server, tmp_path: Pat
     with pytest.raises(Conflict, match="carries 1 workload clusters, and nothing was removed") as refused:
         site_apply.remove(host, registry, tmp_path / "state", lambda _line: None)
     assert refused.value.details == "ckp-a-b/one" and host.tree() == before
+
+
+def test_a_host_with_the_registry_of_another_site_is_not_reset(host: Server, tmp_path: Path) -> None:
+    """A file with a wrong address: the host is another site's, which carries no cluster yet."""
+    registry = HostedRegistry(host, tmp_path / "none", REGISTRY.name, REGISTRY.listen, state=tmp_path / "state", connect=host.connect)
+    registry.folder.mkdir(parents=True)
+    registry.ca.write_text("the CA of this site")
+    host.push(b"the CA of another site", "/etc/ckp-registry/ca.pem")
+    before = host.tree()
+    for force in (False, True):
+        with pytest.raises(Conflict, match="has the registry of another site"):
+            site_apply.remove(host, registry, tmp_path / "state", lambda _line: None, force=force)
+    assert host.tree() == before
+
+
+def test_a_part_that_does_not_answer_is_named_and_the_others_are_shown(host: Server, tmp_path: Path) -> None:
+    registry = HostedRegistry(host, tmp_path / "none", REGISTRY.name, REGISTRY.listen, 5443, 5444, state=tmp_path / "state", connect=host.connect)
+    authority = Authority.create("a CA", now=datetime.now(UTC))
+    registry.folder.mkdir(parents=True)
+    registry.ca.write_bytes(authority.pem)
+    host.answers |= {"true": (0, ""), "ckp-agent standalone status": (0, "[ 1/12] Checks: done\n"), "kubectl": (1, "")}
+    found = {part.name: (part.state, part.detail) for part in site_apply.status(host, registry)}
+    assert found == {
+        "host": ("ok", "m1 (192.0.2.10)"),
+        "registry": ("down", "no answer at 192.0.2.10:5443 and 192.0.2.10:5444"),
+        "cluster": ("ok", "its steps are done"),
+        "management API": ("not answering", "kubectl get failed with exit code 1"),
+    }
 
 
 def test_a_management_cluster_that_does_not_answer_is_not_taken_for_an_empty_one(host: Server) -> None:
