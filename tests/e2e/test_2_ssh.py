@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -149,13 +150,13 @@ def test_a_check_finds_taken_addresses_and_blocked_ports(lab: Lab, one: SshHost)
 
 def test_a_power_cut_in_the_middle_of_a_command_ends_it_within_its_time(lab: Lab, one: SshHost) -> None:
     one.run(["true"], timeout=60)
-    machine = lab.host("one")
+    runs = Event()
     with ThreadPoolExecutor(1) as pool:
         started = time.monotonic()
-        ran = pool.submit(one.run, ["sleep", "987652"], timeout=20)
-        wait_until(lambda: machine.run(["pgrep", "-f", "sleep 98765[2]"], timeout=30, check=False).code == 0, what="it runs", timeout=15, every=0.2)
-        machine.power_cut()
-        with pytest.raises(CkpError, match=r"the connection to one was lost while sleep on one ran there|sleep on one did not end within 20 s"):
+        ran = pool.submit(one.stream, ["sh", "-c", "echo runs; exec sleep 987652"], timeout=20, on_line=lambda line: runs.set())
+        assert runs.wait(15), "its first line has come back: that it began is known here as well"
+        lab.host("one").power_cut()
+        with pytest.raises(CkpError, match=r"the connection to one was lost while sh on one ran there|sh on one did not end within 20 s"):
             ran.result(timeout=40)
     assert time.monotonic() - started < 25
     lab.ensure_host(ONE)
