@@ -39,7 +39,11 @@ PREFIX = "ckp"
 MAX_BUNDLE = 4 << 30
 AGENT_IMAGE = "ckp-agent"
 """The agent's packages, deb and rpm, for hosts whose agent is upgraded from the hub."""
-PLATFORM_IMAGES = ("ckp-platform", "ckp-addons", AGENT_IMAGE)
+PACKAGES_IMAGE = "ckp-packages"
+"""The same packages in signed repositories, which the hub serves to machines that enrol."""
+SIGNED_IMAGES = (AGENT_IMAGE, PACKAGES_IMAGE)
+"""Images with signed packages in them: another signature gives another digest."""
+PLATFORM_IMAGES = ("ckp-platform", "ckp-addons", AGENT_IMAGE, PACKAGES_IMAGE)
 """Images of the management layer: they change with CKP's own code, and a bundle holds a Kubernetes release only."""
 
 

@@ -122,7 +122,12 @@ class Management:
         Raises:
             CkpError: a placeholder has no setting.
         """
-        known = {"PLATFORM_IMAGE": self.image("ckp-platform"), "ADDONS_IMAGE": self.image("ckp-addons"), **settings}
+        known = {
+            "PLATFORM_IMAGE": self.image("ckp-platform"),
+            "ADDONS_IMAGE": self.image("ckp-addons"),
+            "PACKAGES_IMAGE": self.image("ckp-packages"),
+            **settings,
+        }
         objects = all_crds()
         for path in sorted(paths.data("deploy").glob("*.yaml")):
             if path.name == FOUNDATION:

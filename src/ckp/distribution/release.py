@@ -29,6 +29,7 @@ from ckp.distribution.packages.agent import agent_version, build_zipapp
 from ckp.distribution.packages.pack import Format, Package, Recipe, make_package
 from ckp.distribution.packages.versions import PACKAGES, component_version
 from ckp.distribution.registries.tags import check_tags
+from ckp.distribution.repositories.agents import agent_repositories
 from ckp.kits import paths
 from ckp.kits.files import sha256_bytes
 from ckp.kits.steps import Steps
@@ -179,7 +180,8 @@ class Distribution:
 
     def make_images(self) -> None:
         """Make the images."""
-        self.images = ImageBuilder(self.release, self.built, self.say, self.agents).all()
+        repositories = {"agent-repositories": lambda: (agent_repositories(self.agents, self.key),)}
+        self.images = ImageBuilder(self.release, self.built, self.say, self.agents, made=repositories).all()
 
     def make_bundles(self, registry: str, targets: Sequence[BundleTarget] | None = None) -> None:
         """Make a bundle for each operating system (or for `targets`); `registry` is the address that hosts pull from."""

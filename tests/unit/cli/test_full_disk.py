@@ -20,10 +20,10 @@ from ckp.distribution.bundles import unpack_bundle
 from ckp.distribution.carry import archive
 from ckp.distribution.carry.airgap import ImportedRelease
 from ckp.distribution.carry.archive import Member, read_archive, write_archive
+from ckp.distribution.carry.repositories import take_repositories
 from ckp.distribution.images.layers import Entry, file_layer
 from ckp.distribution.packages.pack import Data, Package, Recipe, make_package
 from ckp.distribution.repositories.publish import Repositories
-from ckp.distribution.repositories.site import take_repositories
 from ckp.kits.disks import DiskFull, is_full, naming_full_disk
 from ckp.kits.errors import CkpError
 from ckp.kits.files import atomic_write, sha256_file

@@ -39,7 +39,7 @@ from ckp.kits import paths
 
 work = Path(sys.argv[1])
 write_zipapp(work / "ckp-agent", [])
-images = {"ckp-platform": "v1", "ckp-addons": "v1"}
+images = {"ckp-platform": "v1", "ckp-addons": "v1", "ckp-packages": "v1"}
 settings = dict.fromkeys(("COMPASS_ADDRESS", "HUB_ADDRESS", "LB_FIRST", "LB_LAST", "RESERVED_CIDRS", "RELEASES_DIGEST"), "x")
 management = Management({}, "registry.test/ckp", images)
 recipes = sorted(path.parent.name for path in paths.data("packaging").glob("*/package.toml"))

@@ -27,6 +27,7 @@ from tests.support.checkout import REPO
 from tests.support.tool_images import RECIPES
 
 RELEASE = "v1.35.1"
+MADE = {"agent-repositories": lambda: (Path("/made/repositories"),)}
 EXPECTED = json.loads((Path(__file__).parent / "images.json").read_text())
 """Each image as CKP 0.2.0 made it, when each was a method: its config, and of its layers every entry.
 
@@ -69,7 +70,7 @@ def agents(*formats: Format) -> list[Package]:
 
 def images(profile: Profile = "lab", packages: Sequence[Package] = ()) -> dict[str, Image]:
     release = Catalog().release(RELEASE)
-    return {image.repository: image for image in ImageBuilder(release, components(release, profile), lambda _: None, packages).all()}
+    return {image.repository: image for image in ImageBuilder(release, components(release, profile), lambda _: None, packages, made=MADE).all()}
 
 
 def layers(image: Image) -> list[list[str]]:
@@ -192,7 +193,11 @@ GOOD = 'version = "release"\n[[layers]]\ncontents = [{ src = "kubernetes/bin/kub
         ("/bin/kubelet", "/bin/kublet", ["kubernetes v1.35.1 has no program 'kublet'", "kubelet", "source.toml"]),
         ("/bin/kubelet", "/files/kubelet", ["kubernetes v1.35.1 has no file 'kubelet'", "pause.c"]),
         ("/bin/kubelet", "/kubelet", ["names no program and no file", "write kubernetes/bin/PROGRAM or kubernetes/files/PATH"]),
-        ("kubernetes/bin/kubelet", "extra/x", ["there is no extra/x", "agent-packages, catalog-releases, pause, platform-code, platform-python"]),
+        (
+            "kubernetes/bin/kubelet",
+            "extra/x",
+            ["there is no extra/x", "agent-packages, agent-repositories, catalog-releases, pause, platform-code"],
+        ),
         ("kubernetes/bin/kubelet", "self/x.sh", ["images/new/x.sh", "add that file, or correct its name"]),
         ("[[layers]]", '[[layers]]\ndebian = "netwrk"\n[[layers]]', ["layers.0.debian: there is no list", "netwrk.toml", "write one of: network, python"]),
     ],

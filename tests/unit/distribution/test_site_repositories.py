@@ -13,9 +13,9 @@ from ckp import __version__
 from ckp.catalog.load import Catalog
 from ckp.cli.distribution.dist import dist_publish
 from ckp.clients.signing.openpgp import SigningKey
+from ckp.distribution.carry import repositories as module
 from ckp.distribution.carry.airgap import tree
 from ckp.distribution.carry.archive import write_archive
-from ckp.distribution.repositories import site as module
 from ckp.kits.errors import Conflict, TimedOut, VerificationFailed
 from ckp.kits.files import exclusive
 from tests.support.signing_keys import signing_key

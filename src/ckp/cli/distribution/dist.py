@@ -15,9 +15,9 @@ from ckp.cli.view.progress import planned
 from ckp.clients.oci.registry import Registry
 from ckp.distribution.bundles import PREFIX
 from ckp.distribution.carry.airgap import ImportedRelease, export_release
+from ckp.distribution.carry.repositories import take_repositories
 from ckp.distribution.release import Deliverable, Distribution
 from ckp.distribution.repositories.publish import Repositories
-from ckp.distribution.repositories.site import take_repositories
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
 from ckp.kits.steps import Steps

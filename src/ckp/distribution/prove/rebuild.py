@@ -15,7 +15,7 @@ from ckp.catalog.load import Catalog, Profile
 from ckp.distribution.attest.layercontents import contents
 from ckp.distribution.builder.component import build_component
 from ckp.distribution.builder.gobuildinfo import build_record
-from ckp.distribution.bundles import AGENT_IMAGE
+from ckp.distribution.bundles import SIGNED_IMAGES
 from ckp.distribution.images.make import Image
 from ckp.distribution.packages.unsigned import unsigned_sha256
 from ckp.distribution.release import Distribution
@@ -45,9 +45,10 @@ def everything(catalog: Catalog, release: str, profile: Profile, registry: str, 
     made.make_images()
     made.make_bundles(registry)
     packages = [*made.packages, *(made.agents if keyring else [])]
+    images = [item for item in made.images if item.repository not in SIGNED_IMAGES]
     return {
         "packages": {f"{item.name}.{item.format}": {"unsigned": unsigned_sha256(item.path), "path": str(item.path)} for item in packages},
-        "images": {item.repository: {"digest": item.manifest().digest, "debian": _debian(item)} for item in made.images if item.repository != AGENT_IMAGE},
+        "images": {item.repository: {"digest": item.manifest().digest, "debian": _debian(item)} for item in images},
         "bundles": {item.target.repository: item.listing.decode() for item in made.bundles},
     }
 

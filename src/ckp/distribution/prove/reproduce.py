@@ -20,7 +20,7 @@ from typing import Any
 from ckp.catalog.load import Catalog, Profile
 from ckp.catalog.models import Release
 from ckp.distribution.builder.gobuildinfo import Reader
-from ckp.distribution.bundles import AGENT_IMAGE
+from ckp.distribution.bundles import SIGNED_IMAGES
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput, NotFound
 from ckp.kits.files import CHUNK, exclusive, require_free_space, sha256_bytes
@@ -100,7 +100,7 @@ class Expected:
         elif kind == "package":
             self._set(("package", f"{name}.{parameters['format']}"), last)
             self.signed[last] = first
-        elif kind == "image" and name != AGENT_IMAGE:  # it holds signed packages, and these are compared without their signatures
+        elif kind == "image" and name not in SIGNED_IMAGES:  # the packages in them are compared without their signatures
             self._set(("image", name), first)
         elif kind == "bundle":
             self._set(("bundle", name), last)
