@@ -14,6 +14,7 @@ from ckp.compass.hosts.approval import ApprovalRules
 from ckp.compass.hosts.enrolments import Enrolments
 from ckp.compass.hosts.groups import HostGroups
 from ckp.compass.hosts.hosts import Hosts
+from ckp.compass.hosts.joining import Joining
 from ckp.compass.hosts.keys import HostKeys
 from ckp.compass.hosts.operations import HostOperations
 from ckp.compass.hosts.requests import HostRequests
@@ -34,6 +35,7 @@ class UseCases:
     admin: AdminToken
     hub: WorkloadTokens
     keys: HostKeys
+    joining: Joining
     enrolments: Enrolments
     requests: HostRequests
     approval: ApprovalRules
@@ -56,6 +58,7 @@ class UseCases:
             admin=AdminToken(admin_token),
             hub=WorkloadTokens(kube, clock, account=settings.hub_account, audience=settings.audience),
             keys=keys,
+            joining=Joining(settings.hub_address, settings.site_ca),
             enrolments=Enrolments(database, keys, approval, clock),
             requests=requests,
             approval=approval,

@@ -60,6 +60,10 @@ class Settings(EnvironmentSettings):
     reserved: Annotated[tuple[Reserved, ...], NoDecode, BeforeValidator(_reserved)] = Field(default=(), validation_alias="COMPASS_RESERVED_CIDRS")
     hub_account: str = "system:serviceaccount:ckp-system:ckp-hub"
     audience: str = "ckp-compass"
+    hub_address: str = ""
+    """By which hosts reach the hub; without it the line by which they enrol is not known."""
+    site_ca: Path = Path("/etc/compass/tls/ca.crt")
+    """What the hub's certificate chains to."""
     own_account: str = ""
     """`namespace/name` of Compass' own ServiceAccount; with `tenant_role`, each new tenant namespace gets a RoleBinding for it."""
     tenant_role: str = ""

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 from ckp import __version__
 from ckp.clients.kube import Kube
 from ckp.hub.desired import KubeDesired
+from ckp.hub.downloads import Downloads, EnrolmentPort
 from ckp.hub.enrolment import CompassClient, Enrolment
 from ckp.hub.identity import HostCa, HostId, channel_context, trusted_by_hosts
 from ckp.hub.offline import OfflineDetector
@@ -59,7 +60,7 @@ async def serve(settings: Settings, kube: Kube, stop: asyncio.Event) -> None:
     try:
         servers = [
             make_server(
-                Enrolment(compass, kube, ca, settings.server_ca, registry),
+                EnrolmentPort(Downloads(settings.packages, settings.server_ca, registry), Enrolment(compass, kube, ca, settings.server_ca, registry)),
                 host=settings.bind,
                 port=settings.enrolment_port,
                 cert=settings.tls_cert,

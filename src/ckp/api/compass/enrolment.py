@@ -32,6 +32,16 @@ class HostRequestView(View):
     decided_by: str
 
 
+class HostJoinView(View):
+    """How machines reach this site's hub, and the line that makes one of them ask to become a host."""
+
+    hub: str = Field(description="URL of enrolment, `https://HUB:8443`.")
+    channel: str = Field(description="URL of the agents' channel, `wss://HUB:9443/v1/agent`.")
+    ca: str = Field(description="PEM of the CA that the hub's certificate chains to.")
+    ca_sha256: str = Field(description="SHA-256 of `ca`, in hexadecimal: what the line compares.")
+    command: str = Field(description="The line, for a POSIX shell. It asks for the project's pre-shared key, or takes it from standard input.")
+
+
 class ApproveRequest(Request):
     """How a machine becomes a host."""
 

@@ -11,6 +11,7 @@ from ckp.api.compass.hosts import EventView, HostView
 from ckp.api.compass.projects import KeyRequest, KeyView
 from ckp.api.errors import ErrorBody
 from ckp.api.host_protocol import DiskFacts, Finding, JournalEntry, LinkFacts
+from ckp.cli.hosts.joining import join_command
 from ckp.cli.hosts.operations import COMMANDS
 from ckp.cli.hosts.rules import rule
 from ckp.cli.session import say, with_session
@@ -293,5 +294,5 @@ def delete_hosts(session: Session, names: tuple[str, ...], force: bool) -> None:
         click.echo(f"host/{name} deleted")
 
 
-for _command in (*COMMANDS, rule):
+for _command in (*COMMANDS, join_command, rule):
     host.add_command(_command)

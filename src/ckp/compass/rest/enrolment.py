@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from ckp.api.compass.base import Items
-from ckp.api.compass.enrolment import ApproveRequest, BulkAnswer, BulkRequest, Decision, HostRequestView, RejectRequest, RuleRequest, RuleView
+from ckp.api.compass.enrolment import ApproveRequest, BulkAnswer, BulkRequest, Decision, HostJoinView, HostRequestView, RejectRequest, RuleRequest, RuleView
 from ckp.api.errors import ErrorBody
 from ckp.compass.hosts.requests import MAX_LISTED
 from ckp.compass.rest.plumbing import By, Project, body_of
@@ -17,7 +17,20 @@ from ckp.kits.errors import CkpError
 
 def routers(cases: UseCases) -> tuple[APIRouter, ...]:
     """Below a project."""
-    return _requests(cases), _rules(cases)
+    return _requests(cases), _rules(cases), _joining(cases)
+
+
+def _joining(cases: UseCases) -> APIRouter:
+    router = APIRouter(prefix="/host-join", tags=["host-requests"])
+
+    @router.get("")
+    async def get_join_command(
+        project: Project, proxy: Annotated[str, Query(max_length=300)] = "", no_proxy: Annotated[str, Query(alias="noProxy", max_length=2000)] = ""
+    ) -> HostJoinView:
+        """Show the line by which a machine asks to become a host of the project."""
+        return await cases.joining.get(project, proxy, no_proxy)
+
+    return router
 
 
 def _requests(cases: UseCases) -> APIRouter:

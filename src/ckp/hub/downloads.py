@@ -1,0 +1,111 @@
+"""What a machine fetches before it has any credential: the site's CA, the script that makes it a host, and the agent's signed packages."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from ckp.hub.enrolment import Receive, Send
+from ckp.kits.errors import CkpError
+from ckp.rules.joining import CA_PATH, PACKAGES_PATH, SCRIPT_PATH, anchor
+
+log = structlog.get_logger("hub.downloads")
+
+SCRIPT = Path(__file__).with_name("join.sh")
+AT_ONCE = 64
+"""Downloads at the same time; more are told to come again."""
+SECONDS = 900.0
+"""For one of them: 20 MB by a line of 256 kbit/s."""
+_CONDITIONS = (b"if-modified-since", b"if-none-match", b"if-range", b"range")
+NO_PACKAGES = "this hub has no packages: install the agent by hand, as the guide to bringing your own hosts says"
+
+
+class Downloads:
+    """The ASGI application of the paths that `serves` names. It reads files, and nothing else; what is in them is verified by who fetches it.
+
+    Args:
+        packages: the repositories (ckp.distribution.repositories); a hub without them answers 404.
+        server_ca: PEM file that the hub's own certificate chains to.
+    """
+
+    def __init__(self, packages: Path, server_ca: Path, registry: CollectorRegistry) -> None:
+        self._server_ca = server_ca
+        self._files = StaticFiles(directory=packages, check_dir=False)
+        self._packages = packages
+        self._places = asyncio.Semaphore(AT_ONCE)
+        self._answers = Counter("ckp_hub_download_answers_total", "Answers to downloads on the enrolment port", ["status"], registry=registry)
+
+    @staticmethod
+    def serves(path: str) -> bool:
+        """Whether a request's path is one of ours."""
+        return path in (CA_PATH, SCRIPT_PATH) or path.startswith(PACKAGES_PATH)
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if self._places.locked():
+            response: Response = PlainTextResponse("too many downloads at once\n", 503, {"retry-after": "10"})
+            await self._answer(response, scope, receive, send)
+            return
+        async with self._places:
+            try:
+                response = await self._response(scope)
+            except HTTPException as error:
+                response = PlainTextResponse(f"{error.detail}\n", error.status_code)
+            except CkpError as error:
+                log.error("a download failed", path=scope["path"], error=error.brief)
+                response = PlainTextResponse("it is not there at the moment\n", 503)
+            await self._answer(response, scope, receive, send)
+
+    async def _answer(self, response: Response, scope: Any, receive: Receive, send: Send) -> None:
+        self._answers.labels(str(response.status_code)).inc()
+        try:
+            async with asyncio.timeout(SECONDS):
+                await response(scope, receive, send)
+        except TimeoutError:  # a reader that is too slow, or that has gone: its connection ends with the answer unfinished
+            log.info("a download was given up", path=scope["path"], seconds=SECONDS)
+
+    async def _response(self, scope: Any) -> Response:
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(405, "only GET and HEAD are answered here")
+        path: str = scope["path"]
+        if path == CA_PATH:
+            return Response(await asyncio.to_thread(self._ca), media_type="application/x-pem-file")
+        if path == SCRIPT_PATH:
+            return FileResponse(SCRIPT, media_type="text/x-shellscript")
+        if not self._packages.is_dir():
+            raise HTTPException(404, NO_PACKAGES)
+        # In an image all files have the same time, and a new index has that of the old one: nothing may be answered by comparing times.
+        scope["headers"] = [(name, value) for name, value in scope["headers"] if name not in _CONDITIONS]
+        name = self._files.get_path({**scope, "path": path.removeprefix(PACKAGES_PATH.rstrip("/")), "root_path": ""})
+        if any(part.startswith(".") for part in Path(name).parts if part != "."):
+            raise HTTPException(404, "Not Found")  # locks and scratch folders
+        response = await self._files.get_response(name, scope)
+        for header in ("last-modified", "etag"):
+            del response.headers[header]
+        return response
+
+    def _ca(self) -> bytes:
+        try:
+            return anchor(self._server_ca.read_bytes())
+        except OSError as error:
+            raise CkpError(f"{self._server_ca} can't be read: {error.strerror}") from error
+
+
+class EnrolmentPort:
+    """The ASGI application of the enrolment port: downloads, and enrolment for all other paths."""
+
+    def __init__(self, downloads: Downloads, enrolment: Any) -> None:
+        self._downloads = downloads
+        self._enrolment = enrolment
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        chosen = self._downloads if scope["type"] == "http" and Downloads.serves(scope["path"]) else self._enrolment
+        await chosen(scope, receive, send)

@@ -1,0 +1,118 @@
+"""What the hub serves to machines that have no credential yet."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+
+from ckp.hub import downloads
+from ckp.hub.downloads import Downloads, EnrolmentPort
+from tests.worlds.tls import make_authority
+
+CA = make_authority("site").pem
+
+
+class Enrolled(Exception):
+    """The request went on to enrolment."""
+
+
+async def enrolment(scope: Any, receive: Any, send: Any) -> None:
+    raise Enrolled
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "ca.crt").write_text(f"# the Root CA\n{CA}")
+    (tmp_path / "secret").write_text("secret")
+    packages = tmp_path / "packages"
+    (packages / "apt/dists").mkdir(parents=True)
+    (packages / "apt/dists/InRelease").write_text("signed")
+    (packages / ".lock").write_text("")
+    (packages / "apt/outside").symlink_to(tmp_path / "secret")
+    return packages
+
+
+@pytest.fixture
+async def client(folder: Path) -> AsyncIterator[httpx.AsyncClient]:
+    app = EnrolmentPort(Downloads(folder, folder.parent / "ca.crt", CollectorRegistry()), enrolment)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://hub") as made:
+        yield made
+
+
+async def test_the_ca_and_the_script_are_there_for_everybody(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/v1/join/ca.pem")).text == CA, "the certificates alone: what the line has the digest of"
+    script = await client.get("/v1/join/join.sh")
+    assert script.text.startswith("#!/bin/sh\n") and script.content == downloads.SCRIPT.read_bytes()
+
+
+async def test_packages_are_served_and_nothing_beside_them(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/packages/apt/dists/InRelease")).text == "signed"
+    assert (await client.head("/packages/apt/dists/InRelease")).headers["content-length"] == "6"
+    for path in ("apt", "apt/dists/", "", "nothing", ".lock", "apt/outside", "%2e%2e/secret", "apt/..%2f..%2f..%2fsecret", "apt//%2e%2e/%2e%2e/secret"):
+        answer = await client.get(f"/packages/{path}")
+        assert answer.status_code == 404 and "secret" not in answer.text, path
+    assert (await client.post("/packages/apt/dists/InRelease")).status_code == 405
+
+
+async def test_no_condition_is_answered_since_all_files_of_an_image_have_one_time(client: httpx.AsyncClient, folder: Path) -> None:
+    first = await client.get("/packages/apt/dists/InRelease")
+    assert not {"last-modified", "etag"} & first.headers.keys()
+    os.utime(folder / "apt/dists/InRelease", (0, 0))
+    conditions = {
+        "if-modified-since": "Thu, 01 Jan 1970 00:00:00 GMT",
+        "if-none-match": '"x"',
+        "range": "bytes=3-",
+        "if-range": "Thu, 01 Jan 1970 00:00:00 GMT",
+    }
+    again = await client.get("/packages/apt/dists/InRelease", headers=conditions)
+    assert (again.status_code, again.text) == (200, "signed")
+
+
+async def test_a_hub_without_packages_says_so(tmp_path: Path) -> None:
+    app = EnrolmentPort(Downloads(tmp_path / "none", tmp_path / "no-ca", CollectorRegistry()), enrolment)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://hub") as client:
+        answer = await client.get("/packages/keys/ckp.gpg")
+        assert (answer.status_code, "install the agent by hand" in answer.text) == (404, True)
+        assert (await client.get("/v1/join/ca.pem")).status_code == 503
+
+
+async def test_all_else_is_enrolment(client: httpx.AsyncClient) -> None:
+    for path in ("/v1/enrolments", "/v1/join", "/packages", "/"):
+        with pytest.raises(Enrolled):
+            await client.get(path)
+
+
+async def test_downloads_are_bounded_in_number_and_a_slow_reader_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "AT_ONCE", 2)
+    monkeypatch.setattr(downloads, "SECONDS", 0.5)
+    app = Downloads(folder, folder.parent / "ca.crt", CollectorRegistry())
+    scope = {"type": "http", "method": "GET", "path": "/packages/apt/dists/InRelease", "headers": [], "extensions": {}}
+    answers: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        return await asyncio.Future()
+
+    async def slow(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            answers.append(message["status"])
+        else:
+            await asyncio.sleep(60)
+
+    async def quick(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            answers.append(message["status"])
+
+    held = [asyncio.create_task(app(dict(scope), receive, slow)) for _ in range(2)]
+    await asyncio.sleep(0.2)
+    await app(dict(scope), receive, quick)
+    assert answers == [200, 200, 503]
+    await asyncio.wait_for(asyncio.gather(*held), 5)
+    await app(dict(scope), receive, quick)
+    assert answers[-1] == 200, "their places are free again"
