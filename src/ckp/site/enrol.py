@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +9,12 @@ from typing import Any
 from ckp.clients.compass import Session
 from ckp.kits.errors import CkpError, Conflict
 from ckp.kits.retry import wait_until
-from ckp.site.install import AGENT_CONFIG, Site
+from ckp.site.install import Site
 from ckp.site.inventory import SiteHost
 
 CONNECT_TIMEOUT = 180.0
+JOIN_TIMEOUT = 420.0
+"""Seconds for the line on one machine: downloads, the package manager, and a minute in which the hub gets the request."""
 
 
 @dataclass
@@ -31,11 +32,14 @@ class Enrolment:
         """
         waiting = [host for host in self.site.worker_hosts if not self._identified(host)]
         for host in self.site.worker_hosts:
-            self.site.install_agent(host)
+            if host in waiting:
+                self.site.configure_host(host)
+            else:
+                self.site.install_agent(host)
         if waiting:
-            key = self.key()
+            line, key = self.line(), self.key()
             for host in waiting:
-                self._configure(host, key)
+                self._join(host, line, key)
             self._approve(waiting)
         names = self._connected()
         self._group(names)
@@ -48,20 +52,14 @@ class Enrolment:
         answer: dict[str, Any] = self.session.get("/host-psk")
         return str(answer.get("key") or self.session.call("POST", "/host-psk/reset")["key"])
 
-    def _configure(self, host: SiteHost, key: str) -> None:
-        hub = self.site.inventory.network.hub
-        config = {
-            "hub": f"https://{hub}:8443",
-            "channel": f"wss://{hub}:9443/v1/agent",
-            "domain": self.session.config.domain,
-            "project": self.session.config.project,
-            "ca": f"{AGENT_CONFIG}/ca.pem",
-        }
-        host.push(self.site.root_ca.read_bytes(), f"{AGENT_CONFIG}/ca.pem")
-        host.push(key.encode(), f"{AGENT_CONFIG}/psk", mode=0o600)
-        host.push(json.dumps(config, indent=1).encode(), f"{AGENT_CONFIG}/config.json")
-        host.run(["systemctl", "restart", "ckp-agent"], timeout=60)
-        self.site.say(f"{host.name}: agent started")
+    def line(self) -> str:
+        """The line by which machines enrol in the project; it asks for the key."""
+        return str(self.session.get("/host-join")["command"])
+
+    def _join(self, host: SiteHost, line: str, key: str) -> None:
+        """As a person does it on the machine, who has the line and the key."""
+        host.run(["sh", "-c", line], timeout=JOIN_TIMEOUT, stdin=f"{key}\n", what="joining")
+        self.site.say(f"{host.name}: agent verified, installed and started")
 
     def _approve(self, hosts: Sequence[SiteHost]) -> None:
         """Only requests of the site's own hosts: their machine-id is compared with what each host itself has."""

@@ -82,12 +82,16 @@ class Site:
         package = self.dist.agent(self.inventory.os.format)
         verify_package(str(package.path), str(self.dist.keyring), name="ckp-agent", version=package.version)
         have = host.run(["dpkg-query", "-W", "-f", "${Version}", "ckp-agent"], timeout=30, check=False).stdout
-        host.push(json.dumps(dict(self.inventory.host_settings)).encode(), f"{AGENT_CONFIG}/host.json")
-        host.push(self.registry.ca, REGISTRY_CA)
+        self.configure_host(host)
         if have != package.version:
             host.push(package.path, "/var/cache/ckp-agent.deb")
             host.run(["dpkg", "-i", "/var/cache/ckp-agent.deb"], timeout=120, what="installing ckp-agent")
             host.run(["rm", "/var/cache/ckp-agent.deb"], timeout=10)
+
+    def configure_host(self, host: SiteHost) -> None:
+        """Bring a host the site's settings for it, and the registry's CA."""
+        host.push(json.dumps(dict(self.inventory.host_settings)).encode(), f"{AGENT_CONFIG}/host.json")
+        host.push(self.registry.ca, REGISTRY_CA)
 
     # -- the management cluster
 

@@ -55,10 +55,14 @@ class Host:
     answers: dict[str, tuple[int, str]] = field(default_factory=dict)
     ran: list[list[str]] = field(default_factory=list)
     files: dict[str, tuple[bytes, int]] = field(default_factory=dict)
+    joined: list[tuple[str, str]] = field(default_factory=list)
+    """Shell commands with what they got by standard input."""
 
     def run(self, argv: Sequence[str | Path], *, timeout: float, stdin: str | bytes | None = None, check: bool = True, what: str = "") -> Finished:
         words = [str(word) for word in argv]
         self.ran.append(words)
+        if words[:2] == ["sh", "-c"] and isinstance(stdin, str):
+            self.joined.append((words[2], stdin))
         code, output = next((self.answers[key] for key in (" ".join(words), words[0]) if key in self.answers), (0, ""))
         if code and check:
             raise CkpError(f"{what or words[0]} ended with {code}")
@@ -290,7 +294,7 @@ def test_an_installation_that_fails_tells_how_to_go_on(world: World, monkeypatch
 
 
 def test_the_manifests_of_the_management_layer_take_every_address_from_the_site(world: World) -> None:
-    images = {"ckp-platform": f"v1@{DIGEST}", "ckp-addons": f"v1@{DIGEST}"}
+    images = {f"ckp-{name}": f"v1@{DIGEST}" for name in ("platform", "addons", "packages")}
     objects = Management({}, "images.example.test:5443/ckp", images).ckp({**world.site.settings(), "RELEASES_DIGEST": "x"})
     text = json.dumps(objects)
     [pool] = [obj for obj in objects if obj["kind"] == "CiliumLoadBalancerIPPool"]
@@ -343,6 +347,8 @@ class Compass:
         body = json.loads(request.content) if request.content else None
         self.calls.append((request.method, path, body))
         match request.method, path.split("/")[1:]:
+            case "GET", ["host-join"]:
+                return httpx.Response(200, json={"command": "the line of Compass"})
             case "GET", ["host-psk"]:
                 return httpx.Response(200, json={"key": self.key})
             case "POST", ["host-psk", "reset"]:
@@ -378,10 +384,8 @@ def test_workers_are_enrolled_approved_and_grouped(world: World, compass: Compas
     compass.key, compass.members = "the key", ["w1"]
     Enrolment(world.site, compass.session()).run()
     for host in world.hosts.workers:
-        assert host.files["/etc/ckp-agent/psk"] == (b"the key", 0o600), "readable for root only"
-        config = json.loads(host.files["/etc/ckp-agent/config.json"][0])
-        assert (config["hub"], config["channel"]) == ("https://192.0.2.202:8443", "wss://192.0.2.202:9443/v1/agent")
-        assert (config["domain"], config["project"]) == ("d", "p") and host.files["/etc/ckp-agent/ca.pem"][0] == b"root"
+        assert host.joined == [("the line of Compass", "the key\n")], "as a person does it; the key is in no argument"
+        assert json.loads(host.files["/etc/ckp-agent/host.json"][0]) == dict(world.site.inventory.host_settings)
     assert [item["id"] for item in compass.pending] == ["r3"], "a machine that is not of the site waits for a person"
     assert ("POST", "/host-groups", {"name": "rack-7", "description": "Rack 7"}) in compass.calls
     assert ("POST", "/host-groups/rack-7/members", {"hosts": ["w2"]}) in compass.calls
@@ -393,7 +397,7 @@ def test_hosts_that_are_enrolled_are_left_alone(world: World, compass: Compass) 
     compass.members = ["w1", "w2"]
     Enrolment(world.site, compass.session()).run()
     assert not [call for call in compass.calls if "host-psk" in call[1] or "approve" in call[1] or "members" in call[1]]
-    assert all("/etc/ckp-agent/psk" not in host.files for host in world.hosts.workers)
+    assert not any(host.joined for host in world.hosts.workers)
 
 
 def test_a_key_that_compass_does_not_show_any_longer_is_replaced(world: World, compass: Compass) -> None:
