@@ -48,8 +48,8 @@ class Hub:
         return joining.line(HUB, (ca or self.ca).pem.encode(), "default", "edge").removeprefix("sudo ")
 
     def join(self, line: str = "", key: str = KEY) -> Finished:
-        self.machine.write("/tmp/line", f"CKP_JOIN_WAIT_SECONDS=2; export CKP_JOIN_WAIT_SECONDS\n{joining.with_key(line or self.line(), key)}\n")
-        return self.machine.sh("code=0; sh /tmp/line || code=$?; rm /tmp/line; exit $code", check=False)
+        self.machine.write("/line", f"CKP_JOIN_WAIT_SECONDS=2; export CKP_JOIN_WAIT_SECONDS\n{joining.with_key(line or self.line(), key)}\n")
+        return self.machine.sh("code=0; sh /line || code=$?; rm /line; exit $code", check=False)
 
     def state(self) -> str:
         """Every file that somebody could miss, with its time."""
@@ -109,14 +109,14 @@ def test_the_agent_is_verified_installed_and_set_up(hub: Hub) -> None:
 
 def test_a_purge_takes_away_what_the_line_has_written(hub: Hub) -> None:
     """The package's own part of it is told by its script alone: the package here is a small one."""
-    hub.machine.sh("touch /before")
+    listing = f"rmdir --ignore-fail-on-non-empty /var/lib/ckp-agent 2>/dev/null; find {' '.join(CHANGED)} -xdev -name '*ckp*' ! -path '/var/lib/apt/*' ! -path '/var/lib/dpkg/*'"
+    before = hub.machine.sh(listing).stdout
     hub.join()
     hub.machine.sh("apt-get -y purge ckp-agent")
     script = paths.data("packaging", "ckp-agent", "postrm.sh").read_text()
-    hub.machine.write("/tmp/postrm", script)
-    hub.machine.sh("sh /tmp/postrm purge; rm /tmp/postrm")
-    left = hub.machine.sh(f"find {' '.join(CHANGED)} -xdev -name '*ckp*'; ls -A /etc/systemd/system/ckp-agent.service.d 2>/dev/null || true").stdout
-    assert [line for line in left.splitlines() if "/var/lib/apt/" not in line and "/var/lib/dpkg/" not in line] == []
+    hub.machine.write("/postrm", script)
+    hub.machine.sh("sh /postrm purge; rm /postrm")
+    assert hub.machine.sh(listing).stdout == before
 
 
 def test_the_machine_follows_the_sites_repository_afterwards(hub: Hub, tmp_path: Path) -> None:
@@ -226,8 +226,8 @@ def test_a_machine_of_another_hub_is_left_alone(hub: Hub) -> None:
 
 @pytest.mark.parametrize("key", ["", "two words"])
 def test_no_key_is_an_error_before_anything_is_fetched(hub: Hub, key: str) -> None:
-    hub.machine.write("/tmp/line", f"printf '%s\\n' '{key}' | {hub.line()}\n")
-    done = hub.machine.sh("sh /tmp/line", check=False)
+    hub.machine.write("/line", f"printf '%s\\n' '{key}' | {hub.line()}\n")
+    done = hub.machine.sh("sh /line", check=False)
     assert "no pre-shared key was given" in done.stderr and "[2/5]" not in done.stdout
 
 

@@ -41,7 +41,7 @@ class Settings(EnvironmentSettings):
     compass_url: Annotated[str, AfterValidator(_https)] = "https://ckp-compass.ckp-system.svc:8081"
     compass_ca: Path = Path("/etc/ckp-hub/tls/ca.crt")
     compass_token_file: Path = Path("/var/run/secrets/ckp-compass/token")
-    packages: Path = Path("/packages")
+    packages: Path = Path("/packages/repositories")
     """The repositories with the agent's packages (ckp.distribution.repositories); without that folder none are served."""
     identity: Annotated[str, AfterValidator(_lease_name)] = Field(default_factory=lambda: socket.gethostname().lower(), validate_default=True)
     """Unique among all live replicas; in a pod its host name is the pod's name."""
