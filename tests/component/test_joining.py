@@ -109,7 +109,8 @@ def test_the_agent_is_verified_installed_and_set_up(hub: Hub) -> None:
 
 def test_a_purge_takes_away_what_the_line_has_written(hub: Hub) -> None:
     """The package's own part of it is told by its script alone: the package here is a small one."""
-    listing = f"rmdir --ignore-fail-on-non-empty /var/lib/ckp-agent 2>/dev/null || true; find {' '.join(CHANGED)} -xdev -name '*ckp*' ! -path '/var/lib/apt/*' ! -path '/var/lib/dpkg/*'"
+    ours = "-name '*ckp*' ! -path '/var/lib/apt/*' ! -path '/var/lib/dpkg/*'"
+    listing = f"rmdir --ignore-fail-on-non-empty /var/lib/ckp-agent 2>/dev/null || true; find {' '.join(CHANGED)} -xdev {ours}"
     before = hub.machine.sh(listing).stdout
     hub.join()
     hub.machine.sh("apt-get -y purge ckp-agent")

@@ -38,6 +38,11 @@ class BundleTarget(Strict):
     os_version: str
 
     @property
+    def system(self) -> str:
+        """Its name in sites' files and in tables of bundles, such as `debian-12`."""
+        return f"{self.os}-{self.os_version}"
+
+    @property
     def format(self) -> Literal["deb", "rpm"]:
         """Which kind of package its package manager takes."""
         return "rpm" if self.os == "rhel" else "deb"

@@ -60,7 +60,7 @@ def apply(file: Path, profile: Profile, archive: Path | None, keyring: Path | No
             with steps.step(LOOKING):
                 system = described.operating_system(host, release)
                 described.require_address(host)
-                inventory = described.inventory(spec, host, system)
+                inventory = described.inventory(spec, host, system, described.worker_systems(spec, release))
                 steps.say(f"{host.name} ({host.address}) runs {system.os} {system.os_version}")
             dist = take_release(archive, keyring, inventory, release, steps) if archive else make_release(catalog, release, inventory, steps, profile)
             site_apply.apply(Site(dist, inventory, steps.say), steps)

@@ -106,10 +106,10 @@ def make_release(catalog: Catalog, release: Release, inventory: Inventory, steps
     with steps.step(f"Building {release.stamp} from source"):
         dist.build(steps)
     with steps.step("Packing and signing packages"):
-        dist.pack([inventory.os.format])
+        dist.pack(sorted({system.format for system in inventory.systems}))
     with steps.step("Making images"):
         dist.make_images()
-        dist.make_bundles(inventory.registry.address, [inventory.os])
+        dist.make_bundles(inventory.registry.address, inventory.systems)
     return dist
 
 
@@ -135,6 +135,10 @@ def verified_release(archive: Path, keyring: Path | None, inventory: Inventory, 
         raise InvalidInput(
             f"the bundles in {archive} name the registry {found.registry_name}, and {place}'s is {registry}",
             resolution=f"export it for {place}: ckp dist export --registry-name {registry}",
+        )
+    if missing := [system.system for system in inventory.systems if system not in found.targets]:
+        raise InvalidInput(
+            f"{archive} has no host bundle for {', '.join(missing)}, which {place} needs", resolution="export the release again, or correct `workers.systems`"
         )
     for pin in found.stand_ins:
         steps.say(f"STAND-IN: something else takes the place of {pin}")

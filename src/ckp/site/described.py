@@ -94,8 +94,29 @@ def operating_system(host: SiteHost, release: Release) -> BundleTarget:
     raise InvalidInput(f"{host.name} runs {name or 'an unknown system'} {version}, and {release.name} has bundles for: {known}", resolution="take such a host")
 
 
-def inventory(spec: SiteSpec, host: SiteHost, system: BundleTarget) -> Inventory:
-    """The site's inventory. `require_applicable` has passed."""
+def worker_systems(spec: SiteSpec, release: Release) -> tuple[BundleTarget, ...]:
+    """What the site's workers run beside the management host's system.
+
+    Raises:
+        InvalidInput: the release has no bundle for one of them.
+    """
+    wanted = spec.workers.systems if spec.workers else ()
+    known = {target.system: target for target in release.bundles}
+    if missing := [name for name in wanted if name not in known]:
+        raise InvalidInput(
+            f"{spec.file or 'site'}:{spec.line('workers', 'systems')}: workers.systems: {release.name} has no bundle for {', '.join(missing)}",
+            resolution=f"write one of {', '.join(known)}",
+        )
+    return tuple(known[name] for name in wanted)
+
+
+def inventory(spec: SiteSpec, host: SiteHost, system: BundleTarget, others: Sequence[BundleTarget] = ()) -> Inventory:
+    """The site's inventory. `require_applicable` has passed.
+
+    Args:
+        system: what the management host runs.
+        others: what workers run beside that.
+    """
     own, addresses = spec.registry.own, spec.addresses
     pool = addresses.load_balancers.cilium_pool
     assert own is not None and pool is not None
@@ -106,11 +127,13 @@ def inventory(spec: SiteSpec, host: SiteHost, system: BundleTarget) -> Inventory
         hub=str(addresses.hub.address),
         management_pods=str(addresses.management_pods),
         management_services=str(addresses.management_services),
+        compass_names=tuple(map(str, addresses.compass.names)),
+        hub_names=tuple(map(str, addresses.hub.names)),
     )
     registry = SiteRegistry(own.name, host.address, own.port, host, own.push_port, str(own.storage))
-    group = HostGroup(spec.workers.group.name, spec.workers.group.description) if spec.workers else GROUP
+    group = HostGroup(spec.workers.group.name, spec.workers.group.description) if spec.workers and spec.workers.group else GROUP
     values = {chart: dict(value) for chart, value in spec.addon_values.items()}
-    return Inventory(system, DescribedHosts(host), registry, network, group, "ssh {host}", dict(spec.host_settings), values, state_folder(spec))
+    return Inventory(system, DescribedHosts(host), registry, network, group, "ssh {host}", dict(spec.host_settings), values, state_folder(spec), others)
 
 
 def require_address(host: SiteHost) -> None:

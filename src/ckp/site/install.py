@@ -161,6 +161,8 @@ class Site:
         return {
             "COMPASS_ADDRESS": network.compass,
             "HUB_ADDRESS": network.hub,
+            "COMPASS_NAMES": "".join(f', "{name}"' for name in network.compass_names),
+            "HUB_NAMES": "".join(f', "{name}"' for name in network.hub_names),
             "LB_FIRST": first,
             "LB_LAST": last,
             "RESERVED_CIDRS": ",".join(f"{what}={cidr}" for what, cidr in network.reserved.items()),

@@ -113,6 +113,8 @@ class SiteNetwork:
         load_balancers: first and last address of the range for Services of type LoadBalancer. They are announced by ARP, so it lies in `hosts`.
         compass: the address of Compass, of that range.
         hub: the address of the hub, of that range.
+        compass_names: DNS names that lead to Compass, for its certificate.
+        hub_names: DNS names that lead to the hub, for its certificate.
         management_pods: of the management cluster.
         management_services: of the management cluster.
         workload_pods: of the workload cluster that `ckp up` makes; empty where none is made.
@@ -130,6 +132,8 @@ class SiteNetwork:
     management_services: str
     workload_pods: str = ""
     workload_services: str = ""
+    compass_names: tuple[str, ...] = ()
+    hub_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         given = {**self.reserved, "workload pods": self.workload_pods, "workload services": self.workload_services}
@@ -163,11 +167,12 @@ class Inventory:
     """A site.
 
     Args:
-        os: what all of its hosts run.
+        os: what its management hosts run, and its workers unless `worker_systems` names more.
         shell: the command that opens a shell on a host, with `{host}` for its name; for people who are to look there.
         host_settings: `host.json` of each host: its own kubelet settings, over the release's.
         addon_values: chart -> helm values of this site, over the release's.
         state: the folder of this machine with what it keeps of the installation.
+        worker_systems: what hosts for workload clusters run beside `os`.
 
     Raises:
         InvalidInput: hosts with such an operating system cannot be given the host tool.
@@ -182,6 +187,12 @@ class Inventory:
     host_settings: Mapping[str, object] = field(default_factory=dict)
     addon_values: Mapping[str, dict[str, object]] = field(default_factory=dict)
     state: Path = field(default_factory=paths.state)
+    worker_systems: Sequence[BundleTarget] = ()
+
+    @property
+    def systems(self) -> tuple[BundleTarget, ...]:
+        """All operating systems that the site needs bundles for, that of the management hosts first."""
+        return tuple(dict.fromkeys((self.os, *self.worker_systems)))
 
     def __post_init__(self) -> None:
         if self.os.format != "deb":  # ckp.site.install brings the package with dpkg

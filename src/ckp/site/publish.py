@@ -66,16 +66,14 @@ class Published:
         """Operating system (`debian-12`) -> bundle, by digest."""
         release = self.dist.release
         return {
-            f"{target.os}-{target.os_version}": BundleRef(
-                image=f"{self.prefix}/{target.repository}@{self.digests[target.repository]}", tag=release.stamp, release=release.name
-            )
+            target.system: BundleRef(image=f"{self.prefix}/{target.repository}@{self.digests[target.repository]}", tag=release.stamp, release=release.name)
             for target in self.dist.targets
         }
 
     @property
     def host_bundle(self) -> BundleRef:
         """The bundle for the site's own hosts."""
-        return self.bundles[f"{self.inventory.os.os}-{self.inventory.os.os_version}"]
+        return self.bundles[self.inventory.os.system]
 
     def releases(self) -> Releases:
         """What the management layer has to know about the release."""

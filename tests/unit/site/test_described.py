@@ -93,6 +93,29 @@ def test_the_inventory_is_what_the_file_says(spec: SiteSpec, host: Server) -> No
     assert found.state.name == "berlin", "each site has a state of its own"
 
 
+def test_workers_may_run_other_systems_that_the_release_has_bundles_for(tmp_path: Path, host: Server) -> None:
+    release = Catalog().release("v1.35.1")
+    text = TEXT.replace("description: All racks}", "description: All racks}, systems: [rhel-9, debian-12]")
+    spec = parse_site(text.encode(), tmp_path / "site.yaml")
+    others = described.worker_systems(spec, release)
+    [debian] = [target for target in release.bundles if target.system == "debian-12"]
+    found = described.inventory(spec, host, debian, others)
+    assert [system.system for system in found.systems] == ["debian-12", "rhel-9"]
+    without = release.model_copy(update={"bundles": (debian,)})
+    with pytest.raises(InvalidInput, match=r"site\.yaml:\d+: workers\.systems: v1\.35\.1 has no bundle for rhel-9"):
+        described.worker_systems(spec, without)
+    with pytest.raises(InvalidInput, match="not an operating system of a release"):
+        parse_site(text.replace("rhel-9", "plan-9").encode(), tmp_path / "site.yaml")
+
+
+def test_names_of_services_are_those_of_the_file(tmp_path: Path, host: Server) -> None:
+    text = TEXT.replace("hub: {address: 192.0.2.201", "hub: {names: [hub.example.test], address: 192.0.2.201")
+    assert text != TEXT
+    spec = parse_site(text.encode(), tmp_path / "site.yaml")
+    described.require_applicable(spec)
+    assert described.inventory(spec, host, Catalog().release("v1.35.1").bundles[0]).network.hub_names == ("hub.example.test",)
+
+
 def test_a_host_is_reached_as_the_file_says(spec: SiteSpec, tmp_path: Path) -> None:
     described.require_applicable(spec)
     [host] = spec.management.hosts or ()

@@ -303,6 +303,16 @@ def test_the_manifests_of_the_management_layer_take_every_address_from_the_site(
     assert "hosts=192.0.2.0/24,management pods=10.1.0.0/16,management services=10.2.0.0/16" in text
 
 
+def test_names_of_compass_and_the_hub_are_in_their_certificates(world: World) -> None:
+    network = replace(NETWORK, compass_names=("compass.example.test",), hub_names=("hub.example.test", "true"))
+    site = replace(world.site, inventory=replace(world.site.inventory, network=network))
+    images = {f"ckp-{name}": f"v1@{DIGEST}" for name in ("platform", "addons", "packages")}
+    objects = Management({}, "images.example.test:5443/ckp", images).ckp({**site.settings(), "RELEASES_DIGEST": "x"})
+    names = {obj["metadata"]["name"]: obj["spec"].get("dnsNames") for obj in objects if obj["kind"] == "Certificate"}
+    assert names["ckp-hub-tls"] == ["ckp-hub", "ckp-hub.ckp-system.svc", "hub.example.test", "true"], "as text, whatever YAML makes of it"
+    assert names["ckp-compass-tls"][-1] == "compass.example.test"
+
+
 def test_what_is_kept_of_an_installation_is_forgotten(world: World) -> None:
     state = world.site.kubeconfig.parent
     install.forget(state)

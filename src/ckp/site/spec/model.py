@@ -39,6 +39,7 @@ from ckp.site.spec.types import (
     ReleaseName,
     RepositoryPrefix,
     SshHost,
+    SystemName,
     UserName,
     newest_release,
 )
@@ -402,7 +403,15 @@ class Group(Part):
 class Workers(Part):
     """Hosts for workload clusters."""
 
-    group: Group = Field(description="The group that hosts are put into when they enrol.")
+    group: Group | None = Field(None, description="The group that hosts are put into when they enrol. Default: none.")
+    systems: tuple[SystemName, ...] = Field(
+        (), description="Operating systems that they run, beside that of the management hosts: the site has host bundles for them. Default: no others."
+    )
+
+    @classmethod
+    def rules(cls, part: Any) -> Iterator[Finding]:
+        """Each only once."""
+        yield from twice(part, "systems", "operating system")
 
 
 class Metadata(Part):

@@ -145,10 +145,11 @@ releases:
 #  keep: 7
 #  encryptFor: [operator.pgp]
 
-# The group that hosts are put into when they enrol.
+# The group that hosts are put into when they enrol, and what they run beside the management hosts' system.
 #workers:
 #  group:
 #    name: workers
+#  systems: [ubuntu-24.04]
 """
 
 

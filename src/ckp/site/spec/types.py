@@ -267,6 +267,17 @@ def newest_release() -> str:
     return Catalog().latest()
 
 
+def catalog_systems() -> tuple[str, ...]:
+    """The operating systems that releases of the catalog have bundles for, such as `debian-12`."""
+    catalog = Catalog()
+    return tuple(sorted({target.system for name in catalog.names() for target in catalog.release(name).bundles}))
+
+
+def _system(text: str) -> None:
+    if text not in catalog_systems():
+        raise Refused(f"{shown(text)} is not an operating system of a release", f"write one of {', '.join(catalog_systems())}")
+
+
 def _release(text: str) -> None:
     if text not in catalog_releases():
         raise Refused(f"{shown(text)} is not a release of the catalog", f"write one of {', '.join(catalog_releases())}")
@@ -280,4 +291,5 @@ Interval = Annotated[
 ]
 Count = Annotated[int, AfterValidator(_count), Kind("number (1 to 1000)")]
 Fingerprint = Annotated[str, BeforeValidator(lambda value: _fingerprint(str(value))), Kind("OpenPGP fingerprint (hexadecimal)")]
+SystemName = Annotated[str, _text(_system), Kind("operating system, such as `ubuntu-24.04`")]
 ReleaseName = Annotated[str, _text(_release), Kind("release of the catalog")]

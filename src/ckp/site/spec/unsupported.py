@@ -52,8 +52,6 @@ TABLE: tuple[Row, ...] = (
     Row(("addresses", "api", "virtualAddress"), _set("addresses", "api", "virtual_address"), "the API is reached by the address of its one host"),
     Row(("addresses", "api", "names"), _set("addresses", "api", "names"), "names are not put into the API's certificate yet"),
     Row(("addresses", "api", "certSANs"), _set("addresses", "api", "cert_sans"), "names are not put into the API's certificate yet"),
-    Row(("addresses", "compass", "names"), _set("addresses", "compass", "names"), "names are not put into Compass' certificate yet"),
-    Row(("addresses", "hub", "names"), _set("addresses", "hub", "names"), "names are not put into the hub's certificate yet"),
     Row(("registry", "existing"), _set("registry", "existing"), "only CKP's own registry is used yet"),
     Row(("storage", "etcd"), _set("storage", "etcd"), "etcd's volumes are of the management cluster's default StorageClass"),
     Row(("database", "postgresql"), _set("database", "postgresql"), "only SQLite is used yet"),
