@@ -23,6 +23,7 @@ from ckp.kits import paths
 from ckp.kits.processes import Finished
 from ckp.rules import joining
 from ckp.runtime.serving import Server, make_server
+from tests.simulators.proxy import ProxySimulator, running
 from tests.support.debian_root import Debian, debian_root
 from tests.support.signing_keys import signing_key
 from tests.support.small_packages import small_package
@@ -131,6 +132,24 @@ def test_the_machine_follows_the_sites_repository_afterwards(hub: Hub, tmp_path:
     for path in hub.packages.rglob("*"):
         os.utime(path, (0, 0))
     assert "Candidate: 0.2.0+2-ckp" in hub.machine.sh(update).stdout
+
+
+def test_a_machine_that_reaches_the_hub_by_a_proxy_only(hub: Hub) -> None:
+    """The machine does not know the hub's name, and the proxy does: a step that went around it would fail."""
+    hub.machine.write("/etc/hosts", "127.0.0.1 localhost\n")
+    target = f"{HUB}:{PORT}"
+    proxy = ProxySimulator(routes={target: f"{LOOPBACK}:{PORT}"})
+    with running(proxy) as url:
+        given = joining.Proxy(url, ".site.example")
+        done = hub.join(joining.line(HUB, hub.ca.pem.encode(), "default", "edge", given).removeprefix("sudo "))
+        assert "[5/5]" in done.stdout, done.stderr
+        assert set(proxy.asked) == {target}
+        update = "apt-get -o Dir::Etc::SourceList=/dev/null update"
+        before = len(proxy.asked)
+        hub.machine.sh(update)
+        assert len(proxy.asked) > before, "afterwards as well"
+    unit = hub.machine.text("/etc/systemd/system/ckp-agent.service.d/proxy.conf")
+    assert f"HTTPS_PROXY=http://{proxy.address} " in unit and "NO_PROXY=.site.example\n" in unit
 
 
 def test_the_same_line_again_goes_on_and_an_enrolled_machine_is_left_alone(hub: Hub) -> None:
