@@ -41,7 +41,7 @@ class ReleaseTable:
         return list(self._agents)
 
     def names(self) -> list[str]:
-        return sorted(self._table, key=lambda name: [int(part) if part.isdigit() else 0 for part in name.lstrip("v").split(".")])
+        return sorted(self._table, key=platform.release_order)
 
     def get(self, name: str) -> Mapping[str, Any]:
         try:

@@ -31,12 +31,16 @@ class Bench:
 
     def __init__(self, addons: dict[str, Addon] | None = None, **release: Any) -> None:
         self.kube = KubeSimulator(manager="ckp-controllers", namespaces=(TENANT,))
-        releases = Releases(releases={"v1.35.1": RELEASE.model_copy(update=release)}, addon_values=SITE)
+        self.release = RELEASE.model_copy(update=release)
+        releases = Releases(releases={"v1.35.1": self.release}, addon_values=SITE)
         self.clock = ManualClock(datetime(2026, 4, 1, tzinfo=UTC))
         self.workload = KubeSimulator(manager="ckp-controllers", namespaces=("kube-system", "calico-system"))
         self.reconciler = AddonsReconciler(
             self.kube, self.clock, releases, "r:5000/ckp/addons:v1", addons or ADDONS, clients=WorkloadClients(lambda _: self.workload)
         )
+
+    def offer(self, release: InstalledRelease) -> None:
+        self.reconciler.releases = self.reconciler.releases.with_releases([release])
 
     async def start(self, cni: str = "cilium", *, ready: bool = True) -> None:
         meta = {"name": "demo", "namespace": TENANT, "labels": {names.CLUSTER_NAME_LABEL: "demo"}}
@@ -231,3 +235,28 @@ def test_values_go_over_values_table_by_table() -> None:
 
 def test_registered_names_are_those_of_the_addons() -> None:
     assert {name: addon.name for name, addon in ADDONS.items()} == {name: name for name in ADDONS}
+
+
+async def test_each_release_installs_the_charts_of_its_own() -> None:
+    """The management layer's charts are those of one release; another one's may have other versions."""
+    bench = Bench(cni={"cilium": "v1.18.2"})
+    bench.offer(bench.release.model_copy(update={"addons": "r:5000/ckp/ckp-addons:v1@sha256:older"}))
+    await bench.start()
+    await bench.pass_once()
+    assert (await bench.job())["spec"]["template"]["spec"]["containers"][0]["image"] == "r:5000/ckp/ckp-addons:v1@sha256:older"
+    earlier = Bench()
+    await earlier.start()
+    await earlier.pass_once()
+    of_layer = (await earlier.job())["spec"]["template"]["spec"]["containers"][0]["image"]
+    assert of_layer == "r:5000/ckp/addons:v1", "a table of an earlier version names none"
+
+
+async def test_a_cluster_does_not_change_when_another_release_is_added() -> None:
+    bench = Bench()
+    bench.offer(bench.release.model_copy(update={"addons": "r:5000/ckp/ckp-addons:v1@sha256:a"}))
+    await bench.start()
+    await bench.pass_once()
+    await bench.become(succeeded=1)
+    before = (await bench.pass_once(), await bench.job())
+    bench.offer(RELEASE.model_copy(update={"name": "v1.36.0", "cni": {"cilium": "v1.20.0"}, "addons": "r:5000/ckp/ckp-addons:v1@sha256:b"}))
+    assert (await bench.pass_once(), await bench.job()) == before

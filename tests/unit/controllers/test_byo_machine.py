@@ -560,3 +560,28 @@ async def test_a_changed_time_for_fetching_images_reaches_a_host_at_the_next_pas
     await bench.report("a", generation=2, phase="Joined", cluster=f"{TENANT}/demo", machine="m1")
     await bench.machines.reconcile(TENANT, "m1")
     assert await wanted("2h") == (2, 5400.0), "its images were fetched long ago"
+
+
+async def test_a_machine_gets_the_bundle_of_its_own_release_and_keeps_it_when_another_one_is_added(bench: Bench) -> None:
+    def newer(text: str) -> str:
+        return text.replace(VERSION, "v1.99.0").replace("@sha256:", "@sha256:f")
+
+    offered = RELEASES.get(VERSION)
+    added = type(offered).model_validate_json(newer(offered.model_dump_json()))
+    assert added.bundles != offered.bundles and added.name == "v1.99.0"
+    await bench.host("a")
+    await bench.machine("m1")
+    await bench.see()
+    await bench.machines.reconcile(TENANT, "m1")
+    before = await bench.store.read(TENANT, "a")
+    assert before.membership is not None and before.membership.bundle.image == offered.bundles["debian-12"].image
+    bench.machines.releases = RELEASES.with_releases([added])
+    await bench.machines.reconcile(TENANT, "m1")
+    assert await bench.store.read(TENANT, "a") == before
+    await bench.host("b")
+    await bench.machine("m2")
+    await bench.kube.merge(kinds.MACHINE, "m2", TENANT, {"spec": {"version": "v1.99.0"}})
+    await bench.see()
+    await bench.machines.reconcile(TENANT, "m2")
+    other = (await bench.store.read(TENANT, "b")).membership
+    assert other is not None and (other.release, other.bundle.image) == ("v1.99.0", added.bundles["debian-12"].image)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from ckp.api.kinds import DEPLOYMENT, ENDPOINT_SLICE, JOB, POD, SECRET
+from dataclasses import replace
+
+from ckp.api.kinds import CONFIG_MAP, DEPLOYMENT, ENDPOINT_SLICE, JOB, MANAGED_CONTROL_PLANE, POD, SECRET, SERVICE, STATEFUL_SET
 from ckp.clients.kube import Obj
+from ckp.controllers.apply import Applier
 from ckp.controllers.controlplane import apiserver
-from tests.worlds.control_plane import HOST, TENANT, UP, ControlPlaneWorld
+from tests.worlds.control_plane import HOST, TENANT, UP, ControlPlaneWorld, release
 
 
 async def names(world: ControlPlaneWorld) -> set[str]:
@@ -109,3 +112,22 @@ async def test_the_first_objects_are_written_though_the_service_is_not_yet_reach
     world.workload.on_fault(None)
     await world.pass_once()
     assert (world.status["initialized"], world.status["ready"]) == (True, True)
+
+
+async def test_a_release_that_is_added_or_removed_does_not_change_the_clusters_of_another_one() -> None:
+    world = ControlPlaneWorld()
+    await world.ready(version="v1.34.3")
+    await world.pass_once()
+    kinds = (MANAGED_CONTROL_PLANE, STATEFUL_SET, DEPLOYMENT, JOB, CONFIG_MAP, SECRET, SERVICE)
+
+    def objects() -> list[Obj]:
+        return [world.kube.stored(kind, item["metadata"]["name"], TENANT) for kind in kinds for item in world.kube.all_stored(kind)]
+
+    before = objects()
+    assert "v1.34.3-ckp" in str(before) and "v1.35.1-ckp" not in str(before)
+    for table in (world.releases.with_releases([release("v1.36.0")]), world.releases.without(["v1.35.1"])):
+        # The controllers start again with the new table.
+        world.reconciler = replace(world.reconciler, releases=table, applier=Applier(world.kube, world.clock))
+        await world.pass_once()
+        await world.pass_once()
+        assert objects() == before

@@ -37,7 +37,7 @@ class AddonsReconciler:
     """One pass over one control plane's addons.
 
     Args:
-        image: helm with the charts, as CKP builds it.
+        image: helm with the charts of the management layer's release, for releases whose entry names no image of their own.
         addons: those that can be installed, by name.
     """
 
@@ -79,7 +79,7 @@ class AddonsReconciler:
             version = addon.version(plan.release)
         except NotFound as error:
             return {"name": name, "state": str(AddonState.UNAVAILABLE), "message": error.brief}, None
-        objects = addon.manifests(plan, self.releases, self.image)
+        objects = addon.manifests(plan, self.releases, plan.release.addons or self.image)
         job = str(objects[-1]["metadata"]["name"])
         waiting = ""
 
