@@ -128,6 +128,15 @@ def test_applying_again_changes_nothing(place: Place) -> None:
     assert again == nodes, "nothing was started again"
 
 
+def test_its_only_release_is_listed_and_not_removed(place: Place) -> None:
+    listed = json.loads(place.ckp("site", "release", "list", "-f", str(place.file), "-o", "json").stdout)["items"]
+    assert [(item["state"], item["management"], item["clusters"]) for item in listed] == [("offered", True, [])]
+    text = place.file.read_text()
+    refused = place.ckp("site", "release", "remove", listed[0]["name"], "-f", str(place.file), check=False)
+    assert refused.code == 1 and f"the management cluster runs {listed[0]['name']}" in refused.stderr and "nothing was changed" in refused.stderr
+    assert place.file.read_text() == text
+
+
 def test_its_registry_lets_everybody_read_and_nobody_write_without_the_password(place: Place) -> None:
     ca = str(place.state / "registry" / "ca.pem")
     asked = ["curl", "-sS", "--cacert", ca, "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "20"]

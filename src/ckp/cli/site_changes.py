@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -11,18 +11,19 @@ from pathlib import Path
 import click
 
 from ckp.catalog.load import Catalog, Profile
-from ckp.catalog.models import Release
 from ckp.cli.distribution.release import PROFILE_OPTION
 from ckp.cli.site import site_file
-from ckp.cli.up import make_release, verified_release
+from ckp.cli.up import made_titles, make_release, verified_release
 from ckp.cli.view.output import Column, echo, output_option, show_data, table
 from ckp.cli.view.progress import planned
 from ckp.distribution.carry.airgap import ImportedRelease
+from ckp.distribution.release import Deliverable
 from ckp.kits.errors import InvalidInput
 from ckp.kits.files import exclusive
 from ckp.kits.steps import Steps
 from ckp.site import apply as site_apply
 from ckp.site import described
+from ckp.site import releases as site_releases
 from ckp.site.install import KUBECONFIG, Site
 from ckp.site.inventory import Inventory, SiteHost
 from ckp.site.registry import REGISTRY_STATE, HostedRegistry
@@ -46,24 +47,38 @@ def management(file: Path) -> Iterator[tuple[SiteSpec, SiteHost]]:
 @click.command()
 @site_file
 @PROFILE_OPTION
-@click.option("--from", "archive", type=_FILE, default=None, help="Take the release from a file of `ckp dist export` instead of building it.")
+@click.option(
+    "--from",
+    "archives",
+    type=_FILE,
+    multiple=True,
+    help="Take a release from a file of `ckp dist export` instead of building it; may be repeated. Releases that no file holds are built.",
+)
 @click.option("--keyring", type=_FILE, default=None, help="Trusted keys for --from; default: this machine's own.")
-def apply(file: Path, profile: Profile, archive: Path | None, keyring: Path | None) -> None:
+def apply(file: Path, profile: Profile, archives: tuple[Path, ...], keyring: Path | None) -> None:
     """Make the site as its file describes it. What is so already is left alone: after a break, the same command goes on."""
     with management(file) as (spec, host), exclusive(described.state_folder(spec) / "apply.lock", what=f"another change of {spec.metadata.name}", timeout=5):
         catalog = Catalog()
-        release = catalog.release(spec.releases[0])
-        made = (
-            [f"Reading and verifying {archive.name}"] if archive else [f"Building {release.stamp} from source", "Packing and signing packages", "Making images"]
-        )
+        wanted = [catalog.release(name) for name in spec.releases]
+        made = [f"Reading and verifying {archive.name}" for archive in archives]
+        made += [title for release in wanted[len(archives) :] for title in made_titles(release)]
         with planned("site apply", [LOOKING, *made, *site_apply.TITLES]) as steps:
             with steps.step(LOOKING):
-                system = described.operating_system(host, release)
+                [system, *_] = [described.operating_system(host, release) for release in wanted]
                 described.require_address(host)
-                inventory = described.inventory(spec, host, system, described.worker_systems(spec, release))
+                [others, *_] = [described.worker_systems(spec, release) for release in wanted]
+                choice = site_releases.choose(host, spec.releases)
+                inventory = described.inventory(spec, host, system, others)
                 steps.say(f"{host.name} ({host.address}) runs {system.os} {system.os_version}")
-            dist = take_release(archive, keyring, inventory, release, steps) if archive else make_release(catalog, release, inventory, steps, profile)
-            site_apply.apply(Site(dist, inventory, steps.say), steps)
+                steps.say(f"releases: {', '.join(choice.names)}; the management cluster is of {choice.management}")
+                for name in choice.leaving:
+                    steps.say(f"{name} will no longer be offered")
+            dists: dict[str, Deliverable] = dict(take_releases(archives, keyring, inventory, choice.names, steps))
+            for release in wanted:
+                if release.name not in dists:
+                    dists[release.name] = make_release(catalog, release, inventory, steps, profile)
+            rest = [dists[name] for name in choice.names if name != choice.management]
+            site_apply.apply(Site(dists[choice.management], inventory, steps.say), steps, rest)
     click.echo(
         f"""
 The site {spec.metadata.name} is up.
@@ -85,7 +100,7 @@ Try next:
 def status(file: Path, output: str) -> None:
     """Show what of a site is as it should be. Exit code 1 if something is not."""
     with management(file) as (spec, host):
-        parts = list(site_apply.status(host, _registry(spec, host)))
+        parts = list(site_apply.status(host, registry_of(spec, host)))
     if output not in ("json", "yaml"):
         echo(table([Column("PART", lambda part: part.name), Column("STATE", lambda part: part.state), Column("DETAIL", lambda part: part.detail)], parts))
     else:
@@ -107,10 +122,10 @@ def remove(file: Path, confirm: str, force: bool, keep_images: bool) -> None:
             raise InvalidInput("removing a site has to be confirmed, and nothing was changed", resolution=f"--confirm {name}")
         state = described.state_folder(spec)
         with exclusive(state / "apply.lock", what=f"another change of {name}", timeout=5):
-            site_apply.remove(host, _registry(spec, host), state, click.echo, force=force, keep_images=keep_images)
+            site_apply.remove(host, registry_of(spec, host), state, click.echo, force=force, keep_images=keep_images)
 
 
-def _registry(spec: SiteSpec, host: SiteHost) -> HostedRegistry:
+def registry_of(spec: SiteSpec, host: SiteHost) -> HostedRegistry:
     """The site's registry, to be looked at or removed: no program is needed for that."""
     own = spec.registry.own
     assert own is not None
@@ -118,15 +133,24 @@ def _registry(spec: SiteSpec, host: SiteHost) -> HostedRegistry:
     return HostedRegistry(host, Path("/nonexistent"), own.name, host.address, own.port, own.push_port, str(own.storage), state)
 
 
-def take_release(archive: Path, keyring: Path | None, inventory: Inventory, release: Release, steps: Steps) -> ImportedRelease:
-    """A release from a file.
+def take_releases(archives: Sequence[Path], keyring: Path | None, inventory: Inventory, offered: Sequence[str], steps: Steps) -> dict[str, ImportedRelease]:
+    """Releases from files, by name.
+
+    Args:
+        offered: names that they may have, each once.
 
     Raises:
-        InvalidInput: it is another release, or as of `verified_release`.
+        InvalidInput: one is another release, two are the same, or as of `verified_release`.
         VerificationFailed: as of `verified_release`.
     """
-    with steps.step(f"Reading and verifying {archive.name}"):
-        found = verified_release(archive, keyring, inventory, "the site", steps)
-        if found.release.name != release.name:
-            raise InvalidInput(f"{archive} holds {found.release.name}, and the site offers {release.name}", resolution="name the other one in `releases`")
-    return found
+    taken: dict[str, ImportedRelease] = {}
+    for archive in archives:
+        with steps.step(f"Reading and verifying {archive.name}"):
+            found = verified_release(archive, keyring, inventory, "the site", steps)
+            name = found.release.name
+            if name not in offered:
+                raise InvalidInput(f"{archive} holds {name}, and the site offers {', '.join(offered)}", resolution="name it in `releases`, or leave it out")
+            if name in taken:
+                raise InvalidInput(f"{archive} holds {name}, and so does a file before it", resolution="name one file for each release")
+            taken[name] = found
+    return taken

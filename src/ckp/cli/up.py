@@ -86,10 +86,9 @@ def up(release_name: str, workers: int, name: str, archive: Path | None, keyring
 
 def titles(release: Release, archive: Path | None, workers: int, name: str) -> list[str]:
     """The steps of `ckp up` in their order, as they are called when they run."""
-    made = [f"Building {release.stamp} from source", "Packing and signing packages", "Making images"]
     return [
         "Checking this machine",
-        *([f"Reading and verifying {archive.name}"] if archive else made),
+        *([f"Reading and verifying {archive.name}"] if archive else made_titles(release)),
         f"Booting {workers + 1} lab hosts",
         "Filling the registry: images and the host bundle",
         "Installing a standalone CKP node on the management host",
@@ -100,14 +99,20 @@ def titles(release: Release, archive: Path | None, workers: int, name: str) -> l
     ]
 
 
+def made_titles(release: Release) -> list[str]:
+    """The steps of `make_release`."""
+    return [f"Building {release.stamp} from source", "Packing and signing packages", "Making images"]
+
+
 def make_release(catalog: Catalog, release: Release, inventory: Inventory, steps: Steps, profile: Profile = "lab") -> Distribution:
     """Source to signed packages, images and the bundle for the site's hosts."""
     dist = Distribution(catalog, release, profile, steps.say)
-    with steps.step(f"Building {release.stamp} from source"):
+    building, packing, imaging = made_titles(release)
+    with steps.step(building):
         dist.build(steps)
-    with steps.step("Packing and signing packages"):
+    with steps.step(packing):
         dist.pack(sorted({system.format for system in inventory.systems}))
-    with steps.step("Making images"):
+    with steps.step(imaging):
         dist.make_images()
         dist.make_bundles(inventory.registry.address, inventory.systems)
     return dist

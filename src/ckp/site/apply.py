@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ckp.clients.compass import Session, read_config
+from ckp.distribution.release import Deliverable
 from ckp.kits.errors import CkpError, Conflict
 from ckp.kits.steps import Steps
-from ckp.site import described
+from ckp.site import described, releases
 from ckp.site.enrol import Enrolment
 from ckp.site.install import AGENT_CONFIG, Site, forget
 from ckp.site.inventory import SiteHost
-from ckp.site.publish import publish
+from ckp.site.management import kubectl
+from ckp.site.publish import publish, publish_to
 from ckp.site.registry import HostedRegistry
 
 NAMESPACES = ("cert-manager", "capi-system", "capi-kubeadm-bootstrap-system", "ckp-system")
@@ -28,22 +30,30 @@ TITLES = (
     "Installing the management layer: Cluster API, cert-manager, CKP",
     "Opening Compass",
 )
+REMOVING = "Deleting releases that are no longer offered from the registry"
 
 
-def apply(site: Site, steps: Steps) -> None:
+def apply(site: Site, steps: Steps, others: Sequence[Deliverable] = ()) -> None:
     """Make the site's host what its inventory says; what is so already is left alone, so a run that was killed goes on by running it again.
 
+    Args:
+        site: with the release that the management cluster and its layer are of (ckp.site.releases.choose).
+        others: further releases that it offers; it offers no others afterwards.
+
     Raises:
+        Conflict: a cluster was made of a release that is to go, since `choose` looked; that release stays.
         CkpError: a step failed; it is named in the lines before.
     """
     filling, standalone, layer, opening = TITLES
     with steps.step(filling):
         described.name_registry(site.management, site.inventory.registry, steps.say)
         published = publish(site.dist, site.inventory, steps.say)
+        more = [publish_to(published.registry, published.registry.client(), dist, site.inventory, steps.say) for dist in others]
     with steps.step(standalone):
         site.install_standalone(published)
     with steps.step(layer):
-        site.deploy_management(published)
+        withdrawn = releases.withdrawing(site.management, [dist.release.name for dist in (site.dist, *others)])
+        site.deploy_management(published, more, withdrawn)
     with steps.step(opening):
         site.log_in()
         session = Session(read_config())
@@ -51,6 +61,9 @@ def apply(site: Site, steps: Steps) -> None:
             Enrolment(site, session).ensure_group()
         finally:
             session.close()
+    if withdrawn:
+        with steps.step(REMOVING):
+            releases.finish_removal(site.management, published.registry.client(), site.inventory.state, steps.say)
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,7 @@ def status(host: SiteHost, registry: HostedRegistry) -> Iterator[Part]:
 
 def _deployments(host: SiteHost) -> Iterator[Part]:
     for namespace in NAMESPACES:
-        asked = _kubectl(host, "get", "deployments", f"--namespace={namespace}", "--output=json")
+        asked = kubectl(host, "get", "deployments", f"--namespace={namespace}", "--output=json")
         items: list[dict[str, Any]] = json.loads(asked)["items"]
         if not items:
             yield Part(namespace, "missing", "it has no Deployment")
@@ -105,16 +118,11 @@ def workload_clusters(host: SiteHost) -> list[str]:
     """Clusters that the site carries, as `namespace/name`; none where there is no management cluster (any more)."""
     if host.run(["test", "-e", "/etc/kubernetes/admin.conf"], timeout=30, check=False).code:
         return []
-    kinds = _kubectl(host, "api-resources", "--api-group=cluster.x-k8s.io", "--output=name")
+    kinds = kubectl(host, "api-resources", "--api-group=cluster.x-k8s.io", "--output=name")
     if "clusters.cluster.x-k8s.io" not in kinds.split():
         return []
-    items = json.loads(_kubectl(host, "get", "clusters.cluster.x-k8s.io", "--all-namespaces", "--output=json"))["items"]
+    items = json.loads(kubectl(host, "get", "clusters.cluster.x-k8s.io", "--all-namespaces", "--output=json"))["items"]
     return [f"{item['metadata']['namespace']}/{item['metadata']['name']}" for item in items]
-
-
-def _kubectl(host: SiteHost, *arguments: str) -> str:
-    argv = ["kubectl", "--kubeconfig=/etc/kubernetes/admin.conf", "--request-timeout=30s", *arguments]
-    return host.run(argv, timeout=60, what=f"kubectl {arguments[0]}").stdout
 
 
 def remove(host: SiteHost, registry: HostedRegistry, state: Path, say: Callable[[str], None], *, force: bool = False, keep_images: bool = False) -> None:

@@ -25,12 +25,17 @@ from ckp.kits.files import atomic_write, sha256_bytes
 from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
 from ckp.site.inventory import Inventory, SiteHost
-from ckp.site.publish import Published, registry_server, releases_config
+from ckp.site.publish import Published, Withdrawn, registry_server, releases_config
 from ckp.site.registry import SiteRegistryServer
 from ckp.verify.packages import verify_package
 
+FIELD_MANAGER = "--field-manager=ckp-up"
+APPLY = ("apply", "--server-side", "--force-conflicts", FIELD_MANAGER, "-f", "-")
+"""kubectl's arguments: how anything gets into the management cluster, from standard input."""
 AGENT_CONFIG = "/etc/ckp-agent"
 REGISTRY_CA = f"{AGENT_CONFIG}/registry-ca.pem"
+CKP_GROUP = "ckp"
+"""The last group of what is applied: CKP's own."""
 KUBECONFIG, ROOT_CA, APPLIED = "management.kubeconfig", "root-ca.pem", "applied"
 """What this machine keeps of an installation, below its inventory's `state`."""
 
@@ -137,8 +142,13 @@ class Site:
         program = self.dist.built["kubernetes"].binary("kubectl")
         return run([program, f"--kubeconfig={self.kubeconfig}", *arguments], stdin=stdin, timeout=timeout, check=check, what=f"kubectl {arguments[0]}")
 
-    def deploy_management(self, published: Published) -> None:
+    def deploy_management(self, published: Published, others: Sequence[Published] = (), withdrawn: Withdrawn | None = None) -> None:
         """cert-manager, Cluster API, then CKP's own: each group waits for what the one before it brings.
+
+        Args:
+            published: the release that the layer is of; clusters can be made of it, too.
+            others: further releases that clusters can be made of.
+            withdrawn: releases that are no longer offered, and whose removal is not finished.
 
         Raises:
             CkpError: something does not become available; its pods and events are in the details.
@@ -149,9 +159,10 @@ class Site:
         self._apply("cert-manager", management.cert_manager())
         self._wait_available("cert-manager")
         self._apply("cluster-api", management.cluster_api(kubectl))
-        config, digest = releases_config(published.releases())
+        config, digest = releases_config(published.releases(*others), withdrawn)
         self._admin_token()
-        self._apply("ckp", [*management.ckp({**self.settings(), "RELEASES_DIGEST": digest}), config])
+        # The table comes first: pods that its digest rolls out again must not start with the one before it.
+        self._apply(CKP_GROUP, [config, *management.ckp({**self.settings(), "RELEASES_DIGEST": digest})])
         self._wait_available("capi-system", "capi-kubeadm-bootstrap-system", "ckp-system")
 
     def settings(self) -> dict[str, str]:
@@ -176,10 +187,13 @@ class Site:
         if marker.exists() and marker.read_text() == digest:
             self.say(f"{group}: unchanged")
             return
+        marker.unlink(missing_ok=True)  # a run that is killed from here on leaves neither the old objects for certain nor the new ones
         last: list[str] = []
 
         def applied() -> bool:
-            done = self.kubectl("apply", "--server-side", "--force-conflicts", "--field-manager=ckp-up", "-f", "-", stdin=text, timeout=300, check=False)
+            done = self.kubectl(
+                "apply", "--server-side", "--force-conflicts", f"--field-manager={FIELD_MANAGER}", "-f", "-", stdin=text, timeout=300, check=False
+            )
             last[:] = (done.stderr or done.stdout).splitlines()[-6:]
             return done.code == 0
 

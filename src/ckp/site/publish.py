@@ -1,13 +1,16 @@
-"""Bringing a release to a site's registry, and the table of it that controllers and Compass read."""
+"""Bringing releases to a site's registry, and the table of them that controllers and Compass read."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ckp.api.host_protocol import BundleRef
+from ckp.api.names import CKP
 from ckp.api.platform import InstalledRelease, Releases
+from ckp.clients.oci.registry import Registry
 from ckp.distribution.bundles import AGENT_IMAGE, PLATFORM_IMAGES, PREFIX
 from ckp.distribution.packages.agent import version_of_tag
 from ckp.distribution.registries.server import RegistryServer
@@ -15,6 +18,16 @@ from ckp.distribution.release import Deliverable
 from ckp.kits.files import sha256_bytes
 from ckp.site.inventory import Inventory
 from ckp.site.registry import REGISTRY_STATE, HostedRegistry, SiteRegistryServer
+
+ADDONS_IMAGE = "ckp-addons"
+NAMESPACE, CONFIG = "ckp-system", "ckp-releases"
+"""Of the ConfigMap with the table."""
+OFFERED, WITHDRAWN = "releases.json", "withdrawn.json"
+"""Its keys: the table; and the releases whose removal is not finished (ckp.site.releases), which nothing but this machine reads."""
+DIGEST_ANNOTATION = f"{CKP}/releases"
+"""Of pods that read the table: the digest of what they have read. Another one rolls them out again."""
+Withdrawn = Mapping[str, InstalledRelease | None]
+"""Releases that are being removed, by name; None once their content is being deleted, so that they can't be offered as they were."""
 
 
 def registry_server(dist: Deliverable, inventory: Inventory) -> SiteRegistryServer:
@@ -26,13 +39,25 @@ def registry_server(dist: Deliverable, inventory: Inventory) -> SiteRegistryServ
 
 
 def publish(dist: Deliverable, inventory: Inventory, say: Callable[[str], None]) -> Published:
-    """Bring up the registry; push images and bundles. Tags that name an earlier build's content name this release's afterwards, and `say` gets each.
+    """Bring up the registry, and push images and bundles as `publish_to` does.
 
     Raises:
         CkpError: the registry does not start, or refuses what is pushed.
     """
     server = registry_server(dist, inventory)
-    client = server.ensure(say)
+    return publish_to(server, server.ensure(say), dist, inventory, say)
+
+
+def publish_to(server: SiteRegistryServer, client: Registry, dist: Deliverable, inventory: Inventory, say: Callable[[str], None]) -> Published:
+    """Push images and bundles. Tags that name an earlier build's content name this release's afterwards, and `say` gets each.
+
+    Args:
+        server: it runs already; it may be another release's program.
+        client: of it, which may push.
+
+    Raises:
+        CkpError: the registry refuses what is pushed.
+    """
     digests = dist.push(client, server.endpoint, server.ca, server.credentials, replace=True)
     say(f"{len(dist.tags)} images and {len(dist.targets)} bundle at {inventory.registry.address}/{PREFIX}")
     return Published(dist, inventory, server, digests)
@@ -75,24 +100,31 @@ class Published:
         """The bundle for the site's own hosts."""
         return self.bundles[self.inventory.os.system]
 
-    def releases(self) -> Releases:
+    @property
+    def installed(self) -> InstalledRelease:
         """What the management layer has to know about the release."""
         release = self.dist.release
-        installed = InstalledRelease(
+        return InstalledRelease(
             name=release.name,
             stamp=release.stamp,
             registry=self.prefix,
             images={repository: pinned for repository, pinned in self.images.items() if repository not in PLATFORM_IMAGES},
             bundles=self.bundles,
             cni=release.built_cni,
+            addons=f"{self.prefix}/{ADDONS_IMAGE}:{self.images[ADDONS_IMAGE]}" if ADDONS_IMAGE in self.images else "",
             stand_ins=tuple(self.dist.stand_ins),
         )
-        return Releases(
-            releases={release.name: installed},
+
+    def releases(self, *others: Published) -> Releases:
+        """The table of this release, which the management layer is of, and of others."""
+        table = Releases(
+            releases={},
+            management=self.dist.release.name,
             agents=self.agents(),
             registry_ca=self.registry.ca.read_text(),
             addon_values=dict(self.inventory.addon_values),
         )
+        return table.with_releases(published.installed for published in (self, *others))
 
     def agents(self) -> dict[str, str]:
         """Every version of the agent that the registry holds -> its image, by digest; this release's last. An older one is what its hosts may return to."""
@@ -104,8 +136,15 @@ class Published:
         return {version: f"{self.prefix}/{AGENT_IMAGE}@{found.get(version) or self.digests[AGENT_IMAGE]}" for version in ordered}
 
 
-def releases_config(releases: Releases) -> tuple[dict[str, Any], str]:
-    """The ConfigMap that the management layer's pods mount, and a digest of its content: another one rolls them out again."""
+def releases_config(releases: Releases, withdrawn: Withdrawn | None = None) -> tuple[dict[str, Any], str]:
+    """The ConfigMap that the management layer's pods mount, and a digest of the table in it.
+
+    Args:
+        withdrawn: releases whose removal is not finished. The digest does not cover them: no pod needs to know.
+    """
     text = releases.model_dump_json(indent=1)
-    meta = {"name": "ckp-releases", "namespace": "ckp-system"}
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"releases.json": text}}, sha256_bytes(text.encode())[:16]
+    data = {OFFERED: text}
+    if withdrawn:
+        data[WITHDRAWN] = json.dumps({name: release and release.model_dump(mode="json") for name, release in sorted(withdrawn.items())}, indent=1)
+    meta = {"name": CONFIG, "namespace": NAMESPACE}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": data}, sha256_bytes(text.encode())[:16]

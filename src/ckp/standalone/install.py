@@ -12,19 +12,19 @@ from ckp.agent.journal import Journal, Member
 from ckp.agent.system.installers.detect import of_host
 from ckp.hostkit.errors import AgentError, InvalidInput
 from ckp.hostkit.files import read_text
+from ckp.hostkit.locations import STANDALONE_JOURNAL
 from ckp.hostkit.text import printable
 from ckp.standalone import checks, options, steps
 from ckp.standalone.options import Options
 from ckp.standalone.steps import ADMIN, STEPS, Context, Step
 
-JOURNAL = "standalone.json"
 RUNTIME_STEP = "runc"
 INDENT = " " * 9
 
 
 def journal_of(state_dir: str) -> Journal:
     """The journal of a standalone installation; the agent has another one beside it."""
-    return Journal(os.path.join(state_dir, JOURNAL), os.path.join(state_dir, "standalone-saved"))
+    return Journal(os.path.join(state_dir, STANDALONE_JOURNAL), os.path.join(state_dir, "standalone-saved"))
 
 
 class Screen:

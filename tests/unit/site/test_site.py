@@ -113,9 +113,16 @@ class World:
         self.lines: list[str] = []
         self.site = Site(cast(Deliverable, self.dist), self.inventory, self.lines.append)
 
-    def published(self) -> Published:
-        digests = {name: f"sha256:{name}" for name in (*self.dist.tags, "ckp-agent", *(target.repository for target in self.dist.targets))}
-        return Published(cast(Deliverable, self.dist), self.inventory, cast(Any, self.registry), digests)
+    def published(self, release: str = "") -> Published:
+        """The release of this world; or another one, with content of its own."""
+        if release:
+            dist = SimpleNamespace(**vars(self.dist) | {"release": SimpleNamespace(name=release, stamp=f"{release}-ckp", built_cni={"cilium": "v1.18.2"})})
+            return Published(cast(Deliverable, dist), self.inventory, cast(Any, self.registry), {name: f"sha256:{name}-{release}" for name in self._names})
+        return Published(cast(Deliverable, self.dist), self.inventory, cast(Any, self.registry), {name: f"sha256:{name}" for name in self._names})
+
+    @property
+    def _names(self) -> list[str]:
+        return [*self.dist.tags, "ckp-agent", *(target.repository for target in self.dist.targets)]
 
 
 @pytest.fixture
@@ -172,7 +179,7 @@ def test_hosts_that_take_rpms_are_refused_before_anything_is_done(world: World) 
 
 
 def test_what_is_done_at_sites_does_not_speak_of_the_lab() -> None:
-    for module in ("inventory", "hostfiles", "registry", "registry_unit", "publish", "install", "enrol"):
+    for module in ("inventory", "hostfiles", "management", "registry", "registry_unit", "releases", "publish", "install", "enrol"):
         text = (REPO / "src" / "ckp" / "site" / f"{module}.py").read_text()
         assert re.findall(r"(?i)\blabs?\b|10\.88\.|ckp\.lab", text) == [], module
 
@@ -193,6 +200,23 @@ def test_the_table_of_releases_pins_every_image_and_bundle_of_this_registry(worl
     assert table.registry_ca == "the registry's CA" and table.addon_values == {"cilium": {"mtu": 9000}}
 
 
+def test_the_table_of_several_releases_names_the_one_that_the_management_layer_is_of(world: World) -> None:
+    published = world.published()
+    older, oldest = world.published("v1.34.3"), world.published("v1.9.9")
+    table = published.releases(older, oldest)
+    assert list(table.releases) == ["v1.9.9", "v1.34.3", "v1.35.1"] and table.management == "v1.35.1"
+    assert table == published.releases(oldest, older), "the same releases are the same table, in whatever order they were published"
+    assert table.releases["v1.35.1"] == published.releases().releases["v1.35.1"], "a release is what it is, whatever is offered beside it"
+    assert table.releases["v1.34.3"].images == {"etcd": "3.5.15@sha256:etcd-v1.34.3"}
+    assert older.releases(published).management == "v1.34.3"
+
+
+def test_each_release_names_the_image_with_its_own_charts(world: World) -> None:
+    assert world.published().installed.addons == ""
+    world.dist.tags = {**world.dist.tags, "ckp-addons": "v0.2.0-1"}
+    assert world.published().installed.addons == "images.example.test:5443/ckp/ckp-addons:v0.2.0-1@sha256:ckp-addons"
+
+
 def test_this_releases_agent_is_the_last_and_older_ones_stay(world: World) -> None:
     world.tags = ["0.2.0_7-ckp", "sha256-abc.sig", "0.9.0_1-ckp"]
     prefix = "images.example.test:5443/ckp/ckp-agent"
@@ -208,6 +232,28 @@ def test_pods_are_rolled_out_again_when_the_table_changes_and_only_then(world: W
     assert (config["metadata"]["name"], config["metadata"]["namespace"]) == ("ckp-releases", "ckp-system")
     assert releases_config(world.published().releases())[1] == digest
     assert releases_config(table.model_copy(update={"registry_ca": "another"}))[1] != digest
+    removing, same = releases_config(table, {"v1.34.3": None})
+    assert same == digest, "pods need not know what is being removed"
+    assert json.loads(removing["data"]["withdrawn.json"]) == {"v1.34.3": None} and removing["data"]["releases.json"] == config["data"]["releases.json"]
+
+
+def test_what_is_killed_while_it_is_applied_is_applied_again_whatever_it_was(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    applied: list[str] = []
+
+    def kubectl(self: Site, *arguments: str, stdin: str | None = None, **_: object) -> Finished:
+        if arguments[0] == "apply":
+            applied.append(str(stdin))
+            if "killed" in str(stdin):
+                raise KeyboardInterrupt
+        return Finished(arguments, 0, "the cluster's uid", "", 0.0)
+
+    monkeypatch.setattr(Site, "kubectl", kubectl)
+    world.site._apply("ckp", [{"table": "first"}])
+    world.site._apply("ckp", [{"table": "first"}])
+    with pytest.raises(KeyboardInterrupt):
+        world.site._apply("ckp", [{"table": "killed"}])
+    world.site._apply("ckp", [{"table": "first"}])
+    assert [json.loads(text)["items"][0]["table"] for text in applied] == ["first", "killed", "first"]
 
 
 def test_the_registry_is_reached_by_its_address_and_named_by_its_name(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -608,7 +608,6 @@ EXTRA = {
     "registry.existing": ONE.replace("own: {name: registry.rack-7.internal}", "existing: {address: r}"),
     "storage.etcd": f"{ONE}storage: {{etcd: {{path: /a}}}}\n",
     "database.postgresql": f"{ONE}database: {{postgresql: {{urlFile: a}}}}\n",
-    "releases": f"{ONE}releases: [v1.35.1, v1.34.3]\n",
     "network.proxy": f"{ONE}network: {{proxy: {{http: 'http://p'}}}}\n",
     "network.dns": f"{ONE}network: {{dns: [192.0.2.1]}}\n",
     "network.timeServers": f"{ONE}network: {{timeServers: [a]}}\n",

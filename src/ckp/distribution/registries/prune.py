@@ -22,6 +22,10 @@ Say = Callable[[str], None]
 _STAMP = re.compile(r"v\d+\.\d+\.\d+-ckp")
 
 
+class NoBundle(NotFound):
+    """A registry has no bundle of a release (any longer)."""
+
+
 @dataclass(frozen=True)
 class Removal:
     """One thing that goes: a manifest with its tags, or only a tag whose manifest stays."""
@@ -46,7 +50,8 @@ def release_and_others(registry: Registry, name: str, *, known: Iterable[str] = 
 
     Raises:
         VerificationFailed: a bundle can't be read, so that what it needs is not known.
-        NotFound: there is no bundle of the release, or the registry does not say what it holds.
+        NoBundle: there is no bundle of the release.
+        NotFound: the registry does not say what it holds.
     """
     held = set(registry.catalog())
     repositories = sorted({item for item in held if item.startswith(f"{prefix}/{BUNDLE}")} | set(known))
@@ -66,7 +71,7 @@ def release_and_others(registry: Registry, name: str, *, known: Iterable[str] = 
             named.add((repository, tag))
             named.update((f"{prefix}/{image}", version) for image, version in images.items())
     if not own:
-        raise NotFound(
+        raise NoBundle(
             f"{registry.address} has no bundle of {name}",
             resolution="check the release's name, and whether it was published to this registry (ckp dist publish)",
         )

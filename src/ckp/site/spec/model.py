@@ -440,7 +440,9 @@ class SiteSpec(Part):
     storage: Storage = Field(Storage(), description="Where data lies.")
     database: Database = Field(Database(sqlite=Sqlite()), description="Where Compass keeps its data. Default: SQLite.")
     releases: tuple[ReleaseName, ...] = Field(
-        default_factory=lambda: (newest_release(),), description="Releases that the site offers (`ckp release list`). Default: the newest supported one."
+        default_factory=lambda: (newest_release(),),
+        description="Releases that the site offers (`ckp release list`), side by side. A new management cluster gets the newest of them, and keeps it. "
+        "Default: the newest supported one.",
     )
     network: NetworkSettings = Field(NetworkSettings(), description="What hosts, pulls and pods need to know of the network.")
     trust: Trust = Field(Trust(), description="Which keys may have signed what is installed.")

@@ -55,7 +55,6 @@ TABLE: tuple[Row, ...] = (
     Row(("registry", "existing"), _set("registry", "existing"), "only CKP's own registry is used yet"),
     Row(("storage", "etcd"), _set("storage", "etcd"), "etcd's volumes are of the management cluster's default StorageClass"),
     Row(("database", "postgresql"), _set("database", "postgresql"), "only SQLite is used yet"),
-    Row(("releases",), lambda spec: len(at(spec, "releases") or ()) > 1, "one release at a time is offered yet"),
     Row(("network", "proxy"), _set("network", "proxy"), "proxies are not set up yet"),
     Row(("network", "dns"), _set("network", "dns"), "hosts keep the nameservers that they have"),
     Row(("network", "timeServers"), _set("network", "time_servers"), "hosts keep the time servers that they have"),

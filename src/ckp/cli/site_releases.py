@@ -1,0 +1,165 @@
+"""`ckp site release`: the releases that a site offers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from ckp.catalog.load import Catalog, Profile
+from ckp.cli.distribution.release import PROFILE_OPTION
+from ckp.cli.site import RELEASE, site_file
+from ckp.cli.site_changes import management, registry_of, take_releases
+from ckp.cli.up import made_titles, make_release
+from ckp.cli.view.output import Column, echo, output_option, show_data, table
+from ckp.cli.view.progress import planned
+from ckp.kits.errors import CkpError, Conflict, NotFound
+from ckp.kits.files import exclusive
+from ckp.site import described
+from ckp.site import releases as site_releases
+from ckp.site.inventory import SiteHost
+from ckp.site.publish import publish_to
+from ckp.site.registry import HostedRegistry
+from ckp.site.releases import Listed, Offered
+from ckp.site.spec.edit import set_releases
+from ckp.site.spec.model import SiteSpec
+from ckp.site.spec.read import read_site
+
+LOOKING = "Looking at the site"
+LOCK_SECONDS = 5.0
+"""How long another change of the site is waited for."""
+ANOTHER_GIB = 3.0
+"""Free space that the registry needs for a further release: what releases share is there already."""
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_COLUMNS: tuple[Column[Listed], ...] = (
+    Column("NAME", lambda item: item.name),
+    Column("STATE", lambda item: item.state.value),
+    Column("MANAGEMENT", lambda item: "yes" if item.management else ""),
+    Column("CLUSTERS", lambda item: len(item.clusters)),
+    Column("STAMP", lambda item: item.stamp, wide=True),
+    Column("USED-BY", lambda item: item.clusters, wide=True),
+)
+
+
+@click.group()
+def release() -> None:
+    """The releases that a site offers."""
+
+
+@contextmanager
+def changing(file: Path) -> Iterator[tuple[SiteSpec, SiteHost]]:
+    """The site of a file with its management host, while no other command changes it."""
+    spec = read_site(file)
+    name = spec.metadata.name
+    with exclusive(described.state_folder(spec) / "apply.lock", what=f"another change of {name}", timeout=LOCK_SECONDS), management(file) as (spec, host):
+        yield spec, host
+
+
+@release.command("list")
+@site_file
+@output_option
+def list_releases(file: Path, output: str) -> None:
+    """List the releases that a site offers, what uses them, and what its file says beyond that."""
+    with management(file) as (spec, host):
+        found = site_releases.listed(host, spec.releases)
+    if output in ("json", "yaml"):
+        show_data({"items": [{**asdict(item), "state": item.state.value, "clusters": list(item.clusters)} for item in found]}, output)
+    else:
+        echo(table(_COLUMNS, found, wide=output == "wide"))
+
+
+@release.command()
+@click.argument("name", type=RELEASE)
+@site_file
+@PROFILE_OPTION
+@click.option("--from", "archive", type=_FILE, default=None, help="Take the release from a file of `ckp dist export` instead of building it.")
+@click.option("--keyring", type=_FILE, default=None, help="Trusted keys for --from; default: this machine's own.")
+def add(name: str, file: Path, profile: Profile, archive: Path | None, keyring: Path | None) -> None:
+    """Offer a further release, and name it in the site's file.
+
+    It is offered once all of it is in the registry. What clusters run does not change. After a break, the same command goes on.
+    """
+    with changing(file) as (spec, host):
+        catalog = Catalog()
+        wanted = catalog.release(name)
+        made = [f"Reading and verifying {archive.name}"] if archive else made_titles(wanted)
+        with planned("site release add", [LOOKING, *made, f"Filling the registry: {name}", f"Offering {name}"]) as steps:
+            with steps.step(LOOKING):
+                offered = require_offered(spec, host)
+                registry = serving_registry(spec, host)
+                if name not in offered.releases.releases:
+                    registry.require_space(ANOTHER_GIB, what=name)
+                inventory = described.inventory(spec, host, described.operating_system(host, wanted))
+            dist = take_releases([archive], keyring, inventory, [name], steps)[name] if archive else make_release(catalog, wanted, inventory, steps, profile)
+            with steps.step(f"Filling the registry: {name}"):
+                if set_releases(file, [*spec.releases, name]):
+                    steps.say(f"{file} names {name} now")
+                published = publish_to(registry, registry.client(), dist, inventory, steps.say)
+            with steps.step(f"Offering {name}"):
+                site_releases.write(host, require_offered(spec, host).with_releases(published.installed), inventory.state)
+                site_releases.settle(host, steps.say)
+    click.echo(f"\n{spec.metadata.name} offers {name}. Try next:\n  ckp cluster create NAME --version {name} --host-group GROUP")
+
+
+@release.command()
+@click.argument("name", metavar="NAME")
+@site_file
+def remove(name: str, file: Path) -> None:
+    """Offer a release no longer, take it out of the site's file, and delete its content from the registry.
+
+    Refused while a cluster or the management cluster uses it. What other releases share stays. After a break, the same command goes on.
+    """
+    offering, deleting = f"Taking {name} out of the offered releases", f"Deleting the content of {name} from the registry"
+    with changing(file) as (spec, host), planned("site release remove", [LOOKING, offering, deleting]) as steps:
+        with steps.step(LOOKING):
+            offered = require_offered(spec, host)
+            registry = serving_registry(spec, host)
+            rest = [other for other in spec.releases if other != name]
+            if name not in {*offered.releases.releases, *offered.withdrawn, *spec.releases}:
+                known = ", ".join(offered.releases.releases)
+                raise NotFound(f"{spec.metadata.name} does not offer {name}, and {file} does not name it", resolution=f"name one of: {known}")
+            if name in offered.releases.releases or name in spec.releases:
+                site_releases.require_unused(host, [name], offered, "keep it")
+            if not rest or not set(offered.releases.releases) - {name}:
+                raise Conflict(f"{name} is the last release of {spec.metadata.name}, and nothing was changed", resolution="add another one before")
+        state = described.state_folder(spec)
+        with steps.step(offering):
+            if set_releases(file, rest):
+                steps.say(f"{file} does not name {name} any longer")
+            if name in offered.releases.releases:
+                site_releases.write(host, offered.without([name]), state)
+        with steps.step(deleting):
+            try:
+                site_releases.finish_removal(host, registry.client(), state, steps.say)
+            except Conflict:
+                if name in require_offered(spec, host).releases.releases:
+                    set_releases(file, [*rest, name])  # it is offered again
+                raise
+    click.echo(f"\n{spec.metadata.name} does not offer {name} any longer.")
+
+
+def require_offered(spec: SiteSpec, host: SiteHost) -> Offered:
+    """What the site offers; Conflict if it was not set up yet."""
+    offered = site_releases.read_offered(host)
+    if offered is None:
+        raise Conflict(
+            f"{spec.metadata.name} is not set up yet, and nothing was changed",
+            resolution=f"say in `releases` of {spec.file} which releases it is to offer, and run `ckp site apply -f {spec.file}`",
+        )
+    return offered
+
+
+def serving_registry(spec: SiteSpec, host: SiteHost) -> HostedRegistry:
+    """The site's registry, which serves; CkpError if it does not, or if this machine has no password for it."""
+    registry = registry_of(spec, host)
+    again = f"run `ckp site apply -f {spec.file}`"
+    if not registry.ca.exists():
+        raise NotFound(
+            f"this machine has no CA of {registry.address}: the site was set up from another one", resolution=f"restore {registry.folder}, or {again}"
+        )
+    if silent := registry.silent():
+        raise CkpError(f"the site's registry does not answer at {' and '.join(silent)}, and nothing was changed", resolution=again)
+    return registry

@@ -1,0 +1,47 @@
+"""The management cluster of a site that CKP has installed, as programs on its host see it: they are there whatever this machine has built."""
+
+from __future__ import annotations
+
+import json
+
+from ckp.hostkit.locations import STANDALONE_JOURNAL, STATE_DIR
+from ckp.kits.errors import CkpError
+from ckp.site.inventory import SiteHost
+
+ADMIN = "/etc/kubernetes/admin.conf"
+
+
+def exists(host: SiteHost) -> bool:
+    """Whether the host has a management cluster. One whose installation is not complete carries nothing yet, and need not answer."""
+    return host.run(["ckp-agent", "standalone", "status"], timeout=60, check=False).code == 0
+
+
+def kubectl(host: SiteHost, *arguments: str, stdin: str | None = None, timeout: int = 60) -> str:
+    """What kubectl prints.
+
+    Args:
+        timeout: seconds for all of it; one request has half of them.
+
+    Raises:
+        CkpError: it fails, or the host can't be reached.
+    """
+    argv = ["kubectl", f"--kubeconfig={ADMIN}", f"--request-timeout={timeout // 2}s", *arguments]
+    return host.run(argv, timeout=timeout, stdin=stdin, what=f"kubectl {arguments[0]}").stdout
+
+
+def installed_release(host: SiteHost) -> str:
+    """The release that the management cluster was installed from, or is being installed from; "" if there is none.
+
+    Raises:
+        CkpError: the host's record of the installation can't be read.
+    """
+    journal = f"{STATE_DIR}/{STANDALONE_JOURNAL}"
+    if host.run(["test", "-e", journal], timeout=30, check=False).code:
+        return ""
+    try:
+        member = json.loads(host.pull(journal))["member"]
+        return str(member["release"]) if member else ""
+    except (ValueError, KeyError, TypeError) as error:
+        raise CkpError(
+            f"{host.name}:{journal} can't be read: {error!r}", resolution="restore it from a backup: it records what was installed on that host"
+        ) from None

@@ -1,0 +1,342 @@
+"""`ckp site release`, and `ckp site apply` with several releases: the file, the site and the registry agree afterwards, or nothing was changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ckp.catalog.load import Catalog
+from ckp.catalog.models import BundleTarget, Release
+from ckp.cli import site_changes, site_releases
+from ckp.cli.site import site
+from ckp.clients.oci.registry import Registry
+from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound, TimedOut
+from ckp.kits.files import exclusive
+from ckp.kits.steps import Steps
+from ckp.site import described
+from ckp.site.install import Site
+from ckp.site.registry import HostedRegistry
+from ckp.site.spec.read import read_site
+from tests.simulators.management_cluster import ManagementHost
+from tests.simulators.registry import Fault
+from tests.simulators.site_host import Killed
+from tests.unit.site.test_releases import MIDDLE, NEW, OLD, World, content_of
+
+OPTIONS = ["--name", "rack-7", "--host", "m1=192.0.2.10", "--network", "192.0.2.0/24", "--pool", "192.0.2.200-192.0.2.220"]
+DEBIAN = BundleTarget(os="debian", os_version="12")
+
+
+class Dist:
+    """A release as it was made, or read from a file."""
+
+    def __init__(self, world: World, release: Release, registry_name: str = "") -> None:
+        self.world, self.release, self.registry_name = world, release, registry_name
+        self.tags = {"kube-apiserver": f"{release.name}-ckp", "etcd": "3.5.15-0", "pause": "3.10", "ckp-addons": "v1"}
+        self.targets, self.stand_ins = [DEBIAN], list[str]()
+
+    def push(self, *_: object, **__: object) -> dict[str, str]:
+        self.world.publish(self.release.name)
+        return {name: f"sha256:{name}" for name in (*self.tags, DEBIAN.repository)}
+
+
+class Bench:
+    """A site, its file, and a machine that makes releases at once."""
+
+    def __init__(self, world: World, file: Path) -> None:
+        self.world, self.file, self.made = world, file, list[str]()
+        self.host = world.host
+        links = [{"addr_info": [{"local": "127.0.0.1"}, {"local": "192.0.2.10"}]}]
+        self.host.answers |= {"cat /etc/os-release": (0, 'ID=debian\nVERSION_ID="12"\n', ""), "ip -json": (0, json.dumps(links), "")}
+
+    @contextmanager
+    def reached(self, _: object) -> Iterator[ManagementHost]:
+        yield self.host
+
+    def registry(self, spec: Any, host: Any) -> HostedRegistry:
+        state = described.state_folder(spec) / "registry"
+        state.mkdir(parents=True, exist_ok=True)
+        (state / "ca.pem").write_text("the CA of its certificate")
+        own = spec.registry.own
+        return HostedRegistry(host, Path("/nonexistent"), own.name, host.address, state=state, connect=self.connect)
+
+    def connect(self, *_: object) -> Registry:
+        return self.world.registry
+
+    def make(self, _: Catalog, release: Release, *__: object) -> Dist:
+        self.made.append(release.name)
+        return Dist(self.world, release)
+
+    def run(self, *arguments: str) -> Result:
+        return CliRunner().invoke(site, [*arguments, "-f", str(self.file)], catch_exceptions=False)
+
+    @property
+    def named(self) -> list[str]:
+        return list(read_site(self.file).releases)
+
+    def everything(self) -> tuple[object, ...]:
+        return self.file.read_text(), self.host.config, self.world.there(), self.host.known
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setenv("CKP_STATE", str(tmp_path / "ckp"))
+    monkeypatch.setenv("CKP_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "state").mkdir()
+    file = tmp_path / "site.yaml"
+    CliRunner().invoke(site, ["init", str(file), *OPTIONS, "--release", NEW], catch_exceptions=False)
+    made = Bench(World(ManagementHost(tmp_path / "host"), tmp_path / "state"), file)
+    monkeypatch.setattr(described, "reached", made.reached)
+    monkeypatch.setattr(site_releases, "registry_of", made.registry)
+    for module in (site_changes, site_releases):
+        monkeypatch.setattr(module, "make_release", made.make)
+    return made
+
+
+# -- list
+
+
+def test_releases_of_a_site_are_shown_for_people_and_programs(bench: Bench) -> None:
+    bench.world.deploy(OLD, NEW)
+    bench.host.create_cluster("one", OLD)
+    rows = [line.split() for line in bench.run("release", "list").output.splitlines()]
+    assert rows[1:] == [[OLD, "not", "in", "the", "file", "<none>", "1"], [NEW, "offered", "yes", "0"]]
+    items = json.loads(bench.run("release", "list", "-o", "json").output)["items"]
+    assert items[0] == {"name": OLD, "stamp": f"{OLD}-ckp", "state": "not in the file", "clusters": ["ckp-a-b/one"], "management": False}
+    assert "management: true" in bench.run("release", "list", "-o", "yaml").output
+
+
+# -- add
+
+
+def test_a_release_is_added_to_the_site_and_to_its_file(bench: Bench) -> None:
+    bench.world.deploy(NEW)
+    before = bench.host.table.releases[NEW]
+    done = bench.run("release", "add", OLD)
+    assert done.exit_code == 0 and f"rack-7 offers {OLD}" in done.output
+    assert bench.named == [NEW, OLD] and bench.host.offered == [OLD, NEW] and bench.world.there() == content_of(OLD, NEW)
+    assert bench.host.known == {"ckp-compass": [OLD, NEW], "ckp-controllers": [OLD, NEW]}
+    assert bench.host.table.releases[NEW] == before and bench.host.table.management == NEW
+    added = bench.host.table.releases[OLD]
+    assert added.images["etcd"] == "3.5.15-0@sha256:etcd" and added.bundles["debian-12"].release == OLD
+    again = bench.everything()
+    bench.run("release", "add", OLD)
+    assert bench.everything() == again
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_an_addition_that_is_killed_at_any_command_is_gone_on_with(bench: Bench, after: bool) -> None:
+    text, number = bench.file.read_text(), 0
+    while True:
+        bench.file.write_text(text)
+        bench.world.simulator.repositories.clear()
+        bench.world.deploy(NEW)
+        bench.host.calls.clear()
+        bench.host.kill_at, bench.host.kill_after = number, after
+        try:
+            bench.run("release", "add", OLD)
+            break
+        except Killed:
+            bench.host.kill_at = None
+        assert OLD not in bench.host.offered or content_of(OLD) <= bench.world.there(), "what is offered is whole"
+        assert OLD not in bench.host.offered or OLD in bench.named, "what is offered is in the file"
+        bench.run("release", "add", OLD)
+        assert bench.named == [NEW, OLD] and bench.host.known["ckp-controllers"] == [OLD, NEW] and bench.world.there() == content_of(OLD, NEW)
+        number += 1
+    assert number > 10
+
+
+def test_an_addition_whose_push_fails_offers_nothing_and_goes_on(bench: Bench) -> None:
+    bench.world.deploy(NEW)
+    bench.world.simulator.faults = [Fault(r"PUT /v2/ckp/byoh-bundle.*/manifests/", times=100, status=500)]
+    with pytest.raises(CkpError):
+        bench.run("release", "add", OLD)
+    assert bench.host.offered == [NEW] and bench.host.known["ckp-compass"] == [NEW]
+    bench.world.simulator.faults = []
+    bench.run("release", "add", OLD)
+    assert bench.host.offered == [OLD, NEW]
+
+
+def test_what_cannot_be_added_is_refused_and_nothing_is_changed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Conflict, match="rack-7 is not set up yet") as refused:
+        bench.run("release", "add", OLD)
+    assert "ckp site apply" in refused.value.resolution
+    bench.world.deploy(NEW)
+    before = bench.everything()
+    unknown = CliRunner().invoke(site, ["release", "add", "v9.9.9", "-f", str(bench.file)])
+    assert unknown.exit_code == 2 and "not a release of the catalog" in unknown.output
+    bench.host.free = 2 << 30
+    with pytest.raises(CkpError, match=f"too little space on m1 for {OLD}"):
+        bench.run("release", "add", OLD)
+    bench.host.free = 100 << 30
+    bench.world.simulator.faults = [Fault("GET /v2/$", times=100, status=503)]
+    with pytest.raises(CkpError, match=r"registry does not answer at 192\.0\.2\.10:5000"):
+        bench.run("release", "add", OLD)
+    bench.world.simulator.faults = []
+    assert bench.made == [] and bench.everything() == before
+    bench.file.write_text(bench.file.read_text().replace(f"releases:\n  - {NEW}\n", f"releases: [\n  {NEW}]\n"))
+    changed = bench.everything()
+    with pytest.raises(InvalidInput, match=r"`releases` of .* can't be changed") as not_changed:
+        bench.run("release", "add", OLD)
+    assert f"[{NEW}, {OLD}]" in not_changed.value.resolution and bench.everything() == changed
+
+
+def test_two_changes_of_a_site_exclude_each_other(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.world.deploy(OLD, NEW)
+    monkeypatch.setattr(site_releases, "LOCK_SECONDS", 0.0)
+    spec = read_site(bench.file)
+    with exclusive(described.state_folder(spec) / "apply.lock", what="a test", timeout=1):
+        for command in (["release", "add", MIDDLE], ["release", "remove", OLD]):
+            with pytest.raises(TimedOut, match="another change of rack-7"):
+                bench.run(*command)
+
+
+# -- remove
+
+
+def test_a_release_is_removed_from_the_site_its_file_and_its_registry(bench: Bench) -> None:
+    bench.world.deploy(NEW)
+    bench.run("release", "add", OLD)
+    bench.run("release", "add", MIDDLE)
+    bench.host.create_cluster("one", MIDDLE)
+    done = bench.run("release", "remove", OLD)
+    assert done.exit_code == 0 and f"rack-7 does not offer {OLD} any longer" in done.output
+    assert bench.named == [NEW, MIDDLE] and bench.host.offered == [MIDDLE, NEW] and bench.host.withdrawn == []
+    assert bench.world.there() == content_of(MIDDLE, NEW)
+    with pytest.raises(NotFound, match=f"rack-7 does not offer {OLD}, and .* does not name it") as refused:
+        bench.run("release", "remove", OLD)
+    assert refused.value.resolution == f"name one of: {MIDDLE}, {NEW}"
+
+
+def test_a_release_that_is_used_is_not_removed_and_nothing_is_changed(bench: Bench) -> None:
+    bench.world.deploy(NEW)
+    bench.run("release", "add", OLD)
+    bench.host.create_cluster("one", OLD)
+    before = bench.everything()
+    with pytest.raises(Conflict, match=f"{OLD} is used by 1 cluster, and nothing was changed") as used:
+        bench.run("release", "remove", OLD)
+    assert used.value.details == "ckp-a-b/one"
+    with pytest.raises(Conflict, match=f"the management cluster runs {NEW}"):
+        bench.run("release", "remove", NEW)
+    assert bench.everything() == before
+
+
+def test_the_last_release_is_not_removed(bench: Bench) -> None:
+    bench.world.deploy(NEW)
+    bench.host.install(OLD)
+    bench.host.config = json.loads(json.dumps(bench.host.config).replace(f'management\\": \\"{NEW}', 'management\\": \\"'))
+    before = bench.everything()
+    with pytest.raises(Conflict, match=f"{NEW} is the last release of rack-7, and nothing was changed"):
+        bench.run("release", "remove", NEW)
+    assert bench.everything() == before
+
+
+def test_a_release_that_a_cluster_was_made_of_during_its_removal_is_back_in_site_and_file(bench: Bench) -> None:
+    bench.world.deploy(NEW)
+    bench.run("release", "add", OLD)
+    bench.host.on_rollout = lambda: bench.host.create_cluster("late", OLD)
+    with pytest.raises(Conflict, match=f"{OLD} is used by 1 cluster and was not removed"):
+        bench.run("release", "remove", OLD)
+    assert bench.named == [NEW, OLD] and bench.host.offered == [OLD, NEW] and bench.world.there() == content_of(OLD, NEW)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_removal_that_is_killed_at_any_command_is_gone_on_with(bench: Bench, after: bool) -> None:
+    number = 0
+    while True:
+        bench.world.simulator.repositories.clear()
+        bench.world.deploy(OLD, NEW)
+        bench.file.write_text(bench.file.read_text().split("releases:")[0] + f"releases: [{NEW}, {OLD}]\n")
+        bench.host.calls.clear()
+        bench.host.kill_at, bench.host.kill_after = number, after
+        try:
+            bench.run("release", "remove", OLD)
+            break
+        except Killed:
+            bench.host.kill_at = None
+        if bench.named == [NEW] and bench.host.offered == [NEW] and not bench.host.withdrawn:
+            assert bench.world.there() == content_of(NEW), "all of it was done"
+        else:
+            bench.run("release", "remove", OLD)
+        assert (bench.named, bench.host.offered, bench.host.withdrawn) == ([NEW], [NEW], [])
+        assert bench.world.there() == content_of(NEW) and bench.host.known["ckp-compass"] == [NEW]
+        number += 1
+    assert number > 20
+
+
+# -- apply
+
+
+class Applied(Exception):
+    """What `ckp site apply` was about to do."""
+
+    def __init__(self, management: str, others: list[str]) -> None:
+        super().__init__(management, others)
+        self.management, self.others = management, others
+
+
+@pytest.fixture
+def applying(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    def apply(site: Site, _steps: Steps, others: list[Any]) -> None:
+        raise Applied(site.dist.release.name, [dist.release.name for dist in others])
+
+    monkeypatch.setattr("ckp.site.apply.apply", apply)
+    return bench
+
+
+def name_releases(bench: Bench, *names: str) -> None:
+    bench.file.write_text(bench.file.read_text().split("releases:")[0] + f"releases: [{', '.join(names)}]\n")
+
+
+def test_all_releases_of_the_file_are_made_and_the_newest_carries_a_new_management_cluster(applying: Bench) -> None:
+    name_releases(applying, MIDDLE, NEW, OLD)
+    with pytest.raises(Applied) as applied:
+        applying.run("apply")
+    assert (applied.value.management, applied.value.others) == (NEW, [OLD, MIDDLE]) and sorted(applying.made) == [OLD, MIDDLE, NEW]
+
+
+def test_a_newer_release_does_not_change_the_management_cluster(applying: Bench) -> None:
+    applying.world.deploy(MIDDLE)
+    name_releases(applying, MIDDLE, NEW)
+    with pytest.raises(Applied) as applied:
+        applying.run("apply")
+    assert (applied.value.management, applied.value.others) == (MIDDLE, [NEW])
+
+
+def test_a_release_in_use_that_the_file_leaves_out_is_refused_before_anything_is_made(applying: Bench) -> None:
+    applying.world.deploy(OLD, NEW)
+    applying.host.create_cluster("one", OLD)
+    before = applying.everything()
+    with pytest.raises(Conflict, match=f"{OLD} is used by 1 cluster, and nothing was changed"):
+        applying.run("apply")
+    assert applying.made == [] and applying.everything() == before
+
+
+def test_releases_come_from_files_and_the_others_are_built(applying: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    held = {"old.ckp": OLD, "new.ckp": NEW, "copy.ckp": NEW}
+
+    def verified(archive: Path, *_: object) -> SimpleNamespace:
+        return SimpleNamespace(release=Catalog().release(held[archive.name]))
+
+    monkeypatch.setattr(site_changes, "verified_release", verified)
+    for name in held:
+        (tmp_path / name).write_bytes(b"a release")
+
+    def apply(*files: str) -> None:
+        applying.run("apply", *(word for file in files for word in ("--from", str(tmp_path / file))))
+
+    name_releases(applying, NEW, OLD, MIDDLE)
+    with pytest.raises(Applied) as applied:
+        apply("old.ckp", "new.ckp")
+    assert (applied.value.management, applied.value.others, applying.made) == (NEW, [OLD, MIDDLE], [MIDDLE])
+    with pytest.raises(InvalidInput, match=f"copy.ckp holds {NEW}, and so does a file before it"):
+        apply("new.ckp", "copy.ckp")
+    name_releases(applying, NEW)
+    with pytest.raises(InvalidInput, match=f"old.ckp holds {OLD}, and the site offers {NEW}"):
+        apply("old.ckp")
