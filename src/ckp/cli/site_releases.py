@@ -16,6 +16,7 @@ from ckp.cli.site_changes import management, registry_of, take_releases
 from ckp.cli.up import made_titles, make_release
 from ckp.cli.view.output import Column, echo, output_option, show_data, table
 from ckp.cli.view.progress import planned
+from ckp.distribution.bundles import PREFIX
 from ckp.kits.errors import CkpError, Conflict, NotFound
 from ckp.kits.files import exclusive
 from ckp.site import described
@@ -31,6 +32,8 @@ from ckp.site.spec.read import read_site
 LOOKING = "Looking at the site"
 LOCK_SECONDS = 5.0
 """How long another change of the site is waited for."""
+FIRST_PUSHED = "kube-apiserver"
+"""Images are pushed by name: what is before it is shared with other releases."""
 ANOTHER_GIB = 3.0
 """Free space that the registry needs for a further release: what releases share is there already."""
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -88,9 +91,9 @@ def add(name: str, file: Path, profile: Profile, archive: Path | None, keyring: 
         made = [f"Reading and verifying {archive.name}"] if archive else made_titles(wanted)
         with planned("site release add", [LOOKING, *made, f"Filling the registry: {name}", f"Offering {name}"]) as steps:
             with steps.step(LOOKING):
-                offered = require_offered(spec, host)
+                require_offered(spec, host)
                 registry = serving_registry(spec, host)
-                if name not in offered.releases.releases:
+                if registry.client().digest(f"{PREFIX}/{FIRST_PUSHED}", wanted.stamp) is None:  # it is there already if a run before was killed
                     registry.require_space(ANOTHER_GIB, what=name)
                 inventory = described.inventory(spec, host, described.operating_system(host, wanted))
             dist = take_releases([archive], keyring, inventory, [name], steps)[name] if archive else make_release(catalog, wanted, inventory, steps, profile)
@@ -129,7 +132,7 @@ def remove(name: str, file: Path) -> None:
         with steps.step(offering):
             if set_releases(file, rest):
                 steps.say(f"{file} does not name {name} any longer")
-            if name in offered.releases.releases:
+            if name not in offered.withdrawn:
                 site_releases.write(host, offered.without([name]), state)
         with steps.step(deleting):
             try:

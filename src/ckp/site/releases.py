@@ -60,8 +60,8 @@ class Offered:
     withdrawn: Withdrawn = field(default_factory=dict)
 
     def without(self, names: Collection[str]) -> Offered:
-        """These releases withdrawn."""
-        gone = {name: self.releases.releases[name] for name in names}
+        """These releases withdrawn, also those that were not offered: some of their content may be in the registry."""
+        gone = {name: self.releases.releases.get(name) for name in names}
         return Offered(self.releases.without(names), {**self.withdrawn, **gone})
 
     def with_releases(self, *more: InstalledRelease) -> Offered:
@@ -325,7 +325,8 @@ def remove_content(registry: Registry, name: str, say: Say) -> None:
     known = {f"{PREFIX}/{target.repository}" for item in catalog.names() for target in catalog.release(item).bundles}
     try:
         selection, keep = release_and_others(registry, name, known=known)
-    except NoBundle:  # bundles go last
-        return
+    except NoBundle:  # bundles come last, and go last: what has the release's own tag is of a push that was killed
+        stamp = f"{name}-ckp"
+        selection, keep = [(item, stamp) for item in registry.catalog() if item.startswith(f"{PREFIX}/") and stamp in registry.tags(item)], []
     done = prune(registry, selection, say, keep=keep, yes=True)
     say(f"{name}: {len(done)} removed from {registry.address}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,9 +22,11 @@ from ckp.kits.files import exclusive
 from ckp.kits.steps import Steps
 from ckp.site import described
 from ckp.site.install import Site
+from ckp.site.inventory import Inventory
+from ckp.site.publish import Published, Withdrawn, publish_to, releases_config
 from ckp.site.registry import HostedRegistry
 from ckp.site.spec.read import read_site
-from tests.simulators.management_cluster import ManagementHost
+from tests.simulators.management_cluster import READ_AT_START, ManagementHost
 from tests.simulators.registry import Fault
 from tests.simulators.site_host import Killed
 from tests.unit.site.test_releases import MIDDLE, NEW, OLD, World, content_of
@@ -41,9 +43,12 @@ class Dist:
         self.tags = {"kube-apiserver": f"{release.name}-ckp", "etcd": "3.5.15-0", "pause": "3.10", "ckp-addons": "v1"}
         self.targets, self.stand_ins = [DEBIAN], list[str]()
 
+    def agent(self, _: str) -> SimpleNamespace:
+        return SimpleNamespace(version="0.3.0+1-ckp")
+
     def push(self, *_: object, **__: object) -> dict[str, str]:
         self.world.publish(self.release.name)
-        return {name: f"sha256:{name}" for name in (*self.tags, DEBIAN.repository)}
+        return {name: f"sha256:{name}" for name in (*self.tags, "ckp-agent", DEBIAN.repository)}
 
 
 class Bench:
@@ -159,6 +164,7 @@ def test_an_addition_whose_push_fails_offers_nothing_and_goes_on(bench: Bench) -
         bench.run("release", "add", OLD)
     assert bench.host.offered == [NEW] and bench.host.known["ckp-compass"] == [NEW]
     bench.world.simulator.faults = []
+    bench.host.free = 2 << 30  # what it needs is there already
     bench.run("release", "add", OLD)
     assert bench.host.offered == [OLD, NEW]
 
@@ -212,6 +218,17 @@ def test_a_release_is_removed_from_the_site_its_file_and_its_registry(bench: Ben
     with pytest.raises(NotFound, match=f"rack-7 does not offer {OLD}, and .* does not name it") as refused:
         bench.run("release", "remove", OLD)
     assert refused.value.resolution == f"name one of: {MIDDLE}, {NEW}"
+
+
+def test_what_an_addition_left_that_failed_is_removed(bench: Bench) -> None:
+    bench.world.deploy(NEW)
+    bench.world.simulator.faults = [Fault(r"PUT /v2/ckp/byoh-bundle.*/manifests/", times=100, status=500)]
+    with pytest.raises(CkpError):
+        bench.run("release", "add", OLD)
+    bench.world.simulator.faults = []
+    assert bench.named == [NEW, OLD] and f"kube-apiserver:{OLD}-ckp" in bench.world.there()
+    bench.run("release", "remove", OLD)
+    assert (bench.named, bench.host.offered, bench.host.withdrawn, bench.world.there()) == ([NEW], [NEW], [], content_of(NEW))
 
 
 def test_a_release_that_is_used_is_not_removed_and_nothing_is_changed(bench: Bench) -> None:
@@ -340,3 +357,89 @@ def test_releases_come_from_files_and_the_others_are_built(applying: Bench, monk
     name_releases(applying, NEW)
     with pytest.raises(InvalidInput, match=f"old.ckp holds {OLD}, and the site offers {NEW}"):
         apply("old.ckp")
+
+
+@pytest.fixture
+def whole(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """All of `ckp site apply`, but for what it brings to a host beside releases."""
+
+    def publish(dist: Any, inventory: Inventory, say: Callable[[str], None]) -> Published:
+        registry = bench.registry(read_site(bench.file), bench.host)
+        return publish_to(registry, registry.client(), dist, inventory, say)
+
+    def deploy(_: Site, published: Published, others: Sequence[Published], withdrawn: Withdrawn) -> None:
+        table = published.releases(*others)
+        assert content_of(*table.releases) <= bench.world.there(), "what is offered is whole"
+        before = bench.host.deployments
+        bench.host.deploy(*releases_config(table, withdrawn))
+        for name, deployment in before.items():  # its pods follow later
+            bench.host.deployments[name][READ_AT_START] = deployment[READ_AT_START]
+
+    monkeypatch.setattr("ckp.site.apply.publish", publish)
+    monkeypatch.setattr(described, "name_registry", lambda *_: None)
+    monkeypatch.setattr(Site, "install_standalone", lambda _, published: bench.host.install(published.dist.release.name))
+    monkeypatch.setattr(Site, "deploy_management", deploy)
+    monkeypatch.setattr(Site, "log_in", lambda _: None)
+    for name in ("read_config", "Session", "Enrolment"):
+        monkeypatch.setattr(f"ckp.site.apply.{name}", lambda *_: SimpleNamespace(close=lambda: None, ensure_group=lambda: None))
+    return bench
+
+
+def test_a_site_is_applied_with_three_releases_and_then_with_two(whole: Bench) -> None:
+    name_releases(whole, OLD, MIDDLE, NEW)
+    assert whole.run("apply").exit_code == 0
+    assert (whole.host.offered, whole.host.table.management, whole.world.there()) == ([OLD, MIDDLE, NEW], NEW, content_of(OLD, MIDDLE, NEW))
+    name_releases(whole, NEW, MIDDLE)
+    done = whole.run("apply")
+    assert f"{OLD} will no longer be offered" in done.output
+    assert (whole.host.offered, whole.host.withdrawn, whole.world.there()) == ([MIDDLE, NEW], [], content_of(MIDDLE, NEW))
+    assert whole.host.known["ckp-compass"] == [MIDDLE, NEW]
+
+
+def test_the_management_cluster_and_its_layer_keep_their_release(whole: Bench) -> None:
+    name_releases(whole, MIDDLE)
+    whole.run("apply")
+    before = whole.host.table.releases[MIDDLE]
+    name_releases(whole, MIDDLE, NEW)
+    whole.run("apply")
+    assert (whole.host.offered, whole.host.table.management, whole.host.table.releases[MIDDLE]) == ([MIDDLE, NEW], MIDDLE, before)
+    name_releases(whole, NEW)
+    with pytest.raises(Conflict, match=f"the management cluster runs {MIDDLE}"):
+        whole.run("apply")
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_an_apply_with_one_release_less_that_is_killed_at_any_command_is_gone_on_with(whole: Bench, after: bool) -> None:
+    number = 0
+    while True:
+        whole.world.simulator.repositories.clear()
+        name_releases(whole, OLD, NEW)
+        whole.run("apply")
+        name_releases(whole, NEW)
+        whole.host.calls.clear()
+        whole.host.kill_at, whole.host.kill_after = number, after
+        try:
+            whole.run("apply")
+            break
+        except Killed:
+            whole.host.kill_at = None
+        whole.run("apply")
+        assert (whole.host.offered, whole.host.withdrawn, whole.world.there()) == ([NEW], [], content_of(NEW))
+        assert whole.host.known["ckp-controllers"] == [NEW]
+        number += 1
+    assert number > 20
+
+
+def test_a_cluster_that_is_made_while_its_release_is_being_applied_away_stops_that(whole: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    name_releases(whole, OLD, NEW)
+    whole.run("apply")
+    name_releases(whole, NEW)
+
+    def make(*arguments: Any) -> Dist:
+        whole.host.create_cluster("late", OLD)  # builds take their time
+        return whole.make(*arguments)
+
+    monkeypatch.setattr(site_changes, "make_release", make)
+    with pytest.raises(Conflict, match=f"{OLD} is used by 1 cluster, and nothing was changed"):
+        whole.run("apply")
+    assert whole.host.offered == [OLD, NEW] and content_of(OLD, NEW) <= whole.world.there()

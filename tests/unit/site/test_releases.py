@@ -285,6 +285,8 @@ def test_a_removal_that_is_killed_at_any_command_is_gone_on_with(world: World, a
 
 
 def test_a_removal_that_is_killed_at_any_request_to_the_registry_is_gone_on_with(world: World) -> None:
+    number = left = 0
+
     def kill() -> None:
         nonlocal left
         left -= 1
@@ -294,7 +296,6 @@ def test_a_removal_that_is_killed_at_any_request_to_the_registry_is_gone_on_with
     def arm() -> None:
         world.simulator.faults = [Fault(".", times=10**6, hook=kill)]
 
-    number = left = 0
     while remove_until_killed(world, arm):
         require_gone_on_with(world)
         number += 1
