@@ -95,7 +95,7 @@ def add(name: str, file: Path, profile: Profile, archive: Path | None, keyring: 
                 registry = serving_registry(spec, host)
                 if registry.client().digest(f"{PREFIX}/{FIRST_PUSHED}", wanted.stamp) is None:  # it is there already if a run before was killed
                     registry.require_space(ANOTHER_GIB, what=name)
-                inventory = described.inventory(spec, host, described.operating_system(host, wanted))
+                inventory = described.inventory(spec, host, described.operating_system(host, wanted), described.worker_systems(spec, wanted))
             dist = take_releases([archive], keyring, inventory, [name], steps)[name] if archive else make_release(catalog, wanted, inventory, steps, profile)
             with steps.step(f"Filling the registry: {name}"):
                 if set_releases(file, [*spec.releases, name]):

@@ -191,9 +191,7 @@ class Site:
         last: list[str] = []
 
         def applied() -> bool:
-            done = self.kubectl(
-                "apply", "--server-side", "--force-conflicts", f"--field-manager={FIELD_MANAGER}", "-f", "-", stdin=text, timeout=300, check=False
-            )
+            done = self.kubectl(*APPLY, stdin=text, timeout=300, check=False)
             last[:] = (done.stderr or done.stdout).splitlines()[-6:]
             return done.code == 0
 
