@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from ckp.kits import paths
-from ckp.kits.processes import Finished, run
-from ckp.lab.lab import HostSpec, Lab, LabHost, LabNetwork
-from ckp.site.lab import ADDON_VALUES, HOST_SETTINGS
-from ckp.site.spec.read import dump_site, parse_site
-from tests.support.checkout import REPO
+from ckp.kits.processes import run
+from ckp.lab.lab import LabHost
+from tests.support.site_place import NAME, SERVER, Place, prepared, write_site
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.root("boots whole hosts")]
 
-NETWORK = LabNetwork(bridge="ckpsite0", gateway="10.177.96.1")
-SERVER = HostSpec("server-1", "10.177.96.11")
-USER = "ops"
-NAME = "berlin"
-REGISTRY = f"registry.{NAME}.internal"
 SNAPSHOT = """
 import hashlib, os, stat
 for top in ("/etc", "/usr", "/opt", "/root", "/home", "/var/lib", "/var/spool"):
@@ -39,49 +28,10 @@ MAY_DIFFER = ("/var/lib/dpkg/status-old", "/etc/.pwd.lock", "/etc/passwd-", "/et
 """What programs of the system keep for themselves, such as the copies that useradd makes."""
 
 
-@dataclass
-class Place:
-    """A server of somebody's, and the folder that its site is described in."""
-
-    host: LabHost
-    folder: Path
-
-    @property
-    def file(self) -> Path:
-        return self.folder / "site.yaml"
-
-    @property
-    def state(self) -> Path:
-        return paths.state() / "sites" / NAME
-
-    def ckp(self, *arguments: str, timeout: float = 300, check: bool = True) -> Finished:
-        environment = {"CKP_CONFIG": str(self.folder / "config.json"), "CKP_PROGRESS": "plain"}
-        return run([REPO / "ckp", *arguments], timeout=timeout, check=check, env=environment, cwd=self.folder)
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """The server: OpenSSH, a user with a key who may use sudo, and nobody's name server that knows a name."""
-    lab = Lab(paths.state() / "lab-site", NETWORK)
-    lab.down()
-    folder = tmp_path_factory.mktemp("site")
-    try:
-        lab.ensure_base(print)
-        host = lab.ensure_host(SERVER)
-        key = host.pull("/root/.ssh/authorized_keys")
-        host.run(["useradd", "--create-home", "--shell", "/bin/bash", USER], timeout=30)
-        host.push(key, f"/home/{USER}/.ssh/authorized_keys")
-        host.run(["chown", "-R", f"{USER}:{USER}", f"/home/{USER}/.ssh"], timeout=30)
-        host.push(f"{USER} ALL=(ALL) NOPASSWD: ALL\n".encode(), "/etc/sudoers.d/ops", mode=0o440)
-        host.run(["rm", "/root/.ssh/authorized_keys"], timeout=30)
-        ssh = lab.ssh_settings(SERVER.name)
-        (folder / "known_hosts").write_text(ssh.known_hosts_file.read_text())
-        (folder / "key").write_bytes(ssh.identity_file.read_bytes())
-        (folder / "key").chmod(0o600)
-        yield Place(host, folder)
-    finally:
-        if not os.environ.get("CKP_KEEP_LAB"):
-            lab.down()
+    with prepared(tmp_path_factory.mktemp("site")) as made:
+        yield made
 
 
 def snapshot(host: LabHost) -> dict[str, str]:
@@ -92,19 +42,6 @@ def snapshot(host: LabHost) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def before(place: Place) -> dict[str, str]:
     return snapshot(place.host)
-
-
-def write_site(place: Place) -> None:
-    options = ("--name", NAME, "--host", f"{SERVER.name}={SERVER.address}", "--user", USER)
-    place.ckp("site", "init", *options, "--network", "10.177.96.0/24", "--pool", "10.177.96.100-10.177.96.120")
-    spec = parse_site(place.file.read_bytes(), place.file)
-    [host] = spec.management.hosts or ()
-    assert host.ssh is not None
-    ssh = host.ssh.model_copy(update={"host": SERVER.address, "identity_file": Path("key"), "known_hosts_file": Path("known_hosts")})
-    management = spec.management.model_copy(update={"hosts": (host.model_copy(update={"ssh": ssh}),)})
-    # What only hosts in containers on one machine need.
-    changed = spec.model_copy(update={"management": management, "host_settings": HOST_SETTINGS, "addon_values": ADDON_VALUES})
-    place.file.write_text(dump_site(changed))
 
 
 def test_a_site_is_applied_by_ssh_to_a_server(place: Place, before: dict[str, str]) -> None:
