@@ -10,8 +10,6 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from ckp.kits.errors import CkpError
-
 
 @dataclass(frozen=True)
 class Lazy:
@@ -26,22 +24,9 @@ class Lazy:
     summary: str
 
     def load(self) -> click.Command:
-        """Import it.
-
-        Raises:
-            CkpError: a Python package is missing that the command needs.
-        """
+        """Import it. No command's module needs more than `ckp` without extras: what an extra brings is imported where it is used."""
         module, _, attribute = self.target.partition(":")
-        try:
-            found = getattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError as error:
-            missing = (error.name or "").partition(".")[0]
-            if missing in ("", "ckp"):
-                raise
-            raise CkpError(
-                f"this command needs the Python package {missing}, which is not installed",
-                resolution="install ckp with all that making releases needs: pip install 'ckp[build]'",
-            ) from error
+        found = getattr(importlib.import_module(module), attribute)
         if not isinstance(found, click.Command):
             raise TypeError(f"{self.target} is not a click command")
         return found

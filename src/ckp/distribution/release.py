@@ -13,6 +13,7 @@ from ckp.catalog.models import BundleTarget, Release
 from ckp.clients.oci.registry import Registry
 from ckp.clients.signing.cosign import TAG, sign_image
 from ckp.clients.signing.openpgp import SigningKey
+from ckp.clients.signing.sequoia import sequoia
 from ckp.distribution.attest.attestations import attach_all
 from ckp.distribution.attest.builtrelease import BuiltRelease
 from ckp.distribution.attest.cyclonedx import Json
@@ -149,7 +150,11 @@ class Distribution:
         Args:
             steps: shows each of them inside its current step.
             also: programs that are not part of the release, built in the same schedule.
+
+        Raises:
+            CkpError: a component could not be built; or packages could not be signed here, which is found before anything is built.
         """
+        sequoia()
         components = self.chosen()
         for chosen in components:
             if chosen.stands_in_for:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -95,12 +96,17 @@ def test_what_talks_to_compass_needs_no_extra(command: str) -> None:
     assert extra & modules == set() and not any(name.startswith("ckp.distribution") for name in modules)
 
 
-def test_a_package_that_is_not_installed_is_named() -> None:
+@pytest.mark.parametrize("arguments", [["keys", "trust", "FILE"], ["dist", "build", "v1.35.1"]], ids=" ".join)
+def test_a_package_that_is_not_installed_is_named_before_anything_is_made(arguments: list[str], tmp_path: Path) -> None:
     code = "import sys\nsys.modules['pysequoia'] = None\nfrom ckp.cli.main import main\nmain()\n"
-    env = {**os.environ, "PYTHONPATH": str(REPO / "src")}
-    done = subprocess.run([sys.executable, "-c", code, "keys", "list"], env=env, capture_output=True, text=True, check=False, timeout=60)
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "trusted.gpg").touch()
+    (tmp_path / "FILE").touch()
+    env = {**os.environ, "PYTHONPATH": str(REPO / "src"), "CKP_KEYS": str(tmp_path / "keys"), "CKP_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "error: this command needs the Python package pysequoia, which is not installed" in done.stderr and "pip install 'ckp[build]'" in done.stderr
+    assert "needs the Python package pysequoia, which is not installed" in done.stderr and "pip install 'ckp[build]'" in done.stderr
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_fault_of_our_own_is_no_missing_package() -> None:

@@ -66,16 +66,23 @@ def names(*groups: Iterable[str]) -> set[str]:
 def test_the_declared_dependencies_are_those_of_the_locked_files() -> None:
     command, build, platform = (set(declared(items)) for items in (PROJECT["dependencies"], EXTRAS["build"], EXTRAS["platform"]))
     assert platform == of_file("platform")
-    assert (command | build) - platform == of_file("tool")
+    assert command == of_file("site")
+    assert build == of_file("tool")
     assert set(declared(EXTRAS["dev"])) == of_file("dev")
     assert not command & build, "what the command always needs is no part of an extra"
 
 
-@pytest.mark.parametrize("lock", ["dev", "tool", "platform"])
+@pytest.mark.parametrize("lock", ["dev", "tool", "site", "platform"])
 def test_the_locked_versions_are_among_the_declared(lock: str) -> None:
     versions = locked(lock)
-    own = {"dev": EXTRAS["dev"] + EXTRAS["build"], "tool": PROJECT["dependencies"] + EXTRAS["build"], "platform": []}[lock]
-    for item in declared(own + EXTRAS["platform"]).values():
+    command = PROJECT["dependencies"]
+    own = {
+        "dev": command + EXTRAS["build"] + EXTRAS["platform"] + EXTRAS["dev"],
+        "tool": command + EXTRAS["build"] + EXTRAS["platform"],
+        "site": command,
+        "platform": EXTRAS["platform"],
+    }[lock]
+    for item in declared(own).values():
         version = versions[canonicalize_name(item.name)]
         assert item.specifier.contains(version), f"{item} is declared, and {version} is locked in requirements/{lock}.txt"
         (bound,) = item.specifier

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-import pysequoia
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from ckp.clients.signing.sequoia import sequoia
 from ckp.kits.errors import CkpError, Conflict, InvalidInput
 from ckp.kits.files import atomic_write, exclusive, finish_together, write_together
 from ckp.kits.processes import Finished, run
@@ -124,12 +125,12 @@ class SigningKey:
     @property
     def fingerprint(self) -> str:
         """Of the primary key, upper-case hex as gpg prints it."""
-        return str(pysequoia.Tsk.from_bytes(self.secret()).extract_certificate().fingerprint).upper()
+        return str(sequoia().Tsk.from_bytes(self.secret()).extract_certificate().fingerprint).upper()
 
     @property
     def subkey(self) -> str:
         """Fingerprint of the key that signs now: the newest signing subkey that is in use, and whose secret is here."""
-        secret = {str(packet.fingerprint).upper() for packet in _packets(self.secret()) if packet.tag == pysequoia.packet.Tag.SecretSubkey}
+        secret = {str(packet.fingerprint).upper() for packet in _packets(self.secret()) if packet.tag == sequoia().packet.Tag.SecretSubkey}
         candidates = [item for item in inspect(self.certificate) if item.role == "signing" and item.state == "valid" and item.fingerprint in secret]
         if not candidates:
             raise CkpError(f"no signing key of {self.fingerprint} is in use: all are expired or revoked", resolution="`ckp keys rotate` makes a new one")
@@ -153,21 +154,21 @@ class SigningKey:
 
     def sign(self, data: bytes, *, armor: bool = False) -> bytes:
         """A detached signature over `data` by the newest signing key (SHA-512)."""
-        return bytes(pysequoia.sign(self._signer(), data, mode=pysequoia.SignatureMode.DETACHED, armor=armor))
+        return bytes(sequoia().sign(self._signer(), data, mode=sequoia().SignatureMode.DETACHED, armor=armor))
 
     def sign_cleartext(self, text: bytes) -> bytes:
         """`text` with a cleartext signature around it, as InRelease of an apt repository has it."""
-        return bytes(pysequoia.sign(self._signer(), text, mode=pysequoia.SignatureMode.CLEAR))
+        return bytes(sequoia().sign(self._signer(), text, mode=sequoia().SignatureMode.CLEAR))
 
-    def _signer(self) -> pysequoia.PySigner:
+    def _signer(self) -> Any:
         """Of the key that `subkey` names. Sequoia would take the first of several, so it is handed a certificate with only that one."""
         wanted, keep, packets = self.subkey, True, []
         for packet in _packets(self.secret()):
-            if packet.tag in (pysequoia.packet.Tag.SecretSubkey, pysequoia.packet.Tag.PublicSubkey):
+            if packet.tag in (sequoia().packet.Tag.SecretSubkey, sequoia().packet.Tag.PublicSubkey):
                 keep = str(packet.fingerprint).upper() == wanted
             if keep:
                 packets.append(packet)
-        return pysequoia.Tsk.from_packets(packets).signer()
+        return sequoia().Tsk.from_packets(packets).signer()
 
     def secret(self) -> bytes:
         """The secret signing subkeys, for gpg's standard input and nothing else."""
@@ -383,11 +384,11 @@ def _same_primary(home: Path, key: SigningKey) -> str:
     return found
 
 
-def _packets(material: bytes) -> pysequoia.packet.PacketPile:
-    return pysequoia.packet.PacketPile.from_bytes(bytes(material))
+def _packets(material: bytes) -> Any:
+    return sequoia().packet.PacketPile.from_bytes(bytes(material))
 
 
 def holds_secrets(material: bytes) -> bool:
     """Whether there is a secret key among these packets."""
-    secret = (pysequoia.packet.Tag.SecretKey, pysequoia.packet.Tag.SecretSubkey)
+    secret = (sequoia().packet.Tag.SecretKey, sequoia().packet.Tag.SecretSubkey)
     return any(packet.tag in secret for packet in _packets(material))

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pysequoia
-
 from ckp.clients.signing import openpgp
 from ckp.clients.signing.openpgp import KeyInfo, SigningKey
+from ckp.clients.signing.sequoia import sequoia
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
 from ckp.kits.files import atomic_write
 
@@ -165,8 +164,9 @@ class KeyRing:
 
     def trust(self, certificate: bytes) -> list[str]:
         """Add public keys to those that are trusted here, or merge what is new in them (such as a revocation)."""
+        split = sequoia().Cert.split_bytes
         try:
-            certificates = pysequoia.Cert.split_bytes(certificate)
+            certificates = split(certificate)
         except Exception as error:
             raise InvalidInput(f"this is not an OpenPGP certificate: {error}") from error
         if openpgp.holds_secrets(certificate):
@@ -176,7 +176,7 @@ class KeyRing:
             for item in certificates:
                 fingerprint = str(item.fingerprint).upper()
                 path = self.key.certificate_path(fingerprint)
-                merged = pysequoia.Cert.from_bytes(path.read_bytes()).merge(item) if path.exists() else item
+                merged = sequoia().Cert.from_bytes(path.read_bytes()).merge(item) if path.exists() else item
                 openpgp.put_certificate(self.key, fingerprint, bytes(merged))
                 added.append(fingerprint)
         return added

@@ -20,9 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pysequoia
-
 from ckp.clients.signing.openpgp import SigningKey, inspect
+from ckp.clients.signing.sequoia import sequoia
 from ckp.distribution.packages.pack import Format, Package
 from ckp.distribution.repositories.apt import AptRepository, State
 from ckp.distribution.repositories.dnf import DnfRepository
@@ -422,16 +421,16 @@ def armoured(keyring: bytes) -> bytes:
     """
     revoked = {info.fingerprint for info in inspect(keyring) if info.state == "revoked"}
     blocks = []
-    for certificate in pysequoia.Cert.split_bytes(keyring):
+    for certificate in sequoia().Cert.split_bytes(keyring):
         if str(certificate.fingerprint).upper() in revoked:
             continue
         keep, packets = True, []
-        for packet in pysequoia.packet.PacketPile.from_bytes(bytes(certificate)):
-            if packet.tag == pysequoia.packet.Tag.PublicSubkey:
+        for packet in sequoia().packet.PacketPile.from_bytes(bytes(certificate)):
+            if packet.tag == sequoia().packet.Tag.PublicSubkey:
                 keep = str(packet.fingerprint).upper() not in revoked
             if keep:
                 packets.append(packet)
-        blocks.append(str(pysequoia.Cert.from_packets(packets)))
+        blocks.append(str(sequoia().Cert.from_packets(packets)))
     return "".join(block.rstrip("\n") + "\n" for block in blocks).encode()
 
 

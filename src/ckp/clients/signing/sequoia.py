@@ -1,0 +1,23 @@
+"""Sequoia, which signs. It is imported when something is signed: who runs a site, or verifies, needs none of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ckp.kits.errors import CkpError
+
+
+def sequoia() -> Any:
+    """The module `pysequoia`.
+
+    Raises:
+        CkpError: it is not installed. It comes with the extra `build`.
+    """
+    try:
+        import pysequoia
+    except ModuleNotFoundError as error:
+        raise CkpError(
+            "this makes or signs releases, and needs the Python package pysequoia, which is not installed",
+            resolution="use a checkout of CKP, or its wheel with the extra: pip install 'ckp[build]' (the deb and the rpm of ckp are without it)",
+        ) from error
+    return pysequoia
