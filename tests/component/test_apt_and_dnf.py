@@ -29,8 +29,8 @@ from ckp.clients.signing import openpgp
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.carry.airgap import tree
 from ckp.distribution.carry.archive import write_archive
-from ckp.distribution.packages.pack import Package
-from ckp.distribution.repositories.publish import Repositories
+from ckp.distribution.packages.pack import Format, Package
+from ckp.distribution.repositories.publish import COMMAND, Repositories
 from ckp.kits.retry import wait_until
 from ckp.verify.path import verify_path
 from tests.simulators.clock import ManualClock
@@ -96,14 +96,14 @@ def repositories(tmp_path: Path, key: SigningKey, packages: dict[str, list[Packa
 class Apt(AptRoot):
     """An apt of its own that follows repositories of ours."""
 
-    def follow(self, repositories: Repositories, address: str = "", *, keyring: Path | None = None) -> None:
+    def follow(self, repositories: Repositories, address: str = "", *, keyring: Path | None = None, template: str = "ckp") -> None:
         """Do what docs/how-to/install-packages.md says: keyring and source list, from the repository's own templates."""
         ring = self.root / "usr/share/keyrings/ckp.gpg"
         shutil.copy(keyring or repositories.root / "keys/ckp.gpg", ring)
-        text = (repositories.root / "setup/ckp.sources").read_text().replace("/usr/share/keyrings/ckp.gpg", str(ring))
+        text = (repositories.root / f"setup/{template}.sources").read_text().replace("/usr/share/keyrings/ckp.gpg", str(ring))
         for mark, value in (("@URL@", address or f"file:{repositories.root}"), ("@CODENAME@", CODENAME), ("@MINOR@ agent", "v1.35")):
             text = text.replace(mark, value)
-        (self.root / "etc/apt/sources.list.d/ckp.sources").write_text(text)
+        (self.root / f"etc/apt/sources.list.d/{template}.sources").write_text(text)
 
     def installed(self) -> dict[str, str]:
         argv = ["dpkg-query", f"--admindir={self.root}/var/lib/dpkg", "-W", "-f", "${Package} ${Version}\n"]
@@ -144,6 +144,22 @@ def test_apt_reads_every_codename_without_a_warning(repositories: Repositories, 
     sources.write_text(sources.read_text().replace(CODENAME, codename))
     apt.update()
     assert "kubeadm" in apt.get("install", "--dry-run", "kubeadm").stdout
+
+
+@pytest.fixture
+def command_line(repositories: Repositories, key: SigningKey, tmp_path: Path) -> Repositories:
+    """With the command line, in a component of its own."""
+    kinds: tuple[Format, ...] = ("deb", "rpm")
+    repositories.publish([small_package(tmp_path / "command", key, "ckp", "0.2.0+1-ckp", kind) for kind in kinds], COMMAND, said)
+    return repositories
+
+
+def test_apt_takes_the_command_line_from_a_component_of_its_own(command_line: Repositories, apt: Apt) -> None:
+    apt.follow(command_line, template="ckp-command")
+    apt.update()
+    assert apt.get("install", "ckp").returncode == 0
+    assert apt.installed() == {"ckp": "0.2.0+1-ckp"}
+    assert apt.get("install", "kubeadm").returncode != 0, "a workstation gets nothing else"
 
 
 def test_apt_reads_the_one_line_template_too(repositories: Repositories, apt: Apt) -> None:
@@ -387,12 +403,12 @@ class Dnf:
             "skip_if_unavailable=False\ngpgcheck=1\nlocalpkg_gpgcheck=1\n"
         )
 
-    def follow(self, repositories: Repositories, address: str = "", *, certificates: Path | None = None) -> None:
+    def follow(self, repositories: Repositories, address: str = "", *, certificates: Path | None = None, template: str = "ckp") -> None:
         """Do what docs/how-to/install-packages.md says: key file and repository file, from the repository's own template."""
         key_file = self.root / "etc/pki/rpm-gpg/RPM-GPG-KEY-ckp"
         shutil.copy(certificates or repositories.root / "keys/ckp.asc", key_file)
-        text = (repositories.root / "setup/ckp.repo").read_text().replace("/etc/pki/rpm-gpg/RPM-GPG-KEY-ckp", str(key_file))
-        assert text.count("gpgcheck=1\nrepo_gpgcheck=1\n") == 2
+        text = (repositories.root / f"setup/{template}.repo").read_text().replace("/etc/pki/rpm-gpg/RPM-GPG-KEY-ckp", str(key_file))
+        assert text.count("gpgcheck=1\nrepo_gpgcheck=1\n") == text.count("baseurl=") > 0
         text = text.replace("@URL@", address or f"file://{repositories.root}").replace("@MINOR@", "v1.35").partition("[ckp-agent]")[0]
         (self.root / "etc/yum.repos.d/ckp.repo").write_text(text)
         (self.root / "etc/yum.repos.d/base.repo").write_text(f"[base]\nname=base\nbaseurl=file://{self.root}/base\ngpgcheck=0\n")
@@ -435,6 +451,14 @@ def test_dnf_installs_with_dependencies_from_the_signed_repository(repositories:
     assert dnf.installed() == {"kubeadm": "1.35.1-ckp", "cri-tools": "1.30.0-ckp", "conntrack-tools": "1.4.7-1"}
     said = subprocess.run([dnf.root / "installed/usr/bin/kubeadm"], capture_output=True, text=True, check=True).stdout
     assert said == "kubeadm 1.35.1-ckp\n"
+
+
+def test_dnf_takes_the_command_line_from_a_component_of_its_own(command_line: Repositories, dnf: Dnf) -> None:
+    dnf.follow(command_line, template="ckp-command")
+    done = dnf.install("ckp")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert dnf.installed() == {"ckp": "0.2.0+1-ckp"}
+    assert dnf.install("kubeadm").returncode != 0
 
 
 def test_dnf_upgrades_only_when_told_to(repositories: Repositories, packages: dict[str, list[Package]], dnf: Dnf) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,14 +36,23 @@ class Debian:
 
     def sh(self, script: str, *, check: bool = True) -> Finished:
         """Run a shell script in it, with the packages at /packages."""
-        upper, work, root = (self.folder / name for name in ("upper", "work", "root"))
-        for path in (upper, work, root):
+        return self.outside(["chroot", self.root, "/bin/sh", "-ec", script], check=check, what=script)
+
+    @property
+    def root(self) -> Path:
+        """Where it is mounted."""
+        return self.folder / "root"
+
+    def outside(self, argv: Sequence[str | Path], *, check: bool = True, what: str = "") -> Finished:
+        """Run a program of this machine while it is mounted."""
+        upper, work = (self.folder / name for name in ("upper", "work"))
+        for path in (upper, work, self.root):
             path.mkdir(exist_ok=True)
         enter = (
-            f"mount -t overlay overlay -o lowerdir={self.lower},upperdir={upper},workdir={work} {root} && mount -t proc proc {root}/proc && "
-            f'exec env -i PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive SYSTEMD_OFFLINE=1 chroot {root} /bin/sh -ec "$1"'
+            f"mount -t overlay overlay -o lowerdir={self.lower},upperdir={upper},workdir={work} {self.root} && mount -t proc proc {self.root}/proc && "
+            'exec env -i PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive SYSTEMD_OFFLINE=1 "$@"'
         )
-        return run(["unshare", "--mount", "--propagation", "private", "sh", "-c", enter, "sh", script], timeout=300, check=check, what=script)
+        return run(["unshare", "--mount", "--propagation", "private", "sh", "-c", enter, "sh", *argv], timeout=300, check=check, what=what or str(argv[0]))
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
         """Put a file into it."""

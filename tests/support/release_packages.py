@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ckp.catalog.load import Catalog
 from ckp.distribution.builder.component import Built, build_component, is_built
+from ckp.distribution.packages import command
 from ckp.distribution.packages import pack as packages
 from ckp.distribution.packages.agent import agent_version, build_zipapp
 from ckp.distribution.packages.pack import Format, Package, Recipe, pack_unsigned
@@ -17,6 +18,8 @@ from tests.support.marks import needs, not_built
 RELEASE = "v1.35.1"
 ROLES = ("kubernetes", "cni-plugins", "cri-tools", "containerd", "runc", "helm", "imgpkg", "nfpm")
 NAMES = (*(name for name, _ in PACKAGES), "ckp-agent")
+OWN = (*NAMES, command.NAME)
+"""With the packages of the command, which no release has."""
 FORMATS: tuple[Format, ...] = ("deb", "rpm")
 CODE = ("rpm_payload", "pack", "debs", "licences", "completions")
 """Modules of ckp.distribution.packages that decide what is in a package."""
@@ -35,7 +38,10 @@ def built_release() -> dict[str, Built]:
 
 
 def extras(name: str) -> dict[str, Path]:
-    """What the agent's package is handed; its keyring is no key, since these packages are only looked at."""
+    """What the packages of CKP's own are handed; the agent's keyring is no key, since these packages are only looked at."""
+    if name == command.NAME:
+        place = command.environment(command.build_wheel())
+        return {"environment": place, command.NAME: command.write_launcher(place, paths.cache() / "test-packages")}
     if name != "ckp-agent":
         return {}
     keyring = paths.cache() / "test-packages" / "trusted.gpg"
@@ -46,6 +52,8 @@ def extras(name: str) -> dict[str, Path]:
 
 def version_of(name: str, built: dict[str, Built]) -> str:
     """The version that the release gives a package."""
+    if name == command.NAME:
+        return command.command_version(extras(name)["environment"])
     if name == "ckp-agent":
         return agent_version(extras(name)["trusted.gpg"])
     return f"{built[dict(PACKAGES)[name]].chosen.source.version.removeprefix('v')}-ckp"

@@ -20,6 +20,7 @@ from ckp import __version__
 from ckp.catalog.load import Catalog
 from ckp.distribution.images.make import platform_code
 from ckp.distribution.packages.agent import agent_version, write_zipapp
+from ckp.distribution.packages.command import build_wheel
 from ckp.kits import paths
 from ckp.kits.errors import NotFound
 from tests.support.checkout import REPO
@@ -124,7 +125,21 @@ def test_the_wheel_has_nothing_else(installed: Installed) -> None:
     assert not any(name.startswith("ckp/_data/packaging/setup") for name in installed.names()), "a machine is prepared for a checkout, not for a wheel"
 
 
+def test_what_is_released_is_the_same_wheel_and_the_same_twice(installed: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for name in ("one", "two"):
+        monkeypatch.setenv("CKP_CACHE", str(tmp_path / name))
+        made.append(build_wheel())
+    assert made[0].read_bytes() == made[1].read_bytes()
+    with zipfile.ZipFile(made[0]) as archive:
+        assert set(archive.namelist()) == installed.names()
+    assert build_wheel() == made[1], "it is kept"
+
+
 def test_the_command_answers_without_a_checkout(installed: Installed) -> None:
+    assert installed.run(installed.python.with_name("kubectl-ckp"), "--version") == f"ckp, version {__version__}\n"
+    site = ["--name", "berlin", "--host", "n=192.0.2.11", "--network", "192.0.2.0/24", "--pool", "192.0.2.200-192.0.2.249"]
+    assert installed.ckp("site", "init", *site, "--force") == "wrote site.yaml\n"
     assert installed.ckp("--help").startswith("Usage: ckp [OPTIONS] COMMAND")
     assert installed.ckp("--version") == f"ckp, version {__version__}\n"
     assert [line.split()[0] for line in installed.ckp("release", "list").splitlines()[1:]] == Catalog().names()

@@ -22,10 +22,17 @@ from ckp.kits.files import atomic_write, sha256_bytes, sha256_file
 from ckp.kits.processes import run
 from tests.support import release_packages
 from tests.support.checkout import REPO
-from tests.support.release_packages import NAMES, unsigned
+from tests.support.release_packages import OWN, unsigned
 from tests.support.signing_keys import signing_key
 
-ALLOWED_TAGS = {"statically-linked-binary", "dir-or-file-in-opt", "malformed-deb-archive", "misplaced-extra-member-in-deb"}
+ALLOWED_TAGS = {
+    "statically-linked-binary",
+    "dir-or-file-in-opt",
+    "malformed-deb-archive",
+    "misplaced-extra-member-in-deb",
+    "unstripped-binary-or-object",
+    "embedded-library",
+}
 """What the packages may override. Another tag here needs a reason in its package.toml, and a reader of this test."""
 
 
@@ -45,7 +52,7 @@ def need(program: str) -> None:
 
 
 @pytest.mark.release
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OWN)
 def test_lintian_finds_no_error(built: dict[str, Built], key: SigningKey, tmp_path: Path, name: str) -> None:
     need("lintian")
     package = unsigned(name, built, "deb")
@@ -59,20 +66,20 @@ def test_lintian_finds_no_error(built: dict[str, Built], key: SigningKey, tmp_pa
     said = said_before.read_text()
     assert re.findall(r"^E: .*", said, re.M) == []
     assert set(re.findall(rf"^O: {name}: (\S+)", said, re.M)) <= ALLOWED_TAGS
-    assert re.search(r"^O: ", said, re.M), "it has looked: every package has a static program"
+    assert re.search(r"^O: ", said, re.M), "it has looked: every package has something to override"
 
 
 @pytest.mark.release
 def test_rpmlint_finds_no_error(built: dict[str, Built], key: SigningKey, tmp_path: Path) -> None:
     need("rpmlint")
     files = []
-    for name in NAMES:
+    for name in OWN:
         package = unsigned(name, built, "rpm")
         files.append(tmp_path / package.file_name)
         files[-1].write_bytes(sign_rpm(package.path.read_bytes(), key))
     said = rpmlint(files, tmp_path, key)
     assert re.findall(r"^.*: E: .*", said, re.M) == []
-    assert "8 packages and 0 specfiles checked; 0 errors" in said
+    assert f"{len(OWN)} packages and 0 specfiles checked; 0 errors" in said
 
 
 @pytest.mark.release

@@ -103,6 +103,7 @@ def test_the_layout_is_the_documented_one(repositories: Repositories, packages: 
     assert {"apt/pool/v1.35/kubelet/kubelet_1.35.1-ckp_amd64.deb", "rpm/el9/v1.35/x86_64/Packages/kubelet-1.35.1-ckp.x86_64.rpm"} <= found
     assert {"rpm/el9/v1.35/x86_64/repodata/repomd.xml", "rpm/el9/v1.35/x86_64/repodata/repomd.xml.asc"} <= found
     assert {"keys/ckp.gpg", "keys/ckp.asc", "setup/ckp.list", "setup/ckp.sources", "setup/ckp.repo"} <= found
+    assert {"setup/ckp-command.sources", "setup/ckp-command.repo"} <= found
 
 
 def test_release_names_origin_signers_and_every_index_by_its_hash(repositories: Repositories, packages: dict[str, Package]) -> None:
@@ -301,11 +302,13 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> SigningKey:
     return signing_key(tmp_path_factory.mktemp("stranger") / "keys", "stranger")
 
 
-def test_a_component_is_a_minor_version_or_the_agent(repositories: Repositories, packages: dict[str, Package]) -> None:
+def test_a_component_is_a_minor_version_the_agent_or_the_command(repositories: Repositories, packages: dict[str, Package]) -> None:
     for name in ("1.35", "v1.35.1", "../x", "main", ""):
         with pytest.raises(InvalidInput, match="is not a component"):
             repositories.publish(list(packages.values()), name, said)
     assert not repositories.root.exists()
+    for name in ("v1.35", "agent", "ckp"):
+        assert repositories.publish([packages["kubelet-1.35.1.deb"]], name, said).component == name
 
 
 @pytest.mark.parametrize("kind", ["deb", "rpm"])

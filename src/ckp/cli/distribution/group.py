@@ -20,6 +20,7 @@ COMMANDS = {
         "ckp.cli.distribution.registry:mirror",
         "Copy releases from the registry SOURCE to TARGET (host:port each), with signatures, SBOMs and provenance; digests do not change.",
     ),
+    "package": Lazy("ckp.cli.distribution.package:dist_package", "Make the packages of `ckp` itself: a wheel, and a signed deb and rpm."),
     "provenance": Lazy(
         "ckp.cli.distribution.evidence:provenance",
         "Show the provenance of an artifact: its sources, toolchain and flags, as an in-toto statement with SLSA's predicate.",

@@ -46,7 +46,7 @@ def repository_options(command: F) -> F:
 def prune(
     folder: Path, component: str, names: tuple[str, ...], versions: tuple[str, ...], everything: bool, yes: bool, url: str, valid_days: int | None
 ) -> None:
-    """Remove packages from COMPONENT (v1.35, agent) of the package repositories. No other command removes packages."""
+    """Remove packages from COMPONENT (v1.35, agent, ckp) of the package repositories. No other command removes packages."""
     if everything == bool(names or versions):
         raise InvalidInput("nothing to remove is selected", resolution="give --package, --version or both, or --all alone")
     repositories = _open(folder, url, valid_days)

@@ -18,6 +18,6 @@ def sequoia() -> Any:
     except ModuleNotFoundError as error:
         raise CkpError(
             "this makes or signs releases, and needs the Python package pysequoia, which is not installed",
-            resolution="use a checkout of CKP, or its wheel with the extra: pip install 'ckp[build]' (the deb and the rpm of ckp are without it)",
+            resolution="take a release from a file where there is --from; or use a checkout of CKP, or its wheel with an extra: pip install 'ckp[build]'",
         ) from error
     return pysequoia

@@ -9,7 +9,6 @@ from __future__ import annotations
 import compileall
 import py_compile
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from ckp.catalog.models import Release
 from ckp.clients.oci.registry import Descriptor, image_manifest
 from ckp.distribution.builder.component import Built
+from ckp.distribution.builder.wheels import install_locked
 from ckp.distribution.images import pause
 from ckp.distribution.images.layers import CREATED, Entry, Layer, debian_layer, file_layer, program_layer, store
 from ckp.distribution.images.recipes import AGENT, CKP, IMAGE_TAGS, RELEASE, SUITE, Content, ImageRecipe, LayerData, read_images
@@ -26,7 +26,6 @@ from ckp.distribution.packages.recipefile import applies, built_source
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
 from ckp.kits.files import building_directory, exclusive, sha256_bytes, sha256_file
-from ckp.kits.processes import run
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -257,10 +256,6 @@ def python_site(name: str) -> Path:
     with exclusive(final.with_name(final.name + ".lock"), what="fetching Python packages", timeout=900):
         if not final.exists():
             with building_directory(final) as scratch:
-                platforms = [f"--platform=manylinux_2_{minor}_x86_64" for minor in range(17, 37)]
-                argv = [sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--require-hashes", "--no-deps", "--only-binary=:all:"]
-                target = ["--python-version=3.11", "--implementation=cp", "--platform=manylinux2014_x86_64", *platforms, f"--target={scratch}"]
-                run([*argv, *target, "-r", requirements], timeout=600, what="fetching Python packages")
-                shutil.rmtree(scratch / "bin", ignore_errors=True)
+                install_locked(requirements, scratch, python="3.11", glibc=36)
                 compileall.compile_dir(scratch, quiet=2, stripdir=str(scratch), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
     return final

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
-from ckp import __version__
+from ckp.distribution.builder.wheels import install_locked
 from ckp.distribution.packages.licences import NAMES
+from ckp.distribution.packages.versions import own_version
 from ckp.kits import paths
 from ckp.kits.files import building_directory, exclusive, sha256_bytes, sha256_file
-from ckp.kits.processes import run
 
 SHEBANG = b"#!/usr/bin/python3 -I\n"
 MAIN = """import sys
@@ -34,14 +32,8 @@ def agent_sources() -> list[Path]:
 
 
 def agent_version(keyring: Path) -> str:
-    """The version of the agent's package: the project's, with what is in it, so that other code or another trusted keyring gives another version.
-
-    The digest is written as a decimal number: dpkg and rpm sort numbers alike, and letters not. It does not order two versions; the
-    project's version does.
-    """
-    own = sorted(path for path in paths.data("packaging", "ckp-agent").iterdir() if path.is_file())
-    parts = [_code_digest(), *(f"{path.name}{sha256_file(path)}" for path in own), sha256_file(keyring)]
-    return f"{__version__}+{int(sha256_bytes(''.join(parts).encode())[:8], 16)}-ckp"
+    """The version of the agent's package: other code or another trusted keyring gives another one."""
+    return own_version("ckp-agent", _code_digest(), sha256_file(keyring))
 
 
 def tag_of_version(version: str) -> str:
@@ -77,10 +69,8 @@ def build_zipapp() -> Path:
 def _bundled(requirements: Path) -> list[tuple[str, bytes]]:
     """websockets without its compiled speed-ups, since it must run on every host's own Python; and its licence, as that licence asks."""
     with tempfile.TemporaryDirectory(prefix="ckp-agent-") as site:
-        argv = [sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--require-hashes", "--no-deps", "--only-binary=:all:"]
-        run([*argv, "--platform=any", "--python-version=3.9", f"--target={site}", "-r", requirements], timeout=300, what="fetching websockets")
         root = Path(site)
-        shutil.rmtree(root / "bin", ignore_errors=True)
+        install_locked(requirements, root, python="3.9", glibc=None)
         wanted = [*root.rglob("*.py"), *(path for path in root.glob("*.dist-info/**/*") if path.is_file() and NAMES.fullmatch(path.name))]
         return [(str(path.relative_to(root)), path.read_bytes()) for path in sorted(wanted)]
 

@@ -1,7 +1,7 @@
 """The licences that a package must carry: upstream's own, and those of every module that is linked into its programs.
 
 Which modules those are, the programs themselves say (`go version -m`). Their files come from the module cache, whose content go has checked
-against go.sum. A zip of Python code names its packages by their `dist-info` folders.
+against go.sum. A zip or folder of Python code names its packages by their `dist-info` folders.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,17 +77,22 @@ def linked_modules(said: str) -> dict[str, tuple[str, str]]:
     return found
 
 
-def of_zipapp(archive: Path) -> list[Module]:
-    """The Python packages in a zip, by their `dist-info` folders; nothing for another file."""
-    if not zipfile.is_zipfile(archive):
+def of_python(place: Path) -> list[Module]:
+    """The Python packages in a zip or a folder, by their `dist-info` folders; nothing for another file."""
+    if place.is_dir():
+        return _of_python(sorted(str(path.relative_to(place)) for path in place.glob("*.dist-info/**/*")), lambda name: (place / name).read_bytes())
+    if not zipfile.is_zipfile(place):
         return []
+    with zipfile.ZipFile(place) as content:
+        return _of_python(sorted(content.namelist()), content.read)
+
+
+def _of_python(names: Sequence[str], read: Callable[[str], bytes]) -> list[Module]:
     modules = []
-    with zipfile.ZipFile(archive) as content:
-        names = sorted(content.namelist())
-        for folder in sorted({name.split("/")[0] for name in names if ".dist-info/" in name}):
-            name, _, version = folder.removesuffix(".dist-info").partition("-")
-            files = [(item, _clean(content.read(item))) for item in names if item.startswith(folder + "/") and NAMES.fullmatch(item.split("/")[-1])]
-            modules.append(Module(f"pypi:{name}", version, "", tuple((item.split("/", 1)[1], text) for item, text in files)))
+    for folder in sorted({name.split("/")[0] for name in names if ".dist-info/" in name}):
+        name, _, version = folder.removesuffix(".dist-info").partition("-")
+        files = [(item, _clean(read(item))) for item in names if item.startswith(folder + "/") and NAMES.fullmatch(item.split("/")[-1])]
+        modules.append(Module(f"pypi:{name}", version, "", tuple((item.split("/", 1)[1], text) for item, text in files)))
     return modules
 
 

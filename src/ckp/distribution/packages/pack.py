@@ -38,7 +38,8 @@ from ckp.verify.packagefile import MAINTAINER
 __all__ = ["SOURCE_DATE", "Format", "Package", "Recipe", "ar_member", "ar_members", "copy_packages", "make_package", "pack_unsigned", "sign_deb"]
 
 Format = Literal["deb", "rpm"]
-Script = Literal["preinstall", "postinstall", "preremove", "postremove"]
+Script = Literal["preinstall", "postinstall", "preremove", "postremove", "posttrans"]
+"""nFPM's names; `posttrans` is rpm's alone, and runs once the files of the version before are gone."""
 RECIPE = "4"
 MAIL = "support@coredge.io"
 BUILD_HOST = "ckp.invalid"
@@ -74,7 +75,7 @@ class Package:
 
 
 class Content(Strict):
-    """A file, folder or link of a package.
+    """A file, folder or link of a package, or a tree: all folders and files below a source.
 
     Sources are `<component>/bin/<program>`, `<component>/files/<path>`, `self/<file>` (beside the recipe) or `extra/<name>` (given by the
     caller); of a link, its target. A `config` keeps what the host's owner wrote into it.
@@ -82,7 +83,7 @@ class Content(Strict):
 
     dst: str
     src: str = ""
-    type: Literal["file", "config", "dir", "symlink"] = "file"
+    type: Literal["file", "config", "dir", "symlink", "tree"] = "file"
     mode: str = ""
 
     @property
@@ -214,10 +215,16 @@ def _digest(recipe: Recipe, version: str, built: Mapping[str, Built], extra: Map
     parts = [RECIPE, version, format, signer, MAINTAINER, recipe.data.model_dump_json()]
     for content in recipe.contents(format):
         if content.src and content.type != "symlink":
-            parts.append(sha256_file(recipe.source(content.src, built, extra)))
+            source = recipe.source(content.src, built, extra)
+            parts.append(tree_digest(source) if content.type == "tree" else sha256_file(source))
     own = [*recipe.side(format).scripts.values(), *recipe.data.notices]
     parts += [sha256_file(recipe.folder / file) for file in own]
     return sha256_bytes("\n".join(parts).encode())[:20]
+
+
+def tree_digest(folder: Path) -> str:
+    """The content address of a folder: the names of what is in it, and each file's content."""
+    return sha256_bytes("".join(f"{path.relative_to(folder)} {'' if path.is_dir() else sha256_file(path)}\n" for path in _below(folder)).encode())
 
 
 def pack_unsigned(
@@ -231,7 +238,7 @@ def pack_unsigned(
     inputs = extra or {}
     with tempfile.TemporaryDirectory(prefix="ckp-nfpm-") as name:
         work = Path(name)
-        contents = [_entry(content, recipe, built, inputs) for content in recipe.contents(format)]
+        contents = [entry for content in recipe.contents(format) for entry in _entries(content, recipe, built, inputs)]
         for number, (content, text) in enumerate(_added(recipe, built, inputs, format)):
             if content.type == "dir":
                 contents.append(_nfpm_entry(content, ""))
@@ -254,10 +261,28 @@ def pack_unsigned(
             target.write_bytes(with_relative_paths(target.read_bytes()))
 
 
-def _entry(content: Content, recipe: Recipe, built: Mapping[str, Built], extra: Mapping[str, Path]) -> dict[str, Any]:
+def _entries(content: Content, recipe: Recipe, built: Mapping[str, Built], extra: Mapping[str, Path]) -> list[dict[str, Any]]:
     if content.type == "symlink":
-        return _nfpm_entry(content, content.src)
-    return _nfpm_entry(content, str(recipe.source(content.src, built, extra)) if content.src else "")
+        return [_nfpm_entry(content, content.src)]
+    source = recipe.source(content.src, built, extra) if content.src else None
+    if content.type == "tree":
+        assert source is not None
+        return [_tree_entry(f"{content.dst}/{path.relative_to(source)}", path) for path in _below(source)]
+    return [_nfpm_entry(content, str(source or ""))]
+
+
+def _tree_entry(dst: str, path: Path) -> dict[str, Any]:
+    """Scripts are executable, whatever the builder's own copies are."""
+    if path.is_dir():
+        return _nfpm_entry(Content(dst=dst, type="dir"), "")
+    with path.open("rb") as stream:
+        script = stream.read(2) == b"#!"
+    return _nfpm_entry(Content(dst=dst, mode="0755" if script else "0644"), str(path))
+
+
+def _below(folder: Path) -> list[Path]:
+    """All folders and files below a folder."""
+    return sorted(folder.rglob("*"))
 
 
 def _nfpm_entry(content: Content, source: str) -> dict[str, Any]:
@@ -278,7 +303,7 @@ def _added(recipe: Recipe, built: Mapping[str, Built], extra: Mapping[str, Path]
     programs = recipe.programs(format)
     linked = {role: licences.of_programs(built[role], programs[role]) for role in sorted(programs)}
     texts = {role: paths.data("LICENSE").read_text() if role == "self" else licences.own_licence(linked[role]) for role in recipe.data.copyright}
-    modules = [module for part in (*linked.values(), *(licences.of_zipapp(path) for path in extra.values())) for module in part]
+    modules = [module for part in (*linked.values(), *(licences.of_python(path) for path in extra.values())) for module in part]
     third_party = licences.render(modules, [(recipe.folder / file).read_text() for file in recipe.data.notices])
     if format == "rpm":
         folder = f"/usr/share/licenses/{recipe.name}"
@@ -324,6 +349,8 @@ def _config(recipe: Recipe, version: str, built: Mapping[str, Built], format: Fo
     upstream, _, revision = version.rpartition("-")
     versions = {role: item.chosen.source.version.removeprefix("v") for role, item in built.items()}
 
+    scripts: dict[str, str] = {when: str(recipe.folder / file) for when, file in side.scripts.items()}
+
     def relations(items: tuple[str, ...]) -> list[str]:
         return [re.sub(r"\{([a-z0-9-]+)\}", lambda match: versions[match[1]], item) for item in items]
 
@@ -347,7 +374,7 @@ def _config(recipe: Recipe, version: str, built: Mapping[str, Built], format: Fo
         "provides": relations(side.provides),
         "mtime": MTIME,
         "contents": contents,
-        "scripts": {when: str(recipe.folder / file) for when, file in side.scripts.items()},
+        "scripts": {when: file for when, file in scripts.items() if when != "posttrans"},
         "changelog": str(changelog),
         "disable_globbing": True,
     }
@@ -357,7 +384,8 @@ def _config(recipe: Recipe, version: str, built: Mapping[str, Built], format: Fo
     packager = f"{MAINTAINER} <{MAIL}>"
     return config | {
         "license": licence,
-        "rpm": {"compression": "zstd", "group": "System Environment/Base", "summary": data.summary, "packager": packager, "buildhost": BUILD_HOST},
+        "rpm": {"compression": "zstd", "group": "System Environment/Base", "summary": data.summary, "packager": packager, "buildhost": BUILD_HOST}
+        | ({"scripts": {"posttrans": scripts["posttrans"]}} if "posttrans" in scripts else {}),
     }
 
 

@@ -1,10 +1,13 @@
-"""Which packages a release has, and in which versions, by its file in the catalog."""
+"""Which packages a release has, and in which versions, by its file in the catalog; and the versions of CKP's own packages, which no release has."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
+from ckp import __version__
 from ckp.catalog.models import Release
+from ckp.kits import paths
+from ckp.kits.files import sha256_bytes, sha256_file
 
 PACKAGES: tuple[tuple[str, str], ...] = (
     ("kubeadm", "kubernetes"),
@@ -21,6 +24,20 @@ PACKAGES: tuple[tuple[str, str], ...] = (
 def component_version(version: str) -> str:
     """The version of the package that a component becomes, other than Kubernetes: `1.7.28-ckp` of v1.7.28."""
     return f"{version.removeprefix('v')}-ckp"
+
+
+def own_version(name: str, code: str, *more: str) -> str:
+    """The version of one of CKP's own packages: the project's, with what is in the package, so that other content is another version.
+
+    The digest is written as a decimal number: dpkg and rpm sort numbers alike, and letters not. It does not order two versions; the
+    project's version does.
+
+    Args:
+        code, more: digests of what is in it beside its recipe.
+    """
+    recipe = sorted(path for path in paths.data("packaging", name).iterdir() if path.is_file())
+    parts = [code, *(f"{path.name}{sha256_file(path)}" for path in recipe), *more]
+    return f"{__version__}+{int(sha256_bytes(''.join(parts).encode())[:8], 16)}-ckp"
 
 
 def stand_in_line(component: str, version: str, stands_in_for: str) -> str:

@@ -6,8 +6,8 @@
     keys/ckp.gpg, keys/ckp.asc     what clients trust: a keyring for apt, armoured certificates for rpm
     setup/                         source lists to fill in
 
-A component is a minor version of Kubernetes (`v1.35`), so that a host follows one, or `agent`. What the repositories hold is what their
-signed indices say. Packages are laid into the pool first, then the indices are switched, then what no index names any more is removed: a
+A component is a minor version of Kubernetes (`v1.35`), so that a host follows one, `agent`, or `ckp` with the command line. What the repositories
+hold is what their signed indices say. Packages are laid into the pool first, then the indices are switched, then what no index names any more is removed: a
 process may be killed anywhere, and the next one finishes.
 """
 
@@ -34,6 +34,7 @@ from ckp.kits.files import atomic_write, exclusive, sha256_file
 from ckp.verify.repositories.check import verify_repository
 
 AGENT = "agent"
+COMMAND = "ckp"
 LOCK_TIMEOUT = 1800.0
 
 
@@ -387,6 +388,25 @@ Components: @MINOR@ agent
 Architectures: amd64
 Signed-By: /usr/share/keyrings/ckp.gpg
 """,
+    "ckp-command.sources": """\
+# /etc/apt/sources.list.d/ckp-command.sources, for the command line alone: write the system's codename for @CODENAME@.
+Types: deb
+URIs: @URL@/apt
+Suites: @CODENAME@
+Components: ckp
+Architectures: amd64
+Signed-By: /usr/share/keyrings/ckp.gpg
+""",
+    "ckp-command.repo": """\
+# /etc/yum.repos.d/ckp-command.repo, for the command line alone.
+[ckp-command]
+name=CKP command line
+baseurl=@URL@/rpm/el9/ckp/$basearch
+enabled=1
+gpgcheck=1
+repo_gpgcheck=1
+gpgkey=file:///etc/pki/rpm-gpg/RPM-GPG-KEY-ckp
+""",
     "ckp.list": """\
 # /etc/apt/sources.list.d/ckp.list: write the system's codename for @CODENAME@ and Kubernetes' minor version (v1.35) for @MINOR@.
 deb [arch=amd64 signed-by=/usr/share/keyrings/ckp.gpg] @URL@/apt @CODENAME@ @MINOR@ agent
@@ -440,8 +460,8 @@ def _place(package: Package, component: str) -> str:
 
 
 def _check_component(component: str) -> None:
-    if component != AGENT and not re.fullmatch(r"v\d+\.\d+", component):
-        raise InvalidInput(f"{component!r} is not a component", resolution=f"write a minor version of Kubernetes (v1.35) or {AGENT}")
+    if component not in (AGENT, COMMAND) and not re.fullmatch(r"v\d+\.\d+", component):
+        raise InvalidInput(f"{component!r} is not a component", resolution=f"write a minor version of Kubernetes (v1.35), {AGENT} or {COMMAND}")
 
 
 def _link_again(source: Path, target: Path) -> None:
