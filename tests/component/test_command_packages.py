@@ -261,9 +261,9 @@ def files_of(debian: Debian) -> set[str]:
 @pytest.mark.root("changes its root")
 def test_the_deb_is_installed_runs_by_itself_and_goes_without_a_trace(debian: Debian, built: dict[str, Built]) -> None:
     before = files_of(debian)
-    debian.install(unsigned(NAME, built, "deb").path)
+    debian.install(unsigned(NAME, built, "deb").path, unsigned("kubectl", built, "deb").path)
     assert debian.faults(NAME) == ""
-    assert debian.sh("cd / && ckp --version && kubectl-ckp --version").stdout == f"ckp, version {__version__}\n" * 2
+    assert debian.sh("cd / && ckp --version && kubectl ckp --version").stdout == f"ckp, version {__version__}\n" * 2
     for name in ("click", "ckp", "yaml", "sitecustomize"):
         for folder in ("/hostile", "/usr/lib/python3/dist-packages", "/root/.local/lib/python3.11/site-packages", "/usr/local/lib/python3.11/dist-packages"):
             debian.write(f"{folder}/{name}.py", HOSTILE)
@@ -274,7 +274,7 @@ def test_the_deb_is_installed_runs_by_itself_and_goes_without_a_trace(debian: De
     assert any(line.endswith("/ckp/cli/__pycache__/main.cpython-311.pyc") for line in bytecode)
     debian.sh("ckp site init --name berlin --host n=192.0.2.11 --network 192.0.2.0/24 --pool 192.0.2.200-192.0.2.249 /tmp/site.yaml && rm /tmp/site.yaml")
     assert debian.sh("find /usr/lib/ckp -name '*.pyc'").stdout.splitlines() == bytecode, "root's use leaves nothing that no package knows"
-    debian.sh(f"rm -rf /hostile /root/.local; dpkg --purge {NAME}")
+    debian.sh(f"rm -rf /hostile /root/.local; dpkg --purge {NAME} kubectl")
     kept = ("/var/lib/dpkg", "/var/log", "/var/cache", "/usr/lib/python3/dist-packages/", "/usr/local/lib/python3.11", "/root/", "/tmp/")
     assert [name for name in sorted(files_of(debian) - before) if not name.startswith(kept)] == []
 

@@ -6,16 +6,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
+from packaging.utils import canonicalize_name
 
 from ckp.cli.distribution import group
 from ckp.cli.lazy import Lazy, LazyGroup
 from ckp.cli.main import COMMANDS, root
 from tests.support.checkout import REPO
+from tests.unit.cli.test_dependencies import EXTRAS, PROJECT, names
 
 HEAVY = ("cryptography", "httpx", "lightkube", "pydantic", "pysequoia", "yaml")
 OURS = ("ckp.catalog", "ckp.clients", "ckp.compass", "ckp.distribution", "ckp.lab", "ckp.site")
@@ -94,6 +97,20 @@ def test_what_talks_to_compass_needs_no_extra(command: str) -> None:
     _, modules = run(command, "--help")
     extra = {"lightkube", "pysequoia", "cyclonedx", "sqlalchemy", "fastapi", "structlog", "uvicorn", "websockets"}
     assert extra & modules == set() and not any(name.startswith("ckp.distribution") for name in modules)
+
+
+def test_every_command_is_imported_without_an_extra() -> None:
+    """What an extra brings is imported by what uses it: the deb and the rpm have none of it (tests/component/test_command_packages.py)."""
+    extras = [item for name in ("build", "platform", "dev") for item in EXTRAS[name]]
+    own = names(extras) - names(PROJECT["dependencies"])
+    blocked = {module for module, owners in packages_distributions().items() if own & {canonicalize_name(owner) for owner in owners}}
+    assert {"pysequoia", "lightkube", "fastapi", "setuptools"} <= blocked
+    code = f"import sys\nsys.modules.update(dict.fromkeys({sorted(blocked)}))\nfrom ckp.cli.main import COMMANDS\nfrom ckp.cli.distribution import group\n"
+    code += "from ckp.cli.site import LAZY\nfor item in (*COMMANDS.values(), *group.COMMANDS.values(), *LAZY.values()): item.load()\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(REPO / "src")}, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("arguments", [["keys", "trust", "FILE"], ["dist", "build", "v1.35.1"]], ids=" ".join)

@@ -7,6 +7,7 @@ made on the host (packaging/ckp/compile.sh): it differs from one Python to the n
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -113,7 +114,10 @@ def _merge(source: Path, target: Path) -> None:
         there = target / relative
         if not there.exists():
             there.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, there)
+            try:
+                os.link(path, there)  # each change of ckp makes an environment, and its dependencies are the same
+            except OSError:
+                shutil.copyfile(path, there)
         elif not about and there.read_bytes() != path.read_bytes():  # an SBOM says when its wheel was made
             raise CkpError(
                 f"{relative} differs between wheels that are to share a folder",
