@@ -31,7 +31,7 @@ from ckp.verify import rpmfile
 from ckp.verify.packages import verify_package
 from tests.support import release_packages
 from tests.support.checkout import REPO
-from tests.support.release_packages import FORMATS, NAMES, extras, unsigned, version_of
+from tests.support.release_packages import FORMATS, NAMES, OWN, extras, unsigned, version_of
 from tests.support.signing_keys import signing_key
 
 OWNER = "Coredge.io CKP packages <support@coredge.io>"
@@ -123,7 +123,7 @@ def test_files_lie_where_users_of_upstreams_packages_look_for_them(packed: Calla
 @pytest.mark.parametrize("format", FORMATS)
 def test_no_two_packages_hold_the_same_file(packed: Callable[[str, Format], Package], format: Format) -> None:
     owners: dict[str, str] = {}
-    for name in NAMES:
+    for name in OWN:
         for path, mode in paths_of(packed(name, format)).items():
             if mode[0] != "d":
                 assert path not in owners, f"{path} is in {owners.get(path)} and {name}"
@@ -167,7 +167,7 @@ def test_dependencies_are_those_of_upstream_and_what_kubeadm_looks_for(packed: C
 
 
 @pytest.mark.release
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OWN)
 def test_they_say_who_made_them_and_nothing_of_the_machine(packed: Callable[[str, Format], Package], built: dict[str, Built], name: str) -> None:
     deb, rpm, version = packed(name, "deb"), packed(name, "rpm"), version_of(name, built)
     assert (field(deb, "Maintainer"), field(deb, "Version"), field(deb, "Architecture")) == ("Coredge.io <support@coredge.io>", version, "amd64")
