@@ -1,7 +1,5 @@
 """Run as `python3.11 -IS /usr/lib/ckp`, which has that folder alone on its path, beside the standard library."""
 
-import sys
-
 from ckp.cli.main import main
 
-sys.exit(main())
+main()

@@ -71,7 +71,7 @@ class Command:
     folder: Path
 
     def __call__(self, *arguments: str | Path, code: int = 0) -> str:
-        script = "import sys; sys.path.insert(0, sys.argv.pop(1)); from ckp.cli.main import main; sys.exit(main())"
+        script = "import sys; sys.path.insert(0, sys.argv.pop(1)); from ckp.cli.main import main; main()"
         return self.run(["-c", script, self.place, *arguments], code)
 
     def run(self, argv: Sequence[str | Path], code: int = 0) -> str:
