@@ -26,6 +26,7 @@ BEGIN_FIRST = (
     "component/test_hub_processes.py",
     "component/test_registry.py",
     "component/test_reproduce.py",
+    "component/test_command_packages.py",
     "component/test_api_server_end.py",
     "unit/distribution/test_keys.py",
     "unit/distribution/test_release_add.py",

@@ -17,18 +17,21 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from ckp import __version__
 from ckp.catalog.load import Catalog
+from ckp.cli.distribution.package import dist_package
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.builder.component import Built
 from ckp.distribution.carry.archive import Member, write_archive
 from ckp.distribution.packages.command import GLIBC, NAME, PYTHONS, build_wheel, command_version, environment
-from ckp.distribution.packages.debs import sign_deb
-from ckp.distribution.packages.pack import Format, Package, Recipe, pack_unsigned
-from ckp.distribution.packages.rpm import sign_rpm
+from ckp.distribution.packages.pack import Recipe, pack_unsigned
+from ckp.distribution.packages.unsigned import unsigned_sha256
+from ckp.distribution.repositories.publish import Repositories
+from ckp.kits import paths
 from ckp.kits.processes import run
 from ckp.lab import base
 from ckp.verify.packagefile import maintained_by_coredge
@@ -208,40 +211,54 @@ def built() -> dict[str, Built]:
     return release_packages.built_release()
 
 
-def signed(built: dict[str, Built], key: SigningKey, format: Format, folder: Path) -> Package:
-    package = unsigned(NAME, built, format)
-    content = package.path.read_bytes()
-    path = folder / package.file_name
-    path.write_bytes(sign_deb(content, key) if format == "deb" else sign_rpm(content, key))
-    return Package(NAME, package.version, path, "", format)
+@pytest.fixture(scope="module")
+def published(built: dict[str, Built], place: Path, key: SigningKey, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `ckp dist package` makes: `output` and `repositories`. Its packages are not kept in the cache, as the tests' keys change."""
+    root = tmp_path_factory.mktemp("published")
+    (root / "cache").mkdir()
+    for name in ("builds", "command", "python", "wheel"):
+        (root / "cache" / name).symlink_to(paths.cache().absolute() / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CKP_CACHE", str(root / "cache"))
+        patch.setenv("CKP_KEYS", str(key.folder))
+        done = CliRunner().invoke(dist_package, ["--output", str(root / "output"), "--repositories", str(root / "repositories")], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return root
+
+
+def made(published: Path, format: str) -> Path:
+    (path,) = (published / "output").glob(f"*.{format}")
+    return path
 
 
 @pytest.mark.release
-def test_the_packages_verify_and_ckp_itself_verifies_them(built: dict[str, Built], key: SigningKey, ckp: Command) -> None:
-    made = [signed(built, key, format, ckp.folder) for format in FORMATS]
-    for package in made:
-        info = verify_package(str(package.path), str(key.keyring), name=NAME, version=command_version(ckp.place), architecture="amd64")
+def test_all_that_is_made_verifies_and_ckp_itself_verifies_it(published: Path, key: SigningKey, ckp: Command) -> None:
+    version = command_version(ckp.place)
+    names = {f"ckp_{version}_amd64.deb", f"ckp-{version}.x86_64.rpm", f"ckp-{__version__}-py3-none-any.whl"}
+    assert {path.name for path in (published / "output").iterdir()} == names
+    for format in FORMATS:
+        info = verify_package(str(made(published, format)), str(key.keyring), name=NAME, version=version, architecture="amd64")
         assert maintained_by_coredge(info.maintainer)
-    said = ckp("dist", "verify", *(package.path for package in made), "--keyring", key.keyring)
-    assert all(package.path.name in said for package in made)
+    places = [made(published, "deb"), made(published, "rpm"), published / "repositories"]
+    assert re.findall(r"^(\S+): good$", ckp("dist", "verify", *places, "--keyring", key.keyring), re.M) == [str(place) for place in places]
+    assert {(item.component, item.format) for item in Repositories(published / "repositories", key).contents()} == {("ckp", "deb"), ("ckp", "rpm")}
 
 
 @pytest.mark.release
-def test_the_same_content_gives_the_same_bytes(built: dict[str, Built], place: Path, tmp_path: Path) -> None:
-    package = unsigned(NAME, built, "deb")
+def test_the_same_content_gives_the_same_bytes(published: Path, built: dict[str, Built], place: Path, tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere"
     shutil.copytree(place, copy)
     for path in copy.rglob("*"):
         os.utime(path, (1, 1))
         path.chmod(0o700)
     extra = extras(NAME) | {"environment": copy}
-    pack_unsigned(Recipe.read(NAME), package.version, {}, built["nfpm"].binary("nfpm"), tmp_path / "again", extra=extra, format="deb")
-    assert (tmp_path / "again").read_bytes() == package.path.read_bytes()
+    pack_unsigned(Recipe.read(NAME), command_version(place), {}, built["nfpm"].binary("nfpm"), tmp_path / "again.deb", extra=extra, format="deb")
+    assert unsigned_sha256(tmp_path / "again.deb") == unsigned_sha256(made(published, "deb"))
 
 
 @pytest.mark.release
-def test_the_packages_name_every_module_and_its_licence(built: dict[str, Built], place: Path, tmp_path: Path) -> None:
-    run(["dpkg-deb", "-x", unsigned(NAME, built, "deb").path, tmp_path], timeout=60)
+def test_the_packages_name_every_module_and_its_licence(published: Path, place: Path, tmp_path: Path) -> None:
+    run(["dpkg-deb", "-x", made(published, "deb"), tmp_path], timeout=60)
     listed = (tmp_path / "usr/share/doc/ckp/THIRD_PARTY").read_text()
     modules = {re.sub(r"[-_.]+", "-", name).lower() for name in re.findall(r"^Module: pypi:(\S+)$", listed, re.M)}
     assert modules == {canonicalize_name(item.metadata["Name"]) for item in distributions(path=[str(place)])}
@@ -266,9 +283,9 @@ def files_of(debian: Debian) -> set[str]:
 
 @pytest.mark.release
 @pytest.mark.root("changes its root")
-def test_the_deb_is_installed_runs_by_itself_and_goes_without_a_trace(debian: Debian, built: dict[str, Built]) -> None:
+def test_the_deb_is_installed_runs_by_itself_and_goes_without_a_trace(debian: Debian, built: dict[str, Built], published: Path) -> None:
     before = files_of(debian)
-    debian.install(unsigned(NAME, built, "deb").path, unsigned("kubectl", built, "deb").path)
+    debian.install(made(published, "deb"), unsigned("kubectl", built, "deb").path)
     assert debian.faults(NAME) == ""
     assert debian.sh("cd / && ckp --version && kubectl ckp --version").stdout == f"ckp, version {__version__}\n" * 2
     for name in ("click", "ckp", "yaml", "sitecustomize"):
@@ -288,14 +305,14 @@ def test_the_deb_is_installed_runs_by_itself_and_goes_without_a_trace(debian: De
 
 @pytest.mark.release
 @pytest.mark.root("changes its root")
-def test_the_rpm_has_the_debs_files_and_leaves_none_of_an_earlier_version(debian: Debian, built: dict[str, Built], tmp_path: Path) -> None:
+def test_the_rpm_has_the_debs_files_and_leaves_none_of_an_earlier_version(debian: Debian, built: dict[str, Built], published: Path, tmp_path: Path) -> None:
     """rpm's order at an upgrade: the new files, then the old ones go, then bytecode is made."""
     older = tmp_path / "older"
     (older / "ckp" / "gone").mkdir(parents=True)
     (older / "ckp" / "gone" / "module.py").write_text("x = 1\n")
     recipe, nfpm = Recipe.read(NAME), built["nfpm"].binary("nfpm")
     pack_unsigned(recipe, "0.0.1-ckp", {}, nfpm, tmp_path / "older.rpm", extra=extras(NAME) | {"environment": older}, format="rpm")
-    rpm = unsigned(NAME, built, "rpm").path
+    rpm = made(published, "rpm")
 
     def manage(*arguments: str | Path) -> None:
         """This machine's rpm on that root: what RHEL calls its dependencies, Debian has under other names."""
@@ -308,7 +325,7 @@ def test_the_rpm_has_the_debs_files_and_leaves_none_of_an_earlier_version(debian
     assert debian.sh("cd / && ckp --version").stdout == f"ckp, version {__version__}\n"
     manage("-e", NAME)
     assert not debian.exists("/usr/lib/ckp") and not debian.exists("/usr/bin/ckp")
-    assert payload(rpm) == payload(unsigned(NAME, built, "deb").path)
+    assert payload(rpm) == payload(made(published, "deb"))
 
 
 def payload(package: Path) -> dict[str, bytes]:
