@@ -3,9 +3,8 @@
 set -e
 if [ "$1" = purge ]; then
     rm -rf /var/lib/ckp-agent /etc/ckp-agent
-    # What the line that enrolled the machine has written, so that apt could verify this package.
-    rm -f /etc/apt/sources.list.d/ckp-site.sources /etc/apt/apt.conf.d/60ckp-site /etc/apt/ckp-site-ca.pem /usr/share/keyrings/ckp-site.gpg
-    rm -f /etc/systemd/system/ckp-agent.service.d/proxy.conf
+    # What the line that enrolled the machine has written.
+    rm -f /etc/systemd/system/ckp-agent.service.d/ckp-site-proxy.conf
     rmdir --ignore-fail-on-non-empty /etc/systemd/system/ckp-agent.service.d 2>/dev/null || true
 fi
 if [ -d /run/systemd/system ]; then

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
+from prometheus_client import Counter as Metric
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
@@ -19,8 +21,10 @@ from ckp.rules.joining import CA_PATH, PACKAGES_PATH, SCRIPT_PATH, anchor
 log = structlog.get_logger("hub.downloads")
 
 SCRIPT = Path(__file__).with_name("join.sh")
-AT_ONCE = 64
-"""Downloads at the same time; more are told to come again."""
+AT_ONCE, AT_ONCE_FROM_ONE = 64, 16
+"""Downloads of packages at the same time, in all and from one address; more are told to come again."""
+LONGEST_PATH = 512
+"""Characters. Resolving a path costs time for each of its parts, and the event loop is that of all agents' channels."""
 SECONDS = 900.0
 """For one of them: 20 MB by a line of 256 kbit/s."""
 _CONDITIONS = (b"if-modified-since", b"if-none-match", b"if-range", b"range")
@@ -39,8 +43,8 @@ class Downloads:
         self._server_ca = server_ca
         self._files = StaticFiles(directory=packages, check_dir=False)
         self._packages = packages
-        self._places = asyncio.Semaphore(AT_ONCE)
-        self._answers = Counter("ckp_hub_download_answers_total", "Answers to downloads on the enrolment port", ["status"], registry=registry)
+        self._downloading: Counter[str] = Counter()
+        self._answers = Metric("ckp_hub_download_answers_total", "Answers to downloads on the enrolment port", ["status"], registry=registry)
 
     @staticmethod
     def serves(path: str) -> bool:
@@ -49,19 +53,26 @@ class Downloads:
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if self._places.locked():
-            response: Response = PlainTextResponse("too many downloads at once\n", 503, {"retry-after": "10"})
-            await self._answer(response, scope, receive, send)
+        client = scope.get("client")
+        peer = str(client[0]) if client else ""
+        counted = scope["path"].startswith(PACKAGES_PATH)
+        if counted and (self._downloading.total() >= AT_ONCE or self._downloading[peer] >= AT_ONCE_FROM_ONE):
+            await self._answer(PlainTextResponse("too many downloads at once\n", 503, {"retry-after": "10"}), scope, receive, send)
             return
-        async with self._places:
-            try:
-                response = await self._response(scope)
-            except HTTPException as error:
-                response = PlainTextResponse(f"{error.detail}\n", error.status_code)
-            except CkpError as error:
-                log.error("a download failed", path=scope["path"], error=error.brief)
-                response = PlainTextResponse("it is not there at the moment\n", 503)
-            await self._answer(response, scope, receive, send)
+        self._downloading[peer] += counted
+        try:
+            await self._answer(await self._judged(scope), scope, receive, send)
+        finally:
+            self._downloading -= Counter({peer: int(counted)})  # keeps no zeros
+
+    async def _judged(self, scope: Any) -> Response:
+        try:
+            return await self._response(scope)
+        except HTTPException as error:
+            return PlainTextResponse(f"{error.detail}\n", error.status_code)
+        except CkpError as error:
+            log.error("a download failed", path=scope["path"], error=error.brief)
+            return PlainTextResponse("it is not there at the moment\n", 503)
 
     async def _answer(self, response: Response, scope: Any, receive: Receive, send: Send) -> None:
         self._answers.labels(str(response.status_code)).inc()
@@ -75,6 +86,8 @@ class Downloads:
         if scope["method"] not in ("GET", "HEAD"):
             raise HTTPException(405, "only GET and HEAD are answered here")
         path: str = scope["path"]
+        if len(path) > LONGEST_PATH:
+            raise HTTPException(404, "Not Found")
         if path == CA_PATH:
             return Response(await asyncio.to_thread(self._ca), media_type="application/x-pem-file")
         if path == SCRIPT_PATH:

@@ -11,11 +11,13 @@
 set -eu
 umask 022
 export LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-unset CDPATH http_proxy https_proxy all_proxy HTTPS_PROXY ALL_PROXY # the proxy is what the line says
+unset CDPATH http_proxy https_proxy all_proxy no_proxy HTTPS_PROXY ALL_PROXY NO_PROXY # the proxy is what the line says
 
 MAINTAINER="Coredge.io"
+FROM_THE_START="to enrol it from the start: ckp host remove and ckp host delete there, apt-get purge ckp-agent here, and the line again"
+DROP_INS=/etc/systemd/system/ckp-agent.service.d
 WAIT_SECONDS=${CKP_JOIN_WAIT_SECONDS:-60}
-hub='' domain='' project='' proxy='' no_proxy='' key='' work=$(pwd)
+hub='' domain='' project='' proxy='' exceptions='' key='' work=$(pwd)
 
 fail() { # WHAT WHAT-TO-DO
     printf 'error: %s\n' "$1" >&2
@@ -31,12 +33,24 @@ put() { # FILE MODE: standard input becomes the file, whole or not at all
     kept=$(mktemp -- "$1.XXXXXX")
     chmod "$2" "$kept"
     cat >"$kept"
+    sync -- "$kept"
     mv -f -- "$kept" "$1"
 }
 
+ask() { # PATH CURL-ARGUMENTS...
+    path=$1
+    shift
+    # -q: no .curlrc; --capath: Debian's curl trusts the system's CAs beside --cacert; --noproxy: no variables of the environment.
+    if [ -n "$proxy" ]; then
+        set -- -x "$proxy" --noproxy "" "$@"
+    else
+        set -- --noproxy "*" "$@"
+    fi
+    curl -q -sS -m 300 --retry 5 --capath /dev/null --cacert "$work/ca.pem" "$@" "https://$hub:8443$path"
+}
+
 fetch() { # PATH FILE
-    curl -fsS -m 300 --cacert "$work/ca.pem" ${proxy:+-x "$proxy"} -o "$2" "https://$hub:8443$1" ||
-        fail "https://$hub:8443$1 could not be fetched" "see that this machine reaches the hub at port 8443, directly or by --proxy"
+    ask "$1" -f -o "$2" || fail "https://$hub:8443$1 could not be fetched" "see curl's words above: this machine has to reach the hub at port 8443, directly or by --proxy"
 }
 
 read_arguments() {
@@ -46,7 +60,7 @@ read_arguments() {
         --hub) hub=$2 ;;
         --project) domain=${2%%/*} project=${2#*/} ;;
         --proxy) proxy=$2 ;;
-        --no-proxy) no_proxy=$2 ;;
+        --no-proxy) exceptions=$2 ;;
         *) fail "there is no option $1" "take the line as ckp host join-command prints it" ;;
         esac
         shift 2
@@ -68,15 +82,27 @@ look_at_this_machine() {
     . /etc/os-release
     command -v apt-get >/dev/null && [ -n "$VERSION_CODENAME" ] ||
         fail "the hub has packages for Debian and Ubuntu, and this is ${PRETTY_NAME:-an unknown system}" "install the agent's rpm by hand, as the guide to bringing your own hosts says"
-    if [ -e /etc/ckp-agent/config.json ] && ! grep -q "\"https://$hub:8443\"" /etc/ckp-agent/config.json; then
-        fail "this machine is set up for another hub: $(sed -n 's/.*"hub": *"\([^"]*\)".*/\1/p' /etc/ckp-agent/config.json)" \
-            "if it is to leave that one: ckp host remove and ckp host delete there, then apt-get purge ckp-agent and rm -r /etc/ckp-agent /var/lib/ckp-agent here"
+    if [ -s /etc/ckp-agent/config.json ] && ! grep -q "\"https://$hub:8443\"" /etc/ckp-agent/config.json; then
+        fail "this machine is set up for another hub: $(sed -n 's/.*"hub": *"\([^"]*\)".*/\1/p' /etc/ckp-agent/config.json)" "$FROM_THE_START"
     fi
     if [ -s /var/lib/ckp-agent/cert.pem ]; then
-        printf 'This machine is enrolled already, and nothing was changed: ckp-agent status\n'
-        exit 0
+        look_at_its_enrolment
     fi
     printf '      %s, %s\n' "$PRETTY_NAME" "$(uname -n)"
+}
+
+# This machine has an identity: nothing is changed, and whether it is one of this site and project is said truly.
+look_at_its_enrolment() {
+    if ! cmp -s "$work/ca.pem" /etc/ckp-agent/ca.pem; then
+        fail "this machine has the identity of another site, or of this one before its CA was made again" "$FROM_THE_START"
+    fi
+    grep -q "\"domain\": \"$domain\", \"project\": \"$project\"" /etc/ckp-agent/config.json ||
+        fail "this machine is a host of another project than $domain/$project" "$FROM_THE_START"
+    [ "$(dpkg-query -W -f '${db:Status-Status}' ckp-agent 2>/dev/null || true)" = installed ] ||
+        fail "this machine is enrolled, and the package ckp-agent has been removed" "install it again (apt-get install), or: $FROM_THE_START"
+    ckp-agent status
+    printf 'This machine is enrolled already, and nothing was changed. If its certificate was revoked, or the host deleted: %s\n' "$FROM_THE_START"
+    exit 0
 }
 
 read_key() {
@@ -89,10 +115,13 @@ read_key() {
         trap - EXIT INT TERM
         printf '\n'
     else
+        printf "      reading the project's pre-shared key from standard input\n"
         IFS= read -r key || true
     fi
+    key=$(printf '%s' "$key" | tr -d ' \t\r')
     case $key in
-    '' | *[!A-Za-z0-9_-]*) fail "no pre-shared key was given" "make one with ckp host join-command --new-key, or ckp host psk --reset" ;;
+    '') fail "no pre-shared key was given" "make one with ckp host join-command --new-key, or ckp host psk --reset" ;;
+    *[!A-Za-z0-9_-]*) fail "what was given is not a pre-shared key" "give the key alone, as ckp host psk --reset shows it" ;;
     esac
 }
 
@@ -108,22 +137,21 @@ END
 }
 
 apt_settings() { # CA
-    printf 'Acquire::https::%s::CAInfo "%s";\n' "$hub" "$1"
-    if [ -n "$proxy" ]; then
-        printf 'Acquire::https::Proxy::%s "%s";\n' "$hub" "$proxy"
-    else
-        printf 'Acquire::https::Proxy::%s "DIRECT";\n' "$hub"
-    fi
+    printf 'Acquire::https::CAInfo "%s";\nAcquire::https::Proxy "%s";\n' "$1" "${proxy:-DIRECT}"
 }
 
 verify() {
+    case $(ask "/packages/apt/dists/$VERSION_CODENAME/InRelease" -o /dev/null -w '%{http_code}' || true) in
+    404) fail "the hub has no packages for $PRETTY_NAME ($VERSION_CODENAME)" "take a system that the guide to bringing your own hosts names, or install the agent by hand" ;;
+    esac
     fetch /packages/keys/ckp.gpg "$work/ckp.gpg"
+    : >"$work/status"
     mkdir -p "$work/sources" "$work/lists/partial" "$work/cache/archives/partial"
     sources "$work/ckp.gpg" >"$work/sources/ckp-site.sources"
     # Settings of this run alone: what the owner's may allow (unsigned repositories, no verification of TLS) is not allowed here.
     {
         printf 'Dir::Etc::Main "/dev/null";\nDir::Etc::Parts "/dev/null";\nDir::Etc::SourceList "/dev/null";\nDir::Etc::SourceParts "%s";\n' "$work/sources"
-        printf 'Dir::Etc::Preferences "/dev/null";\nDir::Etc::PreferencesParts "/dev/null";\nDir::State::Lists "%s";\nDir::Cache "%s";\n' "$work/lists" "$work/cache"
+        printf 'Dir::Etc::Preferences "/dev/null";\nDir::Etc::PreferencesParts "/dev/null";\nDir::State::Lists "%s";\nDir::State::status "%s";\nDir::Cache "%s";\n' "$work/lists" "$work/status" "$work/cache"
         printf 'APT::Sandbox::User "root";\nAPT::Update::Error-Mode "any";\nAcquire::Retries "3";\nAcquire::https::Timeout "60";\nAcquire::Languages "none";\n'
         apt_settings "$work/ca.pem"
     } >"$work/apt.conf"
@@ -137,14 +165,17 @@ verify() {
     "$MAINTAINER" | "$MAINTAINER <"*">") ;;
     *) fail "the maintainer of ckp-agent is $found, not $MAINTAINER; nothing was changed" "tell the site's administrator" ;;
     esac
-    printf '      ckp-agent %s by %s\n' "$(dpkg-deb -f "$package" Version)" "$MAINTAINER"
+    version=$(dpkg-deb -f "$package" Version)
+    printf '      ckp-agent %s by %s\n' "$version" "$MAINTAINER"
+    have=$(dpkg-query -W -f '${Version}' ckp-agent 2>/dev/null || true)
+    if [ -n "$have" ] && dpkg --compare-versions "$have" gt "$version"; then
+        fail "this machine has ckp-agent $have, which is newer than the site's $version; nothing was changed" "apt-get purge ckp-agent, and the line again"
+    fi
 }
 
 install_agent() {
-    put /usr/share/keyrings/ckp-site.gpg 644 <"$work/ckp.gpg"
-    put /etc/apt/ckp-site-ca.pem 644 <"$work/ca.pem"
-    apt_settings /etc/apt/ckp-site-ca.pem | put /etc/apt/apt.conf.d/60ckp-site 644
-    sources /usr/share/keyrings/ckp-site.gpg | put /etc/apt/sources.list.d/ckp-site.sources 644
+    # No source is left behind: the hub upgrades its agents, with a way back.
+    dpkg --configure -a --force-confdef --force-confold </dev/null || true # what an interrupted dpkg has left
     DEBIAN_FRONTEND=noninteractive apt-get -q=2 -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install -y --no-install-recommends "$package" </dev/null ||
         fail "apt could not install ckp-agent" "do what it says above (often: apt-get update), then run the same line again"
 }
@@ -152,12 +183,14 @@ install_agent() {
 set_up() {
     mkdir -p /etc/ckp-agent
     chmod 750 /etc/ckp-agent
+    rm -f /etc/ckp-agent/psk.?????? /etc/ckp-agent/config.json.?????? /etc/ckp-agent/ca.pem.?????? # of a run that was killed
     if [ -n "$proxy" ]; then
-        mkdir -p /etc/systemd/system/ckp-agent.service.d
-        printf '[Service]\nEnvironment=HTTPS_PROXY=%s HTTP_PROXY=%s\nEnvironment=NO_PROXY=%s\n' "$proxy" "$proxy" "$no_proxy" |
-            put /etc/systemd/system/ckp-agent.service.d/proxy.conf 644
-        systemctl daemon-reload
+        mkdir -p "$DROP_INS"
+        printf '[Service]\nEnvironment=HTTPS_PROXY=%s HTTP_PROXY=%s\nEnvironment=NO_PROXY=%s\n' "$proxy" "$proxy" "$exceptions" | put "$DROP_INS/ckp-site-proxy.conf" 644
+    else
+        rm -f "$DROP_INS/ckp-site-proxy.conf"
     fi
+    systemctl daemon-reload
     put /etc/ckp-agent/ca.pem 644 <"$work/ca.pem"
     printf '%s' "$key" | put /etc/ckp-agent/psk 600
     printf '{"hub": "https://%s:8443", "channel": "wss://%s:9443/v1/agent", "domain": "%s", "project": "%s", "ca": "/etc/ckp-agent/ca.pem"}\n' \

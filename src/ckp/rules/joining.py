@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import re
 import shlex
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ CA_PATH, SCRIPT_PATH, PACKAGES_PATH = "/v1/join/ca.pem", "/v1/join/join.sh", "/p
 
 _PROXY = re.compile(r"http://[A-Za-z0-9.-]+:[0-9]{1,5}/?")
 _NO_PROXY = re.compile(r"[A-Za-z0-9.*:/-]+(,[A-Za-z0-9.*:/-]+)*")
+SUDO = "sudo "
+"""How the line becomes root; for root itself the rest of it is enough."""
 _KEY = re.compile(r"[A-Za-z0-9_-]{16,256}")
 
 
@@ -70,46 +71,43 @@ def fingerprint(pem: bytes) -> str:
     return hashlib.sha256(anchor(pem)).hexdigest()
 
 
-def address(host: str, port: int = ENROLMENT_PORT) -> str:
-    """`host:port` as a URL has it."""
-    try:
-        return f"[{host}]:{port}" if ipaddress.ip_address(host).version == 6 else f"{host}:{port}"
-    except ValueError:
-        return f"{host}:{port}"
-
-
 def line(hub: str, ca: bytes, domain: str, project: str, proxy: Proxy | None = None) -> str:
-    """The line, for a POSIX shell: it becomes root, fetches the CA and compares it, and runs the hub's script, verified by TLS with that CA.
+    """The line, for a POSIX shell: it becomes root, fetches the CA and compares it, and runs the hub's script, verified by TLS with that CA alone.
 
     The script asks for the project's key at the terminal, or takes it from standard input (`with_key`).
 
     Args:
-        hub: address or name of the hub.
+        hub: IPv4 address or name of the hub.
         ca: PEM of the CA that the hub's certificate chains to.
 
     Raises:
-        InvalidInput: the CA has no certificate.
+        InvalidInput: the CA has no certificate, or the hub has an IPv6 address.
     """
-    curl = "curl -fsS -m 120" + (f" -x {shlex.quote(proxy.url)}" if proxy else "")
+    if ":" in hub:
+        raise InvalidInput(f"the hub's address {hub} is of IPv6, which the line cannot use", resolution="give the hub a name or an IPv4 address")
+    # -q: no .curlrc; --capath: Debian's curl trusts the system's CAs beside --cacert; --noproxy: no variables of the environment.
+    way = f'-x {shlex.quote(proxy.url)} --noproxy ""' if proxy else '--noproxy "*"'
+    curl = f"curl -q -fsS -m 120 --retry 5 --capath /dev/null {way}"
     arguments = ["sh", "join.sh", "--hub", hub, "--project", f"{domain}/{project}"]
     if proxy:
         arguments += ["--proxy", proxy.url, *(["--no-proxy", proxy.exceptions] if proxy.exceptions else [])]
-    site = f"https://{address(hub)}"
+    site = f"https://{hub}:{ENROLMENT_PORT}"
     steps = [
         "set -e",
         "d=$(mktemp -d)",
         'trap "rm -rf $d" EXIT',
+        'trap "exit 130" HUP INT TERM',
         "cd $d",
         f"{curl} -k -o ca.pem {site}{CA_PATH}",
-        f'echo "{fingerprint(ca)}  ca.pem" | sha256sum -c --quiet -',
+        f'echo "{fingerprint(ca)}  ca.pem" | sha256sum -c --quiet - || {{ echo "error: {hub} has another CA than this line" >&2; exit 1; }}',
         f"{curl} --cacert ca.pem -o join.sh {site}{SCRIPT_PATH}",
         shlex.join(arguments),
     ]
-    return f"sudo sh -c {shlex.quote('; '.join(steps))}"
+    return f"{SUDO}sh -c {shlex.quote('; '.join(steps))}"
 
 
 def with_key(command: str, key: str) -> str:
-    """The line with the project's key. `printf` is part of every shell: the key is in no process' arguments, but in the shell's history.
+    """The line with the project's key. `printf` is part of every shell: typed at a prompt, the key is in no process' arguments, but in the history.
 
     Raises:
         InvalidInput: it is not such a key.

@@ -9,6 +9,7 @@ from typing import Any
 from ckp.clients.compass import Session
 from ckp.kits.errors import CkpError, Conflict
 from ckp.kits.retry import wait_until
+from ckp.rules.joining import SUDO
 from ckp.site.install import Site
 from ckp.site.inventory import SiteHost
 
@@ -53,8 +54,8 @@ class Enrolment:
         return str(answer.get("key") or self.session.call("POST", "/host-psk/reset")["key"])
 
     def line(self) -> str:
-        """The line by which machines enrol in the project; it asks for the key."""
-        return str(self.session.get("/host-join")["command"])
+        """The line by which machines enrol in the project, for root; it asks for the key."""
+        return str(self.session.get("/host-join")["command"]).removeprefix(SUDO)
 
     def _join(self, host: SiteHost, line: str, key: str) -> None:
         """As a person does it on the machine, who has the line and the key."""

@@ -148,6 +148,17 @@ def test_after_a_restart_the_outcome_is_asked_for_and_not_a_second_enrolment(hub
     assert done and len(hub.asked) == 1
 
 
+@pytest.mark.parametrize(("kept", "requests"), [({"project": "core"}, 1), ({"domain": "acme"}, 1), ({}, 0)])
+def test_a_ticket_is_for_the_project_that_it_was_asked_of(hub: Hub, config: Config, kept: dict[str, str], requests: int) -> None:
+    """One that names no project is an earlier agent's, and goes on."""
+    identity = Identity(config.state_dir)
+    Path(config.state_dir).mkdir(exist_ok=True)
+    Path(identity.ticket).write_text(json.dumps({"hub": config.hub, "request_id": "r1", "token": "secret", **kept}))
+    hub.csr = identity.make_csr()
+    done, _, _ = run(config)
+    assert done and len(hub.asked) == requests
+
+
 def test_a_request_that_the_hub_no_longer_knows_is_made_again(hub: Hub, config: Config) -> None:
     hub.outcomes = [(404, {})]
     done, _, _ = run(config)

@@ -404,7 +404,7 @@ class Compass:
         self.calls.append((request.method, path, body))
         match request.method, path.split("/")[1:]:
             case "GET", ["host-join"]:
-                return httpx.Response(200, json={"command": "the line of Compass"})
+                return httpx.Response(200, json={"command": "sudo the line of Compass"})
             case "GET", ["host-psk"]:
                 return httpx.Response(200, json={"key": self.key})
             case "POST", ["host-psk", "reset"]:

@@ -47,9 +47,14 @@ def apply(config: Config, identity: Identity, facts: messages.HostFacts) -> dict
     if code not in (200, 201, 202):
         raise refusal(code, data)
     ticket = messages.decode(messages.EnrolmentTicket, data)
-    kept = {"hub": config.hub, "request_id": ticket.request_id, "token": ticket.token}
+    kept = {**_asked(config), "request_id": ticket.request_id, "token": ticket.token}
     atomic_write(identity.ticket, json.dumps(kept), mode=0o600)
     return kept
+
+
+def _asked(config: Config) -> dict[str, str]:
+    """What a request was made to: a ticket is for nothing else."""
+    return {"hub": config.hub, "domain": config.domain, "project": config.project}
 
 
 def enrol(config: Config, identity: Identity, facts: Callable[[], messages.HostFacts], status: Status, stop: threading.Event, *, once: bool = False) -> bool:
@@ -91,7 +96,9 @@ def _enrol_step(config: Config, identity: Identity, facts: Callable[[], messages
         kept = json.loads(read_text(identity.ticket, "{}"))
     except ValueError:
         kept = {}
-    if kept.get("hub") != config.hub or not kept.get("request_id") or not kept.get("token"):
+    # Earlier agents kept the hub alone.
+    other = any(kept.get(name, value) != value for name, value in _asked(config).items())
+    if other or not kept.get("request_id") or not kept.get("token"):
         kept = apply(config, identity, facts())
         log(f"enrolment requested (request {kept['request_id']}), waiting for approval")
     code, data, _ = request(config, "GET", f"/v1/enrolments/{kept['request_id']}", token=kept["token"])

@@ -44,8 +44,8 @@ class Joining:
         except OSError as error:
             raise Unavailable(f"the site's CA can't be read: {error.strerror}", resolution="try again; if it stays so, see Compass' log") from None
         return HostJoinView(
-            hub=f"https://{joining.address(self._hub)}",
-            channel=f"wss://{joining.address(self._hub, joining.CHANNEL_PORT)}/v1/agent",
+            hub=f"https://{self._hub}:{joining.ENROLMENT_PORT}",
+            channel=f"wss://{self._hub}:{joining.CHANNEL_PORT}/v1/agent",
             ca=joining.anchor(pem).decode(),
             ca_sha256=joining.fingerprint(pem),
             command=joining.line(self._hub, pem, project.domain, project.project, through),
