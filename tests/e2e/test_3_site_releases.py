@@ -43,7 +43,8 @@ def offered(place: Place) -> dict[str, tuple[bool, list[str]]]:
 def tags(place: Place, repository: str) -> list[str]:
     ca = str(place.state / "registry" / "ca.pem")
     asked = ["curl", "-sS", "--cacert", ca, "--max-time", "20", f"https://{SERVER.address}:5000/v2/ckp/{repository}/tags/list"]
-    return sorted(json.loads(run(asked, timeout=40).stdout).get("tags") or [])
+    found = json.loads(run(asked, timeout=40).stdout).get("tags") or []
+    return sorted(tag for tag in found if not tag.startswith("sha256-"))  # signatures and what else refers to an image
 
 
 def kubelets(place: Place, cluster: str) -> list[str]:
