@@ -47,6 +47,9 @@ def before(place: Place) -> dict[str, str]:
 def test_a_site_is_applied_by_ssh_to_a_server(place: Place, before: dict[str, str]) -> None:
     write_site(place)
     assert before
+    planned = place.ckp("site", "plan", "-f", str(place.file), "--profile", "lab", "-o", "json", check=False)
+    assert planned.code == 1 and {item["action"] for item in json.loads(planned.stdout)["items"]} == {"create"}
+    assert snapshot(place.host) == before, "planning changes nothing"
     done = place.ckp("site", "apply", "-f", str(place.file), "--profile", "lab", timeout=1500)
     print(done.stdout)
     assert f"The site {NAME} is up." in done.stdout
@@ -82,6 +85,18 @@ def test_its_registry_lets_everybody_read_and_nobody_write_without_the_password(
     assert (read, pushes) == ("200", {5000: "405", 5001: "401"})
     for secret in ("ca.key", "credentials.json", "htpasswd", "tls.pem"):
         assert (place.state / "registry" / secret).stat().st_mode & 0o777 == 0o600
+
+
+def test_nothing_is_left_to_plan_and_what_would_be_done_by_half_is_refused(place: Place) -> None:
+    done = place.ckp("site", "plan", "-f", str(place.file), "--profile", "lab", "-o", "json", check=False)
+    assert (done.code, [item for item in json.loads(done.stdout)["items"] if item["action"] != "none"]) == (0, [])
+    assert place.ckp("site", "check", "-f", str(place.file), check=False).code == 0, "what is the site's own is no finding"
+    other = place.folder / "moved.yaml"
+    other.write_text(place.file.read_text().replace(REGISTRY, f"other.{NAME}.internal"))
+    planned = place.ckp("site", "plan", "-f", str(other), "--profile", "lab", check=False)
+    applied = place.ckp("site", "apply", "-f", str(other), "--profile", "lab", check=False)
+    assert planned.code == applied.code == 2 and "all that runs in it is pulled from there" in planned.stdout and "nothing was changed" in applied.stderr
+    assert "all that runs in it is pulled from there" in applied.stderr
 
 
 def test_a_site_that_this_version_cannot_apply_is_refused(place: Place) -> None:

@@ -90,9 +90,9 @@ class SimulatedHost:
     # -- SiteHost
 
     def run(self, argv: Sequence[str | Path], *, timeout: float, stdin: str | bytes | None = None, check: bool = True, what: str = "") -> Finished:
-        assert stdin is None, "no command here reads anything"
         words = [str(word) for word in argv]
-        code, out, err = self.step(" ".join(words), lambda: self._command(words))
+        text = stdin.decode() if isinstance(stdin, bytes) else stdin
+        code, out, err = self.step(" ".join(words), lambda: self._command(words, text))
         if code and check:
             raise CkpError(f"{what or words[0]} on {self.name} failed with exit code {code}", details=err)
         return Finished(tuple(words), code, out, err, 0.0)
@@ -166,7 +166,8 @@ class SimulatedHost:
 
     # -- commands
 
-    def _command(self, words: list[str]) -> Said:
+    def _command(self, words: list[str], stdin: str | None = None) -> Said:
+        assert stdin is None, f"{words[0]} reads nothing here"
         name, arguments = words[0], [word for word in words[1:] if word != "--"]
         operands = [word for word in arguments if not word.startswith("-")]
         match name:

@@ -127,6 +127,7 @@ site_file = click.option("-f", "--file", default=FILE, show_default=True, type=c
 """Of commands that read it: `read_site` says what to do where it is not there."""
 LAZY = {
     "apply": Lazy("ckp.cli.site_changes:apply", "Make the site as its file describes it."),
+    "plan": Lazy("ckp.cli.site_plan:plan", "Show what applying the site's file would change, and what each change interrupts."),
     "release": Lazy("ckp.cli.site_releases:release", "The releases that a site offers."),
     "remove": Lazy("ckp.cli.site_changes:remove", "Take everything of a site from its management host, which is then as it was before."),
     "status": Lazy("ckp.cli.site_changes:status", "Show what of a site is as it should be."),

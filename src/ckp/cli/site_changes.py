@@ -24,14 +24,28 @@ from ckp.kits.steps import Steps
 from ckp.site import apply as site_apply
 from ckp.site import described
 from ckp.site import releases as site_releases
+from ckp.site.check import of_spec
+from ckp.site.check.rules import IGNORABLE, require_sound
+from ckp.site.check.run import check
 from ckp.site.install import KUBECONFIG, Site
 from ckp.site.inventory import Inventory, SiteHost
+from ckp.site.plan.gate import require_possible
+from ckp.site.plan.wanted import remember, sources
 from ckp.site.registry import REGISTRY_STATE, HostedRegistry
 from ckp.site.spec.model import SiteSpec
 from ckp.site.spec.read import read_site
 
 LOOKING = "Looking at the management host"
+CHECKING = "Checking the management host and its network"
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+ARCHIVES_OPTION = click.option(
+    "--from",
+    "archives",
+    type=_FILE,
+    multiple=True,
+    help="Take a release from a file of `ckp dist export` instead of building it; may be repeated. Releases that no file holds are built.",
+)
+KEYRING_OPTION = click.option("--keyring", type=_FILE, default=None, help="Trusted keys for --from; default: this machine's own.")
 
 
 @contextmanager
@@ -47,38 +61,49 @@ def management(file: Path) -> Iterator[tuple[SiteSpec, SiteHost]]:
 @click.command()
 @site_file
 @PROFILE_OPTION
+@ARCHIVES_OPTION
+@KEYRING_OPTION
 @click.option(
-    "--from",
-    "archives",
-    type=_FILE,
+    "--ignore-finding",
+    "ignored",
+    type=click.Choice(IGNORABLE),
     multiple=True,
-    help="Take a release from a file of `ckp dist export` instead of building it; may be repeated. Releases that no file holds are built.",
+    help="Go on in spite of the errors of this check, which are only shown then; may be repeated. What the installer itself refuses, it still refuses.",
 )
-@click.option("--keyring", type=_FILE, default=None, help="Trusted keys for --from; default: this machine's own.")
-def apply(file: Path, profile: Profile, archives: tuple[Path, ...], keyring: Path | None) -> None:
-    """Make the site as its file describes it. What is so already is left alone: after a break, the same command goes on."""
+def apply(file: Path, profile: Profile, archives: tuple[Path, ...], keyring: Path | None, ignored: tuple[str, ...]) -> None:
+    """Make the site as its file describes it. What is so already is left alone: after a break, the same command goes on.
+
+    First it checks the host as `ckp site check` does, and what would change as `ckp site plan` does: what is refused there ends it before
+    anything is changed.
+    """
     with management(file) as (spec, host), exclusive(described.state_folder(spec) / "apply.lock", what=f"another change of {spec.metadata.name}", timeout=5):
         catalog = Catalog()
         wanted = [catalog.release(name) for name in spec.releases]
         made = [f"Reading and verifying {archive.name}" for archive in archives]
         made += [title for release in wanted[len(archives) :] for title in made_titles(release)]
-        with planned("site apply", [LOOKING, *made, *site_apply.TITLES]) as steps:
+        with planned("site apply", [CHECKING, LOOKING, *made, *site_apply.TITLES]) as steps:
+            with steps.step(CHECKING):
+                require_sound(check(of_spec.describe(spec, [host])), ignored, steps.say)
             with steps.step(LOOKING):
                 [system, *_] = [described.operating_system(host, release) for release in wanted]
                 described.require_address(host)
                 [others, *_] = [described.worker_systems(spec, release) for release in wanted]
-                choice = site_releases.choose(host, spec.releases)
                 inventory = described.inventory(spec, host, system, others)
                 steps.say(f"{host.name} ({host.address}) runs {system.os} {system.os_version}")
+                require_possible(host, inventory, spec.releases, site_releases.of_management(host, spec.releases))
+                choice = site_releases.choose(host, spec.releases)
                 steps.say(f"releases: {', '.join(choice.names)}; the management cluster is of {choice.management}")
                 for name in choice.leaving:
                     steps.say(f"{name} will no longer be offered")
+                made_of = sources(catalog, wanted, profile, inventory)  # as it is before the build: what is changed meanwhile counts as other sources
             dists: dict[str, Deliverable] = dict(take_releases(archives, keyring, inventory, choice.names, steps))
+            made_of = {name: digest for name, digest in made_of.items() if name not in dists}
             for release in wanted:
                 if release.name not in dists:
                     dists[release.name] = make_release(catalog, release, inventory, steps, profile)
             rest = [dists[name] for name in choice.names if name != choice.management]
             site_apply.apply(Site(dists[choice.management], inventory, steps.say), steps, rest)
+            remember(inventory.state, made_of)
     click.echo(
         f"""
 The site {spec.metadata.name} is up.

@@ -17,6 +17,7 @@ from ckp.agent.messages import Finding
 from ckp.agent.node import inventory, preflight
 from ckp.agent.system import firewall
 from ckp.agent.system.installers.detect import of_host
+from ckp.agent.system.prepare import HOST_JSON
 from ckp.hostkit.errors import AgentError
 from ckp.hostkit.locations import STATE_DIR
 from ckp.standalone import checks
@@ -27,13 +28,24 @@ MANAGEMENT, WORKER = "management", "worker"
 WORKER_PORTS = (10250,)
 
 
-def survey(role: str, *, pods: str = POD_CIDR, services: str = SERVICE_CIDR, address: str = "", state_dir: str = STATE_DIR) -> Dict[str, Any]:
+def survey(
+    role: str,
+    *,
+    pods: str = POD_CIDR,
+    services: str = SERVICE_CIDR,
+    address: str = "",
+    host_json: str = HOST_JSON,
+    wanted: Sequence[int] = (),
+    state_dir: str = STATE_DIR,
+) -> Dict[str, Any]:
     """What a site needs to know of this host before anything is changed.
 
     Args:
         role: MANAGEMENT or WORKER.
-        pods: network of the management cluster's pods; for that role alone, as are `services` and `address`.
+        pods: network of the management cluster's pods; for that role alone, as are `services`, `address` and `host_json`.
         address: by which others reach this host.
+        host_json: file with the settings that this host is to get.
+        wanted: further TCP ports that something is to listen on.
 
     Returns:
         facts: the HostFacts.
@@ -41,6 +53,7 @@ def survey(role: str, *, pods: str = POD_CIDR, services: str = SERVICE_CIDR, add
         member: what it is a member of already, or "".
         ports: TCP ports that it will listen on, all and those that other hosts must reach.
         listening: TCP ports that something listens on now.
+        owners: those of `wanted` that something listens on -> what that is.
         firewalls: those that are on and that the installer opens ports in, by name; and which ports those are.
     """
     found: List[Finding] = []
@@ -51,13 +64,14 @@ def survey(role: str, *, pods: str = POD_CIDR, services: str = SERVICE_CIDR, add
         installer = of_host()
         if role == MANAGEMENT:
             found = checks.preflight_findings(
-                Options(pod_cidr=pods, service_cidr=services, advertise_address=address, state_dir=state_dir), journal, installer
+                Options(pod_cidr=pods, service_cidr=services, advertise_address=address, host_json=host_json, state_dir=state_dir), journal, installer
             ).items
         else:
             found = preflight.worker(journal, installer).items
     except AgentError as error:
         found = [Finding(error.brief, error.resolution or "use a host that CKP supports")]
     ports = checks.PORTS if role == MANAGEMENT else WORKER_PORTS
+    listening = preflight.listeners()
     opened = (*firewall.PORTS, firewall.API_SERVER) if role == MANAGEMENT else firewall.PORTS
     return {
         "facts": asdict(inventory.host_facts()),
@@ -65,7 +79,8 @@ def survey(role: str, *, pods: str = POD_CIDR, services: str = SERVICE_CIDR, add
         "member": member,
         "ports": [*ports],
         "ports_between": [port for port in ports if port not in checks.LOCAL_PORTS],
-        "listening": sorted(preflight.listeners()),
+        "listening": sorted(listening),
+        "owners": {str(port): preflight.owner_of(port) for port in wanted if port in listening},
         "firewalls": [each.name for each in firewall.active()],
         "opened": [f"{port.ports}/{port.protocol}" for port in opened],
     }

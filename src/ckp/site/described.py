@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,35 +153,41 @@ def name_registry(host: SiteHost, registry: SiteRegistry, say: Callable[[str], N
     Raises:
         Conflict: the name leads somewhere else.
     """
-    found = _resolved(host, registry.name)
+    found = resolved(host, registry.name)
     if found == {registry.listen}:
         return
     text = host.pull(HOSTS_FILE).decode(errors="surrogateescape")
-    rest = _without_ours(text)
+    rest = without_ours(text)
     if not found or rest != text:  # no name, or ours of an earlier address
         whole = rest if not rest or rest.endswith("\n") else f"{rest}\n"
         host.push(f"{whole}{registry.listen} {registry.name} {MARK}\n".encode(errors="surrogateescape"), HOSTS_FILE)
         say(f"{HOSTS_FILE} on {host.name} names {registry.name} now")
-        found = _resolved(host, registry.name)
+        found = resolved(host, registry.name)
     if found != {registry.listen}:
-        raise Conflict(
-            f"on {host.name} the registry's name {registry.name} leads to {', '.join(sorted(found)) or 'nothing'}, not to {registry.listen}",
-            resolution="correct the name server's answer or /etc/hosts there, or give the registry another name",
-        )
+        raise leads_elsewhere(host.name, registry, found)
+
+
+def leads_elsewhere(host: str, registry: SiteRegistry, found: Collection[str]) -> Conflict:
+    """The registry's name leads to `found` on that host, and not to the registry."""
+    return Conflict(
+        f"on {host} the registry's name {registry.name} leads to {', '.join(sorted(found)) or 'nothing'}, not to {registry.listen}",
+        resolution="correct the name server's answer or /etc/hosts there, or give the registry another name",
+    )
 
 
 def forget_registry_name(host: SiteHost) -> None:
     """Take our line out of a host's /etc/hosts; none there is fine."""
     text = host.pull(HOSTS_FILE).decode(errors="surrogateescape")
-    if (rest := _without_ours(text)) != text:
+    if (rest := without_ours(text)) != text:
         host.push(rest.encode(errors="surrogateescape"), HOSTS_FILE)
 
 
-def _without_ours(text: str) -> str:
+def without_ours(text: str) -> str:
+    """What of HOSTS_FILE is not CKP's."""
     return re.sub(rf"^.*{re.escape(MARK)}\n", "", text, flags=re.MULTILINE)
 
 
-def _resolved(host: SiteHost, name: str) -> set[str]:
+def resolved(host: SiteHost, name: str) -> set[str]:
     """IPv4 addresses that a name leads to there."""
     done = host.run(["getent", "ahostsv4", name], timeout=60, check=False, what=f"resolving {name}")
     if done.code not in (0, 2):  # getent(1): 2 is "not found"

@@ -24,7 +24,7 @@ from ckp.kits.errors import CkpError
 from ckp.kits.files import atomic_write, sha256_bytes
 from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
-from ckp.site.inventory import Inventory, SiteHost
+from ckp.site.inventory import Inventory, SiteHost, SiteNetwork
 from ckp.site.publish import Published, Withdrawn, registry_server, releases_config
 from ckp.site.registry import SiteRegistryServer
 from ckp.verify.packages import verify_package
@@ -46,6 +46,20 @@ def forget(state: Path) -> None:
         (state / name).unlink(missing_ok=True)
     if (state / APPLIED).exists():
         shutil.rmtree(state / APPLIED)
+
+
+def reserved_cidrs(network: SiteNetwork) -> str:
+    """The networks that no workload cluster may use, as Compass reads them."""
+    return ",".join(f"{what}={cidr}" for what, cidr in network.reserved.items())
+
+
+def applied_digest(cluster: str, text: str) -> str:
+    """Of a group's objects as they were applied to a cluster, by the uid of that.
+
+    Args:
+        text: the objects, as one JSON document.
+    """
+    return sha256_bytes(f"{cluster}\n{text}".encode())
 
 
 @dataclass
@@ -153,17 +167,37 @@ class Site:
         Raises:
             CkpError: something does not become available; its pods and events are in the details.
         """
+        groups = self.groups(published, others, withdrawn)
+        self._apply("foundation", groups["foundation"]())
+        self._apply("cert-manager", groups["cert-manager"]())
+        self._wait_available("cert-manager")
+        self._apply("cluster-api", groups["cluster-api"]())
+        ckp = groups[CKP_GROUP]()
+        self._admin_token()
+        self._apply(CKP_GROUP, ckp)
+        self._wait_available("capi-system", "capi-kubeadm-bootstrap-system", "ckp-system")
+
+    def groups(
+        self, published: Published, others: Sequence[Published] = (), withdrawn: Withdrawn | None = None
+    ) -> dict[str, Callable[[], list[dict[str, Any]]]]:
+        """The management layer's groups in their order; each is rendered when it is called for. No cluster is needed for that.
+
+        Args: as of `deploy_management`.
+        """
         management = Management(self.dist.built, published.prefix, published.images)
         kubectl = self.dist.built["kubernetes"].binary("kubectl")
-        self._apply("foundation", management.foundation())
-        self._apply("cert-manager", management.cert_manager())
-        self._wait_available("cert-manager")
-        self._apply("cluster-api", management.cluster_api(kubectl))
-        config, digest = releases_config(published.releases(*others), withdrawn)
-        self._admin_token()
-        # The table comes first: pods that its digest rolls out again must not start with the one before it.
-        self._apply(CKP_GROUP, [config, *management.ckp({**self.settings(), "RELEASES_DIGEST": digest})])
-        self._wait_available("capi-system", "capi-kubeadm-bootstrap-system", "ckp-system")
+
+        def ckp() -> list[dict[str, Any]]:
+            config, digest = releases_config(published.releases(*others), withdrawn)
+            # The table comes first: pods that its digest rolls out again must not start with the one before it.
+            return [config, *management.ckp({**self.settings(), "RELEASES_DIGEST": digest})]
+
+        return {
+            "foundation": management.foundation,
+            "cert-manager": management.cert_manager,
+            "cluster-api": lambda: management.cluster_api(kubectl),
+            CKP_GROUP: ckp,
+        }
 
     def settings(self) -> dict[str, str]:
         """The `@NAME@` places of deploy/ that are this site's."""
@@ -176,13 +210,13 @@ class Site:
             "HUB_NAMES": "".join(f', "{name}"' for name in network.hub_names),
             "LB_FIRST": first,
             "LB_LAST": last,
-            "RESERVED_CIDRS": ",".join(f"{what}={cidr}" for what, cidr in network.reserved.items()),
+            "RESERVED_CIDRS": reserved_cidrs(network),
         }
 
     def _apply(self, group: str, objects: list[dict[str, Any]]) -> None:
         """Apply a group, several times while its webhooks and CRDs come up; what was applied unchanged before is left alone."""
         text = as_list(objects)
-        digest = sha256_bytes(f"{self._cluster_uid()}\n{text}".encode())
+        digest = applied_digest(self._cluster_uid(), text)
         marker = self.inventory.state / APPLIED / group
         if marker.exists() and marker.read_text() == digest:
             self.say(f"{group}: unchanged")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ckp.api.host_protocol import BundleRef
@@ -16,7 +17,7 @@ from ckp.distribution.packages.agent import version_of_tag
 from ckp.distribution.registries.server import RegistryServer
 from ckp.distribution.release import Deliverable
 from ckp.kits.files import sha256_bytes
-from ckp.site.inventory import Inventory
+from ckp.site.inventory import Inventory, SiteHost
 from ckp.site.registry import REGISTRY_STATE, HostedRegistry, SiteRegistryServer
 
 ADDONS_IMAGE = "ckp-addons"
@@ -35,7 +36,13 @@ def registry_server(dist: Deliverable, inventory: Inventory) -> SiteRegistryServ
     place, program = inventory.registry, dist.built["distribution"].binary("registry")
     if place.host is None:
         return RegistryServer(program, place.listen, place.name, place.port)
-    return HostedRegistry(place.host, program, place.name, place.listen, place.port, place.push_port, place.storage, inventory.state / REGISTRY_STATE)
+    return hosted_registry(inventory, place.host, program)
+
+
+def hosted_registry(inventory: Inventory, host: SiteHost, program: Path) -> HostedRegistry:
+    """The site's registry on a host, as the inventory describes it."""
+    place = inventory.registry
+    return HostedRegistry(host, program, place.name, place.listen, place.port, place.push_port, place.storage, inventory.state / REGISTRY_STATE)
 
 
 def publish(dist: Deliverable, inventory: Inventory, say: Callable[[str], None]) -> Published:

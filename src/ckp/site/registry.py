@@ -52,9 +52,9 @@ RELEASE_GIB, RESERVE_GIB = 4.0, 1.0
 """Free space that a registry needs for its first release, and that one with content must have left."""
 START_TIMEOUT = 60.0
 INSTANCES = (PULL, PUSH)
-_CONTENT = "docker"
+CONTENT = "docker"
 """The only entry that distribution makes in its folder."""
-_TLS, _USERS, _HOST_CA = f"{CONFIG}/tls.pem", f"{CONFIG}/htpasswd", f"{CONFIG}/ca.pem"
+_TLS, _USERS, HOST_CA = f"{CONFIG}/tls.pem", f"{CONFIG}/htpasswd", f"{CONFIG}/ca.pem"
 
 Say = Callable[[str], None]
 Connect = Callable[[str, Path, Path | None], Registry]
@@ -202,16 +202,29 @@ class HostedRegistry:
             CkpError: a service does not stay up (the end of its journal is in the details), or the host cannot be reached.
         """
         with self._locked():
-            self._refuse_another_site()
+            self.refuse()
             self.prepare(say)
-            self._require_ports()
-            self._require_space()
-            self._require_own_storage()
             self._ensure_account(say)
             self._ensure_storage(say)
             self._ensure_files(say)
             self._ensure_services(say)
         return self.client()
+
+    def refuse(self) -> None:
+        """Raise what `ensure` refuses before it changes anything. Nothing is changed, here or there.
+
+        Raises:
+            Conflict: see `ensure`.
+            DiskFull: see `ensure`.
+            NotFound: see `prepare`.
+        """
+        self._refuse_another_site()
+        self._require_ports()
+        self._require_space()
+        self._require_own_storage()
+        self._require_own_account()
+        if self.ca.exists():
+            self._require_key(self.why_issue())
 
     def remove(self, *, storage: bool = False) -> None:
         """Leave the host as it was: no services, files or account. What this machine keeps stays, and so does the content, as root's.
@@ -235,7 +248,7 @@ class HostedRegistry:
             self.host.run(["systemctl", "daemon-reload"], timeout=60)
             self.host.run(["systemctl", "reset-failed", *map(unit_of, INSTANCES)], timeout=30, check=False)
             if storage:
-                self.host.run(["rm", "-rf", "--", f"{self.storage}/{_CONTENT}"], timeout=600)
+                self.host.run(["rm", "-rf", "--", f"{self.storage}/{CONTENT}"], timeout=600)
                 self.host.run(["rmdir", "--", self.storage], timeout=30, check=False)  # stays if it is a disk of its own, or has something else
             if self._owner() == USER:  # not left to a number that another account may get one day
                 self.host.run(["chown", "-R", "--no-dereference", "root:root", self.storage], timeout=600)
@@ -266,29 +279,43 @@ class HostedRegistry:
             InvalidInput: a file is not what CKP wrote.
         """
         self.folder.chmod(0o700)
-        authority = self._ensure_authority(say)
-        names, now = [self.name, self.listen], self.now()
-        tls = self.folder / "tls.pem"
-        why = why_renew(tls.read_bytes(), authority, names, now) if tls.exists() else "there is none"
-        if why:
-            key = self.folder / "ca.key"
-            if not key.exists():
-                raise NotFound(
-                    f"the registry's certificate must be issued ({why}), and {key} with the key of its CA is missing",
-                    resolution="restore it from a backup of the site's state",
-                )
-            leaf = Authority.load(self.ca.read_bytes(), key.read_bytes()).issue(names, now=now, lifetime=LEAF_LIFETIME)
-            atomic_write(tls, leaf.certificate + leaf.key, mode=0o600)  # one file: both are new, or neither is
+        self._ensure_authority(say)
+        if why := self.why_issue():
+            self._require_key(why)
+            authority = Authority.load(self.ca.read_bytes(), (self.folder / "ca.key").read_bytes())
+            leaf = authority.issue(self._names(), now=self.now(), lifetime=LEAF_LIFETIME)
+            atomic_write(self._tls, leaf.certificate + leaf.key, mode=0o600)  # one file: both are new, or neither is
             say(f"registry: certificate issued ({why})")
         self._ensure_password(say)
 
-    def _ensure_authority(self, say: Say) -> x509.Certificate:
+    def why_issue(self) -> str:
+        """Why the server's certificate must be issued, by the CA that is there; "" if it need not."""
+        if not self._tls.exists():
+            return "there is none"
+        return why_renew(self._tls.read_bytes(), x509.load_pem_x509_certificate(self.ca.read_bytes()), self._names(), self.now())
+
+    @property
+    def _tls(self) -> Path:
+        """The server's certificate with its key."""
+        return self.folder / "tls.pem"
+
+    def _names(self) -> list[str]:
+        return [self.name, self.listen]
+
+    def _require_key(self, why: str) -> None:
+        key = self.folder / "ca.key"
+        if why and not key.exists():
+            raise NotFound(
+                f"the registry's certificate must be issued ({why}), and {key} with the key of its CA is missing",
+                resolution="restore it from a backup of the site's state",
+            )
+
+    def _ensure_authority(self, say: Say) -> None:
         if not self.ca.exists():
             made = Authority.create(f"CKP registry CA of {self.name}", now=self.now(), lifetime=CA_LIFETIME)
             atomic_write(self.folder / "ca.key", made.key_pem, mode=0o600)
             atomic_write(self.ca, made.pem)  # last: its presence says that both are there
             say(f"registry: CA made; its key is in {self.folder}")
-        return x509.load_pem_x509_certificate(self.ca.read_bytes())
 
     def _ensure_password(self, say: Say) -> None:
         file, users = self.folder / "credentials.json", self.folder / "htpasswd"
@@ -319,7 +346,7 @@ class HostedRegistry:
     # -- on the host: what must be so before anything is changed
 
     def _refuse_another_site(self) -> None:
-        there = digests(self.host, [_HOST_CA]).get(_HOST_CA)
+        there = digests(self.host, [HOST_CA]).get(HOST_CA)
         if there is not None and (not self.ca.exists() or there != HostFile("", self.ca).sha256):
             raise Conflict(
                 f"{self.host.name} has the registry of another site: its CA is not the one in {self.ca}",
@@ -347,7 +374,7 @@ class HostedRegistry:
         )
 
     def _require_space(self) -> None:
-        content = f"{self.storage}/{_CONTENT}"
+        content = f"{self.storage}/{CONTENT}"
         self.require_space(RESERVE_GIB if content in owners(self.host, [content]) else RELEASE_GIB)
 
     def require_space(self, gib: float, *, what: str = "the site's registry") -> None:
@@ -374,12 +401,16 @@ class HostedRegistry:
         if self._owner() in ("", USER):
             return
         entries = self.host.run(["ls", "-A", "--", self.storage], timeout=30).stdout.split("\n")
-        if others := set(entries) - {"", _CONTENT, "lost+found"}:
+        if others := set(entries) - {"", CONTENT, "lost+found"}:
             raise Conflict(
                 f"{self.storage} on {self.host.name} is not the folder of a registry's content",
                 details=f"it has {', '.join(sorted(others)[:10])}",
                 resolution="name an empty folder, or one that does not exist",
             )
+
+    def _require_own_account(self) -> None:
+        if self._account() not in (None, ACCOUNT):
+            raise Conflict(f"{self.host.name} has an account {USER} that CKP has not made", resolution="rename or remove that account")
 
     # -- on the host: bringing it about
 
@@ -389,13 +420,10 @@ class HostedRegistry:
         return found[4] if len(found) == 7 else None
 
     def _ensure_account(self, say: Say) -> None:
-        comment = self._account()
-        if comment is None:
+        if self._account() is None:
             options = ["--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin", "--comment", ACCOUNT]
             self.host.run(["useradd", *options, USER], timeout=60, what=f"creating the account {USER}")
             say(f"{self.host.name}: account {USER} created")
-        elif comment != ACCOUNT:
-            raise Conflict(f"{self.host.name} has an account {USER} that CKP has not made", resolution="rename or remove that account")
 
     def _ensure_storage(self, say: Say) -> None:
         access = owners(self.host, [self.storage]).get(self.storage)
@@ -408,13 +436,13 @@ class HostedRegistry:
             self.host.run(["chmod", "0700", self.storage], timeout=30)
             say(f"{self.host.name}: {self.storage} given to {USER}")
 
-    def _files(self) -> list[HostFile]:
+    def files(self) -> list[HostFile]:
         """All of them, in the order in which they are written: the CA first, by which the host is known to be this site's."""
         texts = configurations(self.listen, self.port, self.push_port, self.storage, _TLS, _USERS)
         return [
-            HostFile(_HOST_CA, self.ca),
+            HostFile(HOST_CA, self.ca),
             HostFile(PROGRAM, self.program, mode=0o755, readers=INSTANCES),
-            HostFile(_TLS, self.folder / "tls.pem", group=USER, readers=INSTANCES),
+            HostFile(_TLS, self._tls, group=USER, readers=INSTANCES),
             HostFile(_USERS, self.folder / "htpasswd", group=USER),  # is read again when it changes
             *(HostFile(f"{CONFIG}/{instance}.yml", text.encode(), readers=(instance,)) for instance, text in texts.items()),
             HostFile(TEMPLATE, unit_text().encode(), readers=INSTANCES),
@@ -423,30 +451,30 @@ class HostedRegistry:
 
     def _ensure_files(self, say: Say) -> None:
         """Write what differs. A mark of each service that reads it comes before, and stays until that service was restarted."""
-        changed = differing(self.host, self._files())
-        marked = digests(self.host, [_mark(instance) for instance in INSTANCES])
+        changed = differing(self.host, self.files())
+        marked = digests(self.host, [mark_of(instance) for instance in INSTANCES])
         for instance in INSTANCES:
-            if _mark(instance) not in marked and any(instance in file.readers for file in changed):
-                self.host.push(b"", _mark(instance), mode=0o600)
+            if mark_of(instance) not in marked and any(instance in file.readers for file in changed):
+                self.host.push(b"", mark_of(instance), mode=0o600)
         for file in changed:
             bring(self.host, file)
             say(f"{self.host.name}: {file.target} written")
 
     def _ensure_services(self, say: Say) -> None:
-        marked = digests(self.host, [_mark(instance) for instance in INSTANCES])
+        marked = digests(self.host, [mark_of(instance) for instance in INSTANCES])
         if marked:
             self.host.run(["systemctl", "daemon-reload"], timeout=60)
         enabled = self.host.run(["systemctl", "is-enabled", *map(unit_of, INSTANCES)], timeout=30, check=False).stdout.split()
         if enabled != ["enabled"] * len(INSTANCES):
             self.host.run(["systemctl", "enable", *map(unit_of, INSTANCES)], timeout=60)
         for instance in INSTANCES:
-            restart = _mark(instance) in marked
+            restart = mark_of(instance) in marked
             if restart or self._state(instance).get("ActiveState") != "active":
                 self._start(instance, "restart" if restart else "start")
                 say(f"{self.host.name}: {unit_of(instance)} {'restarted' if restart else 'started'}")
             self._wait(instance)
             if restart:
-                self.host.run(["rm", "-f", "--", _mark(instance)], timeout=30)
+                self.host.run(["rm", "-f", "--", mark_of(instance)], timeout=30)
         with closing(self.client()) as client:
             client.digest(f"{PREFIX}/none", "none")  # the host takes the password
 
@@ -511,6 +539,6 @@ class HostedRegistry:
         )
 
 
-def _mark(instance: str) -> str:
+def mark_of(instance: str) -> str:
     """The file that says that a service must be restarted: something that it reads has been written, or was about to be."""
     return f"{CONFIG}/{instance}.restart"

@@ -59,6 +59,11 @@ class Offered:
     releases: Releases
     withdrawn: Withdrawn = field(default_factory=dict)
 
+    def withdrawing(self, names: Collection[str]) -> Withdrawn:
+        """What is withdrawn once exactly these are offered: what is now, and what is offered beyond them."""
+        leaving = [name for name in self.releases.releases if name not in names]
+        return {name: entry for name, entry in self.without(leaving).withdrawn.items() if name not in names}
+
     def without(self, names: Collection[str]) -> Offered:
         """These releases withdrawn, also those that were not offered: some of their content may be in the registry."""
         gone = {name: self.releases.releases.get(name) for name in names}
@@ -154,6 +159,11 @@ def _versions(item: Mapping[str, Any]) -> set[str]:
     return {str(version) for version in (spec.get("version"), status.get("version"), template) if version}
 
 
+def of_management(host: SiteHost, names: Sequence[str]) -> str:
+    """The release that the management cluster has, or would get of these: the newest. CkpError if the host's record can't be read."""
+    return management.installed_release(host) or max(names, key=release_order)
+
+
 def choose(host: SiteHost, names: Sequence[str]) -> Choice:
     """Which releases a site gets whose file names these. An existing management cluster keeps its release; a new one gets the newest.
 
@@ -239,7 +249,7 @@ def withdrawing(host: SiteHost, names: Sequence[str]) -> Withdrawn:
         return {}
     leaving = [name for name in offered.releases.releases if name not in names]
     require_unused(host, leaving, offered, f"name it in `releases` of the site's file: {_as_list({*names, *leaving})}")
-    return {name: entry for name, entry in offered.without(leaving).withdrawn.items() if name not in names}
+    return offered.withdrawing(names)
 
 
 def write(host: SiteHost, offered: Offered, state: Path) -> None:

@@ -68,10 +68,10 @@ def preflight_findings(options: Options, journal: Journal, installer: Installer)
     node_name(found, options)
     preflight.names(found)
     preflight.memory(found, MEMORY_MIB)
-    preflight.disk(found, DISK_GIB)
     if facts.cpus() < CPUS:
         found.add(f"this host has {facts.cpus()} processor, {CPUS} are needed", "add processors, or use another host")
-    if not journal.packages:
+    if not journal.packages:  # what an installation has taken already is not asked for again
+        preflight.disk(found, DISK_GIB)
         preflight.ports(found, PORTS)
     routes = host_routes()
     for text, name in ((options.pod_cidr, "pod CIDR"), (options.service_cidr, "service CIDR")):

@@ -179,7 +179,7 @@ def test_the_reference_is_printed_or_written(tmp_path: Path, monkeypatch: pytest
         run("reference", "--write")
 
 
-@pytest.mark.parametrize("command", [["apply"], ["status"], ["remove", "--confirm", "rack-7"]])
+@pytest.mark.parametrize("command", [["apply"], ["plan"], ["status"], ["remove", "--confirm", "rack-7"]])
 def test_what_this_version_cannot_apply_is_refused_before_a_host_is_reached(file: Path, command: list[str]) -> None:
     run("init", str(file), *THREE)
     with pytest.raises(InvalidInput, match="nothing was changed") as refused:

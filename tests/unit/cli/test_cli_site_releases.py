@@ -21,12 +21,13 @@ from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound, TimedOut
 from ckp.kits.files import exclusive
 from ckp.kits.steps import Steps
 from ckp.site import described
-from ckp.site.install import Site
+from ckp.site.install import KUBECONFIG, Site
 from ckp.site.inventory import Inventory
+from ckp.site.management import ADMIN
 from ckp.site.publish import Published, Withdrawn, publish_to, releases_config
 from ckp.site.registry import HostedRegistry
 from ckp.site.spec.read import read_site
-from tests.simulators.management_cluster import READ_AT_START, ManagementHost
+from tests.simulators.management_host import ManagementHost
 from tests.simulators.registry import Fault
 from tests.simulators.site_host import Killed
 from tests.unit.site.test_releases import MIDDLE, NEW, OLD, World, content_of
@@ -57,8 +58,6 @@ class Bench:
     def __init__(self, world: World, file: Path) -> None:
         self.world, self.file, self.made = world, file, list[str]()
         self.host = world.host
-        links = [{"addr_info": [{"local": "127.0.0.1"}, {"local": "192.0.2.10"}]}]
-        self.host.answers |= {"cat /etc/os-release": (0, 'ID=debian\nVERSION_ID="12"\n', ""), "ip -json": (0, json.dumps(links), "")}
 
     @contextmanager
     def reached(self, _: object) -> Iterator[ManagementHost]:
@@ -68,6 +67,7 @@ class Bench:
         state = described.state_folder(spec) / "registry"
         state.mkdir(parents=True, exist_ok=True)
         (state / "ca.pem").write_text("the CA of its certificate")
+        (state / "ca.key").write_text("the key of that")
         own = spec.registry.own
         return HostedRegistry(host, Path("/nonexistent"), own.name, host.address, state=state, connect=self.connect)
 
@@ -77,6 +77,13 @@ class Bench:
     def make(self, _: Catalog, release: Release, *__: object) -> Dist:
         self.made.append(release.name)
         return Dist(self.world, release)
+
+    def deploy(self, *names: str) -> None:
+        """This machine has made the site, with these releases."""
+        self.world.deploy(*names)
+        state = described.state_folder(read_site(self.file))
+        state.mkdir(parents=True, exist_ok=True)
+        (state / KUBECONFIG).write_bytes(self.host.pull(ADMIN))
 
     def run(self, *arguments: str) -> Result:
         return CliRunner().invoke(site, [*arguments, "-f", str(self.file)], catch_exceptions=False)
@@ -92,7 +99,8 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setenv("CKP_STATE", str(tmp_path / "ckp"))
-    monkeypatch.setenv("CKP_CACHE", str(tmp_path / "cache"))
+    for name in ("cache", "keys", "config"):
+        monkeypatch.setenv(f"CKP_{name.upper()}", str(tmp_path / name))
     (tmp_path / "state").mkdir()
     file = tmp_path / "site.yaml"
     CliRunner().invoke(site, ["init", str(file), *OPTIONS, "--release", NEW], catch_exceptions=False)
@@ -246,7 +254,7 @@ def test_a_release_that_is_used_is_not_removed_and_nothing_is_changed(bench: Ben
 
 def test_the_last_release_is_not_removed(bench: Bench) -> None:
     bench.world.deploy(NEW)
-    bench.host.install(OLD)
+    bench.host.record(OLD)
     bench.host.config = json.loads(json.dumps(bench.host.config).replace(f'management\\": \\"{NEW}', 'management\\": \\"'))
     before = bench.everything()
     with pytest.raises(Conflict, match=f"{NEW} is the last release of rack-7, and nothing was changed"):
@@ -257,7 +265,7 @@ def test_the_last_release_is_not_removed(bench: Bench) -> None:
 def test_a_release_that_a_cluster_was_made_of_during_its_removal_is_back_in_site_and_file(bench: Bench) -> None:
     bench.world.deploy(NEW)
     bench.run("release", "add", OLD)
-    bench.host.on_rollout = lambda: bench.host.create_cluster("late", OLD)
+    bench.host.api.on_rollout = lambda: bench.host.create_cluster("late", OLD)
     with pytest.raises(Conflict, match=f"{OLD} is used by 1 cluster and was not removed"):
         bench.run("release", "remove", OLD)
     assert bench.named == [NEW, OLD] and bench.host.offered == [OLD, NEW] and bench.world.there() == content_of(OLD, NEW)
@@ -319,7 +327,7 @@ def test_all_releases_of_the_file_are_made_and_the_newest_carries_a_new_manageme
 
 
 def test_a_newer_release_does_not_change_the_management_cluster(applying: Bench) -> None:
-    applying.world.deploy(MIDDLE)
+    applying.deploy(MIDDLE)
     name_releases(applying, MIDDLE, NEW)
     with pytest.raises(Applied) as applied:
         applying.run("apply")
@@ -327,11 +335,12 @@ def test_a_newer_release_does_not_change_the_management_cluster(applying: Bench)
 
 
 def test_a_release_in_use_that_the_file_leaves_out_is_refused_before_anything_is_made(applying: Bench) -> None:
-    applying.world.deploy(OLD, NEW)
+    applying.deploy(OLD, NEW)
     applying.host.create_cluster("one", OLD)
     before = applying.everything()
-    with pytest.raises(Conflict, match=f"{OLD} is used by 1 cluster, and nothing was changed"):
+    with pytest.raises(InvalidInput, match="the site can't be changed to what its file says, and nothing was changed") as refused:
         applying.run("apply")
+    assert f"release {OLD}: ckp-a-b/one runs it" in refused.value.details
     assert applying.made == [] and applying.everything() == before
 
 
@@ -370,14 +379,11 @@ def whole(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
     def deploy(_: Site, published: Published, others: Sequence[Published], withdrawn: Withdrawn) -> None:
         table = published.releases(*others)
         assert content_of(*table.releases) <= bench.world.there(), "what is offered is whole"
-        before = bench.host.deployments
         bench.host.deploy(*releases_config(table, withdrawn))
-        for name, deployment in before.items():  # its pods follow later
-            bench.host.deployments[name][READ_AT_START] = deployment[READ_AT_START]
 
     monkeypatch.setattr("ckp.site.apply.publish", publish)
     monkeypatch.setattr(described, "name_registry", lambda *_: None)
-    monkeypatch.setattr(Site, "install_standalone", lambda _, published: bench.host.install(published.dist.release.name))
+    monkeypatch.setattr(Site, "install_agent", lambda *_: None)
     monkeypatch.setattr(Site, "deploy_management", deploy)
     monkeypatch.setattr(Site, "log_in", lambda _: None)
     for name in ("read_config", "Session", "Enrolment"):
@@ -404,8 +410,9 @@ def test_the_management_cluster_and_its_layer_keep_their_release(whole: Bench) -
     whole.run("apply")
     assert (whole.host.offered, whole.host.table.management, whole.host.table.releases[MIDDLE]) == ([MIDDLE, NEW], MIDDLE, before)
     name_releases(whole, NEW)
-    with pytest.raises(Conflict, match=f"the management cluster runs {MIDDLE}"):
+    with pytest.raises(InvalidInput, match="nothing was changed") as refused:
         whole.run("apply")
+    assert f"management cluster: it runs {MIDDLE}, which `releases` does not name" in refused.value.details
 
 
 @pytest.mark.parametrize("after", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 import sys
@@ -89,7 +90,20 @@ BROKEN: dict[str, tuple[SiteToCheck, Seen, str, Severity, str]] = {
     "what the agent's preflight refuses": (SITE, having("a", findings=(TAKEN,)), "a/preflight", ERROR, "port 6443 is taken by nginx"),
     "what the agent's preflight says": (SITE, having("w", findings=(NOTE,)), "w/preflight", WARNING, "ufw is on"),
     "swap": (SITE, having("b", swap=True), "b/swap", WARNING, "swap is on"),
-    "the registry's port is taken": (SITE, having("b", listening=(22, 5000)), "b/ports", ERROR, "port 5000 is taken, and the registry needs it"),
+    "the registry's port is taken": (
+        SITE,
+        having("b", listening=(22, 5000), owners={5000: "nginx (pid 7)"}),
+        "b/ports",
+        ERROR,
+        "port 5000 is taken by nginx (pid 7), and the registry needs it",
+    ),
+    "the registry's port is taken by nobody knows whom": (
+        SITE,
+        having("b", member="standalone", listening=(22, 5000)),
+        "b/ports",
+        ERROR,
+        "port 5000 is taken by another program, and the registry needs it",
+    ),
     "an address that the host does not have": (SITE, having("b", addresses=("192.0.2.99",)), "b/address", ERROR, "does not have the address 192.0.2.12"),
     "an address outside of the network": (replace(SITE, network="192.0.2.0/28"), GOOD, "w/address", ERROR, "not in the hosts' network"),
     "a host within the load balancers' range": (
@@ -145,7 +159,8 @@ def test_a_broken_site_gets_the_one_finding_that_names_what_is_wrong(name: str) 
     [
         clocks(b=Clock(30.0, 29.0)),  # the answer took a minute: nothing is known
         replace(having("a", member="standalone"), answers={"192.0.2.10": "52:54:00:00:00:0b"}),  # it is set up, and the address its own
-        having("a", member="standalone", listening=(22, 5000, 6443), addresses=("192.0.2.11", "192.0.2.205")),
+        having("a", member="standalone", listening=(22, 5000, 6443), owners={5000: "ckp-registry (pid 7)"}, addresses=("192.0.2.11", "192.0.2.205")),
+        having("a", listening=(22, 5000), owners={5000: "ckp-registry (pid 7)"}),  # a first apply was killed after the registry
         blocked(6443, 10250, firewalls=("ufw",)),  # the installer will open them
         replace(GOOD, surveys={}),  # nothing was seen: that is a finding of the look itself
     ],
@@ -244,7 +259,22 @@ def test_a_port_that_is_taken_is_one_finding_on_each_host_and_not_a_firewalls() 
         hosts = [HostToCheck(LocalHost("a", "127.0.0.1")), HostToCheck(LocalHost("b", "127.0.0.2"))]
         found = check(SiteToCheck(hosts, ports={port: "a test"}))
     taken_on = [(each.host, each.what) for each in found if each.check in {"ports", "firewall"}]
-    assert taken_on == [(name, f"port {port} is taken, and a test needs it") for name in "ab"]
+    owner = Path("/proc/self/comm").read_text().strip()
+    assert taken_on == [(name, f"port {port} is taken by {owner} (pid {os.getpid()}), and a test needs it") for name in "ab"]
+
+
+@pytest.mark.root("this machine is a host as root only")
+def test_a_host_is_checked_with_the_settings_that_it_is_to_get() -> None:
+    """A disk that the kubelet would empty by its defaults may be full enough for the site's own thresholds, and the other way round."""
+    host = HostToCheck(LocalHost("a", "127.0.0.1"))
+
+    def evicted(settings: dict[str, object]) -> bool:
+        return any("the kubelet evicts pods while less than 100% is available" in each.what for each in check(SiteToCheck([host], settings=settings)))
+
+    assert evicted({"kubelet": {"evictionHard": {"nodefs.available": "100%"}}})
+    assert not evicted({"kubelet": {"evictionHard": {"nodefs.available": "1Ki"}}}) and not evicted({})
+    wrong = check(SiteToCheck([host], settings={"kubelet": 7}))
+    assert any(each.what.startswith("hostSettings can't be used: it must be a JSON object") for each in wrong), wrong
 
 
 @pytest.mark.root("this machine is a host as root only")
@@ -352,7 +382,7 @@ def test_a_sites_file_says_what_is_to_be_checked() -> None:
         )
         assert DEBIAN in site.systems and {target.format for target in site.systems} == {"deb"}
     keys = {finding.what.split(" ")[0] for finding in of_spec.not_applied(spec)}
-    assert {"management.hosts", "network.proxy"} <= keys and "releases" not in keys
+    assert {"management.hosts", "addresses.api.virtualAddress", "network.proxy"} == keys, "several releases are applied"
     assert all("(line " in finding.what and finding.severity is Severity.ERROR for finding in of_spec.not_applied(spec))
 
 

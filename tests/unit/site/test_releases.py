@@ -17,7 +17,7 @@ from ckp.kits.errors import CkpError, Conflict
 from ckp.site import releases
 from ckp.site.publish import releases_config
 from ckp.site.releases import Choice, Offered, State
-from tests.simulators.management_cluster import ManagementHost
+from tests.simulators.management_host import STEPS, ManagementHost
 from tests.simulators.registry import Fault, RegistrySimulator
 from tests.simulators.site_host import Killed
 from tests.support.spoilt_packages import tar_of
@@ -101,13 +101,13 @@ def test_an_existing_management_cluster_keeps_its_release_when_a_newer_one_is_of
 
 
 def test_an_installation_that_was_killed_goes_on_with_its_release_though_nothing_answers_yet(world: World) -> None:
-    world.host.install(MIDDLE, complete=False)
+    world.host.install(MIDDLE, steps=STEPS[:5])
     assert releases.choose(world.host, [MIDDLE, NEW]) == Choice(MIDDLE, (MIDDLE, NEW))
 
 
 @pytest.mark.parametrize("complete", [True, False])
 def test_a_file_that_leaves_out_the_management_clusters_release_is_refused(world: World, complete: bool) -> None:
-    world.host.install(MIDDLE, complete=complete)
+    world.host.install(MIDDLE, steps=STEPS if complete else STEPS[:5])
     with pytest.raises(Conflict, match=f"the management cluster runs {MIDDLE}, so the site has to offer it, and nothing was changed") as refused:
         releases.choose(world.host, [NEW])
     assert f"[{MIDDLE}, {NEW}]" in refused.value.resolution
@@ -115,7 +115,7 @@ def test_a_file_that_leaves_out_the_management_clusters_release_is_refused(world
 
 def test_a_management_cluster_that_does_not_answer_is_not_taken_for_one_without_clusters(world: World) -> None:
     world.deploy(OLD, NEW)
-    world.host.answering = False
+    world.host.api.answers = False
     for look in (lambda: releases.choose(world.host, [NEW]), lambda: releases.clusters_by_release(world.host), lambda: releases.listed(world.host, [NEW])):
         with pytest.raises(CkpError, match="kubectl get on m1 failed"):
             look()
@@ -149,7 +149,7 @@ def test_a_release_that_a_file_leaves_out_is_refused_while_a_cluster_uses_it(wor
             look(world.host, [NEW])
         assert refused.value.details.splitlines() == ["ckp-a-b/one", "ckp-a-b/two"]
     assert (world.host.config, world.there()) == before
-    world.host.objects.clear()
+    world.host.delete_clusters()
     assert releases.choose(world.host, [NEW]) == Choice(NEW, (NEW,), leaving=(OLD,))
     assert list(releases.withdrawing(world.host, [NEW])) == [OLD]
 
@@ -163,7 +163,7 @@ def test_releases_are_listed_with_what_uses_them_and_what_the_file_says(world: W
     assert list(found) == [OLD, MIDDLE, NEW]
     assert (found[OLD].clusters, found[OLD].management, found[OLD].stamp) == (("ckp-a-b/one",), False, f"{OLD}-ckp")
     assert (found[NEW].clusters, found[NEW].management) == ((), True)
-    world.host.objects.clear()
+    world.host.delete_clusters()
     world.withdraw(OLD)
     assert {item.name: item.state for item in releases.listed(world.host, [NEW])} == {OLD: State.BEING_REMOVED, NEW: State.OFFERED}
 
@@ -221,7 +221,7 @@ def test_content_goes_only_after_the_pods_do_not_know_the_release_any_longer(wor
 def test_a_release_that_a_cluster_was_made_of_meanwhile_is_offered_again(world: World) -> None:
     world.deploy(OLD, MIDDLE, NEW)
     world.withdraw(OLD, MIDDLE)
-    world.host.on_rollout = lambda: world.host.create_cluster("late", OLD)
+    world.host.api.on_rollout = lambda: world.host.create_cluster("late", OLD)
     with pytest.raises(Conflict, match=f"{OLD} is used by 1 cluster and was not removed") as refused:
         world.finish()
     assert refused.value.details == "ckp-a-b/late" and f"[{OLD}, {NEW}]" in refused.value.resolution

@@ -129,6 +129,22 @@ def test_findings_about_memory_disk_and_ports_are_reported_together(monkeypatch:
         assert words in text
 
 
+def test_what_an_installation_has_taken_is_not_asked_for_again(options: Options, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As by `ckp site check` of a host that is a cluster already."""
+    monkeypatch.setattr(facts, "disk", lambda path="": (100 << 30, 3 << 30))
+    monkeypatch.setattr(preflight, "listeners", lambda proc="": set(checks.PORTS))
+    journal = Journal(str(tmp_path / "journal.json"), str(tmp_path / "saved"))
+    installer = cast(Any, SimpleNamespace(installed=lambda _names: {"kubelet": "1.35.1-ckp"}))
+
+    def taken() -> list[str]:
+        words = ("10 GiB are needed", "is taken by", "Kubernetes is installed already")
+        return [word for word in words for line in checks.preflight_findings(options, journal, installer).lines if word in line]
+
+    assert taken() == ["10 GiB are needed", *["is taken by"] * len(checks.PORTS), "Kubernetes is installed already"]
+    journal.add_packages(["kubelet"])
+    assert taken() == []
+
+
 def names(options: Options) -> list[str]:
     """The findings about the node's name."""
     found = Findings()

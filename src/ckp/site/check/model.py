@@ -72,6 +72,7 @@ class SiteToCheck:
         proxy: URL of a proxy that each host must reach.
         systems: operating systems that hosts may have.
         ports: TCP ports of CKP on management hosts beside those of Kubernetes -> what for. All hosts must reach them.
+        settings: `host.json` that management hosts are to get.
     """
 
     hosts: Sequence[HostToCheck]
@@ -84,6 +85,7 @@ class SiteToCheck:
     proxy: str = ""
     systems: Sequence[BundleTarget] = ()
     ports: Mapping[int, str] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
 
 
 class Link(BaseModel):
@@ -117,6 +119,8 @@ class Survey(BaseModel):
     ports: tuple[int, ...] = ()
     ports_between: tuple[int, ...] = ()
     listening: tuple[int, ...] = ()
+    owners: Mapping[int, str] = {}
+    """Of the site's own ports those that something listens on -> what that is, as `nginx (pid 7)`."""
     firewalls: tuple[str, ...] = ()
     opened: tuple[str, ...] = ()
     names: Mapping[str, tuple[str, ...]] = {}

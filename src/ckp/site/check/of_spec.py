@@ -44,6 +44,7 @@ def describe(spec: SiteSpec, hosts: Sequence[SiteHost]) -> SiteToCheck:
         proxy=(proxy.https or proxy.http or "") if proxy is not None else "",
         systems=systems(spec),
         ports={registry.own.port: "the registry", registry.own.push_port: "pushes to the registry"} if registry.own is not None else {},
+        settings=spec.host_settings,
     )
 
 

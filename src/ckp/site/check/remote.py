@@ -30,15 +30,23 @@ ETHERTYPE_ARP, ARP_REQUEST, ARP_REPLY = 0x0806, 1, 2
 
 def survey(request: dict[str, Any]) -> dict[str, Any]:
     """What the host tool says of this host, and names and proxy as they are from here."""
-    handle = os.memfd_create("ckp-agent")
-    with os.fdopen(handle, "wb", closefd=False) as stream:
-        stream.write(base64.b64decode(request["tool"]))
-    sys.path.insert(0, f"/proc/self/fd/{handle}")
+    sys.path.insert(0, in_memory("ckp-agent", base64.b64decode(request["tool"])))
     tool = importlib.import_module("ckp.hosttool.preflight")
-    found: dict[str, Any] = tool.survey(request["role"], **request["more"])
+    settings = in_memory("host.json", request["settings"].encode())
+    found: dict[str, Any] = tool.survey(request["role"], host_json=settings, wanted=request["ports"], **request["more"])
+    for each in found["findings"]:
+        each["problem"] = each["problem"].replace(settings, "hostSettings")
     found["names"] = resolve(request["names"])
     found["proxy"] = reach_proxy(request["proxy"])
     return found
+
+
+def in_memory(name: str, content: bytes) -> str:
+    """The path of a file that is in memory only, until this process ends."""
+    handle = os.memfd_create(name)
+    with os.fdopen(handle, "wb", closefd=False) as stream:
+        stream.write(content)
+    return f"/proc/self/fd/{handle}"
 
 
 def resolve(names: list[str]) -> dict[str, list[str]]:

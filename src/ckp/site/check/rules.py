@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from itertools import combinations
+from pathlib import Path
 
 from ckp.hostkit.errors import SET_CLOCK
+from ckp.kits.errors import InvalidInput
 from ckp.rules.claims import system_name
 from ckp.site.check.model import Clock, Finding, Role, Seen, Severity, SiteToCheck, Survey
+from ckp.site.registry_unit import PROGRAM
 
 CLOCK_WARNING, CLOCK_ERROR = 2.0, 60.0
 """Seconds. Etcd warns from one on, certificates are refused by a clock that is behind their beginning, and logs can't be compared."""
 ARCHITECTURE = "amd64"
 """What releases are built for."""
+IGNORABLE = ("preflight", "ports", "hostname", "machine-id", "addresses", "clock", "free addresses", "names", "proxy", "firewall")
+"""Checks in spite of whose errors a site may be applied; without what the others ask for, it can't be."""
+REGISTRY = f"{Path(PROGRAM).name} "
+"""How the name of the site's own registry begins, where it is the one that listens."""
 ERROR, WARNING = Severity.ERROR, Severity.WARNING
 
 
@@ -30,6 +37,30 @@ def sort(site: SiteToCheck, found: Iterable[Finding]) -> list[Finding]:
     return sorted(found, key=lambda finding: (finding.severity is WARNING, order.get(finding.host, 0)))
 
 
+def require_sound(found: Iterable[Finding], accepted: Collection[str], say: Callable[[str], None]) -> None:
+    """Refuse a site with errors; `say` gets the other findings.
+
+    Args:
+        accepted: names of checks whose errors are taken for warnings.
+
+    Raises:
+        InvalidInput: there are errors; each is in the details, with its remedy.
+    """
+    refused = []
+    for each in found:
+        line = f"{each.host or 'site'}: {each.check}: {each.what} (what to do: {each.remedy})"
+        if each.severity is ERROR and each.check not in accepted:
+            refused.append(line)
+        else:
+            say(line)
+    if refused:
+        raise InvalidInput(
+            f"the check of the site found {len(refused)} {'error' if len(refused) == 1 else 'errors'}, and nothing was changed",
+            details="\n".join(refused),
+            resolution="correct this, and run the same command again; --ignore-finding CHECK goes on in spite of one that you know better about",
+        )
+
+
 # -- each host
 
 
@@ -43,14 +74,16 @@ def _each_host(site: SiteToCheck, seen: Seen) -> Iterator[Finding]:
             yield Finding(item.name, "preflight", ERROR if each.blocking else WARNING, each.problem, each.remediation)
         if item.role is Role.MANAGEMENT and survey.facts.swap:
             yield Finding(item.name, "swap", WARNING, "swap is on", "the installer will turn it off, and on again when CKP is removed")
-        if item.role is Role.MANAGEMENT and not survey.member:
+        if item.role is Role.MANAGEMENT:
             for port, what in site.ports.items():
-                if port in survey.listening:
+                owner = survey.owners.get(port, "")
+                if port in survey.listening and not owner.startswith(REGISTRY):
+                    taken = f"by {owner}" if owner else "by another program"
                     yield Finding(
                         item.name,
                         "ports",
                         ERROR,
-                        f"port {port} is taken, and {what} needs it",
+                        f"port {port} is taken {taken}, and {what} needs it",
                         "stop what listens there, or change the port in the site's file",
                     )
         yield from _surroundings(site, item.name, survey)

@@ -90,7 +90,8 @@ def _look(site: SiteToCheck, item: HostToCheck) -> _Look:
     more = {"pods": site.pods, "services": site.services} if site.pods and site.services and item.role is Role.MANAGEMENT else {}
     if item.role is Role.MANAGEMENT:
         more["address"] = item.host.address
-    request = {"action": "survey", "role": item.role.value, "more": more, "names": list(site.names), "proxy": site.proxy, "tool": _tool()}
+    request: dict[str, Any] = {"action": "survey", "role": item.role.value, "more": more, "settings": json.dumps(dict(site.settings)), "ports": [*site.ports]}
+    request |= {"names": list(site.names), "proxy": site.proxy, "tool": _tool()}
     try:
         answer = item.host.run([*PYTHON, "-"], timeout=SURVEY_SECONDS, stdin=_script(request), what="looking at the host").stdout
         return _Look([], Survey.model_validate_json(answer), clock)

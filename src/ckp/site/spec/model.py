@@ -88,8 +88,8 @@ class Ssh(Part):
 class Host(Part):
     """A management host."""
 
-    name: Label = Field(description="The host's name in the site; also its node's name. Unique.")
-    address: Address = Field(description="Its address in `addresses.hosts`, by which the other hosts reach it. Unique.")
+    name: Label = Field(description="The host's name in the site; also its node's name. Unique. It stays as it is.")
+    address: Address = Field(description="Its address in `addresses.hosts`, by which the other hosts reach it. Unique. It stays as it is.")
     ssh: Ssh | None = Field(None, description="How it is reached by SSH. Default: `ssh root@name`.")
     local: bool = Field(False, description="`true`: this is the machine that `ckp` runs on, and no SSH is used. For one host at most.")
 
@@ -188,8 +188,8 @@ class Addresses(Part):
     api: Api = Field(Api(), description="The management cluster's API.")
     compass: Service = Field(description="Compass: REST, console and command line.")
     hub: Service = Field(description="The hub, which hosts' agents connect to.")
-    management_pods: Network = Field(PODS, description="Network of the management cluster's pods; each host takes a /24 of it.")
-    management_services: Network = Field(SERVICES, description="Network of the management cluster's Services, from /28 to /12.")
+    management_pods: Network = Field(PODS, description="Network of the management cluster's pods; each host takes a /24 of it. It stays as it is.")
+    management_services: Network = Field(SERVICES, description="Network of the management cluster's Services, from /28 to /12. It stays as it is.")
 
     @property
     def reserved(self) -> Mapping[str, IPv4Network]:
@@ -240,8 +240,10 @@ class OwnRegistry(Part):
     """A registry that CKP runs on the management hosts."""
 
     name: DnsName = Field(description="The name that hosts and images know it by. It is in signed bundles, so it stays as it is.")
-    port: Port = Field(REGISTRY_PORT, description="TCP port that everybody pulls from. The next one takes pushes, with a password.")
-    storage: HostPath = Field(PurePosixPath("/var/lib/ckp-registry"), description="Folder with its content; a release needs about 2 GiB.")
+    port: Port = Field(REGISTRY_PORT, description="TCP port that everybody pulls from. The next one takes pushes, with a password. It stays as it is.")
+    storage: HostPath = Field(
+        PurePosixPath("/var/lib/ckp-registry"), description="Folder with its content; a release needs about 2 GiB. Applying moves none to another folder."
+    )
 
     @property
     def push_port(self) -> int:
@@ -448,7 +450,9 @@ class SiteSpec(Part):
     trust: Trust = Field(Trust(), description="Which keys may have signed what is installed.")
     backup: Backup | None = Field(None, description="Backups of the whole site. Default: none are made.")
     workers: Workers | None = Field(None, description="Hosts for workload clusters. Default: they are put into no group.")
-    host_settings: Mapping[str, Any] = Field({}, description="Each host's own settings (`host.json`), over the release's.")
+    host_settings: Mapping[str, Any] = Field(
+        {}, description="Each host's own settings (`host.json`), over the release's. A cluster keeps those that it was made with."
+    )
     addon_values: Mapping[str, Mapping[str, Any]] = Field({}, description="Chart -> its Helm values, over the release's.")
 
     _origin: Origin = PrivateAttr(default_factory=Origin)

@@ -1,0 +1,1 @@
+"""What applying a site's file would change, and what each change interrupts."""

@@ -1,0 +1,252 @@
+"""Looking at a site before it is changed: what its host, its management cluster and this machine's state hold. Nothing is changed by it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ckp.api import names
+from ckp.clients.compass import Session, read_config
+from ckp.hostkit.locations import STANDALONE_JOURNAL, STATE_DIR
+from ckp.kits.errors import CkpError, NotFound
+from ckp.kits.files import sha256_file
+from ckp.kits.retry import wait_until
+from ckp.site import described
+from ckp.site.hostfiles import HostFile, differing, digests, owners
+from ckp.site.install import AGENT_CONFIG, APPLIED, KUBECONFIG
+from ckp.site.inventory import Inventory, SiteHost
+from ckp.site.management import ADMIN, exists, kubectl
+from ckp.site.plan.model import COMPASS, HUB, Address, Deployment, Seen, SeenCluster, SeenLayer, SeenRegistry, SeenSession, WorkloadCluster
+from ckp.site.publish import NAMESPACE
+from ckp.site.registry import CONTENT, HOST_CA, INSTANCES, HostedRegistry, mark_of
+from ckp.site.registry_unit import CONFIG, PROGRAM, PULL, TEMPLATE, unit_of
+from ckp.site.releases import clusters_by_release, read_offered
+
+JOURNAL = f"{STATE_DIR}/{STANDALONE_JOURNAL}"
+"""What `ckp-agent standalone install` keeps of an installation."""
+SETTINGS = f"{AGENT_CONFIG}/host.json"
+BYO_HOSTS = f"byohosts.{names.INFRASTRUCTURE_GROUP}"
+CONTROL_PLANES = f"managedcontrolplanes.{names.CONTROLPLANE_GROUP}"
+POOLS = "ciliumloadbalancerippools.cilium.io"
+CERTIFICATES = "certificates.cert-manager.io"
+OUR_NAMES = re.compile(r"ckp-(hub|compass|compass-internal)(\.ckp-system\.svc)?")
+"""In certificates of every site (deploy/20-certificates.yaml)."""
+NONE = "<none>"
+"""What kubectl writes into a column without a value."""
+
+
+def look(host: SiteHost, inventory: Inventory, registry: HostedRegistry, *, wait: float = 0) -> Seen:
+    """The site as it is now.
+
+    Args:
+        registry: as the file describes it.
+        wait: seconds that a management cluster may take to answer, as after its host was started.
+
+    Raises:
+        CkpError: the host is not reached, or its management cluster does not answer.
+        TimedOut: the management cluster does not answer within `wait` seconds.
+    """
+    there = digests(host, [JOURNAL, SETTINGS, ADMIN, HOST_CA])
+    cluster = _cluster(host, inventory.state, registry, there)
+    asked = cluster is not None and cluster.ours and cluster.complete
+    package = host.run(["dpkg-query", "-W", "-f", "${Version}", "ckp-agent"], timeout=30, check=False)
+    hosts_file = host.pull(described.HOSTS_FILE).decode(errors="surrogateescape")
+    applied = inventory.state / APPLIED
+    layer = _layer(host, wait) if asked else None
+    return Seen(
+        host=host.name,
+        agent=package.stdout.strip() if package.code == 0 else "",
+        settings=_json(host, SETTINGS) if SETTINGS in there else None,
+        name=frozenset(described.resolved(host, registry.name)),
+        own_line=described.without_ours(hosts_file) != hosts_file,
+        registry=_registry(host, registry),
+        cluster=cluster,
+        layer=layer,
+        session=_session(inventory, layer),
+        applied={path.name: path.read_text() for path in applied.iterdir()} if applied.is_dir() else {},
+    )
+
+
+def _json(host: SiteHost, path: str) -> Any:
+    """None if it is not JSON, as nothing of CKP's."""
+    try:
+        return json.loads(host.pull(path))
+    except ValueError:
+        return None
+
+
+# -- the host
+
+
+def _cluster(host: SiteHost, state: Path, registry: HostedRegistry, there: Mapping[str, str]) -> SeenCluster | None:
+    """The standalone installation, if one was begun.
+
+    It is this site's if the registry there is, which apply brings before it begins a cluster; or if this machine has its administrator's kubeconfig.
+    """
+    if JOURNAL not in there:
+        return None
+    journal = _json(host, JOURNAL)
+    member = journal.get("member") if isinstance(journal, dict) else None
+    if not member:
+        return None
+    own = [(HOST_CA, registry.ca), (ADMIN, state / KUBECONFIG)]
+    ours = any(file.exists() and there.get(path) == sha256_file(file) for path, file in own)
+    known = ("key", "release", "bundle", "cluster", "machine")
+    settings = {name: str(value) for name, value in member.items() if name not in known}
+    return SeenCluster(ours, exists(host), len(journal.get("done") or ()), str(member.get("release", "")), str(member.get("bundle", "")), settings)
+
+
+def _registry(host: SiteHost, registry: HostedRegistry) -> SeenRegistry:
+    refusal: CkpError | None = None
+    try:
+        registry.refuse()
+    except CkpError as error:
+        refusal = error
+    configuration = f"{CONFIG}/{PULL}.yml"
+    there = digests(host, [HOST_CA, TEMPLATE, configuration, *map(mark_of, INSTANCES)])
+    storage = _storage(host, configuration) if configuration in there else ""
+    contents = {folder: f"{folder}/{CONTENT}" for folder in (storage, registry.storage) if folder}
+    held = owners(host, list(contents.values()))
+    wanted = [file for file in registry.files() if file.target != PROGRAM or registry.program.exists()]
+    changed = _differing(host, wanted, _reissued(registry))
+    restarted = [each for each in INSTANCES if mark_of(each) in there or any(each in file.readers for file in changed)]
+    started = [each for each in INSTANCES if each not in restarted and not _active(host, each)]
+    return SeenRegistry(
+        there=bool(there),
+        storage=storage,
+        content=frozenset(folder for folder, path in contents.items() if path in held),
+        differing=tuple(file.target for file in changed),
+        restarted=tuple(map(unit_of, restarted)),
+        started=tuple(map(unit_of, started)),
+        program_known=registry.program.exists(),
+        refusal=refusal,
+    )
+
+
+def _storage(host: SiteHost, configuration: str) -> str:
+    """The folder that a service's configuration names; empty if it is not as CKP writes it."""
+    try:
+        return str(_json(host, configuration)["storage"]["filesystem"]["rootdirectory"])
+    except (KeyError, TypeError):
+        return ""
+
+
+def _reissued(registry: HostedRegistry) -> bool:
+    """Whether the server's certificate is issued again."""
+    return not registry.ca.exists() or bool(registry.why_issue())
+
+
+def _differing(host: SiteHost, files: Iterable[HostFile], reissued: bool) -> list[HostFile]:
+    """Those that would be written: what this machine is still to make is among them."""
+    made = [file for file in files if not isinstance(file.content, Path) or file.content.exists()]
+    found = {file.target for file in differing(host, made)}
+    tls = f"{CONFIG}/tls.pem"
+    return [file for file in files if file not in made or file.target in found or (reissued and file.target == tls)]
+
+
+def _active(host: SiteHost, instance: str) -> bool:
+    shown = host.run(["systemctl", "show", "--property=ActiveState", unit_of(instance)], timeout=30, check=False).stdout
+    return "ActiveState=active" in shown.splitlines()
+
+
+# -- the management cluster
+
+
+def _layer(host: SiteHost, wait: float) -> SeenLayer:
+    uid = _uid(host, wait)
+    kinds = kubectl(host, "api-resources", "--output=name").split()
+    found = json.loads(kubectl(host, "get", "deployments.apps", f"--namespace={NAMESPACE}", "--output=json"))["items"]
+    return SeenLayer(
+        uid=uid,
+        deployments={item["metadata"]["name"]: Deployment.of(item) for item in found},
+        addresses=_addresses(host),
+        pool=_pool(host) if POOLS in kinds else None,
+        offered=read_offered(host),
+        names=_names(host) if CERTIFICATES in kinds else {},
+        users=clusters_by_release(host),
+        hosts=len(kubectl(host, "get", BYO_HOSTS, "--all-namespaces", "--output=name").split()) if BYO_HOSTS in kinds else 0,
+        clusters=_clusters(host) if CONTROL_PLANES in kinds else (),
+    )
+
+
+def _uid(host: SiteHost, wait: float) -> str:
+    last: list[CkpError] = []
+
+    def answered() -> str | None:
+        try:
+            return kubectl(host, "get", "namespace", "kube-system", "--output=jsonpath={.metadata.uid}")
+        except CkpError as error:
+            last[:] = [error]
+            if wait:
+                return None
+            raise CkpError(
+                f"the management cluster on {host.name} does not answer, and what would change in it can't be told",
+                details=str(error),
+                resolution=f"see what is wrong there (journalctl -u kubelet), and run the same command again: {host.name} may have been started just now",
+            ) from None
+
+    return wait_until(answered, what=f"the management cluster on {host.name} answers", timeout=wait, every=2, reason=lambda: str(last[0]) if last else "")
+
+
+def _table(host: SiteHost, kind: str, *paths: str) -> list[list[str]]:
+    """Values of all objects of a kind, one list for each; none of them may hold a space."""
+    columns = ",".join(f"C{number}:{path}" for number, path in enumerate(paths))
+    lines = kubectl(host, "get", kind, "--all-namespaces", "--no-headers", f"--output=custom-columns={columns}").splitlines()
+    return [line.split() for line in lines if len(line.split()) == len(paths)]
+
+
+def _addresses(host: SiteHost) -> list[Address]:
+    asks = ".metadata.annotations." + names.ADDRESSES_ANNOTATION.replace(".", r"\.")
+    rows = _table(host, "services", ".metadata.namespace", ".metadata.name", ".spec.type", ".status.loadBalancer.ingress[*].ip", asks)
+    found = []
+    for namespace, name, kind, has, asked in rows:
+        if kind == "LoadBalancer":
+            wanted = asked if asked != NONE else has
+            found += [Address(f"{namespace}/{name}", address) for address in wanted.split(",") if address != NONE]
+    return found
+
+
+def _names(host: SiteHost) -> dict[str, list[str]]:
+    found = json.loads(kubectl(host, "get", CERTIFICATES, f"--namespace={NAMESPACE}", "--output=json"))["items"]
+    names = {str(each["metadata"]["name"]): each["spec"].get("dnsNames") or [] for each in found}
+    return {part: [name for name in names[f"{part}-tls"] if not OUR_NAMES.fullmatch(name)] for part in (COMPASS, HUB) if f"{part}-tls" in names}
+
+
+def _pool(host: SiteHost) -> tuple[str, str] | None:
+    text = kubectl(host, "get", POOLS, "ckp", "--ignore-not-found", "--output=json")
+    blocks = json.loads(text)["spec"].get("blocks") or [] if text.strip() else []
+    return (str(blocks[0].get("start", "")), str(blocks[0].get("stop", ""))) if blocks else None
+
+
+def _clusters(host: SiteHost) -> list[WorkloadCluster]:
+    label = ".metadata.labels." + names.CLUSTER_NAME_LABEL.replace(".", r"\.")
+    rows = _table(host, CONTROL_PLANES, ".metadata.namespace", label, ".metadata.name", ".spec.version")
+    return [WorkloadCluster(f"{namespace}/{cluster if cluster != NONE else name}", release) for namespace, cluster, name, release in rows]
+
+
+# -- this machine
+
+
+def _session(inventory: Inventory, layer: SeenLayer | None) -> SeenSession:
+    """Compass is asked only if it is there and this machine is logged in to it, with the session that it has."""
+    try:
+        config = read_config()
+    except CkpError:
+        return SeenSession()
+    if config.server != f"https://{inventory.network.compass}" or layer is None or COMPASS not in layer.deployments:
+        return SeenSession(config.server)
+    try:
+        session = Session(config)
+    except CkpError:  # its CA is lost
+        return SeenSession(config.server)
+    try:
+        return SeenSession(config.server, str(session.get(f"/host-groups/{inventory.group.name}").get("description", "")), asked=True)
+    except NotFound:
+        return SeenSession(config.server, asked=True)
+    except CkpError:
+        return SeenSession(config.server)
+    finally:
+        session.close()

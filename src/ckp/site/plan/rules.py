@@ -1,0 +1,491 @@
+"""From what a site is to be and what was seen of it to what applying would change. Pure: each case is a row of a test's table.
+
+`ckp site plan` shows it, and `ckp site apply` refuses by it before it changes anything: one set of rules for both. Refused is what applying would do
+wrongly or by half, since a cluster that runs keeps what it was made with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from ipaddress import IPv4Address
+
+from ckp.api.platform import release_order
+from ckp.kits.errors import InvalidInput
+from ckp.site.described import HOSTS_FILE, leads_elsewhere
+from ckp.site.install import applied_digest, reserved_cidrs
+from ckp.site.plan.model import COMPASS, CONTROLLERS, HUB, Action, Change, Deployment, Making, Seen, SeenCluster, SeenLayer, Wanted
+from ckp.site.registry_unit import DRAIN_SECONDS, PULL, unit_of
+
+GROUPS = ("foundation", "cert-manager", "cluster-api", "ckp")
+"""The management layer's groups, in the order in which they are applied (ckp.site.install)."""
+RESERVED = "env compass COMPASS_RESERVED_CIDRS"
+SETTINGS = {"pod_cidr": "managementPods", "service_cidr": "managementServices", "advertise_address": "the host's address", "node_name": "the host's name"}
+"""What an installation was made with -> where the site's file has it."""
+RESTARTS = f"pulls under way get {DRAIN_SECONDS} s to end; others fail until then, and are tried again"
+"""By kubelets and agents."""
+HOSTED = {"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "konnectivity-server"}
+"""Images of hosted control planes."""
+
+
+def changes(wanted: Wanted, seen: Seen) -> list[Change]:
+    """What applying does to each part of the site, in the order in which it comes to them."""
+    found = [
+        *_name(wanted, seen),
+        *_registry(wanted, seen),
+        *_host_tool(wanted, seen),
+        *_settings(wanted, seen),
+        *_cluster(wanted, seen),
+        *_releases(wanted, seen),
+        *_addresses(wanted, seen),
+        *_names(wanted, seen),
+        *_addons(wanted, seen),
+    ]
+    return [*found, *_groups(wanted, seen, found), *_session(wanted, seen)]
+
+
+def require_allowed(found: Iterable[Change]) -> None:
+    """Refuse to apply what can't be applied.
+
+    Raises:
+        InvalidInput: there are such changes; each is in the details, with its remedy.
+    """
+    refused = [each for each in found if each.action is Action.REFUSED]
+    if refused:
+        raise InvalidInput(
+            "the site can't be changed to what its file says, and nothing was changed",
+            details="\n".join(f"{each.part}: {each.detail} (what to do: {each.remedy})" for each in refused),
+            resolution="`ckp site plan` shows this with all that would change",
+        )
+
+
+def drifted(found: Iterable[Change]) -> bool:
+    """Whether a setting of the group `ckp` is another one in the cluster than in the file, so that it has to be applied whatever was applied last."""
+    return bool(_causes(found))
+
+
+# -- the host
+
+
+def _name(wanted: Wanted, seen: Seen) -> Iterator[Change]:
+    place = wanted.inventory.registry
+    if seen.name == {place.listen}:
+        yield Change("registry name", Action.NONE, f"{place.name} leads to {place.listen} on {seen.host}")
+    elif not seen.name or seen.own_line:  # no name, or ours of an earlier address (ckp.site.described.name_registry)
+        line = f"{HOSTS_FILE} on {seen.host} names {place.name}: {place.listen}"
+        yield Change("registry name", Action.CHANGE if seen.own_line else Action.CREATE, line)
+    else:
+        error = leads_elsewhere(seen.host, place, seen.name)
+        yield Change("registry name", Action.REFUSED, error.brief, remedy=error.resolution)
+
+
+def _registry(wanted: Wanted, seen: Seen) -> Iterator[Change]:
+    place, there = wanted.inventory.registry, seen.registry
+    moved = there.storage and there.storage != place.storage
+    cluster = seen.cluster
+    if cluster is not None and cluster.ours and cluster.bundle and not cluster.bundle.startswith(f"{place.address}/"):
+        pulled = cluster.bundle.partition("/")[0] or cluster.bundle
+        yield Change(
+            "registry",
+            Action.REFUSED,
+            f"the cluster on {seen.host} was made from {pulled}, and all that runs in it is pulled from there: {place.address} is another one",
+            remedy=f"write the registry's name and port back: {pulled}",
+        )
+    elif moved and there.storage in there.content:
+        yield Change(
+            "registry",
+            Action.REFUSED,
+            f"its content is in {there.storage}, and applying moves none: in {place.storage} it would begin empty, without what hosts return to",
+            remedy=f"write storage: {there.storage} back; or stop both services (systemctl stop 'ckp-registry@*'), move that folder to {place.storage}, "
+            "and apply again",
+        )
+    elif there.refusal is not None:
+        details = f" ({there.refusal.details})" if there.refusal.details else ""
+        yield Change("registry", Action.REFUSED, f"{there.refusal.brief}{details}", remedy=there.refusal.resolution)
+    elif not there.there:
+        yield Change("registry", Action.CREATE, f"{place.address}, content in {place.storage}")
+    elif there.restarted:
+        now = f"its content is in {place.storage} now; " if moved else ""
+        files = ", ".join(there.differing) or "what an interrupted run has written is not in use yet"
+        public = unit_of(PULL) in there.restarted
+        yield Change("registry", Action.RESTART, f"{now}{' and '.join(there.restarted)}: {files}", RESTARTS if public else "")
+    elif there.differing or there.started:
+        what = [f"{target} is written" for target in there.differing] + [f"{unit} is started" for unit in there.started]
+        yield Change("registry", Action.CHANGE, "; ".join(what))
+    elif not there.program_known and wanted.unlike([wanted.management]):
+        yield Change(
+            "registry",
+            Action.UNKNOWN,
+            f"its settings are as they should be; whether its program changes is known after the build ({_why(wanted, [wanted.management])})",
+            f"if it does, {RESTARTS}",
+        )
+    else:
+        yield Change("registry", Action.NONE, f"{place.address} is as it should be")
+
+
+def _host_tool(wanted: Wanted, seen: Seen) -> Iterator[Change]:
+    part = "host tool"
+    if not seen.agent:
+        yield Change(part, Action.CREATE, f"ckp-agent {wanted.agent}" if wanted.agent else "ckp-agent; its version is known after the build")
+    elif not wanted.agent:
+        yield Change(part, Action.UNKNOWN, f"ckp-agent {seen.agent}; this machine has no signing key yet, so the version that comes is known after the build")
+    elif wanted.agent != seen.agent:
+        yield Change(part, Action.CHANGE, f"ckp-agent {seen.agent} becomes {wanted.agent}; workers keep theirs until `ckp host upgrade-agent`")
+    else:
+        yield Change(part, Action.NONE, f"ckp-agent {seen.agent}")
+
+
+def _settings(wanted: Wanted, seen: Seen) -> Iterator[Change]:
+    """They are read when the cluster is made (ckp.standalone.steps): a kubelet that runs does not get others."""
+    part, new = "host settings", json.loads(json.dumps(dict(wanted.inventory.host_settings)))
+    if seen.settings == new or (seen.settings is None and not new and seen.cluster is not None):
+        yield Change(part, Action.NONE, "as they should be")
+    elif seen.cluster is None or not seen.cluster.ours:
+        yield Change(part, Action.CREATE if seen.settings is None else Action.CHANGE, f"{_json(new)} for the kubelet that will run")
+    else:
+        yield Change(
+            part,
+            Action.REFUSED,
+            f"the cluster on {seen.host} was made with hostSettings {_json(seen.settings or {})}, and a kubelet that runs gets no others: {_json(new)}",
+            remedy=f"write the former ones back: {_json(seen.settings or {})}",
+        )
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+# -- the management cluster
+
+
+def _cluster(wanted: Wanted, seen: Seen) -> Iterator[Change]:
+    part, network, cluster = "management cluster", wanted.inventory.network, seen.cluster
+    if cluster is None:
+        yield Change(part, Action.CREATE, f"{wanted.management} on {seen.host}, pods {network.management_pods}, Services {network.management_services}")
+        return
+    if not cluster.ours:
+        yield Change(
+            part,
+            Action.REFUSED,
+            f"{seen.host} is a cluster that this site has not made: {cluster.release or 'of an unknown release'} from {cluster.bundle or 'an unknown bundle'}",
+            remedy=f"take another host; or, if it may be lost, `ckp-agent standalone reset` on {seen.host}; if this site has made it from another machine, "
+            "bring that machine's state of the site here",
+        )
+        return
+    refused = list(_kept(wanted, seen, cluster))
+    yield from refused
+    if not refused and cluster.complete:
+        yield Change(part, Action.NONE, f"{cluster.release} on {seen.host}")
+    elif not refused:
+        yield Change(part, Action.CREATE, f"its installation goes on: {cluster.done} of its steps are done")
+
+
+def _kept(wanted: Wanted, seen: Seen, cluster: SeenCluster) -> Iterator[Change]:
+    """What an installation keeps, complete or not, and the file has otherwise."""
+    part, network = "management cluster", wanted.inventory.network
+    if cluster.release not in wanted.releases:
+        yield Change(
+            part,
+            Action.REFUSED,
+            f"it runs {cluster.release}, which `releases` does not name, and a management cluster is not upgraded yet",
+            remedy=f"name {cluster.release} in `releases`",
+        )
+    new = {
+        "pod_cidr": network.management_pods,
+        "service_cidr": network.management_services,
+        "advertise_address": wanted.inventory.hosts.management.address,
+        "node_name": wanted.inventory.hosts.management.name,
+    }
+    how = "" if cluster.complete else f", or give up what was begun (`ckp-agent standalone reset` on {seen.host})"
+    for key, value in new.items():
+        old = cluster.settings.get(key, value)
+        if old != value:
+            yield Change(
+                part,
+                Action.REFUSED,
+                f"it was made with {SETTINGS[key]} {old}, which stays as long as it exists: {value} is another one",
+                remedy=f"write {old} back{how}; for another one, remove the site and apply it again",
+            )
+
+
+def _releases(wanted: Wanted, seen: Seen) -> Iterator[Change]:
+    layer = seen.layer
+    offered = layer.releases.releases if layer is not None and layer.releases is not None else {}
+    systems = [target.system for target in wanted.inventory.systems]
+    for name in sorted(wanted.releases, key=release_order):
+        if name in offered:
+            old = offered[name].bundles
+            if differ := [
+                *(f"{each} comes" for each in systems if each not in old),
+                *(f"{each} is not offered any longer" for each in old if each not in systems),
+            ]:
+                yield Change(f"release {name}", Action.CHANGE, f"is offered; host bundles: {', '.join(differ)}")
+            else:
+                yield Change(f"release {name}", Action.NONE, "is offered")
+        else:
+            yield Change(f"release {name}", Action.CREATE, "its images and host bundles come into the registry, and clusters may ask for it")
+    if layer is None or layer.offered is None:
+        return
+    for name in sorted(set(offered) - set(wanted.releases), key=release_order):
+        part = f"release {name}"
+        if name == layer.offered.releases.management:
+            yield Change(part, Action.REFUSED, "the management layer is of it, so the site has to offer it", remedy=f"name {name} in `releases`")
+        elif users := layer.users.get(name):
+            yield Change(
+                part,
+                Action.REFUSED,
+                f"{_some(users)} {'runs' if len(users) == 1 else 'run'} it: without it in `releases`, they could not be changed or repaired",
+                remedy=f"keep {name} in `releases` until no cluster runs it",
+            )
+        else:
+            yield Change(part, Action.CHANGE, "is not offered any longer, and its content is deleted from the registry", "no new cluster can ask for it")
+    for name in sorted(set(layer.offered.withdrawn) - set(wanted.releases), key=release_order):
+        yield Change(f"release {name}", Action.CHANGE, "its removal, which was not finished, goes on")
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    """Names in a sentence; of many the first ones."""
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} others" if len(names) > most else shown
+
+
+# -- addresses
+
+
+def _addresses(wanted: Wanted, seen: Seen) -> Iterator[Change]:
+    network, layer = wanted.inventory.network, seen.layer
+    first, last = network.load_balancers
+    pool = f"{first} to {last}"
+    if layer is None or layer.pool is None:
+        yield Change("load balancers", Action.CREATE, pool)
+    else:
+        lost = [each for each in layer.addresses if not _own(each.service) and not IPv4Address(first) <= IPv4Address(each.address) <= IPv4Address(last)]
+        if lost:
+            yield Change(
+                "load balancers",
+                Action.REFUSED,
+                f"the range {pool} leaves out {_some([f'{each.address} of {each.service}' for each in lost])}: users and nodes would not find it any more",
+                remedy="write a range that has these addresses, or delete those clusters first",
+            )
+        elif layer.pool != (first, last):
+            yield Change("load balancers", Action.CHANGE, f"{layer.pool[0]} to {layer.pool[1]} becomes {pool}")
+        else:
+            yield Change("load balancers", Action.NONE, pool)
+    yield from _service("Compass address", COMPASS, network.compass, layer)
+    yield from _service("hub address", HUB, network.hub, layer)
+    if layer is not None and COMPASS in layer.deployments:
+        before, after = layer.deployments[COMPASS].template.get(RESERVED, ""), reserved_cidrs(network)
+        if before != after:
+            yield Change("reserved networks", Action.CHANGE, f"{before or 'none'} becomes {after}", _replaced(COMPASS, layer.deployments[COMPASS]))
+        else:
+            yield Change("reserved networks", Action.NONE, after)
+
+
+def _own(service: str) -> bool:
+    return service in (f"ckp-system/{COMPASS}", f"ckp-system/{HUB}")
+
+
+def _service(part: str, name: str, new: str, layer: SeenLayer | None) -> Iterator[Change]:
+    old = next((each.address for each in layer.addresses if each.service == f"ckp-system/{name}"), "") if layer is not None else ""
+    taken = [each.service for each in layer.addresses if each.address == new and not _own(each.service)] if layer is not None else []
+    if old == new:
+        yield Change(part, Action.NONE, new)
+    elif taken:
+        yield Change(part, Action.REFUSED, f"{taken[0]} has the address {new}", remedy="write an address that nothing has")
+    elif not old:
+        yield Change(part, Action.CREATE, new)
+    elif name == HUB and layer is not None and layer.hosts:
+        hosts = "1 enrolled host has" if layer.hosts == 1 else f"{layer.hosts} enrolled hosts have"
+        yield Change(
+            part,
+            Action.REFUSED,
+            f"{hosts} the hub's address {old} in the agent's configuration, and would not find it at {new}",
+            remedy=f"write {old} back; or let the hosts go first (`ckp host delete`), and enrol them again afterwards",
+        )
+    elif name == HUB:
+        yield Change(part, Action.CHANGE, f"{old} becomes {new}; no host is enrolled")
+    else:
+        yield Change(
+            part,
+            Action.CHANGE,
+            f"{old} becomes {new}",
+            "Compass is not found at the old address any more: other command lines and consoles need the new one; its certificate is issued again, "
+            "and served up to two minutes later",
+        )
+
+
+def _names(wanted: Wanted, seen: Seen) -> Iterator[Change]:
+    """The site's own names in certificates; no row where there are none, and none are wanted."""
+    network, known = wanted.inventory.network, seen.layer.names if seen.layer is not None else {}
+    for part, name, new in (("Compass names", COMPASS, network.compass_names), ("hub names", HUB, network.hub_names)):
+        old = known.get(name, ())
+        if not old and not new:
+            continue
+        if list(old) == list(new):
+            yield Change(part, Action.NONE, ", ".join(new))
+        elif name not in known:
+            yield Change(part, Action.CREATE, ", ".join(new))
+        else:
+            detail = f"{', '.join(old) or 'none'} becomes {', '.join(new) or 'none'}: its certificate is issued again, and served up to two minutes later"
+            yield Change(part, Action.CHANGE, detail)
+
+
+# -- the management layer
+
+
+def _addons(wanted: Wanted, seen: Seen) -> Iterator[Change]:
+    layer, part = seen.layer, "addon values"
+    new = json.loads(json.dumps(dict(wanted.inventory.addon_values)))
+    if layer is None or layer.releases is None:
+        if new:
+            yield Change(part, Action.CREATE, f"of {', '.join(sorted(new))}")
+        return
+    old = layer.releases.addon_values
+    differ = sorted(chart for chart in {*old, *new} if old.get(chart, {}) != new.get(chart, {}))
+    if not differ:
+        yield Change(part, Action.NONE, f"of {', '.join(sorted(new))}" if new else "none")
+        return
+    count = len(layer.clusters)
+    where = f"the {count} workload clusters" if count > 1 else "the workload cluster"
+    yield Change(part, Action.CHANGE, f"of {', '.join(differ)}", f"helm upgrades {' and '.join(differ)} in {where}, where it is installed" if count else "")
+
+
+def _groups(wanted: Wanted, seen: Seen, before: Sequence[Change]) -> Iterator[Change]:
+    """The management layer's groups. `before`: the changes of parts that are settings of the group `ckp`."""
+    layer = seen.layer
+    for name in GROUPS:
+        text = wanted.groups.get(name)
+        if layer is None:
+            yield Change(name, Action.CREATE, "is installed")
+        elif name not in seen.applied:
+            yield Change(name, Action.CHANGE, "is applied: this machine has no record that it was before", _interrupts(name, wanted, layer, before))
+        elif text is not None and applied_digest(layer.uid, text) == seen.applied[name]:
+            yield Change(name, Action.NONE, "as it was applied last")
+        elif text is not None:
+            yield Change(name, Action.CHANGE, "its objects are others than those applied last", _interrupts(name, wanted, layer, before))
+        elif causes := _causes(before) if name == "ckp" else []:
+            why = _why(wanted, _made_of(name, wanted, layer))
+            more = f"; whether its images change is known after the build ({why})" if why else ""
+            yield Change(name, Action.CHANGE, f"because of {', '.join(causes)}{more}", _interrupts(name, wanted, layer, before))
+        elif why := _why(wanted, _made_of(name, wanted, layer)):
+            yield Change(name, Action.UNKNOWN, f"{why}: whether images change is known after the build", _if_replaced(name, layer))
+        else:
+            yield Change(name, Action.NONE, "made of the same sources as what was applied last")
+
+
+CAUSES = {"load balancers", "Compass address", "hub address", "Compass names", "hub names", "reserved networks", "addon values"}
+
+
+def _causes(before: Iterable[Change]) -> list[str]:
+    return [each.part for each in before if (each.part in CAUSES or each.part.startswith("release ")) and each.action not in (Action.NONE, Action.REFUSED)]
+
+
+def _made_of(group: str, wanted: Wanted, layer: SeenLayer) -> list[str]:
+    """The releases that decide what is in a group: CKP's own has the table of all, in which one that is not offered yet is a change anyway."""
+    offered = layer.releases.releases if layer.releases is not None else {}
+    return [name for name in wanted.releases if name == wanted.management or (group == "ckp" and name in offered)]
+
+
+def _why(wanted: Wanted, names: Sequence[str]) -> str:
+    """Why it is not known what these releases hold; "" if it is as what was applied last."""
+    for name in wanted.unlike(names):
+        what, making = name if len(wanted.releases) > 1 else "the release", wanted.making.get(name, Making())
+        if not making.built:
+            return f"{what} is not built on this machine"
+        if making.same is None:
+            return f"this machine has no record of what {what} was made of that was applied last"
+        return f"{what} is made of other sources than what was applied last"
+    return ""
+
+
+def _interrupts(name: str, wanted: Wanted, layer: SeenLayer, before: Sequence[Change]) -> str:
+    if name != "ckp":
+        return _if_replaced(name, layer)
+    rolled = _rolled(wanted, layer, before)
+    sentences = [_replaced(each, layer.deployments[each]) for each in (COMPASS, HUB, CONTROLLERS) if each in rolled and each in layer.deployments]
+    return "; ".join([*sentences, *_workloads(wanted, layer)])
+
+
+def _if_replaced(name: str, layer: SeenLayer) -> str:
+    """What users notice if the pods of a group are replaced, where it is not known whether they are."""
+    if name == "foundation":
+        return ""
+    if name == "cert-manager":
+        return "if its pods are replaced, certificates are issued some seconds later"
+    if name == "cluster-api":
+        return "if its controllers are replaced, changes to clusters wait for some seconds"
+    return "if they do, " + "; ".join(_replaced(each, layer.deployments[each]) for each in (COMPASS, HUB, CONTROLLERS) if each in layer.deployments)
+
+
+def _rolled(wanted: Wanted, layer: SeenLayer, before: Sequence[Change]) -> Collection[str]:
+    """CKP's own Deployments whose pods are replaced."""
+    if "ckp" in wanted.groups:
+        objects = json.loads(wanted.groups["ckp"])["items"]
+        new = {str(each["metadata"]["name"]): Deployment.of(each) for each in objects if each["kind"] == "Deployment"}
+        return [name for name, each in new.items() if name in layer.deployments and each.template != layer.deployments[name].template]
+    causes = set(_causes(before))
+    table = any(cause == "addon values" or cause.startswith("release ") for cause in causes)  # Compass and the controllers read it as they start
+    settings = causes & {"reserved networks", "hub address"}  # Compass has them in its environment
+    return {*([COMPASS, CONTROLLERS] if table else []), *([COMPASS] if settings else [])}
+
+
+def _replaced(name: str, deployment: Deployment) -> str:
+    """What users notice while a Deployment's pods are replaced, by how it replaces them."""
+    if name == CONTROLLERS:
+        return "the controllers are replaced: changes to clusters wait for some seconds"
+    if name == HUB:
+        if deployment.replicas > 1 and not deployment.recreate:
+            return "the hub's replicas are replaced one after the other: agents connect to another one within seconds"
+        return "the hub is replaced: agents connect again some seconds later"
+    if deployment.recreate:
+        return "Compass does not answer for some seconds: its pod ends before the next one starts"
+    return "Compass' pods are replaced one after the other"
+
+
+def _workloads(wanted: Wanted, layer: SeenLayer) -> Iterator[str]:
+    """Workload clusters run their release's images by digest: hosted control planes (ckp.controllers.controlplane) and the network's chart."""
+    if "ckp" not in wanted.groups or layer.releases is None:
+        return
+    objects = json.loads(wanted.groups["ckp"])["items"]
+    [table] = [each["data"]["releases.json"] for each in objects if each["kind"] == "ConfigMap" and each["metadata"]["name"] == "ckp-releases"]
+    new: dict[str, dict[str, str]] = {name: release["images"] for name, release in json.loads(table)["releases"].items()}
+    moved = {
+        name: {repository for repository in {*old.images, *new[name]} if old.images.get(repository) != new[name].get(repository)}
+        for name, old in layer.releases.releases.items()
+        if name in new
+    }
+    if planes := [each.name for each in layer.clusters if moved.get(each.release, set()) & HOSTED]:
+        yield f"the control planes of {_some(planes)} get other images: their pods are replaced, and an API with one etcd member is away meanwhile"
+    if networks := [each.name for each in layer.clusters if any(repository.startswith("cilium") for repository in moved.get(each.release, ()))]:
+        yield f"helm upgrades cilium in {_some(networks)}"
+
+
+# -- this machine, and Compass
+
+
+def _session(wanted: Wanted, seen: Seen) -> Iterator[Change]:
+    server, group = f"https://{wanted.inventory.network.compass}", wanted.inventory.group
+    there = seen.session
+    if not there.asked:
+        missing = seen.layer is None or COMPASS not in seen.layer.deployments
+        yield Change(
+            "host group",
+            Action.CREATE if missing else Action.UNKNOWN,
+            group.name if missing else f"{group.name}: Compass can't be asked with this machine's session",
+        )
+    elif there.group is None:
+        yield Change("host group", Action.CREATE, f"{group.name}; hosts stay in the groups that they are in")
+    else:
+        kept = "" if there.group == group.description else f"; its description stays {there.group!r}, which applying does not change"
+        yield Change("host group", Action.NONE, f"{group.name}{kept}")
+    if there.server == server:
+        yield Change("command line", Action.NONE, f"this machine's ckp is logged in to {server}")
+    elif there.server:
+        yield Change(
+            "command line",
+            Action.CHANGE,
+            f"this machine's ckp is logged in to {server}, in place of {there.server}",
+            f"commands here do not go to {there.server} any more",
+        )
+    else:
+        yield Change("command line", Action.CREATE, f"this machine's ckp is logged in to {server}")
