@@ -9,7 +9,7 @@ import pytest
 
 from ckp.kits.processes import run
 from ckp.lab.lab import LabHost
-from tests.support.site_place import NAME, SERVER, Place, prepared, write_site
+from tests.support.site_place import NAME, REGISTRY, SERVER, Place, prepared, write_site
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.root("boots whole hosts")]
 
