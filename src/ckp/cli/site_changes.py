@@ -115,7 +115,7 @@ The site {spec.metadata.name} is up.
 
 Try next:
   ckp site status -f {file}
-  ckp host --help"""
+  ckp host join-command --new-key   (the line for machines that are to become hosts)"""
     )
 
 
