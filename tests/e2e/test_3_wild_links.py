@@ -138,8 +138,10 @@ def test_hosts_that_are_odd_in_many_ways_at_once_become_nodes(hosts: Odd) -> Non
     odd.in_background(machine, "unattended-upgrades", ["python3", "-c", odd.HOLD_LOCKS])
     ckp("host", "cordon", hosts.names[NAMES.name])
     hosts.wait(lambda: hosts.row(SYSTEM.name)["free"], "its agent is back", 60)
+    hosts.limit(SYSTEM.name, "100mbit")  # ten seconds for the bundle: the ballast is quicker than that on every machine
     ckp("cluster", "scale", "demo", "--workers", str(WORKERS + 2))
     hosts.wait(lambda: hosts.row(SYSTEM.name)["reason"] in ("DiskFull", "JournalNotWritable"), "the disk is full in the middle of the pull", 120)
+    hosts.limit(SYSTEM.name, "")
     machine.run(["rm", f"{odd.AGENT_STATE}/ballast"], timeout=10)
     hosts.wait(lambda: "which has locked dpkg" in hosts.journal(SYSTEM.name), "the installation waits for dpkg", 180)
     assert "s for unattended-upgr (pid " in hosts.journal(SYSTEM.name)
