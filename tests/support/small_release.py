@@ -60,7 +60,7 @@ def build_into(catalog: Catalog, source: Source, stamp: str, target: Path, say: 
 class Images:
     """Three images in the place of twenty; two of them are what a bundle's manifests name."""
 
-    def __init__(self, found: Release, built: Mapping[str, Built], say: Callable[[str], None], agents: object = ()) -> None:
+    def __init__(self, found: Release, built: Mapping[str, Built], say: Callable[[str], None], agents: object = (), made: object = ()) -> None:
         self.found, self.built = found, built
 
     def all(self) -> list[Image]:
