@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ckp.distribution.bundles import AGENT_IMAGE
+from ckp.distribution.bundles import SIGNED_IMAGES
 from ckp.distribution.carry.airgap import ImportedRelease, own_registry
 from ckp.distribution.registries.server import RegistryServer
 from ckp.kits import paths
@@ -35,10 +35,10 @@ UP_SECONDS = 1800.0
 def built(world: World) -> dict[str, str]:
     """What the main job has pushed: the digest of each image, and of the bundle for its hosts, as the registry gives them.
 
-    The agent's image is another one: the main job has packed debs only, and a file for a site holds debs and rpms.
+    The images of the agent's packages are others: the main job has packed debs only, and a file for a site holds debs and rpms.
     """
     tags = {**world.dist.tags, **{target.repository: STAMP for target in world.dist.targets}}
-    del tags[AGENT_IMAGE]
+    tags = {repository: tag for repository, tag in tags.items() if repository not in SIGNED_IMAGES}
     with own_registry(world.dist.built["distribution"].binary("registry")) as (client, _address, _ca):
         found = {repository: client.digest(f"ckp/{repository}", tag) for repository, tag in tags.items()}
     assert all(found.values()), found
