@@ -77,7 +77,7 @@ look_at_this_machine() {
     [ "$(id -u)" -eq 0 ] || fail "this needs root" "run the line with sudo, or as root"
     [ -d /run/systemd/system ] || fail "this machine was not started by systemd" "take a machine, or a virtual one, with systemd; containers cannot be hosts"
     [ "$(uname -m)" = x86_64 ] || fail "this is a $(uname -m) machine" "take an x86_64 one"
-    ID='' VERSION_ID='' VERSION_CODENAME='' PRETTY_NAME=''
+    VERSION_CODENAME='' PRETTY_NAME=''
     # shellcheck source=/dev/null
     . /etc/os-release
     command -v apt-get >/dev/null && [ -n "$VERSION_CODENAME" ] ||
@@ -99,7 +99,7 @@ look_at_its_enrolment() {
     grep -q "\"domain\": \"$domain\", \"project\": \"$project\"" /etc/ckp-agent/config.json ||
         fail "this machine is a host of another project than $domain/$project" "$FROM_THE_START"
     [ "$(dpkg-query -W -f '${db:Status-Status}' ckp-agent 2>/dev/null || true)" = installed ] ||
-        fail "this machine is enrolled, and the package ckp-agent has been removed" "install it again (apt-get install), or: $FROM_THE_START"
+        fail "this machine is enrolled, and the package ckp-agent has been removed" "install the site's ckp-agent again by hand (dpkg -i); or $FROM_THE_START"
     ckp-agent status
     printf 'This machine is enrolled already, and nothing was changed. If its certificate was revoked, or the host deleted: %s\n' "$FROM_THE_START"
     exit 0
@@ -125,21 +125,6 @@ read_key() {
     esac
 }
 
-sources() { # KEYRING
-    cat <<END
-Types: deb
-URIs: https://$hub:8443/packages/apt
-Suites: $VERSION_CODENAME
-Components: agent
-Architectures: amd64
-Signed-By: $1
-END
-}
-
-apt_settings() { # CA
-    printf 'Acquire::https::CAInfo "%s";\nAcquire::https::Proxy "%s";\n' "$1" "${proxy:-DIRECT}"
-}
-
 verify() {
     case $(ask "/packages/apt/dists/$VERSION_CODENAME/InRelease" -o /dev/null -w '%{http_code}' || true) in
     404) fail "the hub has no packages for $PRETTY_NAME ($VERSION_CODENAME)" "take a system that the guide to bringing your own hosts names, or install the agent by hand" ;;
@@ -147,13 +132,20 @@ verify() {
     fetch /packages/keys/ckp.gpg "$work/ckp.gpg"
     : >"$work/status"
     mkdir -p "$work/sources" "$work/lists/partial" "$work/cache/archives/partial"
-    sources "$work/ckp.gpg" >"$work/sources/ckp-site.sources"
+    cat >"$work/sources/ckp-site.sources" <<END
+Types: deb
+URIs: https://$hub:8443/packages/apt
+Suites: $VERSION_CODENAME
+Components: agent
+Architectures: amd64
+Signed-By: $work/ckp.gpg
+END
     # Settings of this run alone: what the owner's may allow (unsigned repositories, no verification of TLS) is not allowed here.
     {
         printf 'Dir::Etc::Main "/dev/null";\nDir::Etc::Parts "/dev/null";\nDir::Etc::SourceList "/dev/null";\nDir::Etc::SourceParts "%s";\n' "$work/sources"
         printf 'Dir::Etc::Preferences "/dev/null";\nDir::Etc::PreferencesParts "/dev/null";\nDir::State::Lists "%s";\nDir::State::status "%s";\nDir::Cache "%s";\n' "$work/lists" "$work/status" "$work/cache"
         printf 'APT::Sandbox::User "root";\nAPT::Update::Error-Mode "any";\nAcquire::Retries "3";\nAcquire::https::Timeout "60";\nAcquire::Languages "none";\n'
-        apt_settings "$work/ca.pem"
+        printf 'Acquire::https::CAInfo "%s";\nAcquire::https::Proxy "%s";\n' "$work/ca.pem" "${proxy:-DIRECT}"
     } >"$work/apt.conf"
     APT_CONFIG="$work/apt.conf" apt-get -q=2 update ||
         fail "the hub's repository was not verified; nothing was changed" "see what apt says above"
