@@ -8,10 +8,10 @@ from ckp.api.compass.base import Items
 from ckp.api.compass.conditions import ConditionView
 from ckp.api.compass.enrolment import ApproveRequest, BulkAnswer, BulkRequest, HostRequestView
 from ckp.api.compass.hosts import EventView, HostView
-from ckp.api.compass.projects import KeyRequest, KeyView
+from ckp.api.compass.projects import KeyView
 from ckp.api.errors import ErrorBody
 from ckp.api.host_protocol import DiskFacts, Finding, JournalEntry, LinkFacts
-from ckp.cli.hosts.joining import join_command
+from ckp.cli.hosts.joining import join_command, key_limits
 from ckp.cli.hosts.operations import COMMANDS
 from ckp.cli.hosts.rules import rule
 from ckp.cli.session import say, with_session
@@ -39,9 +39,7 @@ def psk(session: Session, reset: bool, expires: float | None, uses: int | None, 
 
     Only the key is printed to standard output, so that it can be piped into a file.
     """
-    if (expires or uses) and not reset:
-        raise click.UsageError("--expires and --uses are for a new key: add --reset")
-    limits = KeyRequest.of(lifetime_seconds=int(expires) if expires else None, max_uses=uses)
+    limits = key_limits("--reset", reset, expires, uses)
     answer = session.call("POST", "/host-psk/reset", body=limits) if reset else session.get("/host-psk")
     if output in ("json", "yaml"):
         show_data(answer, output)

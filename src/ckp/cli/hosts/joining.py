@@ -34,8 +34,7 @@ def join_command(
     It pins the site's CA by its fingerprint. On the machine it verifies the agent's package, installs it, and sends the request, which
     `ckp host approve` accepts. Without a key in it, it asks for the project's pre-shared key. Only the line is printed to standard output.
     """
-    if (expires or uses) and not new_key:
-        raise click.UsageError("--expires and --uses are for a new key: add --new-key")
+    limits = key_limits("--new-key", new_key, expires, uses)
     if new_key and key_file:
         raise click.UsageError("--new-key and --key-file exclude each other")
     if no_proxy and not proxy:
@@ -43,7 +42,6 @@ def join_command(
     view = read(HostJoinView, session.get("/host-join", proxy=proxy, noProxy=no_proxy))
     command = view.command
     if new_key:
-        limits = KeyRequest.of(lifetime_seconds=int(expires) if expires else None, max_uses=uses)
         command = joining.with_key(command, read(KeyView, session.call("POST", "/host-psk/reset", body=limits)).key or "")
     elif key_file:
         command = joining.with_key(command, _key(key_file))
@@ -53,6 +51,13 @@ def join_command(
     if new_key or key_file:
         say("The line has the project's key in it: give it to those who may add machines, and to nobody else.")
     click.echo(command)
+
+
+def key_limits(flag: str, made: bool, expires: float | None, uses: int | None) -> KeyRequest:
+    """The limits of a key that a command makes if it has `flag`. UsageError if they are given without it."""
+    if (expires or uses) and not made:
+        raise click.UsageError(f"--expires and --uses are for a new key: add {flag}")
+    return KeyRequest.of(lifetime_seconds=int(expires) if expires else None, max_uses=uses)
 
 
 def _key(file: Path) -> str:
