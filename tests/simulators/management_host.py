@@ -15,13 +15,11 @@ from typing import Any
 from ckp.api.kinds import MACHINE, MACHINE_DEPLOYMENT, MANAGED_CONTROL_PLANE, Kind
 from ckp.api.names import CLUSTER_NAME_LABEL
 from ckp.api.platform import Releases
-from ckp.hostkit.locations import STANDALONE_JOURNAL, STATE_DIR
-from ckp.site.management import ADMIN
+from ckp.site.management import ADMIN, JOURNAL
 from ckp.site.publish import CONFIG, DIGEST_ANNOTATION, NAMESPACE, OFFERED, WITHDRAWN
 from tests.simulators.management_api import USERS, Obj, SimulatedApi
 from tests.simulators.site_host import Said, SimulatedHost
 
-JOURNAL = f"{STATE_DIR}/{STANDALONE_JOURNAL}"
 STEPS = ("verify", "system", "containerd", "runc", "kernel", "packages", "swap", "init", "kubectl", "helm", "cni", "csi")
 OS_RELEASE = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nID=debian\nVERSION_ID="12"\n'
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,16 +36,18 @@ from ckp.site.spec.model import SiteSpec
 from ckp.site.spec.read import read_site
 
 LOOKING = "Looking at the management host"
+LOCK_SECONDS = 5.0
+"""How long another change of the site is waited for."""
 CHECKING = "Checking the management host and its network"
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+RELEASE_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 ARCHIVES_OPTION = click.option(
     "--from",
     "archives",
-    type=_FILE,
+    type=RELEASE_FILE,
     multiple=True,
     help="Take a release from a file of `ckp dist export` instead of building it; may be repeated. Releases that no file holds are built.",
 )
-KEYRING_OPTION = click.option("--keyring", type=_FILE, default=None, help="Trusted keys for --from; default: this machine's own.")
+KEYRING_OPTION = click.option("--keyring", type=RELEASE_FILE, default=None, help="Trusted keys for --from; default: this machine's own.")
 
 
 @contextmanager
@@ -56,6 +58,20 @@ def management(file: Path) -> Iterator[tuple[SiteSpec, SiteHost]]:
     [host] = spec.management.hosts or ()
     with described.reached(host) as found:
         yield spec, found
+
+
+def only_change(spec: SiteSpec) -> AbstractContextManager[None]:
+    """No other command changes the site for as long as it lasts. TimedOut if one does."""
+    return exclusive(described.state_folder(spec) / "apply.lock", what=f"another change of {spec.metadata.name}", timeout=LOCK_SECONDS)
+
+
+@contextmanager
+def changing(file: Path) -> Iterator[tuple[SiteSpec, SiteHost]]:
+    """The site of a file with its management host, as `management`, while no other command changes it: the file is read when that is so."""
+    spec = read_site(file)
+    described.require_applicable(spec)
+    with only_change(spec), management(file) as (found, host):
+        yield found, host
 
 
 @click.command()
@@ -76,7 +92,7 @@ def apply(file: Path, profile: Profile, archives: tuple[Path, ...], keyring: Pat
     First it checks the host as `ckp site check` does, and what would change as `ckp site plan` does: what is refused there ends it before
     anything is changed.
     """
-    with management(file) as (spec, host), exclusive(described.state_folder(spec) / "apply.lock", what=f"another change of {spec.metadata.name}", timeout=5):
+    with changing(file) as (spec, host):
         catalog = Catalog()
         wanted = [catalog.release(name) for name in spec.releases]
         made = [f"Reading and verifying {archive.name}" for archive in archives]
@@ -85,11 +101,9 @@ def apply(file: Path, profile: Profile, archives: tuple[Path, ...], keyring: Pat
             with steps.step(CHECKING):
                 require_sound(check(of_spec.describe(spec, [host])), ignored, steps.say)
             with steps.step(LOOKING):
-                [system, *_] = [described.operating_system(host, release) for release in wanted]
+                inventory = described.inventory_for(spec, host, wanted)
                 described.require_address(host)
-                [others, *_] = [described.worker_systems(spec, release) for release in wanted]
-                inventory = described.inventory(spec, host, system, others)
-                steps.say(f"{host.name} ({host.address}) runs {system.os} {system.os_version}")
+                steps.say(f"{host.name} ({host.address}) runs {inventory.os.os} {inventory.os.os_version}")
                 require_possible(host, inventory, spec.releases, site_releases.of_management(host, spec.releases))
                 choice = site_releases.choose(host, spec.releases)
                 steps.say(f"releases: {', '.join(choice.names)}; the management cluster is of {choice.management}")
@@ -146,7 +160,7 @@ def remove(file: Path, confirm: str, force: bool, keep_images: bool) -> None:
         if confirm != name:
             raise InvalidInput("removing a site has to be confirmed, and nothing was changed", resolution=f"--confirm {name}")
         state = described.state_folder(spec)
-        with exclusive(state / "apply.lock", what=f"another change of {name}", timeout=5):
+        with only_change(spec):
             site_apply.remove(host, registry_of(spec, host), state, click.echo, force=force, keep_images=keep_images)
 
 

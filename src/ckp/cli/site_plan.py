@@ -88,9 +88,7 @@ def _changes(file: Path, profile: Profile, archives: Sequence[Path], keyring: Pa
         reading = [f"Reading and verifying {archive.name}" for archive in archives]
         with planned("site plan", [LOOKING, *reading], sys.stderr) as steps:
             with steps.step(LOOKING):
-                [system, *_] = [described.operating_system(host, release) for release in releases]
-                [others, *_] = [described.worker_systems(spec, release) for release in releases]
-                inventory = described.inventory(spec, host, system, others)
+                inventory = described.inventory_for(spec, host, releases)
                 described.require_address(host)
                 chosen = of_management(host, spec.releases)
                 named = [release for release in releases if release.name == chosen]

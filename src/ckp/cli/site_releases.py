@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,13 +10,12 @@ import click
 from ckp.catalog.load import Catalog, Profile
 from ckp.cli.distribution.release import PROFILE_OPTION
 from ckp.cli.site import RELEASE, site_file
-from ckp.cli.site_changes import management, registry_of, take_releases
+from ckp.cli.site_changes import KEYRING_OPTION, RELEASE_FILE, changing, management, registry_of, take_releases
 from ckp.cli.up import made_titles, make_release
 from ckp.cli.view.output import Column, echo, output_option, show_data, table
 from ckp.cli.view.progress import planned
 from ckp.distribution.bundles import PREFIX
 from ckp.kits.errors import CkpError, Conflict, NotFound
-from ckp.kits.files import exclusive
 from ckp.site import described
 from ckp.site import releases as site_releases
 from ckp.site.inventory import SiteHost
@@ -27,16 +24,12 @@ from ckp.site.registry import HostedRegistry
 from ckp.site.releases import Listed, Offered
 from ckp.site.spec.edit import set_releases
 from ckp.site.spec.model import SiteSpec
-from ckp.site.spec.read import read_site
 
 LOOKING = "Looking at the site"
-LOCK_SECONDS = 5.0
-"""How long another change of the site is waited for."""
 FIRST_PUSHED = "kube-apiserver"
 """Images are pushed by name: what is before it is shared with other releases."""
 ANOTHER_GIB = 3.0
 """Free space that the registry needs for a further release: what releases share is there already."""
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _COLUMNS: tuple[Column[Listed], ...] = (
     Column("NAME", lambda item: item.name),
     Column("STATE", lambda item: item.state.value),
@@ -50,15 +43,6 @@ _COLUMNS: tuple[Column[Listed], ...] = (
 @click.group()
 def release() -> None:
     """The releases that a site offers."""
-
-
-@contextmanager
-def changing(file: Path) -> Iterator[tuple[SiteSpec, SiteHost]]:
-    """The site of a file with its management host, while no other command changes it."""
-    spec = read_site(file)
-    name = spec.metadata.name
-    with exclusive(described.state_folder(spec) / "apply.lock", what=f"another change of {name}", timeout=LOCK_SECONDS), management(file) as (spec, host):
-        yield spec, host
 
 
 @release.command("list")
@@ -78,8 +62,8 @@ def list_releases(file: Path, output: str) -> None:
 @click.argument("name", type=RELEASE)
 @site_file
 @PROFILE_OPTION
-@click.option("--from", "archive", type=_FILE, default=None, help="Take the release from a file of `ckp dist export` instead of building it.")
-@click.option("--keyring", type=_FILE, default=None, help="Trusted keys for --from; default: this machine's own.")
+@click.option("--from", "archive", type=RELEASE_FILE, default=None, help="Take the release from a file of `ckp dist export` instead of building it.")
+@KEYRING_OPTION
 def add(name: str, file: Path, profile: Profile, archive: Path | None, keyring: Path | None) -> None:
     """Offer a further release, and name it in the site's file.
 
@@ -95,7 +79,7 @@ def add(name: str, file: Path, profile: Profile, archive: Path | None, keyring: 
                 registry = serving_registry(spec, host)
                 if registry.client().digest(f"{PREFIX}/{FIRST_PUSHED}", wanted.stamp) is None:  # it is there already if a run before was killed
                     registry.require_space(ANOTHER_GIB, what=name)
-                inventory = described.inventory(spec, host, described.operating_system(host, wanted), described.worker_systems(spec, wanted))
+                inventory = described.inventory_for(spec, host, [wanted])
             dist = take_releases([archive], keyring, inventory, [name], steps)[name] if archive else make_release(catalog, wanted, inventory, steps, profile)
             with steps.step(f"Filling the registry: {name}"):
                 if set_releases(file, [*spec.releases, name]):

@@ -17,7 +17,7 @@ from ckp.site import described, releases
 from ckp.site.enrol import Enrolment
 from ckp.site.install import AGENT_CONFIG, Site, forget
 from ckp.site.inventory import SiteHost
-from ckp.site.management import kubectl
+from ckp.site.management import ADMIN, kubectl
 from ckp.site.publish import publish, publish_to
 from ckp.site.registry import HostedRegistry
 
@@ -116,7 +116,7 @@ def _deployments(host: SiteHost) -> Iterator[Part]:
 
 def workload_clusters(host: SiteHost) -> list[str]:
     """Clusters that the site carries, as `namespace/name`; none where there is no management cluster (any more)."""
-    if host.run(["test", "-e", "/etc/kubernetes/admin.conf"], timeout=30, check=False).code:
+    if host.run(["test", "-e", ADMIN], timeout=30, check=False).code:
         return []
     kinds = kubectl(host, "api-resources", "--api-group=cluster.x-k8s.io", "--output=name")
     if "clusters.cluster.x-k8s.io" not in kinds.split():

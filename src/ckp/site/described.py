@@ -110,6 +110,17 @@ def worker_systems(spec: SiteSpec, release: Release) -> tuple[BundleTarget, ...]
     return tuple(known[name] for name in wanted)
 
 
+def inventory_for(spec: SiteSpec, host: SiteHost, releases: Sequence[Release]) -> Inventory:
+    """The site's inventory for releases, each of which has bundles for what its hosts run. `require_applicable` has passed.
+
+    Raises:
+        InvalidInput: one has none for the management host, or for one of `workers.systems`.
+    """
+    [system, *_] = [operating_system(host, release) for release in releases]
+    [others, *_] = [worker_systems(spec, release) for release in releases]
+    return inventory(spec, host, system, others)
+
+
 def inventory(spec: SiteSpec, host: SiteHost, system: BundleTarget, others: Sequence[BundleTarget] = ()) -> Inventory:
     """The site's inventory. `require_applicable` has passed.
 

@@ -25,6 +25,7 @@ from ckp.kits.files import atomic_write, sha256_bytes
 from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
 from ckp.site.inventory import Inventory, SiteHost, SiteNetwork
+from ckp.site.management import ADMIN
 from ckp.site.publish import Published, Withdrawn, registry_server, releases_config
 from ckp.site.registry import SiteRegistryServer
 from ckp.verify.packages import verify_package
@@ -38,6 +39,11 @@ CKP_GROUP = "ckp"
 """The last group of what is applied: CKP's own."""
 KUBECONFIG, ROOT_CA, APPLIED = "management.kubeconfig", "root-ca.pem", "applied"
 """What this machine keeps of an installation, below its inventory's `state`."""
+
+
+def forget_applied(state: Path, group: str) -> None:
+    """Let a group be applied again, whatever it was applied with last."""
+    (state / APPLIED / group).unlink(missing_ok=True)
 
 
 def forget(state: Path) -> None:
@@ -126,7 +132,7 @@ class Site:
             self.say(f"{host.name} is a cluster already")
         else:
             self._twelve_steps(host, published)
-        atomic_write(self.kubeconfig, host.pull("/etc/kubernetes/admin.conf"), mode=0o600)
+        atomic_write(self.kubeconfig, host.pull(ADMIN), mode=0o600)
 
     def _twelve_steps(self, host: SiteHost, published: Published) -> None:
         bundle, network = published.host_bundle, self.inventory.network

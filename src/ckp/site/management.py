@@ -9,6 +9,8 @@ from ckp.kits.errors import CkpError
 from ckp.site.inventory import SiteHost
 
 ADMIN = "/etc/kubernetes/admin.conf"
+JOURNAL = f"{STATE_DIR}/{STANDALONE_JOURNAL}"
+"""What `ckp-agent standalone install` keeps of an installation."""
 
 
 def exists(host: SiteHost) -> bool:
@@ -35,13 +37,12 @@ def installed_release(host: SiteHost) -> str:
     Raises:
         CkpError: the host's record of the installation can't be read.
     """
-    journal = f"{STATE_DIR}/{STANDALONE_JOURNAL}"
-    if host.run(["test", "-e", journal], timeout=30, check=False).code:
+    if host.run(["test", "-e", JOURNAL], timeout=30, check=False).code:
         return ""
     try:
-        member = json.loads(host.pull(journal))["member"]
+        member = json.loads(host.pull(JOURNAL))["member"]
         return str(member["release"]) if member else ""
     except (ValueError, KeyError, TypeError) as error:
         raise CkpError(
-            f"{host.name}:{journal} can't be read: {error!r}", resolution="restore it from a backup: it records what was installed on that host"
+            f"{host.name}:{JOURNAL} can't be read: {error!r}", resolution="restore it from a backup: it records what was installed on that host"
         ) from None

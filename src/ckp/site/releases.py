@@ -25,7 +25,7 @@ from ckp.distribution.bundles import PREFIX
 from ckp.distribution.registries.prune import NoBundle, prune, release_and_others
 from ckp.kits.errors import CkpError, Conflict
 from ckp.site import management
-from ckp.site.install import APPLIED, APPLY, CKP_GROUP, FIELD_MANAGER
+from ckp.site.install import APPLY, CKP_GROUP, FIELD_MANAGER, forget_applied
 from ckp.site.inventory import SiteHost
 from ckp.site.publish import CONFIG, DIGEST_ANNOTATION, NAMESPACE, OFFERED, WITHDRAWN, Withdrawn, releases_config
 
@@ -262,7 +262,7 @@ def write(host: SiteHost, offered: Offered, state: Path) -> None:
         CkpError: the management cluster does not answer; the same again goes on.
     """
     config, digest = releases_config(offered.releases, offered.withdrawn)
-    (state / APPLIED / CKP_GROUP).unlink(missing_ok=True)  # what was applied last is no longer what is there
+    forget_applied(state, CKP_GROUP)  # what was applied last is no longer what is there
     management.kubectl(host, *APPLY, stdin=json.dumps(config), timeout=120)
     patch = json.dumps({"spec": {"template": {"metadata": {"annotations": {DIGEST_ANNOTATION: digest}}}}})
     for name in _followers(host):

@@ -203,10 +203,10 @@ def test_what_cannot_be_added_is_refused_and_nothing_is_changed(bench: Bench, mo
 
 def test_two_changes_of_a_site_exclude_each_other(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.world.deploy(OLD, NEW)
-    monkeypatch.setattr(site_releases, "LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(site_changes, "LOCK_SECONDS", 0.0)
     spec = read_site(bench.file)
     with exclusive(described.state_folder(spec) / "apply.lock", what="a test", timeout=1):
-        for command in (["release", "add", MIDDLE], ["release", "remove", OLD]):
+        for command in (["apply"], ["release", "add", MIDDLE], ["release", "remove", OLD]):
             with pytest.raises(TimedOut, match="another change of rack-7"):
                 bench.run(*command)
 

@@ -10,7 +10,8 @@ import pytest
 from ckp.api.kinds import MACHINE
 from ckp.catalog.models import Source
 from ckp.kits.errors import CkpError, InvalidInput, NotFound
-from ckp.site.plan import look, wanted
+from ckp.site import management
+from ckp.site.plan import wanted
 from tests.simulators.management_host import STEPS
 from tests.simulators.site_host import Killed
 from tests.worlds.applied_site import RELEASE, AppliedSite
@@ -88,8 +89,8 @@ def test_a_first_apply_that_was_killed_goes_on_whenever_that_was(site: AppliedSi
 
 def test_an_installation_that_was_begun_goes_on_only_with_what_it_was_begun_with(site: AppliedSite) -> None:
     site.run("apply")
-    journal = json.loads(site.host.path(look.JOURNAL).read_text())
-    site.host.path(look.JOURNAL).write_text(json.dumps({**journal, "done": list(STEPS[:5])}))
+    journal = json.loads(site.host.path(management.JOURNAL).read_text())
+    site.host.path(management.JOURNAL).write_text(json.dumps({**journal, "done": list(STEPS[:5])}))
     code, rows = unchanged(site)
     assert code == 1 and (rows["management cluster"]["action"], rows["management cluster"]["detail"]) == (
         "create",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ckp.site.install import APPLIED
+from ckp.site.install import CKP_GROUP, forget_applied
 from ckp.site.inventory import Inventory, SiteHost
 from ckp.site.plan import rules
 from ckp.site.plan.look import look
@@ -32,4 +32,4 @@ def require_possible(host: SiteHost, inventory: Inventory, releases: Sequence[st
     found = rules.changes(Wanted(inventory, releases, management), seen)
     rules.require_allowed(found)
     if rules.drifted(found):
-        (inventory.state / APPLIED / "ckp").unlink(missing_ok=True)
+        forget_applied(inventory.state, CKP_GROUP)

@@ -10,7 +10,6 @@ from typing import Any
 
 from ckp.api import names
 from ckp.clients.compass import Session, read_config
-from ckp.hostkit.locations import STANDALONE_JOURNAL, STATE_DIR
 from ckp.kits.errors import CkpError, NotFound
 from ckp.kits.files import sha256_file
 from ckp.kits.retry import wait_until
@@ -18,15 +17,13 @@ from ckp.site import described
 from ckp.site.hostfiles import HostFile, differing, digests, owners
 from ckp.site.install import AGENT_CONFIG, APPLIED, KUBECONFIG
 from ckp.site.inventory import Inventory, SiteHost
-from ckp.site.management import ADMIN, exists, kubectl
+from ckp.site.management import ADMIN, JOURNAL, exists, kubectl
 from ckp.site.plan.model import COMPASS, HUB, Address, Deployment, Seen, SeenCluster, SeenLayer, SeenRegistry, SeenSession, WorkloadCluster
 from ckp.site.publish import NAMESPACE
 from ckp.site.registry import CONTENT, HOST_CA, INSTANCES, HostedRegistry, mark_of
 from ckp.site.registry_unit import CONFIG, PROGRAM, PULL, TEMPLATE, unit_of
 from ckp.site.releases import clusters_by_release, read_offered
 
-JOURNAL = f"{STATE_DIR}/{STANDALONE_JOURNAL}"
-"""What `ckp-agent standalone install` keeps of an installation."""
 SETTINGS = f"{AGENT_CONFIG}/host.json"
 BYO_HOSTS = f"byohosts.{names.INFRASTRUCTURE_GROUP}"
 CONTROL_PLANES = f"managedcontrolplanes.{names.CONTROLPLANE_GROUP}"

@@ -13,11 +13,12 @@ from ipaddress import IPv4Address
 from ckp.api.platform import release_order
 from ckp.kits.errors import InvalidInput
 from ckp.site.described import HOSTS_FILE, leads_elsewhere
-from ckp.site.install import applied_digest, reserved_cidrs
+from ckp.site.install import CKP_GROUP, applied_digest, reserved_cidrs
 from ckp.site.plan.model import COMPASS, CONTROLLERS, HUB, Action, Change, Deployment, Making, Seen, SeenCluster, SeenLayer, Wanted
+from ckp.site.publish import CONFIG, NAMESPACE, OFFERED
 from ckp.site.registry_unit import DRAIN_SECONDS, PULL, unit_of
 
-GROUPS = ("foundation", "cert-manager", "cluster-api", "ckp")
+GROUPS = ("foundation", "cert-manager", "cluster-api", CKP_GROUP)
 """The management layer's groups, in the order in which they are applied (ckp.site.install)."""
 RESERVED = "env compass COMPASS_RESERVED_CIDRS"
 SETTINGS = {"pod_cidr": "managementPods", "service_cidr": "managementServices", "advertise_address": "the host's address", "node_name": "the host's name"}
@@ -282,11 +283,11 @@ def _addresses(wanted: Wanted, seen: Seen) -> Iterator[Change]:
 
 
 def _own(service: str) -> bool:
-    return service in (f"ckp-system/{COMPASS}", f"ckp-system/{HUB}")
+    return service in (f"{NAMESPACE}/{COMPASS}", f"{NAMESPACE}/{HUB}")
 
 
 def _service(part: str, name: str, new: str, layer: SeenLayer | None) -> Iterator[Change]:
-    old = next((each.address for each in layer.addresses if each.service == f"ckp-system/{name}"), "") if layer is not None else ""
+    old = next((each.address for each in layer.addresses if each.service == f"{NAMESPACE}/{name}"), "") if layer is not None else ""
     taken = [each.service for each in layer.addresses if each.address == new and not _own(each.service)] if layer is not None else []
     if old == new:
         yield Change(part, Action.NONE, new)
@@ -363,7 +364,7 @@ def _groups(wanted: Wanted, seen: Seen, before: Sequence[Change]) -> Iterator[Ch
             yield Change(name, Action.NONE, "as it was applied last")
         elif text is not None:
             yield Change(name, Action.CHANGE, "its objects are others than those applied last", _interrupts(name, wanted, layer, before))
-        elif causes := _causes(before) if name == "ckp" else []:
+        elif causes := _causes(before) if name == CKP_GROUP else []:
             why = _why(wanted, _made_of(name, wanted, layer))
             more = f"; whether its images change is known after the build ({why})" if why else ""
             yield Change(name, Action.CHANGE, f"because of {', '.join(causes)}{more}", _interrupts(name, wanted, layer, before))
@@ -383,7 +384,7 @@ def _causes(before: Iterable[Change]) -> list[str]:
 def _made_of(group: str, wanted: Wanted, layer: SeenLayer) -> list[str]:
     """The releases that decide what is in a group: CKP's own has the table of all, in which one that is not offered yet is a change anyway."""
     offered = layer.releases.releases if layer.releases is not None else {}
-    return [name for name in wanted.releases if name == wanted.management or (group == "ckp" and name in offered)]
+    return [name for name in wanted.releases if name == wanted.management or (group == CKP_GROUP and name in offered)]
 
 
 def _why(wanted: Wanted, names: Sequence[str]) -> str:
@@ -399,7 +400,7 @@ def _why(wanted: Wanted, names: Sequence[str]) -> str:
 
 
 def _interrupts(name: str, wanted: Wanted, layer: SeenLayer, before: Sequence[Change]) -> str:
-    if name != "ckp":
+    if name != CKP_GROUP:
         return _if_replaced(name, layer)
     rolled = _rolled(wanted, layer, before)
     sentences = [_replaced(each, layer.deployments[each]) for each in (COMPASS, HUB, CONTROLLERS) if each in rolled and each in layer.deployments]
@@ -419,8 +420,8 @@ def _if_replaced(name: str, layer: SeenLayer) -> str:
 
 def _rolled(wanted: Wanted, layer: SeenLayer, before: Sequence[Change]) -> Collection[str]:
     """CKP's own Deployments whose pods are replaced."""
-    if "ckp" in wanted.groups:
-        objects = json.loads(wanted.groups["ckp"])["items"]
+    if CKP_GROUP in wanted.groups:
+        objects = json.loads(wanted.groups[CKP_GROUP])["items"]
         new = {str(each["metadata"]["name"]): Deployment.of(each) for each in objects if each["kind"] == "Deployment"}
         return [name for name, each in new.items() if name in layer.deployments and each.template != layer.deployments[name].template]
     causes = set(_causes(before))
@@ -444,10 +445,10 @@ def _replaced(name: str, deployment: Deployment) -> str:
 
 def _workloads(wanted: Wanted, layer: SeenLayer) -> Iterator[str]:
     """Workload clusters run their release's images by digest: hosted control planes (ckp.controllers.controlplane) and the network's chart."""
-    if "ckp" not in wanted.groups or layer.releases is None:
+    if CKP_GROUP not in wanted.groups or layer.releases is None:
         return
-    objects = json.loads(wanted.groups["ckp"])["items"]
-    [table] = [each["data"]["releases.json"] for each in objects if each["kind"] == "ConfigMap" and each["metadata"]["name"] == "ckp-releases"]
+    objects = json.loads(wanted.groups[CKP_GROUP])["items"]
+    [table] = [each["data"][OFFERED] for each in objects if each["kind"] == "ConfigMap" and each["metadata"]["name"] == CONFIG]
     new: dict[str, dict[str, str]] = {name: release["images"] for name, release in json.loads(table)["releases"].items()}
     moved = {
         name: {repository for repository in {*old.images, *new[name]} if old.images.get(repository) != new[name].get(repository)}
