@@ -105,7 +105,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     registry = HostedRegistry(SimulatedHost(root / "host"), program, "localhost", ADDRESS, free_port(), free_port(), storage=str(storage), state=root / "state")
     registry.folder.mkdir()
     registry.prepare(print)
-    texts = configurations(ADDRESS, registry.port, registry.push_port, str(storage), str(registry.folder / "tls.pem"), str(registry.folder / "htpasswd"))
+    ports = (ADDRESS, registry.port, ADDRESS, registry.push_port)
+    texts = configurations(*ports, str(storage), str(registry.folder / "tls.pem"), str(registry.folder / "htpasswd"))
     configs = {instance: root / f"{instance}.yml" for instance in texts}
     for instance, text in texts.items():
         configs[instance].write_text(text)

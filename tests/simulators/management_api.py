@@ -31,6 +31,8 @@ PLURALS = {
     "services": "Service",
     "secret": "Secret",
     "namespace": "Namespace",
+    "nodes": "Node",
+    "pods": "Pod",
     "ciliumloadbalancerippools.cilium.io": "CiliumLoadBalancerIPPool",
     **CLUSTER_KINDS,
 }
@@ -58,6 +60,11 @@ class SimulatedApi:
         """An object as something else than applying makes it."""
         metadata = {"name": name, "namespace": namespace, **rest.pop("metadata", {})}
         self.objects[kind, namespace, name] = {"kind": kind, "metadata": metadata, **rest}
+
+    def join(self, name: str, address: str, *, ready: bool = True) -> None:
+        """A host with the control plane."""
+        conditions = [{"type": "Ready", "status": "True" if ready else "Unknown"}]
+        self.add("Node", "", name, status={"conditions": conditions, "addresses": [{"type": "InternalIP", "address": address}]})
 
     def forget(self, *kinds: Kind) -> None:
         """All objects of these kinds are deleted."""
@@ -95,6 +102,8 @@ class SimulatedApi:
             case ["patch", "deployment", name]:
                 annotations = json.loads(flags["patch"])["spec"]["template"]["metadata"]["annotations"]
                 self.objects["Deployment", flags["namespace"], name]["spec"]["template"]["metadata"]["annotations"] |= annotations
+                return 0, "", ""
+            case ["rollout", _, "deployment/coredns"]:
                 return 0, "", ""
             case ["rollout", "status", name]:
                 self._rolled_out(name.removeprefix("deployment/"))

@@ -20,16 +20,19 @@ from ckp.site.publish import CONFIG, DIGEST_ANNOTATION, NAMESPACE, OFFERED, WITH
 from tests.simulators.management_api import USERS, Obj, SimulatedApi
 from tests.simulators.site_host import Said, SimulatedHost
 
+PROGRAM = "/usr/bin/ckp-agent"
 STEPS = ("verify", "system", "containerd", "runc", "kernel", "packages", "swap", "init", "kubectl", "helm", "cni", "csi")
 OS_RELEASE = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nID=debian\nVERSION_ID="12"\n'
 
 
 class ManagementHost(SimulatedHost):
-    """A host that can be made a site's management host."""
+    """A host that can be made a site's management host; those of one cluster have the same `api`."""
 
-    def __init__(self, root: Path, name: str = "m1", address: str = "192.0.2.10") -> None:
+    def __init__(self, root: Path, name: str = "m1", address: str = "192.0.2.10", api: SimulatedApi | None = None) -> None:
         super().__init__(root, name, address)
-        self.api = SimulatedApi()
+        self.api = api or SimulatedApi()
+        self.tokens: list[str] = []
+        """With which it has joined."""
         self.dns: dict[str, str] = {}
         self.packages: dict[str, str] = {}
         self.findings: list[dict[str, Any]] = []
@@ -44,6 +47,15 @@ class ManagementHost(SimulatedHost):
 
     def stream(self, argv: Sequence[str | Path], *, timeout: float, on_line: Callable[[str], None]) -> int:
         words = [str(word) for word in argv]
+        if words[0] == "python3":  # listens for other hosts' connections (ckp.site.check)
+            on_line("ready")
+            return 0
+        if words[:3] == ["ckp-agent", "standalone", "join"]:
+            self.step(" ".join(words[:3]), lambda: self.join(words[3:]))
+            return 0
+        if words[:3] == ["ckp-agent", "standalone", "reset"]:
+            self.step(" ".join(words[:3]), self.reset)
+            return 0
         assert words[:3] == ["ckp-agent", "standalone", "install"], words
         options = dict(zip(words[3::2], words[4::2], strict=True))
         settings = {
@@ -53,6 +65,8 @@ class ManagementHost(SimulatedHost):
             "node_name": options["--node-name"],
             "cni": "cilium",
             "registry": "",
+            "virtual_address": options.get("--virtual-address", ""),
+            "cert_sans": ",".join(value for word, value in zip(words[3::2], words[4::2], strict=True) if word == "--cert-san"),
         }
         self.step(" ".join(words[:3]), lambda: self.install(options["--release"], options["--bundle-image"], settings))
         return 0
@@ -67,6 +81,27 @@ class ManagementHost(SimulatedHost):
             self.path(ADMIN).parent.mkdir(parents=True, exist_ok=True)
             self.path(ADMIN).write_text(f"kubeconfig of {uid}")
             self.api.start(uid)
+            self.api.join(self.name, self.address)
+
+    def join(self, words: Sequence[str]) -> None:
+        """As `ckp-agent standalone join` leaves the host, with the token of a file that only root may read."""
+        assert words[0] == "--control-plane", words
+        options = dict(zip(words[1::2], words[2::2], strict=True))
+        token = self.path(options["--token-file"])
+        assert self.access[options["--token-file"]] == "600 root root"
+        self.tokens.append(token.read_text())
+        settings = {"advertise_address": options["--advertise-address"], "node_name": options["--node-name"], "role": "control-plane"}
+        settings["virtual_address"] = self.tokens[-1].split(" ")[2]
+        self.record(self.tokens[-1].split(" ")[1], options["--bundle-image"], settings)
+        self.path(ADMIN).parent.mkdir(parents=True, exist_ok=True)
+        self.path(ADMIN).write_text("kubeconfig of another member")
+        self.api.join(self.name, self.address)
+
+    def reset(self) -> None:
+        """As `ckp-agent standalone reset` leaves it."""
+        for path in (JOURNAL, ADMIN):
+            self.path(path).unlink(missing_ok=True)
+        self.api.objects.pop(("Node", "", self.name), None)
 
     def record(self, release: str, bundle: str = "", settings: Mapping[str, str] | None = None, steps: Sequence[str] = STEPS) -> None:
         """What the host tool keeps of an installation; no cluster is made."""
@@ -160,10 +195,28 @@ class ManagementHost(SimulatedHost):
                 return (0, self.packages[package], "") if package in self.packages else (1, "", "no packages found")
             case ["dpkg", "-i", path]:
                 self.packages["ckp-agent"] = self.path(path).read_text()
+                self.path(PROGRAM).parent.mkdir(parents=True, exist_ok=True)
+                self.path(PROGRAM).write_text("the host tool")
                 return 0, "", ""
             case ["ckp-agent", "standalone", "status"]:
+                if "ckp-agent" not in self.packages and not self.journal:
+                    return 127, "", "ckp-agent: not found"
                 done = self.journal.get("done", [])
-                return int(not self.complete), "".join(f"{step}: done\n" for step in done), ""
+                return int(not self.complete), "".join(f"{step}: done\n" for step in done) or "this host is not a standalone cluster\n", ""
+            case ["ckp-agent", "standalone", "token", "create", "--control-plane", "--ttl", _]:
+                member = self.journal["member"]
+                return 0, f"secret {member['release']} {member['virtual_address']}\n", ""
+            case ["ckp-agent", "standalone", "remove-node", name]:
+                del self.api.objects["Node", "", name]
+                return 0, "", ""
+            case ["dpkg", "--purge", package]:
+                self.packages.pop(package, None)
+                self.path(PROGRAM).unlink(missing_ok=True)
+                return 0, "", ""
+            case ["true"]:
+                return 0, "", ""
+            case ["rm", "-rf", "--one-file-system", *paths]:
+                return super()._command(["rm", "-rf", "--", *paths], stdin)
             case ["id", "-u"]:
                 return 0, "0\n", ""
             case ["date", _]:
@@ -181,13 +234,23 @@ class ManagementHost(SimulatedHost):
         request = ast.literal_eval(script.rstrip().rpartition("\n")[2].removeprefix("main(").removesuffix(")"))
         if request["action"] == "answers":
             return 0, json.dumps({address: self.arp[address] for address in request["addresses"] if address in self.arp}), ""
+        if request["action"] == "connect":
+            return 0, json.dumps([[address, port, ""] for address, port in request["targets"]]), ""
         assert request["action"] == "survey", request["action"]
         listening = {int(item.listens.rpartition(":")[2]): "ckp-registry (pid 7)" for item in self.services.values() if item.pid}
         listening |= {int(socket.rpartition(":")[2]): "nginx (pid 77)" for socket in self.sockets}
         member = self.journal.get("member")
-        facts = {"hostname": self.name, "machine_id": "a" * 32, "os_id": "debian", "os_version": "12", "architecture": "amd64", "addresses": [self.address]}
+        number = self.address.rpartition(".")[2]
+        facts = {
+            "hostname": self.name,
+            "machine_id": number.zfill(32),
+            "os_id": "debian",
+            "os_version": "12",
+            "architecture": "amd64",
+            "addresses": [self.address],
+        }
         answer = {
-            "facts": {**facts, "links": [{"name": "eth0", "mac": "52:54:00:00:00:0a"}]},
+            "facts": {**facts, "links": [{"name": "eth0", "mac": f"52:54:00:00:00:{int(number):02x}"}]},
             "findings": self.findings,
             "member": member["key"] if member else "",
             "listening": [22, *listening, *([6443] if member else [])],

@@ -150,7 +150,7 @@ class SimulatedHost:
         return Registry(address, transport=transport, credentials=credentials, sleep=lambda _: None)
 
     def _answer(self, request: httpx.Request, address: str, ca: Path) -> httpx.Response:
-        service = next((item for item in self.services.values() if item.pid and item.listens == address), None)
+        service = next((item for item in self.services.values() if item.pid and item.listens in (address, f"0.0.0.0:{address.rpartition(':')[2]}")), None)
         if service is None:
             raise httpx.ConnectError("connection refused")
         try:

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ckp.catalog.models import BundleTarget
-from ckp.cli import site_changes, site_plan
+from ckp.cli import site_changes
 from ckp.cli.site import site as command
 from ckp.distribution.management import Management
 from ckp.distribution.packages.agent import agent_version
@@ -25,8 +25,9 @@ from ckp.site import described, install, publish
 from ckp.site.check import of_spec
 from ckp.site.install import Site
 from ckp.site.inventory import Inventory, SiteHost
-from ckp.site.plan import gate, look, wanted
+from ckp.site.plan import look, wanted
 from ckp.site.registry import HostedRegistry
+from ckp.site.spec.model import Host
 from tests.simulators.management_host import ManagementHost
 
 TEXT = """\
@@ -113,6 +114,7 @@ class AppliedSite:
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root, self.file = root, root / "site.yaml"
         self.host = ManagementHost(root / "host")
+        self.hosts = {self.host.name: self.host}
         self.host.dns = {"hub.example.test": "192.0.2.201", "ckp-hub.example.test": "192.0.2.201"}
         self.groups: dict[str, str] = {}
         for name in ("state", "cache", "keys"):
@@ -125,13 +127,12 @@ class AppliedSite:
         self.write()
 
         @contextmanager
-        def reached(_host: object) -> Iterator[SiteHost]:
-            yield self.host
+        def reached(host: Host) -> Iterator[SiteHost]:
+            yield self.hosts.get(host.name, self.host)
 
-        def hosted(inventory: Inventory, host: SiteHost, program: Path) -> HostedRegistry:
-            place = inventory.registry
-            state = inventory.state / "registry"
-            return HostedRegistry(host, program, place.name, place.listen, place.port, place.push_port, place.storage, state, connect=self.host.connect)
+        def hosted(host: ManagementHost, *arguments: Any, **more: Any) -> HostedRegistry:
+            more["connect"] = host.connect
+            return HostedRegistry(host, *arguments, **more)
 
         def kubectl(_site: Site, *words: str, stdin: str | None = None, timeout: float = 0, check: bool = True) -> Finished:
             code, out, err = self.host.step(f"kubectl {words[0]}", lambda: self.host.api.kubectl(words, stdin))
@@ -141,8 +142,7 @@ class AppliedSite:
 
         for user in (described, of_spec):
             monkeypatch.setattr(user, "reached", reached)
-        for module in (publish, gate, site_plan):
-            monkeypatch.setattr(module, "hosted_registry", hosted)
+        monkeypatch.setattr(publish, "HostedRegistry", hosted)
         monkeypatch.setattr(site_changes, "make_release", lambda _catalog, release, inventory, *_: self.made(release.name, inventory))
         monkeypatch.setattr(site_changes, "verified_release", lambda archive, _keyring, inventory, *_: self.made(archive.stem, inventory))
         monkeypatch.setattr(install, "verify_package", lambda *_, **__: None)
@@ -153,6 +153,12 @@ class AppliedSite:
         for caller in (site_apply, look):
             monkeypatch.setattr(caller, "Session", lambda _config: FakeSession(self.groups))
         monkeypatch.setattr(wanted, "build_key", lambda _catalog, source, _stamp: f"{source.component} {source.version}")
+
+    def add(self, name: str, address: str) -> ManagementHost:
+        """Another machine, which the file may name; its cluster, once it is in one, is that of the others."""
+        self.hosts[name] = ManagementHost(self.root / "hosts" / f"{name}-{len(self.hosts)}", name, address, self.host.api)
+        self.hosts[name].dns = self.host.dns
+        return self.hosts[name]
 
     def made(self, name: str, inventory: Inventory | None = None) -> Release:
         """A release for a site, whether it was built or read from a file."""
@@ -201,7 +207,7 @@ class AppliedSite:
 
     def everything(self) -> dict[str, str]:
         """The host, its cluster, and all that this machine keeps but for caches and the lock of applying: path -> content."""
-        other = ("cache", "host", "ckp-agent.deb")
+        other = ("cache", "host", "hosts", "ckp-agent.deb")
         own = [path for path in sorted(self.root.rglob("*")) if path.is_file() and path.relative_to(self.root).parts[0] not in other]
         here = {str(path.relative_to(self.root)): f"{sha256_bytes(path.read_bytes())} {path.stat().st_mode:o}" for path in own if path.name != "apply.lock"}
         services = {unit: f"{item.starts} {item.active}" for unit, item in self.host.services.items()}
@@ -210,5 +216,5 @@ class AppliedSite:
 
 
 def _pod(name: str, image: str) -> dict[str, Any]:
-    spec = {"template": {"spec": {"containers": [{"name": name, "image": image}]}}}
+    spec = {"selector": {"matchLabels": {"app": name}}, "template": {"spec": {"containers": [{"name": name, "image": image}]}}}
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": f"{name}-system"}, "spec": spec}

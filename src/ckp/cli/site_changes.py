@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from ckp.catalog.load import Catalog, Profile
+from ckp.catalog.models import BundleTarget
 from ckp.cli.distribution.release import PROFILE_OPTION
 from ckp.cli.site import site_file
 from ckp.cli.up import made_titles, make_release, verified_release
@@ -24,21 +25,25 @@ from ckp.kits.steps import Steps
 from ckp.site import apply as site_apply
 from ckp.site import described
 from ckp.site import releases as site_releases
+from ckp.site import status as site_status
 from ckp.site.check import of_spec
 from ckp.site.check.rules import IGNORABLE, require_sound
 from ckp.site.check.run import check
 from ckp.site.install import KUBECONFIG, Site
-from ckp.site.inventory import Inventory, SiteHost
+from ckp.site.inventory import Inventory, SiteHosts
 from ckp.site.plan.gate import require_possible
 from ckp.site.plan.wanted import remember, sources
-from ckp.site.registry import REGISTRY_STATE, HostedRegistry
+from ckp.site.publish import hosted_registry
+from ckp.site.registry import HostedRegistry
 from ckp.site.spec.model import SiteSpec
 from ckp.site.spec.read import read_site
 
-LOOKING = "Looking at the management host"
+LOOKING = "Looking at the management hosts"
 LOCK_SECONDS = 5.0
 """How long another change of the site is waited for."""
-CHECKING = "Checking the management host and its network"
+CHECKING = "Checking the management hosts and their network"
+ANY_SYSTEM = BundleTarget(os="debian", os_version="12")
+"""Where it does not matter what the hosts run."""
 RELEASE_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 ARCHIVES_OPTION = click.option(
     "--from",
@@ -51,13 +56,12 @@ KEYRING_OPTION = click.option("--keyring", type=RELEASE_FILE, default=None, help
 
 
 @contextmanager
-def management(file: Path) -> Iterator[tuple[SiteSpec, SiteHost]]:
-    """The site of a file with its management host, for as long as the block lasts. InvalidInput if this version can't apply it."""
+def management(file: Path) -> Iterator[tuple[SiteSpec, SiteHosts]]:
+    """The site of a file with its management hosts, for as long as the block lasts. InvalidInput if this version can't apply it."""
     spec = read_site(file)
     described.require_applicable(spec)
-    [host] = spec.management.hosts or ()
-    with described.reached(host) as found:
-        yield spec, found
+    with described.reached_hosts(spec) as hosts:
+        yield spec, hosts
 
 
 def only_change(spec: SiteSpec) -> AbstractContextManager[None]:
@@ -66,12 +70,12 @@ def only_change(spec: SiteSpec) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def changing(file: Path) -> Iterator[tuple[SiteSpec, SiteHost]]:
-    """The site of a file with its management host, as `management`, while no other command changes it: the file is read when that is so."""
+def changing(file: Path) -> Iterator[tuple[SiteSpec, SiteHosts]]:
+    """The site of a file with its management hosts, as `management`, while no other command changes it: the file is read when that is so."""
     spec = read_site(file)
     described.require_applicable(spec)
-    with only_change(spec), management(file) as (found, host):
-        yield found, host
+    with only_change(spec), management(file) as (found, hosts):
+        yield found, hosts
 
 
 @click.command()
@@ -89,22 +93,23 @@ def changing(file: Path) -> Iterator[tuple[SiteSpec, SiteHost]]:
 def apply(file: Path, profile: Profile, archives: tuple[Path, ...], keyring: Path | None, ignored: tuple[str, ...]) -> None:
     """Make the site as its file describes it. What is so already is left alone: after a break, the same command goes on.
 
-    First it checks the host as `ckp site check` does, and what would change as `ckp site plan` does: what is refused there ends it before
+    First it checks the hosts as `ckp site check` does, and what would change as `ckp site plan` does: what is refused there ends it before
     anything is changed.
     """
-    with changing(file) as (spec, host):
+    with changing(file) as (spec, hosts):
         catalog = Catalog()
         wanted = [catalog.release(name) for name in spec.releases]
         made = [f"Reading and verifying {archive.name}" for archive in archives]
         made += [title for release in wanted[len(archives) :] for title in made_titles(release)]
         with planned("site apply", [CHECKING, LOOKING, *made, *site_apply.TITLES]) as steps:
             with steps.step(CHECKING):
-                require_sound(check(of_spec.describe(spec, [host])), ignored, steps.say)
+                require_sound(check(of_spec.describe(spec, hosts.masters)), ignored, steps.say)
             with steps.step(LOOKING):
-                inventory = described.inventory_for(spec, host, wanted)
-                described.require_address(host)
-                steps.say(f"{host.name} ({host.address}) runs {inventory.os.os} {inventory.os.os_version}")
-                require_possible(host, inventory, spec.releases, site_releases.of_management(host, spec.releases))
+                inventory, host = described.inventory_for(spec, hosts, wanted), hosts.management
+                for each in hosts.masters:
+                    described.require_address(each)
+                    steps.say(f"{each.name} ({each.address}) runs {inventory.os.os} {inventory.os.os_version}")
+                require_possible(inventory, spec.releases, site_releases.of_management(host, spec.releases))
                 choice = site_releases.choose(host, spec.releases)
                 steps.say(f"releases: {', '.join(choice.names)}; the management cluster is of {choice.management}")
                 for name in choice.leaving:
@@ -138,8 +143,8 @@ Try next:
 @output_option
 def status(file: Path, output: str) -> None:
     """Show what of a site is as it should be. Exit code 1 if something is not."""
-    with management(file) as (spec, host):
-        parts = list(site_apply.status(host, registry_of(spec, host)))
+    with management(file) as (spec, hosts):
+        parts = list(site_status.status(hosts, registries_of(spec, hosts)))
     if output not in ("json", "yaml"):
         echo(table([Column("PART", lambda part: part.name), Column("STATE", lambda part: part.state), Column("DETAIL", lambda part: part.detail)], parts))
     else:
@@ -152,24 +157,22 @@ def status(file: Path, output: str) -> None:
 @site_file
 @click.option("--confirm", metavar="NAME", default="", help="The site's name, to say that it is this one.")
 @click.option("--force", is_flag=True, help="Also while it carries workload clusters: they are lost.")
-@click.option("--keep-images", is_flag=True, help="Leave the registry's content on its host.")
+@click.option("--keep-images", is_flag=True, help="Leave the registry's content on its hosts.")
 def remove(file: Path, confirm: str, force: bool, keep_images: bool) -> None:
-    """Take everything of a site from its management host, which is then as it was before."""
-    with management(file) as (spec, host):
+    """Take everything of a site from its management hosts, which are then as they were before."""
+    with management(file) as (spec, hosts):
         name = spec.metadata.name
         if confirm != name:
             raise InvalidInput("removing a site has to be confirmed, and nothing was changed", resolution=f"--confirm {name}")
         state = described.state_folder(spec)
         with only_change(spec):
-            site_apply.remove(host, registry_of(spec, host), state, click.echo, force=force, keep_images=keep_images)
+            site_apply.remove(hosts, registries_of(spec, hosts), state, click.echo, force=force, keep_images=keep_images)
 
 
-def registry_of(spec: SiteSpec, host: SiteHost) -> HostedRegistry:
-    """The site's registry, to be looked at or removed: no program is needed for that."""
-    own = spec.registry.own
-    assert own is not None
-    state = described.state_folder(spec) / REGISTRY_STATE
-    return HostedRegistry(host, Path("/nonexistent"), own.name, host.address, own.port, own.push_port, str(own.storage), state)
+def registries_of(spec: SiteSpec, hosts: SiteHosts) -> list[HostedRegistry]:
+    """The site's registry on each of its management hosts, to be looked at or removed: no program is needed for that, nor what the hosts run."""
+    inventory = described.inventory(spec, hosts, ANY_SYSTEM)
+    return [hosted_registry(inventory, host, Path("/nonexistent")) for host in hosts.masters]
 
 
 def take_releases(archives: Sequence[Path], keyring: Path | None, inventory: Inventory, offered: Sequence[str], steps: Steps) -> dict[str, ImportedRelease]:

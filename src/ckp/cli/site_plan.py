@@ -82,21 +82,22 @@ def exit_code(found: Sequence[Change]) -> int:
 
 
 def _changes(file: Path, profile: Profile, archives: Sequence[Path], keyring: Path | None) -> list[Change]:
-    with management(file) as (spec, host):
+    with management(file) as (spec, hosts):
         catalog = Catalog()
         releases = [catalog.release(name) for name in spec.releases]
         reading = [f"Reading and verifying {archive.name}" for archive in archives]
         with planned("site plan", [LOOKING, *reading], sys.stderr) as steps:
             with steps.step(LOOKING):
-                inventory = described.inventory_for(spec, host, releases)
-                described.require_address(host)
-                chosen = of_management(host, spec.releases)
+                inventory = described.inventory_for(spec, hosts, releases)
+                for host in hosts.masters:
+                    described.require_address(host)
+                chosen = of_management(hosts.management, spec.releases)
                 named = [release for release in releases if release.name == chosen]
                 program = wanted.registry_program(catalog, named[0], profile) if named else Path("/nonexistent")
             dists = take_releases(archives, keyring, inventory, spec.releases, steps)
             if chosen in dists:
                 program = dists[chosen].built["distribution"].binary("registry")
-            seen = look(host, inventory, hosted_registry(inventory, host, program))
+            seen = look(inventory, lambda host: hosted_registry(inventory, host, program))
             if dists.keys() == set(spec.releases) and chosen in dists:
                 offered = seen.layer.offered if seen.layer else None
                 what = wanted.from_files(dists, chosen, inventory, offered.withdrawing(spec.releases) if offered else {})

@@ -10,7 +10,7 @@ import click
 from ckp.catalog.load import Catalog, Profile
 from ckp.cli.distribution.release import PROFILE_OPTION
 from ckp.cli.site import RELEASE, site_file
-from ckp.cli.site_changes import KEYRING_OPTION, RELEASE_FILE, changing, management, registry_of, take_releases
+from ckp.cli.site_changes import KEYRING_OPTION, RELEASE_FILE, changing, management, registries_of, take_releases
 from ckp.cli.up import made_titles, make_release
 from ckp.cli.view.output import Column, echo, output_option, show_data, table
 from ckp.cli.view.progress import planned
@@ -18,8 +18,8 @@ from ckp.distribution.bundles import PREFIX
 from ckp.kits.errors import CkpError, Conflict, NotFound
 from ckp.site import described
 from ckp.site import releases as site_releases
-from ckp.site.inventory import SiteHost
-from ckp.site.publish import publish_to
+from ckp.site.inventory import SiteHost, SiteHosts
+from ckp.site.publish import publish_to, replicate
 from ckp.site.registry import HostedRegistry
 from ckp.site.releases import Listed, Offered
 from ckp.site.spec.edit import set_releases
@@ -50,8 +50,8 @@ def release() -> None:
 @output_option
 def list_releases(file: Path, output: str) -> None:
     """List the releases that a site offers, what uses them, and what its file says beyond that."""
-    with management(file) as (spec, host):
-        found = site_releases.listed(host, spec.releases)
+    with management(file) as (spec, hosts):
+        found = site_releases.listed(hosts.management, spec.releases)
     if output in ("json", "yaml"):
         show_data({"items": [{**asdict(item), "state": item.state.value, "clusters": list(item.clusters)} for item in found]}, output)
     else:
@@ -69,22 +69,25 @@ def add(name: str, file: Path, profile: Profile, archive: Path | None, keyring: 
 
     It is offered once all of it is in the registry. What clusters run does not change. After a break, the same command goes on.
     """
-    with changing(file) as (spec, host):
-        catalog = Catalog()
+    with changing(file) as (spec, hosts):
+        catalog, host = Catalog(), hosts.management
         wanted = catalog.release(name)
         made = [f"Reading and verifying {archive.name}"] if archive else made_titles(wanted)
         with planned("site release add", [LOOKING, *made, f"Filling the registry: {name}", f"Offering {name}"]) as steps:
             with steps.step(LOOKING):
                 require_offered(spec, host)
-                registry = serving_registry(spec, host)
+                registry, *more = serving_registries(spec, hosts)
                 if registry.client().digest(f"{PREFIX}/{FIRST_PUSHED}", wanted.stamp) is None:  # it is there already if a run before was killed
-                    registry.require_space(ANOTHER_GIB, what=name)
-                inventory = described.inventory_for(spec, host, [wanted])
+                    for each in (registry, *more):
+                        each.require_space(ANOTHER_GIB, what=name)
+                inventory = described.inventory_for(spec, hosts, [wanted])
             dist = take_releases([archive], keyring, inventory, [name], steps)[name] if archive else make_release(catalog, wanted, inventory, steps, profile)
             with steps.step(f"Filling the registry: {name}"):
                 if set_releases(file, [*spec.releases, name]):
                     steps.say(f"{file} names {name} now")
                 published = publish_to(registry, registry.client(), dist, inventory, steps.say)
+                for each in more:
+                    replicate(registry.client(), each.client(), steps.say)
             with steps.step(f"Offering {name}"):
                 site_releases.write(host, require_offered(spec, host).with_releases(published.installed), inventory.state)
                 site_releases.settle(host, steps.say)
@@ -100,10 +103,11 @@ def remove(name: str, file: Path) -> None:
     Refused while a cluster or the management cluster uses it. What other releases share stays. After a break, the same command goes on.
     """
     offering, deleting = f"Taking {name} out of the offered releases", f"Deleting the content of {name} from the registry"
-    with changing(file) as (spec, host), planned("site release remove", [LOOKING, offering, deleting]) as steps:
+    with changing(file) as (spec, hosts), planned("site release remove", [LOOKING, offering, deleting]) as steps:
+        host = hosts.management
         with steps.step(LOOKING):
             offered = require_offered(spec, host)
-            registry = serving_registry(spec, host)
+            registries = serving_registries(spec, hosts)
             rest = [other for other in spec.releases if other != name]
             if name not in {*offered.releases.releases, *offered.withdrawn, *spec.releases}:
                 known = ", ".join(offered.releases.releases)
@@ -120,7 +124,7 @@ def remove(name: str, file: Path) -> None:
                 site_releases.write(host, offered.without([name]), state)
         with steps.step(deleting):
             try:
-                site_releases.finish_removal(host, registry.client(), state, steps.say)
+                site_releases.finish_removal(host, [registry.client() for registry in registries], state, steps.say)
             except Conflict:
                 if name in require_offered(spec, host).releases.releases:
                     set_releases(file, [*rest, name])  # it is offered again
@@ -139,14 +143,19 @@ def require_offered(spec: SiteSpec, host: SiteHost) -> Offered:
     return offered
 
 
-def serving_registry(spec: SiteSpec, host: SiteHost) -> HostedRegistry:
-    """The site's registry, which serves; CkpError if it does not, or if this machine has no password for it."""
-    registry = registry_of(spec, host)
+def serving_registries(spec: SiteSpec, hosts: SiteHosts) -> list[HostedRegistry]:
+    """The site's registry on each of its hosts, that of the host that is acted on first; all of them serve.
+
+    Raises:
+        CkpError: one does not serve, or this machine has no password for them.
+    """
+    registries = sorted(registries_of(spec, hosts), key=lambda each: each.host.name != hosts.management.name)
     again = f"run `ckp site apply -f {spec.file}`"
-    if not registry.ca.exists():
-        raise NotFound(
-            f"this machine has no CA of {registry.address}: the site was set up from another one", resolution=f"restore {registry.folder}, or {again}"
-        )
-    if silent := registry.silent():
-        raise CkpError(f"the site's registry does not answer at {' and '.join(silent)}, and nothing was changed", resolution=again)
-    return registry
+    for registry in registries:
+        if not registry.ca.exists():
+            raise NotFound(
+                f"this machine has no CA of {registry.address}: the site was set up from another one", resolution=f"restore {registry.folder}, or {again}"
+            )
+        if silent := registry.silent():
+            raise CkpError(f"the site's registry does not answer at {' and '.join(silent)}, and nothing was changed", resolution=again)
+    return registries

@@ -1,13 +1,11 @@
-"""What is done with a site that a file describes: it is made so, looked at, and removed."""
+"""What is done with a site that a file describes: it is made so, and removed."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ckp.clients.compass import Session, read_config
 from ckp.distribution.release import Deliverable
@@ -16,12 +14,11 @@ from ckp.kits.steps import Steps
 from ckp.site import described, releases
 from ckp.site.enrol import Enrolment
 from ckp.site.install import AGENT_CONFIG, Site, forget
-from ckp.site.inventory import SiteHost
+from ckp.site.inventory import SiteHost, SiteHosts
 from ckp.site.management import ADMIN, kubectl
-from ckp.site.publish import publish, publish_to
+from ckp.site.publish import publish_all, registry_servers
 from ckp.site.registry import HostedRegistry
 
-NAMESPACES = ("cert-manager", "capi-system", "capi-kubeadm-bootstrap-system", "ckp-system")
 NO_CLUSTER = "this host is not a standalone cluster"
 """What `ckp-agent standalone status` says where there is none."""
 TITLES = (
@@ -32,9 +29,11 @@ TITLES = (
 )
 REMOVING = "Deleting releases that are no longer offered from the registry"
 
+Say = Callable[[str], None]
+
 
 def apply(site: Site, steps: Steps, others: Sequence[Deliverable] = ()) -> None:
-    """Make the site's host what its inventory says; what is so already is left alone, so a run that was killed goes on by running it again.
+    """Make the site's hosts what its inventory says; what is so already is left alone, so a run that was killed goes on by running it again.
 
     Args:
         site: with the release that the management cluster and its layer are of (ckp.site.releases.choose).
@@ -45,10 +44,11 @@ def apply(site: Site, steps: Steps, others: Sequence[Deliverable] = ()) -> None:
         CkpError: a step failed; it is named in the lines before.
     """
     filling, standalone, layer, opening = TITLES
+    inventory = site.inventory
     with steps.step(filling):
-        described.name_registry(site.management, site.inventory.registry, steps.say)
-        published = publish(site.dist, site.inventory, steps.say)
-        more = [publish_to(published.registry, published.registry.client(), dist, site.inventory, steps.say) for dist in others]
+        for host in inventory.hosts.masters:
+            described.name_registry(host, inventory.on(host).registry, steps.say, inventory.registry_addresses)
+        published, *more = publish_all(site.dist, inventory, steps.say, others)
     with steps.step(standalone):
         site.install_standalone(published)
     with steps.step(layer):
@@ -63,55 +63,8 @@ def apply(site: Site, steps: Steps, others: Sequence[Deliverable] = ()) -> None:
             session.close()
     if withdrawn:
         with steps.step(REMOVING):
-            releases.finish_removal(site.management, published.registry.client(), site.inventory.state, steps.say)
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of a site as it was seen.
-
-    Args:
-        state: `ok`, or in a word what is wrong.
-        detail: in a sentence.
-    """
-
-    name: str
-    state: str
-    detail: str = ""
-
-
-def status(host: SiteHost, registry: HostedRegistry) -> Iterator[Part]:
-    """What of the site is as it should be: the host, its cluster, the registry, and each Deployment of the management layer. It changes nothing."""
-    try:
-        host.run(["true"], timeout=30)
-    except CkpError as error:
-        yield Part("host", "unreachable", error.brief)
-        return
-    yield Part("host", "ok", f"{host.name} ({host.address})")
-    if not registry.ca.exists():
-        yield Part("registry", "unknown", f"this machine has no CA of {registry.address}: the site was set up from another one")
-    else:
-        silent = registry.silent()
-        yield Part("registry", "down" if silent else "ok", f"no answer at {' and '.join(silent)}" if silent else registry.address)
-    found = host.run(["ckp-agent", "standalone", "status"], timeout=60, check=False)
-    missing = [line for line in (found.stdout or found.stderr).splitlines() if not line.endswith(": done")]
-    yield Part("cluster", "ok" if found.code == 0 else "not installed", missing[0].strip() if missing else "its steps are done")
-    if found.code == 0:
-        try:
-            yield from _deployments(host)
-        except CkpError as error:
-            yield Part("management API", "not answering", error.brief)
-
-
-def _deployments(host: SiteHost) -> Iterator[Part]:
-    for namespace in NAMESPACES:
-        asked = kubectl(host, "get", "deployments", f"--namespace={namespace}", "--output=json")
-        items: list[dict[str, Any]] = json.loads(asked)["items"]
-        if not items:
-            yield Part(namespace, "missing", "it has no Deployment")
-        for item in items:
-            wanted, ready = int(item["spec"].get("replicas", 1)), int(item["status"].get("readyReplicas", 0))
-            yield Part(f"{namespace}/{item['metadata']['name']}", "ok" if ready >= wanted else "not ready", f"{ready} of {wanted} ready")
+            registries = [server.client() for server in registry_servers(site.dist, inventory)]
+            releases.finish_removal(site.management, registries, inventory.state, steps.say)
 
 
 def workload_clusters(host: SiteHost) -> list[str]:
@@ -125,25 +78,38 @@ def workload_clusters(host: SiteHost) -> list[str]:
     return [f"{item['metadata']['namespace']}/{item['metadata']['name']}" for item in items]
 
 
-def remove(host: SiteHost, registry: HostedRegistry, state: Path, say: Callable[[str], None], *, force: bool = False, keep_images: bool = False) -> None:
-    """Take from the host what `apply` brought; what is gone already is fine.
+def remove(hosts: SiteHosts, registries: Sequence[HostedRegistry], state: Path, say: Say, *, force: bool = False, keep_images: bool = False) -> None:
+    """Take from the hosts what `apply` brought; what is gone already is fine. The host that is acted on comes last: with it goes the cluster.
 
     Args:
+        registries: of each of the management hosts.
         state: what this machine keeps of the site.
         force: also while it carries workload clusters, which are lost then.
-        keep_images: leave the registry's content on the host.
+        keep_images: leave the registry's content on the hosts.
 
     Raises:
-        Conflict: it carries workload clusters, or has the registry of another site; nothing was changed.
+        Conflict: it carries workload clusters, or a host has the registry of another site; nothing was changed.
         CkpError: something could not be removed; running it again goes on.
     """
-    registry.refuse_removal()  # before the reset: a file with a wrong address names another site's host
-    if not force and (clusters := workload_clusters(host)):
+    for registry in registries:
+        registry.refuse_removal()  # before the reset: a file with a wrong address names another site's host
+    if not force and (clusters := workload_clusters(hosts.management)):
         raise Conflict(
             f"the site carries {len(clusters)} workload clusters, and nothing was removed",
             details="\n".join(clusters),
             resolution="delete them first (ckp cluster delete NAME --wait), or lose them: --force",
         )
+    ordered = sorted(registries, key=lambda registry: registry.host.name == hosts.management.name)
+    for registry in ordered:
+        _remove_from(registry, say, keep_images=keep_images)
+    forget(state)
+    for registry in registries:
+        if not keep_images and registry.folder.exists():
+            shutil.rmtree(registry.folder)
+
+
+def _remove_from(registry: HostedRegistry, say: Say, *, keep_images: bool) -> None:
+    host = registry.host
     if host.run(["test", "-e", "/usr/bin/ckp-agent"], timeout=30, check=False).code == 0:
         if NO_CLUSTER not in host.run(["ckp-agent", "standalone", "status"], timeout=60, check=False).stdout:
             code = host.stream(["ckp-agent", "standalone", "reset"], timeout=900, on_line=say)
@@ -153,7 +119,4 @@ def remove(host: SiteHost, registry: HostedRegistry, state: Path, say: Callable[
     host.run(["rm", "-rf", "--one-file-system", AGENT_CONFIG, "/var/cache/ckp-agent.deb"], timeout=60, what="removing the agent's settings")
     registry.remove(storage=not keep_images)
     described.forget_registry_name(host)
-    forget(state)
-    if not keep_images and registry.folder.exists():
-        shutil.rmtree(registry.folder)
     say(f"{host.name} is as it was before{', but for ' + registry.storage + ' with the images' if keep_images else ''}")

@@ -6,15 +6,15 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ckp.catalog.models import BundleTarget, Release
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, Conflict, InvalidInput
 from ckp.rules.claims import system_name
-from ckp.site.inventory import HostGroup, Inventory, SiteHost, SiteNetwork, SiteRegistry
+from ckp.site import management
+from ckp.site.inventory import HostGroup, Inventory, KnownHosts, SiteHost, SiteHosts, SiteNetwork, SiteRegistry
 from ckp.site.local import LocalHost
 from ckp.site.spec.model import Host, SiteSpec
 from ckp.site.ssh import SshHost, SshSettings
@@ -24,14 +24,6 @@ MARK = "# CKP's registry"
 """Ends the line that CKP adds to HOSTS_FILE."""
 GROUP = HostGroup("default", "Workers of this site")
 """Where the file names none."""
-
-
-@dataclass(frozen=True)
-class DescribedHosts:
-    """The management host of a site. Its workers enrol by themselves."""
-
-    management: SiteHost
-    workers: Sequence[SiteHost] = ()
 
 
 def state_folder(spec: SiteSpec) -> Path:
@@ -77,6 +69,25 @@ def reached(described: Host) -> Iterator[SiteHost]:
             host.close()
 
 
+@contextmanager
+def reached_hosts(spec: SiteSpec) -> Iterator[SiteHosts]:
+    """The management hosts of the file, for as long as the block lasts. The site's workers enrol by themselves."""
+    with ExitStack() as stack:
+        masters = [stack.enter_context(reached(each)) for each in spec.management.hosts or ()]
+        yield KnownHosts(acting(masters), masters)
+
+
+def acting(masters: Sequence[SiteHost]) -> SiteHost:
+    """The host by which the management cluster is reached: the first one that has it and answers, otherwise the first one of the file."""
+    for host in masters[: len(masters) if len(masters) > 1 else 0]:
+        try:
+            if management.exists(host):
+                return host
+        except CkpError:
+            continue  # it is not reached: whoever needs it will say so
+    return masters[0]
+
+
 def operating_system(host: SiteHost, release: Release) -> BundleTarget:
     """What a host runs, as a release's bundles name it.
 
@@ -110,24 +121,30 @@ def worker_systems(spec: SiteSpec, release: Release) -> tuple[BundleTarget, ...]
     return tuple(known[name] for name in wanted)
 
 
-def inventory_for(spec: SiteSpec, host: SiteHost, releases: Sequence[Release]) -> Inventory:
+def inventory_for(spec: SiteSpec, hosts: SiteHosts, releases: Sequence[Release]) -> Inventory:
     """The site's inventory for releases, each of which has bundles for what its hosts run. `require_applicable` has passed.
 
     Raises:
-        InvalidInput: one has none for the management host, or for one of `workers.systems`.
+        InvalidInput: one has none for a management host, or for one of `workers.systems`; or management hosts run different systems.
     """
-    [system, *_] = [operating_system(host, release) for release in releases]
+    systems = {host.name: operating_system(host, release) for host in hosts.masters for release in releases}
+    if len(set(systems.values())) > 1:
+        raise InvalidInput(
+            f"the management hosts run different systems: {', '.join(f'{name} {each.system}' for name, each in systems.items())}",
+            resolution="take hosts with the same one",
+        )
     [others, *_] = [worker_systems(spec, release) for release in releases]
-    return inventory(spec, host, system, others)
+    return inventory(spec, hosts, systems[hosts.management.name], others)
 
 
-def inventory(spec: SiteSpec, host: SiteHost, system: BundleTarget, others: Sequence[BundleTarget] = ()) -> Inventory:
+def inventory(spec: SiteSpec, hosts: SiteHosts, system: BundleTarget, others: Sequence[BundleTarget] = ()) -> Inventory:
     """The site's inventory. `require_applicable` has passed.
 
     Args:
-        system: what the management host runs.
+        system: what its management hosts run.
         others: what workers run beside that.
     """
+    host = hosts.management
     own, addresses = spec.registry.own, spec.addresses
     pool = addresses.load_balancers.cilium_pool
     assert own is not None and pool is not None
@@ -140,11 +157,13 @@ def inventory(spec: SiteSpec, host: SiteHost, system: BundleTarget, others: Sequ
         management_services=str(addresses.management_services),
         compass_names=tuple(map(str, addresses.compass.names)),
         hub_names=tuple(map(str, addresses.hub.names)),
+        virtual_address=str(addresses.api.virtual_address or ""),
+        api_names=tuple(dict.fromkeys(map(str, (*addresses.api.names, *addresses.api.cert_sans)))),
     )
     registry = SiteRegistry(own.name, host.address, own.port, host, own.push_port, str(own.storage))
     group = HostGroup(spec.workers.group.name, spec.workers.group.description) if spec.workers and spec.workers.group else GROUP
     values = {chart: dict(value) for chart, value in spec.addon_values.items()}
-    return Inventory(system, DescribedHosts(host), registry, network, group, "ssh {host}", dict(spec.host_settings), values, state_folder(spec), others)
+    return Inventory(system, hosts, registry, network, group, "ssh {host}", dict(spec.host_settings), values, state_folder(spec), others)
 
 
 def require_address(host: SiteHost) -> None:
@@ -158,8 +177,13 @@ def require_address(host: SiteHost) -> None:
         )
 
 
-def name_registry(host: SiteHost, registry: SiteRegistry, say: Callable[[str], None]) -> None:
+def name_registry(host: SiteHost, registry: SiteRegistry, say: Callable[[str], None], also: Collection[str] = ()) -> None:
     """Let a host find the registry by its name: as its resolver does, otherwise by a line in /etc/hosts.
+
+    Args:
+        registry: the host's own.
+        also: addresses of the site's other registries with the same content. A resolver may name them, and the host gets its own all the same:
+            it has to pull when the others are away, or not there yet.
 
     Raises:
         Conflict: the name leads somewhere else.
@@ -169,7 +193,7 @@ def name_registry(host: SiteHost, registry: SiteRegistry, say: Callable[[str], N
         return
     text = host.pull(HOSTS_FILE).decode(errors="surrogateescape")
     rest = without_ours(text)
-    if not found or rest != text:  # no name, or ours of an earlier address
+    if rest != text or found <= {registry.listen, *also}:  # ours of an earlier address, no name, or another host of the site
         whole = rest if not rest or rest.endswith("\n") else f"{rest}\n"
         host.push(f"{whole}{registry.listen} {registry.name} {MARK}\n".encode(errors="surrogateescape"), HOSTS_FILE)
         say(f"{HOSTS_FILE} on {host.name} names {registry.name} now")

@@ -12,6 +12,7 @@ import shutil
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ from ckp.kits.errors import CkpError
 from ckp.kits.files import atomic_write, sha256_bytes
 from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
+from ckp.site import members
 from ckp.site.inventory import Inventory, SiteHost, SiteNetwork
-from ckp.site.management import ADMIN
+from ckp.site.management import ADMIN, exists, installed_release
 from ckp.site.publish import Published, Withdrawn, registry_server, releases_config
 from ckp.site.registry import SiteRegistryServer
+from ckp.site.spread import spread
 from ckp.verify.packages import verify_package
 
 FIELD_MANAGER = "--field-manager=ckp-up"
@@ -39,6 +42,10 @@ CKP_GROUP = "ckp"
 """The last group of what is applied: CKP's own."""
 KUBECONFIG, ROOT_CA, APPLIED = "management.kubeconfig", "root-ca.pem", "applied"
 """What this machine keeps of an installation, below its inventory's `state`."""
+
+
+def _spread(render: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return spread(render())
 
 
 def forget_applied(state: Path, group: str) -> None:
@@ -121,24 +128,46 @@ class Site:
     # -- the management cluster
 
     def install_standalone(self, published: Published) -> None:
-        """The twelve steps on the management host; a finished installation is left as it is.
+        """The twelve steps on the management host, which the others join; what is finished is left as it is.
 
         Raises:
             CkpError: one of the steps failed; it is named in the lines before.
         """
         host = self.management
         self.install_agent(host)
-        if host.run(["ckp-agent", "standalone", "status"], timeout=30, check=False).code == 0:
+        if exists(host):
             self.say(f"{host.name} is a cluster already")
         else:
             self._twelve_steps(host, published)
         atomic_write(self.kubeconfig, host.pull(ADMIN), mode=0o600)
+        self._join_others(published)
+
+    def _join_others(self, published: Published) -> None:
+        others = [host for host in self.inventory.hosts.masters if host.name != self.management.name]
+        if not others:
+            return
+        for host in others:
+            self.install_agent(host)
+        joined = {self.management.name, *(host.name for host in others if installed_release(host))}
+        members.remove_gone(self.management, members.gone(members.members(self.management), self.inventory.hosts.masters, joined), self.say)
+        for host in others:
+            members.join(self.management, host, self._bundle(published), self.say)
+        members.spread_dns(self.management, self.say)
+
+    @staticmethod
+    def _bundle(published: Published) -> list[str]:
+        """Options of the host tool."""
+        return ["--bundle-image", published.host_bundle.image, "--registry-ca", REGISTRY_CA]
 
     def _twelve_steps(self, host: SiteHost, published: Published) -> None:
         bundle, network = published.host_bundle, self.inventory.network
-        argv = ["ckp-agent", "standalone", "install", "--bundle-image", bundle.image, "--registry-ca", REGISTRY_CA]
+        argv = ["ckp-agent", "standalone", "install", *self._bundle(published)]
         argv += ["--pod-cidr", network.management_pods, "--service-cidr", network.management_services]
         argv += ["--advertise-address", host.address, "--node-name", host.name, "--release", bundle.release]
+        if network.virtual_address:
+            argv += ["--virtual-address", network.virtual_address]
+        for name in network.api_names:
+            argv += ["--cert-san", name]
         code = host.stream(argv, timeout=1800, on_line=self.say)
         if code != 0:
             raise CkpError(
@@ -198,12 +227,15 @@ class Site:
             # The table comes first: pods that its digest rolls out again must not start with the one before it.
             return [config, *management.ckp({**self.settings(), "RELEASES_DIGEST": digest})]
 
-        return {
+        found: dict[str, Callable[[], list[dict[str, Any]]]] = {
             "foundation": management.foundation,
             "cert-manager": management.cert_manager,
             "cluster-api": lambda: management.cluster_api(kubectl),
             CKP_GROUP: ckp,
         }
+        if len(self.inventory.hosts.masters) > 1:
+            return {name: partial(_spread, render) for name, render in found.items()}
+        return found
 
     def settings(self) -> dict[str, str]:
         """The `@NAME@` places of deploy/ that are this site's."""

@@ -7,7 +7,7 @@ and knows nothing else of where it runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from itertools import chain
 from pathlib import Path
@@ -65,13 +65,27 @@ class SiteHosts(Protocol):
 
     @property
     def management(self) -> SiteHost:
-        """The host that carries the management cluster."""
+        """The host by which the management cluster is reached: one of `masters`, that has it already if any has."""
+        ...
+
+    @property
+    def masters(self) -> Sequence[SiteHost]:
+        """The hosts that carry the management cluster: one, three or five."""
         ...
 
     @property
     def workers(self) -> Sequence[SiteHost]:
         """The hosts that are enrolled, for workload clusters."""
         ...
+
+
+@dataclass(frozen=True)
+class KnownHosts:
+    """Hosts that were named before anything was done, as `SiteHosts` has them."""
+
+    management: SiteHost
+    masters: Sequence[SiteHost]
+    workers: Sequence[SiteHost] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,7 @@ class SiteRegistry:
         name: the host name that hosts know it by; bundles name it, and they are signed.
         listen: the IPv4 address that it listens on, of `host` or of this machine.
         host: the host that runs it, for good (ckp.site.registry); None: this machine runs it, and takes pushes from everybody who reaches it.
+            Where the site has several management hosts, each runs one with the same content, and `Inventory.on` gives each its own.
         push_port: where `host` takes pushes.
         storage: the folder of its content on `host`.
     """
@@ -115,6 +130,9 @@ class SiteNetwork:
         hub: the address of the hub, of that range.
         compass_names: DNS names that lead to Compass, for its certificate.
         hub_names: DNS names that lead to the hub, for its certificate.
+        virtual_address: of the management API, and of the registry as others than its own hosts reach it; one of the management hosts answers to it.
+            Empty where the API has the address of its only host.
+        api_names: further names and addresses in the certificate of the management API.
         management_pods: of the management cluster.
         management_services: of the management cluster.
         workload_pods: of the workload cluster that `ckp up` makes; empty where none is made.
@@ -134,6 +152,8 @@ class SiteNetwork:
     workload_services: str = ""
     compass_names: tuple[str, ...] = ()
     hub_names: tuple[str, ...] = ()
+    virtual_address: str = ""
+    api_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         given = {**self.reserved, "workload pods": self.workload_pods, "workload services": self.workload_services}
@@ -188,6 +208,20 @@ class Inventory:
     addon_values: Mapping[str, dict[str, object]] = field(default_factory=dict)
     state: Path = field(default_factory=paths.state)
     worker_systems: Sequence[BundleTarget] = ()
+
+    def on(self, host: SiteHost) -> Inventory:
+        """The site as one of its management hosts has it: the registry is that host's own, and it is the host that is acted on."""
+        if self.registry.host is None:
+            return self
+        hosts = KnownHosts(host, self.hosts.masters, self.hosts.workers)
+        return replace(self, hosts=hosts, registry=replace(self.registry, host=host, listen=host.address))
+
+    @property
+    def registry_addresses(self) -> frozenset[str]:
+        """All addresses at which the registry is found by one host or another; "" may be among them."""
+        if self.registry.host is None:
+            return frozenset((self.registry.listen,))
+        return frozenset((*(host.address for host in self.hosts.masters), self.network.virtual_address))
 
     @property
     def systems(self) -> tuple[BundleTarget, ...]:

@@ -58,6 +58,11 @@ class LabHosts:
         return self.lab.host(self.lab.network.management().name)
 
     @property
+    def masters(self) -> list[LabHost]:
+        """The same one."""
+        return [self.management]
+
+    @property
     def workers(self) -> list[LabHost]:
         """The hosts for workload clusters. Raises NotFound before they were booted for the first time."""
         return [self.lab.host(spec.name) for spec in self.lab.network.hosts(self.count)[1:]]

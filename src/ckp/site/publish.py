@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ckp.api.platform import InstalledRelease, Releases
 from ckp.clients.oci.registry import Registry
 from ckp.distribution.bundles import AGENT_IMAGE, PLATFORM_IMAGES, PREFIX
 from ckp.distribution.packages.agent import version_of_tag
+from ckp.distribution.registries.mirror import everything, mirror
 from ckp.distribution.registries.server import RegistryServer
 from ckp.distribution.release import Deliverable
 from ckp.kits.files import sha256_bytes
@@ -32,7 +33,7 @@ Withdrawn = Mapping[str, InstalledRelease | None]
 
 
 def registry_server(dist: Deliverable, inventory: Inventory) -> SiteRegistryServer:
-    """The site's registry, run by the program that the release has built."""
+    """The site's registry, run by the program that the release has built; where several hosts have it, that of the host that is acted on."""
     place, program = inventory.registry, dist.built["distribution"].binary("registry")
     if place.host is None:
         return RegistryServer(program, place.listen, place.name, place.port)
@@ -41,18 +42,56 @@ def registry_server(dist: Deliverable, inventory: Inventory) -> SiteRegistryServ
 
 def hosted_registry(inventory: Inventory, host: SiteHost, program: Path) -> HostedRegistry:
     """The site's registry on a host, as the inventory describes it."""
-    place = inventory.registry
-    return HostedRegistry(host, program, place.name, place.listen, place.port, place.push_port, place.storage, inventory.state / REGISTRY_STATE)
+    place, state = inventory.registry, inventory.state / REGISTRY_STATE
+    beside = tuple(other.address for other in inventory.hosts.masters if other.address != host.address)
+    virtual = inventory.network.virtual_address
+    return HostedRegistry(host, program, place.name, host.address, place.port, place.push_port, place.storage, state=state, beside=beside, virtual=virtual)
+
+
+def registry_servers(dist: Deliverable, inventory: Inventory) -> list[SiteRegistryServer]:
+    """The site's registry on each host that has it, that of the host that is acted on first."""
+    if inventory.registry.host is None:
+        return [registry_server(dist, inventory)]
+    hosts = sorted(inventory.hosts.masters, key=lambda host: host.name != inventory.hosts.management.name)
+    return [registry_server(dist, inventory.on(host)) for host in hosts]
 
 
 def publish(dist: Deliverable, inventory: Inventory, say: Callable[[str], None]) -> Published:
-    """Bring up the registry, and push images and bundles as `publish_to` does.
+    """As `publish_all`, of one release."""
+    [published] = publish_all(dist, inventory, say)
+    return published
+
+
+def publish_all(dist: Deliverable, inventory: Inventory, say: Callable[[str], None], others: Sequence[Deliverable] = ()) -> list[Published]:
+    """Bring up the registry on each host that has it, and push images and bundles as `publish_to` does.
+
+    Args:
+        others: further releases; the registry is run by the program of `dist`.
+
+    Returns:
+        What was published of `dist`, then of `others`: the same on all hosts.
 
     Raises:
         CkpError: the registry does not start, or refuses what is pushed.
     """
-    server = registry_server(dist, inventory)
-    return publish_to(server, server.ensure(say), dist, inventory, say)
+    first, *more = registry_servers(dist, inventory)
+    client = first.ensure(say)
+    published = [publish_to(first, client, each, inventory, say) for each in (dist, *others)]
+    for server in more:
+        replicate(client, server.ensure(say), say)
+    return published
+
+
+def replicate(source: Registry, target: Registry, say: Callable[[str], None]) -> None:
+    """Bring all that one host's registry has to another's, as it is: what was pushed there was verified before.
+
+    Raises:
+        CkpError: one of them does not answer, or refuses what is pushed.
+    """
+    selection = everything(source)
+    if selection:
+        done = mirror(source, target, selection, lambda _line: None, image_key=None, replace=True)
+        say(f"{target.address} has what {source.address} has: {done}")
 
 
 def publish_to(server: SiteRegistryServer, client: Registry, dist: Deliverable, inventory: Inventory, say: Callable[[str], None]) -> Published:

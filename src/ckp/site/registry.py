@@ -98,23 +98,24 @@ def connect(address: str, ca: Path, credentials: Path | None) -> Registry:
     return Registry(address, ca, credentials=credentials)
 
 
-def configurations(listen: str, port: int, push_port: int, storage: str, tls: str, users: str) -> dict[str, str]:
+def configurations(listen: str, port: int, push_listen: str, push_port: int, storage: str, tls: str, users: str) -> dict[str, str]:
     """The configuration of each service.
 
     Args:
+        listen: the address for everybody; 0.0.0.0 for all.
         tls: the file with certificate and key.
         users: the htpasswd file.
     """
     drain = f"{DRAIN_SECONDS}s"
     return {
         PULL: server_config(listen, port, storage, tls, tls, read_only=True, drain=drain),
-        PUSH: server_config(listen, push_port, storage, tls, tls, htpasswd=users, drain=drain),
+        PUSH: server_config(push_listen, push_port, storage, tls, tls, htpasswd=users, drain=drain),
     }
 
 
 @dataclass(frozen=True)
 class HostedRegistry:
-    """The registry of a site on one of its hosts.
+    """The registry of a site on one of its hosts. Where several have it, this machine keeps the same for all of them.
 
     This machine keeps, below `state`: the CA's certificate (ca.pem) and its key (ca.key, 0600), from which the server's certificate is renewed and
     which no host ever gets; that certificate with its key (tls.pem, 0600); the password for pushing (credentials.json, 0600) and its bcrypt hash
@@ -129,6 +130,8 @@ class HostedRegistry:
         port: for everybody, who may read only.
         push_port: for those with the password.
         storage: the folder of its content on the host. With another one, it begins empty: content is not moved.
+        beside: IPv4 addresses of the site's other hosts that have a registry of this name with the same content.
+        virtual: an address that moves between these hosts; "" for none. With one, the service for everybody listens on all of the host's addresses.
         state: what this machine keeps of it; by default a folder below `paths.state()`, by its name.
         connect: makes clients.
         now: the current time.
@@ -145,6 +148,8 @@ class HostedRegistry:
     push_port: int = 5001
     storage: str = STORAGE
     state: Path | None = None
+    beside: tuple[str, ...] = ()
+    virtual: str = ""
     connect: Connect = connect
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
@@ -300,7 +305,11 @@ class HostedRegistry:
         return self.folder / "tls.pem"
 
     def _names(self) -> list[str]:
-        return [self.name, self.listen]
+        """Of the certificate, which is the same on all hosts."""
+        return [self.name, *self._addresses(), *([self.virtual] if self.virtual else [])]
+
+    def _addresses(self) -> list[str]:
+        return sorted({self.listen, *self.beside}, key=IPv4Address)
 
     def _require_key(self, why: str) -> None:
         key = self.folder / "ca.key"
@@ -324,7 +333,8 @@ class HostedRegistry:
             password = secrets.token_urlsafe(32)
             say("registry: password for pushing made")
         login = base64.b64encode(f"{PUSH_USER}:{password}".encode()).decode()
-        content = json.dumps({"auths": {self.endpoint: {"auth": login}}})  # by address: another address needs another entry
+        # By address: another address needs another entry.
+        content = json.dumps({"auths": {f"{address}:{self.push_port}": {"auth": login} for address in self._addresses()}})
         if not file.exists() or file.read_text() != content:
             atomic_write(file, content, mode=0o600)
         if not users.exists() or not htpasswd.matches(users.read_text(), PUSH_USER, password):
@@ -335,8 +345,8 @@ class HostedRegistry:
         if not file.exists():
             return ""
         try:
-            [entry] = json.loads(file.read_bytes())["auths"].values()
-            user, _, password = base64.b64decode(entry["auth"], validate=True).decode().partition(":")
+            [login] = {entry["auth"] for entry in json.loads(file.read_bytes())["auths"].values()}
+            user, _, password = base64.b64decode(login, validate=True).decode().partition(":")
         except (ValueError, KeyError, TypeError, AttributeError):
             user = password = ""
         if user != PUSH_USER or not password:
@@ -358,7 +368,8 @@ class HostedRegistry:
         for line in self._listeners():
             fields = line.split()
             where, _, port = fields[3].rpartition(":") if len(fields) > 3 else ("", "", "")
-            taken = port in (str(self.port), str(self.push_port)) and where.split("%")[0] in (self.listen, "0.0.0.0", "*")
+            wide = bool(self.virtual) and port == str(self.port)  # it is to listen everywhere
+            taken = port in (str(self.port), str(self.push_port)) and (wide or where.split("%")[0] in (self.listen, "0.0.0.0", "*"))
             if taken and not ours & set(re.findall(r"pid=(\d+)", line)):
                 raise self._port_taken(port, line)
 
@@ -438,7 +449,7 @@ class HostedRegistry:
 
     def files(self) -> list[HostFile]:
         """All of them, in the order in which they are written: the CA first, by which the host is known to be this site's."""
-        texts = configurations(self.listen, self.port, self.push_port, self.storage, _TLS, _USERS)
+        texts = configurations("0.0.0.0" if self.virtual else self.listen, self.port, self.listen, self.push_port, self.storage, _TLS, _USERS)
         return [
             HostFile(HOST_CA, self.ca),
             HostFile(PROGRAM, self.program, mode=0o755, readers=INSTANCES),

@@ -288,8 +288,11 @@ def _followers(host: SiteHost) -> list[str]:
     return [str(item["metadata"]["name"]) for item in items if DIGEST_ANNOTATION in (item["spec"]["template"].get("metadata") or {}).get("annotations", {})]
 
 
-def finish_removal(host: SiteHost, registry: Registry, state: Path, say: Say) -> list[str]:
+def finish_removal(host: SiteHost, registries: Sequence[Registry], state: Path, say: Say) -> list[str]:
     """Delete the content of the releases that are withdrawn, once no pod and no cluster knows them; returns their names.
+
+    Args:
+        registries: all that have it.
 
     Raises:
         Conflict: a cluster was made of one meanwhile. It is offered again, or has to be published again; the others are removed.
@@ -309,7 +312,8 @@ def finish_removal(host: SiteHost, registry: Registry, state: Path, say: Say) ->
         offered = replace(offered, withdrawn={name: None if name in unused else entry for name, entry in offered.withdrawn.items()})
         write(host, offered, state)
         for name in unused:
-            remove_content(registry, name, say)
+            for registry in registries:
+                remove_content(registry, name, say)
         write(host, replace(offered, withdrawn={name: entry for name, entry in offered.withdrawn.items() if name not in unused}), state)
     if used:
         settle(host, say)

@@ -15,11 +15,11 @@ from ckp.cli.main import root
 from ckp.cli.site import site
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
-from ckp.site.apply import Part
 from ckp.site.spec import reference
 from ckp.site.spec.read import read_site
 from ckp.site.spec.types import catalog_releases, newest_release
 from ckp.site.ssh import SshHost
+from ckp.site.status import Part
 
 OPTIONS = ["--name", "rack-7", "--host", "node-1=192.0.2.11", "--network", "192.0.2.0/24", "--pool", "192.0.2.200-192.0.2.220"]
 THREE = [*OPTIONS, "--host", "node-2=192.0.2.12", "--host", "node-3=192.0.2.13", "--virtual-address", "192.0.2.10"]
@@ -182,9 +182,10 @@ def test_the_reference_is_printed_or_written(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("command", [["apply"], ["plan"], ["status"], ["remove", "--confirm", "rack-7"]])
 def test_what_this_version_cannot_apply_is_refused_before_a_host_is_reached(file: Path, command: list[str]) -> None:
     run("init", str(file), *THREE)
+    file.write_text(f"{file.read_text()}\nstorage: {{etcd: {{className: fast}}}}\n")
     with pytest.raises(InvalidInput, match="nothing was changed") as refused:
         run(*command, "-f", str(file))
-    assert "management clusters of several hosts are not installed yet" in refused.value.details
+    assert "etcd's volumes are of the management cluster's default StorageClass" in refused.value.details
 
 
 @pytest.mark.parametrize("confirm", [[], ["--confirm", "rack-8"]])
@@ -201,7 +202,7 @@ def test_a_removal_that_is_not_confirmed_changes_nothing(file: Path, confirm: li
 
 def test_the_state_of_each_part_is_shown_and_what_is_not_right_ends_the_command_with_1(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = [Part("host", "ok", "node-1 (192.0.2.11)"), Part("registry", "down", "registry.rack-7.internal:5000")]
-    monkeypatch.setattr("ckp.site.apply.status", lambda *_: iter(parts))
+    monkeypatch.setattr("ckp.site.status.status", lambda *_: iter(parts))
     run("init", str(file), *OPTIONS)
     shown = run("status", "-f", str(file))
     assert shown.exit_code == 1

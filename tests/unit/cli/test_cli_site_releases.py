@@ -22,7 +22,7 @@ from ckp.kits.files import exclusive
 from ckp.kits.steps import Steps
 from ckp.site import described
 from ckp.site.install import KUBECONFIG, Site
-from ckp.site.inventory import Inventory
+from ckp.site.inventory import Inventory, KnownHosts, SiteHosts
 from ckp.site.management import ADMIN
 from ckp.site.publish import Published, Withdrawn, publish_to, releases_config
 from ckp.site.registry import HostedRegistry
@@ -63,13 +63,14 @@ class Bench:
     def reached(self, _: object) -> Iterator[ManagementHost]:
         yield self.host
 
-    def registry(self, spec: Any, host: Any) -> HostedRegistry:
+    def registries(self, spec: Any, hosts: SiteHosts) -> list[HostedRegistry]:
+        [host] = hosts.masters
         state = described.state_folder(spec) / "registry"
         state.mkdir(parents=True, exist_ok=True)
         (state / "ca.pem").write_text("the CA of its certificate")
         (state / "ca.key").write_text("the key of that")
         own = spec.registry.own
-        return HostedRegistry(host, Path("/nonexistent"), own.name, host.address, state=state, connect=self.connect)
+        return [HostedRegistry(host, Path("/nonexistent"), own.name, host.address, state=state, connect=self.connect)]
 
     def connect(self, *_: object) -> Registry:
         return self.world.registry
@@ -106,7 +107,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     CliRunner().invoke(site, ["init", str(file), *OPTIONS, "--release", NEW], catch_exceptions=False)
     made = Bench(World(ManagementHost(tmp_path / "host"), tmp_path / "state"), file)
     monkeypatch.setattr(described, "reached", made.reached)
-    monkeypatch.setattr(site_releases, "registry_of", made.registry)
+    monkeypatch.setattr(site_releases, "registries_of", made.registries)
     for module in (site_changes, site_releases):
         monkeypatch.setattr(module, "make_release", made.make)
     return made
@@ -372,16 +373,20 @@ def test_releases_come_from_files_and_the_others_are_built(applying: Bench, monk
 def whole(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """All of `ckp site apply`, but for what it brings to a host beside releases."""
 
-    def publish(dist: Any, inventory: Inventory, say: Callable[[str], None]) -> Published:
-        registry = bench.registry(read_site(bench.file), bench.host)
-        return publish_to(registry, registry.client(), dist, inventory, say)
+    def registries() -> list[HostedRegistry]:
+        return bench.registries(read_site(bench.file), KnownHosts(bench.host, [bench.host]))
+
+    def publish(dist: Any, inventory: Inventory, say: Callable[[str], None], others: Sequence[Any]) -> list[Published]:
+        [registry] = registries()
+        return [publish_to(registry, registry.client(), each, inventory, say) for each in (dist, *others)]
 
     def deploy(_: Site, published: Published, others: Sequence[Published], withdrawn: Withdrawn) -> None:
         table = published.releases(*others)
         assert content_of(*table.releases) <= bench.world.there(), "what is offered is whole"
         bench.host.deploy(*releases_config(table, withdrawn))
 
-    monkeypatch.setattr("ckp.site.apply.publish", publish)
+    monkeypatch.setattr("ckp.site.apply.publish_all", publish)
+    monkeypatch.setattr("ckp.site.apply.registry_servers", lambda *_: registries())
     monkeypatch.setattr(described, "name_registry", lambda *_: None)
     monkeypatch.setattr(Site, "install_agent", lambda *_: None)
     monkeypatch.setattr(Site, "deploy_management", deploy)

@@ -15,7 +15,8 @@ from ckp.kits.errors import CkpError, Conflict, InvalidInput
 from ckp.kits.processes import Finished, ProcessFailed
 from ckp.site import apply as site_apply
 from ckp.site import described
-from ckp.site.inventory import SiteRegistry
+from ckp.site import status as site_status
+from ckp.site.inventory import KnownHosts, SiteRegistry
 from ckp.site.registry import HostedRegistry
 from ckp.site.spec.model import SiteSpec
 from ckp.site.spec.read import parse_site
@@ -83,7 +84,7 @@ def spec(tmp_path: Path) -> SiteSpec:
 
 
 def test_the_inventory_is_what_the_file_says(spec: SiteSpec, host: Server) -> None:
-    found = described.inventory(spec, host, Catalog().release("v1.35.1").bundles[0])
+    found = described.inventory(spec, KnownHosts(host, [host]), Catalog().release("v1.35.1").bundles[0])
     assert (found.registry.address, found.registry.endpoint, found.registry.storage) == ("images.example.test:5443", "192.0.2.10:5443", "/srv/images")
     assert found.registry.push_port == 5444
     assert found.registry.host is host and found.hosts.management is host and list(found.hosts.workers) == []
@@ -99,7 +100,7 @@ def test_workers_may_run_other_systems_that_the_release_has_bundles_for(tmp_path
     spec = parse_site(text.encode(), tmp_path / "site.yaml")
     others = described.worker_systems(spec, release)
     [debian] = [target for target in release.bundles if target.system == "debian-12"]
-    found = described.inventory(spec, host, debian, others)
+    found = described.inventory(spec, KnownHosts(host, [host]), debian, others)
     assert [system.system for system in found.systems] == ["debian-12", "rhel-9"]
     without = release.model_copy(update={"bundles": (debian,)})
     with pytest.raises(InvalidInput, match=r"site\.yaml:\d+: workers\.systems: v1\.35\.1 has no bundle for rhel-9"):
@@ -113,7 +114,7 @@ def test_names_of_services_are_those_of_the_file(tmp_path: Path, host: Server) -
     assert text != TEXT
     spec = parse_site(text.encode(), tmp_path / "site.yaml")
     described.require_applicable(spec)
-    assert described.inventory(spec, host, Catalog().release("v1.35.1").bundles[0]).network.hub_names == ("hub.example.test",)
+    assert described.inventory(spec, KnownHosts(host, [host]), Catalog().release("v1.35.1").bundles[0]).network.hub_names == ("hub.example.test",)
 
 
 def test_a_host_is_reached_as_the_file_says(spec: SiteSpec, tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ def test_a_site_that_carries_clusters_is_not_removed(host: Server, tmp_path: Pat
     }
     before = host.tree()
     with pytest.raises(Conflict, match="carries 1 workload clusters, and nothing was removed") as refused:
-        site_apply.remove(host, registry, tmp_path / "state", lambda _line: None)
+        site_apply.remove(KnownHosts(host, [host]), [registry], tmp_path / "state", lambda _line: None)
     assert refused.value.details == "ckp-a-b/one" and host.tree() == before
 
 
@@ -218,7 +219,7 @@ def test_a_host_with_the_registry_of_another_site_is_not_reset(host: Server, tmp
     before = host.tree()
     for force in (False, True):
         with pytest.raises(Conflict, match="has the registry of another site"):
-            site_apply.remove(host, registry, tmp_path / "state", lambda _line: None, force=force)
+            site_apply.remove(KnownHosts(host, [host]), [registry], tmp_path / "state", lambda _line: None, force=force)
     assert host.tree() == before
 
 
@@ -228,7 +229,7 @@ def test_a_part_that_does_not_answer_is_named_and_the_others_are_shown(host: Ser
     registry.folder.mkdir(parents=True)
     registry.ca.write_bytes(authority.pem)
     host.answers |= {"true": (0, ""), "ckp-agent standalone status": (0, "[ 1/12] Checks: done\n"), "kubectl": (1, "")}
-    found = {part.name: (part.state, part.detail) for part in site_apply.status(host, registry)}
+    found = {part.name: (part.state, part.detail) for part in site_status.status(KnownHosts(host, [host]), [registry])}
     assert found == {
         "host": ("ok", "m1 (192.0.2.10)"),
         "registry": ("down", "no answer at 192.0.2.10:5443 and 192.0.2.10:5444"),

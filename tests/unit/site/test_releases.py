@@ -72,7 +72,7 @@ class World:
         releases.write(self.host, offered.without([name for name in names if name in offered.releases.releases]), self.state)
 
     def finish(self) -> list[str]:
-        return releases.finish_removal(self.host, self.registry, self.state, self.lines.append)
+        return releases.finish_removal(self.host, [self.registry], self.state, self.lines.append)
 
 
 @pytest.fixture

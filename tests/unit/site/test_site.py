@@ -85,6 +85,10 @@ class Hosts:
     management: Host
     workers: list[Host]
 
+    @property
+    def masters(self) -> list[Host]:
+        return [self.management]
+
 
 class World:
     """A site with two workers, and a release as it lies in its registry."""

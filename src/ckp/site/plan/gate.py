@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ckp.site.install import CKP_GROUP, forget_applied
-from ckp.site.inventory import Inventory, SiteHost
+from ckp.site.inventory import Inventory
 from ckp.site.plan import rules
 from ckp.site.plan.look import look
 from ckp.site.plan.model import Wanted
@@ -16,7 +16,7 @@ START_SECONDS = 180.0
 """How long a management cluster may take to answer, whose host has just been started."""
 
 
-def require_possible(host: SiteHost, inventory: Inventory, releases: Sequence[str], management: str) -> None:
+def require_possible(inventory: Inventory, releases: Sequence[str], management: str) -> None:
     """Look at the site, and refuse what can't be changed. No build is needed for that, and nothing of the site is changed.
 
     What this machine remembers of CKP's own manifests is forgotten if the cluster has other settings: they are applied again then.
@@ -28,7 +28,7 @@ def require_possible(host: SiteHost, inventory: Inventory, releases: Sequence[st
         InvalidInput: something is refused; each in the details, with its remedy.
         TimedOut: the management cluster does not answer.
     """
-    seen = look(host, inventory, hosted_registry(inventory, host, Path("/nonexistent")), wait=START_SECONDS)
+    seen = look(inventory, lambda host: hosted_registry(inventory, host, Path("/nonexistent")), wait=START_SECONDS)
     found = rules.changes(Wanted(inventory, releases, management), seen)
     rules.require_allowed(found)
     if rules.drifted(found):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from ckp.site.hostfiles import HostFile, differing, digests, owners
 from ckp.site.install import AGENT_CONFIG, APPLIED, KUBECONFIG
 from ckp.site.inventory import Inventory, SiteHost
 from ckp.site.management import ADMIN, JOURNAL, exists, kubectl
-from ckp.site.plan.model import COMPASS, HUB, Address, Deployment, Seen, SeenCluster, SeenLayer, SeenRegistry, SeenSession, WorkloadCluster
+from ckp.site.members import members
+from ckp.site.plan.model import COMPASS, HUB, Address, Deployment, Seen, SeenCluster, SeenHost, SeenLayer, SeenRegistry, SeenSession, WorkloadCluster
 from ckp.site.publish import NAMESPACE
 from ckp.site.registry import CONTENT, HOST_CA, INSTANCES, HostedRegistry, mark_of
 from ckp.site.registry_unit import CONFIG, PROGRAM, PULL, TEMPLATE, unit_of
@@ -35,35 +37,44 @@ NONE = "<none>"
 """What kubectl writes into a column without a value."""
 
 
-def look(host: SiteHost, inventory: Inventory, registry: HostedRegistry, *, wait: float = 0) -> Seen:
+def look(inventory: Inventory, registry_on: Callable[[SiteHost], HostedRegistry], *, wait: float = 0) -> Seen:
     """The site as it is now.
 
     Args:
-        registry: as the file describes it.
+        registry_on: that of a host, as the file describes it.
         wait: seconds that a management cluster may take to answer, as after its host was started.
 
     Raises:
-        CkpError: the host is not reached, or its management cluster does not answer.
+        CkpError: a host is not reached, or the management cluster does not answer.
         TimedOut: the management cluster does not answer within `wait` seconds.
     """
+    host, masters = inventory.hosts.management, inventory.hosts.masters
+    own = _host(host, inventory, registry_on(host))
+    asked = own.cluster is not None and own.cluster.ours and own.cluster.complete
+    layer = _layer(host, wait) if asked else None
+    applied = inventory.state / APPLIED
+    return Seen(
+        **{each.name: getattr(own, each.name) for each in fields(own)},
+        layer=layer,
+        session=_session(inventory, layer),
+        applied={path.name: path.read_text() for path in applied.iterdir()} if applied.is_dir() else {},
+        others=[_host(other, inventory, registry_on(other)) for other in masters if other.name != host.name],
+        members=members(host) if asked else (),
+    )
+
+
+def _host(host: SiteHost, inventory: Inventory, registry: HostedRegistry) -> SeenHost:
     there = digests(host, [JOURNAL, SETTINGS, ADMIN, HOST_CA])
-    cluster = _cluster(host, inventory.state, registry, there)
-    asked = cluster is not None and cluster.ours and cluster.complete
     package = host.run(["dpkg-query", "-W", "-f", "${Version}", "ckp-agent"], timeout=30, check=False)
     hosts_file = host.pull(described.HOSTS_FILE).decode(errors="surrogateescape")
-    applied = inventory.state / APPLIED
-    layer = _layer(host, wait) if asked else None
-    return Seen(
+    return SeenHost(
         host=host.name,
         agent=package.stdout.strip() if package.code == 0 else "",
         settings=_json(host, SETTINGS) if SETTINGS in there else None,
         name=frozenset(described.resolved(host, registry.name)),
         own_line=described.without_ours(hosts_file) != hosts_file,
         registry=_registry(host, registry),
-        cluster=cluster,
-        layer=layer,
-        session=_session(inventory, layer),
-        applied={path.name: path.read_text() for path in applied.iterdir()} if applied.is_dir() else {},
+        cluster=_cluster(host, inventory.state, registry, there),
     )
 
 

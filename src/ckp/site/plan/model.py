@@ -11,6 +11,7 @@ from ckp.api.names import CKP
 from ckp.api.platform import Releases
 from ckp.kits.errors import CkpError
 from ckp.site.inventory import Inventory
+from ckp.site.members import Member
 from ckp.site.releases import Offered
 
 COMPASS, HUB, CONTROLLERS = "ckp-compass", "ckp-hub", "ckp-controllers"
@@ -222,16 +223,15 @@ class SeenSession:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A site as it was found.
+class SeenHost:
+    """A management host as it was found.
 
     Args:
-        host: name of the management host.
+        host: its name.
         agent: version of the host tool's package there; empty without one.
         settings: the host's own settings; None if it has none from CKP.
         name: addresses that the registry's name leads to there.
         own_line: whether /etc/hosts has a line of CKP's.
-        applied: digests of what was applied last of each group, as this machine remembers it.
     """
 
     host: str
@@ -241,6 +241,20 @@ class Seen:
     own_line: bool
     registry: SeenRegistry
     cluster: SeenCluster | None
+
+
+@dataclass(frozen=True)
+class Seen(SeenHost):
+    """A site as it was found: the host that is acted on, and what is there once.
+
+    Args:
+        applied: digests of what was applied last of each group, as this machine remembers it.
+        others: its other management hosts.
+        members: of the management cluster, if it answers.
+    """
+
     layer: SeenLayer | None
     session: SeenSession
     applied: Mapping[str, str] = field(default_factory=dict)
+    others: Sequence[SeenHost] = ()
+    members: Sequence[Member] = ()

@@ -12,19 +12,14 @@ from ipaddress import IPv4Address
 
 from ckp.api.platform import release_order
 from ckp.kits.errors import InvalidInput
-from ckp.site.described import HOSTS_FILE, leads_elsewhere
 from ckp.site.install import CKP_GROUP, applied_digest, reserved_cidrs
-from ckp.site.plan.model import COMPASS, CONTROLLERS, HUB, Action, Change, Deployment, Making, Seen, SeenCluster, SeenLayer, Wanted
+from ckp.site.plan import hosts
+from ckp.site.plan.model import COMPASS, CONTROLLERS, HUB, Action, Change, Deployment, Seen, SeenLayer, Wanted
 from ckp.site.publish import CONFIG, NAMESPACE, OFFERED
-from ckp.site.registry_unit import DRAIN_SECONDS, PULL, unit_of
 
 GROUPS = ("foundation", "cert-manager", "cluster-api", CKP_GROUP)
 """The management layer's groups, in the order in which they are applied (ckp.site.install)."""
 RESERVED = "env compass COMPASS_RESERVED_CIDRS"
-SETTINGS = {"pod_cidr": "managementPods", "service_cidr": "managementServices", "advertise_address": "the host's address", "node_name": "the host's name"}
-"""What an installation was made with -> where the site's file has it."""
-RESTARTS = f"pulls under way get {DRAIN_SECONDS} s to end; others fail until then, and are tried again"
-"""By kubelets and agents."""
 HOSTED = {"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "konnectivity-server"}
 """Images of hosted control planes."""
 
@@ -32,15 +27,12 @@ HOSTED = {"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler",
 def changes(wanted: Wanted, seen: Seen) -> list[Change]:
     """What applying does to each part of the site, in the order in which it comes to them."""
     found = [
-        *_name(wanted, seen),
-        *_registry(wanted, seen),
-        *_host_tool(wanted, seen),
-        *_settings(wanted, seen),
-        *_cluster(wanted, seen),
+        *hosts.first(wanted, seen),
         *_releases(wanted, seen),
         *_addresses(wanted, seen),
         *_names(wanted, seen),
         *_addons(wanted, seen),
+        *hosts.others(wanted, seen),
     ]
     return [*found, *_groups(wanted, seen, found), *_session(wanted, seen)]
 
@@ -65,148 +57,7 @@ def drifted(found: Iterable[Change]) -> bool:
     return bool(_causes(found))
 
 
-# -- the host
-
-
-def _name(wanted: Wanted, seen: Seen) -> Iterator[Change]:
-    place = wanted.inventory.registry
-    if seen.name == {place.listen}:
-        yield Change("registry name", Action.NONE, f"{place.name} leads to {place.listen} on {seen.host}")
-    elif not seen.name or seen.own_line:  # no name, or ours of an earlier address (ckp.site.described.name_registry)
-        line = f"{HOSTS_FILE} on {seen.host} names {place.name}: {place.listen}"
-        yield Change("registry name", Action.CHANGE if seen.own_line else Action.CREATE, line)
-    else:
-        error = leads_elsewhere(seen.host, place, seen.name)
-        yield Change("registry name", Action.REFUSED, error.brief, remedy=error.resolution)
-
-
-def _registry(wanted: Wanted, seen: Seen) -> Iterator[Change]:
-    place, there = wanted.inventory.registry, seen.registry
-    moved = there.storage and there.storage != place.storage
-    cluster = seen.cluster
-    if cluster is not None and cluster.ours and cluster.bundle and not cluster.bundle.startswith(f"{place.address}/"):
-        pulled = cluster.bundle.partition("/")[0] or cluster.bundle
-        yield Change(
-            "registry",
-            Action.REFUSED,
-            f"the cluster on {seen.host} was made from {pulled}, and all that runs in it is pulled from there: {place.address} is another one",
-            remedy=f"write the registry's name and port back: {pulled}",
-        )
-    elif moved and there.storage in there.content:
-        yield Change(
-            "registry",
-            Action.REFUSED,
-            f"its content is in {there.storage}, and applying moves none: in {place.storage} it would begin empty, without what hosts return to",
-            remedy=f"write storage: {there.storage} back; or stop both services (systemctl stop 'ckp-registry@*'), move that folder to {place.storage}, "
-            "and apply again",
-        )
-    elif there.refusal is not None:
-        details = f" ({there.refusal.details})" if there.refusal.details else ""
-        yield Change("registry", Action.REFUSED, f"{there.refusal.brief}{details}", remedy=there.refusal.resolution)
-    elif not there.there:
-        yield Change("registry", Action.CREATE, f"{place.address}, content in {place.storage}")
-    elif there.restarted:
-        now = f"its content is in {place.storage} now; " if moved else ""
-        files = ", ".join(there.differing) or "what an interrupted run has written is not in use yet"
-        public = unit_of(PULL) in there.restarted
-        yield Change("registry", Action.RESTART, f"{now}{' and '.join(there.restarted)}: {files}", RESTARTS if public else "")
-    elif there.differing or there.started:
-        what = [f"{target} is written" for target in there.differing] + [f"{unit} is started" for unit in there.started]
-        yield Change("registry", Action.CHANGE, "; ".join(what))
-    elif not there.program_known and wanted.unlike([wanted.management]):
-        yield Change(
-            "registry",
-            Action.UNKNOWN,
-            f"its settings are as they should be; whether its program changes is known after the build ({_why(wanted, [wanted.management])})",
-            f"if it does, {RESTARTS}",
-        )
-    else:
-        yield Change("registry", Action.NONE, f"{place.address} is as it should be")
-
-
-def _host_tool(wanted: Wanted, seen: Seen) -> Iterator[Change]:
-    part = "host tool"
-    if not seen.agent:
-        yield Change(part, Action.CREATE, f"ckp-agent {wanted.agent}" if wanted.agent else "ckp-agent; its version is known after the build")
-    elif not wanted.agent:
-        yield Change(part, Action.UNKNOWN, f"ckp-agent {seen.agent}; this machine has no signing key yet, so the version that comes is known after the build")
-    elif wanted.agent != seen.agent:
-        yield Change(part, Action.CHANGE, f"ckp-agent {seen.agent} becomes {wanted.agent}; workers keep theirs until `ckp host upgrade-agent`")
-    else:
-        yield Change(part, Action.NONE, f"ckp-agent {seen.agent}")
-
-
-def _settings(wanted: Wanted, seen: Seen) -> Iterator[Change]:
-    """They are read when the cluster is made (ckp.standalone.steps): a kubelet that runs does not get others."""
-    part, new = "host settings", json.loads(json.dumps(dict(wanted.inventory.host_settings)))
-    if seen.settings == new or (seen.settings is None and not new and seen.cluster is not None):
-        yield Change(part, Action.NONE, "as they should be")
-    elif seen.cluster is None or not seen.cluster.ours:
-        yield Change(part, Action.CREATE if seen.settings is None else Action.CHANGE, f"{_json(new)} for the kubelet that will run")
-    else:
-        yield Change(
-            part,
-            Action.REFUSED,
-            f"the cluster on {seen.host} was made with hostSettings {_json(seen.settings or {})}, and a kubelet that runs gets no others: {_json(new)}",
-            remedy=f"write the former ones back: {_json(seen.settings or {})}",
-        )
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, sort_keys=True)
-
-
-# -- the management cluster
-
-
-def _cluster(wanted: Wanted, seen: Seen) -> Iterator[Change]:
-    part, network, cluster = "management cluster", wanted.inventory.network, seen.cluster
-    if cluster is None:
-        yield Change(part, Action.CREATE, f"{wanted.management} on {seen.host}, pods {network.management_pods}, Services {network.management_services}")
-        return
-    if not cluster.ours:
-        yield Change(
-            part,
-            Action.REFUSED,
-            f"{seen.host} is a cluster that this site has not made: {cluster.release or 'of an unknown release'} from {cluster.bundle or 'an unknown bundle'}",
-            remedy=f"take another host; or, if it may be lost, `ckp-agent standalone reset` on {seen.host}; if this site has made it from another machine, "
-            "bring that machine's state of the site here",
-        )
-        return
-    refused = list(_kept(wanted, seen, cluster))
-    yield from refused
-    if not refused and cluster.complete:
-        yield Change(part, Action.NONE, f"{cluster.release} on {seen.host}")
-    elif not refused:
-        yield Change(part, Action.CREATE, f"its installation goes on: {cluster.done} of its steps are done")
-
-
-def _kept(wanted: Wanted, seen: Seen, cluster: SeenCluster) -> Iterator[Change]:
-    """What an installation keeps, complete or not, and the file has otherwise."""
-    part, network = "management cluster", wanted.inventory.network
-    if cluster.release not in wanted.releases:
-        yield Change(
-            part,
-            Action.REFUSED,
-            f"it runs {cluster.release}, which `releases` does not name, and a management cluster is not upgraded yet",
-            remedy=f"name {cluster.release} in `releases`",
-        )
-    new = {
-        "pod_cidr": network.management_pods,
-        "service_cidr": network.management_services,
-        "advertise_address": wanted.inventory.hosts.management.address,
-        "node_name": wanted.inventory.hosts.management.name,
-    }
-    how = "" if cluster.complete else f", or give up what was begun (`ckp-agent standalone reset` on {seen.host})"
-    for key, value in new.items():
-        old = cluster.settings.get(key, value)
-        if old != value:
-            yield Change(
-                part,
-                Action.REFUSED,
-                f"it was made with {SETTINGS[key]} {old}, which stays as long as it exists: {value} is another one",
-                remedy=f"write {old} back{how}; for another one, remove the site and apply it again",
-            )
+# -- releases
 
 
 def _releases(wanted: Wanted, seen: Seen) -> Iterator[Change]:
@@ -365,10 +216,10 @@ def _groups(wanted: Wanted, seen: Seen, before: Sequence[Change]) -> Iterator[Ch
         elif text is not None:
             yield Change(name, Action.CHANGE, "its objects are others than those applied last", _interrupts(name, wanted, layer, before))
         elif causes := _causes(before) if name == CKP_GROUP else []:
-            why = _why(wanted, _made_of(name, wanted, layer))
+            why = hosts.why_unknown(wanted, _made_of(name, wanted, layer))
             more = f"; whether its images change is known after the build ({why})" if why else ""
             yield Change(name, Action.CHANGE, f"because of {', '.join(causes)}{more}", _interrupts(name, wanted, layer, before))
-        elif why := _why(wanted, _made_of(name, wanted, layer)):
+        elif why := hosts.why_unknown(wanted, _made_of(name, wanted, layer)):
             yield Change(name, Action.UNKNOWN, f"{why}: whether images change is known after the build", _if_replaced(name, layer))
         else:
             yield Change(name, Action.NONE, "made of the same sources as what was applied last")
@@ -385,18 +236,6 @@ def _made_of(group: str, wanted: Wanted, layer: SeenLayer) -> list[str]:
     """The releases that decide what is in a group: CKP's own has the table of all, in which one that is not offered yet is a change anyway."""
     offered = layer.releases.releases if layer.releases is not None else {}
     return [name for name in wanted.releases if name == wanted.management or (group == CKP_GROUP and name in offered)]
-
-
-def _why(wanted: Wanted, names: Sequence[str]) -> str:
-    """Why it is not known what these releases hold; "" if it is as what was applied last."""
-    for name in wanted.unlike(names):
-        what, making = name if len(wanted.releases) > 1 else "the release", wanted.making.get(name, Making())
-        if not making.built:
-            return f"{what} is not built on this machine"
-        if making.same is None:
-            return f"this machine has no record of what {what} was made of that was applied last"
-        return f"{what} is made of other sources than what was applied last"
-    return ""
 
 
 def _interrupts(name: str, wanted: Wanted, layer: SeenLayer, before: Sequence[Change]) -> str:

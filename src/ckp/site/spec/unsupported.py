@@ -45,13 +45,10 @@ def _set(*names: str) -> Callable[[Any], bool]:
 
 
 TABLE: tuple[Row, ...] = (
-    Row(("management", "hosts"), lambda spec: len(at(spec, "management", "hosts") or ()) > 1, "management clusters of several hosts are not installed yet"),
     Row(("management", "kubeconfig"), _set("management", "kubeconfig"), "CKP is not installed onto existing clusters yet"),
     Row(("addresses", "loadBalancers", "className"), _set("addresses", "load_balancers", "class_name"), "only ciliumPool is set up yet"),
     Row(("addresses", "loadBalancers", "onHosts"), _set("addresses", "load_balancers", "on_hosts"), "only ciliumPool is set up yet"),
-    Row(("addresses", "api", "virtualAddress"), _set("addresses", "api", "virtual_address"), "the API is reached by the address of its one host"),
-    Row(("addresses", "api", "names"), _set("addresses", "api", "names"), "names are not put into the API's certificate yet"),
-    Row(("addresses", "api", "certSANs"), _set("addresses", "api", "cert_sans"), "names are not put into the API's certificate yet"),
+    Row(("addresses", "api", "names"), _set("addresses", "api", "names"), "kubeconfigs name the address; put the names into certSANs"),
     Row(("registry", "existing"), _set("registry", "existing"), "only CKP's own registry is used yet"),
     Row(("storage", "etcd"), _set("storage", "etcd"), "etcd's volumes are of the management cluster's default StorageClass"),
     Row(("database", "postgresql"), _set("database", "postgresql"), "only SQLite is used yet"),

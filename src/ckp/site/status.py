@@ -1,0 +1,97 @@
+"""How a site is: its hosts, its registry, its cluster, and each Deployment of the management layer. Looking changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ckp.kits.errors import CkpError
+from ckp.site import members
+from ckp.site.inventory import SiteHost, SiteHosts
+from ckp.site.management import exists, kubectl
+from ckp.site.registry import HostedRegistry
+
+NAMESPACES = ("cert-manager", "capi-system", "capi-kubeadm-bootstrap-system", "ckp-system")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a site as it was seen.
+
+    Args:
+        state: `ok`, or in a word what is wrong.
+        detail: in a sentence.
+    """
+
+    name: str
+    state: str
+    detail: str = ""
+
+
+def status(hosts: SiteHosts, registries: Sequence[HostedRegistry]) -> Iterator[Part]:
+    """What of the site is as it should be.
+
+    Args:
+        registries: of each of the management hosts.
+    """
+    several = len(hosts.masters) > 1
+    there: list[SiteHost] = []
+    for host, registry in zip(hosts.masters, registries, strict=True):
+        where = f" on {host.name}" if several else ""
+        try:
+            host.run(["true"], timeout=30)
+        except CkpError as error:
+            yield Part(f"host {host.name}" if several else "host", "unreachable", error.brief)
+            continue
+        there.append(host)
+        yield Part(f"host {host.name}" if several else "host", "ok", f"{host.name} ({host.address})")
+        yield _registry(f"registry{where}", registry)
+        yield _cluster(f"cluster{where}", host)
+    if hosts.management not in there or not exists(hosts.management):
+        return
+    try:
+        if several:
+            yield from _members(hosts)
+        yield from _deployments(hosts.management)
+    except CkpError as error:
+        yield Part("management API", "not answering", error.brief)
+
+
+def _registry(name: str, registry: HostedRegistry) -> Part:
+    if not registry.ca.exists():
+        return Part(name, "unknown", f"this machine has no CA of {registry.address}: the site was set up from another one")
+    silent = registry.silent()
+    return Part(name, "down" if silent else "ok", f"no answer at {' and '.join(silent)}" if silent else registry.address)
+
+
+def _cluster(name: str, host: SiteHost) -> Part:
+    found = host.run(["ckp-agent", "standalone", "status"], timeout=60, check=False)
+    missing = [line for line in (found.stdout or found.stderr).splitlines() if not line.endswith(": done")]
+    return Part(name, "not installed", missing[0].strip() if missing else "") if found.code else Part(name, "ok", "its steps are done")
+
+
+def _members(hosts: SiteHosts) -> Iterator[Part]:
+    """Nodes of the management cluster, also those that the file does not name."""
+    found = {member.name: member for member in members.members(hosts.management)}
+    names = [host.name for host in hosts.masters]
+    for name in [*names, *(name for name in found if name not in names)]:
+        member = found.get(name)
+        if member is None:
+            yield Part(f"member {name}", "missing", "it has not joined the management cluster")
+        elif name not in names:
+            yield Part(f"member {name}", "not in the file", "Ready" if member.ready else "not Ready: `ckp site apply` removes it")
+        else:
+            yield Part(f"member {name}", "ok" if member.ready else "not ready", member.address)
+
+
+def _deployments(host: SiteHost) -> Iterator[Part]:
+    for namespace in NAMESPACES:
+        asked = kubectl(host, "get", "deployments", f"--namespace={namespace}", "--output=json")
+        items: list[dict[str, Any]] = json.loads(asked)["items"]
+        if not items:
+            yield Part(namespace, "missing", "it has no Deployment")
+        for item in items:
+            wanted, ready = int(item["spec"].get("replicas", 1)), int((item.get("status") or {}).get("readyReplicas", 0))
+            yield Part(f"{namespace}/{item['metadata']['name']}", "ok" if ready >= wanted else "not ready", f"{ready} of {wanted} ready")
