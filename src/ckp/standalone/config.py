@@ -8,7 +8,8 @@ from typing import Any
 
 from ckp.agent.system import prepare
 from ckp.agent.system.prepare import CONTAINERD_SOCKET, PATCHES_DIR, HostDecisions
-from ckp.standalone.options import Options
+from ckp.standalone.options import FIRST, WORKER, Options
+from ckp.standalone.token import JoinToken
 from ckp.verify.bundle import BundleManifest
 
 TEN_YEARS = "87600h0m0s"
@@ -17,6 +18,7 @@ STORAGE_CLASS = "ckp-hostpath"
 STORAGE_NAMESPACE = "ckp-storage"
 CONTROL_PLANE_IMAGES = ("pause", "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 NEEDED_IMAGES = ("cilium", "cilium-operator-generic", "coredns", "local-path-provisioner")
+CNI_IMAGES = ("cilium",)
 LATER_IMAGES = (*NEEDED_IMAGES, "kube-proxy")
 """The helper pods of the storage provisioner run kube-proxy's image."""
 
@@ -36,9 +38,20 @@ class Plan:
         """The reference, with tag and digest, of one of the bundle's images; `name` is its repository below the registry. KeyError if it has none."""
         return f"{self.registry}/{name}:{self.manifest.images[name]}"
 
+    @property
+    def endpoint(self) -> str:
+        """The host of the API server, as all nodes reach it."""
+        return self.options.virtual_address or self.address
+
     def images(self) -> list[str]:
-        """All images that this node will run, with those of the control plane first."""
-        return [self.image(name) for name in CONTROL_PLANE_IMAGES + LATER_IMAGES if name in self.manifest.images]
+        """All images that this node will run, with those that it needs to join first."""
+        later = LATER_IMAGES if self.options.role == FIRST else CNI_IMAGES
+        return [self.image(name) for name in (*needed_first(self.options.role), *later) if name in self.manifest.images]
+
+
+def needed_first(role: str) -> tuple[str, ...]:
+    """The images that a node of this role needs before it joins."""
+    return ("pause",) if role == WORKER else CONTROL_PLANE_IMAGES
 
 
 def kubelet_arguments(plan: Plan, resolv_conf: str = "") -> str:
@@ -78,14 +91,14 @@ def kubeadm_config(plan: Plan) -> str:
         "clusterName": "ckp-standalone",
         "kubernetesVersion": kubernetes_version(plan.manifest),
         "imageRepository": plan.registry,
-        "controlPlaneEndpoint": f"[{plan.address}]:6443" if ":" in plan.address else f"{plan.address}:6443",
+        "controlPlaneEndpoint": f"[{plan.endpoint}]:6443" if ":" in plan.endpoint else f"{plan.endpoint}:6443",
         "certificateValidityPeriod": TEN_YEARS,
         "caCertificateValidityPeriod": TEN_YEARS,
         "networking": {"podSubnet": plan.options.pod_cidr, "serviceSubnet": plan.options.service_cidr, "dnsDomain": "cluster.local"},
         "dns": {"imageRepository": plan.registry, "imageTag": images["coredns"]},
         "etcd": {"local": {"imageRepository": plan.registry, "imageTag": images["etcd"], "dataDir": "/var/lib/etcd"}},
         "proxy": {"disabled": True},  # Cilium replaces it
-        "apiServer": {"certSANs": sorted({plan.address, plan.node_name, "127.0.0.1", "localhost"})},
+        "apiServer": {"certSANs": sorted({plan.address, plan.endpoint, plan.node_name, "127.0.0.1", "localhost", *plan.options.cert_sans})},
     }
     kubelet: dict[str, Any] = {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -96,6 +109,22 @@ def kubeadm_config(plan: Plan) -> str:
         **plan.decisions.kubelet(),
     }
     return "\n---\n".join(json.dumps(document, indent=1) for document in (init, cluster, kubelet)) + "\n"
+
+
+def join_config(plan: Plan, token: JoinToken) -> str:
+    """kubeadm's configuration (v1beta4) of a join, as JSON. It has the token: for a file with mode 0600."""
+    registration: dict[str, Any] = {"name": plan.node_name, "criSocket": CONTAINERD_SOCKET, "taints": [], "imagePullPolicy": "Never"}
+    found: dict[str, Any] = {
+        "apiVersion": "kubeadm.k8s.io/v1beta4",
+        "kind": "JoinConfiguration",
+        "discovery": {"bootstrapToken": {"token": token.token, "apiServerEndpoint": token.endpoint, "caCertHashes": [token.ca_hash]}},
+        "nodeRegistration": registration,
+        "patches": {"directory": PATCHES_DIR},
+        "timeouts": {"controlPlaneComponentHealthCheck": "6m0s", "kubeletHealthCheck": "4m0s", "discovery": "2m0s", "tlsBootstrap": "4m0s"},
+    }
+    if plan.options.role != WORKER:
+        found["controlPlane"] = {"localAPIEndpoint": {"advertiseAddress": plan.address, "bindPort": 6443}, "certificateKey": token.certificate_key}
+    return json.dumps(found, indent=1) + "\n"
 
 
 def restart_pauses(manifest: BundleManifest) -> dict[str, Any]:
@@ -123,7 +152,7 @@ def cilium_values(plan: Plan) -> dict[str, Any]:
 
     values: dict[str, Any] = {
         "kubeProxyReplacement": True,
-        "k8sServiceHost": plan.address,
+        "k8sServiceHost": plan.endpoint,
         "k8sServicePort": 6443,
         "ipam": {"mode": "kubernetes"},
         "routingMode": "tunnel",
@@ -131,7 +160,7 @@ def cilium_values(plan: Plan) -> dict[str, Any]:
         "envoy": {"enabled": False},
         "hubble": {"enabled": False},
         "l7Proxy": False,
-        "operator": {"replicas": 1, "image": image("cilium-operator-generic")},
+        "operator": {"replicas": 2 if plan.options.virtual_address else 1, "image": image("cilium-operator-generic")},
         "image": image("cilium"),
         "l2announcements": {"enabled": True},
         "externalIPs": {"enabled": True},

@@ -74,7 +74,7 @@ def install(chosen: Options, *, screen: Screen | None = None, plan: Sequence[Ste
     refuse_managed(chosen.state_dir)
     journal = journal_of(chosen.state_dir)
     if journal.member is not None:
-        _check_same(journal.member, chosen.member(journal.member.release))
+        check_same(journal.member, chosen.member(journal.member.release))
         if all(step.name in journal.done for step in plan):
             screen.line(f"this host is already a standalone cluster ({journal.member.release}); nothing was changed")
             screen.line(f"  kubeconfig  {ADMIN}")
@@ -88,6 +88,13 @@ def install(chosen: Options, *, screen: Screen | None = None, plan: Sequence[Ste
         for item in findings.items:
             screen.line(f"note: {item.problem}: {item.remediation}")
     started = time.monotonic()
+    run_steps(context, screen, plan)
+    finished(screen, context, time.monotonic() - started)
+
+
+def run_steps(context: Context, screen: Screen, plan: Sequence[Step]) -> None:
+    """Do the steps that are not done yet, and always the verification. Raises AgentError."""
+    journal = context.journal
     for number, step in enumerate(plan, 1):
         if step.name in journal.done and step.name != "verify":
             screen.begin(number, step.title)
@@ -96,9 +103,8 @@ def install(chosen: Options, *, screen: Screen | None = None, plan: Sequence[Ste
         _run_step(context, screen, step, number)
         if step.name == RUNTIME_STEP:
             steps.start_pulls(context)
-    if chosen.bundle_folder:
-        drop_copy(chosen.state_dir)
-    finished(screen, context, time.monotonic() - started)
+    if context.options.bundle_folder:
+        drop_copy(context.options.state_dir)
 
 
 def _run_step(context: Context, screen: Screen, step: Step, number: int) -> None:
@@ -134,13 +140,13 @@ def finished(screen: Screen, context: Context, seconds: float) -> None:
         screen.line(f"  stand-in    {line}")
 
 
-def _check_same(begun: Member, wanted: Member) -> None:
+def check_same(begun: Member, wanted: Member) -> None:
     """The installation that was begun has the wanted bundle and settings. InvalidInput if not."""
     then, now = {"bundle": begun.bundle, **begun.settings}, {"bundle": wanted.bundle, **wanted.settings}
     different = [f"{name}: {then.get(name) or '(default)'} then, {value or '(default)'} now" for name, value in now.items() if then.get(name, "") != value]
     if different:
         raise InvalidInput(
-            "an installation with other settings was begun on this host",
+            "an installation or a join with other settings was begun on this host",
             details="\n".join(different),
             resolution="use the same settings to continue it, or run `ckp-agent standalone reset` and begin again",
         )
@@ -165,11 +171,14 @@ def reset(state_dir: str, *, screen: Screen | None = None, force: bool = False) 
 
     Raises:
         InvalidInput: this host has none (with `force` it is reset all the same), or is a node of a workload cluster.
+            A master of several leaves etcd and its cluster first, as far as the others can be reached; what stays there is printed.
         AgentError: something could not be removed; it is listed in the details.
     """
     from ckp.agent.fetch.bundles import drop_other_bundles
     from ckp.agent.node.reset import NOTHING
     from ckp.agent.node.reset import reset as clean
+    from ckp.standalone import members
+    from ckp.standalone.address import unit
 
     screen = screen or Screen(1)
     refuse_managed(state_dir)
@@ -178,6 +187,9 @@ def reset(state_dir: str, *, screen: Screen | None = None, force: bool = False) 
         raise InvalidInput("this host is not a standalone cluster: there is nothing to undo", resolution="use --force to reset it all the same")
     begun = time.monotonic()
     screen.begin(1, "Reset")
+    unit.stop()
+    steps.end_kubeadm()
+    stays = members.leave(journal, steps.own_address(journal), screen.say)
     try:
         note = clean(journal, of_host()) if force or journal.touched else NOTHING
     except AgentError:
@@ -186,3 +198,5 @@ def reset(state_dir: str, *, screen: Screen | None = None, force: bool = False) 
     journal.forget()
     drop_other_bundles(state_dir, "")
     screen.end("done", time.monotonic() - begun, note)
+    for line in stays:
+        screen.line(f"what stays: {line}")

@@ -19,13 +19,24 @@ POD_CIDR = "10.244.0.0/16"
 SERVICE_CIDR = "10.96.0.0/12"
 LONGEST_NAME = 63
 NODE_NAMES = f"use lower-case letters, digits, - and ., at most {LONGEST_NAME} characters"
+FIRST, CONTROL_PLANE, WORKER = "", "control-plane", "worker"
+"""What a host is in its cluster. FIRST is the master that the cluster was made on."""
+NODE_NAME = "node_name"
+"""The journal's note of the node's name, from the moment that the kubelet has it."""
 SMALLEST_POD_PREFIX = 24
 """kubeadm gives each node a /24 of the pod network, so it must be at least that large."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """A standalone installation. Either `bundle_folder` or `bundle_image` is set."""
+    """A standalone installation, or a join to one. Either `bundle_folder` or `bundle_image` is set.
+
+    Args:
+        virtual_address: of the cluster's API servers, held by one of its masters; "" for the first host's own address.
+        cert_sans: further names and addresses in the API servers' certificates.
+        role: FIRST, CONTROL_PLANE or WORKER.
+        endpoint, ca_hash: of the cluster that is joined (ckp.standalone.token); "" of the first host.
+    """
 
     bundle_folder: str = ""
     bundle_image: str = ""
@@ -41,6 +52,11 @@ class Options:
     release: str = ""
     host_json: str = HOST_JSON
     state_dir: str = STATE_DIR
+    virtual_address: str = ""
+    cert_sans: tuple[str, ...] = ()
+    role: str = FIRST
+    endpoint: str = ""
+    ca_hash: str = ""
 
     def member(self, release: str) -> Member:
         """The journal's member for this installation: a second run continues the first one only with the same bundle and settings."""
@@ -51,6 +67,11 @@ class Options:
             "node_name": self.node_name,
             "cni": self.cni,
             "registry": self.registry,
+            "virtual_address": self.virtual_address,
+            "cert_sans": ",".join(sorted(set(self.cert_sans))),
+            "role": self.role,
+            "endpoint": self.endpoint,
+            "ca_hash": self.ca_hash,
         }
         return Member(STANDALONE, release, self.bundle_image or os.path.abspath(self.bundle_folder), settings=settings)
 
@@ -113,9 +134,41 @@ def check(options: Options) -> None:
             raise InvalidInput(f"the advertise address {options.advertise_address!r} is not an IP address") from None
         if address.version != 4:
             raise InvalidInput(f"the advertise address {address} is an IPv6 address: a standalone cluster has IPv4 networks", resolution="use an IPv4 address")
+    _check_virtual_address(options, pods, services)
+    for name in options.cert_sans:
+        if not is_san(name):
+            raise InvalidInput(f"{name!r} can't be in a certificate", resolution="--cert-san takes a DNS name or an IP address")
     if options.node_name and not is_node_name(options.node_name):
         raise InvalidInput(f"{options.node_name!r} can't be a node's name", resolution=NODE_NAMES)
     if not os.path.isfile(options.keyring):
         raise InvalidInput(f"the keyring {options.keyring} with the trusted keys does not exist", resolution="set its path with --keyring")
     if options.registry_ca_file and not os.path.isfile(options.registry_ca_file):
         raise InvalidInput(f"the registry's CA {options.registry_ca_file} does not exist")
+
+
+def is_san(name: str) -> bool:
+    """Whether a server's certificate can be for this: an IP address, or a DNS name, also `*.example.org`."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        label = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+        return len(name) <= 253 and re.fullmatch(rf"(\*\.)?{label}(\.{label})*", name.lower()) is not None and not re.fullmatch(r"[0-9.]+", name)
+    return True
+
+
+def _check_virtual_address(options: Options, pods: Network, services: Network) -> None:
+    if not options.virtual_address:
+        return
+    try:
+        address = ipaddress.IPv4Address(options.virtual_address)
+    except ValueError:
+        raise InvalidInput(f"the virtual address {options.virtual_address!r} is not an IPv4 address") from None
+    if address.is_loopback or address.is_multicast or address.is_link_local or address.is_unspecified or address.is_reserved:
+        raise InvalidInput(f"the virtual address {address} is not one of a host: it is loopback, multicast, link-local or reserved")
+    if options.virtual_address == options.advertise_address:
+        raise InvalidInput(
+            f"the virtual address {address} is the advertise address as well", resolution="choose a free address of the same network: it moves between hosts"
+        )
+    for name, found in (("pod CIDR", pods), ("service CIDR", services)):
+        if address in found:
+            raise InvalidInput(f"the virtual address {address} is in the {name} {found}", resolution="choose a free address of the hosts' network")

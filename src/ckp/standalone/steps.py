@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import time
 from dataclasses import dataclass, field
@@ -25,7 +26,11 @@ from ckp.hostkit.errors import AgentError
 from ckp.hostkit.files import atomic_write, read_text, remove
 from ckp.hostkit.processes import have, run
 from ckp.hostkit.waits import wait_for
+from ckp.standalone.address import unit
+from ckp.standalone.address.service import BOOTSTRAP, Settings
+from ckp.standalone.cluster import ADMIN, RUN_DIR, api_ready, kubectl
 from ckp.standalone.config import (
+    CNI_IMAGES,
     CONTROL_PLANE_IMAGES,
     NEEDED_IMAGES,
     STORAGE_CLASS,
@@ -34,15 +39,14 @@ from ckp.standalone.config import (
     cilium_values,
     kubeadm_config,
     kubelet_arguments,
+    needed_first,
     static_pod_patches,
 )
-from ckp.standalone.options import Options, default_node_name
+from ckp.standalone.options import FIRST, NODE_NAME, WORKER, Options, default_node_name
 from ckp.verify.bundle import BundleManifest, verify_bundle
 
-ADMIN = "/etc/kubernetes/admin.conf"
-RUN_DIR = "/run/ckp-standalone"
-NODE_NAME = "node_name"
-"""The journal's note of the node's name, from the moment that the kubelet has it."""
+ETCD_PORTS = firewall.Port("2379-2380", "tcp")
+"""Between masters."""
 INIT_SECONDS = 600.0
 READY_SECONDS = 600.0
 
@@ -106,10 +110,12 @@ def _verify(context: Context) -> BundleManifest:
         raise
     check_fits(manifest)
     select(manifest, NODE_PACKAGES)
-    missing = [name for name in ("helm",) if manifest.package(name) is None] + [
-        name for name in ("chart-cilium.tgz", "local-path.yaml") if name not in manifest.files
+    first = options.role == FIRST
+    missing = [name for name in ("helm",) if first and manifest.package(name) is None] + [
+        name for name in ("chart-cilium.tgz", "local-path.yaml") if first and name not in manifest.files
     ]
-    missing += [f"the image {name}" for name in (*CONTROL_PLANE_IMAGES, *NEEDED_IMAGES) if name not in manifest.images]
+    images = (*needed_first(options.role), *(NEEDED_IMAGES if first else CNI_IMAGES))
+    missing += [f"the image {name}" for name in images if name not in manifest.images]
     if missing:
         raise AgentError(
             f"the bundle {manifest.release} lacks {', '.join(missing)}", resolution="build it again (ckp dist build)", reason="BundleIncomplete", permanent=True
@@ -151,11 +157,16 @@ def runc(context: Context) -> str:
 
 
 def kernel(context: Context) -> str:
-    ports = (*firewall.PORTS, firewall.API_SERVER)
+    ports = ports_of(context.options.role, bool(context.options.virtual_address))
     return "; ".join([*prepare.kernel(context.journal), *firewall.open_ports(context.journal, ports)])
 
 
-def _kubelet(context: Context, plan: Plan) -> None:
+def ports_of(role: str, several: bool) -> tuple[firewall.Port, ...]:
+    """What other hosts must reach on a host of this role. `several`: the cluster can have several masters."""
+    return (*firewall.PORTS, *(() if role == WORKER else (firewall.API_SERVER,)), *((ETCD_PORTS,) if several and role != WORKER else ()))
+
+
+def write_kubelet(context: Context, plan: Plan) -> None:
     """Write the kubelet's settings, and name servers that pods can reach if the host's own can't be (see ckp.agent.system.resolver)."""
     resolv_conf = resolver.wanted("", "resolvConf" in plan.decisions.kubelet())
     if resolv_conf == resolver.OWN:
@@ -169,7 +180,7 @@ def ckp_packages(context: Context) -> str:
     plan = context.plan()
     context.journal.note(NODE_NAME, plan.node_name)  # the OS may be renamed before the next run
     # before the package installs its own: a reset restores what was there at this moment
-    _kubelet(context, plan)
+    write_kubelet(context, plan)
     install_packages(context.journal, context.installer, manifest, names)
     run(["systemctl", "daemon-reload"], timeout=60)
     run(["systemctl", "enable", "kubelet"], timeout=60, what="enabling the kubelet")
@@ -183,20 +194,6 @@ def swap(context: Context) -> str:
 # -- 8 to 12: the cluster ------------------------------------------------------------------------------------------------
 
 
-def kubectl(*arguments: str, stdin: str | None = None, timeout: float = 60, check: bool = True, what: str = "") -> str:
-    """Run kubectl as the cluster's administrator; returns its output. Raises ProcessFailed."""
-    argv = ["kubectl", "--kubeconfig", ADMIN, "--cache-dir", f"{RUN_DIR}/kube-cache", *arguments]
-    return run(argv, timeout=timeout, stdin=stdin.encode() if stdin is not None else None, check=check, what=what or f"kubectl {arguments[0]}").stdout
-
-
-def api_ready() -> str:
-    """Why the API server is not ready; "" if it is."""
-    if not os.path.exists(ADMIN):
-        return f"{ADMIN} is missing"
-    answer = run(["kubectl", "--kubeconfig", ADMIN, "get", "--raw", "/readyz", "--request-timeout=5s"], timeout=20, check=False)
-    return "" if answer.stdout.strip() == "ok" else (answer.tail() or "no answer")
-
-
 def _initialised() -> bool:
     """Whether kubeadm init was completed: these objects are the result of its last phases (bootstrap token, CoreDNS)."""
     if api_ready():
@@ -208,6 +205,10 @@ def _initialised() -> bool:
 def kubeadm_init(context: Context) -> str:
     plan = context.plan()
     pulls = pulls_of(context, plan)
+    settings = address_settings(plan)
+    end_kubeadm()
+    if settings and not _elected(settings):
+        unit.hold(context.journal, settings)  # kubeadm reaches its API server by the virtual address
     if os.path.exists(ADMIN):
         # an earlier run came this far: wait for its API server, then decide
         try:
@@ -215,17 +216,16 @@ def kubeadm_init(context: Context) -> str:
         except AgentError:
             pass
         if _initialised():
+            _hand_over(settings)
             return "initialised before"
         context.say("resetting an interrupted kubeadm init")
         run(["kubeadm", "reset", "-f", "--cleanup-tmp-dir", "--kubeconfig", "/nonexistent", "--skip-phases", "remove-etcd-member"], timeout=180, check=False)
         shutil.rmtree("/var/lib/etcd", ignore_errors=True)
     elif os.path.isdir("/etc/kubernetes/manifests") and os.listdir("/etc/kubernetes/manifests"):
         run(["kubeadm", "reset", "-f", "--kubeconfig", "/nonexistent", "--skip-phases", "remove-etcd-member"], timeout=180, check=False)
-    _kubelet(context, plan)
+    write_kubelet(context, plan)
     pulls.wait([plan.image(name) for name in CONTROL_PLANE_IMAGES])
-    for name, patch in static_pod_patches(plan).items():
-        context.journal.replace_file(f"{prepare.PATCHES_DIR}/{name}", patch, mode=0o600)
-    os.makedirs(RUN_DIR, mode=0o700, exist_ok=True)
+    write_patches(context, plan)
     config = os.path.join(RUN_DIR, "kubeadm.json")
     atomic_write(config, kubeadm_config(plan), mode=0o600)
     argv = ["kubeadm", "init", "--config", config, "--skip-phases=addon/kube-proxy"]
@@ -245,7 +245,49 @@ def kubeadm_init(context: Context) -> str:
         raise
     finally:
         remove(config)
+    _hand_over(settings)
     return kubernetes(plan)
+
+
+def address_settings(plan: Plan) -> Settings | None:
+    """What the virtual address' service needs to know; None if the cluster has no such address."""
+    address = plan.options.virtual_address
+    return Settings(address, plan.address, plan.node_name) if address else None
+
+
+def _elected(settings: Settings) -> bool:
+    """Whether the virtual address' holder is elected already, so that this host must not take it without."""
+    return not os.path.exists(BOOTSTRAP) and _initialised() and unit.is_set_up(settings)
+
+
+def _hand_over(settings: Settings | None) -> None:
+    if settings:
+        unit.elect(settings)
+
+
+def write_patches(context: Context, plan: Plan) -> None:
+    """Write kubeadm's patches of the static pods, and make RUN_DIR."""
+    for name, patch in static_pod_patches(plan).items():
+        context.journal.replace_file(f"{prepare.PATCHES_DIR}/{name}", patch, mode=0o600)
+    os.makedirs(RUN_DIR, mode=0o700, exist_ok=True)
+
+
+def end_kubeadm() -> None:
+    """End a kubeadm that an earlier, killed run has started: it goes on without its parent, and two at once would spoil each other's work."""
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or not re.fullmatch(r"(\S*/)?kubeadm\0(init|join|reset)\0.*", read_text(f"/proc/{entry}/cmdline"), re.S):
+            continue
+        try:
+            os.kill(int(entry), signal.SIGKILL)
+        except OSError:
+            continue
+        wait_for(lambda pid=entry: "it still runs" if read_text(f"/proc/{pid}/cmdline") else "", timeout=30, every=0.1, what="the earlier kubeadm has ended")
+
+
+def own_address(journal: Journal) -> str:
+    """The address of this host in its cluster."""
+    given = journal.member.settings.get("advertise_address", "") if journal.member else ""
+    return given or facts.default_address()
 
 
 def kubernetes(plan: Plan) -> str:
@@ -307,7 +349,7 @@ def cni(context: Context) -> str:
         state = kubectl("get", "node", node, "-o", "jsonpath={range .status.conditions[?(@.type=='Ready')]}{.status} {.message}{end}", check=False)
         return "" if state.startswith("True") else f"node {node}: {state.strip() or 'not registered yet'}"
 
-    _wait_with_progress(context, node_ready, "the node is Ready", "CniFailed", _pods_tail)
+    wait_with_progress(context, node_ready, "the node is Ready", "CniFailed", pods_tail)
     pulls.wait([image for image in plan.images() if "/coredns:" in image])
 
     def dns_ready() -> str:
@@ -315,7 +357,7 @@ def cni(context: Context) -> str:
         have_count, _, want = ready.partition("/")
         return "" if have_count and have_count == want else f"CoreDNS: {have_count or '0'} of {want or '?'} available"
 
-    _wait_with_progress(context, dns_ready, "CoreDNS is available", "DnsFailed", _pods_tail)
+    wait_with_progress(context, dns_ready, "CoreDNS is available", "DnsFailed", pods_tail)
     return f"Cilium {plan.manifest.images['cilium'].partition('@')[0]}, node {node} Ready, CoreDNS available"
 
 
@@ -331,7 +373,7 @@ def csi(context: Context) -> str:
         argv = ["-n", STORAGE_NAMESPACE, "get", "deployment", "local-path-provisioner", "-o", "jsonpath={.status.availableReplicas}"]
         return "" if kubectl(*argv, check=False).strip() not in ("", "0") else "the local-path provisioner is not available yet"
 
-    _wait_with_progress(context, provisioner, "the storage provisioner is available", "CsiFailed", _pods_tail)
+    wait_with_progress(context, provisioner, "the storage provisioner is available", "CsiFailed", pods_tail)
     return f"default class {STORAGE_CLASS} (stand-in)"
 
 
@@ -347,7 +389,7 @@ def start_pulls(context: Context) -> None:
     pulls_of(context, context.plan())
 
 
-def _wait_with_progress(context: Context, probe: Callable[[], str], what: str, reason: str, tail: Callable[[], str]) -> None:
+def wait_with_progress(context: Context, probe: Callable[[], str], what: str, reason: str, tail: Callable[[], str]) -> None:
     """Wait, and print every 15 s what is still missing. AgentError with `tail()` in its details after READY_SECONDS."""
     printed = time.monotonic()
 
@@ -366,7 +408,7 @@ def _wait_with_progress(context: Context, probe: Callable[[], str], what: str, r
         raise
 
 
-def _pods_tail() -> str:
+def pods_tail() -> str:
     pods = kubectl("get", "pods", "-A", "-o", "wide", check=False)
     events = kubectl("get", "events", "-A", "--field-selector", "type=Warning", check=False).splitlines()[-8:]
     return pods + "\n" + "\n".join(events) + ("\n" + health if (health := kubelet_health()) else "")

@@ -26,7 +26,7 @@ from ckp.hostkit.errors import AgentError, InvalidInput, VerificationFailed
 from ckp.hosttool.__main__ import main as tool
 from ckp.standalone import checks, config, install, steps
 from ckp.standalone.install import Screen
-from ckp.standalone.options import Options, check
+from ckp.standalone.options import NODE_NAME, Options, check
 from ckp.standalone.steps import STEPS, Step
 from ckp.verify.bundle import BundleManifest
 
@@ -54,7 +54,7 @@ def options(tmp_path: Path) -> Options:
     return Options(bundle_folder=str(tmp_path / "bundle"), keyring=str(tmp_path / "keyring"), state_dir=str(tmp_path / "state"), advertise_address="10.0.0.5")
 
 
-def changed(options: Options, **values: str) -> Options:
+def changed(options: Options, **values: Any) -> Options:
     return Options(**{**vars(options), **values})
 
 
@@ -82,6 +82,11 @@ def test_the_twelve_steps_have_the_documented_order() -> None:
         ({"cni": "calico"}, "Calico, the release's default network, is not built"),
         ({"cni": "flannel"}, "not known"),
         ({"advertise_address": "host"}, "is not an IP address"),
+        ({"virtual_address": "fd00::9"}, "is not an IPv4 address"),
+        ({"virtual_address": "10.0.0.5"}, "is the advertise address as well"),
+        ({"virtual_address": "10.244.0.9"}, "is in the pod CIDR"),
+        ({"virtual_address": "127.0.0.9"}, "is not one of a host"),
+        ({"cert_sans": ("not a name",)}, "can't be in a certificate"),
         ({"node_name": "Node_1"}, "can't be a node's name"),
         ({"node_name": "a..b"}, "can't be a node's name"),
         ({"node_name": "n" * 64}, "can't be a node's name"),
@@ -92,7 +97,7 @@ def test_the_twelve_steps_have_the_documented_order() -> None:
         ({"registry_ca_file": "/nowhere"}, "does not exist"),
     ],
 )
-def test_invalid_options_are_rejected_with_the_reason(options: Options, values: dict[str, str], words: str) -> None:
+def test_invalid_options_are_rejected_with_the_reason(options: Options, values: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         check(changed(options, **values))
     assert words in caught.value.brief
@@ -160,7 +165,7 @@ def test_a_node_is_called_as_its_os_in_lower_case(options: Options, monkeypatch:
     journal = Journal(str(tmp_path / "journal.json"), str(tmp_path / "saved"))
     context = steps.Context(options, journal, Any, lambda text: None)  # type: ignore[arg-type]
     assert context.plan().node_name == name.lower()
-    journal.note(steps.NODE_NAME, name.lower())
+    journal.note(NODE_NAME, name.lower())
     monkeypatch.setattr(socket, "gethostname", lambda: "renamed")
     assert context.plan().node_name == name.lower(), "an interrupted installation goes on with its name"
 
@@ -188,10 +193,10 @@ def test_pods_get_name_servers_that_they_reach(options: Options, monkeypatch: py
     monkeypatch.setattr(prepare, "kubelet", lambda journal, decisions, arguments: given.append(arguments))
     journal = Journal(str(tmp_path / "journal.json"), str(tmp_path / "saved"))
     context = steps.Context(options, journal, Any, lambda text: None)  # type: ignore[arg-type]
-    steps._kubelet(context, plan(options))
+    steps.write_kubelet(context, plan(options))
     assert (f"--resolv-conf={tmp_path}/own" in given[0]) is own
     assert ((tmp_path / "own").exists() and "nameserver 10.0.0.5" in (tmp_path / "own").read_text()) is own
-    steps._kubelet(context, plan(options, dataclasses.replace(ORDINARY, overrides={"kubelet": {"resolvConf": "/mine"}})))
+    steps.write_kubelet(context, plan(options, dataclasses.replace(ORDINARY, overrides={"kubelet": {"resolvConf": "/mine"}})))
     assert "--resolv-conf" not in given[1], "host.json decides otherwise"
 
 
