@@ -186,15 +186,15 @@ def test_the_service_removes_what_an_earlier_process_has_left() -> None:
 
 
 def test_a_holder_that_is_started_again_goes_on_at_once() -> None:
-    clock, server, one, two = pair()
-    run(clock, 10, one, two)
+    clock, server, one, _ = pair()
+    run(clock, 10, one)
     again = Host("a", server, clock)
     again.service.tick()
     assert again.has
 
 
 def test_the_first_master_holds_the_address_without_a_lease_until_there_is_one() -> None:
-    clock, server, one, two = pair()
+    clock, server, one, _ = pair()
     one.ready, one.bootstrap = False, True
     run(clock, 60, one)
     assert one.has and one.asked == [], "nothing is asked: there is no API server"
