@@ -15,8 +15,9 @@ from ckp.hostkit.files import read_text
 from ckp.hostkit.locations import STANDALONE_JOURNAL
 from ckp.hostkit.text import printable
 from ckp.standalone import checks, options, steps
+from ckp.standalone.cluster import ADMIN
 from ckp.standalone.options import Options
-from ckp.standalone.steps import ADMIN, STEPS, Context, Step
+from ckp.standalone.steps import STEPS, Context, Step
 
 RUNTIME_STEP = "runc"
 INDENT = " " * 9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -281,7 +282,11 @@ def end_kubeadm() -> None:
             os.kill(int(entry), signal.SIGKILL)
         except OSError:
             continue
-        wait_for(lambda pid=entry: "it still runs" if read_text(f"/proc/{pid}/cmdline") else "", timeout=30, every=0.1, what="the earlier kubeadm has ended")
+        wait_for(functools.partial(_still_runs, entry), timeout=30, every=0.1, what="the earlier kubeadm has ended")
+
+
+def _still_runs(pid: str) -> str:
+    return f"process {pid} still runs" if read_text(f"/proc/{pid}/cmdline") else ""
 
 
 def own_address(journal: Journal) -> str:

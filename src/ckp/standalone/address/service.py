@@ -211,7 +211,7 @@ class HostNic:
 
 
 class AddressService:
-    """One look after the other: `tick` does all that is to be done now, and returns the seconds until the next."""
+    """`tick` does all that is to be done now, and returns the seconds until the next."""
 
     def __init__(
         self,
