@@ -21,7 +21,7 @@ from ckp.distribution.bundles import PREFIX
 from ckp.distribution.registries.server import RegistryServer
 from ckp.distribution.release import Distribution
 from ckp.kits import paths
-from ckp.kits.processes import Finished
+from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
 from ckp.lab.lab import HostSpec, Lab, LabHost, LabNetwork
 from ckp.site.install import REGISTRY_CA
@@ -222,3 +222,34 @@ class Writer:
         """Acknowledged writes that the cluster does not have."""
         kept = kubectl(host, "get", "configmaps", "-l", f"writer={self._prefix}", "-o", "jsonpath={.items[*].metadata.name}", timeout=120).split()
         return sorted({name for _, name in self.acknowledged} - set(kept))
+
+
+def link_of_host(host: LabHost) -> str:
+    """The machine's end of the host's link to the bridge."""
+    index = host.run(["cat", "/sys/class/net/host0/iflink"], timeout=20).stdout.strip()
+    links = json.loads(run(["ip", "-json", "link", "show", "master", NETWORK.bridge], timeout=30).stdout)
+    return next(str(link["ifname"]) for link in links if str(link["ifindex"]) == index)
+
+
+@contextmanager
+def cut_off(host: LabHost) -> Iterator[None]:
+    """The host reaches nobody, and nobody it, while its programs run on."""
+    link = link_of_host(host)
+    run(["ip", "link", "set", link, "down"], timeout=30)
+    try:
+        yield
+    finally:
+        run(["ip", "link", "set", link, "up"], timeout=30)
+
+
+def killed(host: LabHost, arguments: list[str], secret: str, after: float) -> bool:
+    """Run `ckp-agent standalone …` and kill it with SIGKILL after so many seconds; False if it ended before. What it has started runs on."""
+    host.push(secret.encode(), "/root/token", mode=0o600)
+    name = f"joining-{time.monotonic_ns()}"
+    unit = ["systemd-run", f"--unit={name}", "--collect", "--property=KillMode=process", "--property=StandardInput=file:/root/token"]
+    host.run([*unit, *STANDALONE, *arguments], timeout=60)
+    time.sleep(after)
+    alive = host.run(["systemctl", "is-active", name], timeout=20, check=False).stdout.strip() == "active"
+    host.run(["systemctl", "kill", "--kill-whom=main", "--signal=KILL", name], timeout=20, check=False)
+    host.run(["rm", "-f", "/root/token"], timeout=20)
+    return alive
