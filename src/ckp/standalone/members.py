@@ -204,7 +204,9 @@ def leave(journal: Journal, own_address: str, say: Callable[[str], None]) -> lis
     node = str(journal.notes.get(NODE_NAME, ""))
     if journal.member is None or journal.member.settings.get("role") == WORKER or not os.path.exists(ETCD_MANIFEST):
         return []
-    stays = [f"{node} is still a member of etcd and a node of its cluster: on another master, run `ckp-agent standalone remove-node {node}`"]
+    stays = [
+        f"if its cluster has other masters, {node} is still a node and a member of etcd there: on one of them, run `ckp-agent standalone remove-node {node}`"
+    ]
     try:
         members = Etcd().members()
     except AgentError as error:

@@ -274,15 +274,29 @@ def write_patches(context: Context, plan: Plan) -> None:
 
 
 def end_kubeadm() -> None:
-    """End a kubeadm that an earlier, killed run has started: it goes on without its parent, and two at once would spoil each other's work."""
+    """End a kubeadm that an earlier, killed run has started: it goes on without its parent, and two at once would spoil each other's work.
+
+    Not those in containers, which have a PID namespace of their own.
+    """
     for entry in os.listdir("/proc"):
-        if not entry.isdigit() or not re.fullmatch(r"(\S*/)?kubeadm\0(init|join|reset)\0.*", read_text(f"/proc/{entry}/cmdline"), re.S):
+        if (
+            not entry.isdigit()
+            or not _is_of_host(entry)
+            or not re.fullmatch(r"(\S*/)?kubeadm\0(init|join|reset)\0.*", read_text(f"/proc/{entry}/cmdline"), re.S)
+        ):
             continue
         try:
             os.kill(int(entry), signal.SIGKILL)
         except OSError:
             continue
         wait_for(functools.partial(_still_runs, entry), timeout=30, every=0.1, what="the earlier kubeadm has ended")
+
+
+def _is_of_host(pid: str) -> bool:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return False  # it has ended
 
 
 def _still_runs(pid: str) -> str:

@@ -97,9 +97,9 @@ class Election:
         """
         return max(0, int(self.held_until - now)) if self.holds(now) else 0
 
-    def pause(self, now: float) -> float:
-        """Seconds until the next look: the period, or less if the lease can be taken, or must be given up, before."""
-        pause = self.timing.period
+    def pause(self, now: float, begun: float) -> float:
+        """Seconds until the next look: a period after this one has `begun`, or before if the lease can be taken, or must be given up, by then."""
+        pause = self.timing.period - (now - begun)
         if self.wish(now) == WAIT and self._seen:
             pause = min(pause, self._expires() - now)
         if self.holds(now):

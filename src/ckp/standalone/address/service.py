@@ -233,11 +233,12 @@ class AddressService:
 
     def tick(self) -> float:
         """One look. Raises nothing but Stopped."""
+        begun = self._clock()
         try:
             self._look()
         except (OSError, AgentError) as error:  # of the link; those of the API server are Unavailable
             self._fail(str(error))
-        return self.election.pause(self._clock())
+        return self.election.pause(self._clock(), begun)
 
     def _look(self) -> None:
         now = self._clock()
