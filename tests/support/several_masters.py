@@ -163,6 +163,7 @@ class Writer:
     """A client that writes to the API server at the virtual address all the time, and keeps what was acknowledged."""
 
     admin: str
+    address: str = VIRTUAL
     acknowledged: list[tuple[float, str]] = field(default_factory=list)
     failed: list[tuple[float, str]] = field(default_factory=list)
     timeout: float = 1.0
@@ -181,7 +182,7 @@ class Writer:
                 path.touch(mode=0o600)
                 path.write_bytes(parts[name])
             context = trust(ca_pem=ca, certificate=str(files["client-certificate-data"]), key=str(files["client-key-data"]))
-        return Server(VIRTUAL, 6443, context)
+        return Server(self.address, 6443, context)
 
     def _write(self) -> None:
         server, number = self._server(), 0

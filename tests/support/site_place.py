@@ -1,9 +1,9 @@
-"""A server of somebody's on a bridge of the lab, and the file that describes a site on it."""
+"""Servers of somebody's on a bridge of the lab, and the file that describes a site on them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +24,16 @@ REGISTRY = f"registry.{NAME}.internal"
 
 @dataclass
 class Place:
-    """A server of somebody's, and the folder that its site is described in."""
+    """Servers of somebody's, and the folder that their site is described in."""
 
     lab: Lab
-    host: LabHost
+    hosts: dict[str, LabHost]
     folder: Path
+
+    @property
+    def host(self) -> LabHost:
+        """The first one."""
+        return self.hosts[SERVER.name]
 
     @property
     def file(self) -> Path:
@@ -42,39 +47,55 @@ class Place:
         environment = {"CKP_CONFIG": str(self.folder / "config.json"), "CKP_PROGRESS": "plain"}
         return run([REPO / "ckp", *arguments], timeout=timeout, check=check, env=environment, cwd=self.folder)
 
-
-@contextmanager
-def prepared(folder: Path) -> Iterator[Place]:
-    """The server: OpenSSH, a user with a key who may use sudo, and nobody's name server that knows a name."""
-    lab = Lab(paths.state() / "lab-site", NETWORK)
-    lab.down()
-    try:
-        lab.ensure_base(print)
-        host = lab.ensure_host(SERVER)
+    def add(self, server: HostSpec) -> LabHost:
+        """A server with OpenSSH, a user with a key who may use sudo, and nobody's name server that knows a name."""
+        host = self.hosts[server.name] = self.lab.ensure_host(server)
         key = host.pull("/root/.ssh/authorized_keys")
         host.run(["useradd", "--create-home", "--shell", "/bin/bash", USER], timeout=30)
         host.push(key, f"/home/{USER}/.ssh/authorized_keys")
         host.run(["chown", "-R", f"{USER}:{USER}", f"/home/{USER}/.ssh"], timeout=30)
         host.push(f"{USER} ALL=(ALL) NOPASSWD: ALL\n".encode(), "/etc/sudoers.d/ops", mode=0o440)
         host.run(["rm", "/root/.ssh/authorized_keys"], timeout=30)
-        ssh = lab.ssh_settings(SERVER.name)
-        (folder / "known_hosts").write_text(ssh.known_hosts_file.read_text())
-        (folder / "key").write_bytes(ssh.identity_file.read_bytes())
-        (folder / "key").chmod(0o600)
-        yield Place(lab, host, folder)
+        ssh = self.lab.ssh_settings(server.name)
+        (self.folder / "known_hosts").write_text(ssh.known_hosts_file.read_text())
+        (self.folder / "key").write_bytes(ssh.identity_file.read_bytes())
+        (self.folder / "key").chmod(0o600)
+        return host
+
+
+@contextmanager
+def prepared(folder: Path, servers: Sequence[HostSpec] = (SERVER,)) -> Iterator[Place]:
+    """The servers, side by side on a bridge of their own."""
+    lab = Lab(paths.state() / "lab-site", NETWORK)
+    lab.down()
+    try:
+        lab.ensure_base(print)
+        place = Place(lab, {}, folder)
+        for server in servers:
+            place.add(server)
+        yield place
     finally:
         if not os.environ.get("CKP_KEEP_LAB"):
             lab.down()
 
 
-def write_site(place: Place) -> None:
-    options = ("--name", NAME, "--host", f"{SERVER.name}={SERVER.address}", "--user", USER)
-    place.ckp("site", "init", *options, "--network", "10.177.96.0/24", "--pool", "10.177.96.100-10.177.96.120")
+def write_site(place: Place, servers: Sequence[HostSpec] = (SERVER,), *more: str) -> None:
+    """The site's file, with these management hosts.
+
+    Args:
+        more: further options of `ckp site init`.
+    """
+    options = ["--name", NAME, "--user", USER, *more]
+    for server in servers:
+        options += ["--host", f"{server.name}={server.address}"]
+    place.ckp("site", "init", "--force", *options, "--network", "10.177.96.0/24", "--pool", "10.177.96.100-10.177.96.120")
     spec = parse_site(place.file.read_bytes(), place.file)
-    [host] = spec.management.hosts or ()
-    assert host.ssh is not None
-    ssh = host.ssh.model_copy(update={"host": SERVER.address, "identity_file": Path("key"), "known_hosts_file": Path("known_hosts")})
-    management = spec.management.model_copy(update={"hosts": (host.model_copy(update={"ssh": ssh}),)})
+    hosts = []
+    for host in spec.management.hosts or ():
+        assert host.ssh is not None
+        ssh = host.ssh.model_copy(update={"host": str(host.address), "identity_file": Path("key"), "known_hosts_file": Path("known_hosts")})
+        hosts.append(host.model_copy(update={"ssh": ssh}))
+    management = spec.management.model_copy(update={"hosts": tuple(hosts)})
     # What only hosts in containers on one machine need.
     changed = spec.model_copy(update={"management": management, "host_settings": HOST_SETTINGS, "addon_values": ADDON_VALUES})
     place.file.write_text(dump_site(changed))
