@@ -465,6 +465,22 @@ def test_without_credentials_the_error_says_to_name_some(tmp_path: Path) -> None
     assert "wrong" not in str(caught.value)
 
 
+def test_a_request_that_is_refused_while_another_one_logs_in_is_tried_again(tmp_path: Path) -> None:
+    file = credentials(tmp_path, json.dumps({"auths": {ADDRESS: {"auth": base64.b64encode(b"me:secret").decode()}}}))
+    nested: list[str | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if "Authorization" in request.headers:
+            return httpx.Response(404)
+        if not nested:
+            nested.append(None)
+            nested[0] = client.digest("ckp/etcd", "v2")  # of another thread, between this request and its answer
+        return httpx.Response(401, headers={"WWW-Authenticate": 'Basic realm="x"'})
+
+    client = Registry(ADDRESS, transport=httpx.MockTransport(lambda request: as_stream(answer(request))), sleep=lambda _: None, credentials=file)
+    assert client.digest("ckp/etcd", "v1") is None and nested == [None]
+
+
 def test_basic_credentials_are_sent_when_asked_for_and_not_to_others(tmp_path: Path) -> None:
     seen: list[tuple[str, str | None]] = []
 

@@ -228,16 +228,15 @@ class RegistryHttp:
     # -- credentials: basic, and the token flow of docker's and the distribution project's "Token Authentication Specification"
 
     def _log_in(self, answer: httpx.Response, scope: tuple[str, str]) -> bool:
-        """Get what the challenge asks for; whether another try makes sense."""
+        """Get what the challenge asks for; whether another try makes sense: another thread may have logged in while this one was refused."""
         challenge = answer.headers.get("WWW-Authenticate", "")
         kind, _, rest = challenge.partition(" ")
-        before = self._authorization.get(scope)
         if kind.lower() == "basic" and self._basic:
             self._authorization[scope] = self._basic
         elif kind.lower() == "bearer":
             parameters = dict(re.findall(r'(\w+)="([^"]*)"', rest))
             self._authorization[scope] = f"Bearer {self._token(parameters)}"
-        return self._authorization.get(scope) != before
+        return self._authorization.get(scope) != answer.request.headers.get("Authorization")
 
     def _token(self, challenge: Mapping[str, str]) -> str:
         realm = httpx.URL(challenge.get("realm", ""))
