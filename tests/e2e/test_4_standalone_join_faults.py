@@ -140,6 +140,16 @@ def test_a_host_that_comes_back_empty_joins_under_its_name_again(place: Place, m
     assert members(first) == VOTERS and nodes(first) == dict.fromkeys(VOTERS, True)
 
 
+def test_all_masters_lose_their_power_and_come_back(place: Place, masters: list[LabHost]) -> None:
+    hosts = [*masters[:2], place.lab.host(MASTERS[2].name)]
+    for host in hosts:
+        host.power_cut()
+    for host in hosts:
+        host.start()
+    wait_until(lambda: nodes(hosts[0]) == dict.fromkeys(VOTERS, True), what="all nodes are Ready, by the virtual address", timeout=400, every=3)
+    assert len(holders(hosts)) == 1 and members(hosts[0]) == VOTERS
+
+
 def test_a_master_whose_cluster_is_away_is_reset_and_says_what_stays(place: Place, masters: list[LabHost]) -> None:
     first, second, _ = masters
     third = place.lab.host(MASTERS[2].name)

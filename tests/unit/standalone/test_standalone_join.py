@@ -7,6 +7,8 @@ import dataclasses
 import email.utils
 import io
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -359,6 +361,20 @@ def test_a_token_is_read_from_a_file_or_standard_input(tmp_path: Path, monkeypat
     assert join.read_token(str(tmp_path / "token")) == "one\n" and join.read_token("-") == "two\n"
     with pytest.raises(InvalidInput, match="can't be read"):
         join.read_token(str(tmp_path / "none"))
+
+
+def test_a_kubeadm_that_a_killed_run_has_left_is_ended_and_others_are_not(tmp_path: Path) -> None:
+    (tmp_path / "join").write_text("import time; time.sleep(60)")
+    (tmp_path / "version").write_text("import time; time.sleep(60)")
+    left, other = (subprocess.Popen(["kubeadm", name, "--config"], executable=sys.executable, cwd=tmp_path) for name in ("join", "version"))
+    try:
+        time.sleep(0.3)
+        steps.end_kubeadm()
+        assert left.wait(timeout=10) == -9 and other.poll() is None
+    finally:
+        for process in (left, other):
+            process.kill()
+            process.wait(timeout=10)
 
 
 def test_status_says_what_a_host_is(options: Options, bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
