@@ -144,7 +144,11 @@ def finished(screen: Screen, context: Context, seconds: float) -> None:
 def check_same(begun: Member, wanted: Member) -> None:
     """The installation that was begun has the wanted bundle and settings. InvalidInput if not."""
     then, now = {"bundle": begun.bundle, **begun.settings}, {"bundle": wanted.bundle, **wanted.settings}
-    different = [f"{name}: {then.get(name) or '(default)'} then, {value or '(default)'} now" for name, value in now.items() if then.get(name, "") != value]
+    different = [
+        f"{name}: {then.get(name) or '(default)'} then, {now.get(name) or '(default)'} now"
+        for name in dict.fromkeys([*now, *then])
+        if then.get(name, "") != now.get(name, "")
+    ]
     if different:
         raise InvalidInput(
             "an installation or a join with other settings was begun on this host",

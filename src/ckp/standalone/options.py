@@ -67,12 +67,15 @@ class Options:
             "node_name": self.node_name,
             "cni": self.cni,
             "registry": self.registry,
+        }
+        later = {  # those that earlier versions did not have are left out where they are not used
             "virtual_address": self.virtual_address,
             "cert_sans": ",".join(sorted(set(self.cert_sans))),
             "role": self.role,
             "endpoint": self.endpoint,
             "ca_hash": self.ca_hash,
         }
+        settings.update((name, value) for name, value in later.items() if value)
         return Member(STANDALONE, release, self.bundle_image or os.path.abspath(self.bundle_folder), settings=settings)
 
 

@@ -366,6 +366,21 @@ def test_an_installation_is_not_continued_with_other_settings(bench: Bench) -> N
     assert "pod_cidr: 10.244.0.0/16 then, 10.245.0.0/16 now" in caught.value.details
 
 
+def test_an_installation_with_a_virtual_address_is_not_continued_without_it(bench: Bench) -> None:
+    bench.fail["init"] = AgentError("no")
+    bench.options = changed(bench.options, virtual_address="10.0.0.9", cert_sans=("b.example", "a.example"))
+    with pytest.raises(AgentError):
+        bench.run()
+    bench.options = changed(bench.options, cert_sans=("a.example", "b.example"))
+    bench.fail["init"] = AgentError("again")
+    with pytest.raises(AgentError, match="again"):
+        bench.run()
+    bench.options = changed(bench.options, virtual_address="", cert_sans=())
+    with pytest.raises(InvalidInput) as caught:
+        bench.run()
+    assert "virtual_address: 10.0.0.9 then, (default) now" in caught.value.details and "cert_sans: a.example,b.example then" in caught.value.details
+
+
 def test_a_node_of_a_managed_cluster_is_rejected(bench: Bench) -> None:
     Path(bench.options.state_dir).mkdir()
     (Path(bench.options.state_dir) / "journal.json").write_text('{"member": {"cluster": "default/demo"}}')
