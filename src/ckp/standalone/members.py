@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import dataclass
 from typing import Any, Callable, Sequence
 from urllib.parse import urlsplit
@@ -21,6 +22,8 @@ from ckp.standalone.options import NODE_NAME, WORKER
 ETCD_PORT = 2379
 ETCD_MANIFEST = "/etc/kubernetes/manifests/etcd.yaml"
 ETCD_SECONDS = 10.0
+SETTLE_SECONDS = 45.0
+UNSETTLED = "unhealthy cluster"
 CONTROL_PLANE_LABEL = "node-role.kubernetes.io/control-plane"
 
 
@@ -85,8 +88,20 @@ class Etcd:
         return parse_members(self._call("/v3/cluster/member/list", {"linearizable": True}, ETCD_SECONDS))
 
     def remove(self, member: EtcdMember) -> None:
-        """Remove a member. Raises NoAnswer."""
-        self._call("/v3/cluster/member/remove", {"ID": member.id}, ETCD_SECONDS)
+        """Remove a member. Raises NoAnswer.
+
+        etcd refuses while its members have been connected for less than five seconds (etcd, server/etcdserver/server.go, mayRemoveMember), so it is
+        asked for longer than that.
+        """
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            try:
+                self._call("/v3/cluster/member/remove", {"ID": member.id}, ETCD_SECONDS)
+                return
+            except NoAnswer as error:
+                if UNSETTLED not in error.brief or time.monotonic() > deadline:
+                    raise
+            time.sleep(1)
 
     @staticmethod
     def runs(member: EtcdMember) -> bool:

@@ -425,6 +425,27 @@ def test_a_removal_must_leave_more_than_half_of_the_voters_running(
     assert bool(quorum_lost(all_members, gone, lambda one: one.name in running)) is lost
 
 
+def test_a_removal_waits_until_etcds_members_are_connected_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [Answer(503, b'{"code": 14, "message": "etcdserver: unhealthy cluster"}')] * 3 + [Answer(200, b"{}")]
+    asked: list[tuple[str, Any]] = []
+
+    class Gateway:
+        def __init__(self, *_: Any) -> None: ...
+
+        def request(self, method: str, path: str, body: Any = None, *, timeout: float) -> Answer:
+            asked.append((path, body))
+            return answers.pop(0)
+
+    monkeypatch.setattr(members, "Server", Gateway)
+    monkeypatch.setattr(members, "trust", lambda *_, **__: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    members.Etcd("10.0.0.1").remove(THREE)
+    assert asked == [("/v3/cluster/member/remove", {"ID": "3"})] * 4
+    answers.append(Answer(500, b'{"message": "etcdserver: member not found"}'))
+    with pytest.raises(AgentError, match="member not found"):
+        members.Etcd("10.0.0.1").remove(THREE)
+
+
 @dataclasses.dataclass
 class Cluster:
     """A cluster as `remove-node` sees it from its master "one"."""
