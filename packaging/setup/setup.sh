@@ -33,13 +33,18 @@ install() {
     export DEBIAN_FRONTEND=noninteractive
     # Package lists may be missing or old; a failed update shows in the install.
     apt-get update -q >/dev/null 2>&1 || true
-    case " $* " in
-        *" openssh-server "*) without_a_server apt-get install -q -y --no-install-recommends "$@" >/dev/null ;;
-        *) apt-get install -q -y --no-install-recommends "$@" >/dev/null ;;
-    esac
+    # Of servers that are here already, nothing is changed: their owner uses them.
+    units=""
+    case " $* " in *" openssh-server "*) units="ssh.service ssh.socket" ;; esac
+    case " $* " in *" postgresql "*) [ -d /usr/lib/postgresql ] || units="$units postgresql.service" ;; esac
+    if [ -n "$units" ]; then
+        without_a_server apt-get install -q -y --no-install-recommends "$@" >/dev/null
+    else
+        apt-get install -q -y --no-install-recommends "$@" >/dev/null
+    fi
 }
 
-# The tests start an SSH server of their own, on loopback. Its package must not open this machine to others, neither now nor at the next boot.
+# The tests start an SSH server and a PostgreSQL of their own, on loopback. Their packages must start none here, neither now nor at the next boot.
 without_a_server() {
     if [ ! -e /usr/sbin/policy-rc.d ]; then
         trap 'rm -f /usr/sbin/policy-rc.d' EXIT
@@ -51,7 +56,8 @@ without_a_server() {
     else
         "$@"
     fi
-    ! command -v systemctl >/dev/null 2>&1 || systemctl --root=/ disable ssh.service ssh.socket >/dev/null 2>&1 || true
+    # shellcheck disable=SC2086
+    ! command -v systemctl >/dev/null 2>&1 || systemctl --root=/ disable $units >/dev/null 2>&1 || true
 }
 
 # Called as `setup.sh test`, it brings what only the tests need as well.
