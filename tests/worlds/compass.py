@@ -27,6 +27,7 @@ from ckp.compass.rest.public import make_public_app
 from ckp.compass.services import UseCases
 from ckp.compass.settings import Settings, parse_reserved
 from ckp.compass.store.database import Database
+from ckp.compass.store.places import Place
 from tests.simulators.clock import ManualClock
 from tests.simulators.kube import KubeSimulator
 
@@ -170,11 +171,14 @@ def public_application(cases: UseCases) -> Iterator[Gate]:
 
 
 @asynccontextmanager
-async def make_world(directory: Path, kube: KubeSimulator | None = None) -> AsyncIterator[World]:
+async def make_world(
+    directory: Path, kube: KubeSimulator | None = None, *, place: Place | None = None, clock: ManualClock | None = None
+) -> AsyncIterator[World]:
+    """One replica of Compass; several share `kube`, `place` and `clock`."""
     kube = kube or KubeSimulator(manager="ckp-compass")
     kube.on_create("TokenReview", review)
-    clock = ManualClock(datetime(2026, 4, 1, 12, tzinfo=UTC))
-    database = Database(directory / "compass.db", clock)
+    clock = clock or ManualClock(datetime(2026, 4, 1, 12, tzinfo=UTC))
+    database = Database(place or directory / "compass.db", clock)
     await database.open()
     settings = Settings(
         database=directory / "compass.db",

@@ -15,11 +15,28 @@ from ckp.compass.rest.public import make_public_app
 from ckp.compass.services import UseCases
 from ckp.compass.settings import Settings, read_admin_token
 from ckp.compass.store.database import Database
+from ckp.compass.store.places import Place, PostgresqlServer, SqliteFile
 from ckp.kits.clock import SystemClock
 from ckp.kits.errors import CkpError
-from ckp.runtime.serving import Probes, Server, follow_certificate, make_server, run_all
+from ckp.runtime.serving import Draining, Probes, Server, follow_certificate, make_server, run_all
 
 log = structlog.get_logger("compass")
+
+GRACEFUL_SECONDS = 20
+"""For requests that are under way when Compass ends, where another replica takes the next ones: creating a cluster may take so long."""
+
+
+def place_of(settings: Settings) -> Place:
+    """Where the database is.
+
+    Raises:
+        InvalidInput: the file with PostgreSQL's URL can't be read, or has something else.
+    """
+    if settings.database_url_file is None:
+        return SqliteFile(settings.database)
+    place = PostgresqlServer(settings.database_url_file, settings.database_ca_file, settings.database_connections)
+    place.parameters()
+    return place
 
 
 async def serve(settings: Settings, kube: Kube, stop: asyncio.Event) -> None:
@@ -31,8 +48,9 @@ async def serve(settings: Settings, kube: Kube, stop: asyncio.Event) -> None:
     token = read_admin_token(settings.admin_token_file)
     releases = ReleaseFile(settings.releases_file)
     clock = SystemClock()
-    database = Database(settings.database, clock)
+    database = Database(place_of(settings), clock)
     await database.open()
+    draining = asyncio.Event()
     try:
         cases = UseCases.wire(settings, database, kube, releases, token, clock)
         registry = CollectorRegistry()
@@ -40,11 +58,24 @@ async def serve(settings: Settings, kube: Kube, stop: asyncio.Event) -> None:
         Gauge("ckp_compass_info", "The running version", ["version"], registry=registry).labels(__version__).set(1)
 
         async def ready() -> str:
+            if draining.is_set():
+                return "it ends"
             try:
                 await asyncio.wait_for(database.ping(), 3)
+            except CkpError as error:
+                return str(error)
             except Exception as error:  # whatever it is, Compass is not ready
                 return f"the database does not answer: {error}"
             return ""
+
+        apps: list[Draining] = []
+
+        async def drain() -> None:
+            draining.set()
+            for app in apps:
+                app.draining = True
+            log.info("compass drains", seconds=settings.drain_seconds)
+            await asyncio.sleep(settings.drain_seconds)
 
         servers: list[Server] = [
             make_server(Probes(ready, registry), host=settings.bind, port=settings.probe_port),
@@ -57,14 +88,16 @@ async def serve(settings: Settings, kube: Kube, stop: asyncio.Event) -> None:
             if cert is None or key is None:
                 raise CkpError(f"no certificate for port {port}", resolution="set COMPASS_TLS_CERT and COMPASS_TLS_KEY")
             try:
-                server = make_server(app, host=settings.bind, port=port, cert=cert, key=key)
+                apps.append(Draining(app))
+                graceful = {"graceful_seconds": GRACEFUL_SECONDS} if settings.drain_seconds else {}
+                server = make_server(apps[-1], host=settings.bind, port=port, cert=cert, key=key, **graceful)
             except OSError as error:  # ssl.SSLError is one
                 raise CkpError(f"the certificate {cert} with its key {key} cannot be loaded: {error}") from error
             servers.append(server)
             if server.config.ssl:
                 followers.append(follow_certificate(server.config.ssl, cert, key))
         log.info("compass starts", version=__version__, port=settings.port, internal_port=settings.internal_port, releases=releases.names())
-        await run_all(servers, stop, *followers)
+        await run_all(servers, stop, *followers, drain=drain if settings.drain_seconds else None)
     finally:
         await database.close()
         await kube.close()

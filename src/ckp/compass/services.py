@@ -70,7 +70,7 @@ class UseCases:
 
     async def audit(self, project: ProjectRef, limit: int) -> list[AuditView]:
         """The newest changes of a project, newest first."""
-        async with self.database.unit() as unit:
+        async with self.database.reading() as unit:
             return [_audit_view(entry) for entry in await unit.audit_entries(project, limit=limit)]
 
     def list_releases(self) -> list[ReleaseView]:

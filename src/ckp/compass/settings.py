@@ -14,6 +14,8 @@ from ckp.kits.errors import InvalidInput
 from ckp.runtime.environment import EnvironmentSettings, Port
 
 MIN_TOKEN_CHARACTERS = 20
+Connections = Annotated[int, Field(ge=2, le=100)]
+Seconds = Annotated[float, Field(ge=0, le=60)]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,15 @@ class Settings(EnvironmentSettings):
     model_config = SettingsConfigDict(env_prefix="COMPASS_")
 
     database: Path = Path("/var/lib/compass/compass.db")
+    """The SQLite file, where no PostgreSQL is named."""
+    database_url_file: Path | None = None
+    """File with PostgreSQL's URL (ckp.rules.postgresql); its password is read from nowhere else."""
+    database_ca_file: Path | None = None
+    """CA (PEM) of PostgreSQL's certificate; one that is not there counts as not set."""
+    database_connections: Connections = 8
+    """The most connections that this process has to PostgreSQL at a time for its requests."""
+    drain_seconds: Seconds = 0
+    """For how long it goes on answering after it was told to stop: until all who send requests know that it is not ready any more."""
     admin_token_file: Path = Path("/etc/compass/token/token")
     releases_file: Path = Path("/etc/ckp/releases.json")
     tls_cert: Path | None = None

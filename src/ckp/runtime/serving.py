@@ -78,11 +78,32 @@ class Server(uvicorn.Server):
         return int(self.servers[0].sockets[0].getsockname()[1])
 
 
-def make_server(app: Any, *, host: str, port: int, cert: Path | None = None, key: Path | None = None, concurrency: int = 512) -> Server:
+class Draining:
+    """An ASGI application that can be told to let its clients go: answers then end their connections, so that the next request finds another replica."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self.draining = False
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on."""
+
+        async def closing(message: Any) -> None:
+            if self.draining and message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, receive, closing)
+
+
+def make_server(
+    app: Any, *, host: str, port: int, cert: Path | None = None, key: Path | None = None, concurrency: int = 512, graceful_seconds: int = 4
+) -> Server:
     """A server for an ASGI application; plain HTTP without a certificate.
 
     Args:
         concurrency: connections and requests at once; more are answered with 503, so that memory stays bounded.
+        graceful_seconds: how long requests get that are under way when it ends.
     """
     config = uvicorn.Config(
         app,
@@ -97,7 +118,7 @@ def make_server(app: Any, *, host: str, port: int, cert: Path | None = None, key
         ws="none",
         limit_concurrency=concurrency,
         timeout_keep_alive=15,
-        timeout_graceful_shutdown=4,  # idle TLS connections of clients that do not answer our close would hold it to the end
+        timeout_graceful_shutdown=graceful_seconds,  # idle TLS connections of clients that do not answer our close would hold it to the end
         ssl_certfile=str(cert) if cert else None,
         ssl_keyfile=str(key) if key else None,
     )
@@ -152,8 +173,12 @@ class Probes:
         await send({"type": "http.response.body", "body": body})
 
 
-async def run_all(servers: Sequence[Server], stop: asyncio.Event, *others: Awaitable[None]) -> None:
-    """Serve until `stop` is set, SIGTERM or SIGINT comes, or one of the parts ends (a failure, which is raised)."""
+async def run_all(servers: Sequence[Server], stop: asyncio.Event, *others: Awaitable[None], drain: Callable[[], Awaitable[None]] | None = None) -> None:
+    """Serve until `stop` is set, SIGTERM or SIGINT comes, or one of the parts ends (a failure, which is raised).
+
+    Args:
+        drain: after it was told to stop, everything is served on until this ends.
+    """
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         with contextlib.suppress(ValueError, NotImplementedError, RuntimeError):
@@ -165,6 +190,10 @@ async def run_all(servers: Sequence[Server], stop: asyncio.Event, *others: Await
         done, _ = await asyncio.wait([*serving, *background, stopping], return_when=asyncio.FIRST_COMPLETED)
         for task in done - {stopping}:
             task.result()
+        if drain is not None and stopping in done:
+            draining = asyncio.ensure_future(drain())
+            await asyncio.wait([*serving, *background, draining], return_when=asyncio.FIRST_COMPLETED)
+            draining.cancel()
     finally:
         for server in servers:
             server.should_exit = True

@@ -13,6 +13,7 @@ from ckp.api.compass.clusters import ClusterRequest
 from ckp.clients.kube import Obj
 from ckp.compass.clusters.manifests import request_digest
 from ckp.compass.clusters.views import timeouts_of
+from ckp.compass.store.places import Place
 from ckp.controllers.controlplane import certificates
 from ckp.rules.endpoints import server_addresses, server_names
 from tests.unit.controllers.test_control_plane_manifests import plan
@@ -20,8 +21,8 @@ from tests.worlds.compass import NAMESPACE, World, cluster_body, make_world
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with make_world(tmp_path) as made:
+async def world(tmp_path: Path, place: Place) -> AsyncIterator[World]:
+    async with make_world(tmp_path, place=place) as made:
         await made.group_with_hosts()
         await made.call("POST", "/clusters", json=cluster_body(), expect=201)
         yield made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import sqlite3
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -21,8 +20,7 @@ from ckp.compass.clusters.manifests import cluster_objects, request_digest
 from ckp.compass.clusters.networks import check_networks, parse_cidr
 from ckp.compass.clusters.views import _machine, timeouts_of
 from ckp.compass.settings import Settings, parse_reserved, read_admin_token
-from ckp.compass.store.database import Database
-from ckp.kits.clock import SystemClock
+from ckp.compass.store.places import Place
 from ckp.kits.errors import CkpError, InvalidInput
 from tests.worlds.compass import NAMESPACE, World, cluster_body, make_world
 
@@ -37,8 +35,8 @@ CLUSTER_KINDS = (
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with make_world(tmp_path) as made:
+async def world(tmp_path: Path, place: Place) -> AsyncIterator[World]:
+    async with make_world(tmp_path, place=place) as made:
         yield made
 
 
@@ -694,16 +692,3 @@ def test_a_machine_that_waits_says_what_for_and_not_how_many_conditions_are_miss
     ]
     machine = {"metadata": {"name": "m"}, "spec": {}, "status": {"conditions": conditions}}
     assert _machine(machine, [], {}).message == "none of 2 matching hosts is free: 1 in use, 1 cordoned"
-
-
-async def test_the_database_of_a_newer_compass_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "compass.db"
-    database = Database(path, SystemClock())
-    await database.open()
-    await database.close()
-    with sqlite3.connect(path) as connection:
-        connection.execute("update alembic_version set version_num = '9999'")
-    with pytest.raises(CkpError, match="of a newer Compass"):
-        await Database(path, SystemClock()).open()
-    with sqlite3.connect(path) as connection:
-        assert connection.execute("select version_num from alembic_version").fetchall() == [("9999",)]

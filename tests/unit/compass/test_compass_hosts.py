@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic import command
-from alembic.config import Config
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import text
 
@@ -20,14 +17,14 @@ from ckp.api import kinds, names
 from ckp.api.host_protocol import MAX_FACTS_BYTES, EnrolmentRequest
 from ckp.clients.kube import KubeError
 from ckp.compass.hosts.enrolments import host_name_from
-from ckp.compass.store.database import MIGRATIONS
+from ckp.compass.store.places import Place
 from tests.simulators.kube import KubeSimulator
 from tests.worlds.compass import ADMIN, BASE, HUB, MACHINE_A, MACHINE_B, NAMESPACE, World, facts, make_csr, make_world
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with make_world(tmp_path) as made:
+async def world(tmp_path: Path, place: Place) -> AsyncIterator[World]:
+    async with make_world(tmp_path, place=place) as made:
         yield made
 
 
@@ -705,34 +702,16 @@ async def test_a_management_cluster_that_is_away_is_an_answer_of_each_of_many_de
     assert "try again" in error["resolution"]
 
 
-async def test_what_compass_knows_survives_its_death(tmp_path: Path) -> None:
+async def test_what_compass_knows_survives_its_death(tmp_path: Path, place: Place) -> None:
     kube = KubeSimulator(manager="ckp-compass")
-    async with make_world(tmp_path, kube) as world:
+    async with make_world(tmp_path, kube, place=place) as world:
         psk = await world.psk()
         ticket = (await world.enrol(psk)).json()
         await world.call("POST", "/host-groups", json={"name": "workers"})
-    async with make_world(tmp_path, kube) as world:
+    async with make_world(tmp_path, kube, place=place) as world:
         assert (await world.enrol(psk, machine_id=MACHINE_B)).status_code == 202
         assert (await world.call("GET", f"/host-requests/{ticket['request_id']}"))["state"] == "pending"
         assert [group["name"] for group in (await world.call("GET", "/host-groups"))["items"]] == ["workers"]
-
-
-async def test_audit_entries_of_an_older_compass_are_read_after_an_upgrade(tmp_path: Path) -> None:
-    file = tmp_path / "compass.db"
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    config.set_main_option("sqlalchemy.url", f"sqlite:///{file}")
-    await asyncio.to_thread(command.upgrade, config, "0002")
-    with sqlite3.connect(file) as before:
-        before.execute(
-            "insert into audit_log (at, actor, domain, project, action, target, detail) values"
-            " ('2026-03-01 00:00:00', 'admin', 'default', 'default', 'cluster.create', 'demo', '{}')"
-        )
-    async with make_world(tmp_path) as world:
-        await world.psk()
-        newest, oldest = (await world.call("GET", "/audit", expect=200))["items"]
-    assert (newest["action"], newest["credential"]) == ("host-psk.reset", "admin-token")
-    assert (oldest["action"], oldest["actor"], oldest["credential"]) == ("cluster.create", "admin", "")
 
 
 async def test_many_writers_at_once_all_get_through(world: World) -> None:

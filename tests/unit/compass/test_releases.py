@@ -12,13 +12,14 @@ from ckp.api import kinds
 from ckp.api.host_protocol import BundleRef
 from ckp.api.platform import InstalledRelease, Releases
 from ckp.compass.releases import ReleaseFile
+from ckp.compass.store.places import Place
 from ckp.kits.errors import NotFound
 from tests.worlds.compass import NAMESPACE, World, cluster_body, make_world
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with make_world(tmp_path) as made:
+async def world(tmp_path: Path, place: Place) -> AsyncIterator[World]:
+    async with make_world(tmp_path, place=place) as made:
         yield made
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
@@ -79,9 +77,6 @@ class Clusters:
         self._releases = releases
         self._clock = clock
         self._reserved = tuple(reserved)
-        # Two requests at once must not get the same free hosts. Compass is one process; see also _Capacity.promised.
-        self._one_at_a_time: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._one_address_at_a_time = asyncio.Lock()  # addresses are those of the site, not of a project
 
     async def create(self, caller: Caller, project: ProjectRef, spec: ClusterRequest) -> ClusterView:
         """Check a request and apply its objects. After an interruption, the same request again completes it.
@@ -92,10 +87,8 @@ class Clusters:
         cni_version, pods, services = self._check(spec)
         own = [*server_names(spec.name, project.namespace, SERVICE_DOMAIN), *server_addresses(spec.service_cidr)]
         check_cert_sans(spec.cert_sans, present={*own, spec.address})
-        async with AsyncExitStack() as locks:
-            await locks.enter_async_context(self._one_at_a_time[project.namespace])
-            if spec.address:
-                await locks.enter_async_context(self._one_address_at_a_time)
+        # Two requests at once must not get the same free hosts (see also _Capacity.promised), nor the same address: those are the site's.
+        async with self._database.exclusive(f"hosts of {project.namespace}", *(["addresses"] if spec.address else [])) as held:
             existing = await self._namespaces.get(kinds.CLUSTER, spec.name, project)
             if existing:
                 await self._check_unfinished(existing, spec, cni_version, project)
@@ -105,6 +98,7 @@ class Clusters:
                 await addresses.check_free(self._kube, spec.address, namespace=project.namespace, cluster=spec.name)
             requested_at = ((existing or {}).get("metadata", {}).get("annotations") or {}).get(names.REQUESTED_AT_ANNOTATION, rfc3339(self._clock.now()))
             await self._namespaces.ensure(project)
+            await held.require()
             make = {"namespace": project.namespace, "labels": project.labels, "requested_at": requested_at}
             cluster = await self._kube.apply(cluster_objects(spec, cni_version, **make)[0])
             made = [await self._kube.apply(obj) for obj in cluster_objects(spec, cni_version, **make, cluster_uid=cluster["metadata"]["uid"])[1:]]
@@ -196,7 +190,7 @@ class Clusters:
             InvalidInput, Conflict: there are too few free hosts, or no room in the pod network; nothing was changed.
         """
         _check_workers(workers)
-        async with self._one_at_a_time[project.namespace]:
+        async with self._database.exclusive(f"hosts of {project.namespace}") as held:
             cluster = await self._require(project, name)
             if is_going(cluster):
                 raise Conflict(f"cluster {name} is being deleted")
@@ -205,6 +199,7 @@ class Clusters:
             _check_enough(current.host_group, workers, capacity)
             if current.pod_cidr and workers > current.workers:
                 _check_room(current, workers)
+            await held.require()
             await self._kube.merge(kinds.MACHINE_DEPLOYMENT, workers_name(name), project.namespace, {"spec": {"replicas": workers}})
             async with self._database.unit() as unit:
                 detail = {"from": current.workers, "to": workers}
@@ -307,7 +302,7 @@ class Clusters:
 
     async def _capacity(self, project: ProjectRef, group: str, cluster: str, version: str, networks: Networks = ()) -> _Capacity:
         """Which hosts of a group a cluster can have; `networks`: those that no host of it may have an address in."""
-        async with self._database.unit() as unit:
+        async with self._database.reading() as unit:
             if await unit.host_group(project, group) is None:
                 known = [row.name for row in await unit.host_groups(project)]
                 raise InvalidInput(

@@ -29,12 +29,12 @@ class ApprovalRules:
 
     async def list(self, project: ProjectRef) -> list[RuleView]:
         """A project's rules by name, the order in which they are applied."""
-        async with self._database.unit() as unit:
+        async with self._database.reading() as unit:
             return [_view(row) for row in await unit.approval_rules(project)]
 
     async def get(self, project: ProjectRef, name: str) -> RuleView:
         """One rule."""
-        async with self._database.unit() as unit:
+        async with self._database.reading() as unit:
             return _view(_found(await unit.approval_rule(project, name), project, name))
 
     async def create(self, caller: Caller, project: ProjectRef, request: RuleRequest) -> RuleView:
@@ -81,7 +81,7 @@ class ApprovalRules:
 
     async def consider(self, project: ProjectRef, request_id: str) -> None:
         """See enrolments.Approval. A machine that looks like an enrolled host is always left to people."""
-        async with self._database.unit() as unit:
+        async with self._database.reading() as unit:
             row = await unit.host_request(project, request_id)
             if row is None or row.state != "pending" or row.duplicate_of:
                 return
@@ -90,9 +90,12 @@ class ApprovalRules:
         if not name:
             return
         try:
-            await self._requests.approve(Caller(f"rule:{name}", "approval-rule"), project, request_id, ApproveRequest(groups=rules[name].groups))
+            caller = Caller(f"rule:{name}", "approval-rule")
+            _, first = await self._requests.decide(caller, project, request_id, ApproveRequest(groups=rules[name].groups))
         except CkpError as error:
             log.warning("an approval rule failed; it is applied again when the machine asks", rule=name, request=request_id, error=error.brief)
+            return
+        if not first:
             return
         async with self._database.unit() as unit:
             if rule := await unit.approval_rule(project, name):

@@ -17,7 +17,7 @@ from ckp.compass.errors import TooManyTries, WrongKey
 from ckp.compass.hosts.keys import HostKeys
 from ckp.compass.identity import Caller, ProjectRef
 from ckp.compass.store.database import Database
-from ckp.compass.store.models import HostRequest
+from ckp.compass.store.models import HostKey, HostRequest
 from ckp.compass.store.unit import Unit
 from ckp.kits.clock import Clock
 from ckp.kits.errors import Conflict, InvalidInput, NotFound
@@ -62,58 +62,67 @@ class Enrolments:
             InvalidInput: the signing request is not valid, or the facts are too large.
             Conflict: this machine, or this key, is a host of another project.
         """
-        self._limit.check(source)
-        token = secrets.token_urlsafe(32)
+        project = _project_or_wrong_key(request)
+        ticket: EnrolmentTicket | None = None
+        async with self._database.reading() as unit:  # whoever must wait does not keep others from writing
+            await self._limit.check(unit, source)
         async with self._database.unit() as unit:
-            project = _project_or_wrong_key(request)
+            await self._limit.check(unit, source)
             key = await self._keys.matching(unit, project, request.psk) if project else None
             if project is None or key is None:
-                self._limit.failed(source)
-                raise WrongKey(
-                    f"the pre-shared key is not the one of project {request.domain}/{request.project}",
-                    resolution="put the current key into /etc/ckp-agent/psk: `ckp host psk` shows when it was made, `ckp host psk --reset` makes a new one",
-                )
-            facts = request.facts.model_dump(mode="json")
-            if len(json.dumps(facts)) > MAX_FACTS_BYTES:
-                raise InvalidInput(f"facts: they are larger than {MAX_FACTS_BYTES} bytes", resolution="fix the agent that sends them")
-            digest = keys.digest(keys.requested_key(request.csr))
-            row, like = await self._same_or_like(unit, project, request, digest)
-            if row is None:
-                self._keys.spend(key)
-                if await unit.pending_count(project) >= MAX_PENDING:
-                    raise TooManyTries("too many host requests are pending", resolution="approve or reject some: ckp host requests")
-                row = HostRequest(
-                    id=secrets.token_hex(16),
-                    domain=project.domain,
-                    project=project.project,
-                    machine_id=request.facts.machine_id,
-                    key_digest=digest,
-                    csr=request.csr,
-                    state="pending",
-                    reason="",
-                    host="",
-                    certificate="",
-                    decided_by="",
-                    created_at=self._clock.now(),
-                )
-                unit.session.add(row)
-            if row.state == "pending":
-                row.duplicate_of, row.duplicate_why = like
-            row.facts = facts
-            row.source = source[:64]
-            row.token_digest = hashlib.sha256(token.encode()).hexdigest()
-            ticket = EnrolmentTicket(request_id=row.id, token=token)
+                await self._limit.failed(unit, source)
+            else:
+                ticket = await self._stored(unit, project, key, request, source)
+        if project is None or ticket is None:  # only now: the failure is counted if the transaction ends well
+            raise WrongKey(
+                f"the pre-shared key is not the one of project {request.domain}/{request.project}",
+                resolution="put the current key into /etc/ckp-agent/psk: `ckp host psk` shows when it was made, `ckp host psk --reset` makes a new one",
+            )
         await self._approval.consider(project, ticket.request_id)
         return ticket
 
+    async def _stored(self, unit: Unit, project: ProjectRef, key: HostKey, request: EnrolmentRequest, source: str) -> EnrolmentTicket:
+        """The request as a row, with a new token."""
+        token = secrets.token_urlsafe(32)
+        facts = request.facts.model_dump(mode="json")
+        if len(json.dumps(facts)) > MAX_FACTS_BYTES:
+            raise InvalidInput(f"facts: they are larger than {MAX_FACTS_BYTES} bytes", resolution="fix the agent that sends them")
+        digest = keys.digest(keys.requested_key(request.csr))
+        row, like = await self._same_or_like(unit, project, request, digest)
+        if row is None:
+            self._keys.spend(key)
+            if await unit.pending_count(project) >= MAX_PENDING:
+                raise TooManyTries("too many host requests are pending", resolution="approve or reject some: ckp host requests")
+            row = HostRequest(
+                id=secrets.token_hex(16),
+                domain=project.domain,
+                project=project.project,
+                machine_id=request.facts.machine_id,
+                key_digest=digest,
+                csr=request.csr,
+                state="pending",
+                reason="",
+                host="",
+                certificate="",
+                decided_by="",
+                created_at=self._clock.now(),
+            )
+            unit.session.add(row)
+        if row.state == "pending":
+            row.duplicate_of, row.duplicate_why = like
+        row.facts = facts
+        row.source = source[:64]
+        row.token_digest = hashlib.sha256(token.encode()).hexdigest()
+        return EnrolmentTicket(request_id=row.id, token=token)
+
     async def outcome(self, request_id: str, token: str) -> Outcome:
         """What became of a request, for the holder of its token. NotFound does not show whether the id or the token was wrong."""
-        async with self._database.unit() as unit:
+        async with self._database.reading() as unit:
             row = await self._held(unit, request_id, token)
         if row.state == "pending":
             # Also here, not only at submission: a rule may be newer than the request, or Compass was killed before it applied one.
             await self._approval.consider(ProjectRef.of(row.domain, row.project), row.id)
-        async with self._database.unit() as unit:
+        async with self._database.reading() as unit:
             row = await self._held(unit, request_id, token)
             if row.state != "approved":
                 return Outcome(state=row.state, reason=row.reason, certificate=row.certificate)

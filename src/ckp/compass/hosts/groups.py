@@ -31,7 +31,7 @@ class HostGroups:
 
     async def list(self, project: ProjectRef) -> list[GroupView]:
         """All groups with their members, by name."""
-        async with self._database.unit() as unit:
+        async with self._database.reading() as unit:
             rows = await unit.host_groups(project)
         hosts = await self._namespaces.list(kinds.BYO_HOST, project)
         templates = await self._namespaces.list(kinds.BYO_MACHINE_TEMPLATE, project)
@@ -39,7 +39,7 @@ class HostGroups:
 
     async def get(self, project: ProjectRef, name: str) -> GroupView:
         """One group with its members."""
-        async with self._database.unit() as unit:
+        async with self._database.reading() as unit:
             row = await _required(unit, project, name)
         hosts = await self._namespaces.list(kinds.BYO_HOST, project)
         return _view(row, hosts, await self._namespaces.list(kinds.BYO_MACHINE_TEMPLATE, project))
@@ -79,7 +79,7 @@ class HostGroups:
             unit.audit(caller, project, "host-group.delete", name)
 
     async def _check_rules(self, project: ProjectRef, name: str) -> None:
-        async with self._database.unit() as unit:
+        async with self._database.reading() as unit:
             using = [rule.name for rule in await unit.approval_rules(project) if name in rule.groups]
         if using:
             raise Conflict(
@@ -96,7 +96,7 @@ class HostGroups:
         return await self._change(caller, project, name, hosts, member=False)
 
     async def _change(self, caller: Caller, project: ProjectRef, name: str, hosts: Sequence[str], *, member: bool) -> GroupView:
-        async with self._database.unit() as unit:
+        async with self._database.reading() as unit:
             await _required(unit, project, name)
         wanted = list(dict.fromkeys(hosts))
         objects = [await self._hosts.require(project, host) for host in wanted]

@@ -180,5 +180,5 @@ class Hosts:
 
     async def _requests_of(self, project: ProjectRef, name: str) -> int:
         """How many requests the host came from: an interrupted deletion leaves them, and they would keep the machine from enrolling again."""
-        async with self._database.unit() as unit:
+        async with self._database.reading() as unit:
             return len(await unit.requests_of_host(project, name))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy.exc import IntegrityError
-
 from ckp.api import kinds, names
 from ckp.api.compass.base import readable
 from ckp.api.compass.enrolment import ApproveRequest, BulkRequest, Duplicate, HostRequestView, RejectRequest
@@ -16,6 +14,7 @@ from ckp.compass.access.projects import Namespaces
 from ckp.compass.hosts.enrolments import host_name_from
 from ckp.compass.identity import Caller, ProjectRef
 from ckp.compass.store.database import Database
+from ckp.compass.store.failures import Taken
 from ckp.compass.store.models import HostRequest
 from ckp.compass.store.unit import Unit
 from ckp.kits.clock import Clock
@@ -45,12 +44,12 @@ class HostRequests:
         """
         if state not in ("", "pending", "approved", "rejected", "replaced"):
             raise InvalidInput(f"state: {state!r} is not one of pending, approved, rejected, replaced")
-        async with self._database.unit() as unit:
+        async with self._database.reading() as unit:
             return [_view(row) for row in await unit.host_requests(project, state=state, limit=limit, offset=offset)]
 
     async def get(self, project: ProjectRef, request_id: str) -> HostRequestView:
         """One request."""
-        async with self._database.unit() as unit:
+        async with self._database.reading() as unit:
             return _view(await _required(unit, project, request_id))
 
     async def approve(self, caller: Caller, project: ProjectRef, request_id: str, request: ApproveRequest) -> HostRequestView:
@@ -65,6 +64,12 @@ class HostRequests:
             Conflict: the machine or its key is a host already, and `duplicate` does not decide which it is.
             NotFound: a group does not exist.
         """
+        found, _ = await self.decide(caller, project, request_id, request)
+        return found
+
+    async def decide(self, caller: Caller, project: ProjectRef, request_id: str, request: ApproveRequest) -> tuple[HostRequestView, bool]:
+        """As `approve`; with whether it was this caller who did it: of several at a time, one."""
+        first = False
         async with self._database.unit() as unit:
             row = await _required(unit, project, request_id)
             for group in request.groups:
@@ -81,10 +86,12 @@ class HostRequests:
         async with self._database.unit() as unit:
             row = await _required(unit, project, request_id)
             if row.state != "approved":
+                first = True
                 row.state, row.reason, row.decided_at, row.decided_by = "approved", "", self._clock.now(), caller.name
                 detail = {"host": name, **({"duplicate": request.duplicate} if request.duplicate else {})}
                 unit.audit(caller, project, "host-request.approve", row.id, detail)
-            return _view(row)
+            found = _view(row)
+        return found, first
 
     async def _decide_duplicate(self, unit: Unit, project: ProjectRef, row: HostRequest, duplicate: Duplicate) -> str:
         """The name of the host whose place the machine takes, with the name already reserved for it; '' if it becomes a host of its own."""
@@ -186,7 +193,7 @@ class HostRequests:
                     candidates = [base, *(f"{base}-{number}" for number in range(2, len(taken) + len(reserved) + 3))]
                     row.host = next(name for name in candidates if name not in taken and name not in reserved)
                     return row.host
-            except IntegrityError:
+            except Taken:
                 continue  # another request reserved the same name at the same moment
         raise Conflict("no name could be reserved for the host", resolution="approve the request again")
 

@@ -19,7 +19,9 @@ class UtcTime(TypeDecorator[datetime]):
         return value.astimezone(UTC) if value else None
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 class Base(DeclarativeBase):
@@ -125,3 +127,22 @@ class AuditEntry(Base):
     action: Mapped[str] = mapped_column(String(64))
     target: Mapped[str] = mapped_column(String(253))
     detail: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class WrongKey(Base):
+    """A wrong pre-shared key that somebody has shown, for as long as it counts (access.rate)."""
+
+    __tablename__ = "wrong_keys"
+    __table_args__ = (Index("ix_wrong_keys_source", "source", "at"), Index("ix_wrong_keys_at", "at"))
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    source: Mapped[str] = mapped_column(String(64))
+    at: Mapped[datetime] = mapped_column(UtcTime())
+
+
+class SchemaServes(Base):
+    """One row: the oldest version of the schema whose Compass works with this one as well (store.schema)."""
+
+    __tablename__ = "schema_serves"
+
+    oldest: Mapped[str] = mapped_column(String(32), primary_key=True)

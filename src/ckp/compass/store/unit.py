@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from ckp.compass.identity import Caller, ProjectRef
-from ckp.compass.store.models import ApprovalRule, AuditEntry, HostGroup, HostKey, HostRequest
+from ckp.compass.store.models import ApprovalRule, AuditEntry, HostGroup, HostKey, HostRequest, WrongKey
 from ckp.kits.clock import Clock
 
 
@@ -25,6 +26,16 @@ class Unit:
     async def host_key(self, project: ProjectRef) -> HostKey | None:
         """The project's key, or None if it has none yet."""
         return await self.session.get(HostKey, (project.domain, project.project))
+
+    async def wrong_keys(self, source: str, since: datetime) -> Sequence[datetime]:
+        """When a source showed wrong keys since then, oldest first."""
+        query = select(WrongKey.at).where(WrongKey.source == source[:64], WrongKey.at > since).order_by(WrongKey.at)
+        return (await self.session.scalars(query)).all()
+
+    async def add_wrong_key(self, source: str, at: datetime, *, forget_before: datetime) -> None:
+        """Write one down, and delete those that no longer count."""
+        await self.session.execute(delete(WrongKey).where(WrongKey.at <= forget_before))
+        self.session.add(WrongKey(source=source[:64], at=at))
 
     # Requests.
 
@@ -73,8 +84,8 @@ class Unit:
 
     async def approval_rules(self, project: ProjectRef) -> Sequence[ApprovalRule]:
         """A project's rules by name."""
-        query = select(ApprovalRule).where(*_of(ApprovalRule, project)).order_by(ApprovalRule.name)
-        return (await self.session.scalars(query)).all()
+        found = await self.session.scalars(select(ApprovalRule).where(*_of(ApprovalRule, project)))
+        return sorted(found, key=lambda row: row.name)  # not by the database: PostgreSQL's order depends on how it was set up
 
     # Groups.
 
@@ -85,8 +96,8 @@ class Unit:
 
     async def host_groups(self, project: ProjectRef) -> Sequence[HostGroup]:
         """A project's groups by name."""
-        query = select(HostGroup).where(*_of(HostGroup, project)).order_by(HostGroup.name)
-        return (await self.session.scalars(query)).all()
+        found = await self.session.scalars(select(HostGroup).where(*_of(HostGroup, project)))
+        return sorted(found, key=lambda row: row.name)
 
     # The audit log.
 
