@@ -225,7 +225,7 @@ def check(file: Path, output: str) -> None:
     spec = read_site(file)
     quiet = output in {"json", "yaml"}
     with of_spec.site_to_check(spec) as described:
-        found = [*of_spec.not_applied(spec), *run.check(described, lambda line: None if quiet else echo(f"{line} …", err=True))]
+        found = [*of_spec.not_applied(spec), *of_spec.files(spec), *run.check(described, lambda line: None if quiet else echo(f"{line} …", err=True))]
     found.sort(key=lambda finding: finding.severity is Severity.WARNING)  # errors first, each in the order that it has
     if quiet:
         show_data({"items": [{**asdict(finding), "severity": finding.severity.value} for finding in found]}, output)

@@ -113,11 +113,12 @@ class Management:
                 objects.append(obj)
         return objects
 
-    def ckp(self, settings: Mapping[str, str]) -> list[Obj]:
+    def ckp(self, settings: Mapping[str, str], database: str = "sqlite") -> list[Obj]:
         """CKP's CRDs and the manifests of `deploy/`.
 
         Args:
             settings: values of the templates' `@NAME@` placeholders.
+            database: which of `deploy/compass-database/` Compass has.
 
         Raises:
             CkpError: a placeholder has no setting.
@@ -133,7 +134,9 @@ class Management:
             if path.name == FOUNDATION:
                 continue
             objects += _load(fill(path.read_text(), known, f"deploy/{path.name}"))
-        return objects
+        part = paths.data("deploy", "compass-database", f"{database}.yaml")
+        over, *more = _load(fill(part.read_text(), known, f"deploy/{part.parent.name}/{part.name}"))
+        return [overlaid(each, over) if _is_same(each, over) else each for each in objects] + more
 
 
 def fill(template: str, settings: Mapping[str, str], name: str) -> str:
@@ -152,6 +155,22 @@ def fill(template: str, settings: Mapping[str, str], name: str) -> str:
         return settings[match.group(1)]
 
     return re.sub(r"@([A-Z][A-Z0-9_]*)@", value, template)
+
+
+def _is_same(one: Obj, other: Obj) -> bool:
+    return one["kind"] == other["kind"] and one["metadata"]["name"] == other["metadata"]["name"]
+
+
+def overlaid(under: Any, over: Any) -> Any:
+    """`over` laid over `under`: mappings key by key, lists of things with names by these names, other lists one after the other."""
+    if isinstance(under, dict) and isinstance(over, dict):
+        return {**under, **{key: overlaid(under[key], value) if key in under else value for key, value in over.items()}}
+    if isinstance(under, list) and isinstance(over, list):
+        named = {item["name"]: item for item in over if isinstance(item, dict) and "name" in item}
+        known = {item["name"] for item in under if isinstance(item, dict) and "name" in item}
+        found = [overlaid(item, named[item["name"]]) if isinstance(item, dict) and item.get("name") in named else item for item in under]
+        return found + [item for item in over if not (isinstance(item, dict) and item.get("name") in known)]
+    return over
 
 
 def _expand(text: str) -> str:

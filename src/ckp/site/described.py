@@ -13,7 +13,7 @@ from ckp.catalog.models import BundleTarget, Release
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, Conflict, InvalidInput
 from ckp.rules.claims import system_name
-from ckp.site import management
+from ckp.site import database, management
 from ckp.site.inventory import HostGroup, Inventory, KnownHosts, SiteHost, SiteHosts, SiteNetwork, SiteRegistry
 from ckp.site.local import LocalHost
 from ckp.site.spec.model import Host, SiteSpec
@@ -143,6 +143,9 @@ def inventory(spec: SiteSpec, hosts: SiteHosts, system: BundleTarget, others: Se
     Args:
         system: what its management hosts run.
         others: what workers run beside that.
+
+    Raises:
+        InvalidInput: the file with the database's URL can't be read, or holds something else.
     """
     host = hosts.management
     own, addresses = spec.registry.own, spec.addresses
@@ -163,7 +166,9 @@ def inventory(spec: SiteSpec, hosts: SiteHosts, system: BundleTarget, others: Se
     registry = SiteRegistry(own.name, host.address, own.port, host, own.push_port, str(own.storage))
     group = HostGroup(spec.workers.group.name, spec.workers.group.description) if spec.workers and spec.workers.group else GROUP
     values = {chart: dict(value) for chart, value in spec.addon_values.items()}
-    return Inventory(system, hosts, registry, network, group, "ssh {host}", dict(spec.host_settings), values, state_folder(spec), others)
+    state, own_database = state_folder(spec), database.of_spec(spec)
+    settings = dict(spec.host_settings)
+    return Inventory(system, hosts, registry, network, group, "ssh {host}", settings, values, state, others, own_database)
 
 
 def require_address(host: SiteHost) -> None:

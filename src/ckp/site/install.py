@@ -25,7 +25,7 @@ from ckp.kits.errors import CkpError
 from ckp.kits.files import atomic_write, sha256_bytes
 from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
-from ckp.site import members
+from ckp.site import database, members
 from ckp.site.inventory import Inventory, SiteHost, SiteNetwork
 from ckp.site.management import ADMIN, exists, installed_release
 from ckp.site.publish import Published, Withdrawn, registry_server, releases_config
@@ -209,6 +209,7 @@ class Site:
         self._apply("cluster-api", groups["cluster-api"]())
         ckp = groups[CKP_GROUP]()
         self._admin_token()
+        self._database_secret()
         self._apply(CKP_GROUP, ckp)
         self._wait_available("capi-system", "capi-kubeadm-bootstrap-system", "ckp-system")
 
@@ -225,7 +226,8 @@ class Site:
         def ckp() -> list[dict[str, Any]]:
             config, digest = releases_config(published.releases(*others), withdrawn)
             # The table comes first: pods that its digest rolls out again must not start with the one before it.
-            return [config, *management.ckp({**self.settings(), "RELEASES_DIGEST": digest})]
+            kind = "postgresql" if self.inventory.database else "sqlite"
+            return [config, *management.ckp({**self.settings(), "RELEASES_DIGEST": digest}, kind)]
 
         found: dict[str, Callable[[], list[dict[str, Any]]]] = {
             "foundation": management.foundation,
@@ -249,6 +251,7 @@ class Site:
             "LB_FIRST": first,
             "LB_LAST": last,
             "RESERVED_CIDRS": reserved_cidrs(network),
+            "DATABASE": self.inventory.database.place if self.inventory.database else "",
         }
 
     def _apply(self, group: str, objects: list[dict[str, Any]]) -> None:
@@ -296,6 +299,11 @@ class Site:
         token = base64.b64encode(secrets.token_urlsafe(32).encode()).decode()
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "ckp-compass-admin", "namespace": "ckp-system"}, "data": {"token": token}}
         self.kubectl("create", "-f", "-", stdin=json.dumps(secret))
+
+    def _database_secret(self) -> None:
+        """The URL of Compass' PostgreSQL, as it is in its file now. Compass reads it again for each connection: a new password restarts nothing."""
+        if self.inventory.database is not None:
+            self.kubectl(*APPLY, stdin=database.secret(self.inventory.database))
 
     def log_in(self) -> None:
         """Give this machine's `ckp` command its session with Compass, and wait until Compass answers.

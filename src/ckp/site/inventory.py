@@ -175,6 +175,21 @@ class SiteNetwork:
 
 
 @dataclass(frozen=True)
+class SiteDatabase:
+    """The PostgreSQL that Compass keeps its data in.
+
+    Args:
+        url: as ckp.rules.postgresql reads it; a secret.
+        place: `host:port/database`, which is none.
+        ca: the CA (PEM) of its certificate; empty for none.
+    """
+
+    url: str = field(repr=False)
+    place: str
+    ca: bytes = b""
+
+
+@dataclass(frozen=True)
 class HostGroup:
     """The group that the site's workers are put into."""
 
@@ -193,6 +208,7 @@ class Inventory:
         addon_values: chart -> helm values of this site, over the release's.
         state: the folder of this machine with what it keeps of the installation.
         worker_systems: what hosts for workload clusters run beside `os`.
+        database: None: Compass has SQLite.
 
     Raises:
         InvalidInput: hosts with such an operating system cannot be given the host tool.
@@ -208,6 +224,7 @@ class Inventory:
     addon_values: Mapping[str, dict[str, object]] = field(default_factory=dict)
     state: Path = field(default_factory=paths.state)
     worker_systems: Sequence[BundleTarget] = ()
+    database: SiteDatabase | None = None
 
     def on(self, host: SiteHost) -> Inventory:
         """The site as one of its management hosts has it: the registry is that host's own, and it is the host that is acted on."""

@@ -117,6 +117,13 @@ BROKEN: dict[str, tuple[SiteToCheck, Seen, str, Severity, str]] = {
     "a clock that drifts": (SITE, clocks(a=Clock(3.0, 0.5)), "a/clock", WARNING, "3.0 s ahead of this machine's"),
     "two clocks apart": (SITE, clocks(a=Clock(1.6, 0.1), b=Clock(-1.6, 0.1)), "a/clock", WARNING, "that of b are 3.2 s apart"),
     "two hosts of one name": (SITE, having("b", hostname="HOST-11"), "b/hostname", ERROR, "host-11 is also that of a"),
+    "a database that is not reached": (
+        replace(SITE, database=("db.example.test", 5432)),
+        having("b", database="Connection refused"),
+        "b/database",
+        ERROR,
+        "the database at db.example.test:5432 is not reached from there: Connection refused",
+    ),
     "a cloned machine-id": (SITE, having("b", machine_id=f"{11:032x}"), "b/machine-id", ERROR, "is also that of a"),
     "no machine-id": (SITE, having("w", machine_id=""), "w/machine-id", ERROR, "has no machine-id"),
     "one address twice": (SITE, having("w", addresses=("192.0.2.21", "192.0.2.11")), "w/addresses", ERROR, "192.0.2.11 is also that of a"),

@@ -128,11 +128,11 @@ def test_a_host_is_reached_as_the_file_says(spec: SiteSpec, tmp_path: Path) -> N
 
 
 def test_what_cannot_be_applied_is_refused_with_its_line(tmp_path: Path) -> None:
-    text = f"{TEXT}network: {{dns: [192.0.2.53]}}\ndatabase: {{postgresql: {{urlFile: url}}}}\n"
+    text = f"{TEXT}network: {{dns: [192.0.2.53]}}\nstorage: {{etcd: {{path: /srv/etcd}}}}\n"
     with pytest.raises(InvalidInput, match="nothing was changed") as refused:
         described.require_applicable(parse_site(text.encode(), tmp_path / "site.yaml"))
     assert refused.value.details.splitlines() == [
-        f"{tmp_path}/site.yaml:21: database.postgresql: only SQLite is used yet",
+        f"{tmp_path}/site.yaml:21: storage.etcd: etcd's volumes are of the management cluster's default StorageClass",
         f"{tmp_path}/site.yaml:20: network.dns: hosts keep the nameservers that they have",
     ]
 

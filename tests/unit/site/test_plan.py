@@ -50,6 +50,7 @@ def test_before_a_site_is_there_all_of_it_is_created_and_planning_changes_nothin
         "Compass address",
         "hub address",
         "addon values",
+        "database",
         "foundation",
         "cert-manager",
         "cluster-api",

@@ -603,7 +603,6 @@ EXTRA = {
     "addresses.hub.names": ONE.replace("192.0.2.101}", "192.0.2.101, names: [a]}"),
     "registry.existing": ONE.replace("own: {name: registry.rack-7.internal}", "existing: {address: r}"),
     "storage.etcd": f"{ONE}storage: {{etcd: {{path: /a}}}}\n",
-    "database.postgresql": f"{ONE}database: {{postgresql: {{urlFile: a}}}}\n",
     "network.proxy": f"{ONE}network: {{proxy: {{http: 'http://p'}}}}\n",
     "network.dns": f"{ONE}network: {{dns: [192.0.2.1]}}\n",
     "network.timeServers": f"{ONE}network: {{timeServers: [a]}}\n",

@@ -73,6 +73,7 @@ class SiteToCheck:
         systems: operating systems that hosts may have.
         ports: TCP ports of CKP on management hosts beside those of Kubernetes -> what for. All hosts must reach them.
         settings: `host.json` that management hosts are to get.
+        database: host and port of a database that management hosts must reach.
     """
 
     hosts: Sequence[HostToCheck]
@@ -86,6 +87,7 @@ class SiteToCheck:
     systems: Sequence[BundleTarget] = ()
     ports: Mapping[int, str] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
+    database: tuple[str, int] | None = None
 
 
 class Link(BaseModel):
@@ -127,6 +129,8 @@ class Survey(BaseModel):
     """Name -> its addresses; none if it does not resolve."""
     proxy: str = ""
     """Why the proxy is not reached; empty if it is, or if there is none."""
+    database: str = ""
+    """Why the database is not reached, as for the proxy."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 
 from ckp.catalog.load import Catalog
 from ckp.catalog.models import BundleTarget
+from ckp.kits.errors import InvalidInput
+from ckp.site import database
 from ckp.site.check.model import Finding, HostToCheck, Severity, SiteToCheck
 from ckp.site.described import reached
 from ckp.site.inventory import SiteHost
@@ -45,7 +47,25 @@ def describe(spec: SiteSpec, hosts: Sequence[SiteHost]) -> SiteToCheck:
         systems=systems(spec),
         ports={registry.own.port: "the registry", registry.own.push_port: "pushes to the registry"} if registry.own is not None else {},
         settings=spec.host_settings,
+        database=_database(spec),
     )
+
+
+def _database(spec: SiteSpec) -> tuple[str, int] | None:
+    try:
+        found = database.of_spec(spec)
+    except InvalidInput:
+        return None  # `files` says so
+    return database.endpoint(found) if found is not None else None
+
+
+def files(spec: SiteSpec) -> list[Finding]:
+    """Files of this machine that the site's file names and that do not hold what they have to."""
+    try:
+        database.of_spec(spec)
+    except InvalidInput as error:
+        return [Finding("", "database", Severity.ERROR, error.brief, error.resolution)]
+    return []
 
 
 def systems(spec: SiteSpec) -> list[BundleTarget]:

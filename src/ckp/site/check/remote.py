@@ -38,6 +38,7 @@ def survey(request: dict[str, Any]) -> dict[str, Any]:
         each["problem"] = each["problem"].replace(settings, "hostSettings")
     found["names"] = resolve(request["names"])
     found["proxy"] = reach_proxy(request["proxy"])
+    found["database"] = connect(*request["database"]) if request["database"] else ""
     return found
 
 

@@ -18,7 +18,7 @@ CLOCK_WARNING, CLOCK_ERROR = 2.0, 60.0
 """Seconds. Etcd warns from one on, certificates are refused by a clock that is behind their beginning, and logs can't be compared."""
 ARCHITECTURE = "amd64"
 """What releases are built for."""
-IGNORABLE = ("preflight", "ports", "hostname", "machine-id", "addresses", "clock", "free addresses", "names", "proxy", "firewall")
+IGNORABLE = ("preflight", "ports", "hostname", "machine-id", "addresses", "clock", "free addresses", "names", "proxy", "database", "firewall")
 """Checks in spite of whose errors a site may be applied; without what the others ask for, it can't be."""
 REGISTRY = f"{Path(PROGRAM).name} "
 """How the name of the site's own registry begins, where it is the one that listens."""
@@ -137,6 +137,10 @@ def _surroundings(site: SiteToCheck, name: str, survey: Survey) -> Iterator[Find
         yield Finding(
             name, "proxy", ERROR, f"the proxy {site.proxy} is not reached from there: {survey.proxy}", "correct its URL, or let the host through to it"
         )
+    if survey.database and site.database:
+        host, port = site.database
+        what = f"the database at {host}:{port} is not reached from there: {survey.database}"
+        yield Finding(name, "database", ERROR, what, "correct host and port in its URL, or let the host through to it")
 
 
 # -- hosts among each other

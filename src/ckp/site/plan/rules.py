@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 from ckp.api.platform import release_order
 from ckp.kits.errors import InvalidInput
 from ckp.site.install import CKP_GROUP, applied_digest, reserved_cidrs
-from ckp.site.plan import hosts
+from ckp.site.plan import database, hosts
 from ckp.site.plan.model import COMPASS, CONTROLLERS, HUB, Action, Change, Deployment, Seen, SeenLayer, Wanted
 from ckp.site.publish import CONFIG, NAMESPACE, OFFERED
 
@@ -32,6 +32,7 @@ def changes(wanted: Wanted, seen: Seen) -> list[Change]:
         *_addresses(wanted, seen),
         *_names(wanted, seen),
         *_addons(wanted, seen),
+        *database.changes(wanted, seen),
         *hosts.others(wanted, seen),
     ]
     return [*found, *_groups(wanted, seen, found), *_session(wanted, seen)]
@@ -225,7 +226,7 @@ def _groups(wanted: Wanted, seen: Seen, before: Sequence[Change]) -> Iterator[Ch
             yield Change(name, Action.NONE, "made of the same sources as what was applied last")
 
 
-CAUSES = {"load balancers", "Compass address", "hub address", "Compass names", "hub names", "reserved networks", "addon values"}
+CAUSES = {"load balancers", "Compass address", "hub address", "Compass names", "hub names", "reserved networks", "addon values", "database"}
 
 
 def _causes(before: Iterable[Change]) -> list[str]:
@@ -265,7 +266,7 @@ def _rolled(wanted: Wanted, layer: SeenLayer, before: Sequence[Change]) -> Colle
         return [name for name, each in new.items() if name in layer.deployments and each.template != layer.deployments[name].template]
     causes = set(_causes(before))
     table = any(cause == "addon values" or cause.startswith("release ") for cause in causes)  # Compass and the controllers read it as they start
-    settings = causes & {"reserved networks", "hub address"}  # Compass has them in its environment
+    settings = causes & {"reserved networks", "hub address", "database"}  # Compass has them in its environment
     return {*([COMPASS, CONTROLLERS] if table else []), *([COMPASS] if settings else [])}
 
 

@@ -297,16 +297,20 @@ class Sqlite(Part):
 class Postgresql(Part):
     """A PostgreSQL server, 15 or newer, that is there already."""
 
-    url_file: FilePath = Field(description="File with its URL on one line, `postgresql://user:password@host:5432/database`, readable by its owner only.")
+    url_file: FilePath = Field(
+        description="File with its URL on one line, `postgresql://user:password@host:5432/database`, readable by its owner only. "
+        "`?sslmode=` takes disable, require (the default without `caFile`), verify-ca or verify-full (the default with it)."
+    )
+    ca_file: FilePath | None = Field(None, description="CA (PEM) that its certificate has to chain to. Default: the connection is encrypted, and not verified.")
 
 
 class Database(Part):
-    """Where Compass keeps users, tokens, requests and its audit log."""
+    """Where Compass keeps users, tokens, requests and its audit log. A site keeps the one that it was made with."""
 
     one_of = ("sqlite", "postgresql")
 
-    sqlite: Sqlite | None = Field(None, description="SQLite on a volume.")
-    postgresql: Postgresql | None = Field(None, description="PostgreSQL.")
+    sqlite: Sqlite | None = Field(None, description="SQLite on a volume: Compass has one replica.")
+    postgresql: Postgresql | None = Field(None, description="PostgreSQL: Compass has two replicas.")
 
 
 # -- network, trust, backup

@@ -51,7 +51,6 @@ TABLE: tuple[Row, ...] = (
     Row(("addresses", "api", "names"), _set("addresses", "api", "names"), "kubeconfigs name the address; put the names into certSANs"),
     Row(("registry", "existing"), _set("registry", "existing"), "only CKP's own registry is used yet"),
     Row(("storage", "etcd"), _set("storage", "etcd"), "etcd's volumes are of the management cluster's default StorageClass"),
-    Row(("database", "postgresql"), _set("database", "postgresql"), "only SQLite is used yet"),
     Row(("network", "proxy"), _set("network", "proxy"), "proxies are not set up yet"),
     Row(("network", "dns"), _set("network", "dns"), "hosts keep the nameservers that they have"),
     Row(("network", "timeServers"), _set("network", "time_servers"), "hosts keep the time servers that they have"),
