@@ -36,7 +36,7 @@ install() {
     # Of servers that are here already, nothing is changed: their owner uses them.
     units=""
     case " $* " in *" openssh-server "*) units="ssh.service ssh.socket" ;; esac
-    case " $* " in *" postgresql "*) [ -d /usr/lib/postgresql ] || units="$units postgresql.service" ;; esac
+    case " $* " in *" postgresql "*) [ -e /lib/systemd/system/postgresql.service ] || units="$units postgresql.service" ;; esac
     if [ -n "$units" ]; then
         without_a_server apt-get install -q -y --no-install-recommends "$@" >/dev/null
     else

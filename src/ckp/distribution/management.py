@@ -158,7 +158,7 @@ def fill(template: str, settings: Mapping[str, str], name: str) -> str:
 
 
 def _is_same(one: Obj, other: Obj) -> bool:
-    return one["kind"] == other["kind"] and one["metadata"]["name"] == other["metadata"]["name"]
+    return bool(one["kind"] == other["kind"] and one["metadata"]["name"] == other["metadata"]["name"])
 
 
 def overlaid(under: Any, over: Any) -> Any:
