@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from ckp.kits import paths
 from ckp.kits.processes import Finished
 from ckp.rules import joining
 from ckp.runtime.serving import Server, make_server
+from ckp.site.settings.model import HostSettings
 from tests.simulators.proxy import ProxySimulator, running
 from tests.support.debian_root import Debian, debian_root
 from tests.support.signing_keys import signing_key
@@ -91,7 +93,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     async def nothing_else(scope: dict[str, object], receive: object, send: object) -> None:
         raise AssertionError("no enrolment here")
 
-    with serving(EnrolmentPort(Downloads(packages, tmp_path / "ca.pem", registry), nothing_else), tmp_path, ca):
+    with serving(EnrolmentPort(Downloads(packages, tmp_path / "ca.pem", registry, tmp_path / "site.json"), nothing_else), tmp_path, ca):
         yield Hub(ca, packages, signer, machine)
 
 
@@ -193,6 +195,57 @@ def test_an_identity_that_is_not_of_this_site_and_project_is_no_success(hub: Hub
     change(hub)
     done = hub.join()
     assert done.code == 1 and said in done.stderr, done.stdout + done.stderr
+
+
+TOOL = """#!/bin/sh
+# Before the one of the small package: the agent, whose own tests say what it makes of the settings.
+case "$1 $2" in
+"settings apply") cp "$4" /etc/ckp-agent/site.json; grep -q '"nameservers"' "$4" && { echo "error: cannot" >&2; exit 2; }; exit 0 ;;
+"settings remove") rm /etc/ckp-agent/site.json ;;
+esac
+"""
+
+
+def giving(hub: Hub, settings: HostSettings) -> None:
+    (hub.packages.parent / "site.json").write_text(settings.text())
+    hub.machine.write("/usr/local/sbin/ckp-agent", TOOL)
+    hub.machine.sh("chmod 755 /usr/local/sbin/ckp-agent")
+
+
+def test_a_machine_gets_what_the_site_gives_to_its_hosts(hub: Hub) -> None:
+    settings = HostSettings(hub.signer.keyring.read_bytes(), https_proxy="http://proxy.test:3128", no_proxy=("192.0.2.0/24", ".svc"))
+    giving(hub, settings)
+    assert "[5/5]" in (done := hub.join()).stdout, done.stderr
+    assert hub.machine.text("/etc/ckp-agent/site.json") == settings.text()
+    assert json.loads(hub.machine.text("/etc/ckp-agent/config.json"))["keyring"] == "/etc/ckp-agent/trusted.gpg", "never those of the package instead"
+    giving(hub, HostSettings())
+    hub.join()
+    assert not hub.machine.exists("/etc/ckp-agent/site.json") and "keyring" not in json.loads(hub.machine.text("/etc/ckp-agent/config.json"))
+
+
+def test_an_agent_whose_key_the_site_does_not_name_changes_nothing(hub: Hub, tmp_path: Path) -> None:
+    giving(hub, HostSettings(signing_key(tmp_path / "stranger", "a stranger's").keyring.read_bytes()))
+    hub.machine.sh("touch /before")
+    before = hub.state()
+    done = hub.join()
+    assert done.code != 0 and "the hub's repository was not verified; nothing was changed" in done.stderr, done.stdout + done.stderr
+    assert hub.state() == before
+
+
+def test_private_cas_are_refused_where_nothing_takes_them(hub: Hub) -> None:
+    giving(hub, HostSettings(authorities=(hub.ca.pem,)))
+    hub.machine.sh("rm -f /usr/sbin/update-ca-certificates; touch /before")
+    before = hub.state()
+    done = hub.join()
+    assert done.code != 0 and "no program that adds them to its trust store; nothing was changed" in done.stderr, done.stdout + done.stderr
+    assert hub.state() == before
+
+
+def test_a_machine_that_cannot_take_the_settings_does_not_ask_for_enrolment(hub: Hub) -> None:
+    giving(hub, HostSettings(nameservers=("192.0.2.53",)))
+    done = hub.join()
+    assert done.code != 0 and "can't take what the site gives to its hosts" in done.stderr
+    assert not hub.machine.exists("/etc/ckp-agent/psk") and not hub.machine.exists("/etc/ckp-agent/config.json")
 
 
 def test_a_newer_agent_is_not_replaced(hub: Hub, tmp_path: Path) -> None:

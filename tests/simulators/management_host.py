@@ -15,6 +15,7 @@ from typing import Any
 from ckp.api.kinds import MACHINE, MACHINE_DEPLOYMENT, MANAGED_CONTROL_PLANE, Kind
 from ckp.api.names import CLUSTER_NAME_LABEL
 from ckp.api.platform import Releases
+from ckp.hostkit.locations import SITE_SETTINGS
 from ckp.site.management import ADMIN, JOURNAL
 from ckp.site.publish import CONFIG, DIGEST_ANNOTATION, NAMESPACE, OFFERED, WITHDRAWN
 from tests.simulators.management_api import USERS, Obj, SimulatedApi
@@ -37,6 +38,8 @@ class ManagementHost(SimulatedHost):
         self.packages: dict[str, str] = {}
         self.findings: list[dict[str, Any]] = []
         """What the host tool finds beside what is simulated."""
+        self.untaken = ""
+        """Why it can't take the site's settings."""
         self.arp: dict[str, str] = {}
         self.uids = iter(range(1, 100))
         for path, text in {"/etc/hosts": "127.0.0.1 localhost\n", "/etc/os-release": OS_RELEASE}.items():
@@ -198,6 +201,8 @@ class ManagementHost(SimulatedHost):
                 self.path(PROGRAM).parent.mkdir(parents=True, exist_ok=True)
                 self.path(PROGRAM).write_text("the host tool")
                 return 0, "", ""
+            case ["ckp-agent", "settings", *action]:
+                return self._settings(action, stdin)
             case ["ckp-agent", "standalone", "status"]:
                 if "ckp-agent" not in self.packages and not self.journal:
                     return 127, "", "ckp-agent: not found"
@@ -222,6 +227,20 @@ class ManagementHost(SimulatedHost):
             case ["date", _]:
                 return 0, "strange\n", ""
         return super()._command(words, stdin)
+
+    def _settings(self, action: list[str], text: str | None) -> Said:
+        """As ckp.agent.system.site_settings; what it makes of them is in its own tests."""
+        path = self.path(SITE_SETTINGS)
+        if self.untaken:
+            return 2, "", f"this host can't take the site's settings, and nothing was changed: {self.untaken}"
+        if action == ["remove"]:
+            path.unlink()
+            return 0, f"{SITE_SETTINGS} is gone\n", ""
+        assert action == ["apply", "--file", "-"] and text is not None
+        changed = not path.exists() or path.read_text() != text
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return 0, f"{SITE_SETTINGS} written\n" if changed else "", ""
 
     def _resolved(self, name: str) -> list[str]:
         lines = [line.split() for line in self.path("/etc/hosts").read_text().splitlines()]
@@ -254,6 +273,7 @@ class ManagementHost(SimulatedHost):
             "findings": self.findings,
             "member": member["key"] if member else "",
             "listening": [22, *listening, *([6443] if member else [])],
+            "untaken": [[self.untaken, "correct it"]] if self.untaken else [],
             "names": {name: self._resolved(name) for name in request["names"]},
             "owners": {str(port): listening[port] for port in request["ports"] if port in listening},
         }

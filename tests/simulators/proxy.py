@@ -15,7 +15,7 @@ IDLE_SECONDS = 30.0
 
 @dataclass
 class ProxySimulator:
-    """One proxy on 127.0.0.1.
+    """One proxy.
 
     Args:
         credentials: `user:password` that it requires; "" for none.
@@ -88,11 +88,11 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 
 
 @contextmanager
-def running(simulator: ProxySimulator) -> Iterator[str]:
-    """Run it; gives its URL, without credentials."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def running(simulator: ProxySimulator, address: str = "127.0.0.1") -> Iterator[str]:
+    """Run it on an address of this machine; gives its URL, without credentials."""
+    with socket.create_server((address, 0)) as listener:
         threading.Thread(target=simulator.serve, args=(listener,), daemon=True).start()
-        simulator.address = f"127.0.0.1:{listener.getsockname()[1]}"
+        simulator.address = f"{address}:{listener.getsockname()[1]}"
         try:
             yield f"http://{simulator.address}"
         finally:

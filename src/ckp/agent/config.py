@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from ckp.hostkit import proxies
 from ckp.hostkit.errors import InvalidInput
-from ckp.hostkit.locations import CONFIG_DIR, IMGPKG, STATE_DIR
+from ckp.hostkit.locations import CONFIG_DIR, IMGPKG, SITE_KEYRING, STATE_DIR
 
 DEFAULT_KEYRING = "/usr/share/ckp-agent/trusted.gpg"
 
@@ -50,7 +50,7 @@ def load(path: str = CONFIG_DIR + "/config.json") -> Config:
         raise InvalidInput(f"{path} can't be read: {error}", resolution=how) from None
     if not isinstance(data, dict):
         raise InvalidInput(f"{path} must hold a JSON object", resolution=how)
-    known = {}
+    known = {"keyring": SITE_KEYRING} if os.path.exists(SITE_KEYRING) else {}
     for name in Config.__dataclass_fields__:
         if name in data:
             if not isinstance(data[name], str) or not data[name]:

@@ -1,4 +1,4 @@
-"""`ckp-agent`: run | enrol | status | verify | facts; and pull | upgrade-guard, which the agent itself starts.
+"""`ckp-agent`: run | enrol | status | settings | verify | facts; and pull | upgrade-guard, which the agent itself starts.
 
 (`ckp-agent standalone …` is in ckp.standalone, `ckp-agent preflight` in ckp.hosttool, which chooses between them.)
 """
@@ -13,8 +13,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Sequence
 
-from ckp.hostkit.errors import AgentError
-from ckp.hostkit.locations import CONFIG_DIR, IMGPKG, STATE_DIR
+from ckp.hostkit.errors import AgentError, InvalidInput
+from ckp.hostkit.locations import CONFIG_DIR, IMGPKG, SITE_KEYRING, SITE_SETTINGS, STATE_DIR
 from ckp.hostkit.logs import log
 
 if TYPE_CHECKING:
@@ -44,8 +44,11 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("-o", "--output", choices=("text", "json"), default="text")
     verify = commands.add_parser("verify", help="verify a bundle, a repository or packages", description="Verify a bundle, a repository, or packages.")
     verify.add_argument("target", help="a .deb or .rpm, the folder of a bundle, a repository, or a folder of packages")
-    verify.add_argument("--keyring", default="/usr/share/ckp-agent/trusted.gpg", help="trusted OpenPGP keys (default: %(default)s)")
+    verify.add_argument("--keyring", default="", help=f"trusted OpenPGP keys (default: the site's, {SITE_KEYRING}; without them, those of this package)")
     verify.add_argument("--release", help="the release that a bundle must be of (v1.35.1)")
+    settings = commands.add_parser("settings", help="apply or remove what the site gives to this host: keys, CAs, proxy, name and time servers")
+    settings.add_argument("action", choices=("check", "apply", "remove"))
+    settings.add_argument("--file", default=SITE_SETTINGS, help="the settings to check or apply; - for standard input (default: %(default)s)")
     facts = commands.add_parser("facts", help="print this host's facts", description="Print what this host reports about itself, as JSON.")
     facts.set_defaults(command="facts")
     guard = commands.add_parser("upgrade-guard", help="complete an upgrade of the agent, or roll it back (run by ckp-agent-upgrade.service)")
@@ -79,9 +82,13 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     if arguments.version:
         print(facts.version())
     elif arguments.command == "verify":
+        from ckp.agent.config import DEFAULT_KEYRING
         from ckp.verify.path import verify_command
 
-        verify_command(arguments.target, arguments.keyring, arguments.release)
+        keyring = arguments.keyring or (SITE_KEYRING if os.path.exists(SITE_KEYRING) else DEFAULT_KEYRING)
+        verify_command(arguments.target, keyring, arguments.release)
+    elif arguments.command == "settings":
+        return _settings(arguments.action, arguments.file)
     elif arguments.command == "facts":
         from dataclasses import asdict
 
@@ -106,6 +113,26 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     else:
         parser().print_help()
         return 2
+    return 0
+
+
+def _settings(action: str, path: str) -> int:
+    from ckp.agent.system import site_settings
+
+    text = ""
+    if action != "remove":
+        try:
+            with open(path, encoding="utf-8") if path != "-" else sys.stdin as stream:
+                text = stream.read()
+        except OSError as error:
+            raise InvalidInput(f"{path} can't be read: {error.strerror}", resolution="name the file with the site's settings: --file") from None
+    if action == "check":
+        found = site_settings.problems(site_settings.parse(text))
+        for what, remedy in found:
+            print(f"error: {what}: {remedy}")
+        return 2 if found else 0
+    for line in site_settings.apply(text):
+        print(line, flush=True)
     return 0
 
 

@@ -11,14 +11,15 @@ from pathlib import Path
 import click
 
 from ckp.catalog.load import Catalog, Profile
-from ckp.catalog.models import BundleTarget
 from ckp.cli.distribution.release import PROFILE_OPTION
 from ckp.cli.site import site_file
 from ckp.cli.up import made_titles, make_release, verified_release
 from ckp.cli.view.output import Column, echo, output_option, show_data, table
 from ckp.cli.view.progress import planned
+from ckp.clients.signing.openpgp import KEYRING
 from ckp.distribution.carry.airgap import ImportedRelease
 from ckp.distribution.release import Deliverable
+from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
 from ckp.kits.files import exclusive
 from ckp.kits.steps import Steps
@@ -33,8 +34,9 @@ from ckp.site.install import KUBECONFIG, Site
 from ckp.site.inventory import Inventory, SiteHosts
 from ckp.site.plan.gate import require_possible
 from ckp.site.plan.wanted import remember, sources
-from ckp.site.publish import hosted_registry
+from ckp.site.publish import registry_on
 from ckp.site.registry import HostedRegistry
+from ckp.site.settings.read import require_signer
 from ckp.site.spec.model import SiteSpec
 from ckp.site.spec.read import read_site
 
@@ -42,8 +44,6 @@ LOOKING = "Looking at the management hosts"
 LOCK_SECONDS = 5.0
 """How long another change of the site is waited for."""
 CHECKING = "Checking the management hosts and their network"
-ANY_SYSTEM = BundleTarget(os="debian", os_version="12")
-"""Where it does not matter what the hosts run."""
 RELEASE_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 ARCHIVES_OPTION = click.option(
     "--from",
@@ -105,7 +105,9 @@ def apply(file: Path, profile: Profile, archives: tuple[Path, ...], keyring: Pat
             with steps.step(CHECKING):
                 require_sound(check(of_spec.describe(spec, hosts.masters)), ignored, steps.say)
             with steps.step(LOOKING):
-                inventory, host = described.inventory_for(spec, hosts, wanted), hosts.management
+                inventory, host = described.inventory_for(spec, hosts, wanted, keyring), hosts.management
+                if len(archives) < len(wanted):
+                    require_signer(inventory.settings)
                 for each in hosts.masters:
                     described.require_address(each)
                     steps.say(f"{each.name} ({each.address}) runs {inventory.os.os} {inventory.os.os_version}")
@@ -170,9 +172,9 @@ def remove(file: Path, confirm: str, force: bool, keep_images: bool) -> None:
 
 
 def registries_of(spec: SiteSpec, hosts: SiteHosts) -> list[HostedRegistry]:
-    """The site's registry on each of its management hosts, to be looked at or removed: no program is needed for that, nor what the hosts run."""
-    inventory = described.inventory(spec, hosts, ANY_SYSTEM)
-    return [hosted_registry(inventory, host, Path("/nonexistent")) for host in hosts.masters]
+    """The site's registry on each of its management hosts, to be looked at or removed: no program is needed for that, and no file that the spec names."""
+    virtual, state = str(spec.addresses.api.virtual_address or ""), described.state_folder(spec)
+    return [registry_on(host, Path("/nonexistent"), described.registry_place(spec, host), hosts.masters, virtual, state) for host in hosts.masters]
 
 
 def take_releases(archives: Sequence[Path], keyring: Path | None, inventory: Inventory, offered: Sequence[str], steps: Steps) -> dict[str, ImportedRelease]:
@@ -188,7 +190,8 @@ def take_releases(archives: Sequence[Path], keyring: Path | None, inventory: Inv
     taken: dict[str, ImportedRelease] = {}
     for archive in archives:
         with steps.step(f"Reading and verifying {archive.name}"):
-            found = verified_release(archive, keyring, inventory, "the site", steps)
+            with inventory.settings.trusted(keyring or paths.keys() / KEYRING) as trusted:
+                found = verified_release(archive, trusted, inventory, "the site", steps)
             name = found.release.name
             if name not in offered:
                 raise InvalidInput(f"{archive} holds {name}, and the site offers {', '.join(offered)}", resolution="name it in `releases`, or leave it out")

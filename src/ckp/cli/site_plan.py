@@ -88,7 +88,7 @@ def _changes(file: Path, profile: Profile, archives: Sequence[Path], keyring: Pa
         reading = [f"Reading and verifying {archive.name}" for archive in archives]
         with planned("site plan", [LOOKING, *reading], sys.stderr) as steps:
             with steps.step(LOOKING):
-                inventory = described.inventory_for(spec, hosts, releases)
+                inventory = described.inventory_for(spec, hosts, releases, keyring)
                 for host in hosts.masters:
                     described.require_address(host)
                 chosen = of_management(hosts.management, spec.releases)

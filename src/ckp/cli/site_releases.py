@@ -22,6 +22,7 @@ from ckp.site.inventory import SiteHost, SiteHosts
 from ckp.site.publish import publish_to, replicate
 from ckp.site.registry import HostedRegistry
 from ckp.site.releases import Listed, Offered
+from ckp.site.settings.read import require_signer
 from ckp.site.spec.edit import set_releases
 from ckp.site.spec.model import SiteSpec
 
@@ -80,7 +81,9 @@ def add(name: str, file: Path, profile: Profile, archive: Path | None, keyring: 
                 if registry.client().digest(f"{PREFIX}/{FIRST_PUSHED}", wanted.stamp) is None:  # it is there already if a run before was killed
                     for each in (registry, *more):
                         each.require_space(ANOTHER_GIB, what=name)
-                inventory = described.inventory_for(spec, hosts, [wanted])
+                inventory = described.inventory_for(spec, hosts, [wanted], keyring)
+                if archive is None:
+                    require_signer(inventory.settings)
             dist = take_releases([archive], keyring, inventory, [name], steps)[name] if archive else make_release(catalog, wanted, inventory, steps, profile)
             with steps.step(f"Filling the registry: {name}"):
                 if set_releases(file, [*spec.releases, name]):

@@ -3,12 +3,15 @@
 HTTPS_PROXY and NO_PROXY of the tool's own environment decide (for the agent a drop-in of ckp-agent.service; lower-case names count too). Connections
 to the hub, the registry and package sources go through the proxy unless NO_PROXY names their host. kubeadm, the kubelet and kubectl never get it:
 the API server, pods and services are always reached directly.
+
+Where that environment has none, the proxy that the site gives to its hosts takes its place (`adopt`).
 """
 
 from __future__ import annotations
 
 import base64
 import ipaddress
+import json
 import os
 import re
 import socket
@@ -18,6 +21,7 @@ from typing import Mapping, Optional
 from urllib.parse import quote, unquote, urlsplit
 
 from ckp.hostkit.errors import InvalidInput
+from ckp.hostkit.locations import SITE_SETTINGS
 
 ALWAYS_DIRECT = ("localhost", "127.0.0.0/8", "::1", ".svc", ".cluster.local")
 """What no proxy is asked for, whatever NO_PROXY says: the host itself, and names inside a cluster."""
@@ -78,6 +82,28 @@ def proxy(environment: Mapping[str, str] = os.environ) -> Optional[Proxy]:
     if parts.username is not None:
         credentials = base64.b64encode(f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()).decode()
     return Proxy(host, port or DEFAULT_PORT, credentials)
+
+
+def adopt(path: str = SITE_SETTINGS, *, replace: bool = False) -> None:
+    """Take the site's proxy into the tool's own environment, unless that names one: what the host's owner has set comes first.
+
+    Args:
+        path: the site's settings; without them, or if they can't be read, nothing is taken.
+        replace: whatever the environment says, as after a change of the settings.
+    """
+    given = [name for name in (*NAMES, *(name.lower() for name in NAMES)) if os.environ.get(name)]
+    if given and not replace:
+        return
+    try:
+        with open(path, encoding="utf-8") as stream:
+            data = json.load(stream)
+    except (OSError, ValueError):
+        data = {}
+    keys = {"HTTPS_PROXY": "httpsProxy", "HTTP_PROXY": "httpProxy", "NO_PROXY": "noProxy"}
+    values = {name: data.get(key) for name, key in keys.items()} if isinstance(data, dict) else {}
+    for name in given:
+        del os.environ[name]
+    os.environ.update({name: value for name, value in values.items() if isinstance(value, str) and value})
 
 
 def no_proxy(environment: Mapping[str, str] = os.environ) -> str:

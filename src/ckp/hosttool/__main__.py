@@ -13,6 +13,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # in a locale that lacks a character of ours, a "?" is better than an end in the middle of a step
             stream.reconfigure(errors="replace")
+    if arguments[:1] != ["settings"]:
+        from ckp.hostkit import proxies
+
+        proxies.adopt()
     # Imported on demand: the agent runs for months, and needs nothing of the installer.
     if arguments[:1] == ["standalone"]:
         from ckp.standalone.command import standalone

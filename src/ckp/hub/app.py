@@ -60,7 +60,9 @@ async def serve(settings: Settings, kube: Kube, stop: asyncio.Event) -> None:
     try:
         servers = [
             make_server(
-                EnrolmentPort(Downloads(settings.packages, settings.server_ca, registry), Enrolment(compass, kube, ca, settings.server_ca, registry)),
+                EnrolmentPort(
+                    Downloads(settings.packages, settings.server_ca, registry, settings.site), Enrolment(compass, kube, ca, settings.server_ca, registry)
+                ),
                 host=settings.bind,
                 port=settings.enrolment_port,
                 cert=settings.tls_cert,

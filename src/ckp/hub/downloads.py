@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,12 @@ from starlette.staticfiles import StaticFiles
 
 from ckp.hub.enrolment import Receive, Send
 from ckp.kits.errors import CkpError
-from ckp.rules.joining import CA_PATH, PACKAGES_PATH, SCRIPT_PATH, anchor
+from ckp.rules.joining import CA_PATH, PACKAGES_PATH, SCRIPT_PATH, SITE_PATH, anchor
 
 log = structlog.get_logger("hub.downloads")
 
+KEYRING_PATH = f"{PACKAGES_PATH}keys/ckp.gpg"
+"""What the repositories are verified with: the site's own keyring takes its place, if there is one."""
 SCRIPT = Path(__file__).with_name("join.sh")
 AT_ONCE, AT_ONCE_FROM_ONE = 64, 16
 """Downloads of packages at the same time, in all and from one address; more are told to come again."""
@@ -37,19 +42,21 @@ class Downloads:
     Args:
         packages: the repositories (ckp.distribution.repositories); a hub without them answers 404.
         server_ca: PEM file that the hub's own certificate chains to.
+        site: JSON file with what the site gives to machines that join (ckp.site.settings); a hub without it gives them nothing.
     """
 
-    def __init__(self, packages: Path, server_ca: Path, registry: CollectorRegistry) -> None:
+    def __init__(self, packages: Path, server_ca: Path, registry: CollectorRegistry, site: Path | None = None) -> None:
         self._server_ca = server_ca
         self._files = StaticFiles(directory=packages, check_dir=False)
         self._packages = packages
+        self._site = site
         self._downloading: Counter[str] = Counter()
         self._answers = Metric("ckp_hub_download_answers_total", "Answers to downloads on the enrolment port", ["status"], registry=registry)
 
     @staticmethod
     def serves(path: str) -> bool:
         """Whether a request's path is one of ours."""
-        return path in (CA_PATH, SCRIPT_PATH) or path.startswith(PACKAGES_PATH)
+        return path in (CA_PATH, SCRIPT_PATH, SITE_PATH) or path.startswith(PACKAGES_PATH)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -92,6 +99,10 @@ class Downloads:
             return Response(await asyncio.to_thread(self._ca), media_type="application/x-pem-file")
         if path == SCRIPT_PATH:
             return FileResponse(SCRIPT, media_type="text/x-shellscript")
+        if path == SITE_PATH:
+            return Response(await asyncio.to_thread(self._settings), media_type="application/json")
+        if path == KEYRING_PATH and (keyring := await asyncio.to_thread(self._keyring)):
+            return Response(keyring, media_type="application/octet-stream")
         if not self._packages.is_dir():
             raise HTTPException(404, NO_PACKAGES)
         # In an image all files have the same time, and a new index has that of the old one: nothing may be answered by comparing times.
@@ -103,6 +114,22 @@ class Downloads:
         for header in ("last-modified", "etag"):
             del response.headers[header]
         return response
+
+    def _settings(self) -> bytes:
+        try:
+            found = self._site.read_bytes() if self._site else b""
+        except FileNotFoundError:
+            found = b""
+        except OSError as error:
+            raise CkpError(f"{self._site} can't be read: {error.strerror}") from error
+        return found or b"{}\n"
+
+    def _keyring(self) -> bytes:
+        """The site's trusted keys; empty if it names none. Settings that can't be read give no keys at all, not those of the packages."""
+        try:
+            return base64.b64decode(json.loads(self._settings()).get("keyring", ""), validate=True)
+        except (ValueError, TypeError, AttributeError, binascii.Error) as error:
+            raise CkpError(f"{self._site} is malformed: {error}") from error
 
     def _ca(self) -> bytes:
         try:

@@ -4,7 +4,8 @@
 #     join.sh --hub HOST --project DOMAIN/PROJECT [--proxy http://HOST:PORT [--no-proxy LIST]]
 #
 # `ckp host join-command` prints the line that fetches it. ca.pem in the present folder is the site's CA, which that line has compared with
-# its fingerprint. The project's pre-shared key comes by standard input, or is asked for at the terminal.
+# its fingerprint. The project's pre-shared key comes by standard input, or is asked for at the terminal. What the site gives to its hosts
+# (trusted keys, private CAs, proxy, name servers and time servers) comes from the hub.
 #
 # Nothing is changed before all is verified: the repository's signature by the site's keys, the package by the repository, its maintainer.
 # If it ends early, for whatever reason, the same line again goes on.
@@ -23,6 +24,10 @@ fail() { # WHAT WHAT-TO-DO
     printf 'error: %s\n' "$1" >&2
     printf '  what to do: %s\n' "$2" >&2
     exit 1
+}
+
+setting() { # KEY: of the site's settings, a text; they have a key a line
+    sed -n 's/^ *"'"$1"'": "\(.*\)",\{0,1\}$/\1/p' "$work/site.json"
 }
 
 step() {
@@ -129,7 +134,11 @@ verify() {
     case $(ask "/packages/apt/dists/$VERSION_CODENAME/InRelease" -o /dev/null -w '%{http_code}' || true) in
     404) fail "the hub has no packages for $PRETTY_NAME ($VERSION_CODENAME)" "take a system that the guide to bringing your own hosts names, or install the agent by hand" ;;
     esac
-    fetch /packages/keys/ckp.gpg "$work/ckp.gpg"
+    fetch /v1/join/site.json "$work/site.json"
+    if grep -q '"authorities"' "$work/site.json" && ! command -v update-ca-certificates >/dev/null; then
+        fail "the site has private CAs, and this machine has no program that adds them to its trust store; nothing was changed" "apt-get install ca-certificates, and the line again"
+    fi
+    fetch /packages/keys/ckp.gpg "$work/ckp.gpg" # the site's own keyring, if it has one
     : >"$work/status"
     mkdir -p "$work/sources" "$work/lists/partial" "$work/cache/archives/partial"
     cat >"$work/sources/ckp-site.sources" <<END
@@ -168,7 +177,9 @@ END
 install_agent() {
     # No source is left behind: the hub upgrades its agents, with a way back.
     dpkg --configure -a --force-confdef --force-confold </dev/null || true # what an interrupted dpkg has left
-    DEBIAN_FRONTEND=noninteractive apt-get -q=2 -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install -y --no-install-recommends "$package" </dev/null ||
+    # What else is needed comes from the owner's sources: by the owner's proxy for apt, or by the site's.
+    http_proxy=$(setting httpProxy) https_proxy=$(setting httpsProxy) no_proxy=$(setting noProxy) \
+        DEBIAN_FRONTEND=noninteractive apt-get -q=2 -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install -y --no-install-recommends "$package" </dev/null ||
         fail "apt could not install ckp-agent" "do what it says above (often: apt-get update), then run the same line again"
 }
 
@@ -184,9 +195,17 @@ set_up() {
     fi
     systemctl daemon-reload
     put /etc/ckp-agent/ca.pem 644 <"$work/ca.pem"
+    keyring=''
+    if grep -q '"version"' "$work/site.json"; then
+        ckp-agent settings apply --file "$work/site.json" ||
+            fail "this machine can't take what the site gives to its hosts" "do what it says above, and run the same line again"
+        [ -z "$(setting keyring)" ] || keyring=', "keyring": "/etc/ckp-agent/trusted.gpg"'
+    elif [ -e /etc/ckp-agent/site.json ]; then
+        ckp-agent settings remove # of an earlier attempt
+    fi
     printf '%s' "$key" | put /etc/ckp-agent/psk 600
-    printf '{"hub": "https://%s:8443", "channel": "wss://%s:9443/v1/agent", "domain": "%s", "project": "%s", "ca": "/etc/ckp-agent/ca.pem"}\n' \
-        "$hub" "$hub" "$domain" "$project" | put /etc/ckp-agent/config.json 644
+    printf '{"hub": "https://%s:8443", "channel": "wss://%s:9443/v1/agent", "domain": "%s", "project": "%s", "ca": "/etc/ckp-agent/ca.pem"%s}\n' \
+        "$hub" "$hub" "$domain" "$project" "$keyring" | put /etc/ckp-agent/config.json 644
     rm -f /var/lib/ckp-agent/status.json # what an earlier attempt says
     systemctl restart ckp-agent
 }

@@ -43,6 +43,8 @@ class Settings(EnvironmentSettings):
     compass_token_file: Path = Path("/var/run/secrets/ckp-compass/token")
     packages: Path = Path("/packages/repositories")
     """The repositories with the agent's packages (ckp.distribution.repositories); without that folder none are served."""
+    site: Path = Path("/etc/ckp-hub/site/site.json")
+    """What the site gives to machines that join (ckp.site.settings); without that file nothing."""
     identity: Annotated[str, AfterValidator(_lease_name)] = Field(default_factory=lambda: socket.gethostname().lower(), validate_default=True)
     """Unique among all live replicas; in a pod its host name is the pod's name."""
     bind: str = "0.0.0.0"

@@ -14,7 +14,7 @@ from ckp.kits.errors import InvalidInput
 
 ENROLMENT_PORT, CHANNEL_PORT = 8443, 9443
 """Of the hub's Service (deploy/60-hub.yaml)."""
-CA_PATH, SCRIPT_PATH, PACKAGES_PATH = "/v1/join/ca.pem", "/v1/join/join.sh", "/packages/"
+CA_PATH, SCRIPT_PATH, SITE_PATH, PACKAGES_PATH = "/v1/join/ca.pem", "/v1/join/join.sh", "/v1/join/site.json", "/packages/"
 """What the hub serves beside enrolment. None of it is a secret."""
 
 _PROXY = re.compile(r"http://[A-Za-z0-9.-]+:[0-9]{1,5}/?")

@@ -11,7 +11,7 @@ from ckp.clients.compass import Session, read_config
 from ckp.distribution.release import Deliverable
 from ckp.kits.errors import CkpError, Conflict
 from ckp.kits.steps import Steps
-from ckp.site import described, releases
+from ckp.site import described, hostsettings, releases
 from ckp.site.enrol import Enrolment
 from ckp.site.install import AGENT_CONFIG, Site, forget
 from ckp.site.inventory import SiteHost, SiteHosts
@@ -115,6 +115,7 @@ def _remove_from(registry: HostedRegistry, say: Say, *, keep_images: bool) -> No
             code = host.stream(["ckp-agent", "standalone", "reset"], timeout=900, on_line=say)
             if code:
                 raise CkpError(f"{host.name} could not be reset: exit code {code}", details="its output is above", resolution="run the same command again")
+        hostsettings.remove(host, say)
         host.run(["dpkg", "--purge", "ckp-agent"], timeout=180, what="removing ckp-agent")
     host.run(["rm", "-rf", "--one-file-system", AGENT_CONFIG, "/var/cache/ckp-agent.deb"], timeout=60, what="removing the agent's settings")
     registry.remove(storage=not keep_images)

@@ -16,6 +16,7 @@ from ckp.rules.claims import system_name
 from ckp.site import database, management
 from ckp.site.inventory import HostGroup, Inventory, KnownHosts, SiteHost, SiteHosts, SiteNetwork, SiteRegistry
 from ckp.site.local import LocalHost
+from ckp.site.settings.read import settings_of
 from ckp.site.spec.model import Host, SiteSpec
 from ckp.site.ssh import SshHost, SshSettings
 
@@ -121,11 +122,14 @@ def worker_systems(spec: SiteSpec, release: Release) -> tuple[BundleTarget, ...]
     return tuple(known[name] for name in wanted)
 
 
-def inventory_for(spec: SiteSpec, hosts: SiteHosts, releases: Sequence[Release]) -> Inventory:
+def inventory_for(spec: SiteSpec, hosts: SiteHosts, releases: Sequence[Release], keyring: Path | None = None) -> Inventory:
     """The site's inventory for releases, each of which has bundles for what its hosts run. `require_applicable` has passed.
 
+    Args:
+        keyring: as of `settings_of`.
+
     Raises:
-        InvalidInput: one has none for a management host, or for one of `workers.systems`; or management hosts run different systems.
+        InvalidInput: one has none for a management host, or for one of `workers.systems`; or management hosts run different systems; or as of `settings_of`.
     """
     systems = {host.name: operating_system(host, release) for host in hosts.masters for release in releases}
     if len(set(systems.values())) > 1:
@@ -134,23 +138,24 @@ def inventory_for(spec: SiteSpec, hosts: SiteHosts, releases: Sequence[Release])
             resolution="take hosts with the same one",
         )
     [others, *_] = [worker_systems(spec, release) for release in releases]
-    return inventory(spec, hosts, systems[hosts.management.name], others)
+    return inventory(spec, hosts, systems[hosts.management.name], others, keyring)
 
 
-def inventory(spec: SiteSpec, hosts: SiteHosts, system: BundleTarget, others: Sequence[BundleTarget] = ()) -> Inventory:
+def inventory(spec: SiteSpec, hosts: SiteHosts, system: BundleTarget, others: Sequence[BundleTarget] = (), keyring: Path | None = None) -> Inventory:
     """The site's inventory. `require_applicable` has passed.
 
     Args:
         system: what its management hosts run.
         others: what workers run beside that.
+        keyring: as of `settings_of`.
 
     Raises:
-        InvalidInput: the file with the database's URL can't be read, or holds something else.
+        InvalidInput: the file with the database's URL can't be read, or holds something else; or as of `settings_of`.
     """
     host = hosts.management
-    own, addresses = spec.registry.own, spec.addresses
+    addresses = spec.addresses
     pool = addresses.load_balancers.cilium_pool
-    assert own is not None and pool is not None
+    assert pool is not None
     network = SiteNetwork(
         hosts=str(addresses.hosts),
         load_balancers=(str(pool.first), str(pool.last)),
@@ -163,12 +168,30 @@ def inventory(spec: SiteSpec, hosts: SiteHosts, system: BundleTarget, others: Se
         virtual_address=str(addresses.api.virtual_address or ""),
         api_names=tuple(dict.fromkeys(map(str, (*addresses.api.names, *addresses.api.cert_sans)))),
     )
-    registry = SiteRegistry(own.name, host.address, own.port, host, own.push_port, str(own.storage))
+    registry = registry_place(spec, host)
     group = HostGroup(spec.workers.group.name, spec.workers.group.description) if spec.workers and spec.workers.group else GROUP
     values = {chart: dict(value) for chart, value in spec.addon_values.items()}
-    state, own_database = state_folder(spec), database.of_spec(spec)
-    settings = dict(spec.host_settings)
-    return Inventory(system, hosts, registry, network, group, "ssh {host}", settings, values, state, others, own_database)
+    return Inventory(
+        system,
+        hosts,
+        registry,
+        network,
+        group,
+        "ssh {host}",
+        dict(spec.host_settings),
+        values,
+        state_folder(spec),
+        others,
+        database=database.of_spec(spec),
+        settings=settings_of(spec, keyring),
+    )
+
+
+def registry_place(spec: SiteSpec, host: SiteHost) -> SiteRegistry:
+    """The site's registry on one of its hosts."""
+    own = spec.registry.own
+    assert own is not None
+    return SiteRegistry(own.name, host.address, own.port, host, own.push_port, str(own.storage))
 
 
 def require_address(host: SiteHost) -> None:

@@ -21,11 +21,13 @@ import httpx
 from ckp.clients.compass import Config, write_config
 from ckp.distribution.management import Management, as_list
 from ckp.distribution.release import Deliverable
+from ckp.hostkit.locations import SITE_KEYRING
 from ckp.kits.errors import CkpError
 from ckp.kits.files import atomic_write, sha256_bytes
 from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
 from ckp.site import database, members
+from ckp.site.hostsettings import bring
 from ckp.site.inventory import Inventory, SiteHost, SiteNetwork
 from ckp.site.management import ADMIN, exists, installed_release
 from ckp.site.publish import Published, Withdrawn, registry_server, releases_config
@@ -112,13 +114,15 @@ class Site:
             CkpError: the host cannot be reached, or dpkg refuses the package.
         """
         package = self.dist.agent(self.inventory.os.format)
-        verify_package(str(package.path), str(self.dist.keyring), name="ckp-agent", version=package.version)
+        with self.inventory.settings.trusted(self.dist.keyring) as keyring:
+            verify_package(str(package.path), str(keyring), name="ckp-agent", version=package.version)
         have = host.run(["dpkg-query", "-W", "-f", "${Version}", "ckp-agent"], timeout=30, check=False).stdout
         self.configure_host(host)
         if have != package.version:
             host.push(package.path, "/var/cache/ckp-agent.deb")
             host.run(["dpkg", "-i", "/var/cache/ckp-agent.deb"], timeout=120, what="installing ckp-agent")
             host.run(["rm", "/var/cache/ckp-agent.deb"], timeout=10)
+        bring(host, self.inventory.settings, self.say)
 
     def configure_host(self, host: SiteHost) -> None:
         """Bring a host the site's settings for it, and the registry's CA."""
@@ -154,10 +158,10 @@ class Site:
             members.join(self.management, host, self._bundle(published), self.say)
         members.spread_dns(self.management, self.say)
 
-    @staticmethod
-    def _bundle(published: Published) -> list[str]:
-        """Options of the host tool."""
-        return ["--bundle-image", published.host_bundle.image, "--registry-ca", REGISTRY_CA]
+    def _bundle(self, published: Published) -> list[str]:
+        """Options of the host tool: where its bundle is, and whose keys it must be signed by."""
+        keys = ["--keyring", SITE_KEYRING] if self.inventory.settings.keyring else []
+        return ["--bundle-image", published.host_bundle.image, "--registry-ca", REGISTRY_CA, *keys]
 
     def _twelve_steps(self, host: SiteHost, published: Published) -> None:
         bundle, network = published.host_bundle, self.inventory.network
@@ -227,7 +231,7 @@ class Site:
             config, digest = releases_config(published.releases(*others), withdrawn)
             # The table comes first: pods that its digest rolls out again must not start with the one before it.
             kind = "postgresql" if self.inventory.database else "sqlite"
-            return [config, *management.ckp({**self.settings(), "RELEASES_DIGEST": digest}, kind)]
+            return [config, self.inventory.settings.config_map(), *management.ckp({**self.settings(), "RELEASES_DIGEST": digest}, kind)]
 
         found: dict[str, Callable[[], list[dict[str, Any]]]] = {
             "foundation": management.foundation,

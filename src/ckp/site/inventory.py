@@ -17,6 +17,7 @@ from ckp.catalog.models import BundleTarget
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
 from ckp.kits.processes import Finished
+from ckp.site.settings.model import HostSettings
 from ckp.site.spec import addresses
 
 
@@ -209,6 +210,7 @@ class Inventory:
         state: the folder of this machine with what it keeps of the installation.
         worker_systems: what hosts for workload clusters run beside `os`.
         database: None: Compass has SQLite.
+        settings: what all hosts get of keys, CAs, proxy, name servers and time servers.
 
     Raises:
         InvalidInput: hosts with such an operating system cannot be given the host tool.
@@ -225,6 +227,7 @@ class Inventory:
     state: Path = field(default_factory=paths.state)
     worker_systems: Sequence[BundleTarget] = ()
     database: SiteDatabase | None = None
+    settings: HostSettings = field(default_factory=HostSettings)
 
     def on(self, host: SiteHost) -> Inventory:
         """The site as one of its management hosts has it: the registry is that host's own, and it is the host that is acted on."""

@@ -18,7 +18,7 @@ from ckp.distribution.registries.mirror import everything, mirror
 from ckp.distribution.registries.server import RegistryServer
 from ckp.distribution.release import Deliverable
 from ckp.kits.files import sha256_bytes
-from ckp.site.inventory import Inventory, SiteHost
+from ckp.site.inventory import Inventory, SiteHost, SiteRegistry
 from ckp.site.registry import REGISTRY_STATE, HostedRegistry, SiteRegistryServer
 
 ADDONS_IMAGE = "ckp-addons"
@@ -42,10 +42,21 @@ def registry_server(dist: Deliverable, inventory: Inventory) -> SiteRegistryServ
 
 def hosted_registry(inventory: Inventory, host: SiteHost, program: Path) -> HostedRegistry:
     """The site's registry on a host, as the inventory describes it."""
-    place, state = inventory.registry, inventory.state / REGISTRY_STATE
-    beside = tuple(other.address for other in inventory.hosts.masters if other.address != host.address)
-    virtual = inventory.network.virtual_address
-    return HostedRegistry(host, program, place.name, host.address, place.port, place.push_port, place.storage, state=state, beside=beside, virtual=virtual)
+    return registry_on(host, program, inventory.registry, inventory.hosts.masters, inventory.network.virtual_address, inventory.state)
+
+
+def registry_on(host: SiteHost, program: Path, place: SiteRegistry, masters: Sequence[SiteHost], virtual: str, state: Path) -> HostedRegistry:
+    """A site's registry on one of its management hosts.
+
+    Args:
+        place: its name, ports and storage.
+        masters: all hosts that have it.
+        virtual: the address that moves between them; "" for none.
+        state: what this machine keeps of the site.
+    """
+    beside = tuple(other.address for other in masters if other.address != host.address)
+    ports = (place.port, place.push_port)
+    return HostedRegistry(host, program, place.name, host.address, *ports, place.storage, state=state / REGISTRY_STATE, beside=beside, virtual=virtual)
 
 
 def registry_servers(dist: Deliverable, inventory: Inventory) -> list[SiteRegistryServer]:

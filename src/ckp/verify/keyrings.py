@@ -98,6 +98,11 @@ def read_keyring(keyring: str, file: str) -> Keyring:
     return Keyring(path, data if plain else b"".join(_written(certificates)), revoked)
 
 
+def certificates(ring: Keyring) -> Dict[str, bytes]:
+    """The certificates of a keyring: the primary key's fingerprint -> its bytes, with all that revokes it."""
+    return {item.fingerprint: b"".join(_written([item])) for item in _read(ring.path, ring.data)[0]}
+
+
 def encoded(tag: int, body: bytes) -> bytes:
     """A packet in the old format, which every version of gpgv reads, or the new one if the old one has no such tag."""
     if tag > 15:

@@ -83,6 +83,39 @@ async def test_a_hub_without_packages_says_so(tmp_path: Path) -> None:
         assert (await client.get("/v1/join/ca.pem")).status_code == 503
 
 
+async def asked(folder: Path, site: Path, path: str) -> httpx.Response:
+    app = EnrolmentPort(Downloads(folder, folder.parent / "ca.crt", CollectorRegistry(), site), enrolment)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://hub") as client:
+        return await client.get(path)
+
+
+async def test_machines_that_join_get_what_the_site_gives_to_its_hosts(folder: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site.json"
+    assert (await asked(folder, site, "/v1/join/site.json")).json() == {}, "no settings is an answer: one that is missing would be a failure"
+    site.write_text('{"version": 1, "httpsProxy": "http://proxy.test:3128"}')
+    assert (await asked(folder, site, "/v1/join/site.json")).json()["httpsProxy"] == "http://proxy.test:3128", "read at each request"
+
+
+async def test_the_sites_keyring_takes_the_place_of_that_of_the_packages(folder: Path, tmp_path: Path) -> None:
+    (folder / "keys").mkdir()
+    (folder / "keys/ckp.gpg").write_bytes(b"of the packages")
+    site = tmp_path / "site.json"
+    assert (await asked(folder, site, "/packages/keys/ckp.gpg")).content == b"of the packages"
+    site.write_text('{"version": 1, "nameservers": ["192.0.2.53"]}')
+    assert (await asked(folder, site, "/packages/keys/ckp.gpg")).content == b"of the packages"
+    site.write_text('{"version": 1, "keyring": "b3Vycw=="}')
+    assert (await asked(folder, site, "/packages/keys/ckp.gpg")).content == b"ours"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"keyring": "!"}', '{"keyring": 1}'])
+async def test_settings_that_cannot_be_read_give_no_keys_at_all(folder: Path, tmp_path: Path, text: str) -> None:
+    (folder / "keys").mkdir()
+    (folder / "keys/ckp.gpg").write_bytes(b"of the packages")
+    (tmp_path / "site.json").write_text(text)
+    answer = await asked(folder, tmp_path / "site.json", "/packages/keys/ckp.gpg")
+    assert (answer.status_code, b"of the packages" in answer.content) == (503, False)
+
+
 async def test_all_else_is_enrolment(client: httpx.AsyncClient) -> None:
     for path in ("/v1/enrolments", "/v1/join", "/packages", "/"):
         with pytest.raises(Enrolled):

@@ -8,7 +8,9 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,6 +91,17 @@ BROKEN: dict[str, tuple[SiteToCheck, Seen, str, Severity, str]] = {
     "another architecture": (SITE, having("b", architecture="arm64"), "b/architecture", ERROR, "arm64"),
     "what the agent's preflight refuses": (SITE, having("a", findings=(TAKEN,)), "a/preflight", ERROR, "port 6443 is taken by nginx"),
     "what the agent's preflight says": (SITE, having("w", findings=(NOTE,)), "w/preflight", WARNING, "ufw is on"),
+    "settings that a host can't take": (SITE, having("b", untaken=(("it has no trust store", "install one"),)), "b/settings", ERROR, "no trust store"),
+    "a name server that does not answer": (SITE, having("b", nameservers={"192.0.2.53": "no answer"}), "b/name servers", ERROR, "192.0.2.53 does not answer"),
+    "a time server that does not answer": (SITE, having("b", time_servers={"ntp.test": "no answer"}), "b/time servers", ERROR, "ntp.test does not answer"),
+    "a clock behind the site's time server": (SITE, having("b", time_servers={"ntp.test": 70.0}), "b/time servers", ERROR, "70.0 s behind the time server"),
+    "a clock ahead of the site's time server": (
+        SITE,
+        having("b", time_servers={"ntp.test": -3.0}),
+        "b/time servers",
+        WARNING,
+        "3.0 s ahead of the",
+    ),
     "swap": (SITE, having("b", swap=True), "b/swap", WARNING, "swap is on"),
     "the registry's port is taken": (
         SITE,
@@ -312,6 +325,50 @@ def test_only_replies_tell_who_has_an_address() -> None:
     assert remote.reply(b"short") is None
 
 
+@contextmanager
+def answering(port: str, answer: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server of datagrams in place of that of a port; its address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(10)
+        exchange = remote.exchange
+        monkeypatch.setattr(remote, "exchange", lambda address, _port, message: exchange(address, server.getsockname()[1], message))
+
+        def once() -> None:
+            message, peer = server.recvfrom(4096)
+            server.sendto(answer(message), peer)
+
+        thread = threading.Thread(target=once, daemon=True)
+        thread.start()
+        yield "127.0.0.1"
+        thread.join(10)
+
+
+@pytest.mark.parametrize(
+    ("answer", "seen"),
+    [(lambda asked: asked[:2] + b"\x81\x05" + bytes(8), ""), (lambda _asked: b"hello", "what answers is not a name server")],
+)
+def test_a_name_server_is_what_answers_a_question(answer: Callable[[bytes], bytes], seen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering("53", answer, monkeypatch) as address:
+        assert remote.at_once(remote.ask_nameserver, [address]) == {address: seen}
+
+
+def test_a_time_server_says_how_far_the_clock_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def later(_asked: bytes) -> bytes:
+        stamp = struct.pack("!II", int(time.time()) + 100 + remote.NTP_EPOCH, 1 << 31)
+        return b"\x24\x02" + bytes(30) + stamp + stamp
+
+    with answering("123", later, monkeypatch) as address:
+        ahead = remote.at_once(remote.ask_time, [address])[address]
+    assert 98 < ahead < 102
+
+
+@pytest.mark.parametrize("answer", [b"", b"\x24", b"\x24\x10" + bytes(46)], ids=["empty", "short", "not synchronised"])
+def test_what_does_not_know_the_time_is_said(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering("123", lambda _asked: answer, monkeypatch) as address:
+        assert isinstance(remote.at_once(remote.ask_time, [address])[address], str)
+
+
 def test_the_link_of_an_address_is_that_of_the_narrowest_network_without_a_router(tmp_path: Path) -> None:
     table = "Iface Destination Gateway Flags RefCnt Use Metric Mask\neth0 00000000 010200C0 3 0 0 0 00000000\n"
     table += "eth0 000200C0 00000000 1 0 0 0 00FFFFFF\neth1 800200C0 00000000 1 0 0 0 80FFFFFF\n"
@@ -389,7 +446,7 @@ def test_a_sites_file_says_what_is_to_be_checked() -> None:
         )
         assert DEBIAN in site.systems and {target.format for target in site.systems} == {"deb"}
     keys = {finding.what.split(" ")[0] for finding in of_spec.not_applied(spec)}
-    assert {"network.proxy"} == keys, "several hosts and releases are applied"
+    assert set() == keys, "several hosts, releases and a proxy are applied"
     assert all("(line " in finding.what and finding.severity is Severity.ERROR for finding in of_spec.not_applied(spec))
 
 

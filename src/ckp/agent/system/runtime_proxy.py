@@ -53,16 +53,19 @@ def write(journal: Journal, direct: Sequence[str] = ()) -> str:
     return f"containerd uses the proxy {found}" if found else ""
 
 
-def follow(journal: Journal) -> str:
+def follow(journal: Journal, direct: Sequence[str] = ()) -> str:
     """On a node: take over a proxy that has changed since containerd was started, as after an edit of ckp-agent.service; returns why not, or "".
 
     containerd is restarted for it, its containers keep running. The note is written last, so that this is repeated after an interruption.
+
+    Args:
+        direct: as of `values`.
     """
-    text = values()
+    text = values(direct)
     if journal.notes.get(NOTE, "") == _digest(text):
         return ""
     try:
-        write(journal)
+        write(journal, direct)
         journal.note(NOTE, "changing")
         run(["systemctl", "daemon-reload"], timeout=60)
         run(["systemctl", "restart", "containerd"], timeout=120, what="restarting containerd with another proxy", resolution="journalctl -u containerd")

@@ -236,7 +236,7 @@ class RegistryHttp:
         elif kind.lower() == "bearer":
             parameters = dict(re.findall(r'(\w+)="([^"]*)"', rest))
             self._authorization[scope] = f"Bearer {self._token(parameters)}"
-        return self._authorization.get(scope) != answer.request.headers.get("Authorization")
+        return bool(self._authorization.get(scope) != answer.request.headers.get("Authorization"))
 
     def _token(self, challenge: Mapping[str, str]) -> str:
         realm = httpx.URL(challenge.get("realm", ""))

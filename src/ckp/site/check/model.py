@@ -74,6 +74,10 @@ class SiteToCheck:
         ports: TCP ports of CKP on management hosts beside those of Kubernetes -> what for. All hosts must reach them.
         settings: `host.json` that management hosts are to get.
         database: host and port of a database that management hosts must reach.
+        site_settings: the document that all hosts are to get (ckp.site.settings); empty if none.
+        nameservers: addresses that must answer each host.
+        time_servers: names or addresses that must answer each host.
+        known: what was found in the files that the site's file names.
     """
 
     hosts: Sequence[HostToCheck]
@@ -88,6 +92,10 @@ class SiteToCheck:
     ports: Mapping[int, str] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
     database: tuple[str, int] | None = None
+    site_settings: str = ""
+    nameservers: Sequence[str] = ()
+    time_servers: Sequence[str] = ()
+    known: Sequence[Finding] = ()
 
 
 class Link(BaseModel):
@@ -131,6 +139,12 @@ class Survey(BaseModel):
     """Why the proxy is not reached; empty if it is, or if there is none."""
     database: str = ""
     """Why the database is not reached, as for the proxy."""
+    untaken: tuple[tuple[str, str], ...] = ()
+    """Why the host can't take the site's settings, and what to do."""
+    nameservers: Mapping[str, str] = {}
+    """Name server -> why it does not answer; empty if it does."""
+    time_servers: Mapping[str, float | str] = {}
+    """Time server -> seconds that it is ahead of the host's clock, or why it does not answer."""
 
 
 @dataclass(frozen=True)

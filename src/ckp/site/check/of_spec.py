@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 
 from ckp.catalog.load import Catalog
 from ckp.catalog.models import BundleTarget
-from ckp.kits.errors import InvalidInput
+from ckp.kits.errors import CkpError, InvalidInput
 from ckp.site import database
 from ckp.site.check.model import Finding, HostToCheck, Severity, SiteToCheck
 from ckp.site.described import reached
 from ckp.site.inventory import SiteHost
+from ckp.site.settings.read import lifetimes, settings_of
 from ckp.site.spec.model import SiteSpec
 
 DEPLOYED = "deb"
@@ -34,6 +36,7 @@ def describe(spec: SiteSpec, hosts: Sequence[SiteHost]) -> SiteToCheck:
         free |= {"the load balancers' first one": str(pool.first), "the load balancers' last one": str(pool.last)}
     if addresses.api.virtual_address is not None:
         free["the management API"] = str(addresses.api.virtual_address)
+    network, (document, known) = spec.network, settings(spec)
     names = [*addresses.api.names, *addresses.hub.names]  # the registry's own name is made to resolve (ckp.site.described.name_registry)
     return SiteToCheck(
         hosts=[HostToCheck(each) for each in hosts],
@@ -48,6 +51,10 @@ def describe(spec: SiteSpec, hosts: Sequence[SiteHost]) -> SiteToCheck:
         ports={registry.own.port: "the registry", registry.own.push_port: "pushes to the registry"} if registry.own is not None else {},
         settings=spec.host_settings,
         database=_database(spec),
+        site_settings=document,
+        nameservers=list(map(str, network.dns)),
+        time_servers=list(network.time_servers),
+        known=known,
     )
 
 
@@ -66,6 +73,17 @@ def files(spec: SiteSpec) -> list[Finding]:
     except InvalidInput as error:
         return [Finding("", "database", Severity.ERROR, error.brief, error.resolution)]
     return []
+
+
+def settings(spec: SiteSpec) -> tuple[str, list[Finding]]:
+    """The settings that hosts are to get, and what is wrong in the files that the site's file names for them."""
+    try:
+        document = settings_of(spec).text()
+        lives = list(lifetimes(spec, datetime.now(UTC)))
+    except CkpError as error:
+        return "", [Finding("", "files", Severity.ERROR, error.brief, error.resolution)]
+    renew = "name the CA that has come after it, or remove it from network.caFiles"
+    return document, [Finding("", "files", Severity.ERROR if ended else Severity.WARNING, what, renew) for ended, what in lives]
 
 
 def systems(spec: SiteSpec) -> list[BundleTarget]:

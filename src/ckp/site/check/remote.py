@@ -17,6 +17,7 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +26,8 @@ NAME_SECONDS = 10.0
 CONNECT_SECONDS = 3.0
 ARP_ROUNDS, ARP_SECONDS = 3, 0.4
 SIOCGIFHWADDR = 0x8927
+NTP_EPOCH = 2208988800
+"""Seconds from 1900 to 1970."""
 ETHERTYPE_ARP, ARP_REQUEST, ARP_REPLY = 0x0806, 1, 2
 
 
@@ -39,6 +42,10 @@ def survey(request: dict[str, Any]) -> dict[str, Any]:
     found["names"] = resolve(request["names"])
     found["proxy"] = reach_proxy(request["proxy"])
     found["database"] = connect(*request["database"]) if request["database"] else ""
+    site_settings = importlib.import_module("ckp.agent.system.site_settings")
+    found["untaken"] = site_settings.problems(site_settings.parse(request.get("site_settings", "")))
+    found["nameservers"] = at_once(ask_nameserver, request.get("nameservers", []))
+    found["time_servers"] = at_once(ask_time, request.get("time_servers", []))
     return found
 
 
@@ -75,6 +82,60 @@ def reach_proxy(url: str) -> str:
         return ""
     parts = urlsplit(url)
     return connect(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+
+
+def at_once(ask: Callable[[str], Any], servers: list[str]) -> dict[str, Any]:
+    """Server -> its answer, or in words why there is none; all at a time."""
+    found: dict[str, Any] = {}
+
+    def one(server: str) -> None:
+        try:
+            found[server] = ask(server)
+        except TimeoutError:  # of Python 3.9, where it is not yet TimeoutError
+            found[server] = "no answer"
+        except (OSError, ValueError, struct.error, IndexError) as error:
+            found[server] = getattr(error, "strerror", None) or str(error) or "no answer"
+
+    threads = [threading.Thread(target=one, args=(server,), daemon=True) for server in servers]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + NAME_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return {server: found.get(server, "no answer") for server in servers}
+
+
+def exchange(server: str, port: int, message: bytes) -> bytes:
+    """The answer to a datagram; asked twice, since one may be lost."""
+    for last in (False, True):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+            link.settimeout(CONNECT_SECONDS)
+            link.connect((server, port))
+            link.send(message)
+            try:
+                return link.recv(4096)
+            except TimeoutError:
+                if last:
+                    raise
+    return b""
+
+
+def ask_nameserver(server: str) -> str:
+    """Any answer to a question for the root's name servers will do (RFC 1035, 4.1)."""
+    token = os.urandom(2)
+    answer = exchange(server, 53, token + b"\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00" + b"\x00\x00\x02\x00\x01")
+    return "" if answer[:2] == token else "what answers is not a name server"
+
+
+def ask_time(server: str) -> Any:
+    """Seconds that a time server is ahead of this clock (SNTP, RFC 4330, 5)."""
+    before = time.time()
+    answer = exchange(server, 123, b"\x23" + bytes(47))
+    after = time.time()
+    received, sent = (seconds + fraction / 2**32 - NTP_EPOCH for seconds, fraction in struct.iter_unpack("!II", answer[32:48]))
+    if answer[0] & 7 != 4 or not 1 <= answer[1] <= 15:
+        return "it does not know the time itself"
+    return ((received - before) + (sent - after)) / 2
 
 
 def connect(address: str, port: int, say: bytes = b"") -> str:

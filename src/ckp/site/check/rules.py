@@ -18,7 +18,21 @@ CLOCK_WARNING, CLOCK_ERROR = 2.0, 60.0
 """Seconds. Etcd warns from one on, certificates are refused by a clock that is behind their beginning, and logs can't be compared."""
 ARCHITECTURE = "amd64"
 """What releases are built for."""
-IGNORABLE = ("preflight", "ports", "hostname", "machine-id", "addresses", "clock", "free addresses", "names", "proxy", "database", "firewall")
+IGNORABLE = (
+    "preflight",
+    "ports",
+    "hostname",
+    "machine-id",
+    "addresses",
+    "clock",
+    "free addresses",
+    "names",
+    "proxy",
+    "database",
+    "name servers",
+    "time servers",
+    "firewall",
+)
 """Checks in spite of whose errors a site may be applied; without what the others ask for, it can't be."""
 REGISTRY = f"{Path(PROGRAM).name} "
 """How the name of the site's own registry begins, where it is the one that listens."""
@@ -27,7 +41,7 @@ ERROR, WARNING = Severity.ERROR, Severity.WARNING
 
 def judge(site: SiteToCheck, seen: Seen) -> list[Finding]:
     """All findings about a site, errors first, then by host in the site's order."""
-    found = [*_each_host(site, seen), *_clocks(seen), *_twice(site, seen), *_free(site, seen), *_blocked(site, seen)]
+    found = [*site.known, *_each_host(site, seen), *_clocks(seen), *_twice(site, seen), *_free(site, seen), *_blocked(site, seen)]
     return sort(site, found)
 
 
@@ -141,6 +155,19 @@ def _surroundings(site: SiteToCheck, name: str, survey: Survey) -> Iterator[Find
         host, port = site.database
         what = f"the database at {host}:{port} is not reached from there: {survey.database}"
         yield Finding(name, "database", ERROR, what, "correct host and port in its URL, or let the host through to it")
+    for what, remedy in survey.untaken:
+        yield Finding(name, "settings", ERROR, what, remedy)
+    for server, why in survey.nameservers.items():
+        if why:
+            yield Finding(name, "name servers", ERROR, f"the name server {server} does not answer it: {why}", "correct network.dns, or let the host through")
+    for server, ahead in survey.time_servers.items():
+        if isinstance(ahead, str):
+            yield Finding(
+                name, "time servers", ERROR, f"the time server {server} does not answer it: {ahead}", "correct network.timeServers, or let the host through"
+            )
+        elif severity := _severity(Clock(ahead, 0.0)):
+            way = "behind" if ahead > 0 else "ahead of"
+            yield Finding(name, "time servers", severity, f"its clock is {abs(ahead):.1f} s {way} the time server {server}", SET_CLOCK)
 
 
 # -- hosts among each other

@@ -93,6 +93,7 @@ def _look(site: SiteToCheck, item: HostToCheck) -> _Look:
     request: dict[str, Any] = {"action": "survey", "role": item.role.value, "more": more, "settings": json.dumps(dict(site.settings)), "ports": [*site.ports]}
     request |= {"names": list(site.names), "proxy": site.proxy, "tool": _tool()}
     request["database"] = list(site.database) if site.database and item.role is Role.MANAGEMENT else None
+    request |= {"site_settings": site.site_settings, "nameservers": [*site.nameservers], "time_servers": [*site.time_servers]}
     try:
         answer = item.host.run([*PYTHON, "-"], timeout=SURVEY_SECONDS, stdin=_script(request), what="looking at the host").stdout
         return _Look([], Survey.model_validate_json(answer), clock)

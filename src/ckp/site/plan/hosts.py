@@ -10,6 +10,7 @@ from ckp.kits.errors import Conflict
 from ckp.site.described import HOSTS_FILE, leads_elsewhere
 from ckp.site.members import gone
 from ckp.site.plan.model import Action, Change, Making, Seen, SeenCluster, SeenHost, Wanted
+from ckp.site.plan.settings import settings_changes
 from ckp.site.registry_unit import DRAIN_SECONDS, PULL, unit_of
 
 SETTINGS = {
@@ -35,6 +36,7 @@ def first(wanted: Wanted, seen: Seen) -> Iterator[Change]:
     yield from _registry(wanted, seen)
     yield from _host_tool(wanted, seen)
     yield from _settings(wanted, seen)
+    yield from settings_changes(wanted, seen, enrolled=seen.layer.hosts if seen.layer is not None else 0)
     yield from _cluster(wanted, seen)
 
 
@@ -44,7 +46,14 @@ def others(wanted: Wanted, seen: Seen) -> Iterator[Change]:
     hosts = {host.name: host for host in masters}
     for other in seen.others:
         at = replace(wanted, inventory=wanted.inventory.on(hosts[other.host]))
-        for change in (*_name(at, other), *_registry(at, other), *_host_tool(at, other), *_settings(at, other), *_joined(at, other)):
+        for change in (
+            *_name(at, other),
+            *_registry(at, other),
+            *_host_tool(at, other),
+            *_settings(at, other),
+            *settings_changes(at, other),
+            *_joined(at, other),
+        ):
             yield replace(change, part=f"{other.host}: {change.part}")
     joined = {each.host for each in (seen, *seen.others) if each.cluster is not None}
     try:

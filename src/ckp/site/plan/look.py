@@ -11,6 +11,7 @@ from typing import Any
 
 from ckp.api import names
 from ckp.clients.compass import Session, read_config
+from ckp.hostkit.locations import SITE_SETTINGS
 from ckp.kits.errors import CkpError, NotFound
 from ckp.kits.files import sha256_file
 from ckp.kits.retry import wait_until
@@ -64,9 +65,10 @@ def look(inventory: Inventory, registry_on: Callable[[SiteHost], HostedRegistry]
 
 
 def _host(host: SiteHost, inventory: Inventory, registry: HostedRegistry) -> SeenHost:
-    there = digests(host, [JOURNAL, SETTINGS, ADMIN, HOST_CA])
+    there = digests(host, [JOURNAL, SETTINGS, SITE_SETTINGS, ADMIN, HOST_CA])
     package = host.run(["dpkg-query", "-W", "-f", "${Version}", "ckp-agent"], timeout=30, check=False)
     hosts_file = host.pull(described.HOSTS_FILE).decode(errors="surrogateescape")
+    given = _json(host, SITE_SETTINGS) if SITE_SETTINGS in there else None
     return SeenHost(
         host=host.name,
         agent=package.stdout.strip() if package.code == 0 else "",
@@ -75,6 +77,7 @@ def _host(host: SiteHost, inventory: Inventory, registry: HostedRegistry) -> See
         own_line=described.without_ours(hosts_file) != hosts_file,
         registry=_registry(host, registry),
         cluster=_cluster(host, inventory.state, registry, there),
+        site_settings=given if isinstance(given, dict) else {},
     )
 
 

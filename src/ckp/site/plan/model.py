@@ -232,6 +232,7 @@ class SeenHost:
         settings: the host's own settings; None if it has none from CKP.
         name: addresses that the registry's name leads to there.
         own_line: whether /etc/hosts has a line of CKP's.
+        site_settings: the document that the site has given to the host (ckp.site.settings); empty if none.
     """
 
     host: str
@@ -241,6 +242,7 @@ class SeenHost:
     own_line: bool
     registry: SeenRegistry
     cluster: SeenCluster | None
+    site_settings: Mapping[str, object]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ckp.kits.errors import InvalidInput
 from ckp.site.install import CKP_GROUP, applied_digest, reserved_cidrs
 from ckp.site.plan import database, hosts
 from ckp.site.plan.model import COMPASS, CONTROLLERS, HUB, Action, Change, Deployment, Seen, SeenLayer, Wanted
+from ckp.site.plan.settings import PARTS
 from ckp.site.publish import CONFIG, NAMESPACE, OFFERED
 
 GROUPS = ("foundation", "cert-manager", "cluster-api", CKP_GROUP)
@@ -226,7 +227,7 @@ def _groups(wanted: Wanted, seen: Seen, before: Sequence[Change]) -> Iterator[Ch
             yield Change(name, Action.NONE, "made of the same sources as what was applied last")
 
 
-CAUSES = {"load balancers", "Compass address", "hub address", "Compass names", "hub names", "reserved networks", "addon values", "database"}
+CAUSES = {"load balancers", "Compass address", "hub address", "Compass names", "hub names", "reserved networks", "addon values", *PARTS}
 
 
 def _causes(before: Iterable[Change]) -> list[str]:

@@ -198,7 +198,7 @@ Network = Annotated[IPv4Network, _parsed(IPv4Network, _network), Kind("IPv4 netw
 NoProxy = Annotated[str, _text(_no_proxy), Kind("domain, IPv4 address or network")]
 Port = Annotated[int, AfterValidator(_port), Kind("port (1 to 65535)")]
 RegistryAddress = Annotated[str, _text(_registry_address), Kind("host:port")]
-ProxyUrl = Annotated[str, _url("http", "https"), Kind("URL")]
+ProxyUrl = Annotated[str, _url("http"), Kind("URL that begins with http://")]
 Endpoint = Annotated[str, _url("https", "http"), Kind("URL")]
 
 # -- files

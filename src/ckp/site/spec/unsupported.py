@@ -51,12 +51,6 @@ TABLE: tuple[Row, ...] = (
     Row(("addresses", "api", "names"), _set("addresses", "api", "names"), "kubeconfigs name the address; put the names into certSANs"),
     Row(("registry", "existing"), _set("registry", "existing"), "only CKP's own registry is used yet"),
     Row(("storage", "etcd"), _set("storage", "etcd"), "etcd's volumes are of the management cluster's default StorageClass"),
-    Row(("network", "proxy"), _set("network", "proxy"), "proxies are not set up yet"),
-    Row(("network", "dns"), _set("network", "dns"), "hosts keep the nameservers that they have"),
-    Row(("network", "timeServers"), _set("network", "time_servers"), "hosts keep the time servers that they have"),
-    Row(("network", "caFiles"), _set("network", "ca_files"), "private CAs are not brought to hosts yet"),
-    Row(("trust", "keyringFile"), _set("trust", "keyring_file"), "this machine's own keyring is used"),
-    Row(("trust", "fingerprints"), _set("trust", "fingerprints"), "all keys of the keyring are trusted"),
     Row(("backup",), _set("backup"), "backups are not made yet"),
 )
 
