@@ -317,7 +317,7 @@ class _Applying:
 
 
 def _restart(unit: str) -> None:
-    """Restart a service if it runs. One that this host does not have is none: systemctl would fail at it."""
+    """Restart a service if it runs. One that this host does not have is none: systemctl would fail."""
     if run(["systemctl", "show", "--property=LoadState", "--value", unit], timeout=30, check=False).stdout.strip() == "loaded":
         run(["systemctl", "try-restart", unit], timeout=180, what=f"restarting {unit}", resolution=f"journalctl -u {unit}")
 
