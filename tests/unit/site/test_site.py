@@ -305,7 +305,7 @@ def test_the_host_tool_is_verified_then_brought_with_the_sites_settings(world: W
     host.ran.clear()
     host.answers["dpkg-query"] = (0, "0.2.0+7-ckp")
     world.site.install_agent(host)
-    assert [words[0] for words in host.ran] == ["dpkg-query"], "the same version again changes nothing"
+    assert [words[0] for words in host.ran] == ["dpkg-query", "sha256sum"], "the same version again changes nothing"
 
 
 def test_a_package_that_does_not_verify_never_reaches_a_host(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
