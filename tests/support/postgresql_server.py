@@ -80,14 +80,8 @@ class PostgresqlTestServer:
         """Make its data."""
         secret = self.folder / "password"
         secret.write_text(PASSWORD)
-        argv: list[str | Path] = [
-            self.programs / "initdb",
-            "--data-checksums",
-            "--auth-local=trust",
-            "--auth-host=scram-sha-256",
-            "--username=ckp",
-            "--no-sync",
-        ]
+        argv: list[str | Path] = [self.programs / "initdb", "--data-checksums", "--auth-local=trust", "--auth-host=scram-sha-256"]
+        argv += ["--username=ckp", "--no-sync"]
         run([*self._as, *argv, "--encoding=UTF8", "--locale=C.UTF-8", f"--pwfile={secret}", "-D", self.data], timeout=120, what="initdb")
 
     def start(self, **settings: str) -> None:
