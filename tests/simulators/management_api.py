@@ -103,8 +103,6 @@ class SimulatedApi:
                 annotations = json.loads(flags["patch"])["spec"]["template"]["metadata"]["annotations"]
                 self.objects["Deployment", flags["namespace"], name]["spec"]["template"]["metadata"]["annotations"] |= annotations
                 return 0, "", ""
-            case ["rollout", _, "deployment/coredns"]:
-                return 0, "", ""
             case ["rollout", "status", name]:
                 self._rolled_out(name.removeprefix("deployment/"))
                 self.on_rollout()

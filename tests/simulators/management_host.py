@@ -180,8 +180,9 @@ class ManagementHost(SimulatedHost):
 
     def _command(self, words: list[str], stdin: str | None = None) -> Said:
         match words:
-            case ["kubectl", config, limit, *rest]:
+            case ["kubectl", config, server, limit, *rest]:
                 assert config == f"--kubeconfig={ADMIN}" and limit.startswith("--request-timeout=")
+                assert server == f"--server=https://{self.address}:6443"
                 return self.api.kubectl(rest, stdin) if self.complete else (1, "", "the connection to the server was refused")
             case ["python3", *_]:
                 return self._python(words, stdin or "")

@@ -29,7 +29,7 @@ from ckp.kits.retry import wait_until
 from ckp.site import database, members
 from ckp.site.hostsettings import bring
 from ckp.site.inventory import Inventory, SiteHost, SiteNetwork
-from ckp.site.management import ADMIN, exists, installed_release
+from ckp.site.management import ADMIN, API_PORT, exists, installed_release
 from ckp.site.publish import Published, Withdrawn, registry_server, releases_config
 from ckp.site.registry import SiteRegistryServer
 from ckp.site.spread import spread
@@ -156,7 +156,6 @@ class Site:
         members.remove_gone(self.management, members.gone(members.members(self.management), self.inventory.hosts.masters, joined), self.say)
         for host in others:
             members.join(self.management, host, self._bundle(published), self.say)
-        members.spread_dns(self.management, self.say)
 
     def _bundle(self, published: Published) -> list[str]:
         """Options of the host tool: where its bundle is, and whose keys it must be signed by."""
@@ -193,7 +192,9 @@ class Site:
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 120, check: bool = True) -> Finished:
         """Our own kubectl against the management cluster."""
         program = self.dist.built["kubernetes"].binary("kubectl")
-        return run([program, f"--kubeconfig={self.kubeconfig}", *arguments], stdin=stdin, timeout=timeout, check=check, what=f"kubectl {arguments[0]}")
+        server = f"--server=https://{self.management.address}:{API_PORT}"  # not a virtual address, which may be on its way to another host
+        argv = [program, f"--kubeconfig={self.kubeconfig}", server, *arguments]
+        return run(argv, stdin=stdin, timeout=timeout, check=check, what=f"kubectl {arguments[0]}")
 
     def deploy_management(self, published: Published, others: Sequence[Published] = (), withdrawn: Withdrawn | None = None) -> None:
         """cert-manager, Cluster API, then CKP's own: each group waits for what the one before it brings.

@@ -9,6 +9,7 @@ from ckp.kits.errors import CkpError
 from ckp.site.inventory import SiteHost
 
 ADMIN = "/etc/kubernetes/admin.conf"
+API_PORT = 6443
 JOURNAL = f"{STATE_DIR}/{STANDALONE_JOURNAL}"
 """What `ckp-agent standalone install` keeps of an installation."""
 
@@ -19,7 +20,7 @@ def exists(host: SiteHost) -> bool:
 
 
 def kubectl(host: SiteHost, *arguments: str, stdin: str | None = None, timeout: int = 60) -> str:
-    """What kubectl prints.
+    """What kubectl prints. It asks the host's own API server: a virtual address may be on its way to another host.
 
     Args:
         timeout: seconds for all of it; one request has half of them.
@@ -27,7 +28,7 @@ def kubectl(host: SiteHost, *arguments: str, stdin: str | None = None, timeout: 
     Raises:
         CkpError: it fails, or the host can't be reached.
     """
-    argv = ["kubectl", f"--kubeconfig={ADMIN}", f"--request-timeout={timeout // 2}s", *arguments]
+    argv = ["kubectl", f"--kubeconfig={ADMIN}", f"--server=https://{host.address}:{API_PORT}", f"--request-timeout={timeout // 2}s", *arguments]
     return host.run(argv, timeout=timeout, stdin=stdin, what=f"kubectl {arguments[0]}").stdout
 
 

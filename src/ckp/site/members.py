@@ -19,8 +19,6 @@ TOKEN_FILE = "/run/ckp-join-token"
 """In memory only, and removed once the host has joined."""
 TOKEN_LIFETIME = "1h"
 JOIN_SECONDS = 1800
-MIN_SPREAD = 2
-"""Replicas of CoreDNS that are on different hosts, where there are several."""
 
 Say = Callable[[str], None]
 
@@ -113,12 +111,3 @@ def join(member: SiteHost, host: SiteHost, bundle: Sequence[str], say: Say) -> N
             details="its output is above",
             resolution="fix what it names and run the same command again: it continues with that step",
         )
-
-
-def spread_dns(host: SiteHost, say: Say) -> None:
-    """Bring CoreDNS onto several hosts: its replicas stay where they began, on the first one, until they are made again."""
-    pods = json.loads(kubectl(host, "get", "pods", "--namespace=kube-system", "--selector=k8s-app=kube-dns", "--output=json"))["items"]
-    if len({(pod.get("spec") or {}).get("nodeName") for pod in pods} - {None}) < MIN_SPREAD:
-        kubectl(host, "rollout", "restart", "deployment/coredns", "--namespace=kube-system")
-        kubectl(host, "rollout", "status", "deployment/coredns", "--namespace=kube-system", "--timeout=180s", timeout=400)
-        say("CoreDNS runs on several hosts")

@@ -198,7 +198,7 @@ def test_a_registrys_name_that_leads_elsewhere_is_refused_and_nothing_is_written
 
 def test_a_site_that_carries_clusters_is_not_removed(host: Server, tmp_path: Path) -> None:
     registry = HostedRegistry(host, tmp_path / "none", REGISTRY.name, REGISTRY.listen, state=tmp_path / "state", connect=host.connect)
-    kubectl = "kubectl --kubeconfig=/etc/kubernetes/admin.conf --request-timeout=30s"
+    kubectl = "kubectl --kubeconfig=/etc/kubernetes/admin.conf --server=https://192.0.2.10:6443 --request-timeout=30s"
     host.answers |= {
         "test -e /etc/kubernetes/admin.conf": (0, ""),
         f"{kubectl} api-resources": (0, "machines.cluster.x-k8s.io\nclusters.cluster.x-k8s.io\n"),

@@ -668,3 +668,8 @@ def test_the_suggested_address_of_the_api_is_free() -> None:
     taken = {IPv4Address("192.0.2.99"), IPv4Address("192.0.2.98")}
     assert template.suggest_virtual_address(IPv4Network("192.0.2.0/24"), pool, taken) == IPv4Address("192.0.2.97")
     assert template.suggest_virtual_address(IPv4Network("192.0.2.96/28"), pool, {IPv4Address(f"192.0.2.{number}") for number in range(96, 100)}) is None
+
+
+def test_a_key_with_control_characters_is_shown_on_one_line() -> None:
+    found = errors(f'{ONE}addonValues: {{"a\\x1e": [x]}}\n')
+    assert len(found) == 1 and "addonValues.a\\x1e: this is a list" in found[0] and found[0].isprintable()

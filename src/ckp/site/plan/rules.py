@@ -227,7 +227,7 @@ def _groups(wanted: Wanted, seen: Seen, before: Sequence[Change]) -> Iterator[Ch
             yield Change(name, Action.NONE, "made of the same sources as what was applied last")
 
 
-CAUSES = {"load balancers", "Compass address", "hub address", "Compass names", "hub names", "reserved networks", "addon values", *PARTS}
+CAUSES = {"load balancers", "Compass address", "hub address", "Compass names", "hub names", "reserved networks", "addon values", "database", *PARTS}
 
 
 def _causes(before: Iterable[Change]) -> list[str]:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ckp.kits.text import printable
+
 Step = str | int
 Place = tuple[Step, ...]
 """Where a value is in the file: keys as they are written there, and positions in lists (from 0)."""
@@ -64,11 +66,11 @@ class Refused(ValueError):
 
 
 def key_path(place: Place) -> str:
-    """A place as people write it: `management.hosts[0].ssh.port`; empty for the whole file."""
+    """A place as people write it: `management.hosts[0].ssh.port`; empty for the whole file. Keys are the file's: control characters are escaped."""
     text = ""
     for step in place:
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
-    return text
+    return printable(text)
 
 
 def at(part: Any, *names: str) -> Any:
