@@ -306,7 +306,7 @@ def is_begun() -> bool:
 
 def undo(context: Context, plan: Plan) -> None:
     """Undo a join that was interrupted. This host's member of etcd goes while it may still run: one that has a vote is needed to remove itself from two."""
-    if plan.options.role != WORKER and os.path.exists(ADMIN) and os.path.exists("/etc/kubernetes/pki/etcd/healthcheck-client.key"):
+    if plan.options.role != WORKER and os.path.exists(ADMIN) and os.path.exists(members.CLIENT_KEY):
         try:
             if note := members.drop_stale(plan.node_name, plan.address):
                 context.say(note)

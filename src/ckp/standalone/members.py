@@ -13,6 +13,7 @@ from typing import Any, Callable, Sequence
 from urllib.parse import urlsplit
 
 from ckp.agent.journal import Journal
+from ckp.agent.node.join import is_node
 from ckp.hostkit.errors import AgentError, InvalidInput
 from ckp.hostkit.processes import run
 from ckp.standalone.api import Server, Unreachable, trust
@@ -21,6 +22,7 @@ from ckp.standalone.options import NODE_NAME, WORKER
 
 ETCD_PORT = 2379
 ETCD_MANIFEST = "/etc/kubernetes/manifests/etcd.yaml"
+CLIENT_KEY = f"{PKI}/etcd/healthcheck-client.key"
 ETCD_SECONDS = 10.0
 SETTLE_SECONDS = 45.0
 UNSETTLED = "unhealthy cluster"
@@ -217,29 +219,26 @@ def drop_stale(node: str, address: str) -> str:
 def leave(journal: Journal, own_address: str, say: Callable[[str], None]) -> list[str]:
     """Take this master out of a cluster that goes on without it; nothing to do if it is the only one. Never fails: returns what stays, in sentences."""
     node = str(journal.notes.get(NODE_NAME, ""))
-    if journal.member is None or journal.member.settings.get("role") == WORKER or not os.path.exists(ETCD_MANIFEST):
-        return []
+    if journal.member is not None and journal.member.settings.get("role") == WORKER and is_node():
+        return [f"the node {node} of its cluster: on a master, run `ckp-agent standalone remove-node {node}`"]  # a kubelet may not delete its own
+    if journal.member is None or not os.path.exists(CLIENT_KEY):
+        return []  # before kubeadm has made that key, nothing of this host is in etcd
     stays = [
         f"if its cluster has other masters, {node} is still a node and a member of etcd there: on one of them, run `ckp-agent standalone remove-node {node}`"
     ]
     try:
-        members = Etcd().members()
+        members = _members_known(own_address)
     except AgentError as error:
-        if journal.member.settings.get("virtual_address"):
-            say(error.sentence())
-            return stays
-        return []
+        if not journal.member.settings.get("virtual_address"):
+            return []
+        say(error.sentence())
+        return stays
     own = [member for member in members if member.is_of(node, own_address)]
     others = [member for member in members if member not in own]
     if not others:
         return []
     run(["systemctl", "stop", "kubelet"], timeout=120, check=False)  # it would write its Node again; the control plane's containers go on
-    left = []
-    try:
-        server = f"--server=https://{own_address}:6443"
-        kubectl("delete", "node", node, server, "--ignore-not-found", "--timeout=30s", "--request-timeout=30s", timeout=60)
-    except AgentError as error:
-        left.append(f"the node {node} of its cluster: on another master, run `ckp-agent standalone remove-node {node}` ({error.brief})")
+    left = _delete_own_node(node, own_address)
     if why := quorum_lost(members, own, Etcd.runs):
         say(f"the cluster that stays can't write until its members are back: {why}")
     for address in [*(url for member in others for url in _hosts(member)), "127.0.0.1"]:
@@ -252,6 +251,31 @@ def leave(journal: Journal, own_address: str, say: Callable[[str], None]) -> lis
         except AgentError:
             continue
     return stays
+
+
+def _delete_own_node(node: str, own_address: str) -> list[str]:
+    """Delete this host's Node, by its own API server, or else by another's; returns what stays."""
+    why = ""
+    for server in ([f"--server=https://{own_address}:6443"], []):
+        try:
+            kubectl("delete", "node", node, *server, "--ignore-not-found", "--timeout=30s", "--request-timeout=30s", timeout=60)
+            return []
+        except AgentError as error:
+            why = error.brief
+    return [f"the node {node} of its cluster: on another master, run `ckp-agent standalone remove-node {node}` ({why})"]
+
+
+def _members_known(own_address: str) -> list[EtcdMember]:
+    """The members of etcd, by that on this host, or else by another one. Raises AgentError."""
+    try:
+        return Etcd().members()
+    except NoAnswer:
+        for master in other_masters(own_address):
+            try:
+                return Etcd(master).members()
+            except NoAnswer:
+                continue
+        raise
 
 
 def _hosts(member: EtcdMember) -> list[str]:
