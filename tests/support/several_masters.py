@@ -254,3 +254,68 @@ def killed(host: LabHost, arguments: list[str], secret: str, after: float) -> bo
     host.run(["systemctl", "kill", "--kill-whom=main", "--signal=KILL", name], timeout=20, check=False)
     host.run(["rm", "-f", "/root/token"], timeout=20)
     return alive
+
+
+SAMPLER = f"""
+import signal, socket, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+spans = []
+try:
+    had = False
+    while True:
+        before = time.monotonic()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as attempt:
+            try:
+                attempt.bind(({VIRTUAL!r}, 0))
+                has = True
+            except OSError:
+                has = False
+        after = time.monotonic()
+        if has and not had:
+            spans.append([after, after])
+        elif has:
+            spans[-1][1] = before
+        had = has
+        time.sleep(0.01)
+finally:
+    with open("/run/held", "w") as stream:
+        stream.writelines(f"{{first}} {{last}}\\n" for first, last in spans)
+"""
+"""Samples, within a host, whether it has the address. Hosts of one machine have one monotonic clock, so their times can be compared."""
+
+
+@dataclass
+class Watch:
+    """When each host certainly had the address: (first, last) in monotonic seconds, of samples that saw it, without one in between that did not."""
+
+    hosts: list[LabHost]
+    spans: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+
+    def __enter__(self) -> Watch:
+        for host in self.hosts:
+            host.run(["systemd-run", "--unit=sampler", "--collect", "python3", "-c", SAMPLER], timeout=30)
+        time.sleep(1)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for host in self.hosts:
+            host.run(["systemctl", "stop", "sampler"], timeout=30)
+            lines = host.pull("/run/held").decode().splitlines()
+            self.spans[host.name] = [(float(first), float(last)) for first, last in (line.split() for line in lines)]
+
+    @property
+    def together(self) -> list[tuple[str, str, float]]:
+        """Two hosts that had it at the same time, and for how many seconds at least."""
+        found = []
+        for one, other in itertools.combinations(self.spans, 2):
+            for first, last in self.spans[one]:
+                for begun, ended in self.spans[other]:
+                    if (both := min(last, ended) - max(first, begun)) > 0:
+                        found.append((one, other, both))
+        return found
+
+    @property
+    def away(self) -> float:
+        """The longest time, in seconds, in which no host was seen to have it."""
+        spans = sorted(span for each in self.spans.values() for span in each)
+        return max((later - earlier for (_, earlier), (later, _) in itertools.pairwise(spans)), default=0.0)
