@@ -126,6 +126,7 @@ RELEASE: Value[str] = Value("release", of(ReleaseName), releases)
 site_file = click.option("-f", "--file", default=FILE, show_default=True, type=click.Path(path_type=Path), help="The site's file.")
 """Of commands that read it: `read_site` says what to do where it is not there."""
 LAZY = {
+    "backup": Lazy("ckp.cli.site_backup:backup", "Back up a whole site into one encrypted, signed file, and prove such a file."),
     "apply": Lazy("ckp.cli.site_changes:apply", "Make the site as its file describes it."),
     "plan": Lazy("ckp.cli.site_plan:plan", "Show what applying the site's file would change, and what each change interrupts."),
     "release": Lazy("ckp.cli.site_releases:release", "The releases that a site offers."),

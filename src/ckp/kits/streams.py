@@ -9,11 +9,11 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
-from ckp.kits.processes import LINGER_SECONDS, ProcessFailed, kill_group, ready_to_reap, reaped
+from ckp.kits.processes import LINGER_SECONDS, TAIL_LINES, ProcessFailed, kill_group, ready_to_reap, reaped
 
 
 def stream(
@@ -149,3 +149,60 @@ def _input(stdin: str | bytes | Path | IO[bytes] | None) -> AbstractContextManag
     source.write(stdin.encode() if isinstance(stdin, str) else stdin)
     source.seek(0)
     return source
+
+
+@contextmanager
+def piped(argv: Sequence[str | Path], *, timeout: float, write: bool, what: str) -> Iterator[IO[bytes]]:
+    """A program whose standard input (`write`) or standard output is here as a stream of bytes, of any size.
+
+    The block ends the stream; then the program's end is waited for. It does not outlive this process, however this one ends.
+
+    Args:
+        timeout: seconds from its start after which it is killed with all its children.
+
+    Raises:
+        ProcessFailed: it could not be started, failed, or did not end in time. An error of the block comes first, but for that of a closed pipe.
+    """
+    late = threading.Event()
+    ready_to_reap()
+    with tempfile.TemporaryFile() as said:
+        try:
+            child = subprocess.Popen(
+                [str(part) for part in argv],
+                stdin=subprocess.PIPE if write else subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL if write else subprocess.PIPE,
+                stderr=said,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ProcessFailed(f"{what}: {argv[0]} could not be started: {error.strerror}") from error
+        pipe = child.stdin if write else child.stdout
+        assert pipe is not None
+
+        def give_up() -> None:
+            late.set()
+            kill_group(child.pid)
+
+        timer = threading.Timer(timeout, give_up)
+        timer.start()
+        try:
+            with reaped(child.pid):
+                with suppress(BrokenPipeError):  # why it has ended is said by itself
+                    yield pipe
+                with suppress(BrokenPipeError):
+                    pipe.close()
+                code = child.wait()
+        except BaseException:
+            kill_group(child.pid)
+            child.wait()
+            with suppress(BrokenPipeError):
+                pipe.close()
+            raise
+        finally:
+            timer.cancel()
+        said.seek(0)
+        tail = "\n".join(said.read().decode(errors="replace").strip().splitlines()[-TAIL_LINES:])
+    if late.is_set():
+        raise ProcessFailed(f"{what} did not end within {timeout:.0f} s", details=tail)
+    if code != 0:
+        raise ProcessFailed(f"{what} failed with exit code {code}", details=tail)

@@ -50,6 +50,7 @@ SITE_PARTS: dict[str, tuple[str, ...]] = {
     "helm": ("bin/helm",),
     "cluster-api": ("bin/clusterctl", "files"),
     "cert-manager": ("files",),
+    "etcd": ("bin/etcd", "bin/etcdutl"),
 }
 """What a site uses of the components' builds; everything else reaches it in images and packages."""
 WHEEL_SECONDS = 600.0

@@ -1,0 +1,164 @@
+"""What is in a backup: a signed list of its members, and what was seen of each as it was taken."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
+
+from ckp.kits.errors import InvalidInput, VerificationFailed
+
+FORMAT = 1
+"""Of archives that this version writes, and the newest that it reads."""
+LARGEST_MANIFEST = 16 << 20
+MANAGEMENT = "etcd/management"
+"""The member with the management cluster's etcd."""
+
+
+class Kind(StrEnum):
+    """What a member is."""
+
+    ETCD = "etcd"
+    SQLITE = "sqlite"
+    TAR = "tar"
+    FILE = "file"
+
+
+class Record(BaseModel):
+    """Part of a manifest. What a later version adds is kept unread."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True)
+
+
+class Etcd(Record):
+    """What was seen of an etcd cluster.
+
+    Args:
+        revision: a snapshot's is at least this: of a read with a quorum, just before.
+        members: their names, with the addresses for their peers. A restored member has these again.
+    """
+
+    cluster_id: str
+    version: str
+    revision: int = Field(ge=1)
+    members: Mapping[str, tuple[str, ...]]
+
+
+class Member(Record):
+    """A file of the archive.
+
+    Args:
+        name: below `members/`.
+        size: bytes.
+        sha256: in hex.
+        about: for people.
+        etcd: of a snapshot.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*$", max_length=200)
+    kind: Kind
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    about: str = ""
+    etcd: Etcd | None = None
+
+    @model_validator(mode="after")
+    def _seen(self) -> Member:
+        if (self.kind is Kind.ETCD) != (self.etcd is not None):
+            raise ValueError("a snapshot, and nothing else, has what was seen of its etcd")
+        return self
+
+
+class Hosted(Record):
+    """A workload cluster whose control plane the management cluster carries.
+
+    Args:
+        version: of its Kubernetes.
+        member: of its snapshot; "" if there is none.
+        why: why there is none.
+    """
+
+    namespace: str
+    name: str
+    version: str
+    member: str = ""
+    why: str = ""
+
+    @property
+    def title(self) -> str:
+        """`namespace/name`."""
+        return f"{self.namespace}/{self.name}"
+
+
+class Manifest(Record):
+    """All of a backup.
+
+    Args:
+        made: when it was begun.
+        ckp: the version of CKP that made it.
+        release: of the management cluster.
+        cluster_uid: tells the management cluster from others.
+        host, address: the management host's.
+        signing_keys: whether the keys are in it that sign releases.
+    """
+
+    format: int
+    site: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)
+    made: datetime
+    ckp: str
+    release: str
+    cluster_uid: str
+    host: str
+    address: str
+    signing_keys: bool
+    clusters: tuple[Hosted, ...]
+    members: tuple[Member, ...]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Manifest:
+        names = [member.name for member in self.members]
+        if len(set(names)) != len(names):
+            raise ValueError("a member is there twice")
+        if missing := [cluster.member for cluster in self.clusters if cluster.member and cluster.member not in names]:
+            raise ValueError(f"clusters name members that are not there: {', '.join(missing)}")
+        return self
+
+    def member(self, name: str) -> Member:
+        """One of its members; KeyError if there is none of that name."""
+        return {item.name: item for item in self.members}[name]
+
+    def encoded(self) -> bytes:
+        """As it is in the archive."""
+        return self.model_dump_json(by_alias=True, indent=1).encode()
+
+
+def parse(data: bytes, file: str) -> Manifest:
+    """A manifest from its bytes.
+
+    Args:
+        file: the backup, for errors.
+
+    Raises:
+        InvalidInput: a later version of CKP has made it.
+        VerificationFailed: it is none.
+    """
+    try:
+        found: Any = json.loads(data)
+        version = found["format"]
+    except (ValueError, KeyError, TypeError):
+        raise VerificationFailed(f"{file} is no backup of a site: its manifest can't be read") from None
+    if not isinstance(version, int) or version > FORMAT:
+        by = found.get("ckp", "a later version")
+        raise InvalidInput(
+            f"{file} has the format {version}, and this version of CKP reads backups up to {FORMAT}", resolution=f"use the version of CKP that made it ({by})"
+        )
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        wrong = "\n".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise VerificationFailed(f"the manifest of {file} is not whole", details=wrong) from None

@@ -1,0 +1,341 @@
+"""Takes a backup of a site, in an order in which its parts fit together, and writes it once it is proved.
+
+First the management cluster's etcd, then those of workload clusters, then Compass' database. So what the management cluster knows of a cluster's etcd
+is never newer than that etcd (docs/adr/0028-backup-of-a-site.md). All are taken after the beginning: what was acknowledged before it is in all of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ckp import __version__
+from ckp.api.names import CLUSTER_NAME_LABEL, SYSTEM_NAMESPACE
+from ckp.clients.signing.encryption import ReaderKey, Readers, Signer
+from ckp.kits.disks import naming_full_disk
+from ckp.kits.errors import CkpError, NotFound
+from ckp.kits.files import sha256_file
+from ckp.kits.steps import Steps
+from ckp.site import management
+from ckp.site.backup import archive, onhost
+from ckp.site.backup.archive import Opened
+from ckp.site.backup.manifest import FORMAT, MANAGEMENT, Etcd, Hosted, Kind, Manifest, Member
+from ckp.site.backup.proof import Programs, Seen, prove
+from ckp.site.install import AGENT_CONFIG
+from ckp.site.inventory import SiteHost
+
+BACKUP = "backup"
+"""The folder below a site's state with what belongs to its backups: the key that signs them, and what is in the making."""
+SCRATCH, SIGNER = "scratch", "signer"
+COMPASS, HOST, STATE, KEYS, SITE = "compass.db", "host.tar", "state.tar", "signing-keys.tar", "site.yaml"
+COLLECT_SECONDS = 3600.0
+MANAGED = "managedcontrolplanes.controlplane.cluster.x-k8s.io"
+TITLES = (
+    "Taking the management cluster's etcd",
+    "Taking workload clusters' etcd",
+    "Taking Compass' database, certificates and settings",
+    "Encrypting it, and proving it by reading it back",
+)
+NEVER = ("lock", "sock")
+"""Endings of files that are of no use in a backup."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a management host has what is taken.
+
+    Args:
+        etcd: URL of its own etcd.
+        etcd_files: CA, certificate and key for that; none: it is asked without TLS.
+        hosted_port: of workload clusters' etcd.
+        python: runs Python in Compass' pod.
+        files: files and folders.
+    """
+
+    kubectl: tuple[str, ...] = ("kubectl", f"--kubeconfig={management.ADMIN}")
+    etcd: str = "https://127.0.0.1:2379"
+    etcd_files: tuple[str, ...] = tuple(f"/etc/kubernetes/pki/etcd/{name}" for name in ("ca.crt", "healthcheck-client.crt", "healthcheck-client.key"))
+    hosted_port: int = 2379
+    python: tuple[str, ...] = (*kubectl, f"--namespace={SYSTEM_NAMESPACE}", "exec", "deployment/ckp-compass", "--container=compass", "--", "python3")
+    database: str = "/var/lib/compass/compass.db"
+    files: tuple[str, ...] = ("/etc/kubernetes", AGENT_CONFIG, management.JOURNAL, "/etc/hosts")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A backup that is to be made.
+
+    Args:
+        site: its name.
+        file: `site.yaml`.
+        state: what this machine keeps of the site.
+        release: the management cluster's.
+        keys: the folder of the keys that sign releases, if they are to be in it.
+        without: workload clusters (`namespace/name`) whose etcd may be missing.
+    """
+
+    site: str
+    file: Path
+    state: Path
+    release: str
+    readers: Readers
+    keys: Path | None = None
+    without: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A backup that was made.
+
+    Args:
+        signed_by: fingerprint of the key that signed it.
+    """
+
+    manifest: Manifest
+    signed_by: str
+    seen: Sequence[Seen]
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A folder that only this user may enter, which ends with the block. What a killed run left there is removed. The caller holds a lock on `parent`."""
+    parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = parent / SCRATCH
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def take(host: SiteHost, wanted: Wanted, target: Path, programs: Programs | None, steps: Steps, sources: Sources | None = None) -> Taken:
+    """Make a backup. The caller sees to it that nobody else changes the site or backs it up.
+
+    Args:
+        programs: etcd's, to prove the snapshots; None if they are not here.
+
+    Raises:
+        InvalidInput: `target` is there already.
+        NotFound: a workload cluster's etcd can't be read, and it is not among `wanted.without`.
+        CkpError: a part can't be read, encrypted or proved. There is no file then.
+    """
+    archive.refuse_target(target)
+    own = wanted.state / BACKUP
+    with scratch_folder(own) as scratch:
+        signer = Signer.ensure(own / SIGNER, f"CKP backups of {wanted.site} <backups@{wanted.site}.invalid>")
+        collected = _Collection(host, scratch / "members", sources or Sources())
+        managing, hosted, rest, sealing = TITLES
+        made = datetime.now(UTC)
+        with steps.step(managing):
+            uid, planes = collected.cluster_uid(), collected.control_planes()
+            seen = collected.snapshot(MANAGEMENT, {"url": collected.sources.etcd, "files": list(collected.sources.etcd_files)}, "the management cluster's etcd")
+            steps.say(f"at revision {seen.revision} or later; {len(planes)} workload clusters")
+        with steps.step(hosted):
+            clusters = tuple(_hosted(collected, plane, wanted.without, steps.say) for plane in planes)
+        with steps.step(rest):
+            collected.add(
+                COMPASS, Kind.SQLITE, {"do": "sqlite", "python": list(collected.sources.python), "path": collected.sources.database}, "Compass' database"
+            )
+            collected.add(
+                HOST, Kind.TAR, {"do": "files", "paths": list(collected.sources.files)}, f"files of {host.name}: Kubernetes' CAs and certificates, settings"
+            )
+            collected.pack(STATE, wanted.state, "what this machine keeps of the site: the registry's CA and password", but=own / SCRATCH)
+            if wanted.keys is not None:
+                collected.pack(KEYS, wanted.keys, "the keys that sign releases")
+            collected.copy(SITE, wanted.file, "the site's file")
+        manifest = Manifest(
+            format=FORMAT,
+            site=wanted.site,
+            made=made,
+            ckp=__version__,
+            release=wanted.release,
+            cluster_uid=uid,
+            host=host.name,
+            address=host.address,
+            signing_keys=wanted.keys is not None,
+            clusters=clusters,
+            members=tuple(collected.members),
+        )
+        with steps.step(sealing):
+            ours = archive.fingerprint_of(signer.folder / "signer.pgp")
+            found: list[Seen] = []
+
+            def read_back(part: Path, reader: ReaderKey) -> None:
+                shutil.rmtree(collected.folder)  # what is on the disk counts now
+                with archive.opened(part, reader, lambda _: ours, scratch) as backup:
+                    found.extend(prove(backup, programs, scratch, steps.say))
+
+            archive.seal(target, Opened(manifest, ours, collected.folder), signer, wanted.readers, scratch, read_back)
+    return Taken(manifest, ours, tuple(found))
+
+
+def _hosted(collected: _Collection, plane: dict[str, Any], without: Sequence[str], say: Callable[[str], None]) -> Hosted:
+    """A workload cluster, with its snapshot. One that was never there yet has none. NotFound if it can't be read."""
+    namespace, version = plane["metadata"]["namespace"], str(plane["spec"].get("version", ""))
+    name = (plane["metadata"].get("labels") or {}).get(CLUSTER_NAME_LABEL) or plane["metadata"]["name"]
+    title, member = f"{namespace}/{name}", f"etcd/hosted/{namespace}/{name}"
+    why = ""
+    for pod, address in collected.etcd_pods(namespace, name):
+        request = {
+            "url": f"https://{address}:{collected.sources.hosted_port}",
+            "name": f"{pod}.{name}-etcd-peer.{namespace}.svc",
+            "kubectl": list(collected.sources.kubectl),
+            "namespace": namespace,
+            "secrets": [f"{name}-etcd", f"{name}-apiserver-etcd-client"],
+        }
+        try:
+            seen = collected.snapshot(member, request, f"etcd of {title}")
+        except CkpError as error:
+            why = f"{error.brief}: {error.details}" if error.details else error.brief
+            continue
+        say(f"{title}: at revision {seen.revision} or later")
+        return Hosted(namespace=namespace, name=name, version=version, member=member)
+    why = why or "no member of its etcd is ready"
+    initialized = (plane.get("status") or {}).get("initialized")
+    if not initialized:
+        why = f"its control plane is not made yet ({why})"
+    elif title not in without:
+        raise NotFound(
+            f"the etcd of the workload cluster {title} can't be read, and no backup was made: {why}",
+            resolution=f"see ckp cluster describe {name}; or make a backup in which its data is missing: --without {title}",
+        )
+    say(f"{title}: WITHOUT ITS DATA: {why}")
+    return Hosted(namespace=namespace, name=name, version=version, why=why)
+
+
+class _Collection:
+    """The members as they are collected, in a folder."""
+
+    def __init__(self, host: SiteHost, folder: Path, sources: Sources) -> None:
+        self.host, self.folder, self.sources = host, folder, sources
+        self.members: list[Member] = []
+
+    # -- the management cluster's API
+
+    def cluster_uid(self) -> str:
+        """Of the management cluster."""
+        return str(self._kubectl("get", "namespace", "kube-system")["metadata"]["uid"])
+
+    def control_planes(self) -> list[dict[str, Any]]:
+        """All hosted control planes."""
+        found: list[dict[str, Any]] = self._kubectl("get", MANAGED, "--all-namespaces")["items"]
+        return found
+
+    def etcd_pods(self, namespace: str, cluster: str) -> list[tuple[str, str]]:
+        """Names and addresses of its etcd's members that are ready."""
+        labels = f"{CLUSTER_NAME_LABEL}={cluster},app.kubernetes.io/component=etcd"
+        items = self._kubectl("get", "pods", f"--namespace={namespace}", f"--selector={labels}")["items"]
+        return [(item["metadata"]["name"], item["status"]["podIP"]) for item in items if _ready(item)]
+
+    def _kubectl(self, *arguments: str) -> dict[str, Any]:
+        argv = [*self.sources.kubectl, "--request-timeout=60s", *arguments, "--output=json"]
+        found: dict[str, Any] = json.loads(self.host.run(argv, timeout=120, what=f"kubectl {' '.join(arguments[:2])}").stdout)
+        return found
+
+    # -- members
+
+    def snapshot(self, name: str, request: dict[str, Any], about: str) -> Etcd:
+        """A snapshot of etcd, and what was seen of it. Raises CkpError."""
+        said = self._collect(name, {**request, "do": "etcd"}, about)
+        seen = Etcd(cluster_id=said["clusterId"], version=said["version"], revision=said["revision"], members=said["members"])
+        self._append(name, Kind.ETCD, about, said["sha256"], seen)
+        return seen
+
+    def add(self, name: str, kind: Kind, request: dict[str, Any], about: str) -> None:
+        """Something else of the host. Raises CkpError."""
+        self._append(name, kind, about, self._collect(name, request, about)["sha256"])
+
+    def copy(self, name: str, source: Path, about: str) -> None:
+        """A file of this machine."""
+        self._place(name).write_bytes(source.read_bytes())
+        self._append(name, Kind.FILE, about)
+
+    def pack(self, name: str, source: Path, about: str, *, but: Path | None = None) -> None:
+        """A folder of this machine, without locks and what is in the making."""
+        with naming_full_disk(self.folder), tarfile.open(self._place(name), "x", format=tarfile.PAX_FORMAT) as packed:
+            for path in sorted(source.rglob("*")):
+                inside = path.relative_to(source)
+                unwanted = path.name.rpartition(".")[2] in NEVER or (but is not None and path.is_relative_to(but))
+                if not unwanted and path.is_file() and not path.is_symlink():
+                    packed.add(path, arcname=str(inside), recursive=False)
+        self._append(name, Kind.TAR, about)
+
+    def _collect(self, name: str, request: dict[str, Any], about: str) -> dict[str, Any]:
+        path = self._place(name)
+        path.unlink(missing_ok=True)  # of another member of the same etcd, which broke off
+        try:
+            return collect(self.host, request, path, f"reading {about} on {self.host.name}")
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def _append(self, name: str, kind: Kind, about: str, sha256: str = "", seen: Etcd | None = None) -> None:
+        path = self.folder / name
+        self.members.append(Member(name=name, kind=kind, size=path.stat().st_size, sha256=sha256 or sha256_file(path), about=about, etcd=seen))
+
+    def _place(self, name: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return path
+
+
+def _ready(pod: dict[str, Any]) -> bool:
+    conditions = pod["status"].get("conditions") or []
+    return bool(pod["status"].get("podIP")) and any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
+
+
+def collect(host: SiteHost, request: dict[str, Any], target: Path, what: str) -> dict[str, Any]:
+    """Run `onhost` on a host, and write what it reads to a new file (0600). Returns what it saw, with `size` and `sha256`.
+
+    Raises:
+        CkpError: it failed, or not all of it came.
+    """
+    digest, size, seen, said = hashlib.sha256(), 0, list[dict[str, Any]](), list[str]()
+    target.touch(mode=0o600)
+    with naming_full_disk(target.parent), target.open("wb") as out:
+
+        def take_line(line: str) -> None:
+            nonlocal size
+            if line.startswith("D "):
+                piece = _inflated(line[2:], what)
+                digest.update(piece)
+                size += len(piece)
+                out.write(piece)
+            elif line.startswith("E "):
+                seen.append(json.loads(line[2:]))
+            else:
+                said.append(line)
+
+        text = Path(onhost.__file__).read_text()
+        code = host.stream(["python3", "-I", "-c", text, json.dumps(request)], timeout=COLLECT_SECONDS, on_line=take_line)
+    if code or len(seen) != 1:
+        raise CkpError(
+            f"{what} failed", details="\n".join(said[-20:]) or f"exit code {code}", resolution="correct what it names, and run the same command again"
+        )
+    if (seen[0]["size"], seen[0]["sha256"]) != (size, digest.hexdigest()):
+        raise CkpError(f"{what}: not all of it arrived", resolution="run the same command again")
+    return seen[0]
+
+
+def _inflated(text: str, what: str) -> bytes:
+    inflater = zlib.decompressobj()
+    try:
+        piece = inflater.decompress(base64.b64decode(text, validate=True), onhost.PIECE)
+    except ValueError as error:
+        raise CkpError(f"{what}: what arrived can't be read: {error}", resolution="run the same command again") from None
+    except zlib.error as error:
+        raise CkpError(f"{what}: what arrived can't be read: {error}", resolution="run the same command again") from None
+    if not inflater.eof:
+        raise CkpError(f"{what}: what arrived can't be read: a piece is larger than pieces are")
+    return piece
