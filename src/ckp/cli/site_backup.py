@@ -14,7 +14,7 @@ from ckp.catalog.load import Catalog
 from ckp.cli.site import site_file
 from ckp.cli.site_changes import KEYRING_OPTION, LOOKING, RELEASE_FILE, changing
 from ckp.cli.trust import trusted_keys
-from ckp.cli.view.output import Column, describe, echo, gibibytes, output_option, show_data, table
+from ckp.cli.view.output import Column, describe, echo, gibibytes, show_data, table
 from ckp.cli.view.progress import planned
 from ckp.clients.signing.encryption import ReaderKey, Readers, is_fingerprint
 from ckp.distribution.attest.builtrelease import open_built_release
@@ -50,9 +50,7 @@ CLUSTER_COLUMNS: tuple[Column[Hosted], ...] = (
 @site_file
 @click.option("--output", "target", type=FILE, help="Make a backup, in this new file.")
 @click.option("--recipient", "recipients", type=READABLE, multiple=True, help="An OpenPGP certificate (public key) whose owner can read it; may be repeated.")
-@click.option(
-    "--passphrase-file", type=READABLE, help="A file (0600) whose first line is a passphrase: to encrypt with; or that of the file or of --key, to read it."
-)
+@click.option("--passphrase-file", type=READABLE, help="A file (0600) whose first line is the passphrase: of the backup, or of --key.")
 @click.option("--with-signing-keys", is_flag=True, help="Put this machine's keys that sign releases into it.")
 @click.option("--without", multiple=True, metavar="NAMESPACE/NAME", help="Make it even if the etcd of this workload cluster can't be read; may be repeated.")
 @click.option("--verify", type=FILE, metavar="FILE", help="Prove a backup: signature, digests, and each snapshot restored into an etcd of its own.")
@@ -61,7 +59,7 @@ CLUSTER_COLUMNS: tuple[Column[Hosted], ...] = (
 @click.option("--signed-by", metavar="FINGERPRINT", default="", help="The key that must have signed it; default: the site's, if this machine has it.")
 @click.option("--from", "release", type=RELEASE_FILE, help="Take etcd's programs from a file of `ckp dist export`; default: as they are built on this machine.")
 @KEYRING_OPTION
-@output_option(names=("-o", "--format"))
+@click.option("-o", "output", type=click.Choice(["table", "wide", "json", "yaml"]), default="table", show_default=True, help="How to print what is in it.")
 def backup(
     file: Path,
     target: Path | None,
@@ -126,9 +124,7 @@ Try next:
   ckp site backup --verify {target}"""
     )
     if programs is None:
-        echo(
-            "\nThe snapshots of etcd were not restored for a look: this machine has not built the release. --verify with --from release.ckp does it.", err=True
-        )
+        echo("\nThe snapshots of etcd were not restored for a look, as this machine has not built the release: --verify with --from does.", err=True)
 
 
 def _verify(file: Path, reader: ReaderKey, signed_by: str, programs_from: tuple[Path | None, Path | None], output: str) -> None:

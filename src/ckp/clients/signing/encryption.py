@@ -143,7 +143,7 @@ def _home(reader: ReaderKey, within: Path) -> Iterator[Sequence[str | Path]]:
 
 @contextmanager
 def read_back_home(within: Path) -> Iterator[tuple[Path, str]]:
-    """A gpg home with a key that nobody else has and that ends with the block, and its fingerprint: what is encrypted for it, too, can be read back until then."""
+    """A gpg home with a key that nobody else has, and its fingerprint: what is encrypted for it, too, can be read back until the block ends."""
     with gpg_home(within=within) as home:
         gpg(home, "--quick-generate-key", READ_BACK, "future-default", "default", "never", what="making a key for reading back")
         lines = gpg(home, "--with-colons", "--list-keys", what="listing keys").stdout.splitlines()
@@ -152,7 +152,7 @@ def read_back_home(within: Path) -> Iterator[tuple[Path, str]]:
 
 @dataclass(frozen=True)
 class Signer:
-    """A key that signs for one purpose, in a folder that only its owner can enter: `signer.sec` (0600) with the secret key, `signer.pgp` with the certificate."""
+    """A key that signs for one purpose, in a folder that only its owner can enter: `signer.sec` (0600) and its certificate, `signer.pgp`."""
 
     folder: Path
 

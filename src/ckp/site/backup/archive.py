@@ -10,7 +10,7 @@ import io
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,10 +71,12 @@ def seal(target: Path, opened: Opened, signer: Signer, readers: Readers, scratch
     part = target.with_name(f".{target.name}.part")
     part.unlink(missing_ok=True)  # of a run that was killed
     total = sum(member.size for member in opened.manifest.members)
+    manifest = opened.manifest.encoded()
+    head = ((MANIFEST, manifest), (SIGNATURE, signer.sign(manifest)), (SIGNED_BY, signer.certificate))
     try:
         with read_back_home(scratch) as (home, ours), naming_full_disk(target.parent):
             with encrypting(part, readers, home, timeout=SECONDS + total / BYTES_PER_SECOND, also=ours) as stream:
-                _write(stream, opened, signer)
+                _write(stream, head, opened)
             with part.open("rb") as file:
                 os.fsync(file.fileno())
             prove(part, ReaderKey(home=home))
@@ -96,10 +98,9 @@ def refuse_target(target: Path) -> None:
         raise InvalidInput(f"there is no folder {target.parent}", resolution="make it, or name another file")
 
 
-def _write(stream: IO[bytes], opened: Opened, signer: Signer) -> None:
-    manifest = opened.manifest.encoded()
+def _write(stream: IO[bytes], head: Sequence[tuple[str, bytes]], opened: Opened) -> None:
     with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-        for name, content in ((MANIFEST, manifest), (SIGNATURE, signer.sign(manifest)), (SIGNED_BY, signer.certificate)):
+        for name, content in head:
             archive.addfile(_entry(name, len(content)), io.BytesIO(content))
         for member in opened.manifest.members:
             with opened.path(member).open("rb") as file:

@@ -26,6 +26,7 @@ REGISTRY = "/registry"
 """Where a Kubernetes API server keeps its objects in etcd (its flag --etcd-prefix)."""
 CLUSTERS = f"{REGISTRY}/cluster.x-k8s.io/clusters"
 KUBE_SYSTEM = f"{REGISTRY}/namespaces/kube-system"
+NOT_RESTORED = "as etcd gave it; not restored for a look, as etcd's programs are not on this machine"
 
 Say = Callable[[str], None]
 
@@ -66,9 +67,7 @@ def prove(backup: Opened, programs: Programs | None, scratch: Path, say: Say) ->
         elif member.kind is Kind.SQLITE:
             seen = _database(member, path)
         else:
-            seen = Seen(
-                member.name, "as it was signed" if member.kind is not Kind.ETCD else "as etcd gave it; not restored: etcd's programs are not on this machine"
-            )
+            seen = Seen(member.name, NOT_RESTORED if member.kind is Kind.ETCD else "as it was signed")
         found.append(seen)
         say(f"{member.name}: {seen.what}")
     return found
@@ -78,7 +77,7 @@ def _database(member: Member, path: Path) -> Seen:
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as database:
             said = [str(row[0]) for row in database.execute("PRAGMA integrity_check")]
-            tables = [row[0] for row in database.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'")][0]
+            tables = next(database.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'"))[0]
     except sqlite3.Error as error:
         raise VerificationFailed(f"{member.name} is no database that SQLite can read: {error}") from None
     if said != ["ok"]:
@@ -96,7 +95,8 @@ def _restored(member: Member, path: Path, manifest: Manifest, programs: Programs
             _, system = asked.count(KUBE_SYSTEM)
             if revision != status["revision"] or revision < member.etcd.revision:
                 raise VerificationFailed(
-                    f"{title} has revision {revision} when it is restored; the snapshot says {status['revision']}, and when it was made, there were {member.etcd.revision}"
+                    f"{title} has revision {revision} when it is restored, and its snapshot says {status['revision']}",
+                    details=f"when it was taken, the revision was at least {member.etcd.revision}",
                 )
             if not system:
                 raise VerificationFailed(f"{title} is restored, and no Kubernetes has kept its objects in it")

@@ -139,14 +139,14 @@ def take(host: SiteHost, wanted: Wanted, target: Path, programs: Programs | None
         made = datetime.now(UTC)
         with steps.step(managing):
             uid, planes = collected.cluster_uid(), collected.control_planes()
-            seen = collected.snapshot(MANAGEMENT, {"url": collected.sources.etcd, "files": list(collected.sources.etcd_files)}, "the management cluster's etcd")
+            request = {"url": collected.sources.etcd, "files": list(collected.sources.etcd_files)}
+            seen = collected.snapshot(MANAGEMENT, request, "the management cluster's etcd")
             steps.say(f"at revision {seen.revision} or later; {len(planes)} workload clusters")
         with steps.step(hosted):
             clusters = tuple(_hosted(collected, plane, wanted.without, steps.say) for plane in planes)
         with steps.step(rest):
-            collected.add(
-                COMPASS, Kind.SQLITE, {"do": "sqlite", "python": list(collected.sources.python), "path": collected.sources.database}, "Compass' database"
-            )
+            request = {"do": "sqlite", "python": list(collected.sources.python), "path": collected.sources.database}
+            collected.add(COMPASS, Kind.SQLITE, request, "Compass' database")
             collected.add(
                 HOST, Kind.TAR, {"do": "files", "paths": list(collected.sources.files)}, f"files of {host.name}: Kubernetes' CAs and certificates, settings"
             )
