@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def _make(
     if keys is not None and not keys.is_dir():
         raise NotFound(f"there are no signing keys in {keys}", resolution="leave out --with-signing-keys")
     archive.refuse_target(target)
-    with changing(file) as (spec, host), planned("site backup", [LOOKING, *take.TITLES], out=click.get_text_stream("stderr")) as steps:
+    with changing(file) as (spec, host), planned("site backup", [LOOKING, *take.TITLES], out=sys.stderr) as steps:
         with steps.step(LOOKING):
             if not management.exists(host):
                 raise NotFound(f"{host.name} has no management cluster that is complete", resolution=f"ckp site apply -f {file}")
@@ -128,21 +129,17 @@ Try next:
 
 
 def _verify(file: Path, reader: ReaderKey, signed_by: str, programs_from: tuple[Path | None, Path | None], output: str) -> None:
-    with _scratch() as scratch, planned("site backup verify", [OPENING, PROVING], out=click.get_text_stream("stderr")) as steps:
+    with _scratch() as scratch, planned("site backup verify", [OPENING, PROVING], out=sys.stderr) as steps, ExitStack() as stack:
         with steps.step(OPENING):
-            context = archive.opened(file, reader, lambda found: _signer(found, signed_by), scratch)
-            backup = context.__enter__()
-        try:
-            with steps.step(PROVING):
-                programs = find_programs(backup.manifest.release, *programs_from)
-                if programs is None:
-                    raise NotFound(
-                        f"etcd's programs of {backup.manifest.release} are not on this machine, and without them a snapshot can't be restored",
-                        resolution=f"name the release's file (--from release.ckp), or build it: ckp dist build {backup.manifest.release}",
-                    )
-                seen = prove(backup, programs, scratch, steps.say)
-        finally:
-            context.__exit__(None, None, None)
+            backup = stack.enter_context(archive.opened(file, reader, lambda found: _signer(found, signed_by), scratch))
+        with steps.step(PROVING):
+            programs = find_programs(backup.manifest.release, *programs_from)
+            if programs is None:
+                raise NotFound(
+                    f"etcd's programs of {backup.manifest.release} are not on this machine, and without them a snapshot can't be restored",
+                    resolution=f"name the release's file (--from release.ckp), or build it: ckp dist build {backup.manifest.release}",
+                )
+            seen = prove(backup, programs, scratch, steps.say)
     _proved(file, backup.manifest, backup.signed_by, seen, output)
 
 

@@ -167,7 +167,7 @@ def _unpack(stream: IO[bytes], name: str, trusted: Trusted, folder: Path, *, mem
     with tarfile.open(fileobj=stream, mode="r|") as archive:
         texts = [_text(archive, name, wanted, most) for wanted, most in ((MANIFEST, LARGEST_MANIFEST), (SIGNATURE, CHUNK), (SIGNED_BY, LARGEST_CERTIFICATE))]
         manifest = parse(texts[0], name)
-        signed_by = _signature(*texts, name, folder)
+        signed_by = _signature(texts[0], texts[1], texts[2], name, folder)
         if (expected := trusted(manifest)) != signed_by:
             raise VerificationFailed(
                 f"{name} is signed by the key {signed_by}, and not by {expected}",

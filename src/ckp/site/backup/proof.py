@@ -26,6 +26,8 @@ REGISTRY = "/registry"
 """Where a Kubernetes API server keeps its objects in etcd (its flag --etcd-prefix)."""
 CLUSTERS = f"{REGISTRY}/cluster.x-k8s.io/clusters"
 KUBE_SYSTEM = f"{REGISTRY}/namespaces/kube-system"
+NOWHERE = "http://127.0.0.1:1"
+"""What a scratch member tells others of where it is: there are none, and etcd takes no socket for this."""
 NOT_RESTORED = "as etcd gave it; not restored for a look, as etcd's programs are not on this machine"
 
 Say = Callable[[str], None]
@@ -155,11 +157,11 @@ def scratch_etcd(snapshot: Path, programs: Programs, scratch: Path) -> Iterator[
     shutil.rmtree(data, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="ckp-etcd-") as sockets:  # sun_path is short: unix(7)
         client, peer = f"unix://{sockets}/client", f"unix://{sockets}/peer"
-        own = ["--name=scratch", f"--data-dir={data}", f"--initial-cluster=scratch={peer}", f"--initial-advertise-peer-urls={peer}"]
+        own = ["--name=scratch", f"--data-dir={data}", f"--initial-cluster=scratch={NOWHERE}", f"--initial-advertise-peer-urls={NOWHERE}"]
         try:
             run([programs.etcdutl, "snapshot", "restore", snapshot, *own], timeout=RESTORE_SECONDS, what=f"restoring {snapshot.name}")
             daemon = Daemon("scratch etcd", scratch / "etcd.pid", scratch / "etcd.log")
-            argv = [programs.etcd, *own, f"--listen-client-urls={client}", f"--advertise-client-urls={client}", f"--listen-peer-urls={peer}"]
+            argv: list[str | Path] = [programs.etcd, *own, f"--listen-client-urls={client}", f"--advertise-client-urls={NOWHERE}", f"--listen-peer-urls={peer}"]
             ready_to_reap()
             pid = daemon.start([*argv, "--unsafe-no-fsync", "--quota-backend-bytes=8589934592"])
             try:
