@@ -103,7 +103,7 @@ def test_a_site_that_this_version_cannot_apply_is_refused(place: Place) -> None:
     other = place.folder / "other.yaml"
     other.write_text(f"{place.file.read_text()}\nbackup:\n  to: {{path: /mnt}}\n  encryptFor: [a.pgp]\n")
     done = place.ckp("site", "apply", "-f", str(other), check=False)
-    assert done.code == 2 and "backups are not made yet" in done.stderr and "nothing was changed" in done.stderr
+    assert done.code == 2 and "backups are not made by themselves yet" in done.stderr and "nothing was changed" in done.stderr
 
 
 def test_removing_a_site_leaves_its_server_as_it_was(place: Place, before: dict[str, str]) -> None:

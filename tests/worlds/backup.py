@@ -81,6 +81,9 @@ class BackupWorld:
         self.write_object("namespace/kube-system", {"metadata": {"uid": UID}})
         self.write_list(MANAGED, [])
         self.write_list("pods", [])
+        volume = self.folder / "volume"
+        (volume / "data").mkdir(parents=True, mode=0o700)
+        self.write_list("persistentvolumes", [{"spec": {"hostPath": {"path": str(volume)}, "claimRef": {"namespace": NAMESPACE, "name": "data-demo-etcd-0"}}}])
         (self.folder / "site.yaml").write_text("kind: Site\n")
         (self.folder / "state" / "registry" / "ca.key").write_text("the registry's key")
         (self.folder / "state" / "apply.lock").touch()

@@ -23,7 +23,7 @@ from ckp.kits.errors import CkpError, InvalidInput, NotFound, VerificationFailed
 from ckp.kits.files import sha256_bytes
 from ckp.site.backup import archive, onhost
 from ckp.site.backup.archive import Opened
-from ckp.site.backup.manifest import FORMAT, MANAGEMENT, Etcd, Hosted, Kind, Manifest, Member, parse
+from ckp.site.backup.manifest import FORMAT, MANAGEMENT, Etcd, Hosted, Kind, Manifest, Member, Volume, parse
 from ckp.site.backup.take import collect, scratch_folder
 from tests.simulators.etcd_gateway import EtcdGateway
 from tests.worlds.backup import CLUSTER, NAMESPACE, SECRET, SITE, UID, BackupWorld, make_reader, make_signer
@@ -111,6 +111,8 @@ def test_a_backup_has_what_the_host_had(world: BackupWorld, management: EtcdGate
     found = taken.manifest
     assert (found.site, found.cluster_uid, found.host, found.address) == (SITE, UID, "m1", "192.0.2.10")
     assert found.clusters == (Hosted(namespace=NAMESPACE, name=CLUSTER, version="v1.35.1", member=HOSTED),)
+    owner = f"{os.getuid()} {os.getgid()} 700"
+    assert found.volumes == (Volume(claim=f"{NAMESPACE}/data-demo-etcd-0", path=str(world.folder / "volume"), entries={"data": owner}),)
     assert found.member(HOSTED).etcd == Etcd(cluster_id="abc", version="3.5.15", revision=42, members={"m0": ("https://m0:2380",)})
     assert [item.what for item in taken.seen if item.name == "compass.db"] == ["SQLite finds nothing wrong with it; 1 tables"]
 

@@ -95,6 +95,19 @@ class Hosted(Record):
         return f"{self.namespace}/{self.name}"
 
 
+class Volume(Record):
+    """A volume of the management cluster's that lies in a folder of its host, for a restore to put data back where the API will look for it.
+
+    Args:
+        claim: `namespace/name` of its PersistentVolumeClaim.
+        entries: what is in it: name -> owner, group and mode, as in `65532 65532 700`.
+    """
+
+    claim: str
+    path: str
+    entries: Mapping[str, str]
+
+
 class Manifest(Record):
     """All of a backup.
 
@@ -117,6 +130,7 @@ class Manifest(Record):
     address: str
     signing_keys: bool
     clusters: tuple[Hosted, ...]
+    volumes: tuple[Volume, ...] = ()
     members: tuple[Member, ...]
 
     @model_validator(mode="after")

@@ -29,7 +29,7 @@ from ckp.kits.steps import Steps
 from ckp.site import management
 from ckp.site.backup import archive, onhost
 from ckp.site.backup.archive import Opened
-from ckp.site.backup.manifest import FORMAT, MANAGEMENT, Etcd, Hosted, Kind, Manifest, Member
+from ckp.site.backup.manifest import FORMAT, MANAGEMENT, Etcd, Hosted, Kind, Manifest, Member, Volume
 from ckp.site.backup.proof import Programs, Seen, prove
 from ckp.site.install import AGENT_CONFIG
 from ckp.site.inventory import SiteHost
@@ -154,6 +154,7 @@ def take(host: SiteHost, wanted: Wanted, target: Path, programs: Programs | None
             if wanted.keys is not None:
                 collected.pack(KEYS, wanted.keys, "the keys that sign releases")
             collected.copy(SITE, wanted.file, "the site's file")
+            volumes = collected.volumes()
         manifest = Manifest(
             format=FORMAT,
             site=wanted.site,
@@ -165,6 +166,7 @@ def take(host: SiteHost, wanted: Wanted, target: Path, programs: Programs | None
             address=host.address,
             signing_keys=wanted.keys is not None,
             clusters=clusters,
+            volumes=volumes,
             members=tuple(collected.members),
         )
         with steps.step(sealing):
@@ -237,6 +239,18 @@ class _Collection:
         labels = f"{CLUSTER_NAME_LABEL}={cluster},app.kubernetes.io/component=etcd"
         items = self._kubectl("get", "pods", f"--namespace={namespace}", f"--selector={labels}")["items"]
         return [(item["metadata"]["name"], item["status"]["podIP"]) for item in items if _ready(item)]
+
+    def volumes(self) -> tuple[Volume, ...]:
+        """Those that lie in a folder of the host, with who owns what is in them."""
+        found = []
+        for item in self._kubectl("get", "persistentvolumes")["items"]:
+            spec = item["spec"]
+            path, claim = str((spec.get("hostPath") or spec.get("local") or {}).get("path", "")), spec.get("claimRef")
+            if path and claim:
+                seen = self.host.run(["find", path, "-mindepth", "1", "-maxdepth", "1", "-printf", "%f/%U %G %m\\n"], timeout=60, what=f"looking into {path}")
+                entries = dict(line.split("/", 1) for line in seen.stdout.splitlines())
+                found.append(Volume(claim=f"{claim['namespace']}/{claim['name']}", path=path, entries=entries))
+        return tuple(found)
 
     def _kubectl(self, *arguments: str) -> dict[str, Any]:
         argv = [*self.sources.kubectl, "--request-timeout=60s", *arguments, "--output=json"]
