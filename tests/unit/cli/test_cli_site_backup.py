@@ -64,9 +64,9 @@ def test_a_backup_is_shown_as_a_table_and_as_data(world: BackupWorld) -> None:
     taken = world.take()
     arguments = ("--show", str(world.target), "--passphrase-file", str(world.passphrase))
     shown = run(*arguments).output
-    assert f"Site             {SITE}" in shown and "etcd/management" in shown and taken.signed_by in shown
+    assert f"Site:              {SITE}" in shown and "etcd/management" in shown and taken.signed_by in shown
     data = json.loads(run(*arguments, "-o", "json").output)
-    assert data["signedBy"] == taken.signed_by and [member["name"] for member in data["members"]][0] == "etcd/management"
+    assert data["signedBy"] == taken.signed_by and data["members"][0]["name"] == "etcd/management"
     assert not (paths.cache() / "backups" / "scratch").exists()
 
 
@@ -85,7 +85,7 @@ def test_a_machine_without_the_sites_state_needs_the_fingerprint(world: BackupWo
 def test_proving_without_etcds_programs_is_refused_with_where_they_come_from(world: BackupWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     world.take()
     monkeypatch.setattr(site_backup, "find_programs", lambda *_: None)
-    with pytest.raises(NotFound, match="etcd's programs of v1.35.1 are not on this machine") as caught:
+    with pytest.raises(NotFound, match="are not on this machine") as caught:
         run("--verify", str(world.target), "--passphrase-file", str(world.passphrase))
     assert "--from release.ckp" in caught.value.resolution
 

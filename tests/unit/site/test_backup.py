@@ -57,7 +57,7 @@ def world(tmp_path: Path, signer: Path, management: EtcdGateway) -> BackupWorld:
 
 
 @contextmanager
-def hosted(world: BackupWorld, management: EtcdGateway, **more: int) -> Iterator[EtcdGateway]:
+def hosted(world: BackupWorld, management: EtcdGateway, breaks_off: int | None = None) -> Iterator[EtcdGateway]:
     """A workload cluster's etcd, which shows a certificate for its name and asks for one."""
     authority = make_authority("etcd-ca")
     certificate, key = make_leaf(authority, common_name="etcd", dns=(f"{CLUSTER}-etcd-0.{CLUSTER}-etcd-peer.{NAMESPACE}.svc",), server=True)
@@ -69,7 +69,7 @@ def hosted(world: BackupWorld, management: EtcdGateway, **more: int) -> Iterator
     client = write_pair(world.folder, "client", *make_leaf(authority, common_name="kube-apiserver-etcd-client", client=True))
     world.write_secret("etcd", authority.pem.encode(), b"")
     world.write_secret("apiserver-etcd-client", client[0].read_bytes(), client[1].read_bytes())
-    with EtcdGateway(b"a tenant's objects" * 9000, revision=42, **more).serving(context) as gateway:
+    with EtcdGateway(b"a tenant's objects" * 9000, revision=42, breaks_off=breaks_off).serving(context) as gateway:
         world.set_sources(f"http://127.0.0.1:{management.port}", hosted_port=gateway.port)
         world.add_cluster()
         yield gateway
