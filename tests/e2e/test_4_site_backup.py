@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from ckp.kits.retry import wait_until
 from tests.support.backup_place import NAME, BackupPlace, prepared
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.root("boots whole hosts")]
@@ -25,15 +24,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackupPlace]:
 
 @pytest.fixture(scope="module")
 def applied(place: BackupPlace) -> BackupPlace:
-    """The site with a workload cluster that has no workers yet, and an object in it."""
+    """The site with a workload cluster of one worker, and an object in it."""
     print(place.ckp("site", "apply", "-f", str(place.file), "--profile", "lab", timeout=2400).stdout)
-    place.ckp("cluster", "create", CLUSTER, "--version", "v1.35.1", "--host-group", "default", "--workers", "0")
-
-    def answers() -> bool:
-        asked = place.ckp("cluster", "kubeconfig", CLUSTER, "-o", str(place.folder / "kubeconfig"), check=False)
-        return asked.code == 0 and place.kubectl(place.folder / "kubeconfig", "get", "--raw", "/readyz", check=False).stdout == "ok"
-
-    wait_until(answers, what="the workload cluster answers", timeout=900, every=5)
+    place.add_worker()
+    place.ckp("cluster", "create", CLUSTER, "--version", "v1.35.1", "--host-group", "default", "--workers", "1", "--wait", timeout=1500)
+    place.ckp("cluster", "kubeconfig", CLUSTER, "-o", str(place.folder / "kubeconfig"))
     place.kubectl(place.folder / "kubeconfig", "create", "configmap", MARK, "--from-literal=a=b")
     return place
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ from ckp.site.spec.read import dump_site, parse_site
 from tests.support.checkout import REPO
 
 NETWORK = LabNetwork(bridge="ckpbak0", gateway="10.177.90.1")
-SERVER = HostSpec("mgmt-1", "10.177.90.11")
+SERVER, WORKER = HostSpec("mgmt-1", "10.177.90.11"), HostSpec("worker-1", "10.177.90.21")
 NAME = "hamburg"
 
 
@@ -56,6 +59,19 @@ class BackupPlace:
         (self.folder / "known_hosts").write_text(ssh.known_hosts_file.read_text())
         (self.folder / "key").write_bytes(ssh.identity_file.read_bytes())
         (self.folder / "key").chmod(0o600)
+
+    def add_worker(self) -> LabHost:
+        """A machine that joins by the line that the site gives out, and is approved into the group `default`."""
+        worker = self.lab.ensure_host(WORKER)
+        worker.run(["sh", "-c", f"echo '{SERVER.address} registry.{NAME}.internal' >> /etc/hosts"], timeout=30)
+        worker.push(json.dumps(dict(HOST_SETTINGS)).encode(), "/etc/ckp-agent/host.json")
+        line = self.ckp("host", "join-command", "--new-key").stdout
+        [key], command = re.findall(r"ckphk_[\w-]+", line), line.split("sh -c ", 1)[1]
+        [script] = shlex.split(command)
+        worker.run(["sh", "-c", script], stdin=f"{key}\n", timeout=600)
+        [request] = json.loads(self.ckp("host", "requests", "-o", "json").stdout)["items"]
+        self.ckp("host", "approve", request["id"], "--group", "default")
+        return worker
 
     def write_site(self) -> None:
         options = ("--name", NAME, "--host", f"{SERVER.name}={SERVER.address}", "--user", "root")
