@@ -40,7 +40,7 @@ class Given:
 
     @property
     def host(self) -> LabHost:
-        return self.place.host
+        return self.place.hosts[SERVER.name]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Given]:
         (folder / "key").write_bytes(ssh.identity_file.read_bytes())
         (folder / "key").chmod(0o600)
         (folder / "ca.pem").write_text(make_authority("inside").pem)
-        place, proxy = Place(lab, host, folder), ProxySimulator(status="403 Forbidden")
+        place, proxy = Place(lab, {SERVER.name: host}, folder), ProxySimulator(status="403 Forbidden")
         with running(proxy, NETWORK.gateway) as url:
             describe(place, url)
             yield Given(place, proxy, snapshot(host))

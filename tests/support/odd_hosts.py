@@ -35,6 +35,10 @@ class OddHosts:
     management: SiteHost
     workers: Sequence[SiteHost]
 
+    @property
+    def masters(self) -> Sequence[SiteHost]:
+        return [self.management]
+
 
 # -- the wire ------------------------------------------------------------------------------------------------------------
 

@@ -102,7 +102,13 @@ def _make(
     if keys is not None and not keys.is_dir():
         raise NotFound(f"there are no signing keys in {keys}", resolution="leave out --with-signing-keys")
     archive.refuse_target(target)
-    with changing(file) as (spec, host), planned("site backup", [LOOKING, *take.TITLES], out=sys.stderr) as steps:
+    with changing(file) as (spec, hosts), planned("site backup", [LOOKING, *take.TITLES], out=sys.stderr) as steps:
+        host = hosts.management
+        if spec.database.postgresql is not None:
+            raise InvalidInput(
+                f"Compass of {spec.metadata.name} has its data in PostgreSQL, and a backup of it can't be made by this version",
+                resolution="back up the database by its own means (pg_dump), and the management cluster's etcd as Kubernetes describes it",
+            )
         with steps.step(LOOKING):
             if not management.exists(host):
                 raise NotFound(f"{host.name} has no management cluster that is complete", resolution=f"ckp site apply -f {file}")

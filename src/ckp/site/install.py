@@ -193,7 +193,7 @@ class Site:
         """Our own kubectl against the management cluster."""
         program = self.dist.built["kubernetes"].binary("kubectl")
         server = f"--server=https://{self.management.address}:{API_PORT}"  # not a virtual address, which may be on its way to another host
-        argv = [program, f"--kubeconfig={self.kubeconfig}", server, *arguments]
+        argv: list[str | Path] = [program, f"--kubeconfig={self.kubeconfig}", server, *arguments]
         return run(argv, stdin=stdin, timeout=timeout, check=check, what=f"kubectl {arguments[0]}")
 
     def deploy_management(self, published: Published, others: Sequence[Published] = (), withdrawn: Withdrawn | None = None) -> None:

@@ -54,7 +54,7 @@ def _member(node: Mapping[str, Any]) -> Member:
 
 
 def gone(found: Sequence[Member], masters: Sequence[SiteHost], joined: Collection[str]) -> list[Member]:
-    """Members whose host is no longer one of the site's, or has been made anew since it joined.
+    """Members whose host is no longer one of the site's, or has been reinstalled since it joined.
 
     Args:
         masters: the site's hosts.

@@ -16,8 +16,11 @@ from ckp.kits import paths
 from ckp.kits.errors import InvalidInput, NotFound, VerificationFailed
 from ckp.kits.processes import Finished
 from ckp.site import management
-from ckp.site.inventory import SiteHost
+from ckp.site.inventory import KnownHosts, SiteHosts
+from ckp.site.spec.model import SiteSpec
+from ckp.site.spec.read import parse_site
 from tests.simulators.etcd_gateway import EtcdGateway
+from tests.worlds.applied_site import TEXT
 from tests.worlds.backup import SECRET, SITE, BackupWorld, ThisMachine, make_signer
 
 
@@ -106,8 +109,8 @@ def test_a_host_without_a_management_cluster_has_nothing_to_back_up(world: Backu
     host.installed = False
 
     @contextmanager
-    def changing(_: Path) -> Iterator[tuple[object, SiteHost]]:
-        yield None, host
+    def changing(_: Path) -> Iterator[tuple[SiteSpec, SiteHosts]]:
+        yield parse_site(TEXT.encode(), Path("site.yaml")), KnownHosts(host, [host])
 
     monkeypatch.setattr(site_backup, "changing", changing)
     with pytest.raises(NotFound, match="m1 has no management cluster that is complete"):
