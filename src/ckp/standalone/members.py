@@ -269,13 +269,18 @@ def _members_known(own_address: str) -> list[EtcdMember]:
     """The members of etcd, by that on this host, or else by another one. Raises AgentError."""
     try:
         return Etcd().members()
-    except NoAnswer:
-        for master in other_masters(own_address):
-            try:
-                return Etcd(master).members()
-            except NoAnswer:
-                continue
-        raise
+    except NoAnswer as error:
+        own = error
+    try:
+        masters = other_masters(own_address)
+    except AgentError:
+        raise own from None
+    for master in masters:
+        try:
+            return Etcd(master).members()
+        except NoAnswer:
+            continue
+    raise own
 
 
 def _hosts(member: EtcdMember) -> list[str]:
