@@ -356,9 +356,15 @@ def node_ready(context: Context) -> str:
 
 
 def spread_dns() -> str:
-    """Start CoreDNS' pods again if all are on one node, as they are since the first master was alone; returns a note."""
-    where = kubectl("-n", "kube-system", "get", "pods", "-l", "k8s-app=kube-dns", "-o", "jsonpath={.items[*].spec.nodeName}", check=False).split()
-    if len(where) < 2 or len(set(where)) > 1:
+    """Have one of CoreDNS' pods made again if all are on one node, as they are since the first master was alone; returns a note.
+
+    Its anti-affinity then brings it to another node. A restart of the whole Deployment does not: while old pods are on all nodes, new ones have no
+    preference, and both may come to the same.
+    """
+    path = "jsonpath={range .items[*]}{.metadata.name} {.spec.nodeName}{'\\n'}{end}"
+    found = [line.split() for line in kubectl("-n", "kube-system", "get", "pods", "-l", "k8s-app=kube-dns", "-o", path, check=False).splitlines()]
+    where = {words[1] for words in found if len(words) > 1}
+    if len(found) < 2 or len(where) != 1:
         return ""
-    kubectl("-n", "kube-system", "rollout", "restart", "deployment/coredns", check=False)
+    kubectl("-n", "kube-system", "delete", "pod", found[0][0], "--wait=false", check=False)
     return "CoreDNS is spread over the masters"

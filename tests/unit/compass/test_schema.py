@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from ckp.compass.store.models import Base
 from ckp.compass.store.places import Place, PostgresqlServer, SqliteFile
 from ckp.kits.clock import SystemClock
 from ckp.kits.errors import Conflict
+from tests.support.checkout import REPO
 from tests.worlds.compass import make_world
 
 OLD = """
@@ -181,10 +183,9 @@ async def test_several_replicas_that_start_at_once_migrate_once(empty: Callable[
         "import sys; from pathlib import Path; from ckp.compass.store import places, schema; "
         "schema.bring_up(places.PostgresqlServer(Path(sys.argv[1]))); print(schema.head())"
     )
-    started = [
-        await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(place.url_file), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
-        for _ in range(3)
-    ]
+    pipe, environment = asyncio.subprocess.PIPE, {**os.environ, "PYTHONPATH": str(REPO / "src")}
+    argv = (sys.executable, "-c", code, str(place.url_file))
+    started = [await asyncio.create_subprocess_exec(*argv, stdout=pipe, stderr=asyncio.subprocess.STDOUT, env=environment) for _ in range(3)]
     said = [(await asyncio.wait_for(each.communicate(), 120))[0].decode() for each in started]
     assert [each.returncode for each in started] == [0, 0, 0], said
     assert sum("the schema is up to date" in each for each in said) == 1, said

@@ -133,7 +133,7 @@ def test_what_cannot_be_applied_is_refused_with_its_line(tmp_path: Path) -> None
         described.require_applicable(parse_site(text.encode(), tmp_path / "site.yaml"))
     assert refused.value.details.splitlines() == [
         f"{tmp_path}/site.yaml:20: storage.etcd: etcd's volumes are of the management cluster's default StorageClass",
-        f"{tmp_path}/site.yaml:21: backup: backups are not made by themselves yet",
+        f"{tmp_path}/site.yaml:21: backup: backups are not made by themselves yet: `ckp site backup` makes one",
     ]
 
 
