@@ -20,9 +20,10 @@ from ckp.agent.system.installers.detect import of_host
 from ckp.agent.system.prepare import HOST_JSON
 from ckp.hostkit.errors import AgentError
 from ckp.hostkit.locations import STATE_DIR
-from ckp.standalone import checks
+from ckp.standalone import checks, steps
 from ckp.standalone.install import journal_of
-from ckp.standalone.options import POD_CIDR, SERVICE_CIDR, Options
+from ckp.standalone.options import CONTROL_PLANE, POD_CIDR, SERVICE_CIDR, Options
+from ckp.standalone.options import WORKER as NODE
 
 MANAGEMENT, WORKER = "management", "worker"
 WORKER_PORTS = (10250,)
@@ -34,6 +35,7 @@ def survey(
     pods: str = POD_CIDR,
     services: str = SERVICE_CIDR,
     address: str = "",
+    several: bool = False,
     host_json: str = HOST_JSON,
     wanted: Sequence[int] = (),
     state_dir: str = STATE_DIR,
@@ -42,8 +44,9 @@ def survey(
 
     Args:
         role: MANAGEMENT or WORKER.
-        pods: network of the management cluster's pods; for that role alone, as are `services`, `address` and `host_json`.
+        pods: network of the management cluster's pods; for that role alone, as are `services`, `address`, `several` and `host_json`.
         address: by which others reach this host.
+        several: the management cluster is to have several hosts, and the installer opens the ports of etcd as well.
         host_json: file with the settings that this host is to get.
         wanted: further TCP ports that something is to listen on.
 
@@ -72,7 +75,7 @@ def survey(
         found = [Finding(error.brief, error.resolution or "use a host that CKP supports")]
     ports = checks.PORTS if role == MANAGEMENT else WORKER_PORTS
     listening = preflight.listeners()
-    opened = (*firewall.PORTS, firewall.API_SERVER) if role == MANAGEMENT else firewall.PORTS
+    opened = steps.ports_of(CONTROL_PLANE if role == MANAGEMENT else NODE, several)
     return {
         "facts": asdict(inventory.host_facts()),
         "findings": [asdict(item) for item in found],

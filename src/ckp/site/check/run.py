@@ -87,9 +87,10 @@ def _look(site: SiteToCheck, item: HostToCheck) -> _Look:
             return _Look([Finding(name, "python", Severity.ERROR, what, "install the package python3, or use another host")], clock=clock)
     except CkpError as error:
         return _Look([_failed(name, "reachable", error)])
-    more = {"pods": site.pods, "services": site.services} if site.pods and site.services and item.role is Role.MANAGEMENT else {}
+    more: dict[str, Any] = {"pods": site.pods, "services": site.services} if site.pods and site.services and item.role is Role.MANAGEMENT else {}
     if item.role is Role.MANAGEMENT:
-        more["address"] = item.host.address
+        several = sum(each.role is Role.MANAGEMENT for each in site.hosts) > 1
+        more |= {"address": item.host.address, "several": several}
     request: dict[str, Any] = {"action": "survey", "role": item.role.value, "more": more, "settings": json.dumps(dict(site.settings)), "ports": [*site.ports]}
     request |= {"names": list(site.names), "proxy": site.proxy, "tool": _tool()}
     request["database"] = list(site.database) if site.database and item.role is Role.MANAGEMENT else None
