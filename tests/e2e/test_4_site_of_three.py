@@ -100,6 +100,7 @@ def asked(place: Place, url: str) -> Iterator[list[float]]:
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     try:
+        wait_until(lambda: len(answered) > 3, what="the client is answered", timeout=120, every=0.2)
         yield answered
     finally:
         ended.set()
