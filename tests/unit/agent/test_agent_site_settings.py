@@ -36,6 +36,9 @@ class Machine:
     """A host below a folder: its trust store, and services that read their files when they are restarted."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in (*proxies.NAMES, *(name.lower() for name in proxies.NAMES)):
+            monkeypatch.setenv(name, "")  # so that what the tool sets is undone
+            monkeypatch.delenv(name)
         self.root = root
         self.active = {"systemd-resolved.service", "systemd-timesyncd.service", "containerd.service"}
         self.programs = {"update-ca-certificates", "chronyc"}
