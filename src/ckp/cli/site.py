@@ -131,6 +131,7 @@ LAZY = {
     "plan": Lazy("ckp.cli.site_plan:plan", "Show what applying the site's file would change, and what each change interrupts."),
     "release": Lazy("ckp.cli.site_releases:release", "The releases that a site offers."),
     "remove": Lazy("ckp.cli.site_changes:remove", "Take everything of a site from its management host, which is then as it was before."),
+    "restore": Lazy("ckp.cli.site_restore:restore", "Bring a site back from a backup, onto a new management host."),
     "status": Lazy("ckp.cli.site_changes:status", "Show what of a site is as it should be."),
 }
 

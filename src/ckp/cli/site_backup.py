@@ -89,7 +89,7 @@ def backup(
         raise InvalidInput(f"{signed_by!r} is no fingerprint of a key", resolution="write its 40 hex digits")
     reader = ReaderKey(key, passphrase_file)
     if show is not None:
-        with _scratch() as scratch, archive.opened(show, reader, lambda found: _signer(found, signed_by), scratch, members=False) as found:
+        with reading_scratch() as scratch, archive.opened(show, reader, lambda found: signer_of(found, signed_by), scratch, members=False) as found:
             _show(found.manifest, found.signed_by, output)
     elif verify is not None:
         _verify(verify, reader, signed_by, (release, keyring), output)
@@ -135,9 +135,9 @@ Try next:
 
 
 def _verify(file: Path, reader: ReaderKey, signed_by: str, programs_from: tuple[Path | None, Path | None], output: str) -> None:
-    with _scratch() as scratch, planned("site backup verify", [OPENING, PROVING], out=sys.stderr) as steps, ExitStack() as stack:
+    with reading_scratch() as scratch, planned("site backup verify", [OPENING, PROVING], out=sys.stderr) as steps, ExitStack() as stack:
         with steps.step(OPENING):
-            backup = stack.enter_context(archive.opened(file, reader, lambda found: _signer(found, signed_by), scratch))
+            backup = stack.enter_context(archive.opened(file, reader, lambda found: signer_of(found, signed_by), scratch))
         with steps.step(PROVING):
             programs = find_programs(backup.manifest.release, *programs_from)
             if programs is None:
@@ -178,7 +178,7 @@ def _data(manifest: Manifest, signed_by: str) -> dict[str, Any]:
     return {**manifest.model_dump(mode="json", by_alias=True), "signedBy": signed_by}
 
 
-def _signer(manifest: Manifest, named: str) -> str:
+def signer_of(manifest: Manifest, named: str) -> str:
     """The fingerprint that a backup must be signed by: as named, or that of the site's key on this machine. NotFound if there is neither."""
     certificate = paths.state() / "sites" / manifest.site / take.BACKUP / take.SIGNER / "signer.pgp"
     if named:
@@ -192,7 +192,7 @@ def _signer(manifest: Manifest, named: str) -> str:
 
 
 @contextmanager
-def _scratch() -> Iterator[Path]:
+def reading_scratch() -> Iterator[Path]:
     """A folder for what is decrypted, of this user alone; one command at a time."""
     parent = paths.cache() / "backups"
     with exclusive(parent / ".lock", what="reading another backup", timeout=5), take.scratch_folder(parent) as folder:
@@ -214,15 +214,16 @@ def find_programs(name: str, archive_file: Path | None, keyring: Path | None) ->
         built = imported.built.get("etcd")
         if built is None:
             raise NotFound(f"{archive_file} holds no programs of etcd", resolution="export the release with this version of CKP, or build it here")
-        return _programs(built)
+        return programs_of(built)
     catalog = Catalog()
     try:
         release = catalog.release(name)
     except NotFound:
         return None
     found = open_built_release(catalog, release, "lab", ("etcd",), partial=True).components.get("etcd")
-    return _programs(found) if found else None
+    return programs_of(found) if found else None
 
 
-def _programs(built: Built) -> Programs:
+def programs_of(built: Built) -> Programs:
+    """etcd's, of what the component was built into."""
     return Programs(built.binary("etcd"), built.binary("etcdutl"))

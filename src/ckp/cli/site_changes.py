@@ -27,6 +27,7 @@ from ckp.site import apply as site_apply
 from ckp.site import described
 from ckp.site import releases as site_releases
 from ckp.site import status as site_status
+from ckp.site.backup.restore import refuse_unfinished
 from ckp.site.check import of_spec
 from ckp.site.check.rules import IGNORABLE, require_sound
 from ckp.site.check.run import check
@@ -53,6 +54,14 @@ ARCHIVES_OPTION = click.option(
     help="Take a release from a file of `ckp dist export` instead of building it; may be repeated. Releases that no file holds are built.",
 )
 KEYRING_OPTION = click.option("--keyring", type=RELEASE_FILE, default=None, help="Trusted keys for --from; default: this machine's own.")
+
+IGNORED_OPTION = click.option(
+    "--ignore-finding",
+    "ignored",
+    type=click.Choice(IGNORABLE),
+    multiple=True,
+    help="Go on in spite of the errors of this check, which are only shown then; may be repeated. What the installer itself refuses, it still refuses.",
+)
 
 
 @contextmanager
@@ -83,13 +92,7 @@ def changing(file: Path) -> Iterator[tuple[SiteSpec, SiteHosts]]:
 @PROFILE_OPTION
 @ARCHIVES_OPTION
 @KEYRING_OPTION
-@click.option(
-    "--ignore-finding",
-    "ignored",
-    type=click.Choice(IGNORABLE),
-    multiple=True,
-    help="Go on in spite of the errors of this check, which are only shown then; may be repeated. What the installer itself refuses, it still refuses.",
-)
+@IGNORED_OPTION
 def apply(file: Path, profile: Profile, archives: tuple[Path, ...], keyring: Path | None, ignored: tuple[str, ...]) -> None:
     """Make the site as its file describes it. What is so already is left alone: after a break, the same command goes on.
 
@@ -109,6 +112,7 @@ def apply(file: Path, profile: Profile, archives: tuple[Path, ...], keyring: Pat
                 if len(archives) < len(wanted):
                     require_signer(inventory.settings)
                 for each in hosts.masters:
+                    refuse_unfinished(each)
                     described.require_address(each)
                     steps.say(f"{each.name} ({each.address}) runs {inventory.os.os} {inventory.os.os_version}")
                 require_possible(inventory, spec.releases, site_releases.of_management(host, spec.releases))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ckp.clients.compass import Session, read_config
 from ckp.distribution.release import Deliverable
+from ckp.hostkit.locations import RESTORED
 from ckp.kits.errors import CkpError, Conflict
 from ckp.kits.steps import Steps
 from ckp.site import described, hostsettings, releases
@@ -117,7 +118,7 @@ def _remove_from(registry: HostedRegistry, say: Say, *, keep_images: bool) -> No
                 raise CkpError(f"{host.name} could not be reset: exit code {code}", details="its output is above", resolution="run the same command again")
         hostsettings.remove(host, say)
         host.run(["dpkg", "--purge", "ckp-agent"], timeout=180, what="removing ckp-agent")
-    host.run(["rm", "-rf", "--one-file-system", AGENT_CONFIG, "/var/cache/ckp-agent.deb"], timeout=60, what="removing the agent's settings")
+    host.run(["rm", "-rf", "--one-file-system", AGENT_CONFIG, RESTORED, "/var/cache/ckp-agent.deb"], timeout=60, what="removing the agent's settings")
     registry.remove(storage=not keep_images)
     described.forget_registry_name(host)
     say(f"{host.name} is as it was before{', but for ' + registry.storage + ' with the images' if keep_images else ''}")

@@ -27,6 +27,7 @@ from ckp.hostkit.errors import AgentError
 from ckp.hostkit.files import atomic_write, read_text, remove
 from ckp.hostkit.processes import have, run
 from ckp.hostkit.waits import wait_for
+from ckp.standalone import restored
 from ckp.standalone.address import unit
 from ckp.standalone.address.service import BOOTSTRAP, Settings
 from ckp.standalone.cluster import ADMIN, RUN_DIR, api_ready, kubectl
@@ -207,6 +208,7 @@ def kubeadm_init(context: Context) -> str:
     plan = context.plan()
     pulls = pulls_of(context, plan)
     settings = address_settings(plan)
+    from_backup = restored.is_there()
     end_kubeadm()
     if settings and not _elected(settings):
         unit.hold(context.journal, settings)  # kubeadm reaches its API server by the virtual address
@@ -216,7 +218,7 @@ def kubeadm_init(context: Context) -> str:
             wait_for(api_ready, timeout=60, every=1.0, what="the API server answers")
         except AgentError:
             pass
-        if _initialised():
+        if _initialised() and not (from_backup and restored.interrupted()):
             _hand_over(settings)
             return "initialised before"
         context.say("resetting an interrupted kubeadm init")
@@ -224,13 +226,16 @@ def kubeadm_init(context: Context) -> str:
         shutil.rmtree("/var/lib/etcd", ignore_errors=True)
     elif os.path.isdir("/etc/kubernetes/manifests") and os.listdir("/etc/kubernetes/manifests"):
         run(["kubeadm", "reset", "-f", "--kubeconfig", "/nonexistent", "--skip-phases", "remove-etcd-member"], timeout=180, check=False)
+    if from_backup:
+        restored.put()
+        context.say("the cluster begins with the data and the CAs of a backup")
     write_kubelet(context, plan)
     pulls.wait([plan.image(name) for name in CONTROL_PLANE_IMAGES])
     write_patches(context, plan)
     config = os.path.join(RUN_DIR, "kubeadm.json")
     atomic_write(config, kubeadm_config(plan), mode=0o600)
     argv = ["kubeadm", "init", "--config", config, "--skip-phases=addon/kube-proxy"]
-    ignored = plan.decisions.ignored_preflight()
+    ignored = [*plan.decisions.ignored_preflight(), *((restored.PREFLIGHT,) if from_backup else ())]
     if ignored:
         argv.append(f"--ignore-preflight-errors={','.join(ignored)}")
     try:

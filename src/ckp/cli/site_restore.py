@@ -1,0 +1,106 @@
+"""`ckp site restore`: a site comes back from a backup, onto a new management host."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+
+from ckp.catalog.load import Catalog, Profile
+from ckp.cli.distribution.release import PROFILE_OPTION
+from ckp.cli.site import site_file
+from ckp.cli.site_backup import FILE, OPENING, READABLE, programs_of, reading_scratch, signer_of
+from ckp.cli.site_changes import ARCHIVES_OPTION, CHECKING, IGNORED_OPTION, KEYRING_OPTION, LOOKING, changing, take_releases
+from ckp.cli.up import made_titles, make_release
+from ckp.cli.view.progress import planned
+from ckp.clients.signing.encryption import ReaderKey, is_fingerprint
+from ckp.distribution.release import Deliverable
+from ckp.kits import paths
+from ckp.kits.errors import InvalidInput
+from ckp.site import apply as site_apply
+from ckp.site import described
+from ckp.site.backup import archive
+from ckp.site.backup import restore as restoring
+from ckp.site.backup.proof import prove
+from ckp.site.check import of_spec
+from ckp.site.check.rules import require_sound
+from ckp.site.check.run import check
+from ckp.site.install import Site
+from ckp.site.plan.wanted import remember, sources
+from ckp.site.settings.read import require_signer
+
+RESTORING, PLACING, FINISHING = "Restoring what this machine kept of the site", "Putting data and CAs onto the new host", "Seeing that it is the same cluster"
+
+
+@click.command()
+@site_file
+@click.argument("backup_file", metavar="FILE", type=FILE)
+@PROFILE_OPTION
+@ARCHIVES_OPTION
+@KEYRING_OPTION
+@click.option("--passphrase-file", type=READABLE, help="A file (0600) whose first line is the passphrase: of the backup, or of --key.")
+@click.option("--key", type=READABLE, help="OpenPGP secret key to read the backup with; default: your own gpg, with its agent and smart cards.")
+@click.option("--signed-by", metavar="FINGERPRINT", default="", help="The key that must have signed it; default: the site's, if this machine has it.")
+@IGNORED_OPTION
+def restore(
+    file: Path,
+    backup_file: Path,
+    profile: Profile,
+    archives: tuple[Path, ...],
+    keyring: Path | None,
+    passphrase_file: Path | None,
+    key: Path | None,
+    signed_by: str,
+    ignored: tuple[str, ...],
+) -> None:
+    """Bring a site back from FILE onto a new management host with the name and the address of the one that is lost.
+
+    What is refused is refused before anything is changed. It may be killed at any moment: the same command goes on, from the same backup.
+    """
+    if signed_by and not is_fingerprint(signed_by := signed_by.replace(" ", "").upper()):
+        raise InvalidInput(f"{signed_by!r} is no fingerprint of a key", resolution="write its 40 hex digits")
+    with changing(file) as (spec, hosts), ExitStack() as stack:
+        restoring.refuse_site(spec)
+        scratch = stack.enter_context(reading_scratch())
+        catalog, host, state = Catalog(), hosts.management, described.state_folder(spec)
+        wanted = [catalog.release(name) for name in spec.releases]
+        made = [f"Reading and verifying {path.name}" for path in archives]
+        made += [title for release in wanted[len(archives) :] for title in made_titles(release)]
+        steps = stack.enter_context(planned("site restore", [OPENING, LOOKING, CHECKING, RESTORING, *made, PLACING, *site_apply.TITLES, FINISHING]))
+        with steps.step(OPENING):
+            backup = stack.enter_context(archive.opened(backup_file, ReaderKey(key, passphrase_file), lambda found: signer_of(found, signed_by), scratch))
+            manifest = backup.manifest
+            steps.say(f"of {manifest.made:%Y-%m-%d %H:%M} UTC, with {len(manifest.clusters)} workload clusters")
+        with steps.step(LOOKING):
+            restoring.refuse(manifest, spec, host)
+            restoring.refuse_content(backup, state)
+            inventory = described.inventory_for(spec, hosts, wanted, keyring)
+            described.require_address(host)
+            if len(archives) < len(wanted):
+                require_signer(inventory.settings)
+        with steps.step(CHECKING):
+            require_sound(check(of_spec.describe(spec, hosts.masters)), ignored, steps.say)
+        with steps.step(RESTORING):
+            restoring.restore_keys(backup, paths.keys(), steps.say)
+            restoring.restore_state(backup, state, steps.say)
+        made_of = sources(catalog, wanted, profile, inventory)
+        dists: dict[str, Deliverable] = dict(take_releases(archives, keyring, inventory, spec.releases, steps))
+        made_of = {name: digest for name, digest in made_of.items() if name not in dists}
+        for release in wanted:
+            if release.name not in dists:
+                dists[release.name] = make_release(catalog, release, inventory, steps, profile)
+        first = dists.pop(manifest.release)
+        with steps.step(PLACING):
+            if restoring.placed(host):
+                steps.say("an earlier run has done it")
+            else:
+                programs = programs_of(first.built["etcd"])
+                prove(backup, programs, scratch, steps.say)
+                restoring.place(backup, host, programs, scratch, steps.say)
+        site_apply.apply(Site(first, inventory, steps.say), steps, list(dists.values()))
+        with steps.step(FINISHING):
+            restoring.finish(host, manifest)
+            remember(inventory.state, made_of)
+            steps.say(f"{host.name} runs the management cluster {manifest.cluster_uid}")
+    click.echo(f"\nThe site {spec.metadata.name} is back, as it was on {manifest.made:%Y-%m-%d %H:%M} UTC. Hosts and nodes come back by themselves.")
