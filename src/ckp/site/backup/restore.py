@@ -110,7 +110,7 @@ def refuse(manifest: Manifest, spec: SiteSpec, host: SiteHost) -> None:
     if used := [path for path in paths if host.run(["test", "-e", path], timeout=30, check=False).code == 0]:
         raise Conflict(
             f"{host.name} is in use, and nothing was changed: it has {', '.join(used)}",
-            resolution=f"a backup is restored onto a new host only; take a clean one, or clean this one, whose data is lost then: ckp site remove --confirm {site}",
+            resolution=f"a backup is restored onto a new host only; take a clean one, or clean this one and lose its data: ckp site remove --confirm {site}",
         )
 
 
