@@ -1,19 +1,24 @@
-"""A whole site is backed up, on a lab host of its own: what its file holds, and that it can be restored from it."""
+"""A whole site is backed up, on a lab host of its own, and comes back on a new one after its only management host was lost."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ckp.kits.retry import wait_until
 from tests.support.backup_place import NAME, BackupPlace, prepared
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.root("boots whole hosts")]
 
 MARK = "written-before-the-backup"
+LATER = "written-after-the-backup"
 CLUSTER = "demo"
+READY = "jsonpath={.metadata.uid} {.status.conditions[?(@.type=='Ready')].status}"
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +73,51 @@ def test_the_backup_is_shown_and_verified_from_the_file_alone(applied: BackupPla
     assert "all that is in it can be restored" in done.stdout
     refused = applied.ckp("site", "backup", "--verify", str(file), "--passphrase-file", secret, "--signed-by", "A" * 40, check=False)
     assert refused.code == 3 and "is signed by the key" in refused.stderr
+
+
+def worker(place: BackupPlace) -> dict[str, Any]:
+    """The site's only host, as Compass has it."""
+    [host] = json.loads(place.ckp("host", "list", "-o", "json").stdout)["items"]
+    found: dict[str, Any] = host
+    return found
+
+
+def test_a_site_whose_management_host_is_lost_comes_back_on_a_new_one(applied: BackupPlace) -> None:
+    """The machine that applied it has lost its state, too: file, passphrase and fingerprint are all that people have kept."""
+    place, secret = applied, str(passphrase(applied))
+    shown = place.ckp("site", "backup", "--show", str(backup_file(place)), "--passphrase-file", secret, "-o", "json").stdout
+    signed_by, kubeconfig = json.loads(shown)["signedBy"], place.folder / "kubeconfig"
+    place.kubectl(kubeconfig, "create", "configmap", LATER, "--from-literal=a=b")
+    was, node = worker(place), place.kubectl(kubeconfig, "get", "node", "worker-1", "-o", "jsonpath={.metadata.uid}").stdout
+    arguments = ("-f", str(place.file), str(backup_file(place)), "--passphrase-file", secret, "--signed-by", signed_by, "--profile", "lab")
+    refused = place.ckp("site", "restore", *arguments, check=False)
+    assert refused.code == 1 and "is in use, and nothing was changed" in refused.stderr, "the site runs still"
+
+    place.host.remove()
+    shutil.rmtree(place.state)
+    place.boot()
+    print(place.ckp("site", "restore", *arguments, timeout=1800).stdout)
+
+    def node_is_back() -> bool:
+        asked = place.kubectl(kubeconfig, "--request-timeout=10s", "get", "node", "worker-1", "-o", READY, check=False)
+        return asked.stdout == f"{node} True"
+
+    def agent_is_back() -> bool:
+        if place.ckp("host", "list", check=False).code:
+            return False  # Compass may be starting
+        host = worker(place)
+        return bool(host["connected"]) and [host[key] for key in ("name", "cluster", "machine")] == [was[key] for key in ("name", "cluster", "machine")]
+
+    def site_is_whole() -> bool:
+        parts = json.loads(place.ckp("site", "status", "-f", str(place.file), "-o", "json", check=False).stdout)
+        return {part["state"] for part in parts} == {"ok"}
+
+    wait_until(node_is_back, what="the node is Ready, and the one that it was", timeout=400, every=5)
+    wait_until(agent_is_back, what="the agent is connected without a new join", timeout=300, every=5)
+    wait_until(site_is_whole, what="all parts of the site are ok", timeout=180, every=5)
+    names = place.kubectl(kubeconfig, "get", "configmaps", "-o", "name").stdout.split()
+    assert f"configmap/{MARK}" in names and f"configmap/{LATER}" not in names
+    place.kubectl(kubeconfig, "create", "configmap", "written-after-the-restore", "--from-literal=a=b")
+    assert place.host.run(["test", "-e", "/var/lib/ckp-restored"], timeout=30, check=False).code == 1, "no key is left where it is not needed"
+    again = place.ckp("site", "restore", *arguments, check=False)
+    assert again.code == 1 and "is in use, and nothing was changed" in again.stderr
