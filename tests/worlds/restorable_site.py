@@ -68,7 +68,10 @@ class NewHost(ManagementHost):
         data = json.loads(self.path(f"{RESTORED}/etcd/member/db").read_text())
         self.path(ADMIN).parent.mkdir(parents=True, exist_ok=True)
         self.path(ADMIN).write_text(f"kubeconfig of {self.path(f'{RESTORED}/pki/ca.crt').read_text()}")
-        self.api.objects = {tuple(key.split("|")): each for key, each in json.loads(data["content"]).items()}  # type: ignore[misc]
+        self.api.objects = {}
+        for key, each in json.loads(data["content"]).items():
+            kind, namespace, name = key.split("|")
+            self.api.objects[kind, namespace, name] = each
         self.api.join(self.name, self.address)
         for name in ("ckp-compass", "ckp-controllers"):
             self.api.kubectl(["rollout", "status", f"deployment/{name}"])
@@ -102,7 +105,7 @@ class RestorableSite(AppliedSite):
         etcdutl.chmod(0o755)
         monkeypatch.setattr(site_restore, "make_release", lambda _catalog, release, inventory, *_: self.made(release.name, inventory))
         monkeypatch.setattr(site_restore, "prove", lambda backup, *_: self.proved.append(backup.manifest.site))
-        self.release.built["etcd"] = SimpleNamespace(binary=lambda name: root / name)  # type: ignore[assignment]
+        self.release.built["etcd"] = SimpleNamespace(binary=lambda name: root / name)
         assert self.run("apply").exit_code == 0
         self.host.create_cluster(CLUSTER, RELEASE)
         self.host.api.add("ConfigMap", "default", "before")
@@ -165,9 +168,10 @@ class RestorableSite(AppliedSite):
         archive.seal(target, self.backup, signer, Readers(passphrase=secret), scratch, lambda *_: None)
         return target, secret
 
-    def lose(self) -> NewHost:
-        """Host and this machine's state are lost; a new host has the address."""
-        shutil.rmtree(self.state)
+    def lose(self, *, state: bool = True) -> NewHost:
+        """The host and this machine's state (or not that) are lost; a new host has the address."""
+        if state:
+            shutil.rmtree(self.state)
         new = NewHost(self.root / "hosts" / f"new-{len(list((self.root / 'hosts').glob('*')))}", api=SimulatedApi())
         new.dns, new.uids = self.host.dns, iter(range(900, 999))
         self.host = self.hosts["m1"] = new
@@ -181,7 +185,7 @@ class RestorableSite(AppliedSite):
             yield backup or self.backup
 
         with self.monkeypatch.context() as patched:
-            patched.setattr(site_restore.archive, "opened", opened)  # type: ignore[attr-defined]
+            patched.setattr(archive, "opened", opened)
             return self.run("restore", str(self.root / "berlin.backup"))
 
     def names(self) -> set[str]:

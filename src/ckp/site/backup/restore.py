@@ -24,6 +24,7 @@ from ckp.site.backup.archive import Opened
 from ckp.site.backup.manifest import MANAGEMENT, Etcd, Hosted, Manifest, Volume
 from ckp.site.backup.proof import Programs
 from ckp.site.backup.take import COMPASS, HOST, KEYS, STATE
+from ckp.site.install import APPLIED
 from ckp.site.inventory import SiteHost
 from ckp.site.spec.model import SiteSpec
 
@@ -192,13 +193,15 @@ def refuse_content(backup: Opened, state: Path) -> None:
 
 
 def restore_state(backup: Opened, state: Path, say: Say) -> None:
-    """What this machine kept of the site, where it is missing. `refuse_content` has passed."""
+    """What this machine kept of the site, where it is missing. `refuse_content` has passed.
+
+    What it knows of the objects in the cluster is the backup's in any case: where it has applied others since, they have to be applied again.
+    """
+    shutil.rmtree(state / APPLIED, ignore_errors=True)
     for name, mode, content in _files(backup, STATE, state):
         if not (state / name).exists():
-            atomic_write(state / name, content, mode=mode)
+            _write(state / name, content, mode)
             say(f"{state / name}: from the backup")
-    for folder in (state, *(path for path in state.rglob("*") if path.is_dir())):
-        folder.chmod(0o700)
 
 
 def restore_keys(backup: Opened, keys: Path, say: Say) -> None:
@@ -212,11 +215,17 @@ def restore_keys(backup: Opened, keys: Path, say: Say) -> None:
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True, mode=0o700)
     for name, mode, content in _files(backup, KEYS, made):
-        atomic_write(made / name, content, mode=mode)
-    for folder in (path for path in made.rglob("*") if path.is_dir()):
-        folder.chmod(0o700)
+        _write(made / name, content, mode)
     made.rename(keys)
     say(f"{keys}: from the backup")
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    """A file, in folders that are this user's alone where there are none yet."""
+    for folder in reversed(path.parents):
+        if not folder.exists():
+            folder.mkdir(mode=0o700)
+    atomic_write(path, content, mode=mode)
 
 
 def _files(backup: Opened, member: str, below: Path) -> Iterator[tuple[str, int, bytes]]:
