@@ -24,7 +24,7 @@ from ckp.site.backup import archive
 from ckp.site.backup.archive import Opened
 from ckp.site.backup.manifest import FORMAT, MANAGEMENT, Etcd, Hosted, Kind, Manifest, Member, Volume
 from ckp.site.backup.restore import CAS, PKI
-from ckp.site.management import ADMIN
+from ckp.site.management import ADMIN, JOURNAL
 from tests.simulators.management_api import SimulatedApi
 from tests.simulators.management_host import STEPS, ManagementHost
 from tests.simulators.site_host import Said
@@ -120,6 +120,7 @@ class RestorableSite(AppliedSite):
         """As `ckp site backup` takes it; the folder with its members is new."""
         folder = self.root / "cache" / f"members-{len(list((self.root / 'cache').iterdir()))}"
         objects = json.dumps({"|".join(key): each for key, each in self.host.api.objects.items()})
+        files = {f"{PKI}{name}": f"{name} of the old host".encode() for name in (*CAS, "apiserver.crt")}
         members = [
             self._member(
                 folder, MANAGEMENT, objects.encode(), Etcd(cluster_id="a", version="3.5.15", revision=7, members={"m1": ("https://192.0.2.10:2380",)})
@@ -128,7 +129,7 @@ class RestorableSite(AppliedSite):
                 folder, HOSTED, b"a tenant's", Etcd(cluster_id="b", version="3.5.15", revision=7, members={f"{CLUSTER}-etcd-0": ("https://e0:2380",)})
             ),
             self._member(folder, "compass.db", b"Compass'"),
-            self._member(folder, "host.tar", packed({f"{PKI}{name}": f"{name} of the old host".encode() for name in (*CAS, "apiserver.crt")})),
+            self._member(folder, "host.tar", packed({**files, JOURNAL.lstrip("/"): self.host.path(JOURNAL).read_bytes()})),
             self._member(folder, "state.tar", packed({str(path.relative_to(self.state)): path.read_bytes() for path in self._kept()})),
         ]
         cluster = Hosted(namespace=NAMESPACE, name=CLUSTER, version=RELEASE, member=HOSTED)

@@ -74,7 +74,7 @@ def restore(
             steps.say(f"of {manifest.made:%Y-%m-%d %H:%M} UTC, with {len(manifest.clusters)} workload clusters")
         with steps.step(LOOKING):
             restoring.refuse(manifest, spec, host)
-            restoring.refuse_content(backup, state)
+            restoring.refuse_content(backup, spec, state)
             inventory = described.inventory_for(spec, hosts, wanted, keyring)
             described.require_address(host)
             if len(archives) < len(wanted):

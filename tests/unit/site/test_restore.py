@@ -159,6 +159,15 @@ def test_sites_that_are_not_restored_yet_are_refused_with_what_to_do(site: Resto
     assert caught.value.resolution and unchanged(site) == before
 
 
+def test_a_file_with_another_network_than_the_cluster_has_is_refused(site: RestorableSite) -> None:
+    site.lose()
+    site.write(("managementPods: 10.1.0.0/16", "managementPods: 10.2.0.0/16"))
+    before = unchanged(site)
+    with pytest.raises(InvalidInput, match=r"was made with managementPods 10[.]1[.]0[.]0/16, and the file has 10[.]2[.]0[.]0/16"):
+        site.restore()
+    assert unchanged(site) == before
+
+
 def test_a_machine_with_another_registry_is_refused(site: RestorableSite) -> None:
     site.lose()
     (site.state / "registry").mkdir(parents=True)

@@ -36,7 +36,8 @@ RESTORE_SECONDS = 600.0
 MARKS = ("/etc/kubernetes/manifests/etcd.yaml", "/var/lib/etcd/member", management.JOURNAL)
 """Of a host that is a cluster, or has begun to become one."""
 REGISTRY_CA = "registry/ca.pem"
-PKI = "etc/kubernetes/pki/"
+JOURNAL_MEMBER, PKI = management.JOURNAL.lstrip("/"), "etc/kubernetes/pki/"
+"""In the backup's files of the host."""
 CAS = ("ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-ca.key", "etcd/ca.crt", "etcd/ca.key", "sa.key", "sa.pub")
 """What of PKI is restored; kubeadm issues the rest from it, also when a backup is older than its certificates."""
 DATA_OWNER, DATABASE_OWNER = "65532 65532 700", "65532 65532 644"
@@ -173,23 +174,39 @@ def refuse_unfinished(host: SiteHost) -> None:
 # -- this machine
 
 
-def refuse_content(backup: Opened, state: Path) -> None:
+def refuse_content(backup: Opened, spec: SiteSpec, state: Path) -> None:
     """Raise what keeps parts of the backup from being restored; nothing was changed.
 
     Args:
         state: what this machine keeps of the site.
 
     Raises:
+        InvalidInput: the file has other networks than the cluster was made with.
         Conflict: this machine has another registry's CA for this site.
         VerificationFailed: a part is not what it should be.
     """
     with tarfile.open(backup.path(backup.manifest.member(HOST))) as packed:
         have = set(packed.getnames())
+        journal = packed.extractfile(JOURNAL_MEMBER) if JOURNAL_MEMBER in have else None
+        made_with = _settings(journal.read()) if journal else {}
     if missing := [name for name in CAS if PKI + name not in have]:
         raise VerificationFailed(f"the backup does not have {', '.join(missing)} of the management cluster")
+    networks = {"pod_cidr": ("managementPods", spec.addresses.management_pods), "service_cidr": ("managementServices", spec.addresses.management_services)}
+    for key, (where, value) in networks.items():
+        if (old := made_with.get(key, str(value))) != str(value):
+            raise InvalidInput(f"the cluster of the backup was made with {where} {old}, and the file has {value}", resolution=f"write {old} back")
     for name, _, content in _files(backup, STATE, state):
         if name == REGISTRY_CA and (state / name).exists() and (state / name).read_bytes() != content:
             raise Conflict(f"{state / name} is of another registry than the backup's", resolution=f"move {state} away, and run the same command again")
+
+
+def _settings(journal: bytes) -> Mapping[str, Any]:
+    """What an installation was made with, from its record (ckp.agent.journal); nothing if that can't be read."""
+    try:
+        found: Mapping[str, Any] = json.loads(journal)["member"] or {}
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return found
 
 
 def restore_state(backup: Opened, state: Path, say: Say) -> None:
