@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ckp.kits import paths
 from ckp.kits.processes import Finished, run
+from ckp.kits.retry import wait_until
 from ckp.lab.lab import HostSpec, Lab, LabHost, LabNetwork
 from ckp.site.lab import ADDON_VALUES, HOST_SETTINGS
 from ckp.site.spec.read import dump_site, parse_site
@@ -71,6 +72,11 @@ class BackupPlace:
         worker.run(["sh", "-c", script], stdin=f"{key}\n", timeout=600)
         [request] = json.loads(self.ckp("host", "requests", "-o", "json").stdout)["items"]
         self.ckp("host", "approve", request["id"], "--group", "default")
+
+        def free() -> bool:
+            return any(host["connected"] and host["free"] for host in json.loads(self.ckp("host", "list", "-o", "json").stdout)["items"])
+
+        wait_until(free, what="the worker is connected and free", timeout=180, every=2)
         return worker
 
     def write_site(self) -> None:
