@@ -243,10 +243,16 @@ class Machine:
     election: Election
     server: Server
     offset: float
+    written: list[float]
     address_until: float = float("-inf")
 
     def step(self, now: float, before: float, between: float, after: float, *, reaches: bool) -> float:
-        """One look, as the service does it: what it sends arrives `before` later, the answer `after` that. Returns when it is done."""
+        """One look, as the service does it: what it sends arrives `before` later, the answer `after` that. Returns when it is done.
+
+        `written` has the times of all writes: looks come in the order in which the API server sees them, so none comes before a write that it sees.
+        """
+        if reaches:
+            now = max(now, self.written[-1])
         local = now + self.offset
         if not self.election.holds(local):
             self.address_until = min(self.address_until, now)
@@ -259,6 +265,7 @@ class Machine:
         if self.election.wish(now + self.offset) == WAIT:
             return now
         sent = now + self.offset
+        at = now
         try:
             written = self.server.put(self.election.me, self.election.record, TIMING.duration)
         except Conflict:
@@ -266,6 +273,7 @@ class Machine:
             written = None
         now += before + between + after
         if written:
+            self.written.append(at)
             self.election.won(written, sent)
         local = now + self.offset
         if self.election.holds(local) and (seconds := self.election.lifetime(local)):
@@ -285,7 +293,8 @@ def test_no_two_hosts_ever_have_it_however_late_and_cut_off_they_are(looks: list
     """A host that does nothing for a while is one that has no processor: the kernel alone acts there."""
     server = Server()
     server.put("", None, TIMING.duration)
-    machines = [Machine(Election(name), server, offset) for name, offset in zip("abc", offsets, strict=True)]
+    written = [0.0]
+    machines = [Machine(Election(name), server, offset, written) for name, offset in zip("abc", offsets, strict=True)]
     busy = [0.0, 0.0, 0.0]
     held: list[tuple[float, float, int]] = []
     now = 0.0
