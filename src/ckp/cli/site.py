@@ -130,7 +130,7 @@ LAZY = {
     "apply": Lazy("ckp.cli.site_changes:apply", "Make the site as its file describes it."),
     "plan": Lazy("ckp.cli.site_plan:plan", "Show what applying the site's file would change, and what each change interrupts."),
     "release": Lazy("ckp.cli.site_releases:release", "The releases that a site offers."),
-    "remove": Lazy("ckp.cli.site_changes:remove", "Take everything of a site from its management host, which is then as it was before."),
+    "remove": Lazy("ckp.cli.site_changes:remove", "Take everything of a site from its management hosts, which are then as they were before."),
     "restore": Lazy("ckp.cli.site_restore:restore", "Bring a site back from a backup, onto a new management host."),
     "status": Lazy("ckp.cli.site_changes:status", "Show what of a site is as it should be."),
 }

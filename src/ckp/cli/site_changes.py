@@ -11,9 +11,10 @@ from pathlib import Path
 import click
 
 from ckp.catalog.load import Catalog, Profile
+from ckp.catalog.models import Release
 from ckp.cli.distribution.release import PROFILE_OPTION
 from ckp.cli.site import site_file
-from ckp.cli.up import made_titles, make_release, verified_release
+from ckp.cli.up import made_titles, make_release, reading, verified_release
 from ckp.cli.view.output import Column, echo, output_option, show_data, table
 from ckp.cli.view.progress import planned
 from ckp.clients.signing.openpgp import KEYRING
@@ -32,7 +33,7 @@ from ckp.site.check import of_spec
 from ckp.site.check.rules import IGNORABLE, require_sound
 from ckp.site.check.run import check
 from ckp.site.install import KUBECONFIG, Site
-from ckp.site.inventory import Inventory, SiteHosts
+from ckp.site.inventory import Inventory, SiteHosts, acted_on_first
 from ckp.site.plan.gate import require_possible
 from ckp.site.plan.wanted import remember, sources
 from ckp.site.publish import registry_on
@@ -54,7 +55,6 @@ ARCHIVES_OPTION = click.option(
     help="Take a release from a file of `ckp dist export` instead of building it; may be repeated. Releases that no file holds are built.",
 )
 KEYRING_OPTION = click.option("--keyring", type=RELEASE_FILE, default=None, help="Trusted keys for --from; default: this machine's own.")
-
 IGNORED_OPTION = click.option(
     "--ignore-finding",
     "ignored",
@@ -102,9 +102,7 @@ def apply(file: Path, profile: Profile, archives: tuple[Path, ...], keyring: Pat
     with changing(file) as (spec, hosts):
         catalog = Catalog()
         wanted = [catalog.release(name) for name in spec.releases]
-        made = [f"Reading and verifying {archive.name}" for archive in archives]
-        made += [title for release in wanted[len(archives) :] for title in made_titles(release)]
-        with planned("site apply", [CHECKING, LOOKING, *made, *site_apply.TITLES]) as steps:
+        with planned("site apply", [CHECKING, LOOKING, *titles_of(archives, wanted), *site_apply.TITLES]) as steps:
             with steps.step(CHECKING):
                 require_sound(check(of_spec.describe(spec, hosts.masters)), ignored, steps.say)
             with steps.step(LOOKING):
@@ -120,12 +118,7 @@ def apply(file: Path, profile: Profile, archives: tuple[Path, ...], keyring: Pat
                 steps.say(f"releases: {', '.join(choice.names)}; the management cluster is of {choice.management}")
                 for name in choice.leaving:
                     steps.say(f"{name} will no longer be offered")
-                made_of = sources(catalog, wanted, profile, inventory)  # as it is before the build: what is changed meanwhile counts as other sources
-            dists: dict[str, Deliverable] = dict(take_releases(archives, keyring, inventory, choice.names, steps))
-            made_of = {name: digest for name, digest in made_of.items() if name not in dists}
-            for release in wanted:
-                if release.name not in dists:
-                    dists[release.name] = make_release(catalog, release, inventory, steps, profile)
+            dists, made_of = take_or_make(catalog, wanted, profile, archives, keyring, inventory, choice.names, steps)
             rest = [dists[name] for name in choice.names if name != choice.management]
             site_apply.apply(Site(dists[choice.management], inventory, steps.say), steps, rest)
             remember(inventory.state, made_of)
@@ -176,9 +169,45 @@ def remove(file: Path, confirm: str, force: bool, keep_images: bool) -> None:
 
 
 def registries_of(spec: SiteSpec, hosts: SiteHosts) -> list[HostedRegistry]:
-    """The site's registry on each of its management hosts, to be looked at or removed: no program is needed for that, and no file that the spec names."""
+    """The site's registry on each of its management hosts, that of the one that is acted on first, to be looked at or removed.
+
+    No program is needed for that, and no file that the spec names.
+    """
     virtual, state = str(spec.addresses.api.virtual_address or ""), described.state_folder(spec)
-    return [registry_on(host, Path("/nonexistent"), described.registry_place(spec, host), hosts.masters, virtual, state) for host in hosts.masters]
+    return [registry_on(host, Path("/nonexistent"), described.registry_place(spec, host), hosts.masters, virtual, state) for host in acted_on_first(hosts)]
+
+
+def titles_of(archives: Sequence[Path], wanted: Sequence[Release]) -> list[str]:
+    """The steps of `take_or_make`, as far as they are known before the files are read."""
+    return [*map(reading, archives), *(title for release in wanted[len(archives) :] for title in made_titles(release))]
+
+
+def take_or_make(
+    catalog: Catalog,
+    wanted: Sequence[Release],
+    profile: Profile,
+    archives: Sequence[Path],
+    keyring: Path | None,
+    inventory: Inventory,
+    offered: Sequence[str],
+    steps: Steps,
+) -> tuple[dict[str, Deliverable], dict[str, str]]:
+    """All of the site's releases by name, from files or built here; and of what those were made that were built here (ckp.site.plan.wanted.remember).
+
+    Args:
+        wanted: all of them.
+        offered: as of `take_releases`.
+
+    Raises:
+        InvalidInput, VerificationFailed: as `take_releases`.
+        CkpError: a build failed.
+    """
+    made_of = sources(catalog, wanted, profile, inventory)  # as it is before the build: what is changed meanwhile counts as other sources
+    dists: dict[str, Deliverable] = dict(take_releases(archives, keyring, inventory, offered, steps))
+    built = [release for release in wanted if release.name not in dists]
+    for release in built:
+        dists[release.name] = make_release(catalog, release, inventory, steps, profile)
+    return dists, {release.name: made_of[release.name] for release in built if release.name in made_of}
 
 
 def take_releases(archives: Sequence[Path], keyring: Path | None, inventory: Inventory, offered: Sequence[str], steps: Steps) -> dict[str, ImportedRelease]:
@@ -193,7 +222,7 @@ def take_releases(archives: Sequence[Path], keyring: Path | None, inventory: Inv
     """
     taken: dict[str, ImportedRelease] = {}
     for archive in archives:
-        with steps.step(f"Reading and verifying {archive.name}"):
+        with steps.step(reading(archive)):
             with inventory.settings.trusted(keyring or paths.keys() / KEYRING) as trusted:
                 found = verified_release(archive, trusted, inventory, "the site", steps)
             name = found.release.name

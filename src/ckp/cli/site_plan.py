@@ -13,6 +13,7 @@ from ckp.catalog.load import Catalog, Profile
 from ckp.cli.distribution.release import PROFILE_OPTION
 from ckp.cli.site import site_file
 from ckp.cli.site_changes import ARCHIVES_OPTION, KEYRING_OPTION, LOOKING, management, take_releases
+from ckp.cli.up import reading
 from ckp.cli.view.output import Column, echo, output_option, show_data, table
 from ckp.cli.view.progress import planned
 from ckp.kits.errors import CkpError
@@ -85,8 +86,7 @@ def _changes(file: Path, profile: Profile, archives: Sequence[Path], keyring: Pa
     with management(file) as (spec, hosts):
         catalog = Catalog()
         releases = [catalog.release(name) for name in spec.releases]
-        reading = [f"Reading and verifying {archive.name}" for archive in archives]
-        with planned("site plan", [LOOKING, *reading], sys.stderr) as steps:
+        with planned("site plan", [LOOKING, *map(reading, archives)], sys.stderr) as steps:
             with steps.step(LOOKING):
                 inventory = described.inventory_for(spec, hosts, releases, keyring)
                 for host in hosts.masters:

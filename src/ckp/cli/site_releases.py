@@ -10,8 +10,8 @@ import click
 from ckp.catalog.load import Catalog, Profile
 from ckp.cli.distribution.release import PROFILE_OPTION
 from ckp.cli.site import RELEASE, site_file
-from ckp.cli.site_changes import KEYRING_OPTION, RELEASE_FILE, changing, management, registries_of, take_releases
-from ckp.cli.up import made_titles, make_release
+from ckp.cli.site_changes import KEYRING_OPTION, RELEASE_FILE, changing, management, registries_of, take_releases, titles_of
+from ckp.cli.up import make_release
 from ckp.cli.view.output import Column, echo, output_option, show_data, table
 from ckp.cli.view.progress import planned
 from ckp.distribution.bundles import PREFIX
@@ -73,8 +73,8 @@ def add(name: str, file: Path, profile: Profile, archive: Path | None, keyring: 
     with changing(file) as (spec, hosts):
         catalog, host = Catalog(), hosts.management
         wanted = catalog.release(name)
-        made = [f"Reading and verifying {archive.name}"] if archive else made_titles(wanted)
-        with planned("site release add", [LOOKING, *made, f"Filling the registry: {name}", f"Offering {name}"]) as steps:
+        making = titles_of([archive] if archive else [], [wanted])
+        with planned("site release add", [LOOKING, *making, f"Filling the registry: {name}", f"Offering {name}"]) as steps:
             with steps.step(LOOKING):
                 require_offered(spec, host)
                 registry, *more = serving_registries(spec, hosts)
@@ -152,7 +152,7 @@ def serving_registries(spec: SiteSpec, hosts: SiteHosts) -> list[HostedRegistry]
     Raises:
         CkpError: one does not serve, or this machine has no password for them.
     """
-    registries = sorted(registries_of(spec, hosts), key=lambda each: each.host.name != hosts.management.name)
+    registries = registries_of(spec, hosts)
     again = f"run `ckp site apply -f {spec.file}`"
     for registry in registries:
         if not registry.ca.exists():

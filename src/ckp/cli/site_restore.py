@@ -11,11 +11,9 @@ from ckp.catalog.load import Catalog, Profile
 from ckp.cli.distribution.release import PROFILE_OPTION
 from ckp.cli.site import site_file
 from ckp.cli.site_backup import FILE, OPENING, READABLE, programs_of, reading_scratch, signer_of
-from ckp.cli.site_changes import ARCHIVES_OPTION, CHECKING, IGNORED_OPTION, KEYRING_OPTION, LOOKING, changing, take_releases
-from ckp.cli.up import made_titles, make_release
+from ckp.cli.site_changes import ARCHIVES_OPTION, CHECKING, IGNORED_OPTION, KEYRING_OPTION, LOOKING, changing, take_or_make, titles_of
 from ckp.cli.view.progress import planned
 from ckp.clients.signing.encryption import ReaderKey, is_fingerprint
-from ckp.distribution.release import Deliverable
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
 from ckp.site import apply as site_apply
@@ -27,7 +25,7 @@ from ckp.site.check import of_spec
 from ckp.site.check.rules import require_sound
 from ckp.site.check.run import check
 from ckp.site.install import Site
-from ckp.site.plan.wanted import remember, sources
+from ckp.site.plan.wanted import remember
 from ckp.site.settings.read import require_signer
 
 RESTORING, PLACING, FINISHING = "Restoring what this machine kept of the site", "Putting data and CAs onto the new host", "Seeing that it is the same cluster"
@@ -65,9 +63,8 @@ def restore(
         scratch = stack.enter_context(reading_scratch())
         catalog, host, state = Catalog(), hosts.management, described.state_folder(spec)
         wanted = [catalog.release(name) for name in spec.releases]
-        made = [f"Reading and verifying {path.name}" for path in archives]
-        made += [title for release in wanted[len(archives) :] for title in made_titles(release)]
-        steps = stack.enter_context(planned("site restore", [OPENING, LOOKING, CHECKING, RESTORING, *made, PLACING, *site_apply.TITLES, FINISHING]))
+        making = titles_of(archives, wanted)
+        steps = stack.enter_context(planned("site restore", [OPENING, LOOKING, CHECKING, RESTORING, *making, PLACING, *site_apply.TITLES, FINISHING]))
         with steps.step(OPENING):
             backup = stack.enter_context(archive.opened(backup_file, ReaderKey(key, passphrase_file), lambda found: signer_of(found, signed_by), scratch))
             manifest = backup.manifest
@@ -84,12 +81,7 @@ def restore(
         with steps.step(RESTORING):
             restoring.restore_keys(backup, paths.keys(), steps.say)
             restoring.restore_state(backup, state, steps.say)
-        made_of = sources(catalog, wanted, profile, inventory)
-        dists: dict[str, Deliverable] = dict(take_releases(archives, keyring, inventory, spec.releases, steps))
-        made_of = {name: digest for name, digest in made_of.items() if name not in dists}
-        for release in wanted:
-            if release.name not in dists:
-                dists[release.name] = make_release(catalog, release, inventory, steps, profile)
+        dists, made_of = take_or_make(catalog, wanted, profile, archives, keyring, inventory, spec.releases, steps)
         first = dists.pop(manifest.release)
         with steps.step(PLACING):
             if restoring.placed(host):

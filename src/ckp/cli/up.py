@@ -88,7 +88,7 @@ def titles(release: Release, archive: Path | None, workers: int, name: str) -> l
     """The steps of `ckp up` in their order, as they are called when they run."""
     return [
         "Checking this machine",
-        *([f"Reading and verifying {archive.name}"] if archive else made_titles(release)),
+        *([reading(archive)] if archive else made_titles(release)),
         f"Booting {workers + 1} lab hosts",
         "Filling the registry: images and the host bundle",
         "Installing a standalone CKP node on the management host",
@@ -97,6 +97,11 @@ def titles(release: Release, archive: Path | None, workers: int, name: str) -> l
         "Enrolling the workers",
         f"Creating the cluster {name} through Compass",
     ]
+
+
+def reading(archive: Path) -> str:
+    """The step that reads a release from a file."""
+    return f"Reading and verifying {archive.name}"
 
 
 def made_titles(release: Release) -> list[str]:
@@ -120,7 +125,7 @@ def make_release(catalog: Catalog, release: Release, inventory: Inventory, steps
 
 def read_release(archive: Path, keyring: Path | None, inventory: Inventory, steps: Steps) -> ImportedRelease:
     """A release from a file, with the lab hosts' root file system if the file has it."""
-    with steps.step(f"Reading and verifying {archive.name}"):
+    with steps.step(reading(archive)):
         found = verified_release(archive, keyring, inventory, "the lab", steps)
         if found.base is not None:
             base.adopt(found.base, steps.say)

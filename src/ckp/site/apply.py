@@ -83,7 +83,7 @@ def remove(hosts: SiteHosts, registries: Sequence[HostedRegistry], state: Path, 
     """Take from the hosts what `apply` brought; what is gone already is fine. The host that is acted on comes last: with it goes the cluster.
 
     Args:
-        registries: of each of the management hosts.
+        registries: of each of the management hosts, that of the host that is acted on first.
         state: what this machine keeps of the site.
         force: also while it carries workload clusters, which are lost then.
         keep_images: leave the registry's content on the hosts.
@@ -100,8 +100,8 @@ def remove(hosts: SiteHosts, registries: Sequence[HostedRegistry], state: Path, 
             details="\n".join(clusters),
             resolution="delete them first (ckp cluster delete NAME --wait), or lose them: --force",
         )
-    ordered = sorted(registries, key=lambda registry: registry.host.name == hosts.management.name)
-    for registry in ordered:
+    acted_on, *others = registries
+    for registry in (*others, acted_on):
         _remove_from(registry, say, keep_images=keep_images)
     forget(state)
     for registry in registries:

@@ -28,7 +28,7 @@ from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
 from ckp.site import database, members
 from ckp.site.hostsettings import bring
-from ckp.site.inventory import Inventory, SiteHost, SiteNetwork
+from ckp.site.inventory import Inventory, SiteHost, SiteNetwork, acted_on_first
 from ckp.site.management import ADMIN, API_PORT, exists, installed_release
 from ckp.site.publish import Published, Withdrawn, registry_server, releases_config
 from ckp.site.registry import SiteRegistryServer
@@ -147,7 +147,7 @@ class Site:
         self._join_others(published)
 
     def _join_others(self, published: Published) -> None:
-        others = [host for host in self.inventory.hosts.masters if host.name != self.management.name]
+        _, *others = acted_on_first(self.inventory.hosts)
         if not others:
             return
         for host in others:

@@ -89,6 +89,11 @@ class KnownHosts:
     workers: Sequence[SiteHost] = ()
 
 
+def acted_on_first(hosts: SiteHosts) -> list[SiteHost]:
+    """All management hosts: the one that is acted on, then the others as the site names them."""
+    return sorted(hosts.masters, key=lambda host: host.name != hosts.management.name)
+
+
 @dataclass(frozen=True)
 class SiteRegistry:
     """The registry that the site's hosts pull from.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckp.kits.errors import CkpError, Conflict
+from ckp.rules.conditions import is_true
 from ckp.site.inventory import SiteHost
 from ckp.site.management import exists, kubectl
 
@@ -47,10 +48,9 @@ def members(host: SiteHost) -> list[Member]:
 
 
 def _member(node: Mapping[str, Any]) -> Member:
-    status = node.get("status") or {}
-    ready = any(each["type"] == "Ready" and each["status"] == "True" for each in status.get("conditions") or ())
-    address = next((str(each["address"]) for each in status.get("addresses") or () if each["type"] == "InternalIP"), "")
-    return Member(str(node["metadata"]["name"]), address, ready)
+    addresses = (node.get("status") or {}).get("addresses") or ()
+    address = next((str(each["address"]) for each in addresses if each["type"] == "InternalIP"), "")
+    return Member(str(node["metadata"]["name"]), address, is_true(node, "Ready"))
 
 
 def gone(found: Sequence[Member], masters: Sequence[SiteHost], joined: Collection[str]) -> list[Member]:

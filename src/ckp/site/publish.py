@@ -18,7 +18,7 @@ from ckp.distribution.registries.mirror import everything, mirror
 from ckp.distribution.registries.server import RegistryServer
 from ckp.distribution.release import Deliverable
 from ckp.kits.files import sha256_bytes
-from ckp.site.inventory import Inventory, SiteHost, SiteRegistry
+from ckp.site.inventory import Inventory, SiteHost, SiteRegistry, acted_on_first
 from ckp.site.registry import REGISTRY_STATE, HostedRegistry, SiteRegistryServer
 
 ADDONS_IMAGE = "ckp-addons"
@@ -63,8 +63,7 @@ def registry_servers(dist: Deliverable, inventory: Inventory) -> list[SiteRegist
     """The site's registry on each host that has it, that of the host that is acted on first."""
     if inventory.registry.host is None:
         return [registry_server(dist, inventory)]
-    hosts = sorted(inventory.hosts.masters, key=lambda host: host.name != inventory.hosts.management.name)
-    return [registry_server(dist, inventory.on(host)) for host in hosts]
+    return [registry_server(dist, inventory.on(host)) for host in acted_on_first(inventory.hosts)]
 
 
 def publish(dist: Deliverable, inventory: Inventory, say: Callable[[str], None]) -> Published:

@@ -14,8 +14,10 @@ ON_NODE = "kubernetes.io/hostname"
 
 
 def spread(objects: list[Obj]) -> list[Obj]:
-    """Manifests of the management layer for a cluster of several hosts. Each Deployment gets a standby on another host, which takes over by its
-    lease (Cluster API, cert-manager and CKP's controllers elect a leader), except one that must be alone: its update strategy is Recreate.
+    """Manifests of the management layer for a cluster of several hosts.
+
+    Each Deployment gets a standby, on another host if one has room, which takes over by its lease (Cluster API, cert-manager and CKP's controllers
+    elect a leader), except one that must be alone: its update strategy is Recreate.
     """
     return [_spread(copy.deepcopy(each)) if each["kind"] == "Deployment" else each for each in objects]
 

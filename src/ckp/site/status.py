@@ -38,7 +38,9 @@ def status(hosts: SiteHosts, registries: Sequence[HostedRegistry]) -> Iterator[P
     """
     several = len(hosts.masters) > 1
     there: list[SiteHost] = []
-    for host, registry in zip(hosts.masters, registries, strict=True):
+    registry_of = {registry.host.name: registry for registry in registries}
+    for host in hosts.masters:
+        registry = registry_of[host.name]
         where = f" on {host.name}" if several else ""
         try:
             host.run(["true"], timeout=30)

@@ -26,6 +26,7 @@ from ckp.kits.disks import naming_full_disk
 from ckp.kits.errors import CkpError, NotFound
 from ckp.kits.files import sha256_file
 from ckp.kits.steps import Steps
+from ckp.rules.conditions import is_true
 from ckp.site import management
 from ckp.site.backup import archive, onhost
 from ckp.site.backup.archive import Opened
@@ -305,8 +306,7 @@ class _Collection:
 
 
 def _ready(pod: dict[str, Any]) -> bool:
-    conditions = pod["status"].get("conditions") or []
-    return bool(pod["status"].get("podIP")) and any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
+    return bool(pod["status"].get("podIP")) and is_true(pod, "Ready")
 
 
 def collect(host: SiteHost, request: dict[str, Any], target: Path, what: str) -> dict[str, Any]:

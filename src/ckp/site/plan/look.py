@@ -18,7 +18,7 @@ from ckp.kits.retry import wait_until
 from ckp.site import described
 from ckp.site.hostfiles import HostFile, differing, digests, owners
 from ckp.site.install import AGENT_CONFIG, APPLIED, KUBECONFIG
-from ckp.site.inventory import Inventory, SiteHost
+from ckp.site.inventory import Inventory, SiteHost, acted_on_first
 from ckp.site.management import ADMIN, JOURNAL, exists, kubectl
 from ckp.site.members import members
 from ckp.site.plan.model import COMPASS, HUB, Address, Deployment, Seen, SeenCluster, SeenHost, SeenLayer, SeenRegistry, SeenSession, WorkloadCluster
@@ -49,7 +49,7 @@ def look(inventory: Inventory, registry_on: Callable[[SiteHost], HostedRegistry]
         CkpError: a host is not reached, or the management cluster does not answer.
         TimedOut: the management cluster does not answer within `wait` seconds.
     """
-    host, masters = inventory.hosts.management, inventory.hosts.masters
+    host, *others = acted_on_first(inventory.hosts)
     own = _host(host, inventory, registry_on(host))
     asked = own.cluster is not None and own.cluster.ours and own.cluster.complete
     layer = _layer(host, wait) if asked else None
@@ -59,7 +59,7 @@ def look(inventory: Inventory, registry_on: Callable[[SiteHost], HostedRegistry]
         layer=layer,
         session=_session(inventory, layer),
         applied={path.name: path.read_text() for path in applied.iterdir()} if applied.is_dir() else {},
-        others=[_host(other, inventory, registry_on(other)) for other in masters if other.name != host.name],
+        others=[_host(other, inventory, registry_on(other)) for other in others],
         members=members(host) if asked else (),
     )
 
