@@ -6,6 +6,8 @@ RELEASE ?= v1.35.1
 FROM ?=
 KEYRING ?=
 WORKERS ?= 2
+# How many hosts carry the management cluster: 1, 3 or 5.
+MANAGEMENT ?= 1
 SEEDS ?= 50
 # Options of `ckp conformance run`.
 CONFORMANCE ?=
@@ -25,8 +27,8 @@ setup: ## Install what the project needs on this machine
 setup-test: ## Install what the tests need as well
 	@packaging/setup/setup.sh test
 
-up: setup ## From upstream source to a running workload cluster (RELEASE=v1.35.1 WORKERS=2 FROM=file)
-	@./ckp up --release $(RELEASE) --workers $(WORKERS) $(if $(FROM),--from '$(FROM)') $(if $(KEYRING),--keyring '$(KEYRING)')
+up: setup ## From upstream source to a running workload cluster (RELEASE=v1.35.1 WORKERS=2 MANAGEMENT=1 FROM=file)
+	@./ckp up --release $(RELEASE) --workers $(WORKERS) --management $(MANAGEMENT) $(if $(FROM),--from '$(FROM)') $(if $(KEYRING),--keyring '$(KEYRING)')
 
 down: setup ## Remove lab hosts, bridge, mounts and processes; keep the caches
 	@./ckp down
@@ -65,7 +67,7 @@ e2e: setup-test ## The main job and what can go wrong in it, on lab hosts
 	@$(PYTEST) -v tests/e2e
 
 conformance: setup ## All conformance tests on the lab's cluster; brings it up first (RELEASE=v1.35.1 CONFORMANCE='--quick')
-	@./ckp up --release $(RELEASE) --workers $(WORKERS)
+	@./ckp up --release $(RELEASE) --workers $(WORKERS) --management $(MANAGEMENT)
 	@./ckp conformance run --cluster demo --output build/conformance $(CONFORMANCE)
 
 airgap: setup-test ## The main job from one file, without a network

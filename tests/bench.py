@@ -21,7 +21,7 @@ from ckp.kits import paths
 from ckp.kits.clock import human_duration, parse_rfc3339
 from ckp.kits.processes import run
 from ckp.site.install import Site
-from ckp.site.lab import OS, REGISTRY, LabHosts, inventory
+from ckp.site.lab import OS, REGISTRY_ADDRESS, LabHosts, inventory
 from tests.support.checkout import REPO
 
 NAMESPACE = "ckp-default-default"
@@ -47,7 +47,7 @@ def site() -> Site:
     dist.build()
     dist.pack()
     dist.make_images()
-    dist.make_bundles(REGISTRY.address, [OS])
+    dist.make_bundles(REGISTRY_ADDRESS, [OS])
     return Site(dist, inventory(LabHosts(2)), lambda _line: None)
 
 

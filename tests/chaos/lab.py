@@ -20,13 +20,13 @@ from typing import Any, Protocol
 from ckp.api import kinds
 from ckp.clients.compass import Session, read_config
 from ckp.clients.kube import Kube
-from ckp.distribution.registries.server import RegistryServer
 from ckp.kits.errors import CkpError
 from ckp.kits.processes import Finished, run
 from ckp.lab.hosts import machine_name
 from ckp.lab.lab import LabHost
 from ckp.site.install import Site
 from ckp.site.lab import LabHosts
+from ckp.site.registry_unit import PULL, unit_of
 from tests.chaos.checker import Whole, check
 from tests.chaos.schedule import Event
 
@@ -179,12 +179,10 @@ class Run:
             self._on(event.target, ["iptables", "-w", "10", "-D", *rule])
 
     def _registry(self, event: Event) -> None:
-        registry = self.lab.site.registry
-        assert isinstance(registry, RegistryServer)  # the lab's runs on this machine
         with self._locks[""]:
-            registry.stop()
+            self.lab.hosts.management.run(["systemctl", "stop", unit_of(PULL)], timeout=90)
             time.sleep(event.args["seconds"])
-            registry.start()
+            self.lab.hosts.management.run(["systemctl", "start", unit_of(PULL)], timeout=90)
 
     def _leave(self, event: Event) -> None:
         """As `ckp host remove`, asked until Compass takes it."""

@@ -70,6 +70,11 @@ class World:
         return self.site.kubectl(*arguments, check=check)
 
     @property
+    def pulls(self) -> str:
+        """`address:port` that everybody may pull from."""
+        return f"{self.hosts.management.address}:{self.site.inventory.registry.port}"
+
+    @property
     def image(self) -> str:
         """An image with Python, from our registry, for test pods."""
         return f"{self.site.registry.address}/ckp/ckp-platform:{self.dist.tags['ckp-platform']}"
@@ -109,7 +114,7 @@ def world(pytestconfig: pytest.Config) -> Iterator[World]:
         dist.build()
         dist.pack([lab.OS.format])
         dist.make_images()
-        dist.make_bundles(lab.REGISTRY.address, [lab.OS])
+        dist.make_bundles(lab.REGISTRY_ADDRESS, [lab.OS])
         hosts = lab.LabHosts(WORKERS)
         site = Site(dist, lab.inventory(hosts), lambda _line: None)
         yield World(hosts, site, dist, output, "demo")

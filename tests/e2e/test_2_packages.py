@@ -26,13 +26,14 @@ from ckp.kits.retry import wait_until
 from ckp.lab.lab import HostSpec, Lab, LabHost, LabNetwork
 from ckp.site.install import REGISTRY_CA, Site
 from ckp.site.inventory import SiteRegistry
-from ckp.site.lab import OS, REGISTRY, LabHosts, inventory
+from ckp.site.lab import OS, REGISTRY, LabHosts
 from tests.e2e.conftest import RELEASE, STAMP
 from tests.support import odd_hosts
+from tests.support.lab_sites import inventory_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.lab, pytest.mark.root("boots whole hosts")]
 
-NETWORK = LabNetwork(bridge="ckppacks0", gateway="10.177.97.1")
+NETWORK = LabNetwork(bridge="ckppacks0", gateway="10.177.97.1", registry="10.177.97.1")
 SPARE, PACKAGES = HostSpec("spare", "10.177.97.10"), HostSpec("packages", "10.177.97.11")
 PACKAGE = "1.35.1-ckp"
 ONLY_OURS = ("-o", "Dir::Etc::SourceList=/dev/null", "-o", "Dir::Etc::SourceParts=/etc/apt/ckp.d")
@@ -50,7 +51,7 @@ class PackageSite(Site):
     @property
     def registry(self) -> RegistryServer:
         program = self.made.built["distribution"].binary("registry")
-        return RegistryServer(program, NETWORK.gateway, REGISTRY.name, state=self.folder / "registry", content=self.folder / "content")
+        return RegistryServer(program, NETWORK.gateway, REGISTRY, state=self.folder / "registry", content=self.folder / "content")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PackageSite]:
     lab.down()
     made = PackageSite(
         dist,
-        replace(inventory(LabHosts(0, lab)), registry=SiteRegistry(REGISTRY.name, NETWORK.gateway)),
+        replace(inventory_of(LabHosts(0, lab)), registry=SiteRegistry(REGISTRY, NETWORK.gateway)),
         print,
         dist,
         tmp_path_factory.mktemp("site"),

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from ckp.distribution.registries.server import RegistryServer
-from ckp.site.lab import REGISTRY
+from ckp.site.lab import REGISTRY_ADDRESS
 from tests.e2e.conftest import STAMP, World, ckp
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("well")]
 
 
 def reference(world: World, repository: str, tag: str) -> str:
-    return f"{world.site.registry.endpoint}/ckp/{repository}:{tag}"
+    return f"{world.pulls}/ckp/{repository}:{tag}"
 
 
 def test_images_and_bundles_in_the_registry_verify(world: World) -> None:
@@ -51,7 +51,7 @@ def test_a_tag_that_was_moved_gives_a_host_nothing_else(world: World) -> None:
     for layer in other.blobs:
         registry.push_blob("ckp/etcd", layer, registry.get_blob("ckp/pause", layer))
     registry.put_manifest("ckp/etcd", other, "3.5.15-0")
-    name = f"{REGISTRY.address}/ckp/etcd"
+    name = f"{REGISTRY_ADDRESS}/ckp/etcd"
     crictl = ["crictl", "--image-endpoint=unix:///run/containerd/containerd.sock"]
     try:
         worker.run([*crictl, "pull", f"{name}:3.5.15-0"], timeout=120)
@@ -94,7 +94,7 @@ def test_a_mirror_holds_the_same_and_is_pruned_on_request(world: World, tmp_path
     address, source = f"127.0.0.1:{server.port}", world.site.registry
     try:
         cas = ["--source-ca", str(source.ca), "--target-ca", str(server.ca)]
-        ckp("dist", "mirror", source.endpoint, address, "--release", "v1.35.1", *cas, timeout=300)
+        ckp("dist", "mirror", world.pulls, address, "--release", "v1.35.1", *cas, timeout=300)
         for repository, tag in world.dist.tags.items():
             assert client.digest(f"ckp/{repository}", tag) == source.client().digest(f"ckp/{repository}", tag), repository
         bundle = f"{address}/ckp/byoh-bundle-debian_12_x86-64_k8s:{STAMP}"

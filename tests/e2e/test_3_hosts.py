@@ -21,7 +21,7 @@ from ckp.kits.errors import CkpError
 from ckp.lab.lab import LabHost
 from ckp.site.enrol import Enrolment
 from ckp.site.install import AGENT_CONFIG
-from ckp.site.lab import REGISTRY
+from ckp.site.lab import REGISTRY_ADDRESS
 from tests.e2e.conftest import World, ckp
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("well")]
@@ -42,8 +42,8 @@ def push(world: World, package: Package) -> str:
     manifest, registry, repository = image.manifest(), world.site.registry.client(), f"ckp/{AGENT_IMAGE}"
     registry.push(store(), manifest, repository, image.tag)
     key = world.dist.key.image_key.read_bytes()
-    sign_image(registry, repository, manifest.digest, key, {TAG: image.tag}, identity=f"{REGISTRY.address}/{repository}")
-    return f"{REGISTRY.address}/ckp/{AGENT_IMAGE}@{manifest.digest}"
+    sign_image(registry, repository, manifest.digest, key, {TAG: image.tag}, identity=f"{REGISTRY_ADDRESS}/{repository}")
+    return f"{REGISTRY_ADDRESS}/ckp/{AGENT_IMAGE}@{manifest.digest}"
 
 
 @pytest.fixture(scope="module")

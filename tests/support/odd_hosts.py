@@ -240,7 +240,7 @@ def confuse(machine: LabHost) -> None:
     """Names and routes: 127.0.1.1 as Debian's installer writes it, no resolv.conf behind its link, a second network with the better default route, no IPv6."""
     address = machine.address
     files = {
-        "/etc/hosts": f"127.0.0.1 localhost\n127.0.1.1 {machine.name}.site.example {machine.name}\n10.88.0.1 registry.ckp.lab\n",
+        "/etc/hosts": f"127.0.0.1 localhost\n127.0.1.1 {machine.name}.site.example {machine.name}\n10.88.0.10 registry.ckp.lab\n",
         NETWORK: f"[Match]\nName=host0\n\n[Network]\nAddress={address}/24\nLinkLocalAddressing=no\n\n[Route]\nGateway=10.88.0.1\nMetric=1024\n",
         "/etc/systemd/network/20-eth0.network": "[Match]\nName=eth0\n\n[Network]\nAddress=192.168.77.2/24\nLinkLocalAddressing=no\n\n"
         "[Route]\nGateway=192.168.77.1\nMetric=100\n",

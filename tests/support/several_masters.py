@@ -25,11 +25,11 @@ from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
 from ckp.lab.lab import HostSpec, Lab, LabHost, LabNetwork
 from ckp.site.install import REGISTRY_CA
-from ckp.site.lab import HOST_SETTINGS, OS, REGISTRY
+from ckp.site.lab import HOST_SETTINGS, OS, REGISTRY, REGISTRY_ADDRESS
 from ckp.standalone.api import Server, Unreachable, trust
 
 RELEASE = "v1.35.1"
-NETWORK = LabNetwork(bridge="ckpjoin0", gateway="10.177.94.1")
+NETWORK = LabNetwork(bridge="ckpjoin0", gateway="10.177.94.1", registry="10.177.94.1")
 VIRTUAL = "10.177.94.60"
 MASTERS = tuple(HostSpec(f"m{number}", f"10.177.94.{10 + number}") for number in (1, 2, 3, 4))
 WORKER = HostSpec("w1", "10.177.94.31")
@@ -140,8 +140,8 @@ def prepared() -> Iterator[Place]:
     dist.build()
     dist.pack([OS.format])
     dist.make_images()
-    dist.make_bundles(REGISTRY.address, [OS])
-    registry = RegistryServer(dist.built["distribution"].binary("registry"), NETWORK.gateway, REGISTRY.name, REGISTRY.port, state=folder / "registry")
+    dist.make_bundles(REGISTRY_ADDRESS, [OS])
+    registry = RegistryServer(dist.built["distribution"].binary("registry"), NETWORK.gateway, REGISTRY, state=folder / "registry")
     if not os.environ.get("CKP_KEEP_LAB"):
         registry.stop()
         lab.down()

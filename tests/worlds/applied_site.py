@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ckp.catalog.models import BundleTarget
-from ckp.cli import site_changes
+from ckp.cli import deliverables
 from ckp.cli.site import site as command
 from ckp.distribution.management import Management
 from ckp.distribution.packages.agent import agent_version
@@ -24,7 +24,7 @@ from ckp.site import apply as site_apply
 from ckp.site import described, install, publish
 from ckp.site.check import of_spec
 from ckp.site.install import Site
-from ckp.site.inventory import Inventory, SiteHost
+from ckp.site.inventory import SiteHost
 from ckp.site.plan import look, wanted
 from ckp.site.registry import HostedRegistry
 from ckp.site.spec.model import Host
@@ -67,6 +67,7 @@ class Release:
         self.tags = dict.fromkeys(IMAGES, "1")
         self.targets = [BundleTarget(os="debian", os_version="12")]
         self.stand_ins: list[str] = []
+        self.base = None
         self.images = dict.fromkeys((*self.tags, *(target.repository for target in self.targets)), f"sha256:{DIGEST}")
         self.root = root
 
@@ -111,9 +112,9 @@ class FakeSession:
 class AppliedSite:
     """A site, its file, its host and this machine; `write` changes the file."""
 
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, name: str = "m1", address: str = "192.0.2.10") -> None:
         self.root, self.file = root, root / "site.yaml"
-        self.host = ManagementHost(root / "host")
+        self.host = ManagementHost(root / "host", name, address)
         self.hosts = {self.host.name: self.host}
         self.host.dns = {"hub.example.test": "192.0.2.201", "ckp-hub.example.test": "192.0.2.201"}
         self.groups: dict[str, str] = {}
@@ -143,8 +144,8 @@ class AppliedSite:
         for user in (described, of_spec):
             monkeypatch.setattr(user, "reached", reached)
         monkeypatch.setattr(publish, "HostedRegistry", hosted)
-        monkeypatch.setattr(site_changes, "make_release", lambda _catalog, release, inventory, *_: self.made(release.name, inventory))
-        monkeypatch.setattr(site_changes, "verified_release", lambda archive, _keyring, inventory, *_: self.made(archive.stem, inventory))
+        monkeypatch.setattr(deliverables, "make_release", lambda _catalog, release, inventory, *_: self.made(release.name, inventory.systems))
+        monkeypatch.setattr(deliverables, "verified_release", lambda archive, _keyring, _registry, systems, *_: self.made(archive.stem, systems))
         monkeypatch.setattr(install, "verify_package", lambda *_, **__: None)
         monkeypatch.setattr(Management, "cert_manager", lambda each: [_pod("cert-manager", each.image("cert-manager-controller"))])
         monkeypatch.setattr(Management, "cluster_api", lambda each, _kubectl: [_pod("capi", "capi")])
@@ -160,10 +161,10 @@ class AppliedSite:
         self.hosts[name].dns = self.host.dns
         return self.hosts[name]
 
-    def made(self, name: str, inventory: Inventory | None = None) -> Release:
+    def made(self, name: str, systems: Sequence[BundleTarget] = ()) -> Release:
         """A release for a site, whether it was built or read from a file."""
         found = self.releases.get(name) or self.releases.setdefault(name, Release(self.root, name))
-        for target in inventory.systems if inventory else ():
+        for target in systems:
             if target not in found.targets:
                 found.targets.append(target)
                 found.images[target.repository] = f"sha256:{DIGEST}"

@@ -28,7 +28,7 @@ from ckp.conformance.suite import Selection
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, InvalidInput, NotFound
 from ckp.kits.files import atomic_write, exclusive
-from ckp.site.lab import REGISTRY
+from ckp.site import lab
 
 OUTPUT = Path("conformance")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -42,13 +42,13 @@ def conformance() -> None:
 
 
 def place_of(registry: str, ca: Path | None, credentials: Path | None) -> Place:
-    """The registry that was named, or the lab's on this machine. NotFound if none was, and there is no lab."""
+    """The registry that was named, or the lab's. NotFound if none was, and there is no lab."""
     if registry:
-        return Place(registry, registry, ca, credentials)
-    lab_ca = paths.state() / "registry" / "ca.pem"
-    if not lab_ca.exists():
+        return Place(registry, (registry,), ca, credentials)
+    ca, password = (lab.registry_files() / name for name in ("ca.pem", "credentials.json"))
+    if not ca.exists():
         raise NotFound("there is no lab on this machine whose registry could hold the test images", resolution="name the site's registry: --registry HOST:PORT")
-    return Place(REGISTRY.address, REGISTRY.endpoint, lab_ca, None)
+    return Place(lab.REGISTRY_ADDRESS, lab.push_endpoints(), ca, password)
 
 
 def processes_here() -> int:

@@ -127,7 +127,7 @@ site_file = click.option("-f", "--file", default=FILE, show_default=True, type=c
 """Of commands that read it: `read_site` says what to do where it is not there."""
 LAZY = {
     "backup": Lazy("ckp.cli.site_backup:backup", "Back up a whole site into one encrypted, signed file, and prove such a file."),
-    "apply": Lazy("ckp.cli.site_changes:apply", "Make the site as its file describes it."),
+    "apply": Lazy("ckp.cli.site_apply:apply", "Make the site as its file describes it."),
     "plan": Lazy("ckp.cli.site_plan:plan", "Show what applying the site's file would change, and what each change interrupts."),
     "release": Lazy("ckp.cli.site_releases:release", "The releases that a site offers."),
     "remove": Lazy("ckp.cli.site_changes:remove", "Take everything of a site from its management hosts, which are then as they were before."),

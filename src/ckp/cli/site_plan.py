@@ -10,10 +10,10 @@ from pathlib import Path
 import click
 
 from ckp.catalog.load import Catalog, Profile
+from ckp.cli.deliverables import reading, take_releases
 from ckp.cli.distribution.release import PROFILE_OPTION
 from ckp.cli.site import site_file
-from ckp.cli.site_changes import ARCHIVES_OPTION, KEYRING_OPTION, LOOKING, management, take_releases
-from ckp.cli.up import reading
+from ckp.cli.site_changes import ARCHIVES_OPTION, KEYRING_OPTION, LOOKING, management
 from ckp.cli.view.output import Column, echo, output_option, show_data, table
 from ckp.cli.view.progress import planned
 from ckp.kits.errors import CkpError

@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 
 from ckp.catalog.load import Catalog, Profile
+from ckp.cli.deliverables import Origins
 from ckp.cli.distribution.release import PROFILE_OPTION
 from ckp.cli.site import RELEASE, site_file
-from ckp.cli.site_changes import KEYRING_OPTION, RELEASE_FILE, changing, management, registries_of, take_releases, titles_of
-from ckp.cli.up import make_release
+from ckp.cli.site_changes import KEYRING_OPTION, RELEASE_FILE, changing, management, registries_of
 from ckp.cli.view.output import Column, echo, output_option, show_data, table
 from ckp.cli.view.progress import planned
 from ckp.distribution.bundles import PREFIX
@@ -72,8 +72,8 @@ def add(name: str, file: Path, profile: Profile, archive: Path | None, keyring: 
     """
     with changing(file) as (spec, hosts):
         catalog, host = Catalog(), hosts.management
-        wanted = catalog.release(name)
-        making = titles_of([archive] if archive else [], [wanted])
+        wanted, origins = catalog.release(name), Origins(profile, [archive] if archive else [], keyring)
+        making = origins.titles([wanted])
         with planned("site release add", [LOOKING, *making, f"Filling the registry: {name}", f"Offering {name}"]) as steps:
             with steps.step(LOOKING):
                 require_offered(spec, host)
@@ -82,9 +82,10 @@ def add(name: str, file: Path, profile: Profile, archive: Path | None, keyring: 
                     for each in (registry, *more):
                         each.require_space(ANOTHER_GIB, what=name)
                 inventory = described.inventory_for(spec, hosts, [wanted], keyring)
-                if archive is None:
+                if origins.builds([wanted]):
                     require_signer(inventory.settings)
-            dist = take_releases([archive], keyring, inventory, [name], steps)[name] if archive else make_release(catalog, wanted, inventory, steps, profile)
+            dists, _ = origins.take(catalog, [wanted], inventory, [name], steps)
+            dist = dists[name]
             with steps.step(f"Filling the registry: {name}"):
                 if set_releases(file, [*spec.releases, name]):
                     steps.say(f"{file} names {name} now")

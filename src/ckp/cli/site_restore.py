@@ -8,10 +8,12 @@ from pathlib import Path
 import click
 
 from ckp.catalog.load import Catalog, Profile
+from ckp.cli.deliverables import Origins
 from ckp.cli.distribution.release import PROFILE_OPTION
 from ckp.cli.site import site_file
+from ckp.cli.site_apply import releases_of
 from ckp.cli.site_backup import FILE, OPENING, READABLE, programs_of, reading_scratch, signer_of
-from ckp.cli.site_changes import ARCHIVES_OPTION, CHECKING, IGNORED_OPTION, KEYRING_OPTION, LOOKING, changing, take_or_make, titles_of
+from ckp.cli.site_changes import ARCHIVES_OPTION, CHECKING, IGNORED_OPTION, KEYRING_OPTION, LOOKING, changing
 from ckp.cli.view.progress import planned
 from ckp.clients.signing.encryption import ReaderKey, is_fingerprint
 from ckp.kits import paths
@@ -62,8 +64,8 @@ def restore(
         restoring.refuse_site(spec)
         scratch = stack.enter_context(reading_scratch())
         catalog, host, state = Catalog(), hosts.management, described.state_folder(spec)
-        wanted = [catalog.release(name) for name in spec.releases]
-        making = titles_of(archives, wanted)
+        wanted, origins = releases_of(catalog, spec), Origins(profile, archives, keyring)
+        making = origins.titles(wanted)
         steps = stack.enter_context(planned("site restore", [OPENING, LOOKING, CHECKING, RESTORING, *making, PLACING, *site_apply.TITLES, FINISHING]))
         with steps.step(OPENING):
             backup = stack.enter_context(archive.opened(backup_file, ReaderKey(key, passphrase_file), lambda found: signer_of(found, signed_by), scratch))
@@ -74,14 +76,14 @@ def restore(
             restoring.refuse_content(backup, spec, state)
             inventory = described.inventory_for(spec, hosts, wanted, keyring)
             described.require_address(host)
-            if len(archives) < len(wanted):
+            if origins.builds(wanted):
                 require_signer(inventory.settings)
         with steps.step(CHECKING):
             require_sound(check(of_spec.describe(spec, hosts.masters)), ignored, steps.say)
         with steps.step(RESTORING):
             restoring.restore_keys(backup, paths.keys(), steps.say)
             restoring.restore_state(backup, state, steps.say)
-        dists, made_of = take_or_make(catalog, wanted, profile, archives, keyring, inventory, spec.releases, steps)
+        dists, made_of = origins.take(catalog, wanted, inventory, spec.releases, steps)
         first = dists.pop(manifest.release)
         with steps.step(PLACING):
             if restoring.placed(host):

@@ -3,44 +3,54 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ckp.catalog.load import Catalog, Profile
+from ckp.catalog.load import Catalog
 from ckp.catalog.models import Release
 from ckp.cli.cluster import took, wait_until_ready
+from ckp.cli.deliverables import Origins, reading, verified_release
 from ckp.cli.distribution.release import DEFAULT_HELP, default_release
-from ckp.cli.trust import trusted_keys
+from ckp.cli.site_apply import bring_about
+from ckp.cli.site_apply import titles as site_titles
+from ckp.cli.site_changes import changing
 from ckp.cli.view.progress import planned
 from ckp.clients.compass import Session, config_path, read_config
 from ckp.distribution.carry.airgap import ImportedRelease
-from ckp.distribution.release import Distribution
 from ckp.kits import paths
 from ckp.kits.clock import human_duration
-from ckp.kits.errors import CkpError, InvalidInput, NotFound
+from ckp.kits.errors import CkpError, Conflict, NotFound
 from ckp.kits.files import atomic_write, exclusive, require_free_space
 from ckp.kits.steps import Steps
 from ckp.kits.text import printable
 from ckp.lab import base
 from ckp.lab.lab import require_root
+from ckp.site import lab
 from ckp.site.enrol import Enrolment
 from ckp.site.install import Site
-from ckp.site.inventory import Inventory
+from ckp.site.inventory import KnownHosts
 from ckp.site.lab import LabHosts
-from ckp.site.lab import inventory as lab_inventory
-from ckp.site.publish import publish
+from ckp.site.spec.model import HOST_COUNTS
+from ckp.site.spec.read import read_site
 
 CLUSTER = "demo"
 READY_TIMEOUT = 1200.0
 MIN_MEMORY_GIB = 6
 MIN_DISK_GIB = 12
+CHECKING, ENROLLING = "Checking this machine", "Enrolling the workers"
 
 
 @click.command()
 @click.option("--release", "release_name", default=default_release, show_default=DEFAULT_HELP, help="The release to build and install.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 20), help="How many hosts for workload clusters.")
+@click.option(
+    "--management", default="1", show_default=True, type=click.Choice([str(count) for count in HOST_COUNTS]), help="How many hosts for the management cluster."
+)
 @click.option("--name", default=CLUSTER, show_default=True, help="The cluster's name.")
 @click.option(
     "--from",
@@ -52,106 +62,80 @@ MIN_DISK_GIB = 12
 @click.option(
     "--keyring", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None, help="Trusted keys for --from; default: this machine's own."
 )
-def up(release_name: str, workers: int, name: str, archive: Path | None, keyring: Path | None) -> None:
-    """From upstream source to a running workload cluster, on this one machine. Running it again continues where it stopped."""
+def up(release_name: str, workers: int, management: str, name: str, archive: Path | None, keyring: Path | None) -> None:
+    """From upstream source to a running workload cluster, on this one machine. Running it again continues where it stopped.
+
+    It boots the lab's hosts, makes a site of them as `ckp site apply` does, enrols the workers, and creates a cluster.
+    """
     require_root("`ckp up`")
     catalog = Catalog()
     release = catalog.release(release_name)
-    steps = planned("up", titles(release, archive, workers, name))
-    with exclusive(paths.state() / "up.lock", what="another `ckp up` or `ckp down`", timeout=5), steps:
-        with steps.step("Checking this machine"):
-            check_machine()
-        hosts = LabHosts(workers)
-        inventory = lab_inventory(hosts)
-        dist = read_release(archive, keyring, inventory, steps) if archive else make_release(catalog, release, inventory, steps)
-        site = Site(dist, inventory, steps.say)
-        with steps.step(f"Booting {workers + 1} lab hosts"):
-            hosts.boot(steps.say)
-        with steps.step("Filling the registry: images and the host bundle"):
-            published = publish(dist, inventory, steps.say)
-        with steps.step("Installing a standalone CKP node on the management host"):
-            site.install_standalone(published)
-        with steps.step("Installing the management layer: Cluster API, cert-manager, CKP"):
-            site.deploy_management(published)
-        with steps.step("Opening Compass"):
-            site.log_in()
-        session = Session(read_config())
-        with steps.step("Enrolling the workers"):
-            Enrolment(site, session).run()
-        with steps.step(f"Creating the cluster {name} through Compass"):
-            row = create_cluster(session, inventory, dist.release.name, name, workers, steps)
-            kubeconfig = save_kubeconfig(session, name)
-    show_summary(row, kubeconfig, steps, name, inventory.network.compass)
+    hosts = LabHosts(workers, lab.lab_of(int(management)), int(management))
+    with exclusive(paths.state() / "up.lock", what="another `ckp up` or `ckp down`", timeout=5):
+        offered = offered_with(release.name)
+        steps = planned("up", titles(catalog, release, offered, archive, hosts, name))
+        with steps:
+            with steps.step(CHECKING):
+                check_machine()
+            read = [read_release(archive, keyring, steps)] if archive else []
+            with steps.step(booting(hosts)):
+                hosts.boot(steps.say)
+            with applied(catalog, hosts, offered, Origins("lab", keyring=keyring, read=read), steps) as site:
+                session = Session(read_config())
+                with steps.step(ENROLLING):
+                    Enrolment(site, session).run()
+                with steps.step(creating(name)):
+                    row = create_cluster(session, site.inventory.group.name, release.name, name, workers, steps)
+                    kubeconfig = save_kubeconfig(session, name)
+    show_summary(row, kubeconfig, steps, name, site.inventory.network.compass)
 
 
-def titles(release: Release, archive: Path | None, workers: int, name: str) -> list[str]:
+@contextmanager
+def applied(catalog: Catalog, hosts: LabHosts, offered: Sequence[str], origins: Origins, steps: Steps) -> Iterator[Site]:
+    """The lab's site as its file describes it, with its workers, for as long as the block lasts."""
+    file = lab.write(hosts, offered)
+    with changing(file) as (spec, reached), lab.reached_workers(hosts) as workers:
+        site = bring_about(catalog, spec, reached, origins, (), steps)
+        everyone = KnownHosts(reached.management, reached.masters, workers)
+        yield replace(site, inventory=replace(site.inventory, hosts=everyone, shell=lab.SHELL))
+
+
+def offered_with(release: str) -> list[str]:
+    """The releases that the lab's site offers already, and this one."""
+    file = lab.state() / lab.FILE
+    there = read_site(file).releases if file.exists() else ()
+    return list(dict.fromkeys((*there, release)))
+
+
+def titles(catalog: Catalog, release: Release, offered: Sequence[str], archive: Path | None, hosts: LabHosts, name: str) -> list[str]:
     """The steps of `ckp up` in their order, as they are called when they run."""
+    built = [catalog.release(each) for each in offered if not archive or each != release.name]
     return [
-        "Checking this machine",
-        *([reading(archive)] if archive else made_titles(release)),
-        f"Booting {workers + 1} lab hosts",
-        "Filling the registry: images and the host bundle",
-        "Installing a standalone CKP node on the management host",
-        "Installing the management layer: Cluster API, cert-manager, CKP",
-        "Opening Compass",
-        "Enrolling the workers",
-        f"Creating the cluster {name} through Compass",
+        CHECKING,
+        *([reading(archive)] if archive else []),
+        booting(hosts),
+        *site_titles(Origins("lab"), built),
+        ENROLLING,
+        creating(name),
     ]
 
 
-def reading(archive: Path) -> str:
-    """The step that reads a release from a file."""
-    return f"Reading and verifying {archive.name}"
+def booting(hosts: LabHosts) -> str:
+    """The step that boots the lab's hosts."""
+    return f"Booting {len(hosts.specs)} lab hosts"
 
 
-def made_titles(release: Release) -> list[str]:
-    """The steps of `make_release`."""
-    return [f"Building {release.stamp} from source", "Packing and signing packages", "Making images"]
+def creating(name: str) -> str:
+    """The step that creates the workload cluster."""
+    return f"Creating the cluster {name} through Compass"
 
 
-def make_release(catalog: Catalog, release: Release, inventory: Inventory, steps: Steps, profile: Profile = "lab") -> Distribution:
-    """Source to signed packages, images and the bundle for the site's hosts."""
-    dist = Distribution(catalog, release, profile, steps.say)
-    building, packing, imaging = made_titles(release)
-    with steps.step(building):
-        dist.build(steps)
-    with steps.step(packing):
-        dist.pack(sorted({system.format for system in inventory.systems}))
-    with steps.step(imaging):
-        dist.make_images()
-        dist.make_bundles(inventory.registry.address, inventory.systems)
-    return dist
-
-
-def read_release(archive: Path, keyring: Path | None, inventory: Inventory, steps: Steps) -> ImportedRelease:
+def read_release(archive: Path, keyring: Path | None, steps: Steps) -> ImportedRelease:
     """A release from a file, with the lab hosts' root file system if the file has it."""
     with steps.step(reading(archive)):
-        found = verified_release(archive, keyring, inventory, "the lab", steps)
+        found = verified_release(archive, keyring, lab.REGISTRY_ADDRESS, (lab.OS,), "the lab", steps)
         if found.base is not None:
             base.adopt(found.base, steps.say)
-    return found
-
-
-def verified_release(archive: Path, keyring: Path | None, inventory: Inventory, place: str, steps: Steps) -> ImportedRelease:
-    """A release from a file, made for the registry of `place`, which has this inventory. Stand-ins in it are said.
-
-    Raises:
-        InvalidInput: it was made for another registry.
-        VerificationFailed: see ImportedRelease.read.
-    """
-    registry = inventory.registry.address
-    found = ImportedRelease.read(archive, trusted_keys(keyring), steps.say)
-    if found.registry_name != registry:
-        raise InvalidInput(
-            f"the bundles in {archive} name the registry {found.registry_name}, and {place}'s is {registry}",
-            resolution=f"export it for {place}: ckp dist export --registry-name {registry}",
-        )
-    if missing := [system.system for system in inventory.systems if system not in found.targets]:
-        raise InvalidInput(
-            f"{archive} has no host bundle for {', '.join(missing)}, which {place} needs", resolution="export the release again, or correct `workers.systems`"
-        )
-    for pin in found.stand_ins:
-        steps.say(f"STAND-IN: something else takes the place of {pin}")
     return found
 
 
@@ -164,21 +148,31 @@ def check_machine() -> None:
         require_free_space(place, MIN_DISK_GIB, what="the lab with a release")
 
 
-def create_cluster(session: Session, inventory: Inventory, release: str, name: str, workers: int, steps: Steps | None = None) -> dict[str, Any]:
-    """Ask for it unless it is there, and show its fourteen steps until it is ready."""
+def create_cluster(session: Session, group: str, release: str, name: str, workers: int, steps: Steps | None = None) -> dict[str, Any]:
+    """Ask for it unless it is there, and show its fourteen steps until it is ready.
+
+    Raises:
+        Conflict: there is one with this name, of another release.
+    """
     try:
-        session.get(f"/clusters/{name}")
+        there = session.get(f"/clusters/{name}")
     except NotFound:
         body = {
             "name": name,
             "version": release,
             "cni": "cilium",
-            "hostGroup": inventory.group.name,
+            "hostGroup": group,
             "workers": workers,
-            "podCIDR": inventory.network.workload_pods,
-            "serviceCIDR": inventory.network.workload_services,
+            "podCIDR": lab.PODS,
+            "serviceCIDR": lab.SERVICES,
         }
         session.call("POST", "/clusters", body=body)
+    else:
+        if there["version"] != release:
+            raise Conflict(
+                f"there is a cluster {name} of {there['version']}, and {release} was asked for",
+                resolution=f"give the other one its own name (--name), or delete this one: ckp cluster delete {name} --wait",
+            )
     return wait_until_ready(session, name, READY_TIMEOUT, steps)
 
 
@@ -211,12 +205,14 @@ def show_summary(row: dict[str, Any], kubeconfig: Path, steps: Steps, name: str,
 
   kubeconfig   {kubeconfig}
   Compass      https://{compass}  (REST below /api/v1; this machine's ckp is logged in)
+  site         {lab.state() / lab.FILE}
 
 Try next:
   export KUBECONFIG={kubeconfig}
   kubectl get nodes -o wide
   ./ckp cluster describe {name}
   ./ckp host list -o wide
+  ./ckp site status -f {lab.state() / lab.FILE}
   ./ckp cluster delete {name} --wait
   make down"""
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,21 +29,22 @@ from ckp.kits.steps import Steps
 
 @dataclass(frozen=True)
 class Place:
-    """The registry that test images are pushed to, and by which address the cluster's nodes pull from it."""
+    """The registry that test images are pushed to, and by which address the cluster's nodes pull from it.
+
+    Args:
+        endpoints: `address:port` of each of the processes that serve it and have content of their own.
+    """
 
     address: str
-    endpoint: str
+    endpoints: tuple[str, ...]
     ca: Path | None
     credentials: Path | None
 
     @contextmanager
-    def open(self) -> Iterator[Registry]:
-        """A client for pushing."""
-        client = Registry(self.endpoint, self.ca, credentials=self.credentials)
-        try:
-            yield client
-        finally:
-            client.close()
+    def open(self) -> Iterator[list[Registry]]:
+        """A client for pushing to each endpoint."""
+        with ExitStack() as stack:
+            yield [stack.enter_context(closing(Registry(each, self.ca, credentials=self.credentials))) for each in self.endpoints]
 
 
 def tests_of(programs: Programs, suite: str, say: Callable[[str], None]) -> list[Test]:
@@ -129,8 +130,9 @@ def begin(cluster: Cluster, request: Request, output: Path, say: Callable[[str],
 def provide_images(catalog: Catalog, release: Release, programs: Programs, place: Place, access: Path, looked: Looked, scratch: Path, steps: Steps) -> Target:
     """Make the test images, push them, and tell the tests where they are."""
     images = make_images(catalog.conformance(release.name), release, programs.built, steps.say, catalog)
-    with place.open() as registry:
-        push_images(images, registry, steps.say, SigningKey.ensure(paths.keys(), user_id=OWNER), identity=place.address)
+    with place.open() as registries:
+        for registry in registries:
+            push_images(images, registry, steps.say, SigningKey.ensure(paths.keys(), user_id=OWNER), identity=place.address)
     file = scratch / "repositories.yaml"
     atomic_write(file, "".join(f"{key}: {value}\n" for key, value in repositories(place.address).items()))
     return Target(access, file, looked.node_os)

@@ -338,7 +338,7 @@ def identity_files(network: LabNetwork, record: HostRecord) -> dict[str, str]:
     return {
         "etc/machine-id": f"{record.machine_id}\n",
         "etc/hostname": f"{record.name}\n",
-        "etc/hosts": f"127.0.0.1 localhost\n::1 localhost\n{record.address} {record.name}\n{network.gateway} registry.ckp.lab\n",
+        "etc/hosts": f"127.0.0.1 localhost\n::1 localhost\n{record.address} {record.name}\n{network.registry_address} registry.ckp.lab\n",
         # The lab's nameserver refuses every query at once: outside names can't be resolved from a lab.
         "etc/resolv.conf": f"nameserver {network.gateway}\n",
         # Sorts before 80-container-host0.network, which would ask for DHCP.

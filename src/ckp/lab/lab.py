@@ -94,7 +94,11 @@ class Lab:
 
     def ssh_settings(self, name: str) -> LabSsh:
         """How a host is reached by SSH: as root, by the lab's own key. Raises NotFound."""
-        return LabSsh(self.host(name).address, "root", 22, self._ssh.key, self._ssh.known_hosts)
+        return self.ssh_way(self.host(name).address)
+
+    def ssh_way(self, address: str) -> LabSsh:
+        """How a host with this address is reached by SSH once there is one."""
+        return LabSsh(address, "root", 22, self._ssh.key, self._ssh.known_hosts)
 
     def down(self) -> None:
         """Stop and remove everything that a lab with this root and bridge may have left: hosts, nameserver, bridge, cgroups, mounts and firewall rules.

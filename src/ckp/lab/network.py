@@ -29,11 +29,16 @@ class HostSpec:
 
 @dataclass(frozen=True)
 class LabNetwork:
-    """A bridge and its IPv4 subnet. Two labs on one machine must differ in both."""
+    """A bridge and its IPv4 subnet. Two labs on one machine must differ in both.
+
+    Args:
+        registry: the address that new hosts find registry.ckp.lab at; "": that of the first management host.
+    """
 
     bridge: str = "ckp0"
     gateway: str = "10.88.0.1"
     prefix: int = 24
+    registry: str = ""
 
     @property
     def subnet(self) -> ipaddress.IPv4Network:
@@ -45,9 +50,21 @@ class LabNetwork:
         """First and last address of the range that is reserved for Services of type LoadBalancer."""
         return str(self.subnet[100]), str(self.subnet[199])
 
-    def management(self) -> HostSpec:
-        """The host of the management cluster."""
-        return HostSpec("management", str(self.subnet[10]))
+    @property
+    def virtual_address(self) -> str:
+        """The address that several management hosts share."""
+        return str(self.subnet[9])
+
+    @property
+    def registry_address(self) -> str:
+        """The address that new hosts find registry.ckp.lab at."""
+        return self.registry or self.management().address
+
+    def management(self, number: int = 1) -> HostSpec:
+        """Host `number` of the management cluster, from 1 to 9."""
+        if not 1 <= number <= 9:
+            raise InvalidInput(f"a lab has management hosts 1 to 9, not {number}")
+        return HostSpec("management" if number == 1 else f"management-{number}", str(self.subnet[9 + number]))
 
     def worker(self, number: int) -> HostSpec:
         """Worker host `number`, from 1 to 79 (its last address is the one before the load balancers')."""
@@ -55,9 +72,9 @@ class LabNetwork:
             raise InvalidInput(f"a lab has workers 1 to 79, not {number}")
         return HostSpec(f"worker-{number}", str(self.subnet[20 + number]))
 
-    def hosts(self, workers: int) -> list[HostSpec]:
-        """The management host and `workers` worker hosts."""
-        return [self.management(), *(self.worker(number) for number in range(1, workers + 1))]
+    def hosts(self, workers: int, management: int = 1) -> list[HostSpec]:
+        """The management hosts, then `workers` worker hosts."""
+        return [*map(self.management, range(1, management + 1)), *map(self.worker, range(1, workers + 1))]
 
     def check(self, spec: HostSpec) -> None:
         """Raise InvalidInput if the host's name or address is not allowed on this network."""

@@ -29,7 +29,12 @@ GROUP = HostGroup("default", "Workers of this site")
 
 def state_folder(spec: SiteSpec) -> Path:
     """What this machine keeps of the site."""
-    return paths.state() / "sites" / spec.metadata.name
+    return state_of(spec.metadata.name)
+
+
+def state_of(name: str) -> Path:
+    """What this machine keeps of the site with this name."""
+    return paths.state() / "sites" / name
 
 
 def require_applicable(spec: SiteSpec) -> None:

@@ -141,8 +141,6 @@ class SiteNetwork:
         api_names: further names and addresses in the certificate of the management API.
         management_pods: of the management cluster.
         management_services: of the management cluster.
-        workload_pods: of the workload cluster that `ckp up` makes; empty where none is made.
-        workload_services: of the workload cluster that `ckp up` makes; empty where none is made.
 
     Raises:
         InvalidInput: a value is not an address or network, lies outside of what it must be in, or overlaps another.
@@ -154,16 +152,13 @@ class SiteNetwork:
     hub: str
     management_pods: str
     management_services: str
-    workload_pods: str = ""
-    workload_services: str = ""
     compass_names: tuple[str, ...] = ()
     hub_names: tuple[str, ...] = ()
     virtual_address: str = ""
     api_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        given = {**self.reserved, "workload pods": self.workload_pods, "workload services": self.workload_services}
-        networks = {what: _network(what, cidr) for what, cidr in given.items() if cidr or what in self.reserved}
+        networks = {what: _network(what, cidr) for what, cidr in self.reserved.items()}
         lowest, highest = (_address("load balancer", item) for item in self.load_balancers)
         compass, hub = _address("Compass", self.compass), _address("hub", self.hub)
         findings = chain(

@@ -13,9 +13,8 @@ from click.testing import CliRunner, Result
 
 from ckp.cli.conformance import conformance, place_of, processes_here, reach
 from ckp.clients.compass import Config, Session, write_config
-from ckp.kits import paths
 from ckp.kits.errors import CkpError, InvalidInput, NotFound
-from ckp.site.lab import REGISTRY
+from ckp.site import lab
 
 CONFIG = Config("https://compass.example", "t" * 20)
 REQUIRED = {
@@ -73,16 +72,21 @@ def test_any_cluster_is_taken_by_its_kubeconfig(tmp_path: Path) -> None:
         reach(no_session, "demo", Path("admin.conf"), tmp_path)
 
 
-def test_images_go_to_the_labs_registry_unless_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_images_go_to_the_labs_registry_unless_one_is_named(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CKP_STATE", str(tmp_path))
     with pytest.raises(NotFound) as missing:
         place_of("", None, None)
     assert "--registry HOST:PORT" in missing.value.resolution
     named = place_of("registry.example:443", Path("/ca"), Path("/credentials"))
-    assert (named.address, named.endpoint, named.ca, named.credentials) == ("registry.example:443", "registry.example:443", Path("/ca"), Path("/credentials"))
-    (paths.state() / "registry").mkdir()
-    (paths.state() / "registry" / "ca.pem").write_text("ca")
-    assert (place_of("", None, None).address, place_of("", None, None).endpoint) == (REGISTRY.address, REGISTRY.endpoint)
+    assert (named.address, named.endpoints) == ("registry.example:443", ("registry.example:443",))
+    assert (named.ca, named.credentials) == (Path("/ca"), Path("/credentials"))
+    lab.write(lab.LabHosts(2, lab.lab_of(count), count), ["v1.35.1"])
+    lab.registry_files().mkdir()
+    (lab.registry_files() / "ca.pem").write_text("ca")
+    found = place_of("", None, None)
+    assert (found.address, found.endpoints) == ("registry.ckp.lab:5000", tuple(f"10.88.0.{10 + number}:5001" for number in range(count)))
+    assert found.credentials == lab.registry_files() / "credentials.json"
 
 
 def test_at_least_two_tests_run_side_by_side_by_default() -> None:

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from ckp.catalog.load import Catalog
 from ckp.catalog.models import BundleTarget, Release
-from ckp.cli import site_changes, site_releases
+from ckp.cli import deliverables, site_changes, site_releases
 from ckp.cli.site import site
 from ckp.clients.oci.registry import Registry
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound, TimedOut
@@ -108,8 +108,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     made = Bench(World(ManagementHost(tmp_path / "host"), tmp_path / "state"), file)
     monkeypatch.setattr(described, "reached", made.reached)
     monkeypatch.setattr(site_releases, "registries_of", made.registries)
-    for module in (site_changes, site_releases):
-        monkeypatch.setattr(module, "make_release", made.make)
+    monkeypatch.setattr(deliverables, "make_release", made.make)
     return made
 
 
@@ -351,7 +350,7 @@ def test_releases_come_from_files_and_the_others_are_built(applying: Bench, monk
     def verified(archive: Path, *_: object) -> SimpleNamespace:
         return SimpleNamespace(release=Catalog().release(held[archive.name]))
 
-    monkeypatch.setattr(site_changes, "verified_release", verified)
+    monkeypatch.setattr(deliverables, "verified_release", verified)
     for name in held:
         (tmp_path / name).write_bytes(b"a release")
 
@@ -451,7 +450,7 @@ def test_a_cluster_that_is_made_while_its_release_is_being_applied_away_stops_th
         whole.host.create_cluster("late", OLD)  # builds take their time
         return whole.make(*arguments)
 
-    monkeypatch.setattr(site_changes, "make_release", make)
+    monkeypatch.setattr(deliverables, "make_release", make)
     with pytest.raises(Conflict, match=f"{OLD} is used by 1 cluster, and nothing was changed"):
         whole.run("apply")
     assert whole.host.offered == [OLD, NEW] and content_of(OLD, NEW) <= whole.world.there()

@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
 
 import click
 import httpx
@@ -18,18 +17,18 @@ import pytest
 from click.testing import CliRunner
 
 from ckp.catalog.load import Catalog
-from ckp.cli import down, up
+from ckp.cli import deliverables, down, up
 from ckp.cli import main as main_module
-from ckp.cli.distribution.release import default_release
-from ckp.clients.compass import Config, Session
-from ckp.distribution.carry.airgap import ImportedRelease
-from ckp.kits.errors import CkpError
+from ckp.clients.compass import Session
+from ckp.kits.errors import CkpError, Conflict
 from ckp.kits.steps import Steps
+from ckp.lab.lab import Lab
 from ckp.rules.lifecycle import STEPS
+from ckp.site import lab
 from ckp.site.enrol import Enrolment
-from ckp.site.install import Site
-from ckp.site.inventory import Inventory
 from ckp.site.lab import LabHosts
+from ckp.site.spec.read import read_site
+from tests.worlds.applied_site import RELEASE, AppliedSite
 
 
 @pytest.mark.parametrize("command", [up.up, down.down], ids=["up", "down"])
@@ -85,107 +84,103 @@ def test_the_summary_lists_the_fourteen_steps_in_order_under_their_phases(capsys
     ]
 
 
-@pytest.mark.parametrize("archived", [False, True])
-def test_its_steps_are_called_as_the_plan_has_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, archived: bool) -> None:
-    """What the plan names otherwise than the step would change its name as it begins, and never know how long it took last time."""
-    monkeypatch.setenv("CKP_STATE", str(tmp_path / "state"))
-    monkeypatch.setenv("CKP_CACHE", str(tmp_path / "cache"))
-    for name in (
-        "Distribution",
-        "LabHosts",
-        "publish",
-        "Site",
-        "Enrolment",
-        "Session",
-        "read_config",
-        "create_cluster",
-        "save_kubeconfig",
-        "show_summary",
-        "check_machine",
-    ):
-        monkeypatch.setattr(up, name, MagicMock(name=name))
-    inventory = MagicMock()
-    monkeypatch.setattr(up, "lab_inventory", lambda _: inventory)
-    monkeypatch.setattr(
-        ImportedRelease,
-        "read",
-        lambda *_: SimpleNamespace(registry_name=inventory.registry.address, base=None, stand_ins=[], release=SimpleNamespace(name="v1.35.1")),
-    )
-    monkeypatch.setattr(up, "trusted_keys", lambda _: tmp_path)
-    archive = tmp_path / "release.ckp"
-    archive.write_text("")
-    arguments = ["--from", str(archive)] if archived else []
-    done = CliRunner().invoke(up.up, [*arguments, "--workers", "3"], catch_exceptions=False)
-    release: Any = Catalog().release(default_release())
-    wanted = up.titles(release, archive if archived else None, 3, up.CLUSTER)
-    assert re.findall(rf"^\[ ?\d+/{len(wanted)}\] (.*): done, ", done.stdout, flags=re.M) == wanted
+class World(AppliedSite):
+    """A lab of simulated hosts, in which the site is applied whole; what comes after it, in Compass, is noted."""
 
-
-class Recorder:
-    """Takes the place of everything that `ckp up` calls, and notes the calls."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(root, monkeypatch, "management", "10.88.0.10")
+        self.file = lab.state() / lab.FILE
         self.calls: list[tuple[Any, ...]] = []
-        release = SimpleNamespace(name="v1.35.1", stamp="v1.35.1-ckp")
-        self.dist = SimpleNamespace(
-            release=release,
-            build=lambda _steps: self.note("build"),
-            pack=lambda formats: self.note("pack", *formats),
-            make_images=lambda: self.note("images"),
-            make_bundles=lambda registry, targets: self.note("bundles", registry, *(target.os for target in targets)),
-        )
-        monkeypatch.setattr(up, "check_machine", lambda: self.note("check"))
-        monkeypatch.setattr(up, "Distribution", lambda *_: self.dist)
-        monkeypatch.setattr(LabHosts, "boot", lambda hosts, _say: self.note("boot", hosts.count))
-        monkeypatch.setattr(up, "publish", self.publish)
-        for name in ("install_standalone", "deploy_management"):
-            monkeypatch.setattr(Site, name, lambda _site, published, name=name: self.note(name, published))
-        monkeypatch.setattr(Site, "log_in", lambda site: self.note("log in", site.inventory.network.compass))
-        monkeypatch.setattr(up, "read_config", lambda: Config(server="https://compass.test", token="t", domain="d", project="p"))
+        self.version = ""
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+        monkeypatch.setattr(up, "check_machine", lambda: None)
+        monkeypatch.setattr(up, "kubeconfig_path", lambda name: root / name)
+        monkeypatch.setattr(up, "verified_release", lambda archive, _keyring, _registry, systems, *_: self.made(archive.stem, systems))
+        monkeypatch.setattr(LabHosts, "boot", lambda hosts, _say: self.calls.append(("boot", *(spec.name for spec in hosts.specs))))
         monkeypatch.setattr(up, "Session", lambda config: Session(config, transport=httpx.MockTransport(self.answer)))
-        monkeypatch.setattr(Enrolment, "run", lambda enrolment: self.note("enrol", len(enrolment.site.inventory.network.reserved)))
-        monkeypatch.setattr(
-            up, "wait_until_ready", lambda _session, name, _timeout, _steps: {"version": "v1.35.1", "machines": [{}], "steps": [], "name": name}
-        )
-
-    def publish(self, dist: Any, inventory: Inventory, _say: object) -> str:
-        self.note("publish", dist.release.name, inventory.registry.address)
-        return "published"
-
-    def note(self, *call: Any) -> None:
-        self.calls.append(call)
+        monkeypatch.setattr(Enrolment, "run", lambda enrolment: self.calls.append(("enrol", *(host.name for host in enrolment.site.worker_hosts))))
+        monkeypatch.setattr(up, "wait_until_ready", lambda *_: {"version": RELEASE, "machines": [{}], "steps": []})
 
     def answer(self, request: httpx.Request) -> httpx.Response:
         if request.method == "POST":
-            self.note("create", json.loads(request.content))
+            body = json.loads(request.content)
+            self.calls.append(("create", body))
+            self.version = body["version"]
             return httpx.Response(202, json={})
         if request.url.path.endswith("/kubeconfig"):
             return httpx.Response(200, text="kubeconfig")
+        if self.version:
+            return httpx.Response(200, json={"version": self.version})
         return httpx.Response(404, json={"error": {"message": "no such cluster"}})
 
+    def up(self, *arguments: str) -> str:
+        done = CliRunner().invoke(up.up, arguments, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
 
-def test_the_main_path_is_eleven_steps_in_order_at_the_lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CKP_STATE", str(tmp_path / "state"))
-    monkeypatch.setenv("CKP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(up, "kubeconfig_path", lambda name: tmp_path / name)
-    world = Recorder(monkeypatch)
-    answer = CliRunner().invoke(up.up, ["--workers", "3", "--name", "first"])
-    assert answer.exit_code == 0, answer.output
-    body = {"name": "first", "version": "v1.35.1", "cni": "cilium", "hostGroup": "lab", "workers": 3, "podCIDR": "10.42.0.0/16", "serviceCIDR": "10.43.0.0/16"}
-    assert world.calls == [
-        ("check",),
-        ("build",),
-        ("pack", "deb"),
-        ("images",),
-        ("bundles", "registry.ckp.lab:5000", "debian"),
-        ("boot", 3),
-        ("publish", "v1.35.1", "registry.ckp.lab:5000"),
-        ("install_standalone", "published"),
-        ("deploy_management", "published"),
-        ("log in", "10.88.0.100"),
-        ("enrol", 3),
-        ("create", body),
-    ]
-    done = re.findall(r"^\[ ?(\d+)/11\] .*: done", answer.output, re.MULTILINE)
-    assert done == [str(number) for number in range(1, 12)]
-    assert "https://10.88.0.100" in answer.output and (tmp_path / "first").read_text() == "kubeconfig"
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_its_steps_are_called_as_the_plan_has_them(world: World, archived: bool) -> None:
+    """What the plan names otherwise than the step would change its name as it begins, and never know how long it took last time."""
+    arguments = world.taking([RELEASE]) if archived else []
+    output = world.up(*arguments, "--workers", "3")
+    hosts = LabHosts(3)
+    wanted = up.titles(Catalog(), Catalog().release(RELEASE), [RELEASE], Path(arguments[1]) if archived else None, hosts, up.CLUSTER)
+    if not archived:  # the world's releases are not built step by step
+        wanted = [title for title in wanted if title not in deliverables.made_titles(Catalog().release(RELEASE))]
+    assert re.findall(r"^\[ ?\d+/\d+\] (.*): done, ", output, flags=re.M) == wanted
+
+
+def test_the_main_path_is_a_site_applied_between_hosts_that_are_made_and_a_cluster(world: World, tmp_path: Path) -> None:
+    output = world.up("--workers", "3", "--name", "first")
+    body = {"name": "first", "version": RELEASE, "cni": "cilium", "hostGroup": "lab", "workers": 3, "podCIDR": "10.42.0.0/16", "serviceCIDR": "10.43.0.0/16"}
+    workers = ("worker-1", "worker-2", "worker-3")
+    assert world.calls == [("boot", "management", *workers), ("enrol", *workers), ("create", body)]
+    assert world.groups == {"lab": "The lab's workers"}
+    assert "https://10.88.0.100" in output and (tmp_path / "first").read_text() == "kubeconfig"
+    spec = read_site(world.file)
+    assert (spec.releases, [str(host.address) for host in spec.management.hosts or ()]) == ((RELEASE,), ["10.88.0.10"])
+    [way] = [host.connection for host in spec.management.hosts or ()]
+    assert way is not None and (way.host, way.user) == ("10.88.0.10", "root")
+    planned = world.run("plan", "--profile", "lab", "-o", "json")
+    assert {item["action"] for item in json.loads(planned.stdout)["items"]} == {"none"} and planned.exit_code == 0, "its file describes what is there"
+
+
+def test_a_second_run_changes_nothing_and_makes_no_second_cluster(world: World) -> None:
+    world.up()
+    before = world.everything()
+    world.calls.clear()
+    assert "management is a cluster already" in world.up()
+    assert world.everything() == before and [call[0] for call in world.calls] == ["boot", "enrol"]
+
+
+def test_a_cluster_of_another_release_is_not_taken_for_the_one_that_was_asked_for(world: World) -> None:
+    world.up()
+    with pytest.raises(Conflict, match=r"there is a cluster demo of v1\.35\.1, and v1\.34\.3 was asked for") as refused:
+        world.up("--release", "v1.34.3")
+    assert "--name" in refused.value.resolution
+    assert read_site(world.file).releases == (RELEASE, "v1.34.3"), "both are offered side by side"
+
+
+def test_three_management_hosts_share_an_address(world: World) -> None:
+    for number in (2, 3):
+        world.add(f"management-{number}", f"10.88.0.{9 + number}")
+    world.up("--management", "3", "--workers", "1")
+    assert world.calls[0] == ("boot", "management", "management-2", "management-3", "worker-1")
+    spec = read_site(world.file)
+    assert str(spec.addresses.api.virtual_address) == "10.88.0.9" == lab.lab_of(3).network.registry_address
+    assert [name for name, host in world.hosts.items() if host.tokens] == ["management-2", "management-3"], "they have joined"
+
+
+def test_a_lab_keeps_the_number_of_its_management_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = [SimpleNamespace(name=name) for name in ("management", "worker-1")]
+    monkeypatch.setattr(Lab, "ensure_base", lambda *_: None)
+    monkeypatch.setattr(Lab, "hosts", lambda _lab: there)
+    with pytest.raises(Conflict, match="the lab has 1 management hosts, not 3") as refused:
+        LabHosts(2, lab.lab_of(3), 3).boot(lambda _line: None)
+    assert "ckp down" in refused.value.resolution

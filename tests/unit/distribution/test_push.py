@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -28,8 +29,10 @@ from ckp.distribution.images.make import Image
 from ckp.distribution.release import Distribution
 from ckp.kits.errors import Conflict
 from ckp.site import publish as site_publish
-from ckp.site.lab import LabHosts, inventory
+from ckp.site.inventory import SiteRegistry
+from ckp.site.lab import LabHosts
 from tests.simulators.registry import RegistrySimulator
+from tests.support.lab_sites import inventory_of
 from tests.support.spoilt_packages import tar_of
 
 ADDRESS = "registry.test:5000"
@@ -207,7 +210,8 @@ def test_make_up_replaces_what_an_earlier_build_left_and_publish_only_if_told(wo
     asked = Asked()
     server = SimpleNamespace(ensure=lambda _say: world.client, endpoint=ADDRESS, credentials=None, ca=None, address=ADDRESS)
     monkeypatch.setattr(site_publish, "registry_server", lambda *_: server)
-    site_publish.publish(cast(Distribution, asked), inventory(LabHosts(1)), world.said.append)
+    place = replace(inventory_of(LabHosts(1)), registry=SiteRegistry("registry.example", "192.0.2.1"))
+    site_publish.publish(cast(Distribution, asked), place, world.said.append)
     assert asked.replace == [True]
     monkeypatch.setattr(dist_module, "Registry", world.open)
     monkeypatch.setattr(dist_module, "made", lambda *_: asked)

@@ -144,7 +144,7 @@ def test_identity_files_say_who_the_host_is_and_where_the_registry_is() -> None:
     files = identity_files(NETWORK, RECORD)
     assert files["etc/machine-id"] == RECORD.machine_id + "\n"
     assert "10.88.0.21 worker-1\n" in files["etc/hosts"]
-    assert "10.88.0.1 registry.ckp.lab\n" in files["etc/hosts"]
+    assert "10.88.0.10 registry.ckp.lab\n" in files["etc/hosts"]
     assert "Address=10.88.0.21/24\nGateway=10.88.0.1\n" in files["etc/systemd/network/10-host0.network"]
 
 

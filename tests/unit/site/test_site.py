@@ -32,6 +32,7 @@ from ckp.site.inventory import HostGroup, Inventory, SiteNetwork, SiteRegistry
 from ckp.site.publish import Published, releases_config
 from ckp.site.registry import HostedRegistry
 from tests.support.checkout import REPO
+from tests.support.lab_sites import inventory_of
 
 NETWORK = SiteNetwork(
     hosts="192.0.2.0/24",
@@ -40,8 +41,6 @@ NETWORK = SiteNetwork(
     hub="192.0.2.202",
     management_pods="10.1.0.0/16",
     management_services="10.2.0.0/16",
-    workload_pods="10.3.0.0/16",
-    workload_services="10.4.0.0/16",
 )
 DIGEST = "sha256:" + "a" * 64
 
@@ -142,18 +141,17 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def test_the_lab_has_the_addresses_that_it_always_had() -> None:
-    inventory = lab_site.inventory(lab_site.LabHosts(2))
+    inventory = inventory_of(lab_site.LabHosts(2))
     network = inventory.network
     assert (network.compass, network.hub, network.load_balancers) == ("10.88.0.100", "10.88.0.101", ("10.88.0.100", "10.88.0.199"))
     assert network.reserved == {"hosts": "10.88.0.0/24", "management pods": "10.244.0.0/16", "management services": "10.96.0.0/16"}
-    assert (network.workload_pods, network.workload_services) == ("10.42.0.0/16", "10.43.0.0/16")
-    assert (inventory.registry.address, inventory.registry.endpoint) == ("registry.ckp.lab:5000", "10.88.0.1:5000")
+    assert (inventory.registry.address, inventory.registry.endpoint) == ("registry.ckp.lab:5000", "10.88.0.10:5000")
     assert (inventory.os.os, inventory.os.os_version, inventory.group.name) == ("debian", "12", "lab")
 
 
 def test_a_lab_on_another_network_has_other_addresses(tmp_path: Path) -> None:
     network = LabNetwork(bridge="ckp1", gateway="10.99.0.1")
-    inventory = lab_site.inventory(lab_site.LabHosts(1, Lab(tmp_path, network)))
+    inventory = inventory_of(lab_site.LabHosts(1, Lab(tmp_path, network)))
     assert (inventory.network.compass, inventory.network.hosts) == ("10.99.0.100", "10.99.0.0/24")
 
 
@@ -162,9 +160,9 @@ def test_a_lab_on_another_network_has_other_addresses(tmp_path: Path) -> None:
     [
         ({"hosts": "192.0.2.0"}, "range 192.0.2.200 to 192.0.2.220 is not in the hosts' network 192.0.2.0/32"),
         ({"hosts": "192.0.2.7/24"}, "network for hosts is not an IPv4 network"),
-        ({"workload_pods": "10.x"}, "network for workload pods is not an IPv4 network"),
-        ({"workload_pods": "10.1.128.0/17"}, "overlap: management pods 10.1.0.0/16 and workload pods 10.1.128.0/17"),
-        ({"workload_services": "192.0.0.0/16"}, "overlap: hosts 192.0.2.0/24 and workload services"),
+        ({"management_pods": "10.x"}, "network for management pods is not an IPv4 network"),
+        ({"management_pods": "10.2.128.0/17"}, "overlap: management pods 10.2.128.0/17 and management services 10.2.0.0/16"),
+        ({"management_services": "192.0.0.0/16"}, "overlap: hosts 192.0.2.0/24 and management services"),
         ({"load_balancers": ("192.0.2.220", "192.0.2.200")}, "range 192.0.2.220 to 192.0.2.200 ends before it begins"),
         ({"load_balancers": ("192.0.3.1", "192.0.3.9")}, "is not in the hosts' network 192.0.2.0/24"),
         ({"hub": "192.0.2.201"}, "same address 192.0.2.201"),

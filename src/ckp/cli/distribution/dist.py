@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ckp.catalog.load import Catalog, Profile
+from ckp.cli.deliverables import reading
 from ckp.cli.distribution.release import PROFILE_OPTION, default_release
 from ckp.cli.distribution.repository import repository_options
 from ckp.cli.trust import trusted_keys
@@ -22,7 +23,7 @@ from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
 from ckp.kits.steps import Steps
 from ckp.lab import base
-from ckp.site.lab import REGISTRY
+from ckp.site.lab import REGISTRY_ADDRESS
 
 AGENT_COMPONENT = "agent"
 MADE = ("Building components from source", "Packing and signing", "Making images", "Making bundles")
@@ -36,7 +37,7 @@ KEYRING_OPTION = click.option(
 )
 NAME_OPTION = click.option(
     "--registry-name",
-    default=REGISTRY.address,
+    default=REGISTRY_ADDRESS,
     show_default=True,
     help="host:port of the registry that hosts pull from; it is written into the signed bundles.",
 )
@@ -134,13 +135,12 @@ def dist_publish(
     """
     if not registry and not repositories:
         raise InvalidInput("no target to publish to is given", resolution="give --registry, --repositories, or both")
-    reading = f"Reading and verifying {archive.name if archive else ''}"
     filling, pushing = f"Filling the package repositories in {repositories}", f"Pushing images and bundles to {registry}"
-    titles = [*([reading] if archive else MADE), *([filling] if repositories else []), *([pushing] if registry else [])]
+    titles = [*([reading(archive)] if archive else MADE), *([filling] if repositories else []), *([pushing] if registry else [])]
     with planned("dist publish", titles) as steps:
         release: Distribution | ImportedRelease
         if archive:
-            with steps.step(reading):
+            with steps.step(reading(archive)):
                 release = ImportedRelease.read(archive, trusted_keys(keyring), steps.say)
         else:
             release = made(name, profile, registry_name, steps)
@@ -202,8 +202,7 @@ def dist_export(name: str, file: Path, profile: Profile, registry_name: str, lab
 @KEYRING_OPTION
 def dist_import(file: Path, keyring: Path | None) -> None:
     """Verify FILE and unpack it into the cache, for `ckp up --from` and `ckp dist publish --from`."""
-    reading = f"Reading and verifying {file.name}"
-    with planned("dist import", [reading]) as steps, steps.step(reading):
+    with planned("dist import", [reading(file)]) as steps, steps.step(reading(file)):
         found = ImportedRelease.read(file, trusted_keys(keyring), steps.say)
     click.echo(f"\n{found.release.stamp} in {found.folder}\n  package repositories  {found.repositories}")
     click.echo(f"  next                  ckp up --from {file}, or ckp dist publish --from {file} --registry HOST:PORT")

@@ -1,0 +1,143 @@
+"""Releases that a command works with: built on this machine, or read from files of `ckp dist export`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckp.catalog.load import Catalog, Profile
+from ckp.catalog.models import BundleTarget, Release
+from ckp.cli.trust import trusted_keys
+from ckp.clients.signing.openpgp import KEYRING
+from ckp.distribution.carry.airgap import ImportedRelease
+from ckp.distribution.release import Deliverable, Distribution
+from ckp.kits import paths
+from ckp.kits.errors import InvalidInput
+from ckp.kits.steps import Steps
+from ckp.site.inventory import Inventory
+from ckp.site.plan.wanted import sources
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where a site's releases come from.
+
+    Args:
+        profile: what is built here is of it.
+        archives: files of `ckp dist export`; releases that none of them holds are built.
+        keyring: trusted keys for the files; None: this machine's own.
+        read: releases that were read and verified from files already.
+    """
+
+    profile: Profile = "release"
+    archives: Sequence[Path] = ()
+    keyring: Path | None = None
+    read: Sequence[ImportedRelease] = ()
+
+    def builds(self, wanted: Sequence[Release]) -> bool:
+        """Whether something is built: more releases are wanted than files are there."""
+        return len(self.archives) + len(self.read) < len(wanted)
+
+    def titles(self, wanted: Sequence[Release]) -> list[str]:
+        """The steps of `take`, as far as they are known before the files are read."""
+        there = {found.release.name for found in self.read}
+        built = [release for release in wanted if release.name not in there][len(self.archives) :]
+        return [*map(reading, self.archives), *(title for release in built for title in made_titles(release))]
+
+    def take(
+        self, catalog: Catalog, wanted: Sequence[Release], inventory: Inventory, offered: Sequence[str], steps: Steps
+    ) -> tuple[dict[str, Deliverable], dict[str, str]]:
+        """All of the site's releases by name; and of what those were made that were built here (ckp.site.plan.wanted.remember).
+
+        Args:
+            wanted: all of them.
+            offered: names that releases from files may have, each once.
+
+        Raises:
+            InvalidInput, VerificationFailed: as `take_releases`.
+            CkpError: a build failed.
+        """
+        made_of = sources(catalog, wanted, self.profile, inventory)  # as it is before the build: what is changed meanwhile counts as other sources
+        dists: dict[str, Deliverable] = {found.release.name: found for found in self.read}
+        dists |= take_releases(self.archives, self.keyring, inventory, offered, steps, there=list(dists))
+        built = [release for release in wanted if release.name not in dists]
+        for release in built:
+            dists[release.name] = make_release(catalog, release, inventory, steps, self.profile)
+        return dists, {release.name: made_of[release.name] for release in built if release.name in made_of}
+
+
+def reading(archive: Path) -> str:
+    """The step that reads a release from a file."""
+    return f"Reading and verifying {archive.name}"
+
+
+def made_titles(release: Release) -> list[str]:
+    """The steps of `make_release`."""
+    return [f"Building {release.stamp} from source", "Packing and signing packages", "Making images"]
+
+
+def make_release(catalog: Catalog, release: Release, inventory: Inventory, steps: Steps, profile: Profile) -> Distribution:
+    """Source to signed packages, images and the bundle for the site's hosts."""
+    dist = Distribution(catalog, release, profile, steps.say)
+    building, packing, imaging = made_titles(release)
+    with steps.step(building):
+        dist.build(steps)
+    with steps.step(packing):
+        dist.pack(sorted({system.format for system in inventory.systems}))
+    with steps.step(imaging):
+        dist.make_images()
+        dist.make_bundles(inventory.registry.address, inventory.systems)
+    return dist
+
+
+def verified_release(archive: Path, keyring: Path | None, registry: str, systems: Sequence[BundleTarget], place: str, steps: Steps) -> ImportedRelease:
+    """A release from a file, made for the registry and the systems of `place`. Stand-ins in it are said.
+
+    Args:
+        registry: `host:port` as bundles name it.
+
+    Raises:
+        InvalidInput: it was made for another registry, or lacks the bundle for a system.
+        VerificationFailed: see ImportedRelease.read.
+    """
+    found = ImportedRelease.read(archive, trusted_keys(keyring), steps.say)
+    if found.registry_name != registry:
+        raise InvalidInput(
+            f"the bundles in {archive} name the registry {found.registry_name}, and {place}'s is {registry}",
+            resolution=f"export it for {place}: ckp dist export --registry-name {registry}",
+        )
+    if missing := [system.system for system in systems if system not in found.targets]:
+        raise InvalidInput(
+            f"{archive} has no host bundle for {', '.join(missing)}, which {place} needs", resolution="export the release again, or correct `workers.systems`"
+        )
+    for pin in found.stand_ins:
+        steps.say(f"STAND-IN: something else takes the place of {pin}")
+    return found
+
+
+def take_releases(
+    archives: Sequence[Path], keyring: Path | None, inventory: Inventory, offered: Sequence[str], steps: Steps, *, there: Sequence[str] = ()
+) -> dict[str, ImportedRelease]:
+    """Releases from files, by name.
+
+    Args:
+        offered: names that they may have, each once.
+        there: names of releases that were read already.
+
+    Raises:
+        InvalidInput: one is another release, two are the same, or as of `verified_release`.
+        VerificationFailed: as of `verified_release`.
+    """
+    taken: dict[str, ImportedRelease] = {}
+    for archive in archives:
+        with steps.step(reading(archive)):
+            with inventory.settings.trusted(keyring or paths.keys() / KEYRING) as trusted:
+                found = verified_release(archive, trusted, inventory.registry.address, inventory.systems, "the site", steps)
+            name = found.release.name
+            if name not in offered:
+                raise InvalidInput(f"{archive} holds {name}, and the site offers {', '.join(offered)}", resolution="name it in `releases`, or leave it out")
+            if name in taken or name in there:
+                raise InvalidInput(f"{archive} holds {name}, and so does a file before it", resolution="name one file for each release")
+            taken[name] = found
+    return taken

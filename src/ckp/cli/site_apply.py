@@ -1,0 +1,106 @@
+"""`ckp site apply`: the site becomes what its file describes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import click
+
+from ckp.catalog.load import Catalog, Profile
+from ckp.catalog.models import Release
+from ckp.cli.deliverables import Origins
+from ckp.cli.distribution.release import PROFILE_OPTION
+from ckp.cli.site import site_file
+from ckp.cli.site_changes import ARCHIVES_OPTION, CHECKING, IGNORED_OPTION, KEYRING_OPTION, LOOKING, changing
+from ckp.cli.view.progress import planned
+from ckp.kits.steps import Steps
+from ckp.site import apply as site_apply
+from ckp.site import described
+from ckp.site import releases as site_releases
+from ckp.site.backup.restore import refuse_unfinished
+from ckp.site.check import of_spec
+from ckp.site.check.rules import require_sound
+from ckp.site.check.run import check
+from ckp.site.install import KUBECONFIG, Site
+from ckp.site.inventory import SiteHosts
+from ckp.site.plan.gate import require_possible
+from ckp.site.plan.wanted import remember
+from ckp.site.settings.read import require_signer
+from ckp.site.spec.model import SiteSpec
+
+
+@click.command()
+@site_file
+@PROFILE_OPTION
+@ARCHIVES_OPTION
+@KEYRING_OPTION
+@IGNORED_OPTION
+def apply(file: Path, profile: Profile, archives: tuple[Path, ...], keyring: Path | None, ignored: tuple[str, ...]) -> None:
+    """Make the site as its file describes it. What is so already is left alone: after a break, the same command goes on.
+
+    First it checks the hosts as `ckp site check` does, and what would change as `ckp site plan` does: what is refused there ends it before
+    anything is changed.
+    """
+    origins = Origins(profile, archives, keyring)
+    with changing(file) as (spec, hosts):
+        catalog = Catalog()
+        with planned("site apply", titles(origins, releases_of(catalog, spec))) as steps:
+            inventory = bring_about(catalog, spec, hosts, origins, ignored, steps).inventory
+    click.echo(
+        f"""
+The site {spec.metadata.name} is up.
+
+  Compass      https://{inventory.network.compass}  (REST below /api/v1; this machine's ckp is logged in)
+  hub          {inventory.network.hub}
+  kubeconfig   {inventory.state / KUBECONFIG}  (of the management cluster)
+  registry     {inventory.registry.address}
+
+Try next:
+  ckp site status -f {file}
+  ckp host join-command --new-key   (the line for machines that are to become hosts)"""
+    )
+
+
+def releases_of(catalog: Catalog, spec: SiteSpec) -> list[Release]:
+    """The releases that the site offers."""
+    return [catalog.release(name) for name in spec.releases]
+
+
+def titles(origins: Origins, wanted: Sequence[Release]) -> list[str]:
+    """The steps of `bring_about` in their order, as far as they are known before files are read."""
+    return [CHECKING, LOOKING, *origins.titles(wanted), *site_apply.TITLES]
+
+
+def bring_about(catalog: Catalog, spec: SiteSpec, hosts: SiteHosts, origins: Origins, ignored: Collection[str], steps: Steps) -> Site:
+    """Make the site as its file describes it. Nothing else changes it meanwhile (`changing`).
+
+    Args:
+        ignored: checks whose errors are only shown.
+
+    Raises:
+        InvalidInput, Conflict: the check finds an error, or a change is refused; nothing was changed.
+        CkpError: a step failed; running it again goes on.
+    """
+    wanted = releases_of(catalog, spec)
+    with steps.step(CHECKING):
+        require_sound(check(of_spec.describe(spec, hosts.masters)), ignored, steps.say)
+    with steps.step(LOOKING):
+        inventory, host = described.inventory_for(spec, hosts, wanted, origins.keyring), hosts.management
+        if origins.builds(wanted):
+            require_signer(inventory.settings)
+        for each in hosts.masters:
+            refuse_unfinished(each)
+            described.require_address(each)
+            steps.say(f"{each.name} ({each.address}) runs {inventory.os.os} {inventory.os.os_version}")
+        require_possible(inventory, spec.releases, site_releases.of_management(host, spec.releases))
+        choice = site_releases.choose(host, spec.releases)
+        steps.say(f"releases: {', '.join(choice.names)}; the management cluster is of {choice.management}")
+        for name in choice.leaving:
+            steps.say(f"{name} will no longer be offered")
+    dists, made_of = origins.take(catalog, wanted, inventory, choice.names, steps)
+    rest = [dists[name] for name in choice.names if name != choice.management]
+    site = Site(dists[choice.management], inventory, steps.say)
+    site_apply.apply(site, steps, rest)
+    remember(inventory.state, made_of)
+    return site
