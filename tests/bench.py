@@ -120,7 +120,7 @@ def main() -> None:
     print("bench: `ckp up` with everything built", flush=True)
     ckp("down")
     output, warm = ckp("up")
-    steps = re.findall(r"^\[ ?\d+/11\] (.*): done, (\S+)", output, flags=re.M)
+    steps = re.findall(r"^\[ ?\d+/\d+\] (.*): done, (\S+)", output, flags=re.M)
     lab = site()
     ckp("cluster", "delete", "demo", "--wait")
     print("bench: one control plane", flush=True)

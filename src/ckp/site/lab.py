@@ -78,9 +78,11 @@ class LabHosts:
         """Boot all hosts side by side; those that run are left alone.
 
         Raises:
-            Conflict: the lab has another number of management hosts.
+            Conflict: the lab has another number of management hosts, or was made by CKP 0.2.0.
         """
         self.lab.ensure_base(say)
+        if older_registry().running() and not (state() / FILE).exists():
+            raise Conflict("the lab on this machine was made by CKP 0.2.0, with another kind of registry", resolution="remove it first: `ckp down`")
         wanted = {spec.name for spec in self.specs[: self.management_count]}
         there = {host.name for host in self.lab.hosts()} & {spec.name for spec in self.lab.network.hosts(0, max(model.HOST_COUNTS))}
         if there and there != wanted:
@@ -188,12 +190,17 @@ def reached_workers(hosts: LabHosts) -> Iterator[list[SiteHost]]:
         yield workers
 
 
+def older_registry() -> RegistryServer:
+    """Labs of CKP 0.2.0 had their registry on this machine, to be looked at or stopped."""
+    return RegistryServer(Path("/nonexistent"), Lab.GATEWAY, REGISTRY)
+
+
 def remove() -> None:
     """Remove hosts, bridge, nameserver, mounts and processes of the lab, and what this machine keeps of its site. Nothing there is fine.
 
-    Labs of CKP 0.2.0 had their registry on this machine, and what they kept in the folder of all state: that goes, too.
+    So for a lab of CKP 0.2.0, which kept its things in the folder of all state.
     """
-    registry = RegistryServer(Path("/nonexistent"), Lab.GATEWAY, REGISTRY)
+    registry = older_registry()
     registry.stop()
     Lab().down()
     for folder in (registry.folder, state()):

@@ -20,6 +20,7 @@ from ckp.catalog.load import Catalog
 from ckp.cli import deliverables, down, up
 from ckp.cli import main as main_module
 from ckp.clients.compass import Session
+from ckp.distribution.registries.server import RegistryServer
 from ckp.kits.errors import CkpError, Conflict
 from ckp.kits.steps import Steps
 from ckp.lab.lab import Lab
@@ -175,6 +176,15 @@ def test_three_management_hosts_share_an_address(world: World) -> None:
     spec = read_site(world.file)
     assert str(spec.addresses.api.virtual_address) == "10.88.0.9" == lab.lab_of(3).network.registry_address
     assert [name for name, host in world.hosts.items() if host.tokens] == ["management-2", "management-3"], "they have joined"
+
+
+def test_a_lab_of_the_version_before_is_removed_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CKP_STATE", str(tmp_path))
+    monkeypatch.setattr(Lab, "ensure_base", lambda *_: None)
+    monkeypatch.setattr(RegistryServer, "running", lambda _server: True)
+    with pytest.raises(Conflict, match=r"made by CKP 0\.2\.0") as refused:
+        LabHosts(2).boot(lambda _line: None)
+    assert "ckp down" in refused.value.resolution
 
 
 def test_a_lab_keeps_the_number_of_its_management_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
