@@ -32,6 +32,7 @@ from ckp.distribution.carry.archive import write_archive
 from ckp.distribution.packages.pack import Format, Package
 from ckp.distribution.repositories.publish import COMMAND, Repositories
 from ckp.kits.retry import wait_until
+from ckp.verify.keyrings import armoured
 from ckp.verify.path import verify_path
 from tests.simulators.clock import ManualClock
 from tests.support.package_managers import AptRoot
@@ -528,8 +529,6 @@ def dnf_flipped_primary(repositories: Repositories, dnf: Dnf, stranger: SigningK
 
 
 def dnf_other_key(repositories: Repositories, dnf: Dnf, stranger: SigningKey) -> str:
-    from ckp.distribution.repositories.publish import armoured
-
     other = dnf.root / "other.asc"
     other.write_bytes(armoured(stranger.keyring.read_bytes()))
     dnf.follow(repositories, certificates=other)

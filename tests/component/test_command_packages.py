@@ -271,7 +271,7 @@ def test_the_packages_name_every_module_and_its_licence(published: Path, place: 
 
 @pytest.fixture
 def debian(tmp_path: Path) -> Debian:
-    host = Debian(base.ensure(print), tmp_path / "debian")
+    host = Debian(str(base.ensure(print)), tmp_path / "debian")
     host.folder.mkdir()
     return host
 

@@ -2,99 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import shutil
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from ckp.clients.signing.openpgp import SigningKey
-from ckp.distribution.packages.pack import Package
 from ckp.distribution.repositories.agents import agent_repositories
-from ckp.distribution.repositories.publish import AGENT, Repositories
-from ckp.hub.downloads import Downloads, EnrolmentPort
+from ckp.hub.downloads import Downloads
 from ckp.kits import paths
-from ckp.kits.processes import Finished
 from ckp.rules import joining
-from ckp.runtime.serving import Server, make_server
 from ckp.site.settings.model import HostSettings
 from tests.simulators.proxy import ProxySimulator, running
-from tests.support.debian_root import Debian, debian_root
+from tests.support.debian_root import debian_root
 from tests.support.signing_keys import signing_key
 from tests.support.small_packages import small_package
-from tests.worlds.tls import Authority, make_authority, make_leaf, write_pair
+from tests.worlds.joining_hub import HUB, KEY, LOOPBACK, PORT, Hub, agent, joining_hub, serving
+from tests.worlds.tls import Authority, make_authority
 
 pytestmark = [pytest.mark.component, pytest.mark.root("changes its root")]
-
-HUB, LOOPBACK, PORT = "hub.joining.test", "127.0.0.87", joining.ENROLMENT_PORT
-KEY = "ckphk_" + "k" * 43
-CHANGED = ("/etc", "/usr", "/var/lib", "/root", "/opt")
-
-
-@dataclass
-class Hub:
-    """A hub that serves, and a machine that is to join."""
-
-    ca: Authority
-    packages: Path
-    signer: SigningKey
-    machine: Debian
-
-    def line(self, ca: Authority | None = None) -> str:
-        return joining.line(HUB, (ca or self.ca).pem.encode(), "default", "edge").removeprefix("sudo ")
-
-    def join(self, line: str = "", key: str = KEY) -> Finished:
-        command = joining.with_key(line or self.line(), key.strip()).replace(key.strip(), key, 1)
-        self.machine.write("/line", f"CKP_JOIN_WAIT_SECONDS=2; export CKP_JOIN_WAIT_SECONDS\n{command}\n")
-        return self.machine.sh("code=0; sh /line || code=$?; rm /line; exit $code", check=False)
-
-    def state(self) -> str:
-        """Every file that somebody could miss, with its time."""
-        return self.machine.sh(f"find {' '.join(CHANGED)} -xdev -newer /before ! -type d | sort; dpkg -l | sha256sum").stdout
-
-
-@contextmanager
-def serving(app: object, folder: Path, ca: Authority, address: str = LOOPBACK) -> Iterator[None]:
-    pem, key = make_leaf(ca, dns=(HUB,), server=True)
-    cert, key_file = write_pair(folder, "hub", pem, key)
-    server: Server = make_server(app, host=address, port=PORT, cert=cert, key=key_file)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        thread.join(20)
-
-
-def agent(folder: Path, key: SigningKey | None, maintainer: str = "Coredge.io <support@coredge.io>") -> Package:
-    return small_package(folder, key, "ckp-agent", "0.2.0+1-ckp", "deb", depends=["python3", "openssl"], maintainer=maintainer)
 
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
-    ca, signer = make_authority("site"), signing_key(tmp_path / "keys")
-    (tmp_path / "ca.pem").write_text(f"a comment\n{ca.pem}")
-    packages = tmp_path / "packages"
-    packages.mkdir()
-    Repositories(packages, signer).publish([agent(tmp_path / "agent", signer)], AGENT, print)
-    machine = debian_root(tmp_path / "machine")
-    machine.write("/etc/hosts", f"{LOOPBACK} {HUB}\n127.0.0.1 localhost\n")
-    machine.sh("mkdir -p /var/lib/ckp-agent")
-    registry = CollectorRegistry()
-
-    async def nothing_else(scope: dict[str, object], receive: object, send: object) -> None:
-        raise AssertionError("no enrolment here")
-
-    with serving(EnrolmentPort(Downloads(packages, tmp_path / "ca.pem", registry, tmp_path / "site.json"), nothing_else), tmp_path, ca):
-        yield Hub(ca, packages, signer, machine)
+    with joining_hub(tmp_path, debian_root(tmp_path / "machine")) as made:
+        yield made
 
 
 def test_the_agent_is_verified_installed_and_set_up(hub: Hub) -> None:
@@ -207,7 +142,7 @@ esac
 
 
 def giving(hub: Hub, settings: HostSettings) -> None:
-    (hub.packages.parent / "site.json").write_text(settings.text())
+    hub.give(settings)
     hub.machine.write("/usr/local/sbin/ckp-agent", TOOL)
     hub.machine.sh("chmod 755 /usr/local/sbin/ckp-agent")
 

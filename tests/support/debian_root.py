@@ -29,9 +29,14 @@ exec /bin/systemctl "$@"
 
 @dataclass(frozen=True)
 class Debian:
-    """A Debian 12 over the lab's base. It is mounted only while a command runs in it, in a mount namespace that ends with the command."""
+    """A Debian 12 over the lab's base. It is mounted only while a command runs in it, in a mount namespace that ends with the command.
 
-    lower: Path
+    Args:
+        lower: the folders below it, the uppermost first, as overlayfs takes them.
+        folder: what is its own.
+    """
+
+    lower: str
     folder: Path
 
     def sh(self, script: str, *, check: bool = True) -> Finished:
@@ -90,9 +95,14 @@ class Debian:
         return self.sh(f"test -e {path} || test -L {path}", check=False).code == 0
 
 
-def debian_root(folder: Path) -> Debian:
-    """One in `folder`, which is made. Scripts take it for a system that runs; what they ask of systemd is recorded."""
-    host = Debian(base.ensure(print), folder)
+def debian_root(folder: Path, *, above: Path | None = None) -> Debian:
+    """One in `folder`, which is made. Scripts take it for a system that runs; what they ask of systemd is recorded.
+
+    Args:
+        above: a folder that lies over the base.
+    """
+    below = base.ensure(print)
+    host = Debian(f"{above}:{below}" if above else str(below), folder)
     host.folder.mkdir()
     host.write("/usr/local/sbin/systemctl", RECORDER, 0o755)
     host.sh("mkdir -p /run/systemd/system")

@@ -23,8 +23,10 @@ from ckp.rules.joining import CA_PATH, PACKAGES_PATH, SCRIPT_PATH, SITE_PATH, an
 
 log = structlog.get_logger("hub.downloads")
 
-KEYRING_PATH = f"{PACKAGES_PATH}keys/ckp.gpg"
-"""What the repositories are verified with: the site's own keyring takes its place, if there is one."""
+KEYRING_PATH, RPM_KEYS_PATH = f"{PACKAGES_PATH}keys/ckp.gpg", f"{PACKAGES_PATH}keys/ckp.asc"
+"""What the repositories are verified with, for apt and for rpm: the site's own keys take their place, if it names some."""
+RPM_KEYS = "ckp.asc"
+"""The site's own keys as rpm takes them: a file beside that of the site's settings (ckp.site.settings.model)."""
 SCRIPT = Path(__file__).with_name("join.sh")
 AT_ONCE, AT_ONCE_FROM_ONE = 64, 16
 """Downloads of packages at the same time, in all and from one address; more are told to come again."""
@@ -101,8 +103,9 @@ class Downloads:
             return FileResponse(SCRIPT, media_type="text/x-shellscript")
         if path == SITE_PATH:
             return Response(await asyncio.to_thread(self._settings), media_type="application/json")
-        if path == KEYRING_PATH and (keyring := await asyncio.to_thread(self._keyring)):
-            return Response(keyring, media_type="application/octet-stream")
+        if path in (KEYRING_PATH, RPM_KEYS_PATH) and (keyring := await asyncio.to_thread(self._keyring)):
+            found = keyring if path == KEYRING_PATH else await asyncio.to_thread(self._rpm_keys)
+            return Response(found, media_type="application/octet-stream")
         if not self._packages.is_dir():
             raise HTTPException(404, NO_PACKAGES)
         # In an image all files have the same time, and a new index has that of the old one: nothing may be answered by comparing times.
@@ -130,6 +133,14 @@ class Downloads:
             return base64.b64decode(json.loads(self._settings()).get("keyring", ""), validate=True)
         except (ValueError, TypeError, AttributeError, binascii.Error) as error:
             raise CkpError(f"{self._site} is malformed: {error}") from error
+
+    def _rpm_keys(self) -> bytes:
+        """The site's trusted keys as rpm takes them. If an older `ckp` has applied the site, there are none, and not those of the packages instead."""
+        assert self._site is not None
+        try:
+            return self._site.with_name(RPM_KEYS).read_bytes()
+        except OSError as error:
+            raise CkpError(f"{self._site.with_name(RPM_KEYS)} can't be read: {error.strerror}") from error
 
     def _ca(self) -> bytes:
         try:

@@ -8,13 +8,14 @@ the keyring needs no false revocation to do harm.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 from dataclasses import dataclass, field
 from typing import Dict, Iterator, List, Optional, Set, Tuple
 
 from ckp.hostkit.errors import VerificationFailed
-from ckp.verify.openpgp import SIGNATURE, TAGS, NotAPacket, Packet, packets, signature_claim
+from ckp.verify.openpgp import SIGNATURE, TAGS, NotAPacket, Packet, crc24, packets, signature_claim
 
 MAX_KEYRING = 16 << 20
 MAX_PACKETS = 50_000
@@ -101,6 +102,30 @@ def read_keyring(keyring: str, file: str) -> Keyring:
 def certificates(ring: Keyring) -> Dict[str, bytes]:
     """The certificates of a keyring: the primary key's fingerprint -> its bytes, with all that revokes it."""
     return {item.fingerprint: b"".join(_written([item])) for item in _read(ring.path, ring.data)[0]}
+
+
+def armoured(keyring: bytes) -> bytes:
+    """A binary keyring as rpm takes it: one armoured block for each certificate, without keys that are revoked.
+
+    rpm heeds no revocation, so revoked keys must be left out; 4.18 cannot even import a certificate with a revoked subkey.
+
+    Raises:
+        VerificationFailed: it is not a row of whole certificates.
+    """
+    found = []
+    certificates, revoked, _ = _read("of trusted keys", keyring)
+    for certificate in certificates:
+        if certificate.fingerprint in revoked:
+            continue
+        for tag, body in list(certificate.parts):
+            if tag == SUBKEY and fingerprint(body) in revoked:
+                del certificate.parts[tag, body]
+        raw = b"".join(_written([certificate]))
+        packed = base64.b64encode(raw)
+        lines = [packed[at : at + 64] for at in range(0, len(packed), 64)]
+        crc = b"=" + base64.b64encode(crc24(raw).to_bytes(3, "big"))
+        found += [b"-----BEGIN PGP PUBLIC KEY BLOCK-----", b"", *lines, crc, b"-----END PGP PUBLIC KEY BLOCK-----"]
+    return b"".join(line + b"\n" for line in found)
 
 
 def encoded(tag: int, body: bytes) -> bytes:

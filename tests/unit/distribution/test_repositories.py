@@ -26,10 +26,11 @@ from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.keys.signing import KeyRing
 from ckp.distribution.packages.pack import Package
 from ckp.distribution.repositories.files import GRACE, check_index
-from ckp.distribution.repositories.publish import Repositories, armoured
+from ckp.distribution.repositories.publish import Repositories
 from ckp.distribution.repositories.server import RepositoryServer
 from ckp.kits.errors import Conflict, InvalidInput, NotFound, VerificationFailed
 from ckp.kits.files import sha256_file
+from ckp.verify.keyrings import armoured
 from tests.simulators.clock import ManualClock
 from tests.support.signing_keys import signing_key
 from tests.support.small_packages import small_package

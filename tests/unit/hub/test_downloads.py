@@ -107,6 +107,18 @@ async def test_the_sites_keyring_takes_the_place_of_that_of_the_packages(folder:
     assert (await asked(folder, site, "/packages/keys/ckp.gpg")).content == b"ours"
 
 
+async def test_rpm_gets_the_sites_keys_or_none(folder: Path, tmp_path: Path) -> None:
+    (folder / "keys").mkdir()
+    (folder / "keys/ckp.asc").write_bytes(b"of the packages")
+    site = tmp_path / "site.json"
+    assert (await asked(folder, site, "/packages/keys/ckp.asc")).content == b"of the packages"
+    site.write_text('{"version": 1, "keyring": "b3Vycw=="}')
+    answer = await asked(folder, site, "/packages/keys/ckp.asc")
+    assert (answer.status_code, b"of the packages" in answer.content) == (503, False), "a site that an older ckp has applied"
+    (tmp_path / "ckp.asc").write_bytes(b"ours")
+    assert (await asked(folder, site, "/packages/keys/ckp.asc")).content == b"ours"
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"keyring": "!"}', '{"keyring": 1}'])
 async def test_settings_that_cannot_be_read_give_no_keys_at_all(folder: Path, tmp_path: Path, text: str) -> None:
     (folder / "keys").mkdir()

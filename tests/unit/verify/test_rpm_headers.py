@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from ckp.clients.signing.openpgp import SigningKey
-from ckp.distribution.repositories.publish import armoured
 from ckp.hostkit.errors import VerificationFailed
 from ckp.verify import rpmfile
+from ckp.verify.keyrings import armoured
 from ckp.verify.packagefile import PackageInfo
 from ckp.verify.packages import verify_package
 from ckp.verify.rpmtags import OF_FILES, TYPES

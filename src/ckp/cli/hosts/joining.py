@@ -29,7 +29,7 @@ from ckp.rules import joining
 def join_command(
     session: Session, new_key: bool, expires: float | None, uses: int | None, key_file: Path | None, proxy: str, no_proxy: str, output: str
 ) -> None:
-    """Print the line that makes a machine with Debian or Ubuntu ask to become a host.
+    """Print the line that makes a machine with Debian, Ubuntu or RHEL 9 ask to become a host.
 
     It pins the site's CA by its fingerprint. On the machine it verifies the agent's package, installs it, and sends the request, which
     `ckp host approve` accepts. Without a key in it, it asks for the project's pre-shared key. Only the line is printed to standard output.

@@ -20,8 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckp.clients.signing.openpgp import SigningKey, inspect
-from ckp.clients.signing.sequoia import sequoia
+from ckp.clients.signing.openpgp import SigningKey
 from ckp.distribution.packages.pack import Format, Package
 from ckp.distribution.repositories.apt import AptRepository, State
 from ckp.distribution.repositories.dnf import DnfRepository
@@ -31,6 +30,7 @@ from ckp.kits.clock import Clock, SystemClock
 from ckp.kits.disks import naming_full_disk
 from ckp.kits.errors import Conflict, InvalidInput, NotFound, VerificationFailed
 from ckp.kits.files import atomic_write, exclusive, sha256_file
+from ckp.verify.keyrings import armoured
 from ckp.verify.repositories.check import verify_repository
 
 AGENT = "agent"
@@ -432,26 +432,6 @@ gpgkey=file:///etc/pki/rpm-gpg/RPM-GPG-KEY-ckp
 """,
 }
 """Source lists: @URL@ is where clients reach the repositories. A general upgrade by dnf leaves Kubernetes alone, as with upstream's own."""
-
-
-def armoured(keyring: bytes) -> bytes:
-    """A keyring as rpm takes it: one armoured block for each certificate, without keys that are revoked.
-
-    rpm heeds no revocation, so revoked keys must be left out; 4.18 cannot even import a certificate with a revoked subkey.
-    """
-    revoked = {info.fingerprint for info in inspect(keyring) if info.state == "revoked"}
-    blocks = []
-    for certificate in sequoia().Cert.split_bytes(keyring):
-        if str(certificate.fingerprint).upper() in revoked:
-            continue
-        keep, packets = True, []
-        for packet in sequoia().packet.PacketPile.from_bytes(bytes(certificate)):
-            if packet.tag == sequoia().packet.Tag.PublicSubkey:
-                keep = str(packet.fingerprint).upper() not in revoked
-            if keep:
-                packets.append(packet)
-        blocks.append(str(sequoia().Cert.from_packets(packets)))
-    return "".join(block.rstrip("\n") + "\n" for block in blocks).encode()
 
 
 def _place(package: Package, component: str) -> str:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-NAMESPACE, CONFIG, KEY = "ckp-system", "ckp-site", "site.json"
-"""Of the ConfigMap that the hub mounts (deploy/60-hub.yaml), and the key in it."""
+from ckp.verify.keyrings import armoured
+
+NAMESPACE, CONFIG, KEY, RPM_KEYS = "ckp-system", "ckp-site", "site.json", "ckp.asc"
+"""Of the ConfigMap that the hub mounts (deploy/60-hub.yaml), and the keys in it: the settings, and their trusted keys as rpm takes them."""
 VERSION = 1
 
 
@@ -70,5 +72,6 @@ class HostSettings:
 
     def config_map(self) -> dict[str, Any]:
         """The ConfigMap from which the hub hands them out. None of it is a secret."""
-        text = self.text()
-        return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": CONFIG, "namespace": NAMESPACE}, "data": {KEY: text} if text else {}}
+        data = {KEY: self.text(), RPM_KEYS: armoured(self.keyring).decode() if self.keyring else ""}
+        given = {name: text for name, text in data.items() if text}
+        return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": CONFIG, "namespace": NAMESPACE}, "data": given}
