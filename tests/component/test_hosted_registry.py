@@ -12,8 +12,8 @@ import signal
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -28,7 +28,8 @@ from ckp.kits.files import sha256_file
 from ckp.kits.processes import Daemon, run
 from ckp.kits.retry import wait_until
 from ckp.site.registry import HostedRegistry, configurations
-from ckp.site.registry_unit import PULL, PUSH
+from ckp.site.registry_gc import collect
+from ckp.site.registry_unit import CONFIG, PROGRAM, PULL, PUSH, unit_of
 from tests.simulators.site_host import SimulatedHost
 from tests.support.control_plane import RELEASE, free_port
 from tests.support.marks import not_built
@@ -299,6 +300,91 @@ def test_a_download_goes_on_while_its_process_is_told_to_stop(site: Site, tmp_pa
     assert b"".join(received) == content
     wait_until(lambda: site.daemons[PULL].pid() is None, what="it ends", timeout=20)
     site.start(PULL)
+
+
+# -- garbage collection
+
+
+class Collecting(SimulatedHost):
+    """The host for `collect`: its transient unit is the real program, between the end and the start of the process for pushes."""
+
+    def __init__(self, site: Site, root: Path) -> None:
+        super().__init__(root)
+        self.site, self.during = site, list[str]()
+        self.kill_after_seconds = 0.0
+
+    def _command(self, words: list[str], stdin: str | None = None) -> tuple[int, str, str]:
+        if words[0] == "systemctl" and words[1] == "show":
+            return 0, f"ActiveState={'active' if words[-1] == unit_of(PUSH) and self.site.daemons[PUSH].pid() else 'inactive'}\n", ""
+        if words[0] == "systemctl" and words[1:] == ["start", unit_of(PUSH)]:
+            self.site.start(PUSH)
+            return 0, "", ""
+        if words[0] == "du":
+            done = run(words, timeout=60, check=False)
+            return done.code, done.stdout, done.stderr
+        if words[0] != "systemd-run":
+            return super()._command(words, stdin)
+        assert f"--property=Conflicts={unit_of(PUSH)}" in words
+        self.site.daemons[PUSH].stop()
+        program, verb, config = words[words.index("--") + 1 :]
+        assert (program, config) == (PROGRAM, f"{CONFIG}/{PUSH}.yml")
+        argv: list[str | Path] = [self.site.registry.program, verb, self.site.configs[PUSH]]
+        if self.kill_after_seconds:
+            argv = ["timeout", "--signal=KILL", str(self.kill_after_seconds), *argv]
+        done = run(argv, timeout=60, env=ENVIRONMENT, check=False)
+        with closing(self.site.puller()) as puller:
+            self.during += puller.tags("ckp/collected")
+        self.site.start(PUSH)
+        return done.code, done.stdout, done.stderr
+
+
+@pytest.fixture
+def collecting(site: Site, tmp_path: Path) -> tuple[HostedRegistry, Collecting]:
+    host = Collecting(site, tmp_path / "collecting")
+    return replace(site.registry, host=host), host
+
+
+def test_what_nothing_names_is_deleted_and_all_else_stays(site: Site, tmp_path: Path, collecting: tuple[HostedRegistry, Collecting]) -> None:
+    shared = os.urandom(100_000)
+    kept = pushed(site, tmp_path, "ckp/collected", "kept", shared)
+    attached = pushed(site, tmp_path, "ckp/collected", f"sha256-{kept.manifest.digest[7:]}.sig", b"a signature")
+    gone = pushed(site, tmp_path, "ckp/collected", "gone", os.urandom(3_000_000))
+    elsewhere = pushed(site, tmp_path, "ckp/elsewhere", "v1", shared)
+    with closing(site.registry.client()) as client:
+        assert client.delete("ckp/collected", gone.manifest.digest)
+        client.push_blob("ckp/collected", gone.blob, gone.store.path(gone.blob.digest))  # as a push that was killed leaves it: no manifest names it
+    registry, host = collecting
+    freed = collect(registry, print)
+    assert freed >= 3_000_000 and "kept" in host.during, "pulls went on"
+    with closing(site.puller()) as puller:
+        assert not puller.has_blob("ckp/collected", gone.blob.digest)
+        for image, repository in ((kept, "ckp/collected"), (attached, "ckp/collected"), (elsewhere, "ckp/elsewhere")):
+            assert puller.get_blob(repository, image.blob) == image.store.path(image.blob.digest).read_bytes()
+    again = pushed(site, tmp_path, "ckp/collected", "gone", gone.store.path(gone.blob.digest).read_bytes())
+    with closing(site.puller()) as puller:
+        assert puller.get_blob("ckp/collected", again.blob), "what was deleted can be pushed again"
+
+
+def test_a_collection_that_is_killed_leaves_what_is_named_and_the_next_one_finishes(
+    site: Site, tmp_path: Path, collecting: tuple[HostedRegistry, Collecting]
+) -> None:
+    registry, host = collecting
+    kept = pushed(site, tmp_path, "ckp/collected", "kept", os.urandom(100_000))
+    images = [pushed(site, tmp_path, "ckp/collected", f"n{number}", os.urandom(10_000)) for number in range(40)]
+    with closing(site.registry.client()) as client:
+        for image in images:
+            client.delete("ckp/collected", image.manifest.digest)
+    for seconds in (0.02, 0.05, 0.1, 0.2):
+        host.kill_after_seconds = seconds
+        with suppress(CkpError):
+            collect(registry, print)
+        with closing(site.puller()) as puller:
+            assert puller.get_blob("ckp/collected", kept.blob)
+    host.kill_after_seconds = 0.0
+    collect(registry, print)
+    with closing(site.puller()) as puller:
+        assert not any(puller.has_blob("ckp/collected", image.blob.digest) for image in images)
+        assert puller.get_blob("ckp/collected", kept.blob)
 
 
 # -- TLS

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
-from ckp.kits.processes import run
+from ckp.kits.processes import ProcessFailed, run
 from ckp.lab.lab import LabHost
 from tests.support.site_place import NAME, REGISTRY, SERVER, Place, prepared, write_site
 
@@ -85,6 +86,25 @@ def test_its_registry_lets_everybody_read_and_nobody_write_without_the_password(
     assert (read, pushes) == ("200", {5000: "405", 5001: "401"})
     for secret in ("ca.key", "credentials.json", "htpasswd", "tls.pem"):
         assert (place.state / "registry" / secret).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_collection_in_its_registry_leaves_what_is_named_and_the_services_running(place: Place) -> None:
+    """The transient unit of a real systemd: pulls go on, and pushes are taken again, also when the command that waits for it is killed."""
+    ca = str(place.state / "registry" / "ca.pem")
+    pull = ["systemctl", "show", "-p", "ActiveEnterTimestamp", "ckp-registry@pull"]
+    read = ["curl", "-sS", "--cacert", ca, "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "20", f"https://{SERVER.address}:5000/v2/ckp/etcd/tags/list"]
+    before = place.host.run(pull, timeout=30).stdout
+    done = place.ckp("site", "registry", "gc", "-f", str(place.file), timeout=600)
+    assert "MB freed on 1 host." in done.stdout
+    for seconds in (2.0, 3.0, 4.0):
+        with suppress(ProcessFailed):  # killed with all of its processes, wherever it is
+            place.ckp("site", "registry", "gc", "-f", str(place.file), timeout=seconds)
+    assert "MB freed on 1 host." in place.ckp("site", "registry", "gc", "-f", str(place.file), timeout=600).stdout
+    assert (place.host.run(pull, timeout=30).stdout, run(read, timeout=40).stdout) == (before, "200")
+    states = place.host.run(["systemctl", "is-active", "ckp-registry@pull", "ckp-registry@push"], timeout=30, check=False).stdout.split()
+    assert states == ["active", "active"]
+    units = place.host.run(["systemctl", "list-units", "--all", "--plain", "--no-legend", "ckp-registry-gc*"], timeout=30).stdout
+    assert units.strip() == ""
 
 
 def test_nothing_is_left_to_plan_and_what_would_be_done_by_half_is_refused(place: Place) -> None:

@@ -106,7 +106,9 @@ def test_a_release_in_use_stays_and_one_that_nothing_uses_goes(place: Place) -> 
     code, _, said = release(place, "remove", OLD, check=False)
     assert code == 1 and f"the management cluster runs {OLD}" in said
     place.ckp("cluster", "delete", "new", "--wait", timeout=600)
-    print(release(place, "remove", NEW)[1])
+    removed = release(place, "remove", NEW)[1]
+    print(removed)
+    assert int(removed.partition(" MB freed")[0].split()[-1]) > 100, "its space is free again"
     assert list(offered(place)) == [OLD] and NEW not in place.file.read_text()
     assert tags(place, "kube-apiserver") == [f"{OLD}-ckp"], "what no other release needs has gone"
     assert kubelets(place, "old") == [f"{OLD}-ckp"], "the other cluster has not noticed"

@@ -78,6 +78,10 @@ class SimulatedHost:
         """`address:port` that other programs listen on."""
         self.shows_sockets = True
         """Whether it has ss(8)."""
+        self.unnamed: list[str] = []
+        """Files in the registry's storage that nothing names."""
+        self.ends_with = 0
+        """The exit code of the program that a transient unit runs."""
         self.calls: list[str] = []
         self.kill_at: int | None = None
         """The number of the call at which the caller is killed, from 0."""
@@ -222,6 +226,11 @@ class SimulatedHost:
                 return 0, "\n".join(line for unit in units for line in self.services.get(unit, Service()).journal), ""
             case "systemctl":
                 return self._systemctl(operands[0], operands[1:])
+            case "systemd-run":
+                return self._transient(words)
+            case "du":
+                found = [path for path in self.path(operands[0]).rglob("*") if path.is_file()]
+                return (0, f"{sum(path.stat().st_size for path in found)}\t{operands[0]}\n", "") if found else (1, "", "du: cannot access")
         raise AssertionError(f"this host has no {name}")
 
     def _change_access(self, name: str, wanted: str, path: str) -> Said:
@@ -269,6 +278,28 @@ class SimulatedHost:
             case "reset-failed":
                 return 0, "", ""
         raise AssertionError(f"systemctl {verb} is not simulated")
+
+    def _transient(self, words: list[str]) -> Said:
+        """A unit that lasts as long as its program, which is waited for: it ends what it conflicts with, and its last command is run however it ends."""
+        options, program = words[: words.index("--")], words[words.index("--") + 1 :]
+        properties = [word.removeprefix("--property=") for word in options if word.startswith("--property=")]
+        for conflict in (value.removeprefix("Conflicts=") for value in properties if value.startswith("Conflicts=")):
+            self._change_state("stop", conflict)
+        code, out, err = self.program(program)
+        for last in (value.removeprefix("ExecStopPost=+") for value in properties if value.startswith("ExecStopPost=")):
+            verb, unit = [word for word in last.split()[1:] if not word.startswith("-")]
+            self._change_state(verb, unit)
+        return code, out, err
+
+    def program(self, words: list[str]) -> Said:
+        """A program that a transient unit runs: distribution's garbage collection, of `self.unnamed`."""
+        program, verb, config = words
+        writers = [item for item in self.services.values() if item.pid and "readonly" not in item.config["storage"].get("maintenance", {})]
+        assert self.path(program).exists() and verb == "garbage-collect" and not writers, "a blob that is pushed meanwhile may be deleted"
+        storage = json.loads(self.path(config).read_bytes())["storage"]["filesystem"]["rootdirectory"]
+        for name in self.unnamed:
+            self.path(f"{storage}/{name}").unlink(missing_ok=True)
+        return self.ends_with, "", ""
 
     def _change_state(self, verb: str, unit: str) -> int:
         if verb == "stop" or (verb == "restart" and unit in self.services):

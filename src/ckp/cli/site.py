@@ -129,6 +129,7 @@ LAZY = {
     "backup": Lazy("ckp.cli.site_backup:backup", "Back up a whole site into one encrypted, signed file, and prove such a file."),
     "apply": Lazy("ckp.cli.site_apply:apply", "Make the site as its file describes it."),
     "plan": Lazy("ckp.cli.site_plan:plan", "Show what applying the site's file would change, and what each change interrupts."),
+    "registry": Lazy("ckp.cli.site_registry:registry", "The site's own registry."),
     "release": Lazy("ckp.cli.site_releases:release", "The releases that a site offers."),
     "remove": Lazy("ckp.cli.site_changes:remove", "Take everything of a site from its management hosts, which are then as they were before."),
     "restore": Lazy("ckp.cli.site_restore:restore", "Bring a site back from a backup, onto a new management host."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,12 +22,14 @@ from ckp.site import releases as site_releases
 from ckp.site.inventory import SiteHost, SiteHosts
 from ckp.site.publish import publish_to, replicate
 from ckp.site.registry import HostedRegistry
+from ckp.site.registry_gc import collect, finish
 from ckp.site.releases import Listed, Offered
 from ckp.site.settings.read import require_signer
 from ckp.site.spec.edit import set_releases
 from ckp.site.spec.model import SiteSpec
 
 LOOKING = "Looking at the site"
+FREEING = "Freeing the space of what nothing names"
 FIRST_PUSHED = "kube-apiserver"
 """Images are pushed by name: what is before it is shared with other releases."""
 ANOTHER_GIB = 3.0
@@ -77,7 +80,7 @@ def add(name: str, file: Path, profile: Profile, archive: Path | None, keyring: 
         with planned("site release add", [LOOKING, *making, f"Filling the registry: {name}", f"Offering {name}"]) as steps:
             with steps.step(LOOKING):
                 require_offered(spec, host)
-                registry, *more = serving_registries(spec, hosts)
+                registry, *more = serving_registries(spec, hosts, steps.say)
                 if registry.client().digest(f"{PREFIX}/{FIRST_PUSHED}", wanted.stamp) is None:  # it is there already if a run before was killed
                     for each in (registry, *more):
                         each.require_space(ANOTHER_GIB, what=name)
@@ -104,14 +107,15 @@ def add(name: str, file: Path, profile: Profile, archive: Path | None, keyring: 
 def remove(name: str, file: Path) -> None:
     """Offer a release no longer, take it out of the site's file, and delete its content from the registry.
 
-    Refused while a cluster or the management cluster uses it. What other releases share stays. After a break, the same command goes on.
+    Refused while a cluster or the management cluster uses it. What other releases share stays. After a break, the same command goes on;
+    once the release is gone, only its space may be left, which `ckp site registry gc` frees.
     """
     offering, deleting = f"Taking {name} out of the offered releases", f"Deleting the content of {name} from the registry"
-    with changing(file) as (spec, hosts), planned("site release remove", [LOOKING, offering, deleting]) as steps:
+    with changing(file) as (spec, hosts), planned("site release remove", [LOOKING, offering, deleting, FREEING]) as steps:
         host = hosts.management
         with steps.step(LOOKING):
             offered = require_offered(spec, host)
-            registries = serving_registries(spec, hosts)
+            registries = serving_registries(spec, hosts, steps.say)
             rest = [other for other in spec.releases if other != name]
             if name not in {*offered.releases.releases, *offered.withdrawn, *spec.releases}:
                 known = ", ".join(offered.releases.releases)
@@ -133,6 +137,9 @@ def remove(name: str, file: Path) -> None:
                 if name in require_offered(spec, host).releases.releases:
                     set_releases(file, [*rest, name])  # it is offered again
                 raise
+        with steps.step(FREEING):
+            for registry in registries:
+                collect(registry, steps.say)
     click.echo(f"\n{spec.metadata.name} does not offer {name} any longer.")
 
 
@@ -147,8 +154,8 @@ def require_offered(spec: SiteSpec, host: SiteHost) -> Offered:
     return offered
 
 
-def serving_registries(spec: SiteSpec, hosts: SiteHosts) -> list[HostedRegistry]:
-    """The site's registry on each of its hosts, that of the host that is acted on first; all of them serve.
+def serving_registries(spec: SiteSpec, hosts: SiteHosts, say: Callable[[str], None]) -> list[HostedRegistry]:
+    """The site's registry on each of its hosts, that of the host that is acted on first; all of them serve, after a collection that is under way.
 
     Raises:
         CkpError: one does not serve, or this machine has no password for them.
@@ -160,6 +167,7 @@ def serving_registries(spec: SiteSpec, hosts: SiteHosts) -> list[HostedRegistry]
             raise NotFound(
                 f"this machine has no CA of {registry.address}: the site was set up from another one", resolution=f"restore {registry.folder}, or {again}"
             )
+        finish(registry, say)
         if silent := registry.silent():
             raise CkpError(f"the site's registry does not answer at {' and '.join(silent)}, and nothing was changed", resolution=again)
     return registries

@@ -5,7 +5,7 @@ anything, the other wants a password for each request and listens on a port of i
 under a temporary name, flushed, and renamed; a tag is written after what it names; and neither process caches what it has read
 (distribution v3.1, registry/storage/driver/filesystem and registry/handlers/app.go).
 
-What nobody needs any longer stays in the folder: garbage collection is not done yet. It needs the service that takes pushes stopped.
+What nothing names any longer stays in the folder until it is collected (ckp.site.registry_gc).
 """
 
 from __future__ import annotations
