@@ -11,6 +11,7 @@ from ckp.catalog.models import BundleTarget, Release
 from ckp.cli.trust import trusted_keys
 from ckp.clients.signing.openpgp import KEYRING
 from ckp.distribution.carry.airgap import ImportedRelease
+from ckp.distribution.carry.published import PublishedRelease, Source
 from ckp.distribution.release import Deliverable, Distribution
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
@@ -26,24 +27,28 @@ class Origins:
     Args:
         profile: what is built here is of it.
         archives: files of `ckp dist export`; releases that none of them holds are built.
-        keyring: trusted keys for the files; None: this machine's own.
+        keyring: trusted keys for files and registry; None: this machine's own.
         read: releases that were read and verified from files already.
+        registry: has the releases that no file holds; nothing is built then.
     """
 
     profile: Profile = "release"
     archives: Sequence[Path] = ()
     keyring: Path | None = None
     read: Sequence[ImportedRelease] = ()
+    registry: Source | None = None
 
     def builds(self, wanted: Sequence[Release]) -> bool:
         """Whether something is built: more releases are wanted than files are there."""
-        return len(self.archives) + len(self.read) < len(wanted)
+        return self.registry is None and len(self.archives) + len(self.read) < len(wanted)
 
     def titles(self, wanted: Sequence[Release]) -> list[str]:
         """The steps of `take`, as far as they are known before the files are read."""
         there = {found.release.name for found in self.read}
-        built = [release for release in wanted if release.name not in there][len(self.archives) :]
-        return [*map(reading, self.archives), *(title for release in built for title in made_titles(release))]
+        others = [release for release in wanted if release.name not in there][len(self.archives) :]
+        if self.registry is not None:
+            return [*map(reading, self.archives), *(looking_up(release, self.registry) for release in others)]
+        return [*map(reading, self.archives), *(title for release in others for title in made_titles(release))]
 
     def take(
         self, catalog: Catalog, wanted: Sequence[Release], inventory: Inventory, offered: Sequence[str], steps: Steps
@@ -56,11 +61,16 @@ class Origins:
 
         Raises:
             InvalidInput, VerificationFailed: as `take_releases`.
+            NotFound: the registry has no such release.
             CkpError: a build failed.
         """
         made_of = sources(catalog, wanted, self.profile, inventory)  # as it is before the build: what is changed meanwhile counts as other sources
         dists: dict[str, Deliverable] = {found.release.name: found for found in self.read}
         dists |= take_releases(self.archives, self.keyring, inventory, offered, steps, there=list(dists))
+        if self.registry is not None:
+            for release in (release for release in wanted if release.name not in dists):
+                with steps.step(looking_up(release, self.registry)):
+                    dists[release.name] = published_release(release, self.registry, self.keyring, inventory, steps)
         built = [release for release in wanted if release.name not in dists]
         for release in built:
             dists[release.name] = make_release(catalog, release, inventory, steps, self.profile)
@@ -70,6 +80,11 @@ class Origins:
 def reading(archive: Path) -> str:
     """The step that reads a release from a file."""
     return f"Reading and verifying {archive.name}"
+
+
+def looking_up(release: Release, source: Source) -> str:
+    """The step that verifies a release in another registry."""
+    return f"Verifying {release.stamp} in {source.address}"
 
 
 def made_titles(release: Release) -> list[str]:
@@ -107,12 +122,42 @@ def verified_release(archive: Path, keyring: Path | None, registry: str, systems
             f"the bundles in {archive} name the registry {found.registry_name}, and {place}'s is {registry}",
             resolution=f"export it for {place}: ckp dist export --registry-name {registry}",
         )
+    require_systems(found, str(archive), systems, place, "export the release again")
+    say_stand_ins(found, steps)
+    return found
+
+
+def require_systems(found: Deliverable, where: str, systems: Sequence[BundleTarget], place: str, remedy: str) -> None:
+    """Raise InvalidInput if a release lacks the bundle for one of the systems of `place`."""
     if missing := [system.system for system in systems if system not in found.targets]:
-        raise InvalidInput(
-            f"{archive} has no host bundle for {', '.join(missing)}, which {place} needs", resolution="export the release again, or correct `workers.systems`"
-        )
+        raise InvalidInput(f"{where} has no host bundle for {', '.join(missing)}, which {place} needs", resolution=f"{remedy}, or correct `workers.systems`")
+
+
+def say_stand_ins(found: Deliverable, steps: Steps) -> None:
+    """Say what a release has in place of its pins."""
     for pin in found.stand_ins:
         steps.say(f"STAND-IN: something else takes the place of {pin}")
+
+
+def published_release(release: Release, source: Source, keyring: Path | None, inventory: Inventory, steps: Steps) -> PublishedRelease:
+    """A release that another registry has, made for the site's registry and systems, and signed by keys that the site trusts.
+
+    Raises:
+        InvalidInput: it was made for another registry, or lacks the bundle for a system.
+        NotFound, VerificationFailed: see PublishedRelease.read.
+    """
+    with inventory.settings.trusted(keyring or paths.keys() / KEYRING) as trusted:
+        found = PublishedRelease.read(source, release, trusted_keys(trusted), steps.say)
+    own = inventory.registry.address
+    if found.registry_name != own:
+        raise InvalidInput(
+            f"the signed bundles of {release.name} at {source.address} name the registry {found.registry_name}, and the site's is {own}",
+            details="hosts pull from the registry that a signed bundle names, and only who has the maker's key can sign another one",
+            resolution=f"publish it there for the site (ckp dist publish {release.name} --registry {source.address} --registry-name {own}), "
+            "take it from a file that is made for it (--from), or build it here",
+        )
+    require_systems(found, f"{release.name} at {source.address}", inventory.systems, "the site", "publish it with that bundle")
+    say_stand_ins(found, steps)
     return found
 
 

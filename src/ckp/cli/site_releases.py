@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ckp.catalog.load import Catalog, Profile
+from ckp.catalog.models import Release
 from ckp.cli.deliverables import Origins
 from ckp.cli.distribution.release import PROFILE_OPTION
 from ckp.cli.site import RELEASE, site_file
@@ -16,7 +17,8 @@ from ckp.cli.site_changes import KEYRING_OPTION, RELEASE_FILE, changing, managem
 from ckp.cli.view.output import Column, echo, output_option, show_data, table
 from ckp.cli.view.progress import planned
 from ckp.distribution.bundles import PREFIX
-from ckp.kits.errors import CkpError, Conflict, NotFound
+from ckp.distribution.carry.published import Source
+from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
 from ckp.site import described
 from ckp.site import releases as site_releases
 from ckp.site.inventory import SiteHost, SiteHosts
@@ -67,19 +69,39 @@ def list_releases(file: Path, output: str) -> None:
 @site_file
 @PROFILE_OPTION
 @click.option("--from", "archive", type=RELEASE_FILE, default=None, help="Take the release from a file of `ckp dist export` instead of building it.")
+@click.option("--from-registry", "address", metavar="HOST:PORT", default="", help="Take the release from a registry that it was published to.")
+@click.option("--registry-ca", type=RELEASE_FILE, default=None, help="The CA of that registry's certificate; default: those that this system trusts.")
+@click.option(
+    "--registry-credentials",
+    type=RELEASE_FILE,
+    default=None,
+    help="Users and passwords for that registry, in the format of docker's config.json, readable by its owner only.",
+)
 @KEYRING_OPTION
-def add(name: str, file: Path, profile: Profile, archive: Path | None, keyring: Path | None) -> None:
+def add(
+    name: str,
+    file: Path,
+    profile: Profile,
+    archive: Path | None,
+    address: str,
+    registry_ca: Path | None,
+    registry_credentials: Path | None,
+    keyring: Path | None,
+) -> None:
     """Offer a further release, and name it in the site's file.
 
-    It is offered once all of it is in the registry. What clusters run does not change. After a break, the same command goes on.
+    It is built here, or taken from a file or another registry, whose signatures are verified by the keys that the site trusts. It is offered once
+    all of it is in the site's registry. What clusters run does not change. After a break, the same command goes on.
     """
+    source = other_registry(address, registry_ca, registry_credentials, archive)
     with changing(file) as (spec, hosts):
         catalog, host = Catalog(), hosts.management
-        wanted, origins = catalog.release(name), Origins(profile, [archive] if archive else [], keyring)
+        wanted, origins = catalog.release(name), Origins(profile, [archive] if archive else [], keyring, registry=source)
         making = origins.titles([wanted])
         with planned("site release add", [LOOKING, *making, f"Filling the registry: {name}", f"Offering {name}"]) as steps:
             with steps.step(LOOKING):
-                require_offered(spec, host)
+                offered = require_offered(spec, host)
+                charts = require_charts(offered, wanted) if source else ""
                 registry, *more = serving_registries(spec, hosts, steps.say)
                 if registry.client().digest(f"{PREFIX}/{FIRST_PUSHED}", wanted.stamp) is None:  # it is there already if a run before was killed
                     for each in (registry, *more):
@@ -96,7 +118,8 @@ def add(name: str, file: Path, profile: Profile, archive: Path | None, keyring: 
                 for each in more:
                     replicate(registry.client(), each.client(), steps.say)
             with steps.step(f"Offering {name}"):
-                site_releases.write(host, require_offered(spec, host).with_releases(published.installed), inventory.state)
+                installed = published.installed if source is None else published.installed.model_copy(update={"addons": charts})
+                site_releases.write(host, require_offered(spec, host).with_releases(installed), inventory.state)
                 site_releases.settle(host, steps.say)
     click.echo(f"\n{spec.metadata.name} offers {name}. Try next:\n  ckp cluster create NAME --version {name} --host-group GROUP")
 
@@ -141,6 +164,35 @@ def remove(name: str, file: Path) -> None:
             for registry in registries:
                 collect(registry, steps.say)
     click.echo(f"\n{spec.metadata.name} does not offer {name} any longer.")
+
+
+def other_registry(address: str, ca: Path | None, credentials: Path | None, archive: Path | None) -> Source | None:
+    """The registry that a release is taken from; None if it is not taken from one. InvalidInput if the options do not fit together."""
+    if not address:
+        if ca or credentials:
+            raise InvalidInput("--registry-ca and --registry-credentials are for --from-registry", resolution="name the registry with --from-registry")
+        return None
+    if archive:
+        raise InvalidInput("--from and --from-registry name two places to take the release from", resolution="give one of them")
+    return Source(address, ca, credentials)
+
+
+def require_charts(offered: Offered, release: Release) -> str:
+    """The image with the charts of addons that a release from another registry gets: the site's own, of a release with the same versions of them.
+
+    No signed list names that image, since it is CKP's own and not a part of the release.
+
+    Raises:
+        Conflict: the site has no such release. Nothing was changed.
+    """
+    for other in reversed(offered.releases.releases.values()):
+        if other.cni == release.built_cni:
+            return other.addons
+    wanted = ", ".join(f"{name} {version}" for name, version in release.built_cni.items())
+    raise Conflict(
+        f"no release of this site has the same addons as {release.name} ({wanted}), and a registry does not prove which charts are the release's",
+        resolution="take it from a file (--from), or build it here",
+    )
 
 
 def require_offered(spec: SiteSpec, host: SiteHost) -> Offered:

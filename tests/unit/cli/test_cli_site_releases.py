@@ -17,6 +17,7 @@ from ckp.catalog.models import BundleTarget, Release
 from ckp.cli import deliverables, site_changes, site_releases
 from ckp.cli.site import site
 from ckp.clients.oci.registry import Registry
+from ckp.distribution.carry import published
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound, TimedOut
 from ckp.kits.files import exclusive
 from ckp.kits.steps import Steps
@@ -28,8 +29,10 @@ from ckp.site.publish import Published, Withdrawn, publish_to, releases_config
 from ckp.site.registry import HostedRegistry
 from ckp.site.spec.read import read_site
 from tests.simulators.management_host import ManagementHost
-from tests.simulators.registry import Fault
+from tests.simulators.registry import Fault, RegistrySimulator
 from tests.simulators.site_host import Killed
+from tests.support.published import publish as publish_release
+from tests.support.signing_keys import signing_key
 from tests.unit.site.test_releases import MIDDLE, NEW, OLD, World, content_of
 
 OPTIONS = ["--name", "rack-7", "--host", "m1=192.0.2.10", "--network", "192.0.2.0/24", "--pool", "192.0.2.200-192.0.2.220"]
@@ -199,6 +202,80 @@ def test_what_cannot_be_added_is_refused_and_nothing_is_changed(bench: Bench, mo
     with pytest.raises(InvalidInput, match=r"`releases` of .* can't be changed") as not_changed:
         bench.run("release", "add", OLD)
     assert f"[{NEW}, {OLD}]" in not_changed.value.resolution and bench.everything() == changed
+
+
+# -- add, from another registry
+
+
+CHARTS = "r.test:5000/ckp/ckp-addons:v1@sha256:charts"
+
+
+def own_registry(bench: Bench) -> str:
+    own = read_site(bench.file).registry.own
+    assert own is not None
+    return f"{own.name}:{own.port}"
+
+
+@pytest.fixture
+def elsewhere(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """Publishes a release to another registry, by this machine's key; the site has one with the same addons."""
+    origin, key = RegistrySimulator(), signing_key(tmp_path / "keys")
+    bench.world.deploy(NEW)
+    assert bench.host.config is not None
+    bench.host.config["data"]["releases.json"] = bench.host.table.model_copy(
+        update={"releases": {NEW: bench.host.table.releases[NEW].model_copy(update={"cni": Catalog().release(OLD).built_cni, "addons": CHARTS})}}
+    ).model_dump_json()
+
+    def client(address: str, _ca: Path | None = None, **_: object) -> Registry:
+        assert address == "origin.test:5000"
+        return Registry(address, transport=origin.transport, sleep=lambda _: None)
+
+    monkeypatch.setattr(published, "Registry", client)
+    return lambda name=own_registry(bench): publish_release(client("origin.test:5000"), tmp_path / "made", OLD, key, name)
+
+
+def test_a_release_is_added_from_another_registry(bench: Bench, elsewhere: Callable[..., dict[str, str]]) -> None:
+    digests = elsewhere()
+    done = bench.run("release", "add", OLD, "--from-registry", "origin.test:5000")
+    assert done.exit_code == 0 and f"rack-7 offers {OLD}" in done.output and bench.made == []
+    added = bench.host.table.releases[OLD]
+    assert added.images["etcd"] == f"3.5.24-0@{digests['etcd']}" and added.addons == CHARTS
+    assert added.bundles["debian-12"].image.endswith(f"/ckp/{DEBIAN.repository}@{digests[DEBIAN.repository]}")
+    assert bench.named == [NEW, OLD] and content_of(NEW) | {f"kube-apiserver:{OLD}-ckp", "etcd:3.5.24-0"} <= bench.world.there()
+    before = bench.everything()
+    bench.run("release", "add", OLD, "--from-registry", "origin.test:5000")
+    assert bench.everything() == before
+
+
+def test_a_release_that_was_published_for_another_sites_registry_is_refused(bench: Bench, elsewhere: Callable[..., dict[str, str]]) -> None:
+    elsewhere("registry.other.test:5000")
+    before = bench.everything()
+    with pytest.raises(InvalidInput, match=r"at origin\.test:5000 name the registry registry\.other\.test:5000, and the site's is") as refused:
+        bench.run("release", "add", OLD, "--from-registry", "origin.test:5000")
+    assert f"ckp dist publish {OLD} --registry origin.test:5000 --registry-name {own_registry(bench)}" in refused.value.resolution
+    assert bench.everything() == before
+
+
+def test_a_release_whose_addons_the_site_does_not_have_is_refused(bench: Bench, elsewhere: Callable[..., dict[str, str]]) -> None:
+    elsewhere()
+    bench.world.deploy(NEW)
+    before = bench.everything()
+    with pytest.raises(Conflict, match=rf"no release of this site has the same addons as {OLD} \(cilium v"):
+        bench.run("release", "add", OLD, "--from-registry", "origin.test:5000")
+    assert bench.everything() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--registry-ca", "FILE"], "are for --from-registry"),
+        (["--from-registry", "origin.test:5000", "--from", "FILE"], "name two places"),
+        (["--from-registry", "https://origin.test"], "is not the address of a registry"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(bench: Bench, options: list[str], said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        bench.run("release", "add", OLD, *(str(bench.file) if option == "FILE" else option for option in options))
 
 
 def test_two_changes_of_a_site_exclude_each_other(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
