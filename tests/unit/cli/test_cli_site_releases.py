@@ -26,7 +26,8 @@ from ckp.site.install import KUBECONFIG, Site
 from ckp.site.inventory import Inventory, KnownHosts, SiteHosts
 from ckp.site.management import ADMIN
 from ckp.site.publish import Published, Withdrawn, publish_to, releases_config
-from ckp.site.registry import HostedRegistry
+from ckp.site.registry import STORAGE, HostedRegistry
+from ckp.site.registry_unit import CONFIG, PROGRAM
 from ckp.site.spec.read import read_site
 from tests.simulators.management_host import ManagementHost
 from tests.simulators.registry import Fault, RegistrySimulator
@@ -303,6 +304,20 @@ def test_a_release_is_removed_from_the_site_its_file_and_its_registry(bench: Ben
     with pytest.raises(NotFound, match=f"rack-7 does not offer {OLD}, and .* does not name it") as refused:
         bench.run("release", "remove", OLD)
     assert refused.value.resolution == f"name one of: {MIDDLE}, {NEW}"
+
+
+@pytest.mark.parametrize("command", [["release", "remove", OLD], ["registry", "gc"]])
+def test_the_space_of_what_nothing_names_is_freed_and_said(bench: Bench, command: list[str]) -> None:
+    bench.world.deploy(NEW)
+    bench.run("release", "add", OLD)
+    bench.host.push(b"the program", PROGRAM)
+    bench.host.push(json.dumps({"storage": {"filesystem": {"rootdirectory": STORAGE}}}).encode(), f"{CONFIG}/push.yml")
+    for name in ("docker/named", "docker/unnamed"):
+        bench.host.push(b"x" * 3_000_000, f"{STORAGE}/{name}")
+    bench.host.unnamed = ["docker/unnamed"]
+    done = bench.run(*command)
+    assert f"m1: 3 MB freed in {STORAGE}" in done.output
+    assert bench.host.path(f"{STORAGE}/docker/named").exists() and not bench.host.path(f"{STORAGE}/docker/unnamed").exists()
 
 
 def test_what_an_addition_left_that_failed_is_removed(bench: Bench) -> None:
