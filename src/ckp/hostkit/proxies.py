@@ -174,7 +174,7 @@ def environment(source: Mapping[str, str] = os.environ) -> dict[str, str]:
     return {**values, **{name.lower(): value for name, value in values.items()}}
 
 
-def connect(host: str, port: int, timeout: float) -> socket.socket:
+def connect(host: str, port: int, timeout: float, environment: Mapping[str, str] = os.environ) -> socket.socket:
     """A TCP connection to a server, through the proxy if the rule says so. `timeout` seconds for each of TCP and CONNECT.
 
     Raises:
@@ -182,7 +182,7 @@ def connect(host: str, port: int, timeout: float) -> socket.socket:
         OSError: the server can't be reached.
     """
     try:
-        used = proxy_for(host, port)
+        used = proxy_for(host, port, environment)
     except InvalidInput as error:
         raise ProxyError(error.sentence()) from None
     if used is None:
