@@ -49,12 +49,12 @@ def bring_up(place: Place) -> None:
         CkpError: a migration could not be read.
         SQLAlchemyError: the database does not answer, or a migration failed; nothing was changed.
     """
-    with _migrating(place) as (connection, config):
-        found = _version(connection)
+    with migrating(place) as (connection, config):
+        found = version_of(connection)
         if found is None and (adopted := _without_version(connection)):
             log.info("the schema has no version and is adopted", schema=adopted)
             command.stamp(config, adopted)
-        elif found is not None and not _known(found):
+        elif found is not None and not is_known(found):
             _require_served(place, connection, found)
             return
         command.upgrade(config, "head")
@@ -68,9 +68,9 @@ def take_back(place: Place) -> tuple[str, str]:
     Raises:
         Conflict: there is no version before, or the schema is not one that this Compass knows; nothing was changed.
     """
-    with _migrating(place) as (connection, config):
-        found = _version(connection)
-        before = ScriptDirectory(str(FOLDER)).get_revision(found).down_revision if found and _known(found) else None
+    with migrating(place) as (connection, config):
+        found = version_of(connection)
+        before = ScriptDirectory(str(FOLDER)).get_revision(found).down_revision if found and is_known(found) else None
         if found is None or not isinstance(before, str):
             raise Conflict(
                 f"the database {place} has schema {found or 'none'}, and this Compass ({__version__}, schema {head()}) can't take that back",
@@ -81,7 +81,13 @@ def take_back(place: Place) -> tuple[str, str]:
 
 
 @contextmanager
-def _migrating(place: Place) -> Iterator[tuple[Connection, Config]]:
+def migrating(place: Place) -> Iterator[tuple[Connection, Config]]:
+    """A transaction in which nobody else changes the schema, and Alembic's settings for it; committed when the block ends well.
+
+    Raises:
+        CkpError: Alembic can't do what it was asked for.
+        SQLAlchemyError: the database does not answer, or refuses.
+    """
     engine = place.migration_engine()
     try:
         with _ALEMBIC, engine.connect() as connection, connection.begin():
@@ -100,11 +106,13 @@ def _migrating(place: Place) -> Iterator[tuple[Connection, Config]]:
         engine.dispose()
 
 
-def _version(connection: Connection) -> str | None:
+def version_of(connection: Connection) -> str | None:
+    """The schema's version, as the migrations name it; None if it has none."""
     return MigrationContext.configure(connection).get_current_revision()
 
 
-def _known(version: str) -> bool:
+def is_known(version: str) -> bool:
+    """Whether this Compass has the migration that makes this version."""
     return any(script.revision == version for script in ScriptDirectory(str(FOLDER)).walk_revisions())
 
 
