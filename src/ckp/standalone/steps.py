@@ -219,7 +219,7 @@ def kubeadm_init(context: Context) -> str:
         except AgentError:
             pass
         if _initialised() and not (from_backup and restored.interrupted()):
-            _hand_over(settings)
+            _hand_over(settings, from_backup=from_backup)
             return "initialised before"
         context.say("resetting an interrupted kubeadm init")
         run(["kubeadm", "reset", "-f", "--cleanup-tmp-dir", "--kubeconfig", "/nonexistent", "--skip-phases", "remove-etcd-member"], timeout=180, check=False)
@@ -251,7 +251,7 @@ def kubeadm_init(context: Context) -> str:
         raise
     finally:
         remove(config)
-    _hand_over(settings)
+    _hand_over(settings, from_backup=from_backup)
     return kubernetes(plan)
 
 
@@ -266,9 +266,9 @@ def _elected(settings: Settings) -> bool:
     return not os.path.exists(BOOTSTRAP) and _initialised() and unit.is_set_up(settings)
 
 
-def _hand_over(settings: Settings | None) -> None:
+def _hand_over(settings: Settings | None, *, from_backup: bool) -> None:
     if settings:
-        unit.elect(settings)
+        unit.elect(settings, restored=from_backup)
 
 
 def write_patches(context: Context, plan: Plan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import socket
 import struct
 from dataclasses import dataclass, field
@@ -375,6 +376,43 @@ def test_the_service_may_use_one_lease_and_nothing_else() -> None:
     text = unit.unit_text(["/usr/bin/python3", "-I", "/usr/bin/ckp-agent"])
     assert "CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW\n" in text and "Restart=always" in text
     assert "ExecStart=/usr/bin/python3 -I /usr/bin/ckp-agent standalone address --settings " in text
+
+
+@pytest.mark.parametrize(
+    ("was", "restored", "holds", "verb"),
+    [
+        ({}, False, True, "create"),
+        ({"holderIdentity": "m2"}, True, True, "replace"),
+        ({"holderIdentity": "m2"}, True, False, ""),
+        ({"holderIdentity": "m1"}, True, True, ""),
+        ({"holderIdentity": "m2"}, False, True, ""),
+    ],
+)
+def test_the_first_master_becomes_the_leases_holder_where_nobody_else_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was: dict[str, str], restored: bool, holds: bool, verb: str
+) -> None:
+    """There is no Lease yet, or it is of a backup, from before all hosts were lost; and this host still holds the address without one."""
+    spec, done = dict(was), list[str]()
+
+    def kubectl(*words: str, stdin: str = "", **_: object) -> str:
+        if words[0] in ("create", "replace"):
+            done.append(words[0])
+            spec.update(json.loads(stdin)["spec"])
+        return json.dumps({"spec": spec}) if "lease" in words and spec else ""
+
+    def wait_for(missing: Any, **_: object) -> None:
+        spec.update(renewTime="later")  # as the service renews it
+        assert not missing()
+
+    (tmp_path / "bootstrap").touch()
+    monkeypatch.setattr(unit, "BOOTSTRAP", str(tmp_path / "bootstrap" if holds else tmp_path / "none"))
+    monkeypatch.setattr(unit, "issue_certificate", lambda: None)
+    monkeypatch.setattr(unit, "kubectl", kubectl)
+    monkeypatch.setattr(unit, "wait_for", wait_for)
+    monkeypatch.setattr(unit, "_wait_held", lambda _: None)
+    unit.elect(Settings("192.0.2.50", "192.0.2.10", "m1"), restored=restored)
+    assert done == ([verb] if verb else []) and spec.get("holderIdentity") == ("m1" if verb else was["holderIdentity"])
+    assert not holds or not (tmp_path / "bootstrap").exists()
 
 
 def test_settings_that_are_no_settings_are_refused(tmp_path: Path) -> None:

@@ -98,14 +98,25 @@ def hold(journal: Journal, settings: Settings) -> None:
     _wait_held(settings)
 
 
-def elect(settings: Settings) -> None:
-    """On the first master, when its API server runs: from now on the holder is elected. Idempotent. Raises AgentError."""
+def elect(settings: Settings, *, restored: bool = False) -> None:
+    """On the first master, when its API server runs: from now on the holder is elected. Idempotent. Raises AgentError.
+
+    Args:
+        restored: the cluster began with the data of a backup, so its Lease may name a holder of before: all its hosts are gone.
+    """
     issue_certificate()
     kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(access()), what="applying the rights of the address service")
-    if not _lease():
-        # This host has the address already, so the Lease begins with it as the holder.
+    was = _lease()
+    if not was or (restored and os.path.exists(BOOTSTRAP) and was.get("holderIdentity") != settings.node):
+        # This host has the address already, so the Lease begins with it as the holder: waiting for its turn, it would be without the address.
         now = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime())
-        kubectl("create", "-f", "-", stdin=json.dumps(lease_object(settings.node, None, Timing(), now, now)), what="creating the address' Lease")
+        kubectl(
+            "replace" if was else "create",
+            "-f",
+            "-",
+            stdin=json.dumps(lease_object(settings.node, None, Timing(), now, now)),
+            what="creating the address' Lease",
+        )
     before = _lease()
     remove(BOOTSTRAP)
 
