@@ -23,6 +23,7 @@ from ckp.kits.streams import stream
 from ckp.site.backup import take
 from ckp.site.backup.proof import Programs
 from ckp.site.backup.take import MANAGED, Sources, Taken, Wanted
+from ckp.site.inventory import KnownHosts
 from tests.simulators import object_store
 
 SITE, NAMESPACE, CLUSTER = "berlin", "ckp-default-default", "demo"
@@ -73,7 +74,8 @@ class BackupWorld:
     folder: Path
     signer: Path
     host: ThisMachine = field(default_factory=ThisMachine)
-    sources: Sources = field(default_factory=Sources)
+    others: list[ThisMachine] = field(default_factory=list)
+    sources: Sources = field(default_factory=lambda: Sources(()))
 
     def __post_init__(self) -> None:
         for name in ("objects/namespace", "objects/secret", "state/registry", "state/backup", "out"):
@@ -138,7 +140,9 @@ class BackupWorld:
         return Wanted(SITE, self.folder / "site.yaml", self.folder / "state", "v1.35.1", readers or Readers(passphrase=self.passphrase), **more)
 
     def take(self, readers: Readers | None = None, programs: Programs | None = None, **more: Any) -> Taken:
-        return take.take(self.host, self.wanted(readers, **more), self.target, programs, Steps(out=io.StringIO()), self.sources)
+        return take.take(
+            KnownHosts(self.host, [self.host, *self.others]), self.wanted(readers, **more), self.target, programs, Steps(out=io.StringIO()), self.sources
+        )
 
 
 def make_signer(folder: Path) -> Path:

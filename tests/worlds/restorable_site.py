@@ -23,7 +23,7 @@ from ckp.kits.files import sha256_bytes
 from ckp.site.backup import archive
 from ckp.site.backup.archive import Opened
 from ckp.site.backup.manifest import FORMAT, MANAGEMENT, Etcd, Hosted, Kind, Manifest, Member, Volume
-from ckp.site.backup.restore import CAS, PKI
+from ckp.site.backup.placing import CAS, PKI
 from ckp.site.management import ADMIN, JOURNAL
 from tests.simulators.management_api import SimulatedApi
 from tests.simulators.management_host import STEPS, ManagementHost
@@ -33,6 +33,7 @@ from tests.worlds.applied_site import RELEASE, AppliedSite
 NAMESPACE, CLUSTER = "ckp-a-b", "demo"
 HOSTED = f"etcd/hosted/{NAMESPACE}/{CLUSTER}"
 VOLUMES = "/opt/local-path-provisioner"
+KINDS = {"tar": Kind.TAR, "db": Kind.SQLITE, "copy": Kind.POSTGRESQL}
 PASSPHRASE = "correct horse battery staple"
 ETCDUTL = """\
 #!/usr/bin/env python3
@@ -58,6 +59,8 @@ class NewHost(ManagementHost):
 
     restores = True
     """Whether its host tool knows of backups."""
+    database: dict[str, str]
+    """Compass' PostgreSQL, shared by hosts of one site: `data`, and `run`, the restore that has put it there."""
 
     def install(self, release: str, bundle: str = "", settings: Mapping[str, str] | None = None, steps: Sequence[str] = STEPS) -> None:
         if not self.restores or not self.path(RESTORED_RECORD).exists():
@@ -87,17 +90,48 @@ class NewHost(ManagementHost):
                 with tarfile.open(self.path(carried)) as packed:
                     packed.extractall(self.path(target))
                 return 0, "", ""
+            case ["sh", "-c", _, "load", carried, *argv]:
+                return self._load(self.path(carried).read_text(), argv)
             case ["chown", "-R", owner, path]:
                 self.access[path] = " ".join([self.accessed(path).split()[0], *owner.split(":")])
                 return 0, "", ""
         return super()._command(words, stdin)
 
+    def _load(self, copy: str, argv: list[str]) -> Said:
+        """As `python3 -m ckp.compass --load` does in Compass' pod."""
+        assert argv[2] == f"--server=https://{self.address}:6443" and "exec" in argv and "Deployment" in {kind for kind, _, _ in self.api.objects}
+        run, found = argv[argv.index("--load") + 1], self.database
+        if found.get("run") == run:
+            return 0, "this restore has put the data back before\n", ""
+        if found.get("data") and "--replace" not in argv:
+            return 1, "", f"error: PostgreSQL has data of its own ({found['data']}), and nothing in it was changed"
+        found.update(data=copy, run=run)
+        return 0, "1 rows were put back\n", ""
+
 
 class RestorableSite(AppliedSite):
-    """A site that is applied, with a backup of it."""
+    """A site that is applied, with a backup of it.
 
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Args:
+        changes: of the site's file.
+        others: further management hosts that it names: names -> addresses.
+        postgresql: whether Compass' data is there.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        changes: Sequence[tuple[str, str]] = (),
+        others: Mapping[str, str] | None = None,
+        *,
+        postgresql: bool = False,
+    ) -> None:
         super().__init__(root, monkeypatch)
+        self.others, self.postgresql, self.database = dict(others or {}), postgresql, dict[str, str]()
+        for name, address in self.others.items():
+            self.add(name, address)
+        self.write(*changes)
         self.monkeypatch = monkeypatch
         self.proved: list[str] = []
         etcdutl = root / "etcdutl"
@@ -127,7 +161,7 @@ class RestorableSite(AppliedSite):
             self._member(
                 folder, HOSTED, b"a tenant's", Etcd(cluster_id="b", version="3.5.15", revision=7, members={f"{CLUSTER}-etcd-0": ("https://e0:2380",)})
             ),
-            self._member(folder, "compass.db", b"Compass'"),
+            self._member(folder, "compass.copy" if self.postgresql else "compass.db", b"Compass'"),
             self._member(folder, "host.tar", packed({**files, JOURNAL.lstrip("/"): self.host.path(JOURNAL).read_bytes()})),
             self._member(folder, "state.tar", packed({str(path.relative_to(self.state)): path.read_bytes() for path in self._kept()})),
         ]
@@ -142,9 +176,10 @@ class RestorableSite(AppliedSite):
             cluster_uid=uid,
             host="m1",
             address="192.0.2.10",
+            hosts={"m1": "192.0.2.10", **self.others} if self.others else {},
             signing_keys=False,
             clusters=(cluster,),
-            volumes=(ETCD_VOLUME, COMPASS_VOLUME),
+            volumes=tuple(each.model_copy(update={"host": "m3"} if self.others else {}) for each in (ETCD_VOLUME, COMPASS_VOLUME)),
             members=tuple(members),
         )
         return Opened(manifest.model_copy(update=changes), "A" * 40, folder)
@@ -156,7 +191,7 @@ class RestorableSite(AppliedSite):
     def _member(folder: Path, name: str, content: bytes, etcd: Etcd | None = None) -> Member:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-        kind = Kind.ETCD if etcd else Kind.TAR if name.endswith(".tar") else Kind.FILE
+        kind = Kind.ETCD if etcd else KINDS.get(name.rpartition(".")[2], Kind.FILE)
         return Member(name=name, kind=kind, size=len(content), sha256=sha256_bytes(content), etcd=etcd)
 
     def seal(self, signer: Signer) -> tuple[Path, Path]:
@@ -169,15 +204,19 @@ class RestorableSite(AppliedSite):
         return target, secret
 
     def lose(self, *, state: bool = True) -> NewHost:
-        """The host and this machine's state (or not that) are lost; a new host has the address."""
+        """The hosts and this machine's state (or not that) are lost; new hosts have their addresses. The first one of them."""
         if state:
             shutil.rmtree(self.state)
-        new = NewHost(self.root / "hosts" / f"new-{len(list((self.root / 'hosts').glob('*')))}", api=SimulatedApi())
-        new.dns, new.uids = self.host.dns, iter(range(900, 999))
-        self.host = self.hosts["m1"] = new
-        return new
+        api, dns = SimulatedApi(), self.host.dns
+        for name, address in {"m1": "192.0.2.10", **self.others}.items():
+            new = NewHost(self.root / "hosts" / f"new-{len(list((self.root / 'hosts').glob('*')))}", name, address, api)
+            new.dns, new.uids, new.database = dns, iter(range(900, 999)), self.database
+            self.hosts[name] = new
+        self.host = first = self.hosts["m1"]
+        assert isinstance(first, NewHost)
+        return first
 
-    def restore(self, backup: Opened | None = None) -> Result:
+    def restore(self, backup: Opened | None = None, *options: str) -> Result:
         """Without the work of decrypting: a backup that was opened."""
 
         @contextmanager
@@ -186,7 +225,7 @@ class RestorableSite(AppliedSite):
 
         with self.monkeypatch.context() as patched:
             patched.setattr(archive, "opened", opened)
-            return self.run("restore", str(self.root / "berlin.backup"))
+            return self.run("restore", str(self.root / "berlin.backup"), *options)
 
     def names(self) -> set[str]:
         """Of the ConfigMaps in the namespace `default`."""

@@ -1,4 +1,4 @@
-"""`ckp site backup`: a whole site in one encrypted, signed file; and what is done with such a file."""
+"""`ckp site backup`: a whole site in one encrypted, signed file, or in the bucket or folder that its file names; and what is done with such a backup."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ckp.clients.signing.encryption import ReaderKey, Readers, is_fingerprint
 from ckp.distribution.attest.builtrelease import open_built_release
 from ckp.distribution.builder.component import Built
 from ckp.distribution.carry.airgap import ImportedRelease
+from ckp.hostkit.backups import made_at, name_of
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput, NotFound
 from ckp.kits.files import exclusive
@@ -28,10 +30,14 @@ from ckp.site import described, management
 from ckp.site.backup import archive, take
 from ckp.site.backup.manifest import Hosted, Manifest, Member
 from ckp.site.backup.proof import Programs, Seen, prove
+from ckp.site.backup.target import Stored, Target, target_of
+from ckp.site.spec.model import SiteSpec
+from ckp.site.spec.read import read_site
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 READABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 OPENING, PROVING = "Decrypting the backup, and checking what was signed", "Restoring what is in it, for a look"
+STORING = "Storing it where the site keeps its backups, and reading it back"
 MEMBER_COLUMNS: tuple[Column[Member], ...] = (
     Column("MEMBER", lambda member: member.name),
     Column("KIND", lambda member: member.kind.value),
@@ -39,6 +45,11 @@ MEMBER_COLUMNS: tuple[Column[Member], ...] = (
     Column("REVISION", lambda member: member.etcd.revision if member.etcd else ""),
     Column("ABOUT", lambda member: member.about),
     Column("SHA-256", lambda member: member.sha256, wide=True),
+)
+STORED_COLUMNS: tuple[Column[Stored], ...] = (
+    Column("NAME", lambda stored: stored.name),
+    Column("MADE", lambda stored: f"{stored.made:%Y-%m-%d %H:%M:%S} UTC"),
+    Column("BYTES", lambda stored: stored.size),
 )
 CLUSTER_COLUMNS: tuple[Column[Hosted], ...] = (
     Column("CLUSTER", lambda cluster: cluster.title),
@@ -49,13 +60,23 @@ CLUSTER_COLUMNS: tuple[Column[Hosted], ...] = (
 
 @click.command()
 @site_file
-@click.option("--output", "target", type=FILE, help="Make a backup, in this new file.")
-@click.option("--recipient", "recipients", type=READABLE, multiple=True, help="An OpenPGP certificate (public key) whose owner can read it; may be repeated.")
+@click.option("--output", "target", type=FILE, help="Make a backup in this new file; default: where the site's file keeps them.")
+@click.option("--if-due", is_flag=True, help="Make it only if the newest one there is older than the site's file allows (`backup.every`).")
+@click.option(
+    "--recipient",
+    "recipients",
+    type=READABLE,
+    multiple=True,
+    help="An OpenPGP certificate (public key) whose owner can read it, beside those of the site's file; may be repeated.",
+)
 @click.option("--passphrase-file", type=READABLE, help="A file (0600) whose first line is the passphrase: of the backup, or of --key.")
 @click.option("--with-signing-keys", is_flag=True, help="Put this machine's keys that sign releases into it.")
 @click.option("--without", multiple=True, metavar="NAMESPACE/NAME", help="Make it even if the etcd of this workload cluster can't be read; may be repeated.")
-@click.option("--verify", type=FILE, metavar="FILE", help="Prove a backup: signature, digests, and each snapshot restored into an etcd of its own.")
-@click.option("--show", type=FILE, metavar="FILE", help="Show what a backup holds.")
+@click.option(
+    "--verify", type=FILE, metavar="FILE", help="Prove a backup, a file or one that --list names: signature, digests, and each snapshot restored into an etcd."
+)
+@click.option("--show", type=FILE, metavar="FILE", help="Show what a backup holds, a file or one that --list names.")
+@click.option("--list", "listed", is_flag=True, help="List the backups that are where the site's file keeps them.")
 @click.option("--key", type=READABLE, help="OpenPGP secret key to read a backup with; default: your own gpg, with its agent and smart cards.")
 @click.option("--signed-by", metavar="FINGERPRINT", default="", help="The key that must have signed it; default: the site's, if this machine has it.")
 @click.option("--from", "release", type=RELEASE_FILE, help="Take etcd's programs from a file of `ckp dist export`; default: as they are built on this machine.")
@@ -64,80 +85,152 @@ CLUSTER_COLUMNS: tuple[Column[Hosted], ...] = (
 def backup(
     file: Path,
     target: Path | None,
+    if_due: bool,
     recipients: tuple[Path, ...],
     passphrase_file: Path | None,
     with_signing_keys: bool,
     without: tuple[str, ...],
     verify: Path | None,
     show: Path | None,
+    listed: bool,
     key: Path | None,
     signed_by: str,
     release: Path | None,
     keyring: Path | None,
     output: str,
 ) -> None:
-    """Back up a whole site into one encrypted, signed file; or prove (--verify) or show (--show) such a file."""
-    chosen = [option for option, value in (("--output", target), ("--verify", verify), ("--show", show)) if value is not None]
-    if len(chosen) != 1:
-        said = f"{' and '.join(chosen)} were given" if chosen else "none was given"
-        raise InvalidInput(f"one of --output, --verify and --show is needed, and {said}", resolution="see ckp site backup --help")
-    if target is not None:
-        readers = Readers(recipients, passphrase_file)
-        _make(file, target.absolute(), readers, with_signing_keys, without, (release, keyring), output)
+    """Back up a whole site: encrypted, signed, and proved by reading it back. Or list (--list), prove (--verify) or show (--show) what was made."""
+    chosen = [option for option, value in (("--output", target), ("--verify", verify), ("--show", show), ("--list", listed or None)) if value is not None]
+    if len(chosen) > 1:
+        raise InvalidInput(f"{' and '.join(chosen)} exclude each other", resolution="see ckp site backup --help")
+    if if_due and chosen:
+        raise InvalidInput(f"--if-due and {chosen[0]} exclude each other", resolution="see ckp site backup --help")
+    if target is not None or not chosen:
+        _make(file, target.absolute() if target else None, if_due, recipients, passphrase_file, with_signing_keys, without, (release, keyring), output)
+        return
+    if listed:
+        _list(file, output)
         return
     if signed_by and not is_fingerprint(signed_by := signed_by.replace(" ", "").upper()):
         raise InvalidInput(f"{signed_by!r} is no fingerprint of a key", resolution="write its 40 hex digits")
     reader = ReaderKey(key, passphrase_file)
     if show is not None:
-        with reading_scratch() as scratch, archive.opened(show, reader, lambda found: signer_of(found, signed_by), scratch, members=False) as found:
-            _show(found.manifest, found.signed_by, output)
+        with reading_scratch() as scratch, named(show, file, scratch) as local:
+            with archive.opened(local, reader, lambda found: signer_of(found, signed_by), scratch, members=False) as found:
+                _show(found.manifest, found.signed_by, output)
     elif verify is not None:
-        _verify(verify, reader, signed_by, (release, keyring), output)
+        _verify(verify, file, reader, signed_by, (release, keyring), output)
 
 
 def _make(
-    file: Path, target: Path, readers: Readers, with_keys: bool, without: Sequence[str], programs_from: tuple[Path | None, Path | None], output: str
+    file: Path,
+    target: Path | None,
+    if_due: bool,
+    recipients: Sequence[Path],
+    passphrase: Path | None,
+    with_keys: bool,
+    without: Sequence[str],
+    programs_from: tuple[Path | None, Path | None],
+    output: str,
 ) -> None:
+    """A backup in `target`; None: where the site keeps them, and for the readers that its file names."""
     keys = paths.keys() if with_keys else None
     if keys is not None and not keys.is_dir():
         raise NotFound(f"there are no signing keys in {keys}", resolution="leave out --with-signing-keys")
-    archive.refuse_target(target)
-    with changing(file) as (spec, hosts), planned("site backup", [LOOKING, *take.TITLES], out=sys.stderr) as steps:
+    if target is not None:
+        Readers(recipients, passphrase)  # before a host is reached
+        archive.refuse_target(target)
+    with changing(file) as (spec, hosts), ExitStack() as stack:
         host = hosts.management
-        if spec.database.postgresql is not None:
-            raise InvalidInput(
-                f"Compass of {spec.metadata.name} has its data in PostgreSQL, and a backup of it can't be made by this version",
-                resolution="back up the database by its own means (pg_dump), and the management cluster's etcd as Kubernetes describes it",
-            )
+        kept = stack.enter_context(target_of(spec, host)) if target is None else None
+        readers = Readers([*recipients, *(spec.backup.encrypt_for if kept and spec.backup else ())], passphrase)
+        if kept and if_due and spec.backup and (newest := _not_due(kept, spec.backup.every)):
+            echo(f"{newest} in {kept.title} is not older than `backup.every`, and no other was made")
+            return
+        steps = stack.enter_context(planned("site backup", [LOOKING, *take.TITLES, *([STORING] if kept else [])], out=sys.stderr))
         with steps.step(LOOKING):
             if not management.exists(host):
                 raise NotFound(f"{host.name} has no management cluster that is complete", resolution=f"ckp site apply -f {file}")
             release = management.installed_release(host)
             programs = find_programs(release, *programs_from)
             steps.say(f"{host.name} ({host.address}) runs {release}")
-        wanted = take.Wanted(spec.metadata.name, file, described.state_folder(spec), release, readers, keys, without)
-        taken = take.take(host, wanted, target, programs, steps)
+            if kept is not None:
+                steps.say(f"{kept.title} has {len(kept.backups())} backups of {spec.metadata.name}")  # it answers, before anything is taken
+        wanted = take.Wanted(spec.metadata.name, file, described.state_folder(spec), release, readers, keys, without, spec.database.postgresql is not None)
+        if kept is None:
+            assert target is not None
+            taken, where, name, size = take.take(hosts, wanted, target, programs, steps), "", str(target), target.stat().st_size
+        else:
+            sealed = stack.enter_context(take.sealing_folder(wanted.state)) / (name := name_of(spec.metadata.name, datetime.now(UTC)))
+            taken = take.take(hosts, wanted, sealed, programs, steps)
+            where, size = f" in {kept.title}", sealed.stat().st_size
+            with steps.step(STORING):
+                kept.store(sealed, name, sealed.parent, steps.say)
     if output in ("json", "yaml"):
         show_data({**_data(taken.manifest, taken.signed_by), "proof": [asdict(seen) for seen in taken.seen]}, output)
         return
     echo(
         f"""
-{target} has the whole site {taken.manifest.site}, {gibibytes(target.stat().st_size)}.
+{name}{where} has the whole site {taken.manifest.site}, {gibibytes(size)}.
 
   signed by    {taken.signed_by}  (keep this fingerprint where the backup is not: it is how a backup is known to be yours)
   clusters     {", ".join(cluster.title + ("" if cluster.member else " (WITHOUT ITS DATA)") for cluster in taken.manifest.clusters) or "none"}
 
 Try next:
-  ckp site backup --verify {target}"""
+  ckp site backup --verify {name}"""
     )
     if programs is None:
         echo("\nThe snapshots of etcd were not restored for a look, as this machine has not built the release: --verify with --from does.", err=True)
 
 
-def _verify(file: Path, reader: ReaderKey, signed_by: str, programs_from: tuple[Path | None, Path | None], output: str) -> None:
+def _not_due(target: Target, every: timedelta | None) -> str:
+    """The newest backup if it is as new as it should be; otherwise "". Raises CkpError if the target can't be read."""
+    found = target.backups()
+    return found[-1].name if every and found and datetime.now(UTC) - found[-1].made < every else ""
+
+
+def _list(file: Path, output: str) -> None:
+    with kept_by(read_site(file)) as target:
+        found = target.backups()
+    if output in ("json", "yaml"):
+        show_data([{"name": each.name, "made": each.made.isoformat(), "bytes": each.size} for each in found], output)
+    else:
+        echo(table(STORED_COLUMNS, found) if found else f"{target.title} has no backup of {target.site}")
+
+
+@contextmanager
+def kept_by(spec: SiteSpec) -> Iterator[Target]:
+    """Where a site's file keeps its backups. A host is reached only if it is a folder of one. Raises as `target_of`."""
+    with ExitStack() as stack:
+        folder = spec.backup is not None and spec.backup.to.s3 is None
+        hosts = stack.enter_context(described.reached_hosts(spec)) if folder and spec.management.hosts else None
+        yield stack.enter_context(target_of(spec, hosts.management if hosts else None))
+
+
+@contextmanager
+def named(backup: Path, file: Path, scratch: Path) -> Iterator[Path]:
+    """A backup as a file of this machine: it is one, or one by that name is fetched from where the site's file keeps them.
+
+    Raises:
+        NotFound: there is neither.
+        CkpError: it can't be fetched.
+    """
+    if backup.exists() or len(backup.parts) != 1 or not file.exists():
+        yield backup
+        return
+    spec = read_site(file)
+    if spec.backup is None or made_at(spec.metadata.name, backup.name) is None:
+        yield backup
+        return
+    with kept_by(spec) as target, target.fetched(backup.name, scratch) as local:
+        yield local
+
+
+def _verify(backup_file: Path, file: Path, reader: ReaderKey, signed_by: str, programs_from: tuple[Path | None, Path | None], output: str) -> None:
     with reading_scratch() as scratch, planned("site backup verify", [OPENING, PROVING], out=sys.stderr) as steps, ExitStack() as stack:
         with steps.step(OPENING):
-            backup = stack.enter_context(archive.opened(file, reader, lambda found: signer_of(found, signed_by), scratch))
+            local = stack.enter_context(named(backup_file, file, scratch))
+            backup = stack.enter_context(archive.opened(local, reader, lambda found: signer_of(found, signed_by), scratch))
         with steps.step(PROVING):
             programs = find_programs(backup.manifest.release, *programs_from)
             if programs is None:
@@ -146,7 +239,7 @@ def _verify(file: Path, reader: ReaderKey, signed_by: str, programs_from: tuple[
                     resolution=f"name the release's file (--from release.ckp), or build it: ckp dist build {backup.manifest.release}",
                 )
             seen = prove(backup, programs, scratch, steps.say)
-    _proved(file, backup.manifest, backup.signed_by, seen, output)
+    _proved(backup_file, backup.manifest, backup.signed_by, seen, output)
 
 
 def _proved(file: Path, manifest: Manifest, signed_by: str, seen: Sequence[Seen], output: str) -> None:
@@ -160,11 +253,12 @@ def _show(manifest: Manifest, signed_by: str, output: str) -> None:
     if output in ("json", "yaml"):
         show_data(_data(manifest, signed_by), output)
         return
+    hosts = manifest.hosts or {manifest.host: manifest.address}
     pairs: list[tuple[str, Any]] = [
         ("Site", manifest.site),
         ("Made", f"{manifest.made:%Y-%m-%d %H:%M:%S} UTC, by CKP {manifest.ckp}"),
         ("Signed by", signed_by),
-        ("Management host", f"{manifest.host} ({manifest.address})"),
+        (f"Management host{'s' if manifest.hosts else ''}", ", ".join(f"{name} ({address})" for name, address in hosts.items())),
         ("Release", manifest.release),
         ("Signing keys", manifest.signing_keys),
     ]

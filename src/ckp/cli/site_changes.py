@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -17,6 +18,7 @@ from ckp.kits.files import exclusive
 from ckp.site import apply as site_apply
 from ckp.site import described
 from ckp.site import status as site_status
+from ckp.site.backup.target import target_of
 from ckp.site.check.rules import IGNORABLE
 from ckp.site.inventory import SiteHosts, acted_on_first
 from ckp.site.publish import registry_on
@@ -76,6 +78,12 @@ def status(file: Path, output: str) -> None:
     """Show what of a site is as it should be. Exit code 1 if something is not."""
     with management(file) as (spec, hosts):
         parts = list(site_status.status(hosts, registries_of(spec, hosts)))
+        if spec.backup is not None:
+            try:
+                with target_of(spec, hosts.management) as target:
+                    parts.append(site_status.backups(target, spec.backup.every, datetime.now(UTC)))
+            except InvalidInput as error:  # of a file that the site names: the other parts are shown all the same
+                parts.append(site_status.Part(site_status.BACKUPS, "unknown", error.brief))
     if output not in ("json", "yaml"):
         echo(table([Column("PART", lambda part: part.name), Column("STATE", lambda part: part.state), Column("DETAIL", lambda part: part.detail)], parts))
     else:

@@ -33,12 +33,13 @@ REMOVING = "Deleting releases that are no longer offered from the registry"
 Say = Callable[[str], None]
 
 
-def apply(site: Site, steps: Steps, others: Sequence[Deliverable] = ()) -> None:
+def apply(site: Site, steps: Steps, others: Sequence[Deliverable] = (), data: Callable[[], None] = lambda: None) -> None:
     """Make the site's hosts what its inventory says; what is so already is left alone, so a run that was killed goes on by running it again.
 
     Args:
         site: with the release that the management cluster and its layer are of (ckp.site.releases.choose).
         others: further releases that it offers; it offers no others afterwards.
+        data: brings Compass its data, before anybody asks it for something.
 
     Raises:
         Conflict: a cluster was made of a release that is to go, since `choose` looked; that release stays.
@@ -55,6 +56,7 @@ def apply(site: Site, steps: Steps, others: Sequence[Deliverable] = ()) -> None:
     with steps.step(layer):
         withdrawn = releases.withdrawing(site.management, [dist.release.name for dist in (site.dist, *others)])
         site.deploy_management(published, more, withdrawn)
+        data()
     with steps.step(opening):
         site.log_in()
         session = Session(read_config())

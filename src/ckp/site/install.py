@@ -11,7 +11,7 @@ import secrets
 import shutil
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,11 +83,13 @@ class Site:
 
     Args:
         say: takes lines of progress.
+        absent: management hosts that the cluster's data tells of, from before a restore, and that are new machines: they are no members until they have joined.
     """
 
     dist: Deliverable
     inventory: Inventory
     say: Callable[[str], None]
+    absent: Sequence[str] = field(default=(), kw_only=True)
 
     @property
     def management(self) -> SiteHost:
@@ -153,6 +155,7 @@ class Site:
         for host in others:
             self.install_agent(host)
         joined = {self.management.name, *(host.name for host in others if installed_release(host))}
+        members.wait_until_away(self.management, set(self.absent) - joined, self.say)
         members.remove_gone(self.management, members.gone(members.members(self.management), self.inventory.hosts.masters, joined), self.say)
         for host in others:
             members.join(self.management, host, self._bundle(published), self.say)

@@ -28,8 +28,22 @@ def kubectl(host: SiteHost, *arguments: str, stdin: str | None = None, timeout: 
     Raises:
         CkpError: it fails, or the host can't be reached.
     """
-    argv = ["kubectl", f"--kubeconfig={ADMIN}", f"--server=https://{host.address}:{API_PORT}", f"--request-timeout={timeout // 2}s", *arguments]
+    argv = [*kubectl_argv(host, timeout=timeout), *arguments]
     return host.run(argv, timeout=timeout, stdin=stdin, what=f"kubectl {arguments[0]}").stdout
+
+
+def kubectl_argv(host: SiteHost, *, timeout: int) -> list[str]:
+    """kubectl of a management host, as it asks that host's own API server.
+
+    Args:
+        timeout: seconds for all of it; one request has half of them.
+    """
+    return ["kubectl", f"--kubeconfig={ADMIN}", f"--server={server(host)}", f"--request-timeout={timeout // 2}s"]
+
+
+def server(host: SiteHost) -> str:
+    """The URL of a management host's own API server."""
+    return f"https://{host.address}:{API_PORT}"
 
 
 def installed_release(host: SiteHost) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckp.kits.errors import CkpError, Conflict
+from ckp.kits.retry import wait_until
 from ckp.rules.conditions import is_true
 from ckp.site.inventory import SiteHost
 from ckp.site.management import exists, kubectl
@@ -20,6 +21,8 @@ TOKEN_FILE = "/run/ckp-join-token"
 """In memory only, and removed once the host has joined."""
 TOKEN_LIFETIME = "1h"
 JOIN_SECONDS = 1800
+AWAY_SECONDS = 300
+"""How long a node may count as Ready whose kubelet is gone: Kubernetes' own controller takes some fifty seconds, once it leads."""
 
 Say = Callable[[str], None]
 
@@ -51,6 +54,24 @@ def _member(node: Mapping[str, Any]) -> Member:
     addresses = (node.get("status") or {}).get("addresses") or ()
     address = next((str(each["address"]) for each in addresses if each["type"] == "InternalIP"), "")
     return Member(str(node["metadata"]["name"]), address, is_true(node, "Ready"))
+
+
+def wait_until_away(host: SiteHost, names: Collection[str], say: Say) -> None:
+    """Wait until the cluster knows that these members are away: restored data says of them what was so once.
+
+    Raises:
+        TimedOut: one is still Ready: its kubelet runs somewhere.
+        CkpError: the management cluster does not answer.
+    """
+    if not names:
+        return
+    say(f"waiting until the cluster knows that {', '.join(sorted(names))} of before are away")
+
+    def ready() -> list[str]:
+        return [member.name for member in members(host) if member.ready and member.name in names]
+
+    what = "no lost host counts as Ready"
+    wait_until(lambda: not ready(), what=what, timeout=AWAY_SECONDS, every=5, reason=lambda: f"Ready: {', '.join(ready())}: does the old machine still run?")
 
 
 def gone(found: Sequence[Member], masters: Sequence[SiteHost], joined: Collection[str]) -> list[Member]:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from ckp.kits.errors import CkpError
 from ckp.site import members
+from ckp.site.backup.target import Target
 from ckp.site.inventory import SiteHost, SiteHosts
 from ckp.site.management import exists, kubectl
 from ckp.site.registry import HostedRegistry
 
+BACKUPS = "backups"
+LATE = 1.5
+"""Times the interval that the site's file names: making one takes a while, and may fail once."""
 NAMESPACES = ("cert-manager", "capi-system", "capi-kubeadm-bootstrap-system", "ckp-system")
 
 
@@ -59,6 +64,22 @@ def status(hosts: SiteHosts, registries: Sequence[HostedRegistry]) -> Iterator[P
         yield from _deployments(hosts.management)
     except CkpError as error:
         yield Part("management API", "not answering", error.brief)
+
+
+def backups(target: Target, every: timedelta | None, now: datetime) -> Part:
+    """Whether the site's newest backup is as new as it should be.
+
+    Args:
+        every: how old it may become; None: no time is due.
+    """
+    try:
+        found = target.backups()
+    except CkpError as error:
+        return Part(BACKUPS, "unknown", error.brief)
+    if not found:
+        return Part(BACKUPS, "none" if every else "ok", f"{target.title} has none")
+    detail = f"{len(found)} in {target.title}, the newest of {found[-1].made:%Y-%m-%d %H:%M} UTC"
+    return Part(BACKUPS, "late" if every and now - found[-1].made > every * LATE else "ok", detail)
 
 
 def _registry(name: str, registry: HostedRegistry) -> Part:

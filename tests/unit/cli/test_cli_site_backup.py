@@ -47,7 +47,13 @@ def world(tmp_path: Path, signer: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         yield made
 
 
-@pytest.mark.parametrize(("arguments", "words"), [((), "none was given"), (("--show", "a", "--verify", "b"), "--verify and --show were given")])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--show", "a", "--verify", "b"), "--verify and --show exclude each other"),
+        (("--output", "a", "--list"), "--output and --list exclude each other"),
+    ],
+)
 def test_it_does_one_thing_at_a_time(arguments: tuple[str, ...], words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         run(*arguments)

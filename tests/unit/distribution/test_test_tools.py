@@ -37,8 +37,8 @@ def test_each_has_a_lock_and_a_toolchain() -> None:
     catalog = Catalog()
     for name in catalog.names():
         tools = catalog.test_tools(name)
-        assert [tool.role for tool in tools] == ["cosign", "kubernetes-e2e"]
-        assert [tool.role for tool in catalog.test_tools(name, long=True)] == ["cosign", "metrics-server", "kubernetes-e2e"]
+        assert [tool.role for tool in tools] == ["cosign", "versitygw", "kubernetes-e2e"]
+        assert [tool.role for tool in catalog.test_tools(name, long=True)] == ["cosign", "versitygw", "metrics-server", "kubernetes-e2e"]
         assert tools[-1].source.version == name
         assert all(catalog.toolchain_sum(tool.source.go) for tool in catalog.test_tools(name, long=True))
 
@@ -55,7 +55,7 @@ def test_the_suite_waits_for_kubernetes_so_that_little_is_left_to_compile() -> N
 def test_a_release_without_a_suite_has_the_other_tools(tmp_path: Path) -> None:
     shutil.copytree(Catalog().root, tmp_path / "catalog")
     (tmp_path / "catalog" / "conformance" / "v1.34.3.toml").unlink()
-    assert [tool.role for tool in Catalog(tmp_path / "catalog").test_tools("v1.34.3")] == ["cosign"]
+    assert [tool.role for tool in Catalog(tmp_path / "catalog").test_tools("v1.34.3")] == ["cosign", "versitygw"]
 
 
 def test_they_are_scheduled_with_the_release_and_are_no_part_of_it(scheduled: list[str]) -> None:

@@ -7,12 +7,15 @@ import io
 import os
 import ssl
 import stat
+import sys
 import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -21,12 +24,14 @@ from hypothesis import strategies as st
 from ckp.clients.signing.encryption import ReaderKey, Readers, Signer, encrypting, read_back_home
 from ckp.kits.errors import CkpError, InvalidInput, NotFound, VerificationFailed
 from ckp.kits.files import sha256_bytes
+from ckp.rules.database_copy import footer, header
 from ckp.site.backup import archive, onhost
 from ckp.site.backup.archive import Opened
+from ckp.site.backup.collect import collect
 from ckp.site.backup.manifest import FORMAT, MANAGEMENT, Etcd, Hosted, Kind, Manifest, Member, Volume, parse
-from ckp.site.backup.take import collect, scratch_folder
+from ckp.site.backup.take import scratch_folder
 from tests.simulators.etcd_gateway import EtcdGateway
-from tests.worlds.backup import CLUSTER, NAMESPACE, SECRET, SITE, UID, BackupWorld, make_reader, make_signer
+from tests.worlds.backup import CLUSTER, NAMESPACE, SECRET, SITE, UID, BackupWorld, ThisMachine, make_reader, make_signer
 from tests.worlds.tls import make_authority, make_leaf, write_pair
 
 HOSTED = f"etcd/hosted/{NAMESPACE}/{CLUSTER}"
@@ -115,6 +120,59 @@ def test_a_backup_has_what_the_host_had(world: BackupWorld, management: EtcdGate
     assert found.volumes == (Volume(claim=f"{NAMESPACE}/data-demo-etcd-0", path=str(world.folder / "volume"), entries={"data": owner}),)
     assert found.member(HOSTED).etcd == Etcd(cluster_id="abc", version="3.5.15", revision=42, members={"m0": ("https://m0:2380",)})
     assert [item.what for item in taken.seen if item.name == "compass.db"] == ["SQLite finds nothing wrong with it; 1 tables"]
+
+
+def local_volume(path: Path, claim: str, node: str) -> dict[str, object]:
+    """A PersistentVolume as the provisioner makes it."""
+    expression = {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}
+    affinity = {"required": {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}}
+    return {"spec": {"hostPath": {"path": str(path)}, "claimRef": {"namespace": NAMESPACE, "name": claim}, "nodeAffinity": affinity}}
+
+
+def test_a_backup_of_several_hosts_says_which_has_which_volume(world: BackupWorld) -> None:
+    class Away(ThisMachine):
+        def run(self, *_: object, **__: object) -> NoReturn:
+            raise CkpError(f"{self.name} can't be reached")
+
+    world.others = [ThisMachine("m2", "192.0.2.11"), Away("m3", "192.0.2.12")]
+    folder = world.folder / "volume"
+    world.write_list("persistentvolumes", [local_volume(folder, f"data-{node}", node) for node in ("m1", "m2", "m3", "m9")])
+    manifest = world.take().manifest
+    owner = {"data": f"{os.getuid()} {os.getgid()} 700"}
+    assert {volume.host: volume.entries for volume in manifest.volumes} == {"m1": owner, "m2": owner, "m3": {}, "m9": {}}
+    assert manifest.hosts == {"m1": "192.0.2.10", "m2": "192.0.2.11", "m3": "192.0.2.12"} and manifest.format == 2
+    assert parse(manifest.encoded(), "file") == manifest
+
+
+def test_a_backup_of_one_host_is_read_by_the_version_before(world: BackupWorld) -> None:
+    assert world.take().manifest.format == 1
+
+
+def copying(world: BackupWorld, copy: bytes, *, whole: bool = True) -> None:
+    """Compass' pod has PostgreSQL, and its program writes this copy."""
+    digest = sha256_bytes(copy if whole else b"")
+    script = world.folder / "compass.py"
+    asked = "sys.argv[1:] == ['-m', 'ckp.compass', '--dump']"
+    script.write_text(f"import sys\nassert {asked}\nsys.stdout.buffer.write({copy!r} + bytes.fromhex({digest!r}))\n")
+    world.sources = replace(world.sources, python=(sys.executable, str(script)))
+
+
+def test_compass_data_in_postgresql_is_copied_by_compass_and_checked(world: BackupWorld) -> None:
+    copy = header("0004", {"host_groups": ["id", "name"]}) + b"1\tracks\n2\tmore\n\\.\n" + footer({"host_groups": 2})
+    copying(world, copy)
+    taken = world.take(postgresql=True)
+    assert [item.what for item in taken.seen if item.name == "compass.copy"] == ["all rows of schema 0004 are there: 2 in 1 tables"]
+    assert taken.manifest.format == 2 and "compass.db" not in [member.name for member in taken.manifest.members]
+    with opened(world) as backup:
+        assert backup.path(backup.manifest.member("compass.copy")).read_bytes() == copy
+
+
+@pytest.mark.parametrize(("copy", "whole", "words"), [(b"hello", True, "is not whole"), (b"hello", False, "ended before all of it came")])
+def test_a_copy_that_is_not_whole_ends_it(world: BackupWorld, copy: bytes, whole: bool, words: str) -> None:
+    copying(world, copy, whole=whole)
+    with pytest.raises(CkpError) as caught:
+        world.take(postgresql=True)
+    assert words in caught.value.render() and left(world) == []
 
 
 def test_a_read_with_a_quorum_comes_before_each_snapshot(world: BackupWorld, management: EtcdGateway) -> None:

@@ -603,7 +603,6 @@ EXTRA = {
     "addresses.hub.names": ONE.replace("192.0.2.101}", "192.0.2.101, names: [a]}"),
     "registry.existing": ONE.replace("own: {name: registry.rack-7.internal}", "existing: {address: r}"),
     "storage.etcd": f"{ONE}storage: {{etcd: {{path: /a}}}}\n",
-    "backup": f"{ONE}backup: {{to: {{path: /a}}, encryptFor: [a]}}\n",
 }
 
 

@@ -13,8 +13,10 @@ from pydantic.alias_generators import to_camel
 
 from ckp.kits.errors import InvalidInput, VerificationFailed
 
-FORMAT = 1
-"""Of archives that this version writes, and the newest that it reads."""
+FORMAT = 2
+"""The newest that this version reads."""
+FIRST = 1
+"""What a backup is written as that has nothing but what the first version had: older versions read it, too."""
 LARGEST_MANIFEST = 16 << 20
 MANAGEMENT = "etcd/management"
 """The member with the management cluster's etcd."""
@@ -25,6 +27,7 @@ class Kind(StrEnum):
 
     ETCD = "etcd"
     SQLITE = "sqlite"
+    POSTGRESQL = "postgresql"
     TAR = "tar"
     FILE = "file"
 
@@ -100,12 +103,14 @@ class Volume(Record):
 
     Args:
         claim: `namespace/name` of its PersistentVolumeClaim.
+        host: the management host that has it; empty in a backup of a site with one.
         entries: what is in it: name -> owner, group and mode, as in `65532 65532 700`.
     """
 
     claim: str
     path: str
     entries: Mapping[str, str]
+    host: str = ""
 
 
 class Manifest(Record):
@@ -116,7 +121,8 @@ class Manifest(Record):
         ckp: the version of CKP that made it.
         release: of the management cluster.
         cluster_uid: tells the management cluster from others.
-        host, address: the management host's.
+        host, address: of the management host that was acted on.
+        hosts: of all management hosts, names -> addresses; none where there is one.
         signing_keys: whether the keys are in it that sign releases.
     """
 
@@ -128,6 +134,7 @@ class Manifest(Record):
     cluster_uid: str
     host: str
     address: str
+    hosts: Mapping[str, str] = {}
     signing_keys: bool
     clusters: tuple[Hosted, ...]
     volumes: tuple[Volume, ...] = ()
@@ -145,6 +152,11 @@ class Manifest(Record):
     def member(self, name: str) -> Member:
         """One of its members; KeyError if there is none of that name."""
         return {item.name: item for item in self.members}[name]
+
+    @property
+    def databases(self) -> list[Member]:
+        """Of Compass: one, or none in a backup of a version that took none."""
+        return [item for item in self.members if item.kind in (Kind.SQLITE, Kind.POSTGRESQL)]
 
     def encoded(self) -> bytes:
         """As it is in the archive."""

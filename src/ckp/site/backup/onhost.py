@@ -221,10 +221,20 @@ def read(path: str) -> bytes:
 
 def sqlite(request: Request, sink: Sink) -> dict[str, Any]:
     """A database of a pod, copied while it is used."""
-    copy, what = Trailed(sink, False), str(request["path"])
+    return printed([*request["python"], "-c", SQLITE, request["path"]], str(request["path"]), sink)
+
+
+def postgresql(request: Request, sink: Sink) -> dict[str, Any]:
+    """A database that a pod is connected to, as of one moment (ckp.compass.store.copying)."""
+    return printed([*request["python"], "-m", "ckp.compass", "--dump"], "Compass' database", sink)
+
+
+def printed(argv: Sequence[str], what: str, sink: Sink) -> dict[str, Any]:
+    """What a program of a pod prints, but for the SHA-256 behind it."""
+    copy = Trailed(sink, False)
     # What it says goes to a memory of its own: in our output, it could stand within a line.
     with os.fdopen(os.memfd_create("said", os.MFD_CLOEXEC), "w+b") as said:
-        with subprocess.Popen([*request["python"], "-c", SQLITE, what], stdout=subprocess.PIPE, stderr=said) as child:
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=said) as child:
             assert child.stdout is not None
             for piece in iter(lambda: child.stdout.read(PIECE), b""):  # type: ignore[union-attr]
                 copy.write(piece)
@@ -244,7 +254,15 @@ def files(request: Request, sink: Sink) -> dict[str, Any]:
     return {"paths": there, "missing": [path for path in request["paths"] if path not in there]}
 
 
-ACTIONS: dict[str, Callable[[Request, Sink], dict[str, Any]]] = {"etcd": etcd, "sqlite": sqlite, "files": files}
+def file(request: Request, sink: Sink) -> dict[str, Any]:
+    """A file as it is."""
+    with Path(request["path"]).open("rb") as source:
+        for piece in iter(lambda: source.read(PIECE), b""):
+            sink.write(piece)
+    return {}
+
+
+ACTIONS: dict[str, Callable[[Request, Sink], dict[str, Any]]] = {"etcd": etcd, "sqlite": sqlite, "postgresql": postgresql, "files": files, "file": file}
 
 
 def main(argv: Sequence[str], out: TextIO) -> int:

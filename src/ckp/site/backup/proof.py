@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import httpx
 from ckp.kits.errors import VerificationFailed
 from ckp.kits.processes import Daemon, ProcessFailed, ready_to_reap, reaped, run
 from ckp.kits.retry import wait_until
+from ckp.rules.database_copy import LONGEST_LINE, Copied
 from ckp.site.backup.archive import Opened
 from ckp.site.backup.manifest import MANAGEMENT, Hosted, Kind, Manifest, Member
 
@@ -68,6 +70,8 @@ def prove(backup: Opened, programs: Programs | None, scratch: Path, say: Say) ->
             seen = _restored(member, path, backup.manifest, programs, scratch)
         elif member.kind is Kind.SQLITE:
             seen = _database(member, path)
+        elif member.kind is Kind.POSTGRESQL:
+            seen = _copy(member, path)
         else:
             seen = Seen(member.name, NOT_RESTORED if member.kind is Kind.ETCD else "as it was signed")
         found.append(seen)
@@ -85,6 +89,16 @@ def _database(member: Member, path: Path) -> Seen:
     if said != ["ok"]:
         raise VerificationFailed(f"{member.name} is not whole, says SQLite", details="\n".join(said[:20]))
     return Seen(member.name, f"SQLite finds nothing wrong with it; {tables} tables")
+
+
+def _copy(member: Member, path: Path) -> Seen:
+    with path.open("rb") as file:
+        copied = Copied(iter(partial(file.readline, LONGEST_LINE), b""))
+        for table in copied.tables:
+            for _ in copied.rows(table):
+                pass
+        counts = copied.finish()
+    return Seen(member.name, f"all rows of schema {copied.schema} are there: {sum(counts.values())} in {len(counts)} tables")
 
 
 def _restored(member: Member, path: Path, manifest: Manifest, programs: Programs, scratch: Path) -> Seen:

@@ -6,12 +6,9 @@ is never newer than that etcd (docs/adr/0028-backup-of-a-site.md). All are taken
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import shutil
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,18 +25,18 @@ from ckp.kits.files import sha256_file
 from ckp.kits.steps import Steps
 from ckp.rules.conditions import is_true
 from ckp.site import management
-from ckp.site.backup import archive, onhost
+from ckp.site.backup import archive
 from ckp.site.backup.archive import Opened
-from ckp.site.backup.manifest import FORMAT, MANAGEMENT, Etcd, Hosted, Kind, Manifest, Member, Volume
+from ckp.site.backup.collect import collect
+from ckp.site.backup.manifest import FIRST, FORMAT, MANAGEMENT, Etcd, Hosted, Kind, Manifest, Member, Volume
 from ckp.site.backup.proof import Programs, Seen, prove
 from ckp.site.install import AGENT_CONFIG
-from ckp.site.inventory import SiteHost
+from ckp.site.inventory import SiteHost, SiteHosts
 
 BACKUP = "backup"
 """The folder below a site's state with what belongs to its backups: the key that signs them, and what is in the making."""
-SCRATCH, SIGNER = "scratch", "signer"
-COMPASS, HOST, STATE, KEYS, SITE = "compass.db", "host.tar", "state.tar", "signing-keys.tar", "site.yaml"
-COLLECT_SECONDS = 3600.0
+SCRATCH, SIGNER, SEALED = "scratch", "signer", "sealed"
+COMPASS, COPY, HOST, STATE, KEYS, SITE = "compass.db", "compass.copy", "host.tar", "state.tar", "signing-keys.tar", "site.yaml"
 MANAGED = "managedcontrolplanes.controlplane.cluster.x-k8s.io"
 TITLES = (
     "Taking the management cluster's etcd",
@@ -47,6 +44,7 @@ TITLES = (
     "Taking Compass' database, certificates and settings",
     "Encrypting it, and proving it by reading it back",
 )
+HOSTNAME = "kubernetes.io/hostname"
 NEVER = ("lock", "sock")
 """Endings of files that are of no use in a backup."""
 
@@ -63,13 +61,19 @@ class Sources:
         files: files and folders.
     """
 
-    kubectl: tuple[str, ...] = ("kubectl", f"--kubeconfig={management.ADMIN}")
+    kubectl: tuple[str, ...]
     etcd: str = "https://127.0.0.1:2379"
     etcd_files: tuple[str, ...] = tuple(f"/etc/kubernetes/pki/etcd/{name}" for name in ("ca.crt", "healthcheck-client.crt", "healthcheck-client.key"))
     hosted_port: int = 2379
-    python: tuple[str, ...] = (*kubectl, f"--namespace={SYSTEM_NAMESPACE}", "exec", "deployment/ckp-compass", "--container=compass", "--", "python3")
+    python: tuple[str, ...] = ()
     database: str = "/var/lib/compass/compass.db"
     files: tuple[str, ...] = ("/etc/kubernetes", AGENT_CONFIG, management.JOURNAL, "/etc/hosts")
+
+    @classmethod
+    def of(cls, host: SiteHost) -> Sources:
+        """Those of a management host. Its own API server is asked: a virtual address may be on its way to another host."""
+        kubectl = ("kubectl", f"--kubeconfig={management.ADMIN}", f"--server={management.server(host)}")
+        return cls(kubectl, python=(*kubectl, f"--namespace={SYSTEM_NAMESPACE}", "exec", "deployment/ckp-compass", "--container=compass", "--", "python3"))
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Wanted:
         release: the management cluster's.
         keys: the folder of the keys that sign releases, if they are to be in it.
         without: workload clusters (`namespace/name`) whose etcd may be missing.
+        postgresql: Compass has its data there, and not in SQLite.
     """
 
     site: str
@@ -92,6 +97,7 @@ class Wanted:
     readers: Readers
     keys: Path | None = None
     without: Sequence[str] = ()
+    postgresql: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,10 +126,18 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def take(host: SiteHost, wanted: Wanted, target: Path, programs: Programs | None, steps: Steps, sources: Sources | None = None) -> Taken:
+@contextmanager
+def sealing_folder(state: Path) -> Iterator[Path]:
+    """A folder of this user alone for a backup that goes elsewhere, as `scratch_folder`. The caller holds the lock of the site."""
+    with scratch_folder(state / BACKUP / SEALED) as folder:
+        yield folder
+
+
+def take(hosts: SiteHosts, wanted: Wanted, target: Path, programs: Programs | None, steps: Steps, sources: Sources | None = None) -> Taken:
     """Make a backup. The caller sees to it that nobody else changes the site or backs it up.
 
     Args:
+        hosts: the one that is acted on has the cluster; of the others, it is only asked who owns what is in volumes.
         programs: etcd's, to prove the snapshots; None if they are not here.
 
     Raises:
@@ -132,10 +146,12 @@ def take(host: SiteHost, wanted: Wanted, target: Path, programs: Programs | None
         CkpError: a part can't be read, encrypted or proved. There is no file then.
     """
     archive.refuse_target(target)
+    host = hosts.management
+    several = {each.name: each.address for each in hosts.masters} if len(hosts.masters) > 1 else {}
     own = wanted.state / BACKUP
     with scratch_folder(own) as scratch:
         signer = Signer.ensure(own / SIGNER, f"CKP backups of {wanted.site} <backups@{wanted.site}.invalid>")
-        collected = _Collection(host, scratch / "members", sources or Sources())
+        collected = _Collection(hosts, scratch / "members", sources or Sources.of(host))
         managing, hosted, rest, sealing = TITLES
         made = datetime.now(UTC)
         with steps.step(managing):
@@ -146,18 +162,17 @@ def take(host: SiteHost, wanted: Wanted, target: Path, programs: Programs | None
         with steps.step(hosted):
             clusters = tuple(_hosted(collected, plane, wanted.without, steps.say) for plane in planes)
         with steps.step(rest):
-            request = {"do": "sqlite", "python": list(collected.sources.python), "path": collected.sources.database}
-            collected.add(COMPASS, Kind.SQLITE, request, "Compass' database")
+            collected.database(wanted.postgresql)
             collected.add(
                 HOST, Kind.TAR, {"do": "files", "paths": list(collected.sources.files)}, f"files of {host.name}: Kubernetes' CAs and certificates, settings"
             )
-            collected.pack(STATE, wanted.state, "what this machine keeps of the site: the registry's CA and password", but=own / SCRATCH)
+            collected.pack(STATE, wanted.state, "what this machine keeps of the site: the registry's CA and password", but=(own / SCRATCH, own / SEALED))
             if wanted.keys is not None:
                 collected.pack(KEYS, wanted.keys, "the keys that sign releases")
             collected.copy(SITE, wanted.file, "the site's file")
             volumes = collected.volumes()
         manifest = Manifest(
-            format=FORMAT,
+            format=FORMAT if wanted.postgresql or several else FIRST,
             site=wanted.site,
             made=made,
             ckp=__version__,
@@ -165,6 +180,7 @@ def take(host: SiteHost, wanted: Wanted, target: Path, programs: Programs | None
             cluster_uid=uid,
             host=host.name,
             address=host.address,
+            hosts=several,
             signing_keys=wanted.keys is not None,
             clusters=clusters,
             volumes=volumes,
@@ -220,8 +236,9 @@ def _hosted(collected: _Collection, plane: dict[str, Any], without: Sequence[str
 class _Collection:
     """The members as they are collected, in a folder."""
 
-    def __init__(self, host: SiteHost, folder: Path, sources: Sources) -> None:
-        self.host, self.folder, self.sources = host, folder, sources
+    def __init__(self, hosts: SiteHosts, folder: Path, sources: Sources) -> None:
+        self.host, self.folder, self.sources = hosts.management, folder, sources
+        self.others = {each.name: each for each in hosts.masters} if len(hosts.masters) > 1 else {}
         self.members: list[Member] = []
 
     # -- the management cluster's API
@@ -242,16 +259,28 @@ class _Collection:
         return [(item["metadata"]["name"], item["status"]["podIP"]) for item in items if _ready(item)]
 
     def volumes(self) -> tuple[Volume, ...]:
-        """Those that lie in a folder of the host, with who owns what is in them."""
+        """Those that lie in a folder of a host, with who owns what is in them: none where that host can't be asked."""
         found = []
         for item in self._kubectl("get", "persistentvolumes")["items"]:
             spec = item["spec"]
             path, claim = str((spec.get("hostPath") or spec.get("local") or {}).get("path", "")), spec.get("claimRef")
             if path and claim:
-                seen = self.host.run(["find", path, "-mindepth", "1", "-maxdepth", "1", "-printf", "%f/%U %G %m\\n"], timeout=60, what=f"looking into {path}")
-                entries = dict(line.split("/", 1) for line in seen.stdout.splitlines())
-                found.append(Volume(claim=f"{claim['namespace']}/{claim['name']}", path=path, entries=entries))
+                where = _node_of(spec) if self.others else ""
+                entries = self._entries(self.others.get(where) if where else self.host, path)
+                found.append(Volume(claim=f"{claim['namespace']}/{claim['name']}", path=path, entries=entries, host=where))
         return tuple(found)
+
+    def _entries(self, host: SiteHost | None, path: str) -> dict[str, str]:
+        if host is None:
+            return {}
+        argv = ["find", path, "-mindepth", "1", "-maxdepth", "1", "-printf", "%f/%U %G %m\\n"]
+        try:
+            seen = host.run(argv, timeout=60, what=f"looking into {path}")
+        except CkpError:
+            if host.name == self.host.name:
+                raise
+            return {}  # it is away: the owners are known without it, where nobody has changed them
+        return dict(line.split("/", 1) for line in seen.stdout.splitlines())
 
     def _kubectl(self, *arguments: str) -> dict[str, Any]:
         argv = [*self.sources.kubectl, "--request-timeout=60s", *arguments, "--output=json"]
@@ -271,17 +300,25 @@ class _Collection:
         """Something else of the host. Raises CkpError."""
         self._append(name, kind, about, self._collect(name, request, about)["sha256"])
 
+    def database(self, postgresql: bool) -> None:
+        """Compass' database. Raises CkpError."""
+        python = list(self.sources.python)
+        if postgresql:
+            self.add(COPY, Kind.POSTGRESQL, {"do": "postgresql", "python": python}, "Compass' data in PostgreSQL")
+        else:
+            self.add(COMPASS, Kind.SQLITE, {"do": "sqlite", "python": python, "path": self.sources.database}, "Compass' database")
+
     def copy(self, name: str, source: Path, about: str) -> None:
         """A file of this machine."""
         self._place(name).write_bytes(source.read_bytes())
         self._append(name, Kind.FILE, about)
 
-    def pack(self, name: str, source: Path, about: str, *, but: Path | None = None) -> None:
+    def pack(self, name: str, source: Path, about: str, *, but: Sequence[Path] = ()) -> None:
         """A folder of this machine, without locks and what is in the making."""
         with naming_full_disk(self.folder), tarfile.open(self._place(name), "x", format=tarfile.PAX_FORMAT) as packed:
             for path in sorted(source.rglob("*")):
                 inside = path.relative_to(source)
-                unwanted = path.name.rpartition(".")[2] in NEVER or (but is not None and path.is_relative_to(but))
+                unwanted = path.name.rpartition(".")[2] in NEVER or any(path.is_relative_to(each) for each in but)
                 if not unwanted and path.is_file() and not path.is_symlink():
                     packed.add(path, arcname=str(inside), recursive=False)
         self._append(name, Kind.TAR, about)
@@ -305,51 +342,12 @@ class _Collection:
         return path
 
 
+def _node_of(volume: dict[str, Any]) -> str:
+    """The node that a local volume is bound to, from its spec; "" if it is bound to none."""
+    terms = ((volume.get("nodeAffinity") or {}).get("required") or {}).get("nodeSelectorTerms") or ()
+    names = [str(value) for term in terms for each in term.get("matchExpressions") or () if each["key"] == HOSTNAME for value in each.get("values") or ()]
+    return names[0] if len(names) == 1 else ""
+
+
 def _ready(pod: dict[str, Any]) -> bool:
     return bool(pod["status"].get("podIP")) and is_true(pod, "Ready")
-
-
-def collect(host: SiteHost, request: dict[str, Any], target: Path, what: str) -> dict[str, Any]:
-    """Run `onhost` on a host, and write what it reads to a new file (0600). Returns what it saw, with `size` and `sha256`.
-
-    Raises:
-        CkpError: it failed, or not all of it came.
-    """
-    digest, size, seen, said = hashlib.sha256(), 0, list[dict[str, Any]](), list[str]()
-    target.touch(mode=0o600)
-    with naming_full_disk(target.parent), target.open("wb") as out:
-
-        def take_line(line: str) -> None:
-            nonlocal size
-            if line.startswith("D "):
-                piece = _inflated(line[2:], what)
-                digest.update(piece)
-                size += len(piece)
-                out.write(piece)
-            elif line.startswith("E "):
-                seen.append(json.loads(line[2:]))
-            else:
-                said.append(line)
-
-        text = Path(onhost.__file__).read_text()
-        code = host.stream(["python3", "-I", "-c", text, json.dumps(request)], timeout=COLLECT_SECONDS, on_line=take_line)
-    if code or len(seen) != 1:
-        raise CkpError(
-            f"{what} failed", details="\n".join(said[-20:]) or f"exit code {code}", resolution="correct what it names, and run the same command again"
-        )
-    if (seen[0]["size"], seen[0]["sha256"]) != (size, digest.hexdigest()):
-        raise CkpError(f"{what}: not all of it arrived", resolution="run the same command again")
-    return seen[0]
-
-
-def _inflated(text: str, what: str) -> bytes:
-    inflater = zlib.decompressobj()
-    try:
-        piece = inflater.decompress(base64.b64decode(text, validate=True), onhost.PIECE)
-    except ValueError as error:
-        raise CkpError(f"{what}: what arrived can't be read: {error}", resolution="run the same command again") from None
-    except zlib.error as error:
-        raise CkpError(f"{what}: what arrived can't be read: {error}", resolution="run the same command again") from None
-    if not inflater.eof:
-        raise CkpError(f"{what}: what arrived can't be read: a piece is larger than pieces are")
-    return piece

@@ -68,6 +68,14 @@ def exceptions(spec: SiteSpec) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*own, *(proxy.no_proxy if proxy else ())]))
 
 
+def proxy_environment(spec: SiteSpec) -> dict[str, str]:
+    """The site's proxy as programs read it from their environment; empty without one."""
+    proxy = spec.network.proxy
+    if proxy is None:
+        return {}
+    return {"HTTPS_PROXY": _with_port(proxy.https), "HTTP_PROXY": _with_port(proxy.http), "NO_PROXY": ",".join(exceptions(spec))}
+
+
 def _with_port(url: str | None) -> str:
     """A proxy's URL with its port, which programs take for different ones where it is missing."""
     if not url:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -35,6 +34,7 @@ from ckp.site.spec.types import (
     Port,
     Prefix,
     ProxyUrl,
+    Region,
     RegistryAddress,
     ReleaseName,
     RepositoryPrefix,
@@ -364,10 +364,11 @@ class S3(Part):
     """A bucket of an object store with Amazon's S3 API."""
 
     endpoint: Endpoint = Field(description="URL of the store.")
+    region: Region = Field("us-east-1", description="Its region, as requests are signed for it.")
     bucket: Bucket = Field(description="The bucket, which exists already.")
     prefix: Prefix | None = Field(None, description="What names of objects begin with. Default: nothing.")
     credentials_file: FilePath = Field(description="Access key and secret key, in the format of ~/.aws/credentials.")
-    ca_file: FilePath | None = Field(None, description="CA of its certificate (PEM). Default: the CAs that the system trusts.")
+    ca_file: FilePath | None = Field(None, description="CA of its certificate (PEM). Default: the CAs that the system trusts, and those of `network.caFiles`.")
 
 
 class BackupTarget(Part):
@@ -383,8 +384,12 @@ class Backup(Part):
     """Backups of the whole site."""
 
     to: BackupTarget = Field(description="Where they are kept.")
-    every: Interval = Field(timedelta(hours=24), description="Time between two of them, from 5m to 744h.")
-    keep: Count = Field(7, description="How many are kept; older ones are deleted.")
+    every: Interval | None = Field(
+        None,
+        description="How old the newest one may become, from 5m to 744h: `ckp site backup --if-due` makes one only if it is older, "
+        "and `ckp site status` says when it is late. Default: no time is due.",
+    )
+    keep: Count = Field(7, description="How many are kept there; older ones are deleted when another one was made.")
     encrypt_for: tuple[FilePath, ...] = Field(
         description="OpenPGP certificates (public keys) whose owners can read the backups. At least one: a backup holds private keys."
     )

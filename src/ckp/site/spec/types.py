@@ -110,6 +110,11 @@ def _bucket(text: str) -> None:
         raise Refused(f"{shown(text)} is not a bucket's name", "write 3 to 63 lower-case letters, digits, dots and dashes")
 
 
+def _region(text: str) -> None:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text):
+        raise Refused(f"{shown(text)} is not a region", "write lower-case letters, digits and dashes, such as eu-central-1")
+
+
 def _prefix(text: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", text) or len(text) > 200 or ".." in text.split("/"):
         raise Refused(f"{shown(text)} is not a prefix", "write names with / between them and none at the ends, such as backups/site-a")
@@ -130,6 +135,7 @@ UserName = Annotated[str, _text(_user), Kind("user name")]
 Line = Annotated[str, _text(_line), Kind("text")]
 Bucket = Annotated[str, _text(_bucket), Kind("bucket name")]
 Prefix = Annotated[str, _text(_prefix), Kind("prefix")]
+Region = Annotated[str, _text(_region), Kind("region")]
 RepositoryPrefix = Annotated[str, _text(_repository_prefix), Kind("repository prefix")]
 
 # -- addresses

@@ -51,7 +51,6 @@ TABLE: tuple[Row, ...] = (
     Row(("addresses", "api", "names"), _set("addresses", "api", "names"), "kubeconfigs name the address; put the names into certSANs"),
     Row(("registry", "existing"), _set("registry", "existing"), "only CKP's own registry is used yet"),
     Row(("storage", "etcd"), _set("storage", "etcd"), "etcd's volumes are of the management cluster's default StorageClass"),
-    Row(("backup",), _set("backup"), "backups are not made by themselves yet: `ckp site backup` makes one"),
 )
 
 
