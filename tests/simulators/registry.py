@@ -169,6 +169,8 @@ class RegistrySimulator:
                 return httpx.Response(201, headers={"Location": f"/v2/{name}/blobs/{mount}"})
             self._uploads += 1
             return httpx.Response(202, headers={"Location": f"/v2/{name}/blobs/uploads/{self._uploads}?_state=x"})
+        if request.method == "DELETE":  # an upload is cancelled
+            return httpx.Response(204)
         digest = request.url.params["digest"]
         if sha256(body) != digest:
             return _error(400, "DIGEST_INVALID", "provided digest did not match uploaded content")

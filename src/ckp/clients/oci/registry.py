@@ -72,6 +72,7 @@ class Registry:
         credentials: a file in the format of docker's config.json, readable by its owner only.
         transport: takes the place of the network (tests.simulators.registry).
         sleep: how to pause before a request is made again.
+        prefix: what the names of all repositories begin with there; callers leave it out, and see no others.
 
     What cannot be had of it within a bounded number of tries is a CkpError with the reason; bytes that are not what their digest says
     are VerificationFailed; what is not there is NotFound.
@@ -85,8 +86,10 @@ class Registry:
         credentials: Path | None = None,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = pause,
+        prefix: str = "",
     ) -> None:
         self.address = address
+        self._prefix = f"{_repository(prefix)}/" if prefix else ""
         self._http = RegistryHttp(address, ca, credentials, transport, sleep)
         self._sleep = sleep
         self._homes: dict[str, str] = {}
@@ -99,6 +102,30 @@ class Registry:
     def close(self) -> None:
         """Close its connections."""
         self._http.close()
+
+    def _path(self, repository: str) -> str:
+        """A repository's name in URLs."""
+        return _repository(self._prefix + repository)
+
+    def may_push(self, repository: str) -> bool:
+        """Whether these credentials may push to a repository: an upload is begun there, and cancelled.
+
+        Raises:
+            CkpError: the registry does not answer, or answers something else.
+        """
+        what = f"asking whether {repository} may be pushed to"
+        began = self._http.send("POST", f"/v2/{self._path(repository)}/blobs/uploads/", what=what, allow=(202, 401, 403, 404, 405))
+        if began.status != 202:
+            return False
+        location = httpx.URL(f"https://{self.address}").join(began.headers["Location"])
+        self._http.send("DELETE", location, what=f"{what}: cancelling it", allow=(200, 202, 204, 404, 405))
+        return True
+
+    def may_pull(self, repository: str) -> bool:
+        """Whether these credentials may pull from a repository, which need not exist. CkpError if the registry does not answer."""
+        url = f"/v2/{self._path(repository)}/manifests/none"
+        answer = self._http.send("GET", url, what=f"asking whether {repository} may be pulled from", allow=(200, 401, 403, 404), headers=ACCEPT)
+        return answer.status in (200, 404)
 
     # -- manifests
 
@@ -142,7 +169,7 @@ class Registry:
         reference = tag or manifest.digest
         if len(manifest.body) > MANIFEST_LIMIT:
             raise InvalidInput(f"the manifest for {_name(repository, reference)} has {len(manifest.body)} bytes, and the limit is {MANIFEST_LIMIT}")
-        url = f"/v2/{_repository(repository)}/manifests/{_reference(reference)}"
+        url = f"/v2/{self._path(repository)}/manifests/{_reference(reference)}"
         headers = {"Content-Type": manifest.media_type}
         answer = self._http.send("PUT", url, what=f"pushing {_name(repository, reference)}", allow=(201,), headers=headers, content=manifest.body)
         said = answer.headers.get("Docker-Content-Digest", manifest.digest)
@@ -157,7 +184,7 @@ class Registry:
         Raises:
             CkpError: the registry does not let anything be deleted, or no tags.
         """
-        url = f"/v2/{_repository(repository)}/manifests/{_reference(reference)}"
+        url = f"/v2/{self._path(repository)}/manifests/{_reference(reference)}"
         what = f"deleting {_name(repository, reference)}"
         answer = self._http.send("DELETE", url, what=what, allow=(200, 202, 404, 405))
         if answer.status == 405:
@@ -198,20 +225,20 @@ class Registry:
                 written = True
 
     def _manifest(self, method: str, repository: str, reference: str, what: str) -> Answer:
-        return self._http.send(method, f"/v2/{_repository(repository)}/manifests/{_reference(reference)}", what=what, allow=(200, 404), headers=ACCEPT)
+        return self._http.send(method, f"/v2/{self._path(repository)}/manifests/{_reference(reference)}", what=what, allow=(200, 404), headers=ACCEPT)
 
     # -- blobs
 
     def has_blob(self, repository: str, digest: str) -> bool:
         """Whether a repository has a blob."""
-        url = f"/v2/{_repository(repository)}/blobs/{_digest(digest)}"
+        url = f"/v2/{self._path(repository)}/blobs/{_digest(digest)}"
         return self._http.send("HEAD", url, what=f"asking for {digest} in {repository}", allow=(200, 404)).status == 200
 
     def get_blob(self, repository: str, blob: Descriptor, limit: int = BLOB_LIMIT) -> bytes:
         """A blob in memory, checked; VerificationFailed if its descriptor says more than `limit` bytes."""
         if blob.size > limit:
             raise VerificationFailed(f"{blob.digest} in {self.address}/{repository} has {blob.size} bytes, and the limit is {limit}")
-        url = f"/v2/{_repository(repository)}/blobs/{_digest(blob.digest)}"
+        url = f"/v2/{self._path(repository)}/blobs/{_digest(blob.digest)}"
         answer = self._http.send("GET", url, what=f"pulling {blob.digest} of {repository}", allow=(200, 404), limit=blob.size)
         if answer.status == 404:
             raise NotFound(f"{self.address}/{repository} does not have the blob {blob.digest}")
@@ -233,7 +260,7 @@ class Registry:
 
     def _download(self, repository: str, blob: Descriptor, partial: Path) -> None:
         what = f"pulling {blob.digest} of {repository}"
-        url = f"/v2/{_repository(repository)}/blobs/{_digest(blob.digest)}"
+        url = f"/v2/{self._path(repository)}/blobs/{_digest(blob.digest)}"
         tries, received = self._http.tries(what), hashlib.sha256()
         with partial.open("a+b") as stream:
             stream.seek(0)
@@ -325,8 +352,8 @@ class Registry:
 
     def _start_upload(self, repository: str, digest: str, home: str | None) -> Answer:
         """201 if it could be mounted, else 202 with a location."""
-        query = f"?mount={digest}&from={home}" if home else ""
-        return self._http.send("POST", f"/v2/{_repository(repository)}/blobs/uploads/{query}", what=f"starting an upload to {repository}", allow=(201, 202))
+        query = f"?mount={digest}&from={self._path(home)}" if home else ""
+        return self._http.send("POST", f"/v2/{self._path(repository)}/blobs/uploads/{query}", what=f"starting an upload to {repository}", allow=(201, 202))
 
     def _at_home(self, digest: str, repository: str) -> None:
         with self._homes_lock:
@@ -356,11 +383,12 @@ class Registry:
 
     def tags(self, repository: str) -> list[str]:
         """All tags of a repository, sorted; none if there is no such repository."""
-        return self._listing(f"/v2/{_repository(repository)}/tags/list?n={PAGE}", "tags", f"listing the tags of {repository}")
+        return self._listing(f"/v2/{self._path(repository)}/tags/list?n={PAGE}", "tags", f"listing the tags of {repository}")
 
     def catalog(self) -> list[str]:
         """All repositories, sorted, where the registry tells them."""
-        return self._listing(f"/v2/_catalog?n={PAGE}", "repositories", "listing the repositories")
+        found = self._listing(f"/v2/_catalog?n={PAGE}", "repositories", "listing the repositories")
+        return [name.removeprefix(self._prefix) for name in found if name.startswith(self._prefix)]
 
     def _listing(self, url: str, name: str, what: str) -> list[str]:
         found: set[str] = set()
@@ -409,7 +437,7 @@ class Registry:
 
     def referrers(self, repository: str, digest: str, artifact_type: str | None = None) -> list[Descriptor]:
         """What refers to a manifest, sorted by digest; of one artifact type only, if that is given."""
-        url = f"/v2/{_repository(repository)}/referrers/{_digest(digest)}"
+        url = f"/v2/{self._path(repository)}/referrers/{_digest(digest)}"
         found: dict[str, Descriptor] = {}
         following: httpx.URL | None = httpx.URL(f"https://{self.address}").join(url)
         for _ in range(PAGES):
