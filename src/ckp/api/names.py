@@ -56,6 +56,8 @@ ACCEPT_ETCD_DATA_ANNOTATION = f"{CKP}/accept-etcd-data"
 """On a ManagedControlPlane whose etcd lost data: go on with what is there. The value is the one that its condition EtcdReady names, so it is good for once."""
 REQUESTED_AT_ANNOTATION = f"{CKP}/requested-at"
 """When the user asked for the cluster; the first of the fourteen steps counts from it."""
+ON_HOSTS_CLASS = f"{CKP}/on-hosts"
+"""The load balancer class of Services that get an address which a management host has (ckp.controllers.host_addresses)."""
 ADDRESSES_ANNOTATION, OLDER_ADDRESSES_ANNOTATION = "lbipam.cilium.io/ips", "io.cilium/lb-ipam-ips"
 """By which a Service asks Cilium's load balancer for addresses (pkg/annotation/k8s.go); CKP writes the first."""
 
@@ -99,3 +101,12 @@ def host_of(identity: str) -> str:
 def group_label(group: str) -> str:
     """The label key that puts a ByoHost into a host group."""
     return f"{HOST_GROUP_LABEL}/{group}"
+
+
+def load_balancer(name: str, address: str) -> dict[str, str]:
+    """What the spec of a Service of type LoadBalancer says of the class that it is of; nothing without one.
+
+    Args:
+        address: the one to ask for, beside ADDRESSES_ANNOTATION, which only Cilium reads; empty: any.
+    """
+    return {} if not name else {"loadBalancerClass": name, **({"loadBalancerIP": address} if address else {})}

@@ -58,6 +58,9 @@ class Releases(_Data):
     registry_ca: str = ""
     agents: dict[str, str] = {}  # version of the package ckp-agent -> the image that holds it, by digest
     addon_values: dict[str, dict[str, object]] = {}  # chart -> helm values of this site, over the release's own
+    etcd_storage_class: str = ""  # of volumes of etcd where a cluster names none; empty: the management cluster's default class
+    load_balancer_class: str = ""  # spec.loadBalancerClass of Services of type LoadBalancer; empty: none
+    load_balancer_addresses: tuple[str, ...] = ()  # addresses of management hosts that such Services get; empty: a load balancer gives them
 
     @classmethod
     def load(cls, path: Path = DEFAULT_PATH) -> Releases:

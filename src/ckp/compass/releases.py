@@ -29,13 +29,21 @@ class Releases(Protocol):
         """Versions of the agent that hosts can be given, the newest last."""
         ...
 
+    def host_addresses(self) -> Sequence[str]:
+        """Addresses of the management hosts that clusters' APIs may have; none: a load balancer gives them."""
+        ...
+
 
 class ReleaseTable:
     """Releases from a mapping of name to `{"cni": {name: version}, ...}`."""
 
-    def __init__(self, table: Mapping[str, Mapping[str, Any]], agents: Sequence[str] = ()) -> None:
+    def __init__(self, table: Mapping[str, Mapping[str, Any]], agents: Sequence[str] = (), host_addresses: Sequence[str] = ()) -> None:
         self._table = dict(table)
         self._agents = list(agents)
+        self._host_addresses = tuple(host_addresses)
+
+    def host_addresses(self) -> Sequence[str]:
+        return self._host_addresses
 
     def agents(self) -> list[str]:
         return list(self._agents)
@@ -69,6 +77,9 @@ class ReleaseFile:
     def agents(self) -> list[str]:
         return self._current().agents()
 
+    def host_addresses(self) -> Sequence[str]:
+        return self._current().host_addresses()
+
     def _current(self) -> ReleaseTable:
         try:
             if self._path.stat().st_mtime_ns != self._stamp:
@@ -87,4 +98,5 @@ class ReleaseFile:
         self._table = ReleaseTable(
             {name: {"stamp": release.stamp, "cni": release.cni, "os": sorted(release.bundles)} for name, release in known.releases.items()},
             list(known.agents),
+            known.load_balancer_addresses,
         )

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import structlog
 
-from ckp.api.kinds import BYO_CLUSTER, BYO_HOST, BYO_MACHINE, BYO_REMEDIATION, CLUSTER, DEPLOYMENT, JOB, MACHINE, MANAGED_CONTROL_PLANE, STATEFUL_SET
+from ckp.api.kinds import BYO_CLUSTER, BYO_HOST, BYO_MACHINE, BYO_REMEDIATION, CLUSTER, DEPLOYMENT, JOB, MACHINE, MANAGED_CONTROL_PLANE, SERVICE, STATEFUL_SET
 from ckp.api.names import SYSTEM_NAMESPACE
 from ckp.api.platform import Releases
 from ckp.clients.kube import Kube, Obj
@@ -17,6 +17,7 @@ from ckp.controllers.addons.reconciler import AddonsReconciler
 from ckp.controllers.apply import Applier
 from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler
 from ckp.controllers.events import EventsReconciler
+from ckp.controllers.host_addresses import HostAddressesReconciler, waits
 from ckp.controllers.lifecycle.deletion import DeletionReconciler
 from ckp.controllers.lifecycle.reconciler import LifecycleReconciler
 from ckp.controllers.providers.byo.cluster import ByoClusterReconciler
@@ -107,6 +108,11 @@ def build(kube: Kube, releases: Releases, addons_image: str, workloads: Workload
     controllers.append(health.watches(core_machines, planes_of_cluster))
     deletion = Controller("deletion", DeletionReconciler(kube, clock, workloads), clusters, workers=2)
     deletion.watches(core_machines, lambda obj: [(obj["metadata"]["namespace"], cluster_name(obj))])
+    if releases.load_balancer_addresses:
+        services = manager.informer(SERVICE)
+        given = Controller("hostaddresses", HostAddressesReconciler(kube, releases.load_balancer_addresses), services, workers=1)
+        # One that goes leaves its address to those that wait.
+        controllers.append(given.watches(services, lambda obj: [key_of(item) for item in services.all() if waits(item)]))
     watched = {"byocluster": byo_clusters, "byohost": hosts, "byomachine": machines, "managedcontrolplane": planes}
     events = [Controller(f"{name}-events", EventsReconciler(kube, clock, informer), informer, workers=1) for name, informer in watched.items()]
     manager.controllers.extend([*controllers, deletion, *events])

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ckp.api import kinds, names
 from ckp.api.compass.clusters import ClusterRequest
 from ckp.clients.kube import KubeError
+from ckp.compass.clusters.addresses import check_free
 from ckp.compass.clusters.manifests import cluster_objects, request_digest
 from ckp.compass.clusters.networks import check_networks, parse_cidr
 from ckp.compass.clusters.views import _machine, timeouts_of
@@ -344,6 +345,17 @@ async def test_where_another_load_balancer_gives_addresses_its_pools_are_not_kno
     missing = KubeError("list CiliumLoadBalancerIPPool: the server could not find the requested resource", code=404)
     world.kube.on_fault(lambda verb, kind, _: missing if kind == kinds.LB_POOL else None)
     await world.call("POST", "/clusters", json=cluster_body(address="203.0.113.7"), expect=201)
+
+
+async def test_where_the_hosts_addresses_are_given_only_one_of_these_may_be_asked_for(world: World) -> None:
+    await world.group_with_hosts()
+    for address in ("192.0.2.61", "192.0.2.99"):
+        if address == "192.0.2.99":
+            with pytest.raises(InvalidInput, match=r"192\.0\.2\.99 is not one that this site gives to clusters") as caught:
+                await check_free(world.kube, address, namespace=NAMESPACE, cluster="demo", among=("192.0.2.61", "192.0.2.62"))
+            assert "192.0.2.61, 192.0.2.62" in caught.value.details
+        else:
+            await check_free(world.kube, address, namespace=NAMESPACE, cluster="demo", among=("192.0.2.61", "192.0.2.62"))
 
 
 async def test_a_host_that_came_later_with_an_address_of_the_clusters_networks_is_unfit(world: World) -> None:

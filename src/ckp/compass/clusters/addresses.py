@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 
 from ckp.api import kinds
@@ -10,9 +11,14 @@ from ckp.api.objects.control_plane import ManagedControlPlane
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.kits.errors import InvalidInput
 
+FREE = "take one of these, or leave it out: a free one is given"
 
-async def check_free(kube: Kube, address: str, *, namespace: str, cluster: str) -> None:
+
+async def check_free(kube: Kube, address: str, *, namespace: str, cluster: str, among: Sequence[str] = ()) -> None:
     """Pass if nothing but this cluster itself has the address or asks for it, and a pool of the load balancer has it.
+
+    Args:
+        among: addresses of the management hosts, where the site gives those; empty: there is a load balancer.
 
     Where the management cluster has no pools of Cilium's, another load balancer gives addresses; which it can give is not known then.
 
@@ -29,13 +35,18 @@ async def check_free(kube: Kube, address: str, *, namespace: str, cluster: str) 
         meta = service["metadata"]
         if address in _addresses(service) and (meta["namespace"], meta["name"]) != (namespace, f"{cluster}-apiserver"):
             raise _taken(address, f"Service {meta['namespace']}/{meta['name']} of the management cluster")
+    if among:
+        if address not in among:
+            known = ", ".join(among)
+            raise InvalidInput(f"address: {address} is not one that this site gives to clusters", details=f"it gives: {known}", resolution=FREE)
+        return
     pools = await _pools(kube)
     if pools and not any(_in_block(wanted, block) for pool in pools for block in (pool.get("spec") or {}).get("blocks") or []):
         ranges = [text for pool in pools for block in (pool.get("spec") or {}).get("blocks") or [] if (text := _text(block))]
         raise InvalidInput(
             f"address: {address} is in no pool of the management cluster's load balancer",
             details=f"its pools have: {', '.join(ranges) or 'no address'}",
-            resolution="take an address of a pool, or leave it out: the load balancer gives a free one",
+            resolution=FREE,
         )
 
 

@@ -95,7 +95,7 @@ class Clusters:
             capacity = await self._capacity(project, spec.host_group, spec.name, spec.version)
             self._check_hosts(spec, capacity, pods, services)
             if spec.address:
-                await addresses.check_free(self._kube, spec.address, namespace=project.namespace, cluster=spec.name)
+                await addresses.check_free(self._kube, spec.address, namespace=project.namespace, cluster=spec.name, among=self._releases.host_addresses())
             requested_at = ((existing or {}).get("metadata", {}).get("annotations") or {}).get(names.REQUESTED_AT_ANNOTATION, rfc3339(self._clock.now()))
             await self._namespaces.ensure(project)
             await held.require()

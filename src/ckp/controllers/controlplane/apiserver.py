@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from ckp.api.names import ADDRESSES_ANNOTATION
+from ckp.api.names import ADDRESSES_ANNOTATION, load_balancer
 from ckp.clients.kube import Obj
 from ckp.controllers.controlplane.etcd import CLIENT_PORT, member_host, member_names
 from ckp.controllers.controlplane.plan import API_PORT, KONNECTIVITY_PORT, PRIORITY, Plan
@@ -34,7 +34,8 @@ def service(plan: Plan) -> Obj:
     agents = {"name": "konnectivity", "port": KONNECTIVITY_PORT, "targetPort": ROUTED if plan.routed else KONNECTIVITY_PORT}
     ports = [{"name": "https", "port": API_PORT, "targetPort": API_PORT}, agents]
     annotations = {ADDRESSES_ANNOTATION: plan.wanted_address} if plan.wanted_address else {}
-    spec = {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": False, "selector": plan.selector("apiserver"), "ports": ports}
+    spec: Obj = {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": False, "selector": plan.selector("apiserver"), "ports": ports}
+    spec |= load_balancer(plan.load_balancer_class, plan.wanted_address)
     return {"apiVersion": "v1", "kind": "Service", "metadata": plan.meta(plan.name("apiserver"), annotations=annotations), "spec": spec}
 
 

@@ -51,6 +51,7 @@ class Plan:
     etcd_size: str
     storage_class: str
     wanted_address: str
+    load_balancer_class: str
     host: str = ""
     """The address or name by which workers and users reach the API server; empty until the load balancer has given an address."""
     address: str = ""
@@ -77,8 +78,9 @@ class Plan:
             replicas=spec.replicas,
             etcd_replicas=etcd.replicas,
             etcd_size=etcd.size or EtcdSpec().size,
-            storage_class=etcd.storage_class,
+            storage_class=etcd.storage_class or releases.etcd_storage_class,
             wanted_address=spec.load_balancer.address,
+            load_balancer_class=releases.load_balancer_class,
             host=host,
             address=address or host,
             cert_sans=spec.cert_sans,

@@ -168,7 +168,9 @@ class ManagedControlPlaneReconciler:
         plane = ManagedControlPlane.of(scope.obj)
         service = await self.kube.get(SERVICE, plan.name("apiserver"), plan.namespace)
         routed = plan.replicas > 1 or tunnels.is_routed(service)  # and then for good: the way back would cut agents off for a moment
-        plan = replace(plan, routed=routed)
+        # A Service keeps the class that it was made with; the API server refuses another one.
+        of = str(service["spec"].get("loadBalancerClass") or "") if service else plan.load_balancer_class
+        plan = replace(plan, routed=routed, load_balancer_class=of)
         settled = settle(_asked(plane, cluster, service))
         if settled.reason is not Reason.UNUSABLE_ENDPOINT:
             if service is None:  # deleted by somebody: applied at once, not only when drift is due to be corrected
