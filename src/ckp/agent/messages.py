@@ -190,6 +190,14 @@ class AgentTarget:
 
 
 @dataclass(frozen=True)
+class RegistryLogin:
+    """How a host pulls from the registry, where that asks for a password."""
+
+    registry: str
+    basic: str = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Desired:
     """The complete desired state of one host."""
 
@@ -198,6 +206,7 @@ class Desired:
     membership: Optional[Membership] = None
     agent: Optional[AgentTarget] = None
     report_seconds: float = REPORT_SECONDS
+    registry_login: Optional[RegistryLogin] = None
     type: str = "desired"
 
 

@@ -191,6 +191,13 @@ class AgentTarget(Message):
     confirm_seconds: float = 0.0  # 0: the agent's default
 
 
+class RegistryLogin(Message):
+    """How a host pulls from the registry, where that asks for a password: with a user who may read only."""
+
+    registry: str  # host:port
+    basic: str = Field(repr=False)  # base64 of user:password, as of HTTP's Basic authentication (RFC 7617)
+
+
 class Desired(Message):
     """The complete desired state of one host. `membership: null` means a free host: reset it if it is a member."""
 
@@ -200,6 +207,7 @@ class Desired(Message):
     membership: Membership | None = None
     agent: AgentTarget | None = None
     report_seconds: float = REPORT_SECONDS
+    registry_login: RegistryLogin | None = None
 
 
 class RenewalDue(Message):

@@ -6,9 +6,11 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import structlog
 
+from ckp.api.host_protocol import RegistryLogin
 from ckp.api.kinds import BYO_CLUSTER, BYO_HOST, BYO_MACHINE, BYO_REMEDIATION, CLUSTER, DEPLOYMENT, JOB, MACHINE, MANAGED_CONTROL_PLANE, SERVICE, STATEFUL_SET
 from ckp.api.names import SYSTEM_NAMESPACE
 from ckp.api.platform import Releases
@@ -30,7 +32,7 @@ from ckp.controllers.settings import Settings
 from ckp.controllers.workload import WorkloadClients
 from ckp.controllers.workload_health.reconciler import WorkloadHealthReconciler
 from ckp.kits.clock import SystemClock
-from ckp.kits.errors import CkpError
+from ckp.kits.errors import CkpError, InvalidInput
 from ckp.runtime import logs
 from ckp.runtime.controller import Controller
 from ckp.runtime.informer import Informer, Key, key_of
@@ -41,10 +43,25 @@ log = structlog.get_logger()
 MANAGER = "ckp-controllers"
 
 
-def build(kube: Kube, releases: Releases, addons_image: str, workloads: WorkloadClients) -> Manager:
+def login_of(file: Path) -> RegistryLogin | None:
+    """How hosts log in to the registry, as the site's Secret has it now; None without one.
+
+    Raises:
+        InvalidInput: the file is not as `ckp site apply` writes it. It is not quoted.
+    """
+    try:
+        return RegistryLogin.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"the login to the registry in {file} can't be read: {type(error).__name__}", resolution="run `ckp site apply`") from None
+
+
+def build(kube: Kube, releases: Releases, addons_image: str, workloads: WorkloadClients, login: Callable[[], RegistryLogin | None] = lambda: None) -> Manager:
     """The manager with every controller and the objects whose changes wake it.
 
     Args:
+        login: as of ByoHostReconciler.
         workloads: the clients of workload clusters, which the caller closes.
     """
     clock = SystemClock()
@@ -85,7 +102,7 @@ def build(kube: Kube, releases: Releases, addons_image: str, workloads: Workload
         Controller("byocluster", ByoClusterReconciler(kube, clock, remediation), byo_clusters, workers=2)
         .watches(remediations, of_cluster(byo_clusters))
         .watches(core_machines, of_cluster(byo_clusters)),
-        Controller("byohost", ByoHostReconciler(kube, clock, releases, workloads), hosts, workers=2).watches(machines, _host_of),
+        Controller("byohost", ByoHostReconciler(kube, clock, releases, workloads, login), hosts, workers=2).watches(machines, _host_of),
         Controller("byomachine", ByoMachineReconciler(kube, clock, hosts, releases, workloads), machines)
         .watches(hosts, machines_of_host)
         .watches(core_machines, infra_of_machine)
@@ -133,7 +150,7 @@ def _host_of(machine: Obj) -> list[Key]:
 async def _run(settings: Settings) -> None:
     releases = Releases.load(settings.releases_file)
     kube, workloads = Kube(manager=MANAGER), WorkloadClients()
-    manager = build(kube, releases, settings.addons_image, workloads)
+    manager = build(kube, releases, settings.addons_image, workloads, lambda: login_of(settings.registry_login_file))
     try:
         await manager.run(manager.probes(settings.bind, settings.probe_port), asyncio.Event())
     finally:

@@ -19,6 +19,8 @@ class Settings(EnvironmentSettings):
     addons_image: str
     """The image whose pods install addons."""
     releases_file: Path = DEFAULT_PATH
+    registry_login_file: Path = Path("/etc/ckp-registry/login.json")
+    """How hosts log in to the registry (ckp.api.host_protocol.RegistryLogin); one that is not there: it asks for no password."""
     bind: str = "0.0.0.0"
     probe_port: Port = PROBE_PORT
     log_level: str = "INFO"

@@ -100,8 +100,11 @@ class KubeDesired:
             return Desired(generation=0, host=host.name).model_dump_json()
         try:
             text = base64.b64decode(stored.desired, validate=True).decode()
-            if stored.agent:
-                text = json.dumps(json.loads(text) | {"agent": json.loads(base64.b64decode(stored.agent, validate=True))}, separators=(",", ":"))
+            more = {
+                key: json.loads(base64.b64decode(part, validate=True)) for key, part in (("agent", stored.agent), ("registry_login", stored.registry)) if part
+            }
+            if more:
+                text = json.dumps(json.loads(text) | more, separators=(",", ":"))
             desired = Desired.model_validate_json(text)
         except (binascii.Error, ValueError, TypeError) as error:
             problems = error.error_count() if isinstance(error, ValidationError) else str(error)
@@ -142,12 +145,14 @@ class _Stored:
 
     desired: str
     agent: str = ""
+    registry: str = ""
     certificates: str | None = None
 
     @classmethod
     def of(cls, secret: Obj) -> _Stored:
         data, annotations = secret.get("data") or {}, secret["metadata"].get("annotations") or {}
-        return cls(data.get(names.DESIRED_KEY, ""), data.get(names.AGENT_KEY, ""), annotations.get(names.CERTIFICATES_ANNOTATION))
+        stored = (str(data.get(key, "")) for key in (names.DESIRED_KEY, names.AGENT_KEY, names.REGISTRY_KEY))
+        return cls(*stored, certificates=annotations.get(names.CERTIFICATES_ANNOTATION))
 
 
 def _needed(secret: Obj) -> Obj:
@@ -156,5 +161,5 @@ def _needed(secret: Obj) -> Obj:
     annotations = {key: value for key, value in (meta.get("annotations") or {}).items() if key == names.CERTIFICATES_ANNOTATION}
     return {
         "metadata": {key: meta[key] for key in ("name", "namespace", "resourceVersion") if key in meta} | {"annotations": annotations},
-        "data": {key: data[key] for key in (names.DESIRED_KEY, names.AGENT_KEY) if key in data},
+        "data": {key: data[key] for key in (names.DESIRED_KEY, names.AGENT_KEY, names.REGISTRY_KEY) if key in data},
     }

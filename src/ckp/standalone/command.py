@@ -52,12 +52,14 @@ def parser() -> argparse.ArgumentParser:
     remove = commands.add_parser("remove-node", help="remove a lost host from this cluster, and from its etcd; on a master")
     remove.add_argument("name", metavar="NAME", help="of the node; or the address of a master that never came up")
     remove.add_argument("--force", action="store_true", help="also a node that is Ready")
+    registry = commands.add_parser("registry", help="let containerd have another CA or login for the registry that this cluster was made from")
+    registry.add_argument("--registry-ca", dest="registry_ca_file", default="", metavar="FILE", help="CA of the registry (default: the system's CAs)")
     reset = commands.add_parser("reset", help="undo an installation or a join, complete or not; a master of several leaves its cluster first")
     reset.add_argument("--force", action="store_true", help="reset the host even if there is no record of an installation")
     status = commands.add_parser("status", help="show what this host is, and which steps are done")
     address = commands.add_parser("address", help="hold the virtual address when it is this host's turn (for ckp-virtual-address.service)")
     address.add_argument("--settings", default=SETTINGS, metavar="FILE", help="(default: %(default)s)")
-    for command in (install, join, create, remove, reset, status):
+    for command in (install, join, create, remove, registry, reset, status):
         command.add_argument("--state-dir", default=STATE_DIR, help="folder of the journal (default: %(default)s)")
     return top
 
@@ -80,6 +82,7 @@ def standalone(argv: Sequence[str]) -> int:
         "join": _join,
         "token": _token,
         "remove-node": _remove_node,
+        "registry": _registry,
         "reset": _reset,
         "status": _status,
         "address": _address,
@@ -122,6 +125,15 @@ def _remove_node(arguments: argparse.Namespace) -> int:
     from ckp.standalone.members import remove_node
 
     remove_node(journal_of(arguments.state_dir), arguments.name, force=arguments.force, say=print)
+    return 0
+
+
+def _registry(arguments: argparse.Namespace) -> int:
+    from ckp.standalone.install import journal_of
+    from ckp.standalone.registry import change_access
+
+    for line in change_access(journal_of(arguments.state_dir), arguments.registry_ca_file):
+        print(line)
     return 0
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from ckp.api import kinds, names
-from ckp.api.host_protocol import AgentTarget
+from ckp.api.host_protocol import AgentTarget, RegistryLogin
 from ckp.api.platform import InstalledRelease, Releases
+from ckp.controllers.__main__ import login_of
 from ckp.controllers.providers.byo.desired import DesiredStore
 from ckp.controllers.providers.byo.host import ByoHostReconciler
 from ckp.kits.clock import rfc3339
+from ckp.kits.errors import InvalidInput
 from ckp.rules.conditions import get_condition
 from tests.simulators.clock import ManualClock
 from tests.simulators.kube import KubeSimulator
@@ -109,6 +112,32 @@ async def test_a_host_that_comes_and_goes_is_not_stable_until_its_time_is_over(k
     clock.advance(result.after)
     await reconciler.reconcile(TENANT, "one")
     assert (await condition())["status"] == "True"
+
+
+async def test_the_login_to_the_registry_is_handed_to_the_host_and_follows_its_file(kube: KubeSimulator, tmp_path: Path) -> None:
+    file = tmp_path / "login.json"
+    reconciler = ByoHostReconciler(kube, ManualClock(datetime(2026, 4, 1, tzinfo=UTC)), RELEASES, registry_login=lambda: login_of(file))
+
+    async def said() -> RegistryLogin | None:
+        await reconciler.reconcile(TENANT, "one")
+        secret = await kube.get(kinds.SECRET, f"{TENANT}.one", names.HOSTS_NAMESPACE)
+        assert secret is not None
+        raw = secret["data"].get(names.REGISTRY_KEY)
+        return RegistryLogin.model_validate_json(base64.b64decode(raw)) if raw else None
+
+    assert await said() is None
+    for basic in ("bm9kZTpvbmU=", "bm9kZTp0d28="):
+        login = RegistryLogin(registry="images.example.test:5443", basic=basic)
+        file.write_text(login.model_dump_json())
+        assert await said() == login and basic not in repr(login)
+    await DesiredStore(kube).write(TENANT, "one", None)
+    assert await said() is not None, "a new membership does not overwrite it"
+    file.unlink()
+    assert await said() is None
+    file.write_text('{"basic": "secret"}')
+    with pytest.raises(InvalidInput, match="can't be read") as caught:
+        await said()
+    assert "secret" not in caught.value.render()
 
 
 async def test_a_wanted_version_of_the_agent_is_said_with_its_way_back_until_it_runs(kube: KubeSimulator) -> None:

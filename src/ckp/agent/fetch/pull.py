@@ -3,7 +3,7 @@
     manifest ▶ blobs, each resumed where an earlier attempt ended ▶ digests ▶ imgpkg, from a registry on 127.0.0.1 that serves only these
 
 imgpkg by itself starts from zero with every attempt. So the blobs are fetched here, and imgpkg unpacks the image from the local registry.
-If the registry requires credentials, or serves something other than a single image, imgpkg does everything.
+If the registry requires credentials that this host has not been given, or serves something other than a single image, imgpkg does everything.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Iterator, Optional
 from urllib.parse import urlsplit
 
+from ckp.agent.system import registry_login
 from ckp.hostkit import proxies
 from ckp.hostkit.errors import AgentError, InvalidInput
 from ckp.hostkit.files import remove
@@ -91,6 +92,7 @@ class Puller:
         self.reference = Reference.parse(image)
         self.folder = folder
         self.resumed = 0
+        self._basic = registry_login.basic_for(self.reference.registry)
         self._opener = urllib.request.build_opener(
             urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca_file or None)),
             urllib.request.ProxyHandler(self._proxy()),  # without it urllib would read the environment by rules of its own
@@ -127,11 +129,13 @@ class Puller:
         for attempt in range(MAX_FRUITLESS):
             time.sleep(attempt)
             try:
-                request = urllib.request.Request(self.reference.url("manifests", self.reference.digest), headers={"Accept": ", ".join(MANIFESTS)})
+                request = self._request("manifests", self.reference.digest, {"Accept": ", ".join(MANIFESTS)})
                 with self._opener.open(request, timeout=IDLE_SECONDS) as answer:
                     data, kind = answer.read(MANIFEST_LIMIT + 1), answer.headers.get_content_type()
                 break
             except urllib.error.HTTPError as error:
+                if error.code in (401, 403) and self._basic:
+                    raise self._failed("it does not take the password that this host has for it") from None
                 if error.code in (401, 403):
                     raise NeedsImgpkg from None
                 if error.code == 404:
@@ -184,7 +188,7 @@ class Puller:
 
     def _append(self, blob: Blob, part: str, start: int, done: int, all_of_it: int) -> None:
         headers = {"Range": f"bytes={start}-"} if start else {}
-        request = urllib.request.Request(self.reference.url("blobs", blob.digest), headers=headers)
+        request = self._request("blobs", blob.digest, headers)
         with self._opener.open(request, timeout=IDLE_SECONDS) as answer:
             if start and not (answer.status == 206 and re.match(rf"bytes {start}-", answer.headers.get("Content-Range", f"bytes {start}-"))):
                 start = 0  # a registry without range requests sends the whole blob
@@ -200,6 +204,12 @@ class Puller:
                     if time.monotonic() - logged > PROGRESS_SECONDS:
                         logged = time.monotonic()
                         log(f"pulling {self.reference.repository}: {(done + stream.tell()) / 1e6:.0f} of {all_of_it / 1e6:.0f} MB")
+
+    def _request(self, kind: str, digest: str, headers: dict[str, str]) -> urllib.request.Request:
+        request = urllib.request.Request(self.reference.url(kind, digest), headers=headers)
+        if self._basic:
+            request.add_unredirected_header("Authorization", f"Basic {self._basic}")  # urllib sends other headers to wherever it is redirected
+        return request
 
     def _failed(self, why: str) -> AgentError:
         return AgentError(f"{self.reference.repository} can't be pulled from {self.reference.registry}: {why}", reason="PullFailed")

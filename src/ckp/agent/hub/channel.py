@@ -20,6 +20,7 @@ from ckp.agent.hub.identity import Identity
 from ckp.agent.hub.status import Status
 from ckp.agent.node import inventory
 from ckp.agent.node.engine import Engine
+from ckp.agent.system import registry_login
 from ckp.hostkit import proxies
 from ckp.hostkit.errors import AgentError
 from ckp.hostkit.logs import log
@@ -202,6 +203,8 @@ class Channel:
         self.identity.confirm()
         if self.status.set("channel", "Connected", f"connected to {self.url}"):
             log(f"channel: connected to {self.url}")
+        if registry_login.keep(desired.registry_login):
+            log(f"channel: {'the login to the registry has changed' if desired.registry_login else 'the registry asks for no password any longer'}")
         self.engine.submit(desired)
         self.confirm()
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Sequence
 
 from ckp.agent.journal import Journal
-from ckp.agent.system import facts, firewall, kubelet_flags, swap, units
+from ckp.agent.system import facts, firewall, kubelet_flags, registry_login, swap, units
 from ckp.hostkit.errors import AgentError, InvalidInput
 from ckp.hostkit.files import read_text
 from ckp.hostkit.locations import CONFIG_DIR
@@ -302,14 +302,26 @@ def containerd(journal: Journal, decisions: HostDecisions, sandbox_image: str, r
 
 
 def registry_access(journal: Journal, registry: str, registry_ca: str) -> bool:
-    """Write how containerd reaches the registry; it reads this at each pull. Returns whether something changed. Raises InvalidInput."""
+    """Write how containerd reaches the registry, and logs in there; it reads this at each pull. Returns whether something changed. Raises InvalidInput."""
     host = registry_host(registry)
     lines = [f'server = "https://{host}"', "", f'[host."https://{host}"]', '  capabilities = ["pull", "resolve"]']
     changed = False
     if registry_ca:
         changed = journal.replace_file(f"{CERTS_D}/{host}/ca.crt", registry_ca)
         lines.append(f'  ca = "{CERTS_D}/{host}/ca.crt"')
-    return journal.replace_file(f"{CERTS_D}/{host}/hosts.toml", "\n".join(lines) + "\n") or changed
+    basic = registry_login.basic_for(host)
+    if basic:
+        # containerd sends it to this host only: Go's client leaves Authorization behind where a registry redirects to another one.
+        lines += [f'[host."https://{host}".header]', f'  Authorization = "Basic {check_basic(basic)}"']
+    mode = 0o600 if basic else 0o644
+    return journal.replace_file(f"{CERTS_D}/{host}/hosts.toml", "\n".join(lines) + "\n", mode=mode) or changed
+
+
+def check_basic(basic: str) -> str:
+    """Check what is written into a TOML string. InvalidInput, which does not quote it, if it is not base64."""
+    if not re.fullmatch(r"[A-Za-z0-9+/]+={0,2}", basic):
+        raise InvalidInput("the registry's login is not base64")
+    return basic
 
 
 def with_sandbox_image(config: str, image: str) -> str:

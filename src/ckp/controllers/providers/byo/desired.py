@@ -7,9 +7,19 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from ckp.api.host_protocol import AgentTarget, Desired, Membership
+from ckp.api.host_protocol import AgentTarget, Desired, Membership, RegistryLogin
 from ckp.api.kinds import SECRET
-from ckp.api.names import AGENT_KEY, CERTIFICATES_ANNOTATION, CKP, DESIRED_KEY, HOST_LABEL, HOSTS_NAMESPACE, TENANT_NAMESPACE_LABEL, desired_secret
+from ckp.api.names import (
+    AGENT_KEY,
+    CERTIFICATES_ANNOTATION,
+    CKP,
+    DESIRED_KEY,
+    HOST_LABEL,
+    HOSTS_NAMESPACE,
+    REGISTRY_KEY,
+    TENANT_NAMESPACE_LABEL,
+    desired_secret,
+)
 from ckp.clients.kube import Kube, KubeError, Obj
 
 
@@ -84,6 +94,11 @@ class DesiredStore:
         """Set the version of the agent that the host is to run; None: the one that it has."""
         value = base64.b64encode(target.model_dump_json().encode()).decode() if target else None
         await self.kube.merge(SECRET, desired_secret(namespace, host), HOSTS_NAMESPACE, {"data": {AGENT_KEY: value}})
+
+    async def set_registry(self, namespace: str, host: str, login: RegistryLogin | None) -> None:
+        """Set how the host logs in to the registry; None: it asks for no password."""
+        value = base64.b64encode(login.model_dump_json().encode()).decode() if login else None
+        await self.kube.merge(SECRET, desired_secret(namespace, host), HOSTS_NAMESPACE, {"data": {REGISTRY_KEY: value}})
 
     async def remove(self, namespace: str, host: str) -> None:
         """Delete the host's desired state."""

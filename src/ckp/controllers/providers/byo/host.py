@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ckp.api.host_protocol import AgentTarget
+from ckp.api.host_protocol import AgentTarget, RegistryLogin
 from ckp.api.kinds import BYO_HOST, BYO_MACHINE
 from ckp.api.names import BYOHOST_FINALIZER
 from ckp.api.objects.base import ObjectReference
@@ -33,8 +34,11 @@ class ByoHostReconciler:
     clock: Clock
     releases: Releases
     clients: WorkloadClients = field(default_factory=WorkloadClients)
+    registry_login: Callable[[], RegistryLogin | None] = lambda: None
+    """How hosts log in to the registry now; None: it asks for no password."""
     _announced: dict[tuple[str, str], str] = field(default_factory=dict)
     _agents: dict[tuple[str, str], AgentTarget | None] = field(default_factory=dict)
+    _logins: dict[tuple[str, str], RegistryLogin | None] = field(default_factory=dict)
 
     async def reconcile(self, namespace: str, name: str) -> Result:
         """A claim whose machine is gone is dropped once the host is clean; a removed host's desired state goes with it."""
@@ -42,6 +46,7 @@ class ByoHostReconciler:
         if obj is None or deleting(obj):
             self._announced.pop((namespace, name), None)
             self._agents.pop((namespace, name), None)
+            self._logins.pop((namespace, name), None)
         if obj is None:
             # once more: a machine that still held the host may have written to it after its last reconcile
             await DesiredStore(self.kube).remove(namespace, name)
@@ -54,6 +59,7 @@ class ByoHostReconciler:
         await scope.add_finalizer(BYOHOST_FINALIZER)
         await self._announce_certificates(scope)
         await self._announce_agent(scope)
+        await self._announce_login(scope)
         host = ByoHost.of(scope.obj)
         if reference := host.spec.machine_ref:
             await self._check_claim(scope, reference)
@@ -87,6 +93,13 @@ class ByoHostReconciler:
         if key not in self._agents or self._agents[key] != target:
             await DesiredStore(self.kube).set_agent(scope.namespace, scope.name, target)
             self._agents[key] = target
+
+    async def _announce_login(self, scope: Scope) -> None:
+        """How the host logs in to the registry; a changed password reaches all hosts with the next look at each."""
+        key, login = (scope.namespace, scope.name), self.registry_login()
+        if key not in self._logins or self._logins[key] != login:
+            await DesiredStore(self.kube).set_registry(scope.namespace, scope.name, login)
+            self._logins[key] = login
 
     def _stability(self, host: ByoHost) -> tuple[Flaps, Condition, float | None]:
         """Whether the host's connection flaps, and the seconds after which that must be evaluated again."""
