@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckp.api.kinds import DEPLOYMENT, MACHINE, MACHINE_DEPLOYMENT, MACHINE_SET, MANAGED_CONTROL_PLANE, Kind
+from ckp.site.members import CONTROL_PLANE_LABEL
 from ckp.site.publish import CONFIG, DIGEST_ANNOTATION, NAMESPACE, OFFERED
 from tests.simulators.site_host import Said
 
@@ -24,15 +25,23 @@ CLUSTER_KINDS = {f"{kind.plural}.{kind.group}": kind.kind for kind in USERS} | {
 }
 """Their definitions come with the management layer."""
 PLURALS = {
-    "deployments.apps": "Deployment",
+    "deployment": "Deployment",
     "deployments": "Deployment",
+    "deployments.apps": "Deployment",
     "configmaps": "ConfigMap",
     "configmap": "ConfigMap",
     "services": "Service",
     "secret": "Secret",
     "namespace": "Namespace",
+    "namespaces": "Namespace",
     "nodes": "Node",
     "pods": "Pod",
+    "customresourcedefinitions": "CustomResourceDefinition",
+    "customresourcedefinitions.apiextensions.k8s.io": "CustomResourceDefinition",
+    "clusters.cluster.x-k8s.io": "Cluster",
+    "storageclasses": "StorageClass",
+    "csinodes": "CSINode",
+    "persistentvolumes": "PersistentVolume",
     "ciliumloadbalancerippools.cilium.io": "CiliumLoadBalancerIPPool",
     **CLUSTER_KINDS,
 }
@@ -64,7 +73,13 @@ class SimulatedApi:
     def join(self, name: str, address: str, *, ready: bool = True) -> None:
         """A host with the control plane."""
         conditions = [{"type": "Ready", "status": "True" if ready else "Unknown"}]
-        self.add("Node", "", name, status={"conditions": conditions, "addresses": [{"type": "InternalIP", "address": address}]})
+        self.add(
+            "Node",
+            "",
+            name,
+            metadata={"labels": {CONTROL_PLANE_LABEL: ""}},
+            status={"conditions": conditions, "addresses": [{"type": "InternalIP", "address": address}]},
+        )
 
     def forget(self, *kinds: Kind) -> None:
         """All objects of these kinds are deleted."""
@@ -87,14 +102,28 @@ class SimulatedApi:
             case ["apply" | "create"]:
                 assert stdin is not None
                 found = json.loads(stdin)
+                if found["kind"] == "SelfSubjectAccessReview":
+                    return 0, json.dumps({"status": {"allowed": True}}), ""
                 for each in found["items"] if found["kind"] == "List" else [found]:
                     self._apply(each)
                 return 0, "", ""
+            case ["version"]:
+                return 0, json.dumps({"serverVersion": {"gitVersion": "v1.33.4"}}), ""
+            case ["delete", kind]:
+                name, _, value = flags["selector"].partition("=")
+                self.objects = {key: each for key, each in self.objects.items() if key[0] != kind or not _has(each, name, value)}
+                return 0, "", ""
+            case ["delete", "secret", name]:
+                self.objects.pop(("Secret", flags["namespace"], name), None)
+                return 0, "", ""
             case ["wait", *_]:
                 return 0, "", ""
+            case ["api-resources"] if "verbs" in flags:
+                plurals = {kind: plural for plural, kind in PLURALS.items()}
+                return 0, "".join(f"{plurals.get(kind, kind)}\n" for kind in dict.fromkeys(kind for kind, _, _ in self.objects)), ""
             case ["api-resources"]:
                 return 0, "".join(f"{plural}\n" for plural in PLURALS if "." in plural and (self.config or plural not in CLUSTER_KINDS)), ""
-            case ["get", "customresourcedefinitions", *names]:
+            case ["get", "customresourcedefinitions", *names] if names:
                 known = CLUSTER_KINDS if self.config else {}
                 return 0, "".join(f"customresourcedefinition.apiextensions.k8s.io/{name}\n" for name in names if name in known), ""
             case ["get", kinds, *named]:
@@ -123,17 +152,21 @@ class SimulatedApi:
         self.read[name] = self.config["data"][OFFERED]
 
     def _get(self, kinds: str, named: list[str], flags: dict[str, str]) -> Said:
-        wanted = {PLURALS[kind] for kind in kinds.split(",")}
+        wanted = {PLURALS.get(kind, kind) for kind in kinds.split(",")}
         namespace = flags.get("namespace")
         assert namespace is None or "all-namespaces" not in flags
         found = [each for (kind, place, _), each in self.objects.items() if kind in wanted and namespace in (None, place)]
         output = flags.get("output", "")
+        if selector := flags.get("selector", "").partition("="):
+            found = [each for each in found if _has(each, selector[0], selector[2])]
         if named:
             found = [each for each in found if each["metadata"]["name"] == named[0]]
             if not found:
                 return (0, "", "") if "ignore-not-found" in flags else (1, "", "not found")
             if output.startswith("jsonpath={.metadata.uid}"):
                 return 0, found[0]["metadata"]["uid"], ""
+            if output.startswith("jsonpath={.data."):
+                return 0, found[0]["data"][output.removeprefix("jsonpath={.data.").removesuffix("}").replace("\\.", ".")], ""
             return 0, json.dumps(found[0]), ""
         if output == "json":
             return 0, json.dumps({"items": found}), ""
@@ -161,6 +194,12 @@ def _parsed(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 def _one(word: str) -> dict[str, str]:
     name, _, value = word.removeprefix("--").partition("=")
     return {name: value}
+
+
+def _has(each: Obj, label: str, value: str) -> bool:
+    """Whether an object has a label, with this value if one is given."""
+    labels = each["metadata"].get("labels") or {}
+    return not label or (label in labels and value in ("", labels[label]))
 
 
 def _reads(deployment: Obj) -> bool:

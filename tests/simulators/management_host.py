@@ -26,6 +26,11 @@ STEPS = ("verify", "system", "containerd", "runc", "kernel", "packages", "swap",
 OS_RELEASE = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nID=debian\nVERSION_ID="12"\n'
 
 
+def virtual_address_of(settings: Mapping[str, str] | None) -> str:
+    """The virtual address of an installation, which its kubeconfigs name."""
+    return (settings or {}).get("virtual_address", "")
+
+
 class ManagementHost(SimulatedHost):
     """A host that can be made a site's management host; those of one cluster have the same `api`."""
 
@@ -41,8 +46,11 @@ class ManagementHost(SimulatedHost):
         self.untaken = ""
         """Why it can't take the site's settings."""
         self.arp: dict[str, str] = {}
+        self.more_addresses: list[str] = []
+        """Beside its own."""
         self.uids = iter(range(1, 100))
-        for path, text in {"/etc/hosts": "127.0.0.1 localhost\n", "/etc/os-release": OS_RELEASE}.items():
+        machine_id = f"{address.rpartition('.')[2].zfill(32)}\n"
+        for path, text in {"/etc/hosts": "127.0.0.1 localhost\n", "/etc/os-release": OS_RELEASE, "/etc/machine-id": machine_id}.items():
             self.path(path).parent.mkdir(parents=True, exist_ok=True)
             self.path(path).write_text(text)
 
@@ -82,9 +90,10 @@ class ManagementHost(SimulatedHost):
         if self.complete:
             uid = f"uid-{next(self.uids)}"
             self.path(ADMIN).parent.mkdir(parents=True, exist_ok=True)
-            self.path(ADMIN).write_text(f"kubeconfig of {uid}")
+            self.path(ADMIN).write_text(f"    server: https://{virtual_address_of(settings) or self.address}:6443\nkubeconfig of {uid}")
             self.api.start(uid)
             self.api.join(self.name, self.address)
+            self.api.add("StorageClass", "", "ckp-hostpath", provisioner="rancher.io/local-path")
 
     def join(self, words: Sequence[str]) -> None:
         """As `ckp-agent standalone join` leaves the host, with the token of a file that only root may read."""
@@ -97,7 +106,7 @@ class ManagementHost(SimulatedHost):
         settings["virtual_address"] = self.tokens[-1].split(" ")[2]
         self.record(self.tokens[-1].split(" ")[1], options["--bundle-image"], settings)
         self.path(ADMIN).parent.mkdir(parents=True, exist_ok=True)
-        self.path(ADMIN).write_text("kubeconfig of another member")
+        self.path(ADMIN).write_text(f"    server: https://{virtual_address_of(settings) or self.address}:6443\nkubeconfig of another member")
         self.api.join(self.name, self.address)
 
     def reset(self) -> None:
@@ -188,6 +197,10 @@ class ManagementHost(SimulatedHost):
                 return self._python(words, stdin or "")
             case ["test", "-e", path]:
                 return int(not self.path(path).exists()), "", ""
+            case ["test", "-d", path]:
+                return int(not self.path(path).is_dir()), "", ""
+            case ["find", folder, "-xdev", "-mindepth", "1", "-maxdepth", "1", "-name", pattern, "-exec", "rm", *_]:
+                return super()._command(["rm", "-rf", "--", *(f"{folder}/{each.name}" for each in self.path(folder).glob(pattern))])
             case ["cat", path]:
                 return 0, self.path(path).read_text(), ""
             case ["ip", *_]:
@@ -209,6 +222,8 @@ class ManagementHost(SimulatedHost):
                     return 127, "", "ckp-agent: not found"
                 done = self.journal.get("done", [])
                 return int(not self.complete), "".join(f"{step}: done\n" for step in done) or "this host is not a standalone cluster\n", ""
+            case ["ckp-agent", "standalone", "registry", "--registry-ca", _]:
+                return 0, "", ""
             case ["ckp-agent", "standalone", "token", "create", "--control-plane", "--ttl", _]:
                 member = self.journal["member"]
                 return 0, f"secret {member['release']} {member['virtual_address']}\n", ""
@@ -267,7 +282,7 @@ class ManagementHost(SimulatedHost):
             "os_id": "debian",
             "os_version": "12",
             "architecture": "amd64",
-            "addresses": [self.address],
+            "addresses": [self.address, *self.more_addresses],
         }
         answer = {
             "facts": {**facts, "links": [{"name": "eth0", "mac": f"52:54:00:00:00:{int(number):02x}"}]},

@@ -223,12 +223,13 @@ def check(file: Path, output: str) -> None:
     The exit code is 1 if there is an error among the findings.
     """
     # Imported on demand: `ckp site init` needs neither SSH nor the catalog's rooms.
-    from ckp.site.check import of_spec, run
+    from ckp.site.check import clusters, of_spec, run
 
     spec = read_site(file)
     quiet = output in {"json", "yaml"}
     with of_spec.site_to_check(spec) as described:
-        found = [*of_spec.not_applied(spec), *of_spec.files(spec), *run.check(described, lambda line: None if quiet else echo(f"{line} …", err=True))]
+        known = [*of_spec.not_applied(spec), *of_spec.files(spec), *clusters.check(spec)]
+        found = [*known, *run.check(described, lambda line: None if quiet else echo(f"{line} …", err=True))]
     found.sort(key=lambda finding: finding.severity is Severity.WARNING)  # errors first, each in the order that it has
     if quiet:
         show_data({"items": [{**asdict(finding), "severity": finding.severity.value} for finding in found]}, output)

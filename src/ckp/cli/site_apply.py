@@ -19,7 +19,7 @@ from ckp.site import apply as site_apply
 from ckp.site import described
 from ckp.site import releases as site_releases
 from ckp.site.backup.restore import refuse_unfinished
-from ckp.site.check import of_spec
+from ckp.site.check import clusters, of_spec
 from ckp.site.check.rules import require_sound
 from ckp.site.check.run import check
 from ckp.site.install import KUBECONFIG, Site
@@ -45,7 +45,7 @@ def apply(file: Path, profile: Profile, archives: tuple[Path, ...], keyring: Pat
     origins = Origins(profile, archives, keyring)
     with changing(file) as (spec, hosts):
         catalog = Catalog()
-        with planned("site apply", titles(origins, releases_of(catalog, spec))) as steps:
+        with planned("site apply", titles(origins, releases_of(catalog, spec), site_apply.titles(hosts))) as steps:
             inventory = bring_about(catalog, spec, hosts, origins, ignored, steps).inventory
     click.echo(
         f"""
@@ -53,7 +53,7 @@ The site {spec.metadata.name} is up.
 
   Compass      https://{inventory.network.compass}  (REST below /api/v1; this machine's ckp is logged in)
   hub          {inventory.network.hub}
-  kubeconfig   {inventory.state / KUBECONFIG}  (of the management cluster)
+  kubeconfig   {spec.management.kubeconfig or inventory.state / KUBECONFIG}  (of the management cluster)
   registry     {inventory.registry.address}
 
 Try next:
@@ -67,9 +67,13 @@ def releases_of(catalog: Catalog, spec: SiteSpec) -> list[Release]:
     return [catalog.release(name) for name in spec.releases]
 
 
-def titles(origins: Origins, wanted: Sequence[Release]) -> list[str]:
-    """The steps of `bring_about` in their order, as far as they are known before files are read."""
-    return [CHECKING, LOOKING, *origins.titles(wanted), *site_apply.TITLES]
+def titles(origins: Origins, wanted: Sequence[Release], applying: Sequence[str] = site_apply.TITLES) -> list[str]:
+    """The steps of `bring_about` in their order, as far as they are known before files are read.
+
+    Args:
+        applying: those of `ckp.site.apply.apply`.
+    """
+    return [CHECKING, LOOKING, *origins.titles(wanted), *applying]
 
 
 def bring_about(catalog: Catalog, spec: SiteSpec, hosts: SiteHosts, origins: Origins, ignored: Collection[str], steps: Steps) -> Site:
@@ -84,7 +88,7 @@ def bring_about(catalog: Catalog, spec: SiteSpec, hosts: SiteHosts, origins: Ori
     """
     wanted = releases_of(catalog, spec)
     with steps.step(CHECKING):
-        require_sound(check(of_spec.describe(spec, hosts.masters)), ignored, steps.say)
+        require_sound([*clusters.check(spec), *check(of_spec.describe(spec, hosts.masters))], ignored, steps.say)
     with steps.step(LOOKING):
         inventory, host = described.inventory_for(spec, hosts, wanted, origins.keyring), hosts.management
         if origins.builds(wanted):

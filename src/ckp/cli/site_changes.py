@@ -22,7 +22,9 @@ from ckp.site.backup.target import target_of
 from ckp.site.check.rules import IGNORABLE
 from ckp.site.inventory import SiteHosts, acted_on_first
 from ckp.site.publish import registry_on
-from ckp.site.registry import HostedRegistry
+from ckp.site.registries import existing
+from ckp.site.registries.existing import ExistingRegistry
+from ckp.site.registry import REGISTRY_STATE, HostedRegistry
 from ckp.site.spec.model import SiteSpec
 from ckp.site.spec.read import read_site
 
@@ -105,13 +107,16 @@ def remove(file: Path, confirm: str, force: bool, keep_images: bool) -> None:
             raise InvalidInput("removing a site has to be confirmed, and nothing was changed", resolution=f"--confirm {name}")
         state = described.state_folder(spec)
         with only_change(spec):
-            site_apply.remove(hosts, registries_of(spec, hosts), state, click.echo, force=force, keep_images=keep_images)
+            folder = described.storage_of(spec).etcd_path
+            site_apply.remove(hosts, registries_of(spec, hosts), state, click.echo, force=force, keep_images=keep_images, etcd_path=folder, name=name)
 
 
-def registries_of(spec: SiteSpec, hosts: SiteHosts) -> list[HostedRegistry]:
-    """The site's registry on each of its management hosts, that of the one that is acted on first, to be looked at or removed.
+def registries_of(spec: SiteSpec, hosts: SiteHosts) -> list[HostedRegistry | ExistingRegistry]:
+    """The site's registry on each of its management hosts, that of the one that is acted on first, to be looked at or removed; or the existing one.
 
-    No program is needed for that, and no file that the spec names.
+    No program is needed for that, and of the files that the spec names only those about an existing registry.
     """
+    if (outside := existing.of_spec(spec)) is not None:
+        return [ExistingRegistry(outside, described.state_folder(spec) / REGISTRY_STATE)]
     virtual, state = str(spec.addresses.api.virtual_address or ""), described.state_folder(spec)
     return [registry_on(host, Path("/nonexistent"), described.registry_place(spec, host), hosts.masters, virtual, state) for host in acted_on_first(hosts)]

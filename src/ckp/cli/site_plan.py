@@ -21,7 +21,7 @@ from ckp.site import described
 from ckp.site.plan import rules, wanted
 from ckp.site.plan.look import look
 from ckp.site.plan.model import Action, Change
-from ckp.site.publish import hosted_registry
+from ckp.site.publish import hosted_if_own
 from ckp.site.releases import of_management
 
 COLUMNS: tuple[Column[Change], ...] = (
@@ -97,7 +97,7 @@ def _changes(file: Path, profile: Profile, archives: Sequence[Path], keyring: Pa
             dists = take_releases(archives, keyring, inventory, spec.releases, steps)
             if chosen in dists:
                 program = dists[chosen].built["distribution"].binary("registry")
-            seen = look(inventory, lambda host: hosted_registry(inventory, host, program))
+            seen = look(inventory, lambda host: hosted_if_own(inventory, host, program))
             if dists.keys() == set(spec.releases) and chosen in dists:
                 offered = seen.layer.offered if seen.layer else None
                 what = wanted.from_files(dists, chosen, inventory, offered.withdrawing(spec.releases) if offered else {})

@@ -10,6 +10,8 @@ from ckp.cli.site import site_file
 from ckp.cli.site_changes import changing
 from ckp.cli.site_releases import FREEING, LOOKING, serving_registries
 from ckp.cli.view.progress import planned
+from ckp.kits.errors import Conflict
+from ckp.site.registry import HostedRegistry
 from ckp.site.registry_gc import collect
 
 
@@ -27,7 +29,9 @@ def collect_garbage(file: Path) -> None:
     """
     with changing(file) as (spec, hosts), planned("site registry gc", [LOOKING, FREEING]) as steps:
         with steps.step(LOOKING):
-            registries = serving_registries(spec, hosts, steps.say)
+            registries = [each for each in serving_registries(spec, hosts, steps.say) if isinstance(each, HostedRegistry)]
+            if not registries:
+                raise Conflict(f"{spec.metadata.name} has a registry of others, and CKP frees nothing there", resolution="use the means of that registry")
         with steps.step(FREEING):
             freed = sum(collect(each, steps.say) for each in registries)
     click.echo(f"\n{freed / 1e6:.0f} MB freed on {len(registries)} host{'' if len(registries) == 1 else 's'}.")

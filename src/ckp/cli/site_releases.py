@@ -23,6 +23,7 @@ from ckp.site import described
 from ckp.site import releases as site_releases
 from ckp.site.inventory import SiteHost, SiteHosts
 from ckp.site.publish import publish_to, replicate
+from ckp.site.registries.existing import ExistingRegistry
 from ckp.site.registry import HostedRegistry
 from ckp.site.registry_gc import collect, finish
 from ckp.site.releases import Listed, Offered
@@ -105,7 +106,8 @@ def add(
                 registry, *more = serving_registries(spec, hosts, steps.say)
                 if registry.client().digest(f"{PREFIX}/{FIRST_PUSHED}", wanted.stamp) is None:  # it is there already if a run before was killed
                     for each in (registry, *more):
-                        each.require_space(ANOTHER_GIB, what=name)
+                        if isinstance(each, HostedRegistry):
+                            each.require_space(ANOTHER_GIB, what=name)
                 inventory = described.inventory_for(spec, hosts, [wanted], keyring)
                 if origins.builds([wanted]):
                     require_signer(inventory.settings)
@@ -155,14 +157,16 @@ def remove(name: str, file: Path) -> None:
                 site_releases.write(host, offered.without([name]), state)
         with steps.step(deleting):
             try:
-                site_releases.finish_removal(host, [registry.client() for registry in registries], state, steps.say)
+                contents = [registry if isinstance(registry, ExistingRegistry) else registry.client() for registry in registries]
+                site_releases.finish_removal(host, contents, state, steps.say)
             except Conflict:
                 if name in require_offered(spec, host).releases.releases:
                     set_releases(file, [*rest, name])  # it is offered again
                 raise
         with steps.step(FREEING):
             for registry in registries:
-                collect(registry, steps.say)
+                if isinstance(registry, HostedRegistry):  # another's collects its own
+                    collect(registry, steps.say)
     click.echo(f"\n{spec.metadata.name} does not offer {name} any longer.")
 
 
@@ -206,7 +210,7 @@ def require_offered(spec: SiteSpec, host: SiteHost) -> Offered:
     return offered
 
 
-def serving_registries(spec: SiteSpec, hosts: SiteHosts, say: Callable[[str], None]) -> list[HostedRegistry]:
+def serving_registries(spec: SiteSpec, hosts: SiteHosts, say: Callable[[str], None]) -> list[HostedRegistry | ExistingRegistry]:
     """The site's registry on each of its hosts, that of the host that is acted on first; all of them serve, after a collection that is under way.
 
     Raises:
@@ -215,11 +219,12 @@ def serving_registries(spec: SiteSpec, hosts: SiteHosts, say: Callable[[str], No
     registries = registries_of(spec, hosts)
     again = f"run `ckp site apply -f {spec.file}`"
     for registry in registries:
-        if not registry.ca.exists():
-            raise NotFound(
-                f"this machine has no CA of {registry.address}: the site was set up from another one", resolution=f"restore {registry.folder}, or {again}"
-            )
-        finish(registry, say)
+        if isinstance(registry, HostedRegistry):
+            if not registry.ca.exists():
+                raise NotFound(
+                    f"this machine has no CA of {registry.address}: the site was set up from another one", resolution=f"restore {registry.folder}, or {again}"
+                )
+            finish(registry, say)
         if silent := registry.silent():
             raise CkpError(f"the site's registry does not answer at {' and '.join(silent)}, and nothing was changed", resolution=again)
     return registries

@@ -151,8 +151,8 @@ class _Stored:
     @classmethod
     def of(cls, secret: Obj) -> _Stored:
         data, annotations = secret.get("data") or {}, secret["metadata"].get("annotations") or {}
-        stored = (str(data.get(key, "")) for key in (names.DESIRED_KEY, names.AGENT_KEY, names.REGISTRY_KEY))
-        return cls(*stored, certificates=annotations.get(names.CERTIFICATES_ANNOTATION))
+        desired, agent, registry = (str(data.get(key, "")) for key in (names.DESIRED_KEY, names.AGENT_KEY, names.REGISTRY_KEY))
+        return cls(desired, agent, registry, annotations.get(names.CERTIFICATES_ANNOTATION))
 
 
 def _needed(secret: Obj) -> Obj:

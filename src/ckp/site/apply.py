@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from ckp.clients.compass import Session, read_config
@@ -13,11 +15,15 @@ from ckp.hostkit.locations import RESTORED
 from ckp.kits.errors import CkpError, Conflict
 from ckp.kits.steps import Steps
 from ckp.site import described, hostsettings, releases
+from ckp.site.clusters import brought
+from ckp.site.clusters.existing import ExistingCluster
 from ckp.site.enrol import Enrolment
 from ckp.site.install import AGENT_CONFIG, Site, forget
-from ckp.site.inventory import SiteHost, SiteHosts
+from ckp.site.inventory import SiteHost, SiteHosts, acted_on_first
 from ckp.site.management import ADMIN, kubectl
+from ckp.site.provided import storage
 from ckp.site.publish import publish_all, registry_servers
+from ckp.site.registries.existing import ExistingRegistry
 from ckp.site.registry import HostedRegistry
 
 NO_CLUSTER = "this host is not a standalone cluster"
@@ -31,6 +37,11 @@ TITLES = (
 REMOVING = "Deleting releases that are no longer offered from the registry"
 
 Say = Callable[[str], None]
+
+
+def titles(hosts: SiteHosts) -> list[str]:
+    """The steps of `apply`, as far as they are always there: an existing cluster is not installed."""
+    return [title for title in TITLES if title != TITLES[1] or not isinstance(hosts.management, ExistingCluster)]
 
 
 def apply(site: Site, steps: Steps, others: Sequence[Deliverable] = (), data: Callable[[], None] = lambda: None) -> None:
@@ -47,12 +58,16 @@ def apply(site: Site, steps: Steps, others: Sequence[Deliverable] = (), data: Ca
     """
     filling, standalone, layer, opening = TITLES
     inventory = site.inventory
+    owners = isinstance(inventory.hosts.management, ExistingCluster)
     with steps.step(filling):
-        for host in inventory.hosts.masters:
+        for host in inventory.hosts.masters if inventory.registry.outside is None else ():
             described.name_registry(host, inventory.on(host).registry, steps.say, inventory.registry_addresses)
         published, *more = publish_all(site.dist, inventory, steps.say, others)
-    with steps.step(standalone):
-        site.install_standalone(published)
+    if not owners:
+        with steps.step(standalone):
+            for host in inventory.hosts.masters:
+                storage.ensure_folder(host, inventory.storage.etcd_path, steps.say)
+            site.install_standalone(published)
     with steps.step(layer):
         withdrawn = releases.withdrawing(site.management, [dist.release.name for dist in (site.dist, *others)])
         site.deploy_management(published, more, withdrawn)
@@ -66,13 +81,14 @@ def apply(site: Site, steps: Steps, others: Sequence[Deliverable] = (), data: Ca
             session.close()
     if withdrawn:
         with steps.step(REMOVING):
-            registries = [server.client() for server in registry_servers(site.dist, inventory)]
+            servers = registry_servers(site.dist, inventory)
+            registries = [server if isinstance(server, ExistingRegistry) else server.client() for server in servers]
             releases.finish_removal(site.management, registries, inventory.state, steps.say)
 
 
 def workload_clusters(host: SiteHost) -> list[str]:
     """Clusters that the site carries, as `namespace/name`; none where there is no management cluster (any more)."""
-    if host.run(["test", "-e", ADMIN], timeout=30, check=False).code:
+    if not isinstance(host, ExistingCluster) and host.run(["test", "-e", ADMIN], timeout=30, check=False).code:
         return []
     kinds = kubectl(host, "api-resources", "--api-group=cluster.x-k8s.io", "--output=name")
     if "clusters.cluster.x-k8s.io" not in kinds.split():
@@ -81,20 +97,34 @@ def workload_clusters(host: SiteHost) -> list[str]:
     return [f"{item['metadata']['namespace']}/{item['metadata']['name']}" for item in items]
 
 
-def remove(hosts: SiteHosts, registries: Sequence[HostedRegistry], state: Path, say: Say, *, force: bool = False, keep_images: bool = False) -> None:
+def remove(
+    hosts: SiteHosts,
+    registries: Sequence[HostedRegistry | ExistingRegistry],
+    state: Path,
+    say: Say,
+    *,
+    force: bool = False,
+    keep_images: bool = False,
+    etcd_path: str = "",
+    name: str = "",
+) -> None:
     """Take from the hosts what `apply` brought; what is gone already is fine. The host that is acted on comes last: with it goes the cluster.
 
     Args:
-        registries: of each of the management hosts, that of the host that is acted on first.
+        registries: of each of the management hosts, that of the host that is acted on first; or the one that was there before the site. Of that one,
+            only what the site has pushed is removed.
         state: what this machine keeps of the site.
         force: also while it carries workload clusters, which are lost then.
         keep_images: leave the registry's content on the hosts.
+        etcd_path: the folder of the volumes of etcd; empty for none.
+        name: the site's, by which it is known what was brought to an existing cluster.
 
     Raises:
         Conflict: it carries workload clusters, or a host has the registry of another site; nothing was changed.
         CkpError: something could not be removed; running it again goes on.
     """
-    for registry in registries:
+    hosted = [registry for registry in registries if isinstance(registry, HostedRegistry)]
+    for registry in hosted:
         registry.refuse_removal()  # before the reset: a file with a wrong address names another site's host
     if not force and (clusters := workload_clusters(hosts.management)):
         raise Conflict(
@@ -102,17 +132,23 @@ def remove(hosts: SiteHosts, registries: Sequence[HostedRegistry], state: Path, 
             details="\n".join(clusters),
             resolution="delete them first (ckp cluster delete NAME --wait), or lose them: --force",
         )
-    acted_on, *others = registries
-    for registry in (*others, acted_on):
-        _remove_from(registry, say, keep_images=keep_images)
+    if isinstance(hosts.management, ExistingCluster):
+        brought.remove(partial(kubectl, hosts.management), name, say)
+    of_host = {registry.host.name: registry for registry in hosted}
+    for host in reversed(acted_on_first(hosts)):
+        _remove_from(host, of_host.get(host.name), say, keep_images=keep_images)
+        storage.remove_folder(host, etcd_path)
     forget(state)
-    for registry in registries:
-        if not keep_images and registry.folder.exists():
-            shutil.rmtree(registry.folder)
+    for each in registries if not keep_images else ():
+        if isinstance(each, ExistingRegistry):
+            with closing(each.client()) as client:
+                for release in each.record.read():
+                    each.remove_content(client, release, say)
+        elif each.folder.exists():
+            shutil.rmtree(each.folder)
 
 
-def _remove_from(registry: HostedRegistry, say: Say, *, keep_images: bool) -> None:
-    host = registry.host
+def _remove_from(host: SiteHost, registry: HostedRegistry | None, say: Say, *, keep_images: bool) -> None:
     if host.run(["test", "-e", "/usr/bin/ckp-agent"], timeout=30, check=False).code == 0:
         if NO_CLUSTER not in host.run(["ckp-agent", "standalone", "status"], timeout=60, check=False).stdout:
             code = host.stream(["ckp-agent", "standalone", "reset"], timeout=900, on_line=say)
@@ -121,6 +157,7 @@ def _remove_from(registry: HostedRegistry, say: Say, *, keep_images: bool) -> No
         hostsettings.remove(host, say)
         host.run(["dpkg", "--purge", "ckp-agent"], timeout=180, what="removing ckp-agent")
     host.run(["rm", "-rf", "--one-file-system", AGENT_CONFIG, RESTORED, "/var/cache/ckp-agent.deb"], timeout=60, what="removing the agent's settings")
-    registry.remove(storage=not keep_images)
-    described.forget_registry_name(host)
-    say(f"{host.name} is as it was before{', but for ' + registry.storage + ' with the images' if keep_images else ''}")
+    if registry is not None:
+        registry.remove(storage=not keep_images)
+        described.forget_registry_name(host)
+    say(f"{host.name} is as it was before{', but for ' + registry.storage + ' with the images' if registry is not None and keep_images else ''}")

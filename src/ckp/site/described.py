@@ -14,8 +14,10 @@ from ckp.kits import paths
 from ckp.kits.errors import CkpError, Conflict, InvalidInput
 from ckp.rules.claims import system_name
 from ckp.site import database, management
-from ckp.site.inventory import HostGroup, Inventory, KnownHosts, SiteHost, SiteHosts, SiteNetwork, SiteRegistry
+from ckp.site.clusters.existing import ExistingCluster
+from ckp.site.inventory import HostGroup, Inventory, KnownHosts, SiteHost, SiteHosts, SiteNetwork, SiteRegistry, SiteStorage
 from ckp.site.local import LocalHost
+from ckp.site.registries import existing
 from ckp.site.settings.read import settings_of
 from ckp.site.spec.model import Host, SiteSpec
 from ckp.site.ssh import SshHost, SshSettings
@@ -23,6 +25,7 @@ from ckp.site.ssh import SshHost, SshSettings
 HOSTS_FILE = "/etc/hosts"
 MARK = "# CKP's registry"
 """Ends the line that CKP adds to HOSTS_FILE."""
+HTTPS = 443
 GROUP = HostGroup("default", "Workers of this site")
 """Where the file names none."""
 
@@ -78,6 +81,9 @@ def reached(described: Host) -> Iterator[SiteHost]:
 @contextmanager
 def reached_hosts(spec: SiteSpec) -> Iterator[SiteHosts]:
     """The management hosts of the file, for as long as the block lasts. The site's workers enrol by themselves."""
+    if spec.management.kubeconfig is not None:
+        yield KnownHosts(ExistingCluster(spec.management.kubeconfig), ())
+        return
     with ExitStack() as stack:
         masters = [stack.enter_context(reached(each)) for each in spec.management.hosts or ()]
         yield KnownHosts(acting(masters), masters)
@@ -136,6 +142,11 @@ def inventory_for(spec: SiteSpec, hosts: SiteHosts, releases: Sequence[Release],
     Raises:
         InvalidInput: one has none for a management host, or for one of `workers.systems`; or management hosts run different systems; or as of `settings_of`.
     """
+    if isinstance(hosts.management, ExistingCluster):
+        [known, *_] = [worker_systems(spec, release) for release in releases]
+        # Of the agents' packages CKP brings debs to hosts by itself; workers take theirs from the hub.
+        ordered = sorted(known, key=lambda target: target.format != "deb")
+        return inventory(spec, hosts, ordered[0], ordered[1:], keyring)
     systems = {host.name: operating_system(host, release) for host in hosts.masters for release in releases}
     if len(set(systems.values())) > 1:
         raise InvalidInput(
@@ -159,11 +170,11 @@ def inventory(spec: SiteSpec, hosts: SiteHosts, system: BundleTarget, others: Se
     """
     host = hosts.management
     addresses = spec.addresses
-    pool = addresses.load_balancers.cilium_pool
-    assert pool is not None
+    balancers = addresses.load_balancers
+    pool = balancers.cilium_pool
     network = SiteNetwork(
         hosts=str(addresses.hosts),
-        load_balancers=(str(pool.first), str(pool.last)),
+        load_balancers=(str(pool.first), str(pool.last)) if pool is not None else None,
         compass=str(addresses.compass.address),
         hub=str(addresses.hub.address),
         management_pods=str(addresses.management_pods),
@@ -172,6 +183,9 @@ def inventory(spec: SiteSpec, hosts: SiteHosts, system: BundleTarget, others: Se
         hub_names=tuple(map(str, addresses.hub.names)),
         virtual_address=str(addresses.api.virtual_address or ""),
         api_names=tuple(dict.fromkeys(map(str, (*addresses.api.names, *addresses.api.cert_sans)))),
+        api_name=next(iter(map(str, addresses.api.names)), ""),
+        load_balancer_class=balancers.class_name or "",
+        on_hosts=tuple(map(str, balancers.on_hosts or ())),
     )
     registry = registry_place(spec, host)
     group = HostGroup(spec.workers.group.name, spec.workers.group.description) if spec.workers and spec.workers.group else GROUP
@@ -189,13 +203,29 @@ def inventory(spec: SiteSpec, hosts: SiteHosts, system: BundleTarget, others: Se
         others,
         database=database.of_spec(spec),
         settings=settings_of(spec, keyring),
+        storage=storage_of(spec),
+        name=spec.metadata.name,
     )
 
 
+def storage_of(spec: SiteSpec) -> SiteStorage:
+    """What volumes of etcd are made of."""
+    etcd = spec.storage.etcd
+    return SiteStorage(etcd.class_name or "", str(etcd.path or "")) if etcd is not None else SiteStorage()
+
+
 def registry_place(spec: SiteSpec, host: SiteHost) -> SiteRegistry:
-    """The site's registry on one of its hosts."""
+    """The site's registry on one of its hosts, or the one that was there before it.
+
+    Raises:
+        InvalidInput: as of ckp.site.registries.existing.of_spec.
+    """
     own = spec.registry.own
-    assert own is not None
+    if own is None:
+        outside = existing.of_spec(spec)
+        assert outside is not None
+        name, _, port = outside.host.partition(":")
+        return SiteRegistry(name, "", int(port or HTTPS), outside=outside)
     return SiteRegistry(own.name, host.address, own.port, host, own.push_port, str(own.storage))
 
 

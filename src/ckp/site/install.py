@@ -27,10 +27,15 @@ from ckp.kits.files import atomic_write, sha256_bytes
 from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
 from ckp.site import database, members
+from ckp.site.clusters.brought import labelled
+from ckp.site.clusters.existing import ExistingCluster
+from ckp.site.clusters.look import foreign
 from ckp.site.hostsettings import bring
 from ckp.site.inventory import Inventory, SiteHost, SiteNetwork, acted_on_first
 from ckp.site.management import ADMIN, API_PORT, exists, installed_release
+from ckp.site.provided import load_balancers, names, storage
 from ckp.site.publish import Published, Withdrawn, registry_server, releases_config
+from ckp.site.registries import existing
 from ckp.site.registry import SiteRegistryServer
 from ckp.site.spread import spread
 from ckp.verify.packages import verify_package
@@ -42,12 +47,16 @@ AGENT_CONFIG = "/etc/ckp-agent"
 REGISTRY_CA = f"{AGENT_CONFIG}/registry-ca.pem"
 CKP_GROUP = "ckp"
 """The last group of what is applied: CKP's own."""
-KUBECONFIG, ROOT_CA, APPLIED = "management.kubeconfig", "root-ca.pem", "applied"
+KUBECONFIG, ROOT_CA, APPLIED, BEGUN = "management.kubeconfig", "root-ca.pem", "applied", "begun"
 """What this machine keeps of an installation, below its inventory's `state`."""
 
 
 def _spread(render: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return spread(render())
+
+
+def _labelled(render: Callable[[], list[dict[str, Any]]], site: str) -> list[dict[str, Any]]:
+    return labelled(render(), site)
 
 
 def forget_applied(state: Path, group: str) -> None:
@@ -59,8 +68,20 @@ def forget(state: Path) -> None:
     """Remove what this machine keeps of an installation that is gone; nothing there is fine."""
     for name in (KUBECONFIG, ROOT_CA):
         (state / name).unlink(missing_ok=True)
-    if (state / APPLIED).exists():
-        shutil.rmtree(state / APPLIED)
+    for name in (APPLIED, BEGUN):
+        if (state / name).exists():
+            shutil.rmtree(state / name)
+
+
+def machine_id(host: SiteHost) -> str:
+    """What tells a host from another one of its name."""
+    return host.run(["cat", "/etc/machine-id"], timeout=30, what="reading /etc/machine-id").stdout.strip()
+
+
+def is_begun(state: Path, host: SiteHost) -> bool:
+    """Whether this machine has begun to make this very host a part of the site's cluster. With a registry of CKP's own, that tells it as well."""
+    mark = state / BEGUN / host.name
+    return mark.exists() and mark.read_text() == machine_id(host)
 
 
 def reserved_cidrs(network: SiteNetwork) -> str:
@@ -127,9 +148,13 @@ class Site:
         bring(host, self.inventory.settings, self.say)
 
     def configure_host(self, host: SiteHost) -> None:
-        """Bring a host the site's settings for it, and the registry's CA."""
+        """Bring a host the site's settings for it, the registry's CA, and how it logs in there."""
         host.push(json.dumps(dict(self.inventory.host_settings)).encode(), f"{AGENT_CONFIG}/host.json")
-        host.push(self.registry.ca, REGISTRY_CA)
+        if (ca := self.registry.ca) is not None:
+            host.push(ca, REGISTRY_CA)
+        else:
+            host.run(["rm", "-f", "--", REGISTRY_CA], timeout=30)
+        existing.bring_login(host, self.inventory.registry.outside)
 
     # -- the management cluster
 
@@ -143,9 +168,10 @@ class Site:
         self.install_agent(host)
         if exists(host):
             self.say(f"{host.name} is a cluster already")
+            self._log_in_to_registry(host)
         else:
             self._twelve_steps(host, published)
-        atomic_write(self.kubeconfig, host.pull(ADMIN), mode=0o600)
+        atomic_write(self.kubeconfig, names.with_server(host.pull(ADMIN), self.inventory.network.api_name), mode=0o600)
         self._join_others(published)
 
     def _join_others(self, published: Published) -> None:
@@ -158,14 +184,32 @@ class Site:
         members.wait_until_away(self.management, set(self.absent) - joined, self.say)
         members.remove_gone(self.management, members.gone(members.members(self.management), self.inventory.hosts.masters, joined), self.say)
         for host in others:
+            self._begin(host)
             members.join(self.management, host, self._bundle(published), self.say)
+            self._log_in_to_registry(host)
+
+    def _log_in_to_registry(self, host: SiteHost) -> None:
+        """Let the containerd of a host that is a cluster already have another CA or password of a registry that is not CKP's own."""
+        if self.inventory.registry.outside is None:
+            return
+        done = host.run(["ckp-agent", "standalone", "registry", *self._registry_ca()], timeout=60, what="setting up containerd's access to the registry")
+        for line in done.stdout.splitlines():
+            self.say(f"{host.name}: {line}")
+
+    def _registry_ca(self) -> list[str]:
+        return ["--registry-ca", REGISTRY_CA] if self.registry.ca is not None else []
 
     def _bundle(self, published: Published) -> list[str]:
         """Options of the host tool: where its bundle is, and whose keys it must be signed by."""
         keys = ["--keyring", SITE_KEYRING] if self.inventory.settings.keyring else []
-        return ["--bundle-image", published.host_bundle.image, "--registry-ca", REGISTRY_CA, *keys]
+        return ["--bundle-image", published.host_bundle.image, *self._registry_ca(), *keys]
+
+    def _begin(self, host: SiteHost) -> None:
+        if self.inventory.registry.outside is not None:
+            atomic_write(self.inventory.state / BEGUN / host.name, machine_id(host))
 
     def _twelve_steps(self, host: SiteHost, published: Published) -> None:
+        self._begin(host)
         bundle, network = published.host_bundle, self.inventory.network
         argv = ["ckp-agent", "standalone", "install", *self._bundle(published)]
         argv += ["--pod-cidr", network.management_pods, "--service-cidr", network.management_services]
@@ -184,8 +228,9 @@ class Site:
 
     @property
     def kubeconfig(self) -> Path:
-        """The management cluster's administrator's kubeconfig (0600)."""
-        return self.inventory.state / KUBECONFIG
+        """The management cluster's administrator's kubeconfig (0600); of an existing one, its owner's file."""
+        host = self.management
+        return host.kubeconfig if isinstance(host, ExistingCluster) else self.inventory.state / KUBECONFIG
 
     @property
     def root_ca(self) -> Path:
@@ -195,7 +240,10 @@ class Site:
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 120, check: bool = True) -> Finished:
         """Our own kubectl against the management cluster."""
         program = self.dist.built["kubernetes"].binary("kubectl")
-        server = f"--server=https://{self.management.address}:{API_PORT}"  # not a virtual address, which may be on its way to another host
+        host = self.management
+        if isinstance(host, ExistingCluster):
+            return run([program, f"--kubeconfig={self.kubeconfig}", *arguments], stdin=stdin, timeout=timeout, check=check, what=f"kubectl {arguments[0]}")
+        server = f"--server=https://{host.address}:{API_PORT}"  # not a virtual address, which may be on its way to another host
         argv: list[str | Path] = [program, f"--kubeconfig={self.kubeconfig}", server, *arguments]
         return run(argv, stdin=stdin, timeout=timeout, check=check, what=f"kubectl {arguments[0]}")
 
@@ -211,6 +259,9 @@ class Site:
             CkpError: something does not become available; its pods and events are in the details.
         """
         groups = self.groups(published, others, withdrawn)
+        for name in self._of_others():
+            self.say(f"{name}: that of the cluster's owner is used")
+            groups[name] = lambda: []
         self._apply("foundation", groups["foundation"]())
         self._apply("cert-manager", groups["cert-manager"]())
         self._wait_available("cert-manager")
@@ -218,8 +269,13 @@ class Site:
         ckp = groups[CKP_GROUP]()
         self._admin_token()
         self._database_secret()
+        self._registry_secret()
         self._apply(CKP_GROUP, ckp)
         self._wait_available("capi-system", "capi-kubeadm-bootstrap-system", "ckp-system")
+
+    def _of_others(self) -> list[str]:
+        """Groups that an existing cluster has from others."""
+        return list(foreign(lambda *words: self.kubectl(*words).stdout)) if isinstance(self.management, ExistingCluster) else []
 
     def groups(
         self, published: Published, others: Sequence[Published] = (), withdrawn: Withdrawn | None = None
@@ -235,7 +291,9 @@ class Site:
             config, digest = releases_config(published.releases(*others), withdrawn)
             # The table comes first: pods that its digest rolls out again must not start with the one before it.
             kind = "postgresql" if self.inventory.database else "sqlite"
-            return [config, self.inventory.settings.config_map(), *management.ckp({**self.settings(), "RELEASES_DIGEST": digest}, kind)]
+            own = [config, self.inventory.settings.config_map(), *storage.manifests(self.inventory.storage)]
+            found = management.ckp({**self.settings(), "RELEASES_DIGEST": digest}, kind)
+            return [*own, *load_balancers.of_site(found, self.inventory.network)]
 
         found: dict[str, Callable[[], list[dict[str, Any]]]] = {
             "foundation": management.foundation,
@@ -243,6 +301,8 @@ class Site:
             "cluster-api": lambda: management.cluster_api(kubectl),
             CKP_GROUP: ckp,
         }
+        if isinstance(self.management, ExistingCluster):
+            return {name: partial(_labelled, render, self.inventory.name) for name, render in found.items()}
         if len(self.inventory.hosts.masters) > 1:
             return {name: partial(_spread, render) for name, render in found.items()}
         return found
@@ -250,7 +310,7 @@ class Site:
     def settings(self) -> dict[str, str]:
         """The `@NAME@` places of deploy/ that are this site's."""
         network = self.inventory.network
-        first, last = network.load_balancers
+        first, last = network.load_balancers or ("", "")  # without a range, its manifests are left out (ckp.site.provided.load_balancers)
         return {
             "COMPASS_ADDRESS": network.compass,
             "HUB_ADDRESS": network.hub,
@@ -263,7 +323,9 @@ class Site:
         }
 
     def _apply(self, group: str, objects: list[dict[str, Any]]) -> None:
-        """Apply a group, several times while its webhooks and CRDs come up; what was applied unchanged before is left alone."""
+        """Apply a group, several times while its webhooks and CRDs come up; what was applied unchanged before is left alone, and so is an empty one."""
+        if not objects:
+            return
         text = as_list(objects)
         digest = applied_digest(self._cluster_uid(), text)
         marker = self.inventory.state / APPLIED / group
@@ -313,6 +375,14 @@ class Site:
         if self.inventory.database is not None:
             self.kubectl(*APPLY, stdin=database.secret(self.inventory.database))
 
+    def _registry_secret(self) -> None:
+        """How workers log in to the registry, as it is in its file now; the controllers read it again and again."""
+        place = self.inventory.registry.outside
+        if place is not None and place.login:
+            self.kubectl(*APPLY, stdin=existing.login_secret(place))
+        else:
+            self.kubectl("delete", "secret", existing.SECRET, "--namespace=ckp-system", "--ignore-not-found")
+
     def log_in(self) -> None:
         """Give this machine's `ckp` command its session with Compass, and wait until Compass answers.
 
@@ -324,7 +394,14 @@ class Site:
         atomic_write(self.root_ca, base64.b64decode(root["data"]["ca.crt"]))
         token = base64.b64decode(secret["data"]["token"]).decode()
         write_config(Config(server=f"https://{self.inventory.network.compass}", token=token, ca=str(self.root_ca)))
-        wait_until(self._compass_answers, what="Compass answers", timeout=120, every=1)
+        wait_until(
+            self._compass_answers,
+            what="Compass answers",
+            timeout=120,
+            every=1,
+            reason=lambda: self.kubectl("get", "service", "ckp-compass", "--namespace=ckp-system", "--output=wide", check=False).stdout,
+            resolution=load_balancers.no_address(self.inventory.network),
+        )
 
     def _compass_answers(self) -> bool:
         trust = ssl.create_default_context(cafile=str(self.root_ca))

@@ -95,6 +95,25 @@ def acted_on_first(hosts: SiteHosts) -> list[SiteHost]:
 
 
 @dataclass(frozen=True)
+class OutsideRegistry:
+    """A registry that was there before the site (ckp.site.registries).
+
+    Args:
+        host: `host:port`.
+        prefix: what names of repositories begin with there; empty for nothing.
+        ca: the CA (PEM) of its certificate; None for those that hosts trust already.
+        credentials: a file in the format of docker's config.json with the user who may push; None if everybody may. It stays on this machine.
+        login: base64 of `user:password` of the one whom hosts pull as; empty if everybody may pull.
+    """
+
+    host: str
+    prefix: str = ""
+    ca: Path | None = None
+    credentials: Path | None = None
+    login: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
 class SiteRegistry:
     """The registry that the site's hosts pull from.
 
@@ -105,6 +124,7 @@ class SiteRegistry:
             Where the site has several management hosts, each runs one with the same content, and `Inventory.on` gives each its own.
         push_port: where `host` takes pushes.
         storage: the folder of its content on `host`.
+        outside: the registry that is used instead of one of CKP's own; the rest says nothing then.
     """
 
     name: str
@@ -113,10 +133,13 @@ class SiteRegistry:
     host: SiteHost | None = None
     push_port: int = 5001
     storage: str = "/var/lib/ckp-registry"
+    outside: OutsideRegistry | None = None
 
     @property
     def address(self) -> str:
-        """`host:port` as hosts and images name it."""
+        """`host:port` as hosts and images name it; with the prefix of a registry that has one."""
+        if self.outside is not None:
+            return f"{self.outside.host}/{self.outside.prefix}" if self.outside.prefix else self.outside.host
         return f"{self.name}:{self.port}"
 
     @property
@@ -132,6 +155,7 @@ class SiteNetwork:
     Args:
         hosts: the network that all hosts have their addresses in.
         load_balancers: first and last address of the range for Services of type LoadBalancer. They are announced by ARP, so it lies in `hosts`.
+            None: `load_balancer_class` or `on_hosts` says where they get one from.
         compass: the address of Compass, of that range.
         hub: the address of the hub, of that range.
         compass_names: DNS names that lead to Compass, for its certificate.
@@ -141,13 +165,16 @@ class SiteNetwork:
         api_names: further names and addresses in the certificate of the management API.
         management_pods: of the management cluster.
         management_services: of the management cluster.
+        api_name: of `api_names` the one that clients reach the management API by; empty: they reach it by its address.
+        load_balancer_class: a load balancer that the management cluster has, by its Services' class.
+        on_hosts: addresses that management hosts have already.
 
     Raises:
         InvalidInput: a value is not an address or network, lies outside of what it must be in, or overlaps another.
     """
 
     hosts: str
-    load_balancers: tuple[str, str]
+    load_balancers: tuple[str, str] | None
     compass: str
     hub: str
     management_pods: str
@@ -156,14 +183,17 @@ class SiteNetwork:
     hub_names: tuple[str, ...] = ()
     virtual_address: str = ""
     api_names: tuple[str, ...] = ()
+    api_name: str = ""
+    load_balancer_class: str = ""
+    on_hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         networks = {what: _network(what, cidr) for what, cidr in self.reserved.items()}
-        lowest, highest = (_address("load balancer", item) for item in self.load_balancers)
+        lowest, highest = (_address("load balancer", item) for item in self.load_balancers) if self.load_balancers else (None, None)
         compass, hub = _address("Compass", self.compass), _address("hub", self.hub)
         findings = chain(
             addresses.overlaps(networks, {what: what for what in networks}),
-            addresses.pool(lowest, highest, networks["hosts"]),
+            addresses.pool(lowest, highest, networks["hosts"]) if lowest is not None and highest is not None else (),
             addresses.services(compass, hub, lowest, highest),
         )
         for finding in findings:
@@ -191,6 +221,19 @@ class SiteDatabase:
 
 
 @dataclass(frozen=True)
+class SiteStorage:
+    """What volumes of the workload clusters' etcd are made of.
+
+    Args:
+        etcd_class: a StorageClass that the management cluster has; empty for its default one, or for `etcd_path`.
+        etcd_path: a folder of the management hosts, for which CKP makes a class of its own (ckp.site.provided.storage).
+    """
+
+    etcd_class: str = ""
+    etcd_path: str = ""
+
+
+@dataclass(frozen=True)
 class HostGroup:
     """The group that the site's workers are put into."""
 
@@ -211,6 +254,8 @@ class Inventory:
         worker_systems: what hosts for workload clusters run beside `os`.
         database: None: Compass has SQLite.
         settings: what all hosts get of keys, CAs, proxy, name servers and time servers.
+        storage: of the workload clusters' etcd.
+        name: the site's.
 
     Raises:
         InvalidInput: hosts with such an operating system cannot be given the host tool.
@@ -228,12 +273,16 @@ class Inventory:
     worker_systems: Sequence[BundleTarget] = ()
     database: SiteDatabase | None = None
     settings: HostSettings = field(default_factory=HostSettings)
+    storage: SiteStorage = field(default_factory=SiteStorage)
+    name: str = ""
 
     def on(self, host: SiteHost) -> Inventory:
         """The site as one of its management hosts has it: the registry is that host's own, and it is the host that is acted on."""
+        hosts = KnownHosts(host, self.hosts.masters, self.hosts.workers)
+        if self.registry.outside is not None:
+            return replace(self, hosts=hosts)
         if self.registry.host is None:
             return self
-        hosts = KnownHosts(host, self.hosts.masters, self.hosts.workers)
         return replace(self, hosts=hosts, registry=replace(self.registry, host=host, listen=host.address))
 
     @property
@@ -249,7 +298,7 @@ class Inventory:
         return tuple(dict.fromkeys((self.os, *self.worker_systems)))
 
     def __post_init__(self) -> None:
-        if self.os.format != "deb":  # ckp.site.install brings the package with dpkg
+        if self.os.format != "deb" and self.hosts.masters:  # ckp.site.install brings the package with dpkg
             raise InvalidInput(f"hosts with {self.os.os} {self.os.os_version} cannot be set up from here", resolution="take hosts with Debian or Ubuntu")
 
 

@@ -1,4 +1,7 @@
-"""The management cluster of a site that CKP has installed, as programs on its host see it: they are there whatever this machine has built."""
+"""The management cluster of a site. One that CKP has installed is seen by programs on its host: they are there whatever this machine has built.
+
+An existing one (ckp.site.clusters) is seen by its kubeconfig.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 
 from ckp.hostkit.locations import STANDALONE_JOURNAL, STATE_DIR
 from ckp.kits.errors import CkpError
+from ckp.site.clusters.existing import ExistingCluster
 from ckp.site.inventory import SiteHost
 
 ADMIN = "/etc/kubernetes/admin.conf"
@@ -16,6 +20,8 @@ JOURNAL = f"{STATE_DIR}/{STANDALONE_JOURNAL}"
 
 def exists(host: SiteHost) -> bool:
     """Whether the host has a management cluster. One whose installation is not complete carries nothing yet, and need not answer."""
+    if isinstance(host, ExistingCluster):
+        return True
     return host.run(["ckp-agent", "standalone", "status"], timeout=60, check=False).code == 0
 
 
@@ -28,6 +34,8 @@ def kubectl(host: SiteHost, *arguments: str, stdin: str | None = None, timeout: 
     Raises:
         CkpError: it fails, or the host can't be reached.
     """
+    if isinstance(host, ExistingCluster):
+        return host.kubectl(*arguments, stdin=stdin, timeout=timeout)
     argv = [*kubectl_argv(host, timeout=timeout), *arguments]
     return host.run(argv, timeout=timeout, stdin=stdin, what=f"kubectl {arguments[0]}").stdout
 
@@ -47,11 +55,13 @@ def server(host: SiteHost) -> str:
 
 
 def installed_release(host: SiteHost) -> str:
-    """The release that the management cluster was installed from, or is being installed from; "" if there is none.
+    """The release that the management cluster was installed from, or is being installed from; "" if there is none. Of an existing one: that of its layer.
 
     Raises:
         CkpError: the host's record of the installation can't be read.
     """
+    if isinstance(host, ExistingCluster):
+        return _release_of_layer(host)
     if host.run(["test", "-e", JOURNAL], timeout=30, check=False).code:
         return ""
     try:
@@ -61,3 +71,13 @@ def installed_release(host: SiteHost) -> str:
         raise CkpError(
             f"{host.name}:{JOURNAL} can't be read: {error!r}", resolution="restore it from a backup: it records what was installed on that host"
         ) from None
+
+
+def _release_of_layer(cluster: ExistingCluster) -> str:
+    """The release that the management layer's images are of, by the ConfigMap with the releases (ckp.site.publish); "" if there is none."""
+    path = "--output=jsonpath={.data.releases\\.json}"
+    text = cluster.kubectl("get", "configmap", "ckp-releases", "--namespace=ckp-system", "--ignore-not-found", path)
+    try:
+        return str(json.loads(text)["management"]) if text.strip() else ""
+    except (ValueError, KeyError, TypeError):
+        raise CkpError("the ConfigMap ckp-releases of the management cluster can't be read", resolution="run `ckp site apply`: it writes it again") from None

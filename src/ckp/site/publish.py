@@ -19,6 +19,8 @@ from ckp.distribution.registries.server import RegistryServer
 from ckp.distribution.release import Deliverable
 from ckp.kits.files import sha256_bytes
 from ckp.site.inventory import Inventory, SiteHost, SiteRegistry, acted_on_first
+from ckp.site.provided import load_balancers, storage
+from ckp.site.registries.existing import ExistingRegistry
 from ckp.site.registry import REGISTRY_STATE, HostedRegistry, SiteRegistryServer
 
 ADDONS_IMAGE = "ckp-addons"
@@ -34,7 +36,10 @@ Withdrawn = Mapping[str, InstalledRelease | None]
 
 def registry_server(dist: Deliverable, inventory: Inventory) -> SiteRegistryServer:
     """The site's registry, run by the program that the release has built; where several hosts have it, that of the host that is acted on."""
-    place, program = inventory.registry, dist.built["distribution"].binary("registry")
+    place = inventory.registry
+    if place.outside is not None:
+        return ExistingRegistry(place.outside, inventory.state / REGISTRY_STATE)
+    program = dist.built["distribution"].binary("registry")
     if place.host is None:
         return RegistryServer(program, place.listen, place.name, place.port)
     return hosted_registry(inventory, place.host, program)
@@ -43,6 +48,11 @@ def registry_server(dist: Deliverable, inventory: Inventory) -> SiteRegistryServ
 def hosted_registry(inventory: Inventory, host: SiteHost, program: Path) -> HostedRegistry:
     """The site's registry on a host, as the inventory describes it."""
     return registry_on(host, program, inventory.registry, inventory.hosts.masters, inventory.network.virtual_address, inventory.state)
+
+
+def hosted_if_own(inventory: Inventory, host: SiteHost, program: Path) -> HostedRegistry | None:
+    """As `hosted_registry`; None for a site that uses a registry that was there before it."""
+    return hosted_registry(inventory, host, program) if inventory.registry.outside is None else None
 
 
 def registry_on(host: SiteHost, program: Path, place: SiteRegistry, masters: Sequence[SiteHost], virtual: str, state: Path) -> HostedRegistry:
@@ -114,7 +124,12 @@ def publish_to(server: SiteRegistryServer, client: Registry, dist: Deliverable, 
     Raises:
         CkpError: the registry refuses what is pushed.
     """
-    digests = dist.push(client, server.endpoint, server.ca, server.credentials, replace=True)
+    if isinstance(server, ExistingRegistry):
+        repositories = {**dist.tags, **{target.repository: dist.release.stamp for target in dist.targets}}
+        with server.recorded(client, dist.release.name, {f"{PREFIX}/{name}": tag for name, tag in repositories.items()}) as replace:
+            digests = dist.push(client, server.endpoint, server.ca, server.credentials, replace=replace)
+    else:
+        digests = dist.push(client, server.endpoint, server.ca, server.credentials, replace=True)
     say(f"{len(dist.tags)} images and {len(dist.targets)} bundle at {inventory.registry.address}/{PREFIX}")
     return Published(dist, inventory, server, digests)
 
@@ -177,8 +192,11 @@ class Published:
             releases={},
             management=self.dist.release.name,
             agents=self.agents(),
-            registry_ca=self.registry.ca.read_text(),
+            registry_ca=self.registry.ca.read_text() if self.registry.ca is not None else "",
             addon_values=dict(self.inventory.addon_values),
+            etcd_storage_class=storage.class_of(self.inventory.storage),
+            load_balancer_class=load_balancers.class_of(self.inventory.network),
+            load_balancer_addresses=self.inventory.network.on_hosts,
         )
         return table.with_releases(published.installed for published in (self, *others))
 

@@ -75,8 +75,8 @@ class SiteRegistryServer(Protocol):
         ...
 
     @property
-    def ca(self) -> Path:
-        """The file with the CA of its certificate (PEM); `ensure` makes it."""
+    def ca(self) -> Path | None:
+        """The file with the CA of its certificate (PEM), which `ensure` makes for CKP's own; None for those that the system trusts."""
         ...
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -28,6 +29,7 @@ from ckp.site import management
 from ckp.site.install import APPLY, CKP_GROUP, FIELD_MANAGER, forget_applied
 from ckp.site.inventory import SiteHost
 from ckp.site.publish import CONFIG, DIGEST_ANNOTATION, NAMESPACE, OFFERED, WITHDRAWN, Withdrawn, releases_config
+from ckp.site.registries.existing import ExistingRegistry
 
 USERS = (MANAGED_CONTROL_PLANE, MACHINE_DEPLOYMENT, MACHINE_SET, MACHINE)
 """Kinds whose objects name a release."""
@@ -288,7 +290,7 @@ def _followers(host: SiteHost) -> list[str]:
     return [str(item["metadata"]["name"]) for item in items if DIGEST_ANNOTATION in (item["spec"]["template"].get("metadata") or {}).get("annotations", {})]
 
 
-def finish_removal(host: SiteHost, registries: Sequence[Registry], state: Path, say: Say) -> list[str]:
+def finish_removal(host: SiteHost, registries: Sequence[Registry | ExistingRegistry], state: Path, say: Say) -> list[str]:
     """Delete the content of the releases that are withdrawn, once no pod and no cluster knows them; returns their names.
 
     Args:
@@ -329,12 +331,16 @@ def finish_removal(host: SiteHost, registries: Sequence[Registry], state: Path, 
     return unused
 
 
-def remove_content(registry: Registry, name: str, say: Say) -> None:
+def remove_content(registry: Registry | ExistingRegistry, name: str, say: Say) -> None:
     """Delete a release from a registry, but for what others name; nothing there is fine. Its space is freed by garbage collection only.
 
     Raises:
         CkpError: as of `ckp.distribution.registries.prune`.
     """
+    if isinstance(registry, ExistingRegistry):
+        with closing(registry.client()) as client:
+            registry.remove_content(client, name, say)
+        return
     catalog = Catalog()
     known = {f"{PREFIX}/{target.repository}" for item in catalog.names() for target in catalog.release(item).bundles}
     try:

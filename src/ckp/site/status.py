@@ -11,8 +11,10 @@ from typing import Any
 from ckp.kits.errors import CkpError
 from ckp.site import members
 from ckp.site.backup.target import Target
+from ckp.site.clusters.existing import ExistingCluster
 from ckp.site.inventory import SiteHost, SiteHosts
 from ckp.site.management import exists, kubectl
+from ckp.site.registries.existing import ExistingRegistry
 from ckp.site.registry import HostedRegistry
 
 BACKUPS = "backups"
@@ -35,17 +37,20 @@ class Part:
     detail: str = ""
 
 
-def status(hosts: SiteHosts, registries: Sequence[HostedRegistry]) -> Iterator[Part]:
+def status(hosts: SiteHosts, registries: Sequence[HostedRegistry | ExistingRegistry]) -> Iterator[Part]:
     """What of the site is as it should be.
 
     Args:
-        registries: of each of the management hosts.
+        registries: of each of the management hosts, or the one that was there before the site.
     """
     several = len(hosts.masters) > 1
     there: list[SiteHost] = []
-    registry_of = {registry.host.name: registry for registry in registries}
+    registry_of = {registry.host.name: registry for registry in registries if isinstance(registry, HostedRegistry)}
+    for outside in registries:
+        if isinstance(outside, ExistingRegistry):
+            silent = outside.silent()
+            yield Part("registry", "not answering" if silent else "ok", outside.address)
     for host in hosts.masters:
-        registry = registry_of[host.name]
         where = f" on {host.name}" if several else ""
         try:
             host.run(["true"], timeout=30)
@@ -54,9 +59,11 @@ def status(hosts: SiteHosts, registries: Sequence[HostedRegistry]) -> Iterator[P
             continue
         there.append(host)
         yield Part(f"host {host.name}" if several else "host", "ok", f"{host.name} ({host.address})")
-        yield _registry(f"registry{where}", registry)
+        if host.name in registry_of:
+            yield _registry(f"registry{where}", registry_of[host.name])
         yield _cluster(f"cluster{where}", host)
-    if hosts.management not in there or not exists(hosts.management):
+    owners = isinstance(hosts.management, ExistingCluster)
+    if not owners and (hosts.management not in there or not exists(hosts.management)):
         return
     try:
         if several:

@@ -128,12 +128,11 @@ def test_a_host_is_reached_as_the_file_says(spec: SiteSpec, tmp_path: Path) -> N
 
 
 def test_what_cannot_be_applied_is_refused_with_its_line(tmp_path: Path) -> None:
-    text = f"{TEXT}storage: {{etcd: {{path: /srv/etcd}}}}\nbackup: {{to: {{path: /mnt}}, encryptFor: [a.pgp]}}\n"
+    text = f"{TEXT}backup: {{to: {{path: /mnt}}, encryptFor: [a.pgp]}}\n"
     with pytest.raises(InvalidInput, match="nothing was changed") as refused:
         described.require_applicable(parse_site(text.encode(), tmp_path / "site.yaml"))
     assert refused.value.details.splitlines() == [
-        f"{tmp_path}/site.yaml:20: storage.etcd: etcd's volumes are of the management cluster's default StorageClass",
-        f"{tmp_path}/site.yaml:21: backup: backups are not made by themselves yet: `ckp site backup` makes one",
+        f"{tmp_path}/site.yaml:20: backup: backups are not made by themselves yet: `ckp site backup` makes one",
     ]
 
 

@@ -80,14 +80,25 @@ def sites(draw: st.DrawFn) -> dict[str, Any]:
         hosts[0] = {"name": hosts[0]["name"], "address": hosts[0]["address"], "local": True}
     installed = draw(st.booleans())
     services = [{"address": str(network[200 + number]), **draw(optional(names=st.lists(dns_names, max_size=2)))} for number in (0, 1)]
+    of_owner = st.fixed_dictionaries({"className": dns_names})
     balancers = draw(
-        one_of(
+        of_owner
+        if not installed
+        else one_of(
             ciliumPool=st.just({"first": str(network[200]), "last": str(network[draw(st.integers(201, 254))])}),
             className=dns_names,
             onHosts=st.just([service["address"] for service in services]),
         )
     )
-    api = draw(optional(names=st.lists(dns_names, max_size=2), certSANs=st.lists(dns_names | st.ip_addresses(v=4).map(str), max_size=2)))
+    nothing: st.SearchStrategy[dict[str, Any]] = st.just({})
+    existing = st.fixed_dictionaries(
+        {"existing": st.fixed_dictionaries({"address": st.just("r.example:5000")}, optional={"prefix": st.just("a/b"), "caFile": files})}
+    )
+    group = st.fixed_dictionaries({"name": labels}, optional={"description": st.just("a: b # no")})
+    workers = optional(group=group) if installed else st.fixed_dictionaries({"systems": st.just(["debian-12"])}, optional={"group": group})
+    api = draw(
+        nothing if not installed else optional(names=st.lists(dns_names, max_size=2), certSANs=st.lists(dns_names | st.ip_addresses(v=4).map(str), max_size=2))
+    )
     return {
         "apiVersion": "ckp.coredge.io/v1alpha1",
         "kind": "Site",
@@ -102,15 +113,22 @@ def sites(draw: st.DrawFn) -> dict[str, Any]:
             **draw(optional(managementPods=st.just("10.0.0.0/12"), managementServices=st.just("172.16.0.0/12"))),
         },
         "registry": draw(
-            one_of(
-                own=st.fixed_dictionaries({"name": dns_names}, optional={"port": st.integers(1, 65534), "storage": host_paths}),
-                existing=st.fixed_dictionaries({"address": st.just("r.example:5000")}, optional={"prefix": st.just("a/b"), "caFile": files}),
+            existing
+            if not installed
+            else existing
+            | one_of(
+                own=st.fixed_dictionaries(
+                    {"name": dns_names}, optional={"port": st.integers(1, 65534), "storage": host_paths.map(lambda path: f"/images{path}")}
+                )
             )
         ),
+        **({} if installed else {"workers": draw(workers)}),
         "releases": draw(st.lists(st.sampled_from(catalog_releases()), min_size=1, unique=True)),
         **draw(
             optional(
-                storage=st.fixed_dictionaries({"etcd": one_of(path=host_paths, className=dns_names)}),
+                storage=st.fixed_dictionaries(
+                    {"etcd": one_of(path=host_paths.map(lambda path: f"/etcd{path}"), className=dns_names) if installed else of_owner}
+                ),
                 database=one_of(sqlite=st.just({}), postgresql=st.fixed_dictionaries({"urlFile": files})),
                 network=optional(
                     proxy=st.just({"https": "http://p.example:3128", "noProxy": [".example"]}),
@@ -123,8 +141,7 @@ def sites(draw: st.DrawFn) -> dict[str, Any]:
                     {"to": st.just({"path": "/b"}), "encryptFor": st.lists(files, min_size=1, max_size=2)},
                     optional={"every": st.sampled_from(["5m", "90m", "1h0m1s"]), "keep": st.integers(1, 1000)},
                 ),
-                workers=st.fixed_dictionaries({"group": st.fixed_dictionaries({"name": labels}, optional={"description": st.just("a: b # no")})}),
-                hostSettings=st.dictionaries(texts, values, max_size=3),
+                **({"workers": workers, "hostSettings": st.dictionaries(texts, values, max_size=3)} if installed else {}),
                 addonValues=st.dictionaries(texts, st.dictionaries(texts, values, max_size=2), max_size=2),
             )
         ),
@@ -255,5 +272,6 @@ EXAMPLE = {
     "management": {"kubeconfig": "/k"},
     "addresses": {"hosts": "192.0.2.0/24", "loadBalancers": {"className": "a"}, "compass": {"address": "192.0.2.200"}, "hub": {"address": "192.0.2.201"}},
     "registry": {"existing": {"address": "r.example"}},
+    "workers": {"systems": ["debian-12"]},
     "backup": {"to": {"path": "/b"}, "encryptFor": ["/f"]},
 }

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 from ckp.api.host_protocol import Finding as HostFinding
 from ckp.catalog.models import BundleTarget
-from ckp.site.inventory import SiteHost
+from ckp.kits.errors import CkpError
+from ckp.site.inventory import OutsideRegistry, SiteHost, SiteStorage
 
 
 class Severity(StrEnum):
@@ -36,6 +37,13 @@ class Finding:
     severity: Severity
     what: str
     remedy: str
+
+
+def failed(name: str, check: str, error: CkpError) -> Finding:
+    """A look that failed, as a finding about the host `name`."""
+    details = error.details.strip().splitlines()
+    what = f"{error.brief}: {details[-1].strip()}" if details else error.brief
+    return Finding(name, check, Severity.ERROR, what, error.resolution or "see what the host's journal says, and check again")
 
 
 class Role(StrEnum):
@@ -78,6 +86,11 @@ class SiteToCheck:
         nameservers: addresses that must answer each host.
         time_servers: names or addresses that must answer each host.
         known: what was found in the files that the site's file names.
+        storage: of the workload clusters' etcd.
+        registry: one that was there before the site; None for CKP's own.
+        on_hosts: addresses that management hosts must have.
+        foreign_load_balancer: another load balancer gives Compass and the hub their addresses: once the site is set up, it answers for them.
+        leads: names that must lead to an address, on each host and on this machine -> that address.
     """
 
     hosts: Sequence[HostToCheck]
@@ -96,6 +109,11 @@ class SiteToCheck:
     nameservers: Sequence[str] = ()
     time_servers: Sequence[str] = ()
     known: Sequence[Finding] = ()
+    storage: SiteStorage = field(default_factory=SiteStorage)
+    registry: OutsideRegistry | None = None
+    on_hosts: Sequence[str] = ()
+    foreign_load_balancer: bool = False
+    leads: Mapping[str, str] = field(default_factory=dict)
 
 
 class Link(BaseModel):
@@ -139,6 +157,8 @@ class Survey(BaseModel):
     """Why the proxy is not reached; empty if it is, or if there is none."""
     database: str = ""
     """Why the database is not reached, as for the proxy."""
+    registry: int | str = 0
+    """What an existing registry answers to a pull by the host's login (a status of HTTP), or why it is not reached; 0 if it was not asked."""
     untaken: tuple[tuple[str, str], ...] = ()
     """Why the host can't take the site's settings, and what to do."""
     nameservers: Mapping[str, str] = {}
@@ -171,9 +191,11 @@ class Seen:
 
     Args:
         answers: address -> hardware address of what answers for it.
+        here: name of `SiteToCheck.leads` -> its addresses on this machine; None if they were not asked for.
     """
 
     surveys: Mapping[str, Survey] = field(default_factory=dict)
     clocks: Mapping[str, Clock] = field(default_factory=dict)
     answers: Mapping[str, str] = field(default_factory=dict)
     blocked: Sequence[Blocked] = ()
+    here: Mapping[str, Sequence[str]] | None = None

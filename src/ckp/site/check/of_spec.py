@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
@@ -11,8 +11,9 @@ from ckp.catalog.models import BundleTarget
 from ckp.kits.errors import CkpError, InvalidInput
 from ckp.site import database
 from ckp.site.check.model import Finding, HostToCheck, Severity, SiteToCheck
-from ckp.site.described import reached
-from ckp.site.inventory import SiteHost
+from ckp.site.described import reached, storage_of
+from ckp.site.inventory import OutsideRegistry, SiteHost
+from ckp.site.registries import existing
 from ckp.site.settings.read import lifetimes, settings_of
 from ckp.site.spec.model import SiteSpec
 
@@ -31,7 +32,8 @@ def describe(spec: SiteSpec, hosts: Sequence[SiteHost]) -> SiteToCheck:
     """What is to be checked, with hosts that are reached already."""
     addresses, registry, proxy = spec.addresses, spec.registry, spec.network.proxy
     pool = addresses.load_balancers.cilium_pool
-    free = {"Compass": str(addresses.compass.address), "the hub": str(addresses.hub.address)} if pool is not None else {}
+    balancers = addresses.load_balancers
+    free = {"Compass": str(addresses.compass.address), "the hub": str(addresses.hub.address)} if balancers.on_hosts is None else {}
     if pool is not None:
         free |= {"the load balancers' first one": str(pool.first), "the load balancers' last one": str(pool.last)}
     if addresses.api.virtual_address is not None:
@@ -55,7 +57,30 @@ def describe(spec: SiteSpec, hosts: Sequence[SiteHost]) -> SiteToCheck:
         nameservers=list(map(str, network.dns)),
         time_servers=list(network.time_servers),
         known=known,
+        storage=storage_of(spec),
+        registry=_registry(spec),
+        on_hosts=list(map(str, balancers.on_hosts or ())),
+        foreign_load_balancer=balancers.class_name is not None,
+        leads=leads(spec, [host.address for host in hosts]),
     )
+
+
+def leads(spec: SiteSpec, hosts: Sequence[str]) -> dict[str, str]:
+    """Names of the management API -> the address that they must lead to.
+
+    Args:
+        hosts: addresses of the management hosts.
+    """
+    api = spec.addresses.api
+    address = str(api.virtual_address) if api.virtual_address is not None else next(iter(hosts), "")
+    return dict.fromkeys(map(str, api.names), address) if address else {}
+
+
+def _registry(spec: SiteSpec) -> OutsideRegistry | None:
+    try:
+        return existing.of_spec(spec)
+    except InvalidInput:
+        return None  # `files` says so
 
 
 def _database(spec: SiteSpec) -> tuple[str, int] | None:
@@ -68,11 +93,14 @@ def _database(spec: SiteSpec) -> tuple[str, int] | None:
 
 def files(spec: SiteSpec) -> list[Finding]:
     """Files of this machine that the site's file names and that do not hold what they have to."""
-    try:
-        database.of_spec(spec)
-    except InvalidInput as error:
-        return [Finding("", "database", Severity.ERROR, error.brief, error.resolution)]
-    return []
+    found: list[Finding] = []
+    readers: dict[str, Callable[[SiteSpec], object]] = {"database": database.of_spec, "registry": existing.of_spec}
+    for part, read in readers.items():
+        try:
+            read(spec)
+        except InvalidInput as error:
+            found.append(Finding("", part, Severity.ERROR, error.brief, error.resolution))
+    return found
 
 
 def settings(spec: SiteSpec) -> tuple[str, list[Finding]]:

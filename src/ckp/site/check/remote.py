@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import base64
 import fcntl
+import http.client
 import importlib
 import json
 import os
 import select
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -42,6 +44,7 @@ def survey(request: dict[str, Any]) -> dict[str, Any]:
     found["names"] = resolve(request["names"])
     found["proxy"] = reach_proxy(request["proxy"])
     found["database"] = connect(*request["database"]) if request["database"] else ""
+    found["registry"] = ask_registry(**request["registry"]) if request.get("registry") else 0
     site_settings = importlib.import_module("ckp.agent.system.site_settings")
     found["untaken"] = site_settings.problems(site_settings.parse(request.get("site_settings", "")))
     found["nameservers"] = at_once(ask_nameserver, request.get("nameservers", []))
@@ -82,6 +85,21 @@ def reach_proxy(url: str) -> str:
         return ""
     parts = urlsplit(url)
     return connect(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+
+
+def ask_registry(host: str, repository: str, ca: str, basic: str) -> Any:
+    """The status that a registry answers with to a pull of what is not there, or why it is not reached. By TLS, and without a proxy."""
+    address, _, port = host.partition(":")
+    headers = {"Authorization": "Basic " + basic} if basic else {}
+    try:
+        context = ssl.create_default_context(cadata=ca or None)
+        link = http.client.HTTPSConnection(address, int(port or 443), timeout=NAME_SECONDS, context=context)
+        link.request("GET", f"/v2/{repository}/manifests/none", headers=headers)
+        return link.getresponse().status
+    except ssl.SSLError as error:
+        return f"its certificate is not trusted: {getattr(error, 'verify_message', '') or error.reason}"
+    except (OSError, http.client.HTTPException) as error:
+        return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def at_once(ask: Callable[[str], Any], servers: list[str]) -> dict[str, Any]:

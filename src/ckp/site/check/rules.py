@@ -11,6 +11,7 @@ from pathlib import Path
 from ckp.hostkit.errors import SET_CLOCK
 from ckp.kits.errors import InvalidInput
 from ckp.rules.claims import system_name
+from ckp.site.check import registry
 from ckp.site.check.model import Clock, Finding, Role, Seen, Severity, SiteToCheck, Survey
 from ckp.site.registry_unit import PROGRAM
 
@@ -29,11 +30,14 @@ IGNORABLE = (
     "names",
     "proxy",
     "database",
+    "registry",
     "name servers",
     "time servers",
     "firewall",
 )
 """Checks in spite of whose errors a site may be applied; without what the others ask for, it can't be."""
+GIVEN = ("Compass", "the hub")
+"""Of SiteToCheck.free: those whose addresses a load balancer gives."""
 REGISTRY = f"{Path(PROGRAM).name} "
 """How the name of the site's own registry begins, where it is the one that listens."""
 ERROR, WARNING = Severity.ERROR, Severity.WARNING
@@ -41,7 +45,16 @@ ERROR, WARNING = Severity.ERROR, Severity.WARNING
 
 def judge(site: SiteToCheck, seen: Seen) -> list[Finding]:
     """All findings about a site, errors first, then by host in the site's order."""
-    found = [*site.known, *_each_host(site, seen), *_clocks(seen), *_twice(site, seen), *_free(site, seen), *_blocked(site, seen)]
+    found = [
+        *site.known,
+        *_each_host(site, seen),
+        *_clocks(seen),
+        *_twice(site, seen),
+        *_free(site, seen),
+        *_on_hosts(site, seen),
+        *_names_here(site, seen),
+        *_blocked(site, seen),
+    ]
     return sort(site, found)
 
 
@@ -147,6 +160,8 @@ def _surroundings(site: SiteToCheck, name: str, survey: Survey) -> Iterator[Find
     for each in site.names:
         if not survey.names.get(each):
             yield Finding(name, "names", ERROR, f"the name {each} does not resolve there", "add it to the nameservers that the host asks, or to its /etc/hosts")
+        elif (to := site.leads.get(each, "")) and to not in survey.names[each]:
+            yield _leads_elsewhere(name, each, "there", survey.names[each], to)
     if survey.proxy:
         yield Finding(
             name, "proxy", ERROR, f"the proxy {site.proxy} is not reached from there: {survey.proxy}", "correct its URL, or let the host through to it"
@@ -155,6 +170,8 @@ def _surroundings(site: SiteToCheck, name: str, survey: Survey) -> Iterator[Find
         host, port = site.database
         what = f"the database at {host}:{port} is not reached from there: {survey.database}"
         yield Finding(name, "database", ERROR, what, "correct host and port in its URL, or let the host through to it")
+    if site.registry is not None and survey.registry not in (0, 200, 404):
+        yield registry.not_pulled(site.registry, name, survey.registry)
     for what, remedy in survey.untaken:
         yield Finding(name, "settings", ERROR, what, remedy)
     for server, why in survey.nameservers.items():
@@ -228,6 +245,32 @@ def _in_network(site: SiteToCheck, survey: Survey) -> list[str]:
     return [each for each in survey.facts.addresses if site.network and ":" not in each and IPv4Address(each) in IPv4Network(site.network)]
 
 
+def _leads_elsewhere(host: str, name: str, where: str, found: Collection[str], to: str) -> Finding:
+    what = f"the name {name} of the management API leads to {', '.join(found)} {where}, not to {to}"
+    return Finding(host, "names", ERROR, what, f"let it lead to {to} (an A record, or /etc/hosts), or remove it from addresses.api.names")
+
+
+def _names_here(site: SiteToCheck, seen: Seen) -> Iterator[Finding]:
+    """The kubeconfig that this machine gets has the first one."""
+    for name, to in site.leads.items() if seen.here is not None else ():
+        found = (seen.here or {}).get(name, ())
+        if not found:
+            yield Finding("", "names", ERROR, f"the name {name} does not resolve on this machine", f"let it lead to {to} (an A record, or /etc/hosts)")
+        elif to not in found:
+            yield _leads_elsewhere("", name, "on this machine", found, to)
+
+
+def _on_hosts(site: SiteToCheck, seen: Seen) -> Iterator[Finding]:
+    """Each address for Services is one of a management host; that no two have it is judged for all addresses."""
+    hosts = [item.name for item in site.hosts if item.role is Role.MANAGEMENT]
+    if not all(name in seen.surveys for name in hosts):
+        return  # it may be that of a host that is not reached
+    for each in site.on_hosts:
+        if not any(each in seen.surveys[name].facts.addresses for name in hosts):
+            remedy = "add it to a link of one of them, also for the next boot, or remove it from addresses.loadBalancers.onHosts"
+            yield Finding("", "address", ERROR, f"no management host has the address {each} for load balancers", remedy)
+
+
 def _free(site: SiteToCheck, seen: Seen) -> Iterator[Finding]:
     """An address that a host of this very site answers for, and that is set up, may be the site's own already."""
     ours = {link.mac: survey for survey in seen.surveys.values() for link in survey.facts.links if link.mac}
@@ -235,6 +278,8 @@ def _free(site: SiteToCheck, seen: Seen) -> Iterator[Finding]:
         if (mac := seen.answers.get(free)) is None:
             continue
         owner = ours.get(mac)
+        if owner is None and site.foreign_load_balancer and what in GIVEN and any(survey.member for survey in seen.surveys.values()):
+            continue  # its load balancer answers
         if owner is None:
             yield Finding(
                 "",

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from threading import Event
@@ -20,8 +20,8 @@ from pydantic import ValidationError
 from ckp.distribution.packages.agent import write_zipapp
 from ckp.kits.errors import CkpError
 from ckp.kits.stopping import pool
-from ckp.site.check import rules
-from ckp.site.check.model import Blocked, Clock, Finding, HostToCheck, Role, Seen, Severity, SiteToCheck, Survey
+from ckp.site.check import provided, registry, remote, rules
+from ckp.site.check.model import Blocked, Clock, Finding, HostToCheck, Role, Seen, Severity, SiteToCheck, Survey, failed
 
 REACH_SECONDS = 60.0
 SURVEY_SECONDS = 180.0
@@ -55,12 +55,16 @@ def check(site: SiteToCheck, say: Callable[[str], None] = lambda _line: None) ->
             say("looking whether addresses are free")
             answers, failed = _answers(site, there[0])
             found += failed
-            seen = Seen(surveys, clocks, answers)
+            seen = replace(seen, answers=answers)
+    if site.leads:
+        seen = replace(seen, here=remote.resolve(list(site.leads)))
     if len(there) > 1:
         say("connecting hosts to each other")
         blocked, failed = _connect(site, there, surveys)
         found += failed
-        seen = Seen(seen.surveys, seen.clocks, seen.answers, blocked)
+        seen = replace(seen, blocked=blocked)
+    found += registry.check_registry(site, say)
+    found += provided.check_storage(site, [item for item in there if item.role is Role.MANAGEMENT])
     return rules.sort(site, [*found, *rules.judge(site, seen)])
 
 
@@ -86,13 +90,14 @@ def _look(site: SiteToCheck, item: HostToCheck) -> _Look:
             what = "its python3 is older than 3.9" if version.code == 0 else "it has no python3, which the agent needs"
             return _Look([Finding(name, "python", Severity.ERROR, what, "install the package python3, or use another host")], clock=clock)
     except CkpError as error:
-        return _Look([_failed(name, "reachable", error)])
+        return _Look([failed(name, "reachable", error)])
     more: dict[str, Any] = {"pods": site.pods, "services": site.services} if site.pods and site.services and item.role is Role.MANAGEMENT else {}
     if item.role is Role.MANAGEMENT:
         several = sum(each.role is Role.MANAGEMENT for each in site.hosts) > 1
         more |= {"address": item.host.address, "several": several}
     request: dict[str, Any] = {"action": "survey", "role": item.role.value, "more": more, "settings": json.dumps(dict(site.settings)), "ports": [*site.ports]}
     request |= {"names": list(site.names), "proxy": site.proxy, "tool": _tool()}
+    request["registry"] = registry.request_of(site)
     request["database"] = list(site.database) if site.database and item.role is Role.MANAGEMENT else None
     request |= {"site_settings": site.site_settings, "nameservers": [*site.nameservers], "time_servers": [*site.time_servers]}
     try:
@@ -103,7 +108,7 @@ def _look(site: SiteToCheck, item: HostToCheck) -> _Look:
             [Finding(name, "preflight", Severity.ERROR, f"what it says of itself is not understood: {error.errors()[0]['msg']}", "report this")], clock=clock
         )
     except CkpError as error:
-        return _Look([_failed(name, "preflight", error)], clock=clock)
+        return _Look([failed(name, "preflight", error)], clock=clock)
 
 
 def _clock(item: HostToCheck) -> Clock | None:
@@ -122,12 +127,6 @@ def _clock(item: HostToCheck) -> Clock | None:
     return best
 
 
-def _failed(name: str, check_name: str, error: CkpError) -> Finding:
-    details = error.details.strip().splitlines()
-    what = f"{error.brief}: {details[-1].strip()}" if details else error.brief
-    return Finding(name, check_name, Severity.ERROR, what, error.resolution or "see what the host's journal says, and check again")
-
-
 # -- hosts and addresses
 
 
@@ -137,7 +136,7 @@ def _answers(site: SiteToCheck, item: HostToCheck) -> tuple[dict[str, str], list
         done = item.host.run([*PYTHON, "-"], timeout=REACH_SECONDS, stdin=_script({"action": "answers", "addresses": addresses}), what="asking for addresses")
         found: dict[str, str] = json.loads(done.stdout)
     except (CkpError, ValueError) as error:
-        return {}, [_failed(item.name, "free addresses", error if isinstance(error, CkpError) else CkpError(f"what it answers is not understood: {error}"))]
+        return {}, [failed(item.name, "free addresses", error if isinstance(error, CkpError) else CkpError(f"what it answers is not understood: {error}"))]
     return found, []
 
 
@@ -176,7 +175,7 @@ def _connect(site: SiteToCheck, there: Sequence[HostToCheck], surveys: dict[str,
             try:
                 blocked += attempted.result()
             except CkpError as error:
-                found.append(_failed(item.name, "firewall", error))
+                found.append(failed(item.name, "firewall", error))
         for item in targets.values():
             try:
                 _ask(item, [["127.0.0.1", port] for port in between[item.name]], token)
@@ -186,7 +185,7 @@ def _connect(site: SiteToCheck, there: Sequence[HostToCheck], surveys: dict[str,
             try:
                 listened.result()
             except CkpError as error:
-                found.append(_failed(name, "firewall", error))
+                found.append(failed(name, "firewall", error))
     return blocked, found
 
 

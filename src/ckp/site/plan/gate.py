@@ -10,7 +10,7 @@ from ckp.site.inventory import Inventory
 from ckp.site.plan import rules
 from ckp.site.plan.look import look
 from ckp.site.plan.model import Wanted
-from ckp.site.publish import hosted_registry
+from ckp.site.publish import hosted_if_own
 
 START_SECONDS = 180.0
 """How long a management cluster may take to answer, whose host has just been started."""
@@ -28,7 +28,7 @@ def require_possible(inventory: Inventory, releases: Sequence[str], management: 
         InvalidInput: something is refused; each in the details, with its remedy.
         TimedOut: the management cluster does not answer.
     """
-    seen = look(inventory, lambda host: hosted_registry(inventory, host, Path("/nonexistent")), wait=START_SECONDS)
+    seen = look(inventory, lambda host: hosted_if_own(inventory, host, Path("/nonexistent")), wait=START_SECONDS)
     found = rules.changes(Wanted(inventory, releases, management), seen)
     rules.require_allowed(found)
     if rules.drifted(found):

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from ckp.distribution.bundles import PREFIX
+from ckp.hostkit.locations import REGISTRY_LOGIN
 from ckp.kits.errors import Conflict
 from ckp.site.described import HOSTS_FILE, leads_elsewhere
 from ckp.site.members import gone
@@ -26,6 +28,7 @@ OPTIONAL = {"virtual_address", "cert_sans"}
 """Of these, what an installation has none of unless its record says so."""
 OF_HOST = {"advertise_address", "node_name"}
 """Of these, what each host has of its own."""
+WORKERS_LOG_IN = "workers get it from the hub"
 RESTARTS = f"pulls under way get {DRAIN_SECONDS} s to end; others fail until then, and are tried again"
 """By kubelets and agents."""
 
@@ -66,6 +69,8 @@ def others(wanted: Wanted, seen: Seen) -> Iterator[Change]:
 
 
 def _name(wanted: Wanted, seen: SeenHost) -> Iterator[Change]:
+    if wanted.inventory.registry.outside is not None:
+        return
     place, known = wanted.inventory.registry, wanted.inventory.registry_addresses
     if seen.name == {place.listen}:
         yield Change("registry name", Action.NONE, f"{place.name} leads to {place.listen} on {seen.host}")
@@ -82,13 +87,20 @@ def _registry(wanted: Wanted, seen: SeenHost) -> Iterator[Change]:
     moved = there.storage and there.storage != place.storage
     cluster = seen.cluster
     if cluster is not None and cluster.ours and cluster.bundle and not cluster.bundle.startswith(f"{place.address}/"):
-        pulled = cluster.bundle.partition("/")[0] or cluster.bundle
+        pulled = cluster.bundle.partition(f"/{PREFIX}/")[0] if f"/{PREFIX}/" in cluster.bundle else cluster.bundle.partition("/")[0] or cluster.bundle
         yield Change(
             "registry",
             Action.REFUSED,
             f"the cluster on {seen.host} was made from {pulled}, and all that runs in it is pulled from there: {place.address} is another one",
             remedy=f"write the registry's name and port back: {pulled}",
         )
+    elif place.outside is not None:
+        files = ", ".join(there.differing)
+        workers = f"; {WORKERS_LOG_IN}" if REGISTRY_LOGIN in there.differing and isinstance(seen, Seen) and seen.layer is not None else ""
+        if not files:
+            yield Change("registry", Action.NONE, f"{place.address}, which was there already")
+        else:
+            yield Change("registry", Action.CHANGE if there.there else Action.CREATE, f"{place.address}; written on {seen.host}: {files}{workers}")
     elif moved and there.storage in there.content:
         yield Change(
             "registry",

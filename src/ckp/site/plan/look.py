@@ -6,23 +6,43 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ckp.api import names
 from ckp.clients.compass import Session, read_config
-from ckp.hostkit.locations import SITE_SETTINGS
+from ckp.hostkit.locations import REGISTRY_LOGIN, SITE_SETTINGS
 from ckp.kits.errors import CkpError, NotFound
 from ckp.kits.files import sha256_file
 from ckp.kits.retry import wait_until
 from ckp.site import described
+from ckp.site.clusters.brought import other_site
+from ckp.site.clusters.existing import ExistingCluster
+from ckp.site.clusters.look import look as look_at_cluster
 from ckp.site.hostfiles import HostFile, differing, digests, owners
-from ckp.site.install import AGENT_CONFIG, APPLIED, KUBECONFIG
+from ckp.site.install import AGENT_CONFIG, APPLIED, KUBECONFIG, REGISTRY_CA, is_begun
 from ckp.site.inventory import Inventory, SiteHost, acted_on_first
 from ckp.site.management import ADMIN, JOURNAL, exists, kubectl
 from ckp.site.members import members
-from ckp.site.plan.model import COMPASS, HUB, Address, Deployment, Seen, SeenCluster, SeenHost, SeenLayer, SeenRegistry, SeenSession, WorkloadCluster
+from ckp.site.plan.model import (
+    COMPASS,
+    HUB,
+    Address,
+    Deployment,
+    Seen,
+    SeenCluster,
+    SeenHost,
+    SeenLayer,
+    SeenOwners,
+    SeenRegistry,
+    SeenSession,
+    WorkloadCluster,
+)
+from ckp.site.provided import storage
+from ckp.site.provided.names import same_user, server_of
 from ckp.site.publish import NAMESPACE
+from ckp.site.registries.existing import login_document
 from ckp.site.registry import CONTENT, HOST_CA, INSTANCES, HostedRegistry, mark_of
 from ckp.site.registry_unit import CONFIG, PROGRAM, PULL, TEMPLATE, unit_of
 from ckp.site.releases import clusters_by_release, read_offered
@@ -38,33 +58,61 @@ NONE = "<none>"
 """What kubectl writes into a column without a value."""
 
 
-def look(inventory: Inventory, registry_on: Callable[[SiteHost], HostedRegistry], *, wait: float = 0) -> Seen:
+def look(inventory: Inventory, registry_on: Callable[[SiteHost], HostedRegistry | None], *, wait: float = 0) -> Seen:
     """The site as it is now.
 
     Args:
-        registry_on: that of a host, as the file describes it.
+        registry_on: that of a host, as the file describes it; None if the site has none of its own.
         wait: seconds that a management cluster may take to answer, as after its host was started.
 
     Raises:
         CkpError: a host is not reached, or the management cluster does not answer.
         TimedOut: the management cluster does not answer within `wait` seconds.
     """
+    if isinstance(inventory.hosts.management, ExistingCluster):
+        return _existing(inventory, inventory.hosts.management, wait)
     host, *others = acted_on_first(inventory.hosts)
     own = _host(host, inventory, registry_on(host))
     asked = own.cluster is not None and own.cluster.ours and own.cluster.complete
     layer = _layer(host, wait) if asked else None
-    applied = inventory.state / APPLIED
     return Seen(
         **{each.name: getattr(own, each.name) for each in fields(own)},
         layer=layer,
         session=_session(inventory, layer),
-        applied={path.name: path.read_text() for path in applied.iterdir()} if applied.is_dir() else {},
+        applied=_applied(inventory),
         others=[_host(other, inventory, registry_on(other)) for other in others],
         members=members(host) if asked else (),
+        server=server_of(kept.read_bytes()) if (kept := inventory.state / KUBECONFIG).exists() else "",
     )
 
 
-def _host(host: SiteHost, inventory: Inventory, registry: HostedRegistry) -> SeenHost:
+def _applied(inventory: Inventory) -> dict[str, str]:
+    folder = inventory.state / APPLIED
+    return {path.name: path.read_text() for path in folder.iterdir()} if folder.is_dir() else {}
+
+
+def _existing(inventory: Inventory, cluster: ExistingCluster, wait: float) -> Seen:
+    """A site on an existing cluster: it has no hosts of CKP's, and no registry."""
+    asked = partial(kubectl, cluster)
+    layer = _layer(cluster, wait)
+    nothing = SeenRegistry(there=False)
+    return Seen(
+        host=cluster.name,
+        agent="",
+        settings=None,
+        name=frozenset(),
+        own_line=False,
+        registry=nothing,
+        cluster=None,
+        site_settings={},
+        layer=layer,
+        session=_session(inventory, layer),
+        applied=_applied(inventory),
+        existing=SeenOwners(look_at_cluster(asked), other_site(asked, inventory.name)),
+    )
+
+
+def _host(host: SiteHost, inventory: Inventory, registry: HostedRegistry | None) -> SeenHost:
     there = digests(host, [JOURNAL, SETTINGS, SITE_SETTINGS, ADMIN, HOST_CA])
     package = host.run(["dpkg-query", "-W", "-f", "${Version}", "ckp-agent"], timeout=30, check=False)
     hosts_file = host.pull(described.HOSTS_FILE).decode(errors="surrogateescape")
@@ -73,9 +121,9 @@ def _host(host: SiteHost, inventory: Inventory, registry: HostedRegistry) -> See
         host=host.name,
         agent=package.stdout.strip() if package.code == 0 else "",
         settings=_json(host, SETTINGS) if SETTINGS in there else None,
-        name=frozenset(described.resolved(host, registry.name)),
+        name=frozenset(described.resolved(host, registry.name)) if registry is not None else frozenset(),
         own_line=described.without_ours(hosts_file) != hosts_file,
-        registry=_registry(host, registry),
+        registry=_registry(host, registry) if registry is not None else _outside(host, inventory),
         cluster=_cluster(host, inventory.state, registry, there),
         site_settings=given if isinstance(given, dict) else {},
     )
@@ -92,7 +140,7 @@ def _json(host: SiteHost, path: str) -> Any:
 # -- the host
 
 
-def _cluster(host: SiteHost, state: Path, registry: HostedRegistry, there: Mapping[str, str]) -> SeenCluster | None:
+def _cluster(host: SiteHost, state: Path, registry: HostedRegistry | None, there: Mapping[str, str]) -> SeenCluster | None:
     """The standalone installation, if one was begun.
 
     It is this site's if the registry there is, which apply brings before it begins a cluster; or if this machine has its administrator's kubeconfig.
@@ -103,11 +151,24 @@ def _cluster(host: SiteHost, state: Path, registry: HostedRegistry, there: Mappi
     member = journal.get("member") if isinstance(journal, dict) else None
     if not member:
         return None
-    own = [(HOST_CA, registry.ca), (ADMIN, state / KUBECONFIG)]
-    ours = any(file.exists() and there.get(path) == sha256_file(file) for path, file in own)
+    kept = state / KUBECONFIG
+    ours = registry is not None and registry.ca.exists() and there.get(HOST_CA) == sha256_file(registry.ca)
+    ours = ours or (registry is None and is_begun(state, host))
+    ours = ours or (ADMIN in there and kept.exists() and same_user(host.pull(ADMIN), kept.read_bytes()))
     known = ("key", "release", "bundle", "cluster", "machine")
     settings = {name: str(value) for name, value in member.items() if name not in known}
     return SeenCluster(ours, exists(host), len(journal.get("done") or ()), str(member.get("release", "")), str(member.get("bundle", "")), settings)
+
+
+def _outside(host: SiteHost, inventory: Inventory) -> SeenRegistry:
+    """What a host has of an existing registry: its CA, and how to log in there."""
+    place = inventory.registry.outside
+    login = login_document(place) if place is not None else ""
+    wanted = [HostFile(REGISTRY_CA, place.ca)] if place is not None and place.ca is not None else []
+    wanted += [HostFile(REGISTRY_LOGIN, login.encode(), mode=0o600)] if login else []
+    there = digests(host, [REGISTRY_CA, REGISTRY_LOGIN])
+    extra = sorted(there.keys() - {file.target for file in wanted})
+    return SeenRegistry(there=bool(there), differing=tuple(file.target for file in differing(host, wanted)) + tuple(extra))
 
 
 def _registry(host: SiteHost, registry: HostedRegistry) -> SeenRegistry:
@@ -180,6 +241,7 @@ def _layer(host: SiteHost, wait: float) -> SeenLayer:
         users=clusters_by_release(host),
         hosts=len(kubectl(host, "get", BYO_HOSTS, "--all-namespaces", "--output=name").split()) if BYO_HOSTS in kinds else 0,
         clusters=_clusters(host) if CONTROL_PLANES in kinds else (),
+        classes=storage.look(partial(kubectl, host)),
     )
 
 
@@ -211,12 +273,14 @@ def _table(host: SiteHost, kind: str, *paths: str) -> list[list[str]]:
 
 def _addresses(host: SiteHost) -> list[Address]:
     asks = ".metadata.annotations." + names.ADDRESSES_ANNOTATION.replace(".", r"\.")
-    rows = _table(host, "services", ".metadata.namespace", ".metadata.name", ".spec.type", ".status.loadBalancer.ingress[*].ip", asks)
+    rows = _table(
+        host, "services", ".metadata.namespace", ".metadata.name", ".spec.type", ".status.loadBalancer.ingress[*].ip", asks, ".spec.loadBalancerClass"
+    )
     found = []
-    for namespace, name, kind, has, asked in rows:
+    for namespace, name, kind, has, asked, of_class in rows:
         if kind == "LoadBalancer":
             wanted = asked if asked != NONE else has
-            found += [Address(f"{namespace}/{name}", address) for address in wanted.split(",") if address != NONE]
+            found += [Address(f"{namespace}/{name}", address, of_class if of_class != NONE else "") for address in wanted.split(",") if address != NONE]
     return found
 
 

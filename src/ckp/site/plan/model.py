@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from ckp.api.names import CKP
+from ckp.api.names import CKP, SYSTEM_NAMESPACE
 from ckp.api.platform import Releases
 from ckp.kits.errors import CkpError
+from ckp.site.clusters.look import SeenExisting
 from ckp.site.inventory import Inventory
 from ckp.site.members import Member
+from ckp.site.provided.storage import SeenClasses
 from ckp.site.releases import Offered
 
 COMPASS, HUB, CONTROLLERS = "ckp-compass", "ckp-hub", "ckp-controllers"
@@ -47,6 +49,12 @@ class Change:
     detail: str
     interrupts: str = ""
     remedy: str = ""
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """Names in a sentence; of many the first ones."""
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} others" if len(names) > most else shown
 
 
 # -- what is wanted
@@ -168,6 +176,12 @@ class Address:
 
     service: str  # namespace/name
     address: str
+    of_class: str = ""  # its load balancer's class
+
+
+def is_own(service: str) -> bool:
+    """Whether it is CKP's own, by `namespace/name`: applying gives it another address."""
+    return service in (f"{SYSTEM_NAMESPACE}/{COMPASS}", f"{SYSTEM_NAMESPACE}/{HUB}")
 
 
 @dataclass(frozen=True)
@@ -190,6 +204,7 @@ class SeenLayer:
         names: COMPASS and HUB -> DNS names of the site in their certificates; one without a certificate is missing.
         users: release -> clusters that use it, by their control plane or a machine, as `namespace/name`.
         hosts: how many hosts are enrolled.
+        classes: its StorageClasses.
     """
 
     uid: str
@@ -201,11 +216,20 @@ class SeenLayer:
     users: Mapping[str, Sequence[str]] = field(default_factory=dict)
     hosts: int = 0
     clusters: Sequence[WorkloadCluster] = ()
+    classes: SeenClasses = field(default_factory=SeenClasses)
 
     @property
     def releases(self) -> Releases | None:
         """The table of releases that clusters can be made of."""
         return self.offered.releases if self.offered else None
+
+
+@dataclass(frozen=True)
+class SeenOwners:
+    """An existing cluster, and the name of another site that is in it; empty without one."""
+
+    cluster: SeenExisting
+    other_site: str = ""
 
 
 @dataclass(frozen=True)
@@ -253,6 +277,8 @@ class Seen(SeenHost):
         applied: digests of what was applied last of each group, as this machine remembers it.
         others: its other management hosts.
         members: of the management cluster, if it answers.
+        existing: what an existing cluster has; None where CKP installs its own.
+        server: the name or address of the management API in the kubeconfig that this machine keeps; empty without one.
     """
 
     layer: SeenLayer | None
@@ -260,3 +286,5 @@ class Seen(SeenHost):
     applied: Mapping[str, str] = field(default_factory=dict)
     others: Sequence[SeenHost] = ()
     members: Sequence[Member] = ()
+    server: str = ""
+    existing: SeenOwners | None = None

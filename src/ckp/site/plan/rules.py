@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from ipaddress import IPv4Address
 
 from ckp.api.platform import release_order
 from ckp.kits.errors import InvalidInput
 from ckp.site.install import CKP_GROUP, applied_digest, reserved_cidrs
-from ckp.site.plan import database, hosts
-from ckp.site.plan.model import COMPASS, CONTROLLERS, HUB, Action, Change, Deployment, Seen, SeenLayer, Wanted
+from ckp.site.plan import clusters, database, hosts, provided
+from ckp.site.plan.model import COMPASS, CONTROLLERS, HUB, Action, Change, Deployment, Seen, SeenLayer, Wanted, is_own, some
 from ckp.site.plan.settings import PARTS
 from ckp.site.publish import CONFIG, NAMESPACE, OFFERED
 
@@ -28,13 +27,14 @@ HOSTED = {"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler",
 def changes(wanted: Wanted, seen: Seen) -> list[Change]:
     """What applying does to each part of the site, in the order in which it comes to them."""
     found = [
-        *hosts.first(wanted, seen),
+        *(hosts.first(wanted, seen) if seen.existing is None else clusters.changes(wanted, seen, seen.existing)),
         *_releases(wanted, seen),
         *_addresses(wanted, seen),
         *_names(wanted, seen),
         *_addons(wanted, seen),
         *database.changes(wanted, seen),
-        *hosts.others(wanted, seen),
+        *provided.changes(wanted, seen),
+        *(hosts.others(wanted, seen) if seen.existing is None else ()),
     ]
     return [*found, *_groups(wanted, seen, found), *_session(wanted, seen)]
 
@@ -88,7 +88,7 @@ def _releases(wanted: Wanted, seen: Seen) -> Iterator[Change]:
             yield Change(
                 part,
                 Action.REFUSED,
-                f"{_some(users)} {'runs' if len(users) == 1 else 'run'} it: without it in `releases`, they could not be changed or repaired",
+                f"{some(users)} {'runs' if len(users) == 1 else 'run'} it: without it in `releases`, they could not be changed or repaired",
                 remedy=f"keep {name} in `releases` until no cluster runs it",
             )
         else:
@@ -97,34 +97,12 @@ def _releases(wanted: Wanted, seen: Seen) -> Iterator[Change]:
         yield Change(f"release {name}", Action.CHANGE, "its removal, which was not finished, goes on")
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
-    """Names in a sentence; of many the first ones."""
-    shown = ", ".join(names[:most])
-    return f"{shown} and {len(names) - most} others" if len(names) > most else shown
-
-
 # -- addresses
 
 
 def _addresses(wanted: Wanted, seen: Seen) -> Iterator[Change]:
     network, layer = wanted.inventory.network, seen.layer
-    first, last = network.load_balancers
-    pool = f"{first} to {last}"
-    if layer is None or layer.pool is None:
-        yield Change("load balancers", Action.CREATE, pool)
-    else:
-        lost = [each for each in layer.addresses if not _own(each.service) and not IPv4Address(first) <= IPv4Address(each.address) <= IPv4Address(last)]
-        if lost:
-            yield Change(
-                "load balancers",
-                Action.REFUSED,
-                f"the range {pool} leaves out {_some([f'{each.address} of {each.service}' for each in lost])}: users and nodes would not find it any more",
-                remedy="write a range that has these addresses, or delete those clusters first",
-            )
-        elif layer.pool != (first, last):
-            yield Change("load balancers", Action.CHANGE, f"{layer.pool[0]} to {layer.pool[1]} becomes {pool}")
-        else:
-            yield Change("load balancers", Action.NONE, pool)
+    yield from provided.load_balancers(wanted, seen)
     yield from _service("Compass address", COMPASS, network.compass, layer)
     yield from _service("hub address", HUB, network.hub, layer)
     if layer is not None and COMPASS in layer.deployments:
@@ -135,13 +113,9 @@ def _addresses(wanted: Wanted, seen: Seen) -> Iterator[Change]:
             yield Change("reserved networks", Action.NONE, after)
 
 
-def _own(service: str) -> bool:
-    return service in (f"{NAMESPACE}/{COMPASS}", f"{NAMESPACE}/{HUB}")
-
-
 def _service(part: str, name: str, new: str, layer: SeenLayer | None) -> Iterator[Change]:
     old = next((each.address for each in layer.addresses if each.service == f"{NAMESPACE}/{name}"), "") if layer is not None else ""
-    taken = [each.service for each in layer.addresses if each.address == new and not _own(each.service)] if layer is not None else []
+    taken = [each.service for each in layer.addresses if each.address == new and not is_own(each.service)] if layer is not None else []
     if old == new:
         yield Change(part, Action.NONE, new)
     elif taken:
@@ -209,7 +183,9 @@ def _groups(wanted: Wanted, seen: Seen, before: Sequence[Change]) -> Iterator[Ch
     layer = seen.layer
     for name in GROUPS:
         text = wanted.groups.get(name)
-        if layer is None:
+        if seen.existing is not None and name in seen.existing.cluster.foreign:
+            yield Change(name, Action.NONE, f"that of the cluster's owner is used: {seen.existing.cluster.foreign[name].version}")
+        elif layer is None or (seen.existing is not None and not layer.deployments and name not in seen.applied):
             yield Change(name, Action.CREATE, "is installed")
         elif name not in seen.applied:
             yield Change(name, Action.CHANGE, "is applied: this machine has no record that it was before", _interrupts(name, wanted, layer, before))
@@ -227,7 +203,18 @@ def _groups(wanted: Wanted, seen: Seen, before: Sequence[Change]) -> Iterator[Ch
             yield Change(name, Action.NONE, "made of the same sources as what was applied last")
 
 
-CAUSES = {"load balancers", "Compass address", "hub address", "Compass names", "hub names", "reserved networks", "addon values", "database", *PARTS}
+CAUSES = {
+    provided.BALANCERS,
+    "Compass address",
+    "hub address",
+    "Compass names",
+    "hub names",
+    "reserved networks",
+    "addon values",
+    "database",
+    provided.ETCD,
+    *PARTS,
+}
 
 
 def _causes(before: Iterable[Change]) -> list[str]:
@@ -266,7 +253,8 @@ def _rolled(wanted: Wanted, layer: SeenLayer, before: Sequence[Change]) -> Colle
         new = {str(each["metadata"]["name"]): Deployment.of(each) for each in objects if each["kind"] == "Deployment"}
         return [name for name, each in new.items() if name in layer.deployments and each.template != layer.deployments[name].template]
     causes = set(_causes(before))
-    table = any(cause == "addon values" or cause.startswith("release ") for cause in causes)  # Compass and the controllers read it as they start
+    listed = ("addon values", provided.ETCD, *((provided.BALANCERS,) if wanted.inventory.network.on_hosts else ()))
+    table = any(cause in listed or cause.startswith("release ") for cause in causes)  # Compass and the controllers read it as they start
     settings = causes & {"reserved networks", "hub address", "database"}  # Compass has them in its environment
     return {*([COMPASS, CONTROLLERS] if table else []), *([COMPASS] if settings else [])}
 
@@ -297,9 +285,9 @@ def _workloads(wanted: Wanted, layer: SeenLayer) -> Iterator[str]:
         if name in new
     }
     if planes := [each.name for each in layer.clusters if moved.get(each.release, set()) & HOSTED]:
-        yield f"the control planes of {_some(planes)} get other images: their pods are replaced, and an API with one etcd member is away meanwhile"
+        yield f"the control planes of {some(planes)} get other images: their pods are replaced, and an API with one etcd member is away meanwhile"
     if networks := [each.name for each in layer.clusters if any(repository.startswith("cilium") for repository in moved.get(each.release, ()))]:
-        yield f"helm upgrades cilium in {_some(networks)}"
+        yield f"helm upgrades cilium in {some(networks)}"
 
 
 # -- this machine, and Compass

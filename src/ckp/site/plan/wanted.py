@@ -16,6 +16,8 @@ from ckp.distribution.packages.agent import agent_version
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, NotFound
 from ckp.kits.files import atomic_write, sha256_bytes, sha256_file
+from ckp.site.clusters.brought import labelled
+from ckp.site.clusters.existing import ExistingCluster
 from ckp.site.install import APPLIED, CKP_GROUP, Site
 from ckp.site.inventory import Inventory
 from ckp.site.plan.model import Making, Wanted
@@ -48,7 +50,7 @@ def built_here(
         agent = taken[management].agent(inventory.os.format).version
     else:
         agent = agent_version(keyring) if keyring.exists() else ""
-    return Wanted(inventory, [release.name for release in releases], management, agent=agent, groups=foundation(), making=making)
+    return Wanted(inventory, [release.name for release in releases], management, agent=agent, groups=foundation(inventory), making=making)
 
 
 def from_files(dists: Mapping[str, ImportedRelease], management: str, inventory: Inventory, withdrawn: Withdrawn | None = None) -> Wanted:
@@ -75,9 +77,11 @@ def from_files(dists: Mapping[str, ImportedRelease], management: str, inventory:
     )
 
 
-def foundation() -> dict[str, str]:
+def foundation(inventory: Inventory) -> dict[str, str]:
     """The group that is the same for all releases."""
-    return {"foundation": as_list(Management({}, "", {}).foundation())}
+    objects = Management({}, "", {}).foundation()
+    owners = isinstance(inventory.hosts.management, ExistingCluster)
+    return {"foundation": as_list(labelled(objects, inventory.name) if owners else objects)}
 
 
 def registry_program(catalog: Catalog, release: Release, profile: Profile) -> Path:

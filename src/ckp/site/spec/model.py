@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr
 
 from ckp.rules.pod_network import room
 from ckp.site.spec import addresses as rules_of_addresses
+from ckp.site.spec import existing_cluster
 from ckp.site.spec.findings import Finding, Place, absent, at, given, items, key_path
 from ckp.site.spec.part import Part
 from ckp.site.spec.types import (
@@ -169,7 +170,7 @@ class Api(Part):
     virtual_address: Address | None = Field(
         None, description="An address of `addresses.hosts` that no machine has; one of the management hosts answers to it. Needed with three and five hosts."
     )
-    names: tuple[DnsName, ...] = Field((), description="DNS names by which clients reach it. The first one is in kubeconfigs.")
+    names: tuple[DnsName, ...] = Field((), description="DNS names by which clients reach it: each leads to its address. The first one is in kubeconfigs.")
     cert_sans: tuple[NameOrAddress, ...] = Field((), alias="certSANs", description="Further names and addresses in its certificate.")
 
 
@@ -217,6 +218,9 @@ class Addresses(Part):
                     yield Finding((key, "address"), f"the address {address} is not one of loadBalancers.onHosts", "take one of them, or add it there")
             for number, address in items(part, "load_balancers", "on_hosts"):
                 yield from (finding.below("loadBalancers", "onHosts", number) for finding in rules_of_addresses.host_address(address, hosts))
+                if address == at(part, "api", "virtual_address"):
+                    what = f"{address} is the virtual address of the management API, which moves between hosts"
+                    yield Finding(("loadBalancers", "onHosts", number), what, "take an address that one host has")
         yield from cls._virtual_address(part, first, last, {"Compass": compass, "the hub": hub})
 
     @classmethod
@@ -260,10 +264,21 @@ class OwnRegistry(Part):
 class ExistingRegistry(Part):
     """A registry that is there already."""
 
-    address: RegistryAddress = Field(description="Its address, as images name it.")
-    prefix: RepositoryPrefix | None = Field(None, description="What names of CKP's repositories begin with. Default: nothing.")
+    address: RegistryAddress = Field(description="Its address, as images name it. It is in signed bundles, so it stays as it is.")
+    prefix: RepositoryPrefix | None = Field(
+        None, description="What names of CKP's repositories begin with: `PREFIX/ckp/…`. It is in signed bundles, so it stays as it is. Default: nothing."
+    )
     ca_file: FilePath | None = Field(None, description="CA of its certificate (PEM). Default: the CAs that hosts trust already.")
-    credentials_file: FilePath | None = Field(None, description="User and password for it, in the format of docker's config.json. Default: none are needed.")
+    credentials_file: FilePath | None = Field(
+        None,
+        description="User and password that this machine pushes with, in the format of docker's config.json, readable by its owner only. They leave it for "
+        "the registry only. Default: none are needed.",
+    )
+    pull_credentials_file: FilePath | None = Field(
+        None,
+        description="User and password that hosts pull with, in the same format: all hosts get them, so let them be able to read only. The registry has to "
+        "take them by HTTP's Basic authentication. Default: everybody may pull.",
+    )
 
 
 class Registry(Part):
@@ -280,14 +295,19 @@ class EtcdStorage(Part):
 
     one_of = ("path", "class_name")
 
-    path: HostPath | None = Field(None, description="Folder on the management hosts.")
+    path: HostPath | None = Field(
+        None, description="Folder on the management hosts: empty, or not there yet; for root only. CKP makes the StorageClass ckp-etcd for it."
+    )
     class_name: ClassName | None = Field(None, description="A StorageClass that the management cluster has.")
 
 
 class Storage(Part):
     """Where data lies."""
 
-    etcd: EtcdStorage | None = Field(None, description="Volumes of the workload clusters' etcd. Default: the management cluster's default StorageClass.")
+    etcd: EtcdStorage | None = Field(
+        None,
+        description="Volumes of the workload clusters' etcd; clusters that are there keep theirs. Default: the management cluster's default StorageClass.",
+    )
 
 
 class Sqlite(Part):
@@ -507,6 +527,16 @@ def _hosts_and_addresses(part: Any) -> Iterator[Finding]:
         if first is not None and last is not None and first <= address <= last:
             what = f"the address {address} is in the load balancers' range {first} to {last}"
             yield Finding(("management", "hosts", number, "address"), what, "shorten the range so that it has free addresses only")
+        of_services = {key: at(part, "addresses", key, "address") for key in ("compass", "hub")}
+        for other, shared in items(part, "addresses", "load_balancers", "on_hosts"):
+            if shared == address and shared not in of_services.values():
+                what = f"management.hosts[{number}] has the address {shared}, whose port 6443 is the management API's: workload clusters' APIs need it"
+                remedy = "take a further address of a host, or let Compass or the hub have this one"
+                yield Finding(("addresses", "loadBalancers", "onHosts", other), what, remedy)
+        for key, given_address in of_services.items() if given(at(part, "addresses", "load_balancers"), "class_name") else ():
+            if given_address == address:
+                what = f"management.hosts[{number}] has the address {address}, which a load balancer can't give"
+                yield Finding(("addresses", key, "address"), what, "write an address that the load balancer gives")
         if address == virtual:
             yield Finding(place, f"management.hosts[{number}] has the address {virtual}", "take an address that no machine has")
     if hosts is not None and len(hosts) > 1 and len(hosts) in HOST_COUNTS and absent(part, "addresses", "api", "virtual_address"):
@@ -514,6 +544,12 @@ def _hosts_and_addresses(part: Any) -> Iterator[Finding]:
         yield Finding(("addresses", "api"), what, f"write a free address of {network or 'addresses.hosts'} that no machine has")
     if virtual is not None and at(part, "management", "kubeconfig") is not None:
         yield Finding(place, "an existing cluster has its own address", "remove the key")
+    if at(part, "management", "kubeconfig") is not None and absent(part, "management", "hosts"):
+        yield from existing_cluster.rules(part)
+    folder = at(part, "storage", "etcd", "path")
+    content = at(part, "registry", "own", "storage")
+    if folder is not None and content is not None and (folder == content or folder in content.parents or content in folder.parents):
+        yield Finding(("storage", "etcd", "path"), f"{folder} and the registry's folder {content} are within each other", "write a path of its own")
     pods = at(part, "addresses", "management_pods")
     if pods is not None and room(pods) < (count := max(1, len(hosts or ()))):
         what = f"the pods' network {pods} has room for {room(pods)} hosts, and there are {count}"

@@ -53,13 +53,21 @@ def markdown() -> str:
         "- Relative paths are relative to the folder of the file; `~/` is the user's home.\n"
         "- Durations are written as `90m`, `24h` or `1h30m`. All addresses are IPv4.",
         *(block for title, model in _parts() for block in _part(title, model)),
-        "## What this version can't do yet",
-        "These keys are valid, and are not applied. Commands that read the file name them.",
-        "\n".join(["| key | why |", "| --- | --- |", *(f"| `{key_path(row.place)}` | {row.why} |" for row in TABLE)]),
+        *_not_applied(),
         "## Example",
         f"```yaml\n{render(EXAMPLE)}```",
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _not_applied() -> list[str]:
+    if not TABLE:
+        return []
+    return [
+        "## What this version can't do yet",
+        "These keys are valid, and are not applied. Commands that read the file name them.",
+        "\n".join(["| key | why |", "| --- | --- |", *(f"| `{key_path(row.place)}` | {row.why} |" for row in TABLE)]),
+    ]
 
 
 def _parts() -> Iterator[tuple[str, type[Part]]]:

@@ -180,6 +180,8 @@ def _registry_address(text: str) -> None:
         raise Refused(f"{shown(text)} is not the address of a registry", "write host:port, without https:// and without a path; a path belongs into `prefix`")
     if not (is_name(host) or _is_address(host)) or (colon and not (re.fullmatch(r"[1-9][0-9]{0,4}", port) and int(port) <= 65535)):
         raise Refused(f"{shown(text)} is not the address of a registry", "write host:port, such as registry.example.com:5000")
+    if not colon and "." not in host:
+        raise Refused(f"{shown(text)} is not taken for a registry in images' names", "write its port, or a name with a dot")
 
 
 def _url(*schemes: str) -> AfterValidator:

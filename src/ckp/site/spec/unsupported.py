@@ -44,14 +44,7 @@ def _set(*names: str) -> Callable[[Any], bool]:
     return lambda spec: at(spec, *names) not in (None, ())
 
 
-TABLE: tuple[Row, ...] = (
-    Row(("management", "kubeconfig"), _set("management", "kubeconfig"), "CKP is not installed onto existing clusters yet"),
-    Row(("addresses", "loadBalancers", "className"), _set("addresses", "load_balancers", "class_name"), "only ciliumPool is set up yet"),
-    Row(("addresses", "loadBalancers", "onHosts"), _set("addresses", "load_balancers", "on_hosts"), "only ciliumPool is set up yet"),
-    Row(("addresses", "api", "names"), _set("addresses", "api", "names"), "kubeconfigs name the address; put the names into certSANs"),
-    Row(("registry", "existing"), _set("registry", "existing"), "only CKP's own registry is used yet"),
-    Row(("storage", "etcd"), _set("storage", "etcd"), "etcd's volumes are of the management cluster's default StorageClass"),
-)
+TABLE: tuple[Row, ...] = ()
 
 
 def not_applied(spec: Any, line: Callable[..., int]) -> list[Unsupported]:

@@ -1,0 +1,1 @@
+"""What a site uses that its owner provides: StorageClasses and folders, load balancers, names."""
