@@ -1,4 +1,4 @@
-"""`python -m ckp.compass [--database PATH] [--schema-back|--dump|--load RESTORE]`: all else is configured by COMPASS_* variables (see settings)."""
+"""`python -m ckp.compass [--database PATH] [--schema-up|--schema-back [TO]|--dump|--load RESTORE]`: all else is by COMPASS_* variables (see settings)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from ckp.clients.kube import Kube
 from ckp.compass.app import place_of, serve
 from ckp.compass.settings import Settings
 from ckp.compass.store.copying import dump, load
-from ckp.compass.store.schema import take_back
+from ckp.compass.store.database import Database
+from ckp.compass.store.schema import head, take_back
+from ckp.kits.clock import SystemClock
 from ckp.kits.errors import CkpError
 from ckp.runtime import logs
 
@@ -51,13 +53,22 @@ async def _run(settings: Settings) -> None:
     await serve(settings, Kube(manager="ckp-compass"), asyncio.Event())
 
 
+async def _bring_up(settings: Settings) -> None:
+    """As it is done when Compass starts, and nothing else."""
+    database = Database(place_of(settings), SystemClock())
+    await database.open()
+    await database.close()
+
+
 def main() -> int:
     """Run until a signal comes. Exit code 1 or 2 if the configuration is wrong."""
     parser = argparse.ArgumentParser(prog="python -m ckp.compass", description="CKP's front door")
     parser.add_argument("--database", type=Path, help="SQLite file (COMPASS_DATABASE)")
-    parser.add_argument("--schema-back", action="store_true", help="take the database's schema one version back, and end")
-    parser.add_argument("--dump", action="store_true", help="write a copy of the database (PostgreSQL) to standard output, and end")
-    parser.add_argument("--load", metavar="RESTORE", help="put a copy from standard input back, for the restore that is called so, and end")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--schema-up", action="store_true", help="bring the database's schema up to date, and end")
+    one.add_argument("--schema-back", metavar="TO", nargs="?", const="", help="take the database's schema one version back, or back to TO, and end")
+    one.add_argument("--dump", action="store_true", help="write a copy of the database (PostgreSQL) to standard output, and end")
+    one.add_argument("--load", metavar="RESTORE", help="put a copy from standard input back, for the restore that is called so, and end")
     parser.add_argument("--replace", action="store_true", help="with --load: also over data that is there")
     arguments = parser.parse_args()
     try:
@@ -65,8 +76,12 @@ def main() -> int:
         if arguments.database:
             settings = settings.model_copy(update={"database": arguments.database, "database_url_file": None})
         logs.configure(settings.log_level)
-        if arguments.schema_back:
-            print("schema {} is {} now".format(*take_back(place_of(settings))))
+        if arguments.schema_up:
+            asyncio.run(_bring_up(settings))
+            print(f"schema {head()}, or a newer one that serves this version")
+            return 0
+        if arguments.schema_back is not None:
+            print("schema {} is {} now".format(*take_back(place_of(settings), arguments.schema_back)))
             return 0
         if arguments.dump:
             _dump(settings)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 from ckp.compass.identity import ProjectRef
@@ -23,6 +24,7 @@ from ckp.compass.store.models import Base
 from ckp.compass.store.places import Place, PostgresqlServer, SqliteFile
 from ckp.kits.clock import SystemClock
 from ckp.kits.errors import Conflict
+from ckp.rules import schemas
 from tests.support.checkout import REPO
 from tests.worlds.compass import make_world
 
@@ -190,3 +192,19 @@ async def test_several_replicas_that_start_at_once_migrate_once(empty: Callable[
     assert [each.returncode for each in started] == [0, 0, 0], said
     assert sum("the schema is up to date" in each for each in said) == 1, said
     assert version_of(place) == schema.head()
+
+
+def test_the_schemas_that_are_planned_with_are_those_that_there_are() -> None:
+    scripts = list(ScriptDirectory(str(schema.FOLDER)).walk_revisions())
+    assert [script.revision for script in reversed(scripts)] == [known.name for known in schemas.SCHEMAS]
+
+
+def test_the_schema_is_taken_several_versions_back_at_once(fresh: Place) -> None:
+    schema.bring_up(fresh)
+    assert schema.take_back(fresh, "0002") == ("0004", "0002")
+    assert schema.take_back(fresh, "0002") == ("0002", "0002"), "done already"
+    with pytest.raises(Conflict, match="can't be taken back to 0004, which is newer"):
+        schema.take_back(fresh, "0004")
+    schema.bring_up(fresh)
+    with pytest.raises(Conflict, match="0000"):
+        schema.take_back(fresh, "0000")

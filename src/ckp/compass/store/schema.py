@@ -23,6 +23,7 @@ from sqlalchemy import Connection, inspect, text
 from ckp import __version__
 from ckp.compass.store.places import MIGRATIONS, Place
 from ckp.kits.errors import CkpError, Conflict
+from ckp.rules.schemas import way_back
 
 log = structlog.get_logger("compass.schema")
 
@@ -62,22 +63,28 @@ def bring_up(place: Place) -> None:
             log.info("the schema is up to date", before=found or "none", schema=head(), database=place.dialect)
 
 
-def take_back(place: Place) -> tuple[str, str]:
-    """Take the schema one version back, for the version of Compass before this one: (from, to).
+def take_back(place: Place, to: str = "") -> tuple[str, str]:
+    """Take the schema back, for a version of Compass before this one: (from, to).
+
+    Args:
+        to: the schema that it is to have; the one before if empty. Nothing is done where it has that one.
 
     Raises:
-        Conflict: there is no version before, or the schema is not one that this Compass knows; nothing was changed.
+        Conflict: there is no version before, one of those between can't be taken back (ckp.rules.schemas), or the schema is not one that this
+            Compass knows; nothing was changed.
     """
     with migrating(place) as (connection, config):
         found = version_of(connection)
         before = ScriptDirectory(str(FOLDER)).get_revision(found).down_revision if found and is_known(found) else None
-        if found is None or not isinstance(before, str):
+        target = to or before
+        if found is None or not isinstance(target, str):
             raise Conflict(
                 f"the database {place} has schema {found or 'none'}, and this Compass ({__version__}, schema {head()}) can't take that back",
                 resolution="take it back with the version that made it",
             )
-        command.downgrade(config, before)
-        return found, before
+        if way_back(found, target):
+            command.downgrade(config, target)
+        return found, target
 
 
 @contextmanager
