@@ -184,3 +184,7 @@ class AddonState(StrEnum):
     INSTALLED = "Installed"
     UNAVAILABLE = "Unavailable"
     """This version of CKP, or the cluster's release, does not have it."""
+
+
+AGENT_STAYS = ("AgentUpgradeReturned", "NoWayBack", "AgentPackageMissing")
+"""Reasons in a host's report after which its agent stays as it is (ckp.agent.upgrade): waiting for the wanted version is useless."""

@@ -9,14 +9,12 @@ import click
 from ckp.api.compass.clusters import ClusterView
 from ckp.api.compass.hosts import AgentRequest, HostChange, HostView, LeaveRequest
 from ckp.api.compass.releases import AgentVersions
+from ckp.api.states import AGENT_STAYS
 from ckp.cli.session import say, with_session
 from ckp.cli.view.output import Duration
 from ckp.cli.view.waits import wait_for
 from ckp.clients.compass import Session
 from ckp.kits.errors import CkpError, NotFound
-
-GIVEN_UP = ("AgentUpgradeReturned", "NoWayBack", "AgentPackageMissing")
-"""Reasons in a host's report after which waiting for the wanted agent is useless."""
 
 
 @click.command()
@@ -206,7 +204,7 @@ def _wait_for_agent(session: Session, name: str, version: str, timeout: float) -
     """
 
     def there(row: HostView) -> bool:
-        if row.reason in GIVEN_UP:
+        if row.reason in AGENT_STAYS:
             # Withdrawn, so that a controller that restarts does not ask the other hosts of a group to follow.
             session.call("PUT", f"/hosts/{name}/agent", body=AgentRequest.of(version=""))
             raise CkpError(f"host {name} stays with {row.agent_version}: {row.message}", resolution=f"ckp host describe {name}; the hosts before it are done")
