@@ -208,8 +208,10 @@ class ManagementHost(SimulatedHost):
             case ["getent", "ahostsv4", name]:
                 found = self._resolved(name)
                 return (0, "".join(f"{address} STREAM {name}\n" for address in found), "") if found else (2, "", "")
-            case ["dpkg-query", *_, package]:
-                return (0, self.packages[package], "") if package in self.packages else (1, "", "no packages found")
+            case ["dpkg-query", "-W", "-f", wanted, package]:
+                if package not in self.packages:
+                    return 1, "", "no packages found"
+                return 0, wanted.replace("${Version}", self.packages[package]).replace("${db:Status-Status}", "installed"), ""
             case ["dpkg", "-i", path]:
                 self.packages["ckp-agent"] = self.path(path).read_text()
                 self.path(PROGRAM).parent.mkdir(parents=True, exist_ok=True)

@@ -139,9 +139,9 @@ class Site:
         package = self.dist.agent(self.inventory.os.format)
         with self.inventory.settings.trusted(self.dist.keyring) as keyring:
             verify_package(str(package.path), str(keyring), name="ckp-agent", version=package.version)
-        have = host.run(["dpkg-query", "-W", "-f", "${Version}", "ckp-agent"], timeout=30, check=False).stdout
+        have = host.run(["dpkg-query", "-W", "-f", "${Version} ${db:Status-Status}", "ckp-agent"], timeout=30, check=False).stdout
         self.configure_host(host)
-        if have != package.version:
+        if have != f"{package.version} installed":  # or dpkg was killed in the middle of it
             host.push(package.path, "/var/cache/ckp-agent.deb")
             host.run(["dpkg", "-i", "/var/cache/ckp-agent.deb"], timeout=120, what="installing ckp-agent")
             host.run(["rm", "/var/cache/ckp-agent.deb"], timeout=10)

@@ -301,7 +301,11 @@ def test_the_host_tool_is_verified_then_brought_with_the_sites_settings(world: W
     assert host.files["/etc/ckp-agent/registry-ca.pem"][0] == b"the registry's CA"
     assert ["dpkg", "-i", "/var/cache/ckp-agent.deb"] in host.ran
     host.ran.clear()
-    host.answers["dpkg-query"] = (0, "0.2.0+7-ckp")
+    host.answers["dpkg-query"] = (0, "0.2.0+7-ckp half-configured")
+    world.site.install_agent(host)
+    assert ["dpkg", "-i", "/var/cache/ckp-agent.deb"] in host.ran, "dpkg was killed in the middle"
+    host.ran.clear()
+    host.answers["dpkg-query"] = (0, "0.2.0+7-ckp installed")
     world.site.install_agent(host)
     assert [words[0] for words in host.ran] == ["dpkg-query", "sha256sum"], "the same version again changes nothing"
 
