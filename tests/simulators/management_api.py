@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ckp import __version__
 from ckp.api.kinds import DEPLOYMENT, MACHINE, MACHINE_DEPLOYMENT, MACHINE_SET, MANAGED_CONTROL_PLANE, Kind
 from ckp.site.members import CONTROL_PLANE_LABEL
 from ckp.site.publish import CONFIG, DIGEST_ANNOTATION, NAMESPACE, OFFERED
@@ -128,6 +129,8 @@ class SimulatedApi:
                 return 0, "".join(f"customresourcedefinition.apiextensions.k8s.io/{name}\n" for name in names if name in known), ""
             case ["get", kinds, *named]:
                 return self._get(kinds, named, flags)
+            case ["exec", *rest] if "ckp.__version__" in rest[-1]:
+                return 0, f"{__version__}\n", ""
             case ["patch", "deployment", name]:
                 annotations = json.loads(flags["patch"])["spec"]["template"]["metadata"]["annotations"]
                 self.objects["Deployment", flags["namespace"], name]["spec"]["template"]["metadata"]["annotations"] |= annotations

@@ -28,6 +28,7 @@ from ckp.site.plan.gate import require_possible
 from ckp.site.plan.wanted import remember
 from ckp.site.settings.read import require_signer
 from ckp.site.spec.model import SiteSpec
+from ckp.site.version import require_own
 
 
 @click.command()
@@ -97,6 +98,7 @@ def bring_about(catalog: Catalog, spec: SiteSpec, hosts: SiteHosts, origins: Ori
             refuse_unfinished(each)
             described.require_address(each)
             steps.say(f"{each.name} ({each.address}) runs {inventory.os.os} {inventory.os.os_version}")
+        require_own(host)
         require_possible(inventory, spec.releases, site_releases.of_management(host, spec.releases))
         choice = site_releases.choose(host, spec.releases)
         steps.say(f"releases: {', '.join(choice.names)}; the management cluster is of {choice.management}")

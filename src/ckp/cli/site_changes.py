@@ -79,7 +79,7 @@ def changing(file: Path) -> Iterator[tuple[SiteSpec, SiteHosts]]:
 def status(file: Path, output: str) -> None:
     """Show what of a site is as it should be. Exit code 1 if something is not."""
     with management(file) as (spec, hosts):
-        parts = list(site_status.status(hosts, registries_of(spec, hosts)))
+        parts = [*site_status.status(hosts, registries_of(spec, hosts)), site_status.version_of(hosts.management)]
         if spec.backup is not None:
             try:
                 with target_of(spec, hosts.management) as target:

@@ -26,7 +26,7 @@ from ckp.kits.errors import CkpError
 from ckp.kits.files import atomic_write, sha256_bytes
 from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
-from ckp.site import database, members
+from ckp.site import database, members, version
 from ckp.site.clusters.brought import labelled
 from ckp.site.clusters.existing import ExistingCluster
 from ckp.site.clusters.look import foreign
@@ -291,7 +291,7 @@ class Site:
             config, digest = releases_config(published.releases(*others), withdrawn)
             # The table comes first: pods that its digest rolls out again must not start with the one before it.
             kind = "postgresql" if self.inventory.database else "sqlite"
-            own = [config, self.inventory.settings.config_map(), *storage.manifests(self.inventory.storage)]
+            own = [config, version.config_map(), self.inventory.settings.config_map(), *storage.manifests(self.inventory.storage)]
             found = management.ckp({**self.settings(), "RELEASES_DIGEST": digest}, kind)
             return [*own, *load_balancers.of_site(found, self.inventory.network)]
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from ckp import __version__
 from ckp.kits.errors import CkpError
-from ckp.site import members
+from ckp.site import members, version
 from ckp.site.backup.target import Target
 from ckp.site.clusters.existing import ExistingCluster
 from ckp.site.inventory import SiteHost, SiteHosts
@@ -87,6 +88,22 @@ def backups(target: Target, every: timedelta | None, now: datetime) -> Part:
         return Part(BACKUPS, "none" if every else "ok", f"{target.title} has none")
     detail = f"{len(found)} in {target.title}, the newest of {found[-1].made:%Y-%m-%d %H:%M} UTC"
     return Part(BACKUPS, "late" if every and now - found[-1].made > every * LATE else "ok", detail)
+
+
+def version_of(host: SiteHost) -> Part:
+    """The version of CKP that a site is of; not ok if it is not this one's, or an upgrade is not finished."""
+    name = "version"
+    try:
+        if not exists(host):
+            return Part(name, "not installed", "")
+        found = version.installed(host)
+        if version.is_upgrading(host):
+            return Part(name, "upgrade not finished", "`ckp site upgrade` goes on, `ckp site upgrade --back` takes it back")
+    except CkpError as error:
+        return Part(name, "unknown", error.brief)
+    if found == __version__:
+        return Part(name, "ok", f"CKP {found}")
+    return Part(name, "other version" if found else "not installed", f"CKP {found}, and this is {__version__}" if found else "")
 
 
 def _registry(name: str, registry: HostedRegistry) -> Part:
