@@ -134,6 +134,7 @@ LAZY = {
     "remove": Lazy("ckp.cli.site_changes:remove", "Take everything of a site from its management hosts, which are then as they were before."),
     "restore": Lazy("ckp.cli.site_restore:restore", "Bring a site back from a backup, onto a new management host."),
     "status": Lazy("ckp.cli.site_changes:status", "Show what of a site is as it should be."),
+    "upgrade": Lazy("ckp.cli.site_upgrade:upgrade", "Move a site from the version of CKP before to this one."),
 }
 
 

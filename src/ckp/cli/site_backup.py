@@ -141,6 +141,7 @@ def _make(
         Readers(recipients, passphrase)  # before a host is reached
         archive.refuse_target(target)
     with changing(file) as (spec, hosts), ExitStack() as stack:
+        take.refuse_site(spec)
         host = hosts.management
         kept = stack.enter_context(target_of(spec, host)) if target is None else None
         readers = Readers([*recipients, *(spec.backup.encrypt_for if kept and spec.backup else ())], passphrase)

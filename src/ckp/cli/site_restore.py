@@ -24,6 +24,7 @@ from ckp.site.backup import archive
 from ckp.site.backup import restore as restoring
 from ckp.site.backup.placing import place
 from ckp.site.backup.proof import prove
+from ckp.site.backup.take import refuse_site
 from ckp.site.check import of_spec
 from ckp.site.check.rules import require_sound
 from ckp.site.check.run import check
@@ -73,6 +74,7 @@ def restore(
     if signed_by and not is_fingerprint(signed_by := signed_by.replace(" ", "").upper()):
         raise InvalidInput(f"{signed_by!r} is no fingerprint of a key", resolution="write its 40 hex digits")
     with changing(file) as (spec, hosts), ExitStack() as stack:
+        refuse_site(spec)
         scratch = stack.enter_context(reading_scratch())
         catalog, host, state = Catalog(), hosts.management, described.state_folder(spec)
         wanted, origins = releases_of(catalog, spec), Origins(profile, archives, keyring)

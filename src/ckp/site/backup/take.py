@@ -20,7 +20,7 @@ from ckp import __version__
 from ckp.api.names import CLUSTER_NAME_LABEL, SYSTEM_NAMESPACE
 from ckp.clients.signing.encryption import ReaderKey, Readers, Signer
 from ckp.kits.disks import naming_full_disk
-from ckp.kits.errors import CkpError, NotFound
+from ckp.kits.errors import CkpError, InvalidInput, NotFound
 from ckp.kits.files import sha256_file
 from ckp.kits.steps import Steps
 from ckp.rules.conditions import is_true
@@ -32,6 +32,7 @@ from ckp.site.backup.manifest import FIRST, FORMAT, MANAGEMENT, Etcd, Hosted, Ki
 from ckp.site.backup.proof import Programs, Seen, prove
 from ckp.site.install import AGENT_CONFIG
 from ckp.site.inventory import SiteHost, SiteHosts
+from ckp.site.spec.model import SiteSpec
 
 BACKUP = "backup"
 """The folder below a site's state with what belongs to its backups: the key that signs them, and what is in the making."""
@@ -131,6 +132,15 @@ def sealing_folder(state: Path) -> Iterator[Path]:
     """A folder of this user alone for a backup that goes elsewhere, as `scratch_folder`. The caller holds the lock of the site."""
     with scratch_folder(state / BACKUP / SEALED) as folder:
         yield folder
+
+
+def refuse_site(spec: SiteSpec) -> None:
+    """InvalidInput for a site on an existing cluster: its etcd and its hosts are its owner's, who backs them up and restores them."""
+    if spec.management.kubeconfig is not None:
+        raise InvalidInput(
+            f"the site {spec.metadata.name} is on an existing cluster, which CKP neither backs up nor restores; nothing was changed",
+            resolution="use the means by which that cluster is backed up; its etcd holds all of the site but the volumes of workload clusters' etcd",
+        )
 
 
 def take(hosts: SiteHosts, wanted: Wanted, target: Path, programs: Programs | None, steps: Steps, sources: Sources | None = None) -> Taken:

@@ -29,6 +29,8 @@ def rules(part: Any) -> Iterator[Finding]:
     ):
         if given(at(part, "addresses", "load_balancers"), name):
             yield Finding(("addresses", "loadBalancers", key), f"{why}, and Services get their addresses as they do there", "write className")
+    if given(part, "backup"):
+        yield Finding(("backup",), "an existing cluster's etcd and hosts are its owner's, who backs them up", "remove the key")
     if at(part, "workers", "systems") == () or absent(part, "workers") or at(part, "workers") is None:
         what = "workers.systems is missing: with an existing cluster there are no management hosts whose system says which bundles are needed"
         yield Finding(("workers",), what, "write systems: [debian-12], or what workers run")
