@@ -126,7 +126,7 @@ def test_the_schema_goes_one_version_back_and_forth_and_keeps_what_both_know(fre
     schema.bring_up(fresh)
     insert = "insert into host_groups (domain, project, name, description, created_at) values ('d', 'p', 'g', '', '2026-03-01 00:00:00')"
     change(fresh, insert)
-    assert schema.take_back(fresh) == ("0004", "0003")
+    assert schema.take_back(fresh) == ("0005", "0004") and schema.take_back(fresh) == ("0004", "0003")
     assert version_of(fresh) == "0003" and len(rows(fresh, "select * from host_groups")) == 1
     schema.bring_up(fresh)
     assert version_of(fresh) == schema.head() and len(rows(fresh, "select * from host_groups")) == 1
@@ -169,7 +169,8 @@ async def test_a_schema_of_a_newer_compass_that_serves_this_one_is_used(fresh: P
 
 def test_a_migration_that_breaks_leaves_all_as_it_was(fresh: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     schema.bring_up(fresh)
-    schema.take_back(fresh)
+    while version_of(fresh) != "0003":
+        schema.take_back(fresh)
     change(fresh, "create table schema_serves (something integer)")  # the second table of the next version: its first one is made by then
     with pytest.raises(Exception, match="schema_serves"):
         schema.bring_up(fresh)

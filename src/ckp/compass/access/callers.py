@@ -21,7 +21,17 @@ class AdminToken:
     """The administrator's token; only its hash is kept."""
 
     def __init__(self, token: str) -> None:
+        self._digest = b""
+        self.replace(token)
+
+    def replace(self, token: str) -> None:
+        """Take another token; the one before is void."""
         self._digest = hashlib.sha256(token.encode()).digest()
+
+    @property
+    def version(self) -> str:
+        """What becomes another once the token does. Nothing can be learnt from it about the token."""
+        return hashlib.sha256(b"ckp-compass token version " + self._digest).hexdigest()
 
     def caller(self, token: str) -> Caller:
         """The administrator, for the right token. It takes the same time for any wrong one.

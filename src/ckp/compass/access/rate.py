@@ -15,10 +15,15 @@ class FailureLimit:
     There are few rows: those that no longer count are deleted with each new one, and a source that must wait adds none.
     """
 
-    def __init__(self, clock: Clock, *, tries: int = 5, seconds: float = 60.0) -> None:
+    def __init__(
+        self, clock: Clock, *, tries: int = 5, seconds: float = 60.0, what: str = "key", hint: str = "; take the project's key from `ckp host psk`"
+    ) -> None:
+        """`what` was wrong, and how to come by the right one, for the error."""
         self._clock = clock
         self._tries = tries
         self._seconds = seconds
+        self._what = what
+        self._hint = hint
 
     async def check(self, unit: Unit, source: str) -> None:
         """Raise TooManyTries if the source must wait."""
@@ -27,8 +32,8 @@ class FailureLimit:
         if len(times) >= self._tries:
             wait = self._seconds - (now - times[0]).total_seconds()
             raise TooManyTries(
-                f"{source} showed a wrong key {len(times)} times within {self._seconds:.0f} s",
-                resolution=f"wait {max(1, round(wait))} s; take the project's key from `ckp host psk`",
+                f"{source} showed a wrong {self._what} {len(times)} times within {self._seconds:.0f} s",
+                resolution=f"wait {max(1, round(wait))} s{self._hint}",
             )
 
     async def failed(self, unit: Unit, source: str) -> None:

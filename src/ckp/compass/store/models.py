@@ -140,6 +140,22 @@ class WrongKey(Base):
     at: Mapped[datetime] = mapped_column(UtcTime())
 
 
+class SessionRow(Base):
+    """A session of a person in the console (access.sessions). Whoever reads the table can't take one over: it has no id, only its hash."""
+
+    __tablename__ = "sessions"
+    __table_args__ = (Index("ix_sessions_ends_at", "ends_at"),)
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(128))
+    credential: Mapped[str] = mapped_column(String(32))
+    token_digest: Mapped[str] = mapped_column(String(64))
+    source: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(UtcTime())
+    used_at: Mapped[datetime] = mapped_column(UtcTime())
+    ends_at: Mapped[datetime] = mapped_column(UtcTime())
+
+
 class SchemaServes(Base):
     """One row: the oldest version of the schema whose Compass works with this one as well (store.schema)."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from ckp.compass.identity import Caller, ProjectRef
-from ckp.compass.store.models import ApprovalRule, AuditEntry, HostGroup, HostKey, HostRequest, WrongKey
+from ckp.compass.store.models import ApprovalRule, AuditEntry, HostGroup, HostKey, HostRequest, SessionRow, WrongKey
 from ckp.kits.clock import Clock
 
 
@@ -36,6 +36,34 @@ class Unit:
         """Write one down, and delete those that no longer count."""
         await self.session.execute(delete(WrongKey).where(WrongKey.at <= forget_before))
         self.session.add(WrongKey(source=source[:64], at=at))
+
+    # Sessions.
+
+    async def open_session(self, digest: str) -> SessionRow | None:
+        """A session by the hash of its id."""
+        return await self.session.get(SessionRow, digest)
+
+    async def open_sessions(self, digests: Collection[str]) -> Sequence[SessionRow]:
+        """Those of these sessions that are there."""
+        return (await self.session.scalars(select(SessionRow).where(SessionRow.digest.in_(digests)))).all()
+
+    async def end_sessions(self, *, digest: str = "", before: datetime | None = None, idle_since: datetime | None = None) -> None:
+        """Delete one session, or those whose end came before a moment or that nobody has used since one."""
+        if digest:
+            await self.session.execute(delete(SessionRow).where(SessionRow.digest == digest))
+        if before is not None:
+            await self.session.execute(delete(SessionRow).where(SessionRow.ends_at <= before))
+        if idle_since is not None:
+            await self.session.execute(delete(SessionRow).where(SessionRow.used_at <= idle_since))
+
+    # Projects.
+
+    async def known_projects(self) -> list[ProjectRef]:
+        """Projects that have a key, a group or a request, by name."""
+        found: set[tuple[str, str]] = set()
+        for table in (HostKey, HostGroup, HostRequest):
+            found |= {(row[0], row[1]) for row in await self.session.execute(select(table.domain, table.project).distinct())}
+        return [ProjectRef(domain, project) for domain, project in sorted(found)]
 
     # Requests.
 
@@ -65,6 +93,12 @@ class Unit:
         """How many requests wait for a decision."""
         query = select(func.count()).where(*_of(HostRequest, project), HostRequest.state == "pending")
         return int(await self.session.scalar(query) or 0)
+
+    async def requests_state(self, project: ProjectRef) -> tuple[Any, ...]:
+        """Something that differs once a project's requests have changed: how many there are in which state, and the times of the last."""
+        query = select(HostRequest.state, func.count(), func.max(HostRequest.created_at), func.max(HostRequest.decided_at), func.max(HostRequest.host))
+        rows = await self.session.execute(query.where(*_of(HostRequest, project)).group_by(HostRequest.state))
+        return tuple(sorted(tuple(str(value) for value in row) for row in rows))
 
     async def requests_like(self, machine_id: str, key_digest: str) -> Sequence[HostRequest]:
         """Requests of any project with the same machine or the same key: they may be the same machine, or a clone of it."""
