@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WithJs
 
 from ckp.api.compass.base import Request, View, is_none
 from ckp.api.compass.conditions import ConditionView
+from ckp.api.errors import ErrorDetail
 from ckp.kits.clock import exact_duration, parse_duration
 
 MINUTE, DAY = 60, 86400
@@ -83,6 +84,13 @@ class ClusterChange(Request):
         serialization_alias="certSANs",
         description="All further names and addresses in its API server's certificate, in place of those before; the certificate is issued again.",
     )
+
+
+class CheckView(View):
+    """What would become of a request for a cluster, were it made now."""
+
+    ok: bool = Field(description="Whether it would be taken.")
+    refusals: list[ErrorDetail] = Field(description="All that speaks against it, each as `POST /clusters` would answer it.")
 
 
 class MachineView(View):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
+from typing import TypeVar
 
 from ckp.api import kinds, names
 from ckp.api.compass.clusters import ClusterChange, ClusterRequest, ClusterView, Timeouts
@@ -35,11 +36,13 @@ from ckp.compass.releases import Releases
 from ckp.compass.settings import Reserved
 from ckp.compass.store.database import Database
 from ckp.kits.clock import Clock, rfc3339
-from ckp.kits.errors import Conflict, InvalidInput, NotFound
+from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
 from ckp.rules import pod_network
 from ckp.rules.claims import Networks, Wanted, cluster_networks
 from ckp.rules.endpoints import server_addresses, server_names
 from ckp.rules.leaving import is_going
+
+T = TypeVar("T")
 
 MAX_NAME = 40
 """Names of Machines, nodes and Secrets are made from a cluster's name with suffixes, and must stay below 63."""
@@ -84,16 +87,15 @@ class Clusters:
         Raises:
             InvalidInput, NotFound, Conflict: the request cannot be fulfilled; nothing was changed.
         """
-        cni_version, pods, services = self._check(spec)
-        own = [*server_names(spec.name, project.namespace, SERVICE_DOMAIN), *server_addresses(spec.service_cidr)]
-        check_cert_sans(spec.cert_sans, present={*own, spec.address})
+        cni_version = self._check(spec)
+        _check_new_cert_sans(project, spec)
         # Two requests at once must not get the same free hosts (see also _Capacity.promised), nor the same address: those are the site's.
         async with self._database.exclusive(f"hosts of {project.namespace}", *(["addresses"] if spec.address else [])) as held:
             existing = await self._namespaces.get(kinds.CLUSTER, spec.name, project)
             if existing:
                 await self._check_unfinished(existing, spec, cni_version, project)
             capacity = await self._capacity(project, spec.host_group, spec.name, spec.version)
-            self._check_hosts(spec, capacity, pods, services)
+            self._check_hosts(spec, capacity)
             if spec.address:
                 await addresses.check_free(self._kube, spec.address, namespace=project.namespace, cluster=spec.name, among=self._releases.host_addresses())
             requested_at = ((existing or {}).get("metadata", {}).get("annotations") or {}).get(names.REQUESTED_AT_ANNOTATION, rfc3339(self._clock.now()))
@@ -107,6 +109,45 @@ class Clusters:
                 unit.audit(caller, project, "cluster.create", spec.name, detail)
         # From the answers, not read again: a read that fails now would report a failure although the cluster exists.
         return _assemble(cluster, [[obj for obj in made if obj["kind"] == kind.kind] for kind in _PARTS])
+
+    async def check(self, project: ProjectRef, spec: ClusterRequest) -> list[CkpError]:
+        """All that `create` would refuse, each part judged by itself as far as it can be. Nothing is changed, and no host is promised."""
+        refusals: list[CkpError] = []
+
+        def judge(part: Callable[[], T]) -> T | None:
+            try:
+                return part()
+            except InvalidInput as error:
+                refusals.append(error)
+                return None
+
+        judge(lambda: _check_name(spec.name))
+        judge(lambda: check_label("hostGroup", spec.host_group))
+        judge(lambda: _check_workers(spec.workers))
+        judge(lambda: _check_replicas(spec))
+        cni_version = judge(lambda: self._check_release(spec))
+        own_networks = judge(lambda: self._check_networks(spec))
+        if own_networks is not None:
+            judge(lambda: _check_new_cert_sans(project, spec))
+        if (existing := await self._namespaces.get(kinds.CLUSTER, spec.name, project)) is not None:
+            try:
+                await self._check_unfinished(existing, spec, cni_version or "", project)
+            except Conflict as error:
+                refusals.append(error)
+        try:
+            capacity = await self._capacity(project, spec.host_group, spec.name, spec.version)
+        except InvalidInput as error:
+            refusals.append(error)
+        else:
+            judge(lambda: _check_enough(spec.host_group, spec.workers, capacity))
+            if own_networks is not None:
+                judge(lambda: self._check_host_addresses(spec, capacity))
+        if spec.address and own_networks is not None:
+            try:
+                await addresses.check_free(self._kube, spec.address, namespace=project.namespace, cluster=spec.name)
+            except InvalidInput as error:
+                refusals.append(error)
+        return refusals
 
     async def list(self, project: ProjectRef) -> list[ClusterView]:
         """All clusters of a project, by name."""
@@ -252,19 +293,18 @@ class Clusters:
 
     # Checks.
 
-    def _check(self, request: ClusterRequest) -> tuple[str, IPv4Network, IPv4Network]:
-        """Everything that can be checked without reading objects: the version of the CNI, the networks of pods and services."""
-        check_label("name", request.name, limit=MAX_NAME)
-        if not request.name[0].isalpha():
-            raise InvalidInput(f"name: {request.name!r} begins with a digit", resolution="begin with a letter: services are named after it")
+    def _check(self, request: ClusterRequest) -> str:
+        """Everything that can be checked without reading objects; gives the version of the network plugin."""
+        _check_name(request.name)
         check_label("hostGroup", request.host_group)
         _check_workers(request.workers)
-        if request.control_plane.replicas != 1:
-            raise InvalidInput(
-                f"controlPlane.replicas: {request.control_plane.replicas} is not supported, only 1",
-                details="etcd runs as one member, so that more API servers would not make the control plane highly available",
-                resolution="leave it out, or use 1",
-            )
+        _check_replicas(request)
+        cni_version = self._check_release(request)
+        self._check_networks(request)
+        return cni_version
+
+    def _check_release(self, request: ClusterRequest) -> str:
+        """The version of the network plugin."""
         try:
             release = self._releases.get(request.version)
         except NotFound as error:
@@ -273,10 +313,13 @@ class Clusters:
         offered: dict[str, str] = {**release["cni"], "none": ""}
         if request.cni not in offered:
             raise InvalidInput(f"cni: {request.cni!r} is not offered with {request.version}", resolution=f"take one of: {', '.join(sorted(offered))}")
+        return offered[request.cni]
+
+    def _check_networks(self, request: ClusterRequest) -> tuple[IPv4Network, IPv4Network]:
         pods, services = networks.check_networks(request.pod_cidr, request.service_cidr, workers=request.workers, reserved=self._reserved, host_addresses=())
         if request.address:
             networks.check_address(request.address, [("podCIDR", pods), ("serviceCIDR", services)])
-        return offered[request.cni], pods, services
+        return pods, services
 
     async def _check_unfinished(self, existing: Obj, spec: ClusterRequest, cni_version: str, project: ProjectRef) -> None:
         """Pass only if the Cluster was made by this same request, and not all of its objects exist.
@@ -292,8 +335,11 @@ class Clusters:
                     return
         raise Conflict(f"a cluster named {spec.name} exists already", resolution="choose another name, or delete it first")
 
-    def _check_hosts(self, spec: ClusterRequest, capacity: _Capacity, pods: IPv4Network, services: IPv4Network) -> None:
+    def _check_hosts(self, spec: ClusterRequest, capacity: _Capacity) -> None:
         _check_enough(spec.host_group, spec.workers, capacity)
+        self._check_host_addresses(spec, capacity)
+
+    def _check_host_addresses(self, spec: ClusterRequest, capacity: _Capacity) -> None:
         of_hosts = [(host["metadata"]["name"], address) for host in capacity.hosts for address in addresses_of(host)]
         networks.check_networks(spec.pod_cidr, spec.service_cidr, workers=spec.workers, reserved=self._reserved, host_addresses=of_hosts)
         of_anyone = ((host["metadata"]["name"], address) for host in capacity.everyone for address in addresses_of(host))
@@ -375,6 +421,26 @@ def _assemble(cluster: Obj, parts: list[list[Obj]]) -> ClusterView:
 
 def _cluster_of(obj: Obj) -> str:
     return str((obj["metadata"].get("labels") or {}).get(names.CLUSTER_NAME_LABEL, ""))
+
+
+def _check_new_cert_sans(project: ProjectRef, spec: ClusterRequest) -> None:
+    own = [*server_names(spec.name, project.namespace, SERVICE_DOMAIN), *server_addresses(spec.service_cidr)]
+    check_cert_sans(spec.cert_sans, present={*own, spec.address})
+
+
+def _check_name(name: str) -> None:
+    check_label("name", name, limit=MAX_NAME)
+    if not name[0].isalpha():
+        raise InvalidInput(f"name: {name!r} begins with a digit", resolution="begin with a letter: services are named after it")
+
+
+def _check_replicas(request: ClusterRequest) -> None:
+    if request.control_plane.replicas != 1:
+        raise InvalidInput(
+            f"controlPlane.replicas: {request.control_plane.replicas} is not supported, only 1",
+            details="etcd runs as one member, so that more API servers would not make the control plane highly available",
+            resolution="leave it out, or use 1",
+        )
 
 
 def _check_workers(workers: int) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from ckp.api.compass.base import Items
-from ckp.api.compass.clusters import ClusterChange, ClusterRequest, ClusterView, DeletionView
-from ckp.compass.rest.plumbing import By, Project
+from ckp.api.compass.clusters import CheckView, ClusterChange, ClusterRequest, ClusterView, DeletionView
+from ckp.compass.rest.plumbing import By, Project, body_of
 from ckp.compass.services import UseCases
 
 
@@ -23,6 +23,12 @@ def routers(cases: UseCases) -> tuple[APIRouter, ...]:
     async def create_cluster(by: By, project: Project, body: ClusterRequest) -> ClusterView:
         """Create a cluster. The answer comes at once; `ready` and `steps` show how far it is."""
         return await cases.clusters.create(by, project, body)
+
+    @router.post("/check")
+    async def check_cluster(project: Project, body: ClusterRequest) -> CheckView:
+        """Say what would be refused of a request for a cluster, and why (a dry run). Nothing is changed."""
+        refusals = await cases.clusters.check(project, body)
+        return CheckView(ok=not refusals, refusals=[body_of(error).error for error in refusals])
 
     @router.get("/{name}")
     async def get_cluster(project: Project, name: str) -> ClusterView:

@@ -14,35 +14,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ckp.api.compass.base import sentences
 from ckp.api.errors import ErrorBody, ErrorDetail, error_body
-from ckp.compass.errors import TooManyTries, Unauthorized, Unavailable, WrongKey
+from ckp.compass.errors import Unauthorized, status_of
 from ckp.compass.identity import Caller, ProjectRef
-from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
+from ckp.kits.errors import CkpError, InvalidInput
 
 log = structlog.get_logger("compass")
 
-_CODES: tuple[tuple[type[CkpError], int], ...] = (
-    (InvalidInput, 422),
-    (NotFound, 404),
-    (Conflict, 409),
-    (WrongKey, 401),
-    (Unauthorized, 401),
-    (TooManyTries, 429),
-    (Unavailable, 503),
-)
 _OPEN_PATHS = ("/healthz", "/readyz")
 
 
 def body_of(error: CkpError) -> ErrorBody:
     """An error as the caller gets it."""
     return ErrorBody(error=ErrorDetail(code=status_of(error)[1], message=error.brief, details=error.details, resolution=error.resolution))
-
-
-def status_of(error: CkpError) -> tuple[int, str]:
-    """The HTTP status of an error and its code for machines."""
-    for kind, status in _CODES:
-        if isinstance(error, kind):
-            return status, kind.__name__
-    return 500, "Failed"
 
 
 def error_response(error: CkpError) -> JSONResponse:
