@@ -8,7 +8,9 @@ from ckp.api.compass.projects import AuditView
 from ckp.api.compass.releases import ReleaseView
 from ckp.clients.kube import Kube
 from ckp.compass.access.callers import AdminToken, WorkloadTokens
+from ckp.compass.access.changes import Changes
 from ckp.compass.access.projects import Namespaces
+from ckp.compass.access.sessions import Sessions
 from ckp.compass.clusters.clusters import Clusters
 from ckp.compass.hosts.approval import ApprovalRules
 from ckp.compass.hosts.enrolments import Enrolments
@@ -28,11 +30,14 @@ from ckp.kits.clock import Clock
 
 @dataclass(frozen=True)
 class UseCases:
-    """All that Compass can do. The skins (REST, later RPC and web) get this and nothing else."""
+    """All that Compass can do. The skins (REST, console, later RPC) get this and nothing else."""
 
     database: Database
     releases: Releases
+    clock: Clock
     admin: AdminToken
+    sessions: Sessions
+    changes: Changes
     hub: WorkloadTokens
     keys: HostKeys
     joining: Joining
@@ -49,13 +54,17 @@ class UseCases:
         """Put them together."""
         namespaces = Namespaces(kube, settings.own_account, settings.tenant_role)
         keys = HostKeys(database, clock)
+        admin = AdminToken(admin_token)
         hosts = Hosts(database, kube, namespaces)
         requests = HostRequests(database, kube, namespaces, clock)
         approval = ApprovalRules(database, requests, clock)
         return cls(
             database=database,
             releases=releases,
-            admin=AdminToken(admin_token),
+            clock=clock,
+            admin=admin,
+            sessions=Sessions(database, admin, clock),
+            changes=Changes(database, kube, namespaces),
             hub=WorkloadTokens(kube, clock, account=settings.hub_account, audience=settings.audience),
             keys=keys,
             joining=Joining(settings.hub_address, settings.site_ca),
@@ -67,6 +76,11 @@ class UseCases:
             groups=HostGroups(database, kube, namespaces, hosts, clock),
             clusters=Clusters(database, kube, namespaces, releases, clock, settings.reserved),
         )
+
+    async def known_projects(self) -> list[ProjectRef]:
+        """Projects that have a pre-shared key, a host group or a host request, by name: a project begins with one of them."""
+        async with self.database.reading() as unit:
+            return await unit.known_projects()
 
     async def audit(self, project: ProjectRef, limit: int) -> list[AuditView]:
         """The newest changes of a project, newest first."""

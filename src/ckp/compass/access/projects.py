@@ -42,6 +42,10 @@ class Namespaces:
             return None
         return await self._kube.get(kind, name, project.namespace) if await self._present(project) else None
 
+    async def exists(self, project: ProjectRef) -> bool:
+        """Whether the project has a namespace; our rights in it are there then."""
+        return await self._present(project)
+
     async def ensure(self, project: ProjectRef) -> None:
         """The project's namespace is there, with its labels and our rights in it; doing it again changes nothing.
 

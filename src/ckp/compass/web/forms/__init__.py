@@ -1,0 +1,1 @@
+"""What browsers send, and what people can take along: forms, YAML, command lines."""

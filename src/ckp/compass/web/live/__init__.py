@@ -1,0 +1,1 @@
+"""Parts of pages that are pushed to browsers when they change."""

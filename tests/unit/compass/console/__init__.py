@@ -1,0 +1,1 @@
+"""The console over a whole Compass in memory."""
