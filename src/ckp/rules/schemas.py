@@ -27,6 +27,7 @@ SCHEMAS = (
     Schema("0002", "expiries and counts of enrolment keys, what is known of duplicates, and approval rules"),
     Schema("0003", "by which credential changes in the audit log were made"),
     Schema("0004", "wrong keys that were shown lately"),
+    Schema("0005", "sessions in the console: people sign in again"),
 )
 HEAD = SCHEMAS[-1].name
 

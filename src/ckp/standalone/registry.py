@@ -11,7 +11,7 @@ from ckp.hostkit.files import read_text
 
 
 def change_access(journal: Journal, ca_file: str) -> list[str]:
-    """Write containerd's access anew, with the login that the host has now (ckp.agent.system.registry_login); returns what changed, in lines.
+    """Rewrite containerd's access, with the login that the host has now (ckp.agent.system.registry_login); returns what changed, in lines.
 
     Raises:
         InvalidInput: this host is not a cluster, or one that was made from a folder; or the CA is not there.

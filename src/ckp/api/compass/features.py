@@ -61,7 +61,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("List host groups", "groups.list", "GET …/host-groups", "ckp hostgroup list", "GET …/host-groups"),
     Feature("Create a host group", "groups.create", "POST …/host-groups", "ckp hostgroup create", "POST …/host-groups"),
     Feature("Show a host group", "groups.get", "GET …/host-groups/{name}", "", "GET …/host-groups"),
-    Feature("Describe a host group anew", "groups.update", "PATCH …/host-groups/{name}", "", ""),
+    Feature("Change a host group's description", "groups.update", "PATCH …/host-groups/{name}", "", ""),
     Feature("Delete a host group", "groups.delete", "DELETE …/host-groups/{name}", "ckp hostgroup delete", ""),
     Feature("Add hosts to a group", "groups.add", "POST …/host-groups/{name}/members", "ckp hostgroup add", "POST …/host-groups/{name}/members"),
     Feature("Add one host to a group", "groups.add", "PUT …/host-groups/{name}/members/{host}", "ckp hostgroup add", "POST …/host-groups/{name}/members"),

@@ -1,4 +1,4 @@
-"""What changes in a project's namespace, told to those who look at it. One set of watches a project, however many look, and none while nobody does."""
+"""What changes in a project's namespace, told to its viewers. One set of watches a project, however many viewers there are, and none while there is none."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ FIRST = (
     "mutatingwebhookconfigurations.admissionregistration.k8s.io",
     "deployments.apps",
 )
-"""They go first: a webhook whose pods are gone refuses every change, and controllers make anew what is deleted."""
+"""They go first: a webhook whose pods are gone refuses every change, and controllers make what is deleted again."""
 LAST = ("customresourcedefinitions.apiextensions.k8s.io", "namespaces")
 DELETE_SECONDS = 300
 
