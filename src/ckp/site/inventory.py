@@ -189,7 +189,8 @@ class SiteNetwork:
 
     def __post_init__(self) -> None:
         networks = {what: _network(what, cidr) for what, cidr in self.reserved.items()}
-        lowest, highest = (_address("load balancer", item) for item in self.load_balancers) if self.load_balancers else (None, None)
+        ends = [_address("load balancer", item) for item in self.load_balancers or ()]
+        lowest, highest = ends[0] if ends else None, ends[1] if ends else None
         compass, hub = _address("Compass", self.compass), _address("hub", self.hub)
         findings = chain(
             addresses.overlaps(networks, {what: what for what in networks}),

@@ -277,3 +277,5 @@ def test_the_record_of_another_version_is_left_to_it(old: OldSite) -> None:
     with pytest.raises(InvalidInput) as refused:
         old.upgrade()
     assert "finish it with CKP 9.0.0" in refused.value.details
+    with pytest.raises(CkpError, match=r"was begun by CKP 9\.0\.0"):
+        old.run("--back")

@@ -216,6 +216,8 @@ def give_up(host: SiteHost, state: Path, steps: Steps, limits: Limits) -> str:
     record = records.read(host)
     if record is None:
         raise CkpError("no upgrade of the site is unfinished", resolution="a finished one is not taken back; restore the site from its backup")
+    if record.to != __version__:
+        raise CkpError(f"the upgrade was begun by CKP {record.to}, and this is {__version__}; nothing was changed", resolution=f"use CKP {record.to}")
     if record.phase is Phase.AGENTS:
         raise CkpError(
             f"the management layer is of {record.to} already, and there is no way back to {record.before}",
