@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ OS_RELEASE = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nID=debian\nVERSION_I
 def virtual_address_of(settings: Mapping[str, str] | None) -> str:
     """The virtual address of an installation, which its kubeconfigs name."""
     return (settings or {}).get("virtual_address", "")
+
+
+PARSING = threading.Lock()
+"""CPython 3.11 fails where two threads parse at the same time (gh-106905)."""
 
 
 class ManagementHost(SimulatedHost):
@@ -268,7 +273,8 @@ class ManagementHost(SimulatedHost):
         """What `ckp site check` sends."""
         if "-c" in words:
             return 0, "True\n", ""
-        request = ast.literal_eval(script.rstrip().rpartition("\n")[2].removeprefix("main(").removesuffix(")"))
+        with PARSING:
+            request = ast.literal_eval(script.rstrip().rpartition("\n")[2].removeprefix("main(").removesuffix(")"))
         if request["action"] == "answers":
             return 0, json.dumps({address: self.arp[address] for address in request["addresses"] if address in self.arp}), ""
         if request["action"] == "connect":

@@ -229,7 +229,7 @@ def check(file: Path, output: str) -> None:
     spec = read_site(file)
     quiet = output in {"json", "yaml"}
     with of_spec.site_to_check(spec) as described:
-        known = [*of_spec.not_applied(spec), *of_spec.files(spec), *clusters.check(spec)]
+        known = [*of_spec.files(spec), *clusters.check(spec)]
         found = [*known, *run.check(described, lambda line: None if quiet else echo(f"{line} …", err=True))]
     found.sort(key=lambda finding: finding.severity is Severity.WARNING)  # errors first, each in the order that it has
     if quiet:

@@ -52,9 +52,8 @@ IGNORED_OPTION = click.option(
 
 @contextmanager
 def management(file: Path) -> Iterator[tuple[SiteSpec, SiteHosts]]:
-    """The site of a file with its management hosts, for as long as the block lasts. InvalidInput if this version can't apply it."""
+    """The site of a file with its management hosts, for as long as the block lasts."""
     spec = read_site(file)
-    described.require_applicable(spec)
     with described.reached_hosts(spec) as hosts:
         yield spec, hosts
 
@@ -68,7 +67,6 @@ def only_change(spec: SiteSpec) -> AbstractContextManager[None]:
 def changing(file: Path) -> Iterator[tuple[SiteSpec, SiteHosts]]:
     """The site of a file with its management hosts, as `management`, while no other command changes it: the file is read when that is so."""
     spec = read_site(file)
-    described.require_applicable(spec)
     with only_change(spec), management(file) as (found, hosts):
         yield found, hosts
 

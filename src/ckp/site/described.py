@@ -40,13 +40,6 @@ def state_of(name: str) -> Path:
     return paths.state() / "sites" / name
 
 
-def require_applicable(spec: SiteSpec) -> None:
-    """InvalidInput if the file asks for what this version can't do."""
-    if found := spec.not_applied():
-        lines = [f"{spec.file or 'site'}:{item.line}: {item.path}: {item.why}" for item in found]
-        raise InvalidInput("the site asks for what this version of CKP can't do, and nothing was changed", details="\n".join(lines), resolution="remove it")
-
-
 def host_of(described: Host) -> SshHost | LocalHost:
     """A management host of the file, as it is reached. No connection is made.
 
@@ -134,7 +127,7 @@ def worker_systems(spec: SiteSpec, release: Release) -> tuple[BundleTarget, ...]
 
 
 def inventory_for(spec: SiteSpec, hosts: SiteHosts, releases: Sequence[Release], keyring: Path | None = None) -> Inventory:
-    """The site's inventory for releases, each of which has bundles for what its hosts run. `require_applicable` has passed.
+    """The site's inventory for releases, each of which has bundles for what its hosts run.
 
     Args:
         keyring: as of `settings_of`.
@@ -158,7 +151,7 @@ def inventory_for(spec: SiteSpec, hosts: SiteHosts, releases: Sequence[Release],
 
 
 def inventory(spec: SiteSpec, hosts: SiteHosts, system: BundleTarget, others: Sequence[BundleTarget] = (), keyring: Path | None = None) -> Inventory:
-    """The site's inventory. `require_applicable` has passed.
+    """The site's inventory.
 
     Args:
         system: what its management hosts run.

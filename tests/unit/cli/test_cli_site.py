@@ -58,7 +58,6 @@ def test_options_alone_make_a_site(file: Path) -> None:
     assert (spec.metadata.name, spec.releases, spec.addresses.hub.address) == ("rack-7", (newest_release(),), IPv4Address("192.0.2.201"))
     connection = spec.management.hosts[0].connection
     assert connection is not None and (connection.host, connection.user) == ("node-1", "root")
-    assert spec.not_applied() == []
 
 
 def test_three_hosts_have_an_address_for_their_api(file: Path) -> None:
@@ -179,15 +178,6 @@ def test_the_reference_is_printed_or_written(tmp_path: Path, monkeypatch: pytest
         run("reference", "--write")
 
 
-@pytest.mark.parametrize("command", [["apply"], ["plan"], ["status"], ["remove", "--confirm", "rack-7"]])
-def test_what_this_version_cannot_apply_is_refused_before_a_host_is_reached(file: Path, command: list[str]) -> None:
-    run("init", str(file), *THREE)
-    file.write_text(f"{file.read_text()}\nstorage: {{etcd: {{className: fast}}}}\n")
-    with pytest.raises(InvalidInput, match="nothing was changed") as refused:
-        run(*command, "-f", str(file))
-    assert "etcd's volumes are of the management cluster's default StorageClass" in refused.value.details
-
-
 @pytest.mark.parametrize("confirm", [[], ["--confirm", "rack-8"]])
 def test_a_removal_that_is_not_confirmed_changes_nothing(file: Path, confirm: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def reached(*_: object) -> object:
@@ -203,10 +193,15 @@ def test_a_removal_that_is_not_confirmed_changes_nothing(file: Path, confirm: li
 def test_the_state_of_each_part_is_shown_and_what_is_not_right_ends_the_command_with_1(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = [Part("host", "ok", "node-1 (192.0.2.11)"), Part("registry", "down", "registry.rack-7.internal:5000")]
     monkeypatch.setattr("ckp.site.status.status", lambda *_: iter(parts))
+    monkeypatch.setattr("ckp.site.status.version_of", lambda _host: Part("version", "ok", "CKP 0.3.0"))
     run("init", str(file), *OPTIONS)
     shown = run("status", "-f", str(file))
     assert shown.exit_code == 1
-    assert [line.split() for line in shown.output.splitlines()][1:] == [["host", "ok", "node-1", "(192.0.2.11)"], ["registry", "down", parts[1].detail]]
+    assert [line.split() for line in shown.output.splitlines()][1:] == [
+        ["host", "ok", "node-1", "(192.0.2.11)"],
+        ["registry", "down", parts[1].detail],
+        ["version", "ok", "CKP", "0.3.0"],
+    ]
     assert json.loads(run("status", "-f", str(file), "-o", "json").output)[1] == {"name": "registry", "state": "down", "detail": parts[1].detail}
     del parts[1]
     assert run("status", "-f", str(file)).exit_code == 0

@@ -47,6 +47,7 @@ class Dist:
         self.world, self.release, self.registry_name = world, release, registry_name
         self.tags = {"kube-apiserver": f"{release.name}-ckp", "etcd": "3.5.15-0", "pause": "3.10", "ckp-addons": "v1"}
         self.targets, self.stand_ins = [DEBIAN], list[str]()
+        self.built = {"distribution": SimpleNamespace(binary=lambda _name: Path("/nonexistent"))}
 
     def agent(self, _: str) -> SimpleNamespace:
         return SimpleNamespace(version="0.3.0+1-ckp")

@@ -127,7 +127,11 @@ async def test_no_request_fails_while_one_of_two_replicas_is_replaced(tmp_path: 
         balancer.replicas = balancer.ready = [one, other]
         following = asyncio.ensure_future(balancer.run())
         clients = [asyncio.ensure_future(use(f"c{number}")) for number in range(CLIENTS)]
-        await asyncio.sleep(1)
+
+        async def begun() -> bool:
+            return bool(written)
+
+        await wait_until_async(begun, what="the first write", timeout=60, every=0.05)
         before = len(written)
         async with replica(tmp_path, root, shared) as new:  # maxUnavailable: 0
             balancer.replicas = [one, other, new]

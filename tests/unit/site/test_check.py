@@ -445,9 +445,6 @@ def test_a_sites_file_says_what_is_to_be_checked() -> None:
             "http://proxy.example.test:3128",
         )
         assert DEBIAN in site.systems and {target.format for target in site.systems} == {"deb"}
-    keys = {finding.what.split(" ")[0] for finding in of_spec.not_applied(spec)}
-    assert set() == keys, "several hosts, releases and a proxy are applied"
-    assert all("(line " in finding.what and finding.severity is Severity.ERROR for finding in of_spec.not_applied(spec))
 
 
 def test_the_command_prints_findings_with_remedies_and_fails_with_an_error(tmp_path: Path) -> None:

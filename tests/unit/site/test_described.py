@@ -113,27 +113,16 @@ def test_names_of_services_are_those_of_the_file(tmp_path: Path, host: Server) -
     text = TEXT.replace("hub: {address: 192.0.2.201", "hub: {names: [hub.example.test], address: 192.0.2.201")
     assert text != TEXT
     spec = parse_site(text.encode(), tmp_path / "site.yaml")
-    described.require_applicable(spec)
     assert described.inventory(spec, KnownHosts(host, [host]), Catalog().release("v1.35.1").bundles[0]).network.hub_names == ("hub.example.test",)
 
 
 def test_a_host_is_reached_as_the_file_says(spec: SiteSpec, tmp_path: Path) -> None:
-    described.require_applicable(spec)
     [host] = spec.management.hosts or ()
     found = described.host_of(host)
     assert isinstance(found, SshHost)
     assert (found.name, found.address) == ("m1", "192.0.2.10")
     assert (found.settings.host, found.settings.user, found.settings.port) == ("m1.example.test", "ops", 2222)
     assert found.settings.identity_file == tmp_path / "keys/id", "relative paths are relative to the file"
-
-
-def test_what_cannot_be_applied_is_refused_with_its_line(tmp_path: Path) -> None:
-    text = f"{TEXT}backup: {{to: {{path: /mnt}}, encryptFor: [a.pgp]}}\n"
-    with pytest.raises(InvalidInput, match="nothing was changed") as refused:
-        described.require_applicable(parse_site(text.encode(), tmp_path / "site.yaml"))
-    assert refused.value.details.splitlines() == [
-        f"{tmp_path}/site.yaml:20: backup: backups are not made by themselves yet: `ckp site backup` makes one",
-    ]
 
 
 def test_a_hosts_operating_system_is_one_of_the_releases(host: Server) -> None:

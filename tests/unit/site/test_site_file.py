@@ -11,8 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from ckp.kits.errors import InvalidInput
-from ckp.site.spec import reference, template, unsupported
-from ckp.site.spec.findings import key_path
+from ckp.site.spec import reference, template
 from ckp.site.spec.model import SiteSpec
 from ckp.site.spec.part import Part, key_of
 from ckp.site.spec.read import InvalidSite, parse_site, read_site
@@ -72,7 +71,6 @@ def test_the_smallest_file_has_defaults_for_all_else() -> None:
     assert (spec.addresses.management_pods, spec.addresses.management_services) == (IPv4Network("10.244.0.0/16"), IPv4Network("10.96.0.0/16"))
     assert spec.registry.own is not None and (spec.registry.own.port, spec.registry.own.storage) == (5000, PurePosixPath("/var/lib/ckp-registry"))
     assert spec.database.sqlite is not None and spec.releases == (newest_release(),) and spec.backup is None and spec.workers is None
-    assert spec.not_applied() == []
 
 
 def test_everything_that_a_file_may_have_is_read() -> None:
@@ -579,7 +577,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_lines_of_keys_are_known() -> None:
     spec = site(f"{three()}backup: {{to: {{path: /a}}, encryptFor: [a]}}\n")
     assert (spec.line("management", "hosts", 2), spec.line("management", "hosts", 2, "address"), spec.line("addresses", "hub", "names")) == (9, 9, 16)
-    assert spec.line("storage") == 0 and [(item.path, item.line) for item in spec.not_applied()] == [("backup", len(three().splitlines()) + 1)]
+    assert spec.line("storage") == 0 and spec.line("backup", "keep") == len(three().splitlines()) + 1
 
 
 def test_a_site_made_in_another_way_follows_the_same_rules() -> None:
@@ -588,28 +586,6 @@ def test_a_site_made_in_another_way_follows_the_same_rules() -> None:
     data["addresses"]["hub"]["address"] = "192.0.2.99"
     with pytest.raises(ValidationError, match=r"hub\.address: the address 192\.0\.2\.99 of the hub is not in"):
         SiteSpec.model_validate(data)
-
-
-EXTRA = {
-    "management.hosts": three(),
-    "addresses.loadBalancers.className": ONE.replace("ciliumPool: {first: 192.0.2.100, last: 192.0.2.119}", "className: a"),
-    "addresses.loadBalancers.onHosts": ONE.replace("ciliumPool: {first: 192.0.2.100, last: 192.0.2.119}", "onHosts: [192.0.2.100, 192.0.2.101]"),
-    "addresses.api.virtualAddress": ONE.replace("registry:\n", f"{API}registry:\n"),
-    "addresses.api.names": ONE.replace("registry:\n", "  api: {names: [a]}\nregistry:\n"),
-    "addresses.api.certSANs": ONE.replace("registry:\n", "  api: {certSANs: [a]}\nregistry:\n"),
-    "addresses.compass.names": ONE.replace("192.0.2.100}\n", "192.0.2.100, names: [a]}\n"),
-    "addresses.hub.names": ONE.replace("192.0.2.101}", "192.0.2.101, names: [a]}"),
-    "registry.existing": ONE.replace("own: {name: registry.rack-7.internal}", "existing: {address: r.example}"),
-    "storage.etcd": f"{ONE}storage: {{etcd: {{path: /a}}}}\n",
-}
-
-
-@pytest.mark.parametrize("row", unsupported.TABLE, ids=lambda row: key_path(row.place))
-def test_what_this_version_cannot_apply_is_valid_and_named(row: unsupported.Row) -> None:
-    path = key_path(row.place)
-    text = EXTRA[path]
-    [found] = [item for item in site(text).not_applied() if item.path == path]
-    assert found.why == row.why and str(row.place[-1]) in text.splitlines()[found.line - 1]
 
 
 def models() -> list[type[Part]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-from datetime import timedelta
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -65,6 +64,12 @@ def optional(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, An
 def one_of(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     """A mapping with exactly one of these keys."""
     return st.one_of(*(st.fixed_dictionaries({key: value}) for key, value in fields.items()))
+
+
+backups = st.fixed_dictionaries(
+    {"to": st.just({"path": "/b"}), "encryptFor": st.lists(files, min_size=1, max_size=2)},
+    optional={"every": st.sampled_from(["5m", "90m", "1h0m1s"]), "keep": st.integers(1, 1000)},
+)
 
 
 @st.composite
@@ -137,11 +142,7 @@ def sites(draw: st.DrawFn) -> dict[str, Any]:
                     caFiles=st.lists(files, max_size=2),
                 ),
                 trust=optional(keyringFile=files, fingerprints=st.just(["0" * 40])),
-                backup=st.fixed_dictionaries(
-                    {"to": st.just({"path": "/b"}), "encryptFor": st.lists(files, min_size=1, max_size=2)},
-                    optional={"every": st.sampled_from(["5m", "90m", "1h0m1s"]), "keep": st.integers(1, 1000)},
-                ),
-                **({"workers": workers, "hostSettings": st.dictionaries(texts, values, max_size=3)} if installed else {}),
+                **({"backup": backups, "workers": workers, "hostSettings": st.dictionaries(texts, values, max_size=3)} if installed else {}),
                 addonValues=st.dictionaries(texts, st.dictionaries(texts, values, max_size=2), max_size=2),
             )
         ),
@@ -262,7 +263,7 @@ def test_values_of_any_length_take_time_as_their_length_does() -> None:
 
 def test_the_model_holds_typed_values() -> None:
     spec = parse_site(dump_site(SiteSpec.model_validate(EXAMPLE)).encode(), FILE)
-    assert spec.addresses.hub.address == IPv4Address("192.0.2.201") and spec.backup is not None and spec.backup.every == timedelta(hours=24)
+    assert spec.addresses.hub.address == IPv4Address("192.0.2.201") and spec.workers is not None and spec.workers.systems == ("debian-12",)
 
 
 EXAMPLE = {
@@ -273,5 +274,4 @@ EXAMPLE = {
     "addresses": {"hosts": "192.0.2.0/24", "loadBalancers": {"className": "a"}, "compass": {"address": "192.0.2.200"}, "hub": {"address": "192.0.2.201"}},
     "registry": {"existing": {"address": "r.example"}},
     "workers": {"systems": ["debian-12"]},
-    "backup": {"to": {"path": "/b"}, "encryptFor": ["/f"]},
 }

@@ -119,12 +119,3 @@ def systems(spec: SiteSpec) -> list[BundleTarget]:
     catalog = Catalog()
     offered = [catalog.release(name).bundles for name in spec.releases]
     return [target for target in offered[0] if target.format == DEPLOYED and all(target in others for others in offered[1:])]
-
-
-def not_applied(spec: SiteSpec) -> list[Finding]:
-    """What the file asks for and this version can't do yet."""
-    found = []
-    for each in spec.not_applied():
-        where = f"{each.path} (line {each.line})" if each.line else each.path
-        found.append(Finding("", "not applied", Severity.ERROR, f"{where}: {each.why}", "remove it from the file, or wait for a version that does it"))
-    return found

@@ -44,7 +44,6 @@ from ckp.site.spec.types import (
     UserName,
     newest_release,
 )
-from ckp.site.spec.unsupported import Unsupported, not_applied
 
 API_VERSION: Literal["ckp.coredge.io/v1alpha1"] = "ckp.coredge.io/v1alpha1"
 KIND: Literal["Site"] = "Site"
@@ -500,10 +499,6 @@ class SiteSpec(Part):
         while place and place not in self._origin.lines:
             place = place[:-1]
         return self._origin.lines.get(place, 0)
-
-    def not_applied(self) -> list[Unsupported]:
-        """What the file asks for and this version of CKP can't do yet, in the order of the table in ckp.site.spec.unsupported."""
-        return not_applied(self, self.line)
 
     @classmethod
     def rules(cls, part: Any) -> Iterator[Finding]:

@@ -14,12 +14,10 @@ from ckp.kits import paths
 from ckp.kits.clock import exact_duration
 from ckp.kits.errors import InvalidInput
 from ckp.kits.files import atomic_write
-from ckp.site.spec.findings import key_path
 from ckp.site.spec.model import SiteSpec
 from ckp.site.spec.part import Part, hints, key_of
 from ckp.site.spec.shapes import Shape, shape_of
 from ckp.site.spec.template import Answers, render
-from ckp.site.spec.unsupported import TABLE
 
 COMMAND = "ckp site reference --write"
 PAGE = Path("docs/reference/site.md")
@@ -53,21 +51,10 @@ def markdown() -> str:
         "- Relative paths are relative to the folder of the file; `~/` is the user's home.\n"
         "- Durations are written as `90m`, `24h` or `1h30m`. All addresses are IPv4.",
         *(block for title, model in _parts() for block in _part(title, model)),
-        *_not_applied(),
         "## Example",
         f"```yaml\n{render(EXAMPLE)}```",
     ]
     return "\n\n".join(blocks) + "\n"
-
-
-def _not_applied() -> list[str]:
-    if not TABLE:
-        return []
-    return [
-        "## What this version can't do yet",
-        "These keys are valid, and are not applied. Commands that read the file name them.",
-        "\n".join(["| key | why |", "| --- | --- |", *(f"| `{key_path(row.place)}` | {row.why} |" for row in TABLE)]),
-    ]
 
 
 def _parts() -> Iterator[tuple[str, type[Part]]]:

@@ -27,6 +27,7 @@ HELPS = {
 """Pages that are no feature by themselves."""
 INTERNAL = {
     "database", "clock", "admin", "hub", "enrolments", "requests.decide", "approval.consider", "hosts.require", "wire", "releases.get", "releases.names",
+    "releases.host_addresses",
     "operations.label", "operations.taint", "operations.cordon", "operations.drain", "clusters.set_timeouts", "clusters.set_cert_sans",
     "sessions.find", "sessions.still_open", "keys.matching", "keys.spend",
 }  # fmt: skip
