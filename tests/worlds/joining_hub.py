@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,9 @@ from tests.support.signing_keys import signing_key
 from tests.support.small_packages import MAINTAINER, small_package
 from tests.worlds.tls import Authority, make_authority, make_leaf, write_pair
 
-HUB, LOOPBACK, PORT = "hub.joining.test", "127.0.0.87", joining.ENROLMENT_PORT
+HUB, PORT = "hub.joining.test", joining.ENROLMENT_PORT
+LOOPBACK = f"127.0.{os.environ.get('PYTEST_XDIST_WORKER', 'gw0').removeprefix('gw')}.87"
+"""The port is one for all hubs, so each process that tests has an address of its own."""
 KEY = "ckphk_" + "k" * 43
 VERSION = "0.2.0+1-ckp"
 CHANGED = ("/etc", "/usr", "/var/lib", "/root", "/opt")
