@@ -46,8 +46,8 @@ async def test_many_machines_are_approved_into_a_group_at_once(world: World, bro
     psk = await world.psk()
     for number in range(3):
         await world.enrol(psk, hostname=f"new-{number}", machine_id=str(number) * 32)
-    chosen = await requests_of(world)
-    names = [(await world.call("GET", f"/host-requests/{each}", expect=200))["hostname"] for each in chosen[:2]]
+    pending = (await world.call("GET", "/host-requests?state=pending", expect=200))["items"]
+    chosen, names = [item["id"] for item in pending], [f"new-{item['machineId'][0]}" for item in pending[:2]]
     await browser.post(f"{ROOT}/requests/decide", {"action": "approve", "id": chosen[:2], "group": ["workers"]})
     hosts = {host["name"]: host["groups"] for host in (await world.call("GET", "/hosts", expect=200))["items"]}
     assert {name: groups for name, groups in hosts.items() if name.startswith("new-")} == {name: ["workers"] for name in names}
