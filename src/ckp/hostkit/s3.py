@@ -406,6 +406,7 @@ class Store:
         how = {
             "NoSuchBucket": "make the bucket, or correct `bucket`",
             "InvalidAccessKeyId": "correct the access key in `credentialsFile`",
+            "XAdminUserNotFound": "correct the access key in `credentialsFile`",  # as versitygw says it
             "SignatureDoesNotMatch": "correct the secret key in `credentialsFile`",
             "AccessDenied": "let this access key list the bucket, and put, get and delete objects in it",
             "RequestTimeTooSkewed": SET_CLOCK,
