@@ -169,7 +169,7 @@ class ManagedControlPlaneReconciler:
         service = await self.kube.get(SERVICE, plan.name("apiserver"), plan.namespace)
         routed = plan.replicas > 1 or tunnels.is_routed(service)  # and then for good: the way back would cut agents off for a moment
         # A Service keeps the class that it was made with; the API server refuses another one.
-        of = str(service["spec"].get("loadBalancerClass") or "") if service else plan.load_balancer_class
+        of = str((service.get("spec") or {}).get("loadBalancerClass") or "") if service else plan.load_balancer_class
         plan = replace(plan, routed=routed, load_balancer_class=of)
         settled = settle(_asked(plane, cluster, service))
         if settled.reason is not Reason.UNUSABLE_ENDPOINT:
