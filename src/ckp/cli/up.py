@@ -21,6 +21,7 @@ from ckp.cli.site_apply import titles as site_titles
 from ckp.cli.site_changes import changing
 from ckp.cli.view.progress import planned
 from ckp.clients.compass import Session, config_path, read_config
+from ckp.clients.signing.sequoia import sequoia
 from ckp.distribution.carry.airgap import ImportedRelease
 from ckp.kits import paths
 from ckp.kits.clock import human_duration
@@ -77,6 +78,8 @@ def up(release_name: str, workers: int, management: str, name: str, archive: Pat
         with steps:
             with steps.step(CHECKING):
                 check_machine()
+                if not archive or len(offered) > 1:
+                    sequoia()  # something is built: what is missing for that is said before hosts are booted
             read = [read_release(archive, keyring, steps)] if archive else []
             with steps.step(booting(hosts)):
                 hosts.boot(steps.say)
