@@ -56,6 +56,8 @@ class World:
     dist: Distribution
     output: str
     cluster: str
+    pushed: dict[str, str]
+    """Repository -> digest of what the main job has pushed, as its registry gave them while the lab was there."""
 
     def kubectl(self, *arguments: str, timeout: float = 90, check: bool = True, stdin: str | None = None) -> Finished:
         """Against the workload cluster, by the kubeconfig that `ckp` gave."""
@@ -117,7 +119,10 @@ def world(pytestconfig: pytest.Config) -> Iterator[World]:
         dist.make_bundles(lab.REGISTRY_ADDRESS, [lab.OS])
         hosts = lab.LabHosts(WORKERS)
         site = Site(dist, lab.inventory(hosts), lambda _line: None)
-        yield World(hosts, site, dist, output, "demo")
+        tags = {**dist.tags, **{target.repository: STAMP for target in dist.targets}}
+        with contextlib.closing(site.registry.client()) as client:
+            pushed = {repository: client.digest(f"ckp/{repository}", tag) or "" for repository, tag in tags.items()}
+        yield World(hosts, site, dist, output, "demo", pushed)
     finally:
         collect()
         if not os.environ.get("CKP_KEEP_LAB"):  # for working on the tests themselves

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ckp.distribution.bundles import SIGNED_IMAGES
-from ckp.distribution.carry.airgap import ImportedRelease, own_registry
+from ckp.distribution.carry.airgap import ImportedRelease
 from ckp.distribution.registries.server import RegistryServer
 from ckp.kits import paths
 from ckp.kits.files import exclusive
@@ -37,12 +37,9 @@ def built(world: World) -> dict[str, str]:
 
     The images of the agent's packages are others: the main job has packed debs only, and a file for a site holds debs and rpms.
     """
-    tags = {**world.dist.tags, **{target.repository: STAMP for target in world.dist.targets}}
-    tags = {repository: tag for repository, tag in tags.items() if repository not in SIGNED_IMAGES}
-    with own_registry(world.dist.built["distribution"].binary("registry")) as (client, _address, _ca):
-        found = {repository: client.digest(f"ckp/{repository}", tag) for repository, tag in tags.items()}
-    assert all(found.values()), found
-    return {repository: str(digest) for repository, digest in found.items()}
+    found = {repository: digest for repository, digest in world.pushed.items() if repository not in SIGNED_IMAGES}
+    assert found and all(found.values()), found
+    return found
 
 
 @pytest.fixture(scope="module")
