@@ -96,8 +96,7 @@ class Clusters:
                 await self._check_unfinished(existing, spec, cni_version, project)
             capacity = await self._capacity(project, spec.host_group, spec.name, spec.version)
             self._check_hosts(spec, capacity)
-            if spec.address:
-                await addresses.check_free(self._kube, spec.address, namespace=project.namespace, cluster=spec.name, among=self._releases.host_addresses())
+            await self._check_address(project, spec)
             requested_at = ((existing or {}).get("metadata", {}).get("annotations") or {}).get(names.REQUESTED_AT_ANNOTATION, rfc3339(self._clock.now()))
             await self._namespaces.ensure(project)
             await held.require()
@@ -142,9 +141,9 @@ class Clusters:
             judge(lambda: _check_enough(spec.host_group, spec.workers, capacity))
             if own_networks is not None:
                 judge(lambda: self._check_host_addresses(spec, capacity))
-        if spec.address and own_networks is not None:
+        if own_networks is not None:
             try:
-                await addresses.check_free(self._kube, spec.address, namespace=project.namespace, cluster=spec.name)
+                await self._check_address(project, spec)
             except InvalidInput as error:
                 refusals.append(error)
         return refusals
@@ -302,6 +301,12 @@ class Clusters:
         cni_version = self._check_release(request)
         self._check_networks(request)
         return cni_version
+
+    async def _check_address(self, project: ProjectRef, spec: ClusterRequest) -> None:
+        """That the address that is asked for, if one is, can be had."""
+        if spec.address:
+            among = self._releases.host_addresses()
+            await addresses.check_free(self._kube, spec.address, namespace=project.namespace, cluster=spec.name, among=among)
 
     def _check_release(self, request: ClusterRequest) -> str:
         """The version of the network plugin."""

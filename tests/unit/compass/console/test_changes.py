@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from ckp.api.compass.clusters import ClusterRequest, Timeouts
 from ckp.cli.main import root as ckp
 from ckp.compass.identity import ProjectRef
+from ckp.compass.releases import ReleaseTable
 from ckp.compass.web.forms.cluster import of_form, of_yaml, to_yaml, values_of
 from ckp.compass.web.forms.commands import of_ckp, of_curl
 from ckp.compass.web.forms.reading import Form
@@ -141,6 +142,18 @@ async def test_a_dry_run_says_what_create_says(world: World) -> None:
     await world.call("POST", "/clusters", json=cluster_body(), expect=201)
     [again] = (await world.call("POST", "/clusters/check", json=cluster_body(workers=1), expect=200))["refusals"]
     assert (again["code"], again["message"]) == ("Conflict", "a cluster named demo exists already")
+
+
+async def test_a_dry_run_knows_which_addresses_of_hosts_the_site_gives(world: World) -> None:
+    releases = world.cases.clusters._releases
+    assert isinstance(releases, ReleaseTable)
+    releases._host_addresses = ("192.0.2.61",)
+    body = cluster_body(address="192.0.2.99")
+    refused = (await world.call("POST", "/clusters", json=body, expect=422))["error"]["message"]
+    assert "is not one that this site gives to clusters" in refused
+    checked = (await world.call("POST", "/clusters/check", json=body, expect=200))["refusals"]
+    assert [refusal["message"] for refusal in checked] == [refused]
+    assert (await world.call("POST", "/clusters/check", json=cluster_body(address="192.0.2.61"), expect=200))["ok"]
 
 
 async def test_what_is_refused_stands_in_the_form_as_it_was_written(world: World, browser: Browser) -> None:
