@@ -112,6 +112,11 @@ class OutsideRegistry:
     credentials: Path | None = None
     login: str = field(default="", repr=False)
 
+    @property
+    def address(self) -> str:
+        """`host:port`, and the prefix if there is one, as hosts and images name it."""
+        return f"{self.host}/{self.prefix}" if self.prefix else self.host
+
 
 @dataclass(frozen=True)
 class SiteRegistry:
@@ -139,7 +144,7 @@ class SiteRegistry:
     def address(self) -> str:
         """`host:port` as hosts and images name it; with the prefix of a registry that has one."""
         if self.outside is not None:
-            return f"{self.outside.host}/{self.outside.prefix}" if self.outside.prefix else self.outside.host
+            return self.outside.address
         return f"{self.name}:{self.port}"
 
     @property

@@ -121,12 +121,6 @@ class Registry:
         self._http.send("DELETE", location, what=f"{what}: cancelling it", allow=(200, 202, 204, 404, 405))
         return True
 
-    def may_pull(self, repository: str) -> bool:
-        """Whether these credentials may pull from a repository, which need not exist. CkpError if the registry does not answer."""
-        url = f"/v2/{self._path(repository)}/manifests/none"
-        answer = self._http.send("GET", url, what=f"asking whether {repository} may be pulled from", allow=(200, 401, 403, 404), headers=ACCEPT)
-        return answer.status in (200, 404)
-
     # -- manifests
 
     def digest(self, repository: str, reference: str) -> str | None:

@@ -39,11 +39,11 @@ class Finding:
     remedy: str
 
 
-def failed(name: str, check: str, error: CkpError) -> Finding:
-    """A look that failed, as a finding about the host `name`."""
+def failed(name: str, check: str, error: CkpError, remedy: str = "see what the host's journal says, and check again") -> Finding:
+    """A look that failed, as a finding about the host `name`; `remedy` is for errors that name none."""
     details = error.details.strip().splitlines()
     what = f"{error.brief}: {details[-1].strip()}" if details else error.brief
-    return Finding(name, check, Severity.ERROR, what, error.resolution or "see what the host's journal says, and check again")
+    return Finding(name, check, Severity.ERROR, what, error.resolution or remedy)
 
 
 class Role(StrEnum):

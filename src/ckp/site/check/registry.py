@@ -12,7 +12,7 @@ from typing import Any
 from ckp.clients.oci.registry import Registry
 from ckp.distribution.bundles import PREFIX
 from ckp.kits.errors import CkpError
-from ckp.site.check.model import Finding, Severity, SiteToCheck
+from ckp.site.check.model import Finding, Severity, SiteToCheck, failed
 from ckp.site.inventory import OutsideRegistry
 from ckp.site.registries import existing
 
@@ -58,7 +58,7 @@ def check_registry(site: SiteToCheck, say: Callable[[str], None]) -> list[Findin
 
 
 def _findings(place: OutsideRegistry) -> Iterator[Finding]:
-    where = f"{place.host}/{place.prefix}/{PREFIX}" if place.prefix else f"{place.host}/{PREFIX}"
+    where = f"{place.address}/{PREFIX}"
     try:
         with closing(existing.connect(place, place.credentials)) as client:
             if not client.may_push(existing.NONE):
@@ -72,9 +72,7 @@ def _findings(place: OutsideRegistry) -> Iterator[Finding]:
                         "", CHECK, Severity.WARNING, what, "take a user who may read only: whoever takes over one host could change what all of them run"
                     )
     except CkpError as error:
-        details = error.details.strip().splitlines()
-        what = f"{error.brief}: {details[-1].strip()}" if details else error.brief
-        yield Finding("", CHECK, Severity.ERROR, what, error.resolution or REACH.format(who="this machine"))
+        yield failed("", CHECK, error, REACH.format(who="this machine"))
 
 
 @contextmanager

@@ -95,7 +95,7 @@ class ExistingRegistry:
     @property
     def address(self) -> str:
         """`host:port`, and the prefix if there is one, as hosts and images name it."""
-        return f"{self.place.host}/{self.place.prefix}" if self.place.prefix else self.place.host
+        return self.place.address
 
     @property
     def endpoint(self) -> str:

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from ckp.kits.errors import NotFound
 from ckp.lab.lab import Lab, LabHost
 from ckp.site.inventory import HostGroup, Inventory, SiteNetwork, SiteRegistry
-from ckp.site.lab import ADDON_VALUES, HOST_SETTINGS, OS
+from ckp.site.lab import ADDON_VALUES, HOST_SETTINGS, OS, REGISTRY, SHELL
 
-REGISTRY = "registry.ckp.lab"
 GROUP = HostGroup("lab", "The lab's workers")
 COMPASS, HUB = 100, 101
 """Their addresses, as places in the lab's network."""
@@ -58,4 +57,4 @@ class FirstLab:
             management_pods="10.244.0.0/16",
             management_services="10.96.0.0/16",
         )
-        return Inventory(OS, self, SiteRegistry(REGISTRY, Lab.GATEWAY), addresses, GROUP, "ckp lab shell {host}", HOST_SETTINGS, ADDON_VALUES)
+        return Inventory(OS, self, SiteRegistry(REGISTRY, Lab.GATEWAY), addresses, GROUP, SHELL, HOST_SETTINGS, ADDON_VALUES)
