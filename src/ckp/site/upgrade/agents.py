@@ -60,6 +60,14 @@ def read(host: SiteHost) -> list[Agent]:
     return sorted((_agent(ByoHost.of(item)) for item in found if not item["metadata"].get("deletionTimestamp")), key=lambda each: each.title)
 
 
+def _read_one(host: SiteHost, agent: Agent) -> Agent | None:
+    """The agent as it is now; None if its host was deleted, or is being deleted."""
+    namespace = f"--namespace={agent.namespace}"
+    text = management.kubectl(host, "get", RESOURCE, agent.name, namespace, "--ignore-not-found", "--output=json", timeout=120)
+    found = json.loads(text) if text.strip() else None
+    return None if found is None or found["metadata"].get("deletionTimestamp") else _agent(ByoHost.of(found))
+
+
 def _agent(host: ByoHost) -> Agent:
     observed, connected = host.status.observed, host.condition(ConditionType.AGENT_CONNECTED).is_true
     return Agent(host.metadata.namespace, host.name, host.status.agent.version, connected, observed.reason, observed.message)
@@ -110,7 +118,7 @@ def _wait(host: SiteHost, agent: Agent, wanted: str, limits: Limits) -> None:
 
     def there() -> bool:
         nonlocal last
-        found = next((each for each in read(host) if each.title == agent.title), None)
+        found = _read_one(host, agent)
         if found is None:
             return True  # somebody deleted the host
         last = found
