@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from ckp import __version__
+from ckp.api.compass.features import PAGES
 from ckp.compass.identity import ProjectRef
 from ckp.compass.services import UseCases
 from ckp.compass.web.assets import Assets
@@ -46,8 +47,10 @@ class Console:
         self._templates.filters |= {"moment": _moment, "size": _size, "duration": human_duration, "ago": self._ago, "pairs": _pairs}
 
     def fragment(self, name: str, **context: Any) -> str:
-        """A part of a page as HTML."""
-        return self._templates.get_template(name).render(**context)
+        """A part of a page as HTML. Where the context has a project, `root` is where its pages are."""
+        project = context.get("project")
+        root = {"root": root_of(project)} if project is not None else {}
+        return self._templates.get_template(name).render(**(root | context))
 
     def page(self, request: Request, name: str, /, *, status: int = 200, headers: Mapping[str, str] | None = None, **context: Any) -> Response:
         """A whole page.
@@ -82,7 +85,7 @@ def project_of(request: Request) -> ProjectRef:
 
 def root_of(project: ProjectRef) -> str:
     """Where a project's pages are."""
-    return f"/domains/{project.domain}/projects/{project.project}"
+    return PAGES.format(domain=project.domain, project=project.project)
 
 
 def _pairs(items: Iterable[str]) -> list[tuple[str, str]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, fields
+from typing import Generic, Self, TypeVar
 from urllib.parse import urlencode
 
 from starlette.requests import Request
@@ -36,6 +36,16 @@ class Paged(Generic[T]):
     def last(self) -> int:
         """Number of the last one that is shown."""
         return self.first + len(self.items) - 1 if self.items else 0
+
+
+@dataclass(frozen=True)
+class UrlFilters:
+    """What of a list is shown; its fields are parameters of the URL, all texts, and what is empty does not matter."""
+
+    @classmethod
+    def of(cls, request: Request) -> Self:
+        """Those in the URL."""
+        return cls(**{each.name: parameter(request, each.name) for each in fields(cls)})
 
 
 def parameter(request: Request, name: str, *, limit: int = 100) -> str:

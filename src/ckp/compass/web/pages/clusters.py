@@ -11,32 +11,28 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from ckp.api.compass.clusters import ClusterView, StepView
+from ckp.api.compass.features import PAGES
 from ckp.api.states import FINISHED_STEPS, StepState
 from ckp.compass.identity import ProjectRef
 from ckp.compass.web.console import Console, project_of, root_of
 from ckp.compass.web.gate import form_of, session_of
 from ckp.compass.web.live.response import EventStream
 from ckp.compass.web.pages.remedies import remedy
-from ckp.compass.web.paging import Paged, paged, parameter
+from ckp.compass.web.paging import Paged, UrlFilters, paged
 from ckp.kits.clock import human_duration
 from ckp.kits.errors import InvalidInput
 
 PHASES = ("Pending", "Provisioning", "Provisioned", "Ready", "Failed", "Deleting")
-BASE = "/domains/{domain}/projects/{project}/clusters"
+BASE = f"{PAGES}/clusters"
 
 
 @dataclass(frozen=True)
-class Filters:
+class Filters(UrlFilters):
     """Which clusters are listed; what is empty does not matter."""
 
     q: str
     phase: str
     version: str
-
-    @classmethod
-    def of(cls, request: Request) -> Filters:
-        """Those in the URL."""
-        return cls(parameter(request, "q"), parameter(request, "phase"), parameter(request, "version"))
 
     def apply(self, clusters: Sequence[ClusterView]) -> list[ClusterView]:
         """Those that match."""
@@ -84,7 +80,6 @@ def shown(project: ProjectRef, cluster: ClusterView) -> dict[str, Any]:
     """What the templates of one cluster show."""
     return {
         "project": project,
-        "root": root_of(project),
         "cluster": cluster,
         "phases": timeline(cluster),
         "progress": progress(cluster),
@@ -109,7 +104,6 @@ def routes(console: Console) -> list[Route]:
             request,
             "clusters.html",
             project=project,
-            root=root_of(project),
             section="clusters",
             page=page,
             filters=filters,
@@ -123,9 +117,7 @@ def routes(console: Console) -> list[Route]:
 
         async def render() -> dict[str, str]:
             page, nothing = await listed(request, project, filters)
-            return {
-                "cluster-list": console.fragment("parts/cluster_list.html", project=project, root=root_of(project), page=page, nothing=nothing, filters=filters)
-            }
+            return {"cluster-list": console.fragment("parts/cluster_list.html", project=project, page=page, nothing=nothing, filters=filters)}
 
         page, _ = await listed(request, project, filters)
         return EventStream(console.streams.subscribe(project, f"clusters?{page.query}", session_of(request).digest, render))
@@ -167,14 +159,14 @@ def routes(console: Console) -> list[Route]:
     async def ask_deletion(request: Request) -> Response:
         project = project_of(request)
         cluster = await clusters.get(project, request.path_params["name"])
-        return console.page(request, "cluster_delete.html", project=project, root=root_of(project), section="clusters", cluster=cluster, problem="")
+        return console.page(request, "cluster_delete.html", project=project, section="clusters", cluster=cluster, problem="")
 
     async def delete(request: Request) -> Response:
         project, form = project_of(request), form_of(request)
         cluster = await clusters.get(project, request.path_params["name"])
         if form.get("confirm") != cluster.name:
             problem = f"Type {cluster.name} to delete it. Nothing was changed."
-            context: dict[str, Any] = {"project": project, "root": root_of(project), "section": "clusters", "cluster": cluster, "problem": problem}
+            context: dict[str, Any] = {"project": project, "section": "clusters", "cluster": cluster, "problem": problem}
             return console.page(request, "cluster_delete.html", status=422, **context)
         await clusters.delete(session_of(request).caller, project, cluster.name, force=form.get("force") == "yes")
         return RedirectResponse(f"{root_of(project)}/clusters/{cluster.name}", status_code=303)

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from ckp.api.compass.features import PAGES
 from ckp.api.compass.hosts import GroupView
 from ckp.compass.errors import status_of
 from ckp.compass.identity import ProjectRef
@@ -17,7 +18,7 @@ from ckp.compass.web.forms.commands import of_ckp, of_curl
 from ckp.compass.web.gate import form_of, session_of
 from ckp.kits.errors import Conflict, InvalidInput
 
-PATH = "/domains/{domain}/projects/{project}/new-cluster"
+PATH = f"{PAGES}/new-cluster"
 POD_CIDR, SERVICE_CIDR = "10.42.0.0/16", "10.43.0.0/16"
 
 
@@ -44,7 +45,7 @@ def routes(console: Console) -> list[Route]:
             "timeouts": TIMEOUTS,
             "commands": _commands(request, project, draft),
         }
-        return console.page(request, "create.html", status=status, project=project, root=root_of(project), section="clusters", **context)
+        return console.page(request, "create.html", status=status, project=project, section="clusters", **context)
 
     async def show(request: Request) -> Response:
         project = project_of(request)

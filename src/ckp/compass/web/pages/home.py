@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from ckp.api.compass.features import PAGES
 from ckp.compass.identity import ProjectRef
 from ckp.compass.web.console import Console, project_of, root_of
 from ckp.compass.web.paging import paged, parameter
@@ -28,9 +29,7 @@ def routes(console: Console) -> list[Route]:
         project = project_of(request)
         clusters, hosts, groups = await cases.clusters.list(project), await cases.hosts.list(project), await cases.groups.list(project)
         pending = await cases.requests.list(project, state="pending")
-        return console.page(
-            request, "overview.html", project=project, root=root_of(project), section="overview", clusters=clusters, hosts=hosts, groups=groups, pending=pending
-        )
+        return console.page(request, "overview.html", project=project, section="overview", clusters=clusters, hosts=hosts, groups=groups, pending=pending)
 
     async def releases(request: Request) -> Response:
         return console.page(request, "releases.html", section="releases", releases=cases.list_releases()[::-1], agents=cases.releases.agents()[::-1])
@@ -39,13 +38,12 @@ def routes(console: Console) -> list[Route]:
         project, q = project_of(request), parameter(request, "q")
         entries = [entry for entry in await cases.audit(project, AUDIT_ENTRIES) if q.lower() in f"{entry.action} {entry.target} {entry.actor}".lower()]
         page = paged(request, entries, {"q": q})
-        return console.page(request, "audit.html", project=project, root=root_of(project), section="audit", page=page, q=q, most=AUDIT_ENTRIES)
+        return console.page(request, "audit.html", project=project, section="audit", page=page, q=q, most=AUDIT_ENTRIES)
 
-    base = "/domains/{domain}/projects/{project}"
     return [
         Route("/", start, methods=["GET"]),
         Route("/open", open_project, methods=["GET"]),
         Route("/releases", releases, methods=["GET"]),
-        Route(base, overview, methods=["GET"]),
-        Route(f"{base}/audit", audit, methods=["GET"]),
+        Route(PAGES, overview, methods=["GET"]),
+        Route(f"{PAGES}/audit", audit, methods=["GET"]),
     ]

@@ -11,30 +11,24 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from ckp.api.compass.enrolment import HostJoinView
+from ckp.api.compass.features import PAGES
 from ckp.api.compass.hosts import GroupRequest, HostView
 from ckp.compass.errors import Unavailable
 from ckp.compass.identity import ProjectRef
 from ckp.compass.web.console import Console, project_of, root_of
 from ckp.compass.web.gate import form_of, session_of
 from ckp.compass.web.live.response import EventStream
-from ckp.compass.web.paging import Paged, paged, parameter
+from ckp.compass.web.paging import Paged, UrlFilters, paged
 from ckp.kits.errors import CkpError, NotFound
-
-BASE = "/domains/{domain}/projects/{project}"
 
 
 @dataclass(frozen=True)
-class Filters:
+class Filters(UrlFilters):
     """Which hosts are listed; what is empty does not matter."""
 
     q: str
     state: str
     group: str
-
-    @classmethod
-    def of(cls, request: Request) -> Filters:
-        """Those in the URL."""
-        return cls(parameter(request, "q"), parameter(request, "state"), parameter(request, "group"))
 
     def apply(self, hosts: Sequence[HostView]) -> list[HostView]:
         """Those that match; what is searched for may be a name, an address or a cluster."""
@@ -70,14 +64,14 @@ def routes(console: Console) -> list[Route]:
             "joining": joining,
             "problem": problem,
         }
-        return console.page(request, "hosts.html", project=project, root=root_of(project), section="hosts", **context)
+        return console.page(request, "hosts.html", project=project, section="hosts", **context)
 
     async def stream_list(request: Request) -> Response:
         project, filters = project_of(request), Filters.of(request)
 
         async def render() -> dict[str, str]:
             page, found = await listed(request, project, filters)
-            return {"host-list": console.fragment("parts/host_list.html", root=root_of(project), page=page, nothing=not found, filters=filters)}
+            return {"host-list": console.fragment("parts/host_list.html", project=project, page=page, nothing=not found, filters=filters)}
 
         page, _ = await listed(request, project, filters)
         return EventStream(console.streams.subscribe(project, f"hosts?{page.query}", session_of(request).digest, render))
@@ -86,7 +80,7 @@ def routes(console: Console) -> list[Route]:
         project, name = project_of(request), request.path_params["name"]
         host = await cases.hosts.get(project, name)
         events = list(await cases.hosts.events(project, name))[::-1]
-        return console.page(request, "host.html", project=project, root=root_of(project), section="hosts", host=host, events=events)
+        return console.page(request, "host.html", project=project, section="hosts", host=host, events=events)
 
     async def stream(request: Request) -> Response:
         project, name = project_of(request), request.path_params["name"]
@@ -94,14 +88,14 @@ def routes(console: Console) -> list[Route]:
 
         async def render() -> dict[str, str]:
             host, events = await cases.hosts.get(project, name), list(await cases.hosts.events(project, name))[::-1]
-            return {"host-parts": console.fragment("parts/host_parts.html", root=root_of(project), host=host, events=events)}
+            return {"host-parts": console.fragment("parts/host_parts.html", project=project, host=host, events=events)}
 
         return EventStream(console.streams.subscribe(project, f"host {name}", session_of(request).digest, render))
 
     async def show_groups(request: Request) -> Response:
         project = project_of(request)
         context: dict[str, Any] = {"groups": await cases.groups.list(project), "hosts": await cases.hosts.list(project)}
-        return console.page(request, "groups.html", project=project, root=root_of(project), section="groups", **context)
+        return console.page(request, "groups.html", project=project, section="groups", **context)
 
     async def create_group(request: Request) -> Response:
         project, form = project_of(request), form_of(request)
@@ -115,13 +109,13 @@ def routes(console: Console) -> list[Route]:
         return RedirectResponse(f"{root_of(project)}/host-groups", status_code=303)
 
     return [
-        Route(f"{BASE}/hosts", show_list, methods=["GET"]),
-        Route(f"{BASE}/hosts/-/stream", stream_list, methods=["GET"]),
-        Route(f"{BASE}/hosts/{{name}}", show, methods=["GET"]),
-        Route(f"{BASE}/hosts/{{name}}/stream", stream, methods=["GET"]),
-        Route(f"{BASE}/host-groups", show_groups, methods=["GET"]),
-        Route(f"{BASE}/host-groups", create_group, methods=["POST"]),
-        Route(f"{BASE}/host-groups/{{name}}/members", change_members, methods=["POST"]),
+        Route(f"{PAGES}/hosts", show_list, methods=["GET"]),
+        Route(f"{PAGES}/hosts/-/stream", stream_list, methods=["GET"]),
+        Route(f"{PAGES}/hosts/{{name}}", show, methods=["GET"]),
+        Route(f"{PAGES}/hosts/{{name}}/stream", stream, methods=["GET"]),
+        Route(f"{PAGES}/host-groups", show_groups, methods=["GET"]),
+        Route(f"{PAGES}/host-groups", create_group, methods=["POST"]),
+        Route(f"{PAGES}/host-groups/{{name}}/members", change_members, methods=["POST"]),
     ]
 
 

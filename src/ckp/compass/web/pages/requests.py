@@ -9,6 +9,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from ckp.api.compass.enrolment import ApproveRequest, HostRequestView, RejectRequest
+from ckp.api.compass.features import PAGES
 from ckp.compass.hosts.requests import MAX_LISTED
 from ckp.compass.identity import Caller, ProjectRef
 from ckp.compass.web.console import Console, project_of, root_of
@@ -18,7 +19,7 @@ from ckp.compass.web.live.response import EventStream
 from ckp.compass.web.paging import Paged, paged, parameter
 from ckp.kits.errors import CkpError, InvalidInput
 
-BASE = "/domains/{domain}/projects/{project}/requests"
+BASE = f"{PAGES}/requests"
 STATES = ("pending", "approved", "rejected", "replaced")
 
 
@@ -40,14 +41,14 @@ def routes(console: Console) -> list[Route]:
         project, (state, q) = project_of(request), filters(request)
         page = await listed(request, project, state, q)
         context: dict[str, Any] = {"page": page, "state": state, "q": q, "states": STATES, "groups": await cases.groups.list(project), "refused": {}}
-        return console.page(request, "requests.html", project=project, root=root_of(project), section="requests", **context)
+        return console.page(request, "requests.html", project=project, section="requests", **context)
 
     async def stream(request: Request) -> Response:
         project, (state, q) = project_of(request), filters(request)
 
         async def render() -> dict[str, str]:
             page = await listed(request, project, state, q)
-            return {"request-list": console.fragment("parts/request_list.html", root=root_of(project), page=page, state=state, refused={})}
+            return {"request-list": console.fragment("parts/request_list.html", project=project, page=page, state=state, refused={})}
 
         page = await listed(request, project, state, q)
         return EventStream(console.streams.subscribe(project, f"requests?{page.query}", session_of(request).digest, render))
@@ -69,7 +70,7 @@ def routes(console: Console) -> list[Route]:
             return RedirectResponse(f"{root_of(project)}/requests", status_code=303)
         page = await listed(request, project, "pending", "")
         context: dict[str, Any] = {"page": page, "state": "pending", "q": "", "states": STATES, "groups": await cases.groups.list(project), "refused": refused}
-        return console.page(request, "requests.html", status=409, project=project, root=root_of(project), section="requests", **context)
+        return console.page(request, "requests.html", status=409, project=project, section="requests", **context)
 
     async def _decide(caller: Caller, project: ProjectRef, request_id: str, form: Form) -> None:
         if form.get("action") == "approve":
