@@ -76,12 +76,6 @@ def registry_servers(dist: Deliverable, inventory: Inventory) -> list[SiteRegist
     return [registry_server(dist, inventory.on(host)) for host in acted_on_first(inventory.hosts)]
 
 
-def publish(dist: Deliverable, inventory: Inventory, say: Callable[[str], None]) -> Published:
-    """As `publish_all`, of one release."""
-    [published] = publish_all(dist, inventory, say)
-    return published
-
-
 def publish_all(dist: Deliverable, inventory: Inventory, say: Callable[[str], None], others: Sequence[Deliverable] = ()) -> list[Published]:
     """Bring up the registry on each host that has it, and push images and bundles as `publish_to` does.
 

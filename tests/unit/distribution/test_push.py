@@ -211,7 +211,7 @@ def test_make_up_replaces_what_an_earlier_build_left_and_publish_only_if_told(wo
     server = SimpleNamespace(ensure=lambda _say: world.client, endpoint=ADDRESS, credentials=None, ca=None, address=ADDRESS)
     monkeypatch.setattr(site_publish, "registry_server", lambda *_: server)
     place = replace(inventory_of(LabHosts(1)), registry=SiteRegistry("registry.example", "192.0.2.1"))
-    site_publish.publish(cast(Distribution, asked), place, world.said.append)
+    site_publish.publish_all(cast(Distribution, asked), place, world.said.append)
     assert asked.replace == [True]
     monkeypatch.setattr(dist_module, "Registry", world.open)
     monkeypatch.setattr(dist_module, "made", lambda *_: asked)

@@ -272,7 +272,7 @@ def test_the_registry_is_reached_by_its_address_and_named_by_its_name(world: Wor
     monkeypatch.setattr(world.dist, "push", push, raising=False)
     world.registry.ensure, world.registry.endpoint, world.registry.credentials = ensure, "192.0.2.5:5444", tmp_path / "password"
     monkeypatch.setattr(publish, "registry_server", lambda *_: world.registry)
-    publish.publish(cast(Deliverable, world.dist), world.inventory, world.lines.append)
+    publish.publish_all(cast(Deliverable, world.dist), world.inventory, world.lines.append)
     assert pushes == [("a client", "192.0.2.5:5444", tmp_path / "ca.pem", tmp_path / "password", True)]
     assert world.lines == ["the registry runs", "2 images and 2 bundle at images.example.test:5443/ckp"]
 
