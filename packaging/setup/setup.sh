@@ -5,6 +5,9 @@ set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 cache="${CKP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ckp}"
 
+# Unattended upgrades, or another checkout's setup, may be installing just now.
+wait_for_dpkg="-oDPkg::Lock::Timeout=600"
+
 say() { printf 'setup: %s\n' "$*" >&2; }
 
 missing_packages() {
@@ -24,6 +27,17 @@ find_python() {
     done
 }
 
+# One setup at a time: checkouts share the cache, and two would make the same environment in one folder. flock(1) holds the lock, not this shell:
+# whatever a package starts would inherit it.
+if [ -z "${CKP_SETUP_ALONE:-}" ]; then
+    mkdir -p "$cache"
+    flock -n "$cache/setup.lock" true || say "waiting for another setup on this machine"
+    status=0
+    CKP_SETUP_ALONE=yes flock -o -w 1800 -E 75 "$cache/setup.lock" sh "$0" "$@" || status=$?
+    [ "$status" != 75 ] || say "error: another setup has held $cache/setup.lock for 30 minutes; fuser -v says which process it is"
+    exit "$status"
+fi
+
 install() {
     if [ "$(id -u)" != 0 ]; then
         say "error: these packages are missing and only root can install them: $*"
@@ -38,9 +52,9 @@ install() {
     case " $* " in *" openssh-server "*) units="ssh.service ssh.socket" ;; esac
     case " $* " in *" postgresql "*) [ -e /lib/systemd/system/postgresql.service ] || units="$units postgresql.service" ;; esac
     if [ -n "$units" ]; then
-        without_a_server apt-get install -q -y --no-install-recommends "$@" >/dev/null
+        without_a_server apt-get "$wait_for_dpkg" install -q -y --no-install-recommends "$@" >/dev/null
     else
-        apt-get install -q -y --no-install-recommends "$@" >/dev/null
+        apt-get "$wait_for_dpkg" install -q -y --no-install-recommends "$@" >/dev/null
     fi
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,28 @@ def test_setup_unpacks_by_nothing_else() -> None:
     assert '"$python" -I "$here/packaging/setup/wheels.py" "$CKP_FROM" "$environment/wheels"' in text
     assert "tar " not in text and "zstd -" not in text
     assert "--require-hashes" in text
+
+
+def test_a_second_setup_waits_for_the_first_one(tmp_path: Path) -> None:
+    """Two checkouts share the cache: both at once would make the same Python environment in one folder."""
+    copy = tmp_path / "checkout" / "packaging" / "setup"
+    copy.mkdir(parents=True)
+    (tmp_path / "checkout" / "requirements").mkdir()
+    (copy / "setup.sh").write_bytes((SETUP / "setup.sh").read_bytes())
+    for name in ("apt-packages.txt", "apt-packages-test.txt"):
+        (copy / name).write_text("# nothing\n")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    holder = subprocess.Popen(["flock", str(cache / "setup.lock"), "cat"], stdin=subprocess.PIPE)
+    while subprocess.run(["flock", "-n", str(cache / "setup.lock"), "true"], check=False).returncode == 0:
+        time.sleep(0.05)
+    argv, env = ["sh", str(copy / "setup.sh")], {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(tmp_path), "CKP_CACHE": str(cache), "CKP_FROM": "none"}
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=env) as second:
+        assert second.stderr is not None
+        said = second.stderr.readline()
+        assert holder.stdin is not None
+        holder.stdin.close()
+        rest = second.stderr.read()
+    holder.wait(30)
+    assert said == "setup: waiting for another setup on this machine\n", "it was not alone, and says so at once"
+    assert second.returncode != 0 and "dev.txt" in rest, "once it is alone it goes on, here to the lock of requirements, which is missing"
