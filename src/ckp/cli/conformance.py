@@ -120,7 +120,7 @@ def run(
                 Run(record, programs, target, steps, TestTimes(progress_folder(), release.name)).go()
                 with steps.step("Writing the results, and waiting for what the tests delete"):
                     results = Results.of(record)
-                    results.write(record)
+                    results.write(record, cluster.now())
                     cluster.settle(record.plan.started, steps.say)
     echo(f"\n{release.name}: {results.sentence()}\nresults: {record.folder}")
     if results.failed:

@@ -62,14 +62,15 @@ class Results:
         """Each failure with its reason and the command that runs it again."""
         return "\n\n".join(f"{item.name}\n{item.reason}\nagain: {rerun([item.name], self.plan.suite)}".replace("\n\n", "\n") for item in self.failed)
 
-    def data(self, record: Record) -> dict[str, Any]:
-        """For programs."""
+    def data(self, record: Record, ended: str) -> dict[str, Any]:
+        """For programs. `ended` is when the run did, RFC 3339, by the cluster's clock as its beginning is."""
         logs = [attempt / LOG for phase in self.plan.phases for attempt in record.attempts(phase)]
         return {
             "version": 1,
             "release": self.plan.release,
             "cluster": {"uid": self.plan.cluster, "version": self.plan.version},
             "started": self.plan.started,
+            "ended": ended,
             "submission": self.plan.submission,
             "suite": self.plan.suite or "conformance",
             "images": IMAGES,
@@ -84,10 +85,10 @@ class Results:
             ],
         }
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record, ended: str) -> None:
         """results.json and junit.xml in the run's folder; with the former the run is complete."""
         atomic_write(record.folder / JUNIT_ALL, junit(self.plan.release, self.ended))
-        atomic_write(record.folder / RESULTS, json.dumps(self.data(record), indent=1) + "\n")
+        atomic_write(record.folder / RESULTS, json.dumps(self.data(record, ended), indent=1) + "\n")
 
 
 def rerun(names: Sequence[str], suite: str = "") -> str:

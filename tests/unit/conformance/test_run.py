@@ -59,7 +59,7 @@ class World:
         target = Target(Path("/k"), Path("/repositories"), "ubuntu")
         times = TestTimes(self.folder / "times", plan.release)
         Run(record, programs, target, Steps(out=self.out), times).go()
-        Results.of(record).write(record)
+        Results.of(record).write(record, "2026-01-02T04:00:00Z")
         return record
 
     def asked(self) -> list[dict[str, Any]]:
@@ -119,6 +119,7 @@ def test_the_results_are_kept_for_programs(world: World) -> None:
     world.script["tests"][B]["fails"] = "no such luck"
     record = world.run(world.plan())
     data = json.loads((record.folder / "results.json").read_text())
+    assert (data["started"], data["ended"]) == (STARTED, "2026-01-02T04:00:00Z")
     assert (data["passed"], data["failed"], data["total"]) == (3, 1, 4)
     assert {item["name"] for item in data["tests"] if item["state"] == "failed"} == {B}
     assert [item["file"] for item in data["logs"]] == ["parallel-01/e2e.log", "serial-01/e2e.log"]
