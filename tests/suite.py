@@ -22,6 +22,8 @@ from types import FrameType
 from typing import Any
 from xml.etree import ElementTree
 
+from tests.support import kills
+
 ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / "build" / "test"
 RELEASE = "v1.35.1"
@@ -111,6 +113,7 @@ def pytest_part(name: str, *arguments: str, marks: str = "", parallel: str = "",
 def stages(*, everything: bool) -> list[list[Part]]:
     """The parts, by what may run at the same time."""
     short = "" if everything else " and not long"
+    kill = {kills.EVERY: "1"} if everything else {}
     released = partial(pytest_part, env=BUILT, needs="build", nice=STEPS_BACK)
     build = [str(ROOT / "ckp"), "dist", "build", RELEASE, "--profile", "lab", "--test-tools"]
     return [
@@ -118,7 +121,7 @@ def stages(*, everything: bool) -> list[list[Part]]:
             # The build is what steps back: it takes all the cores that there are, and tests have time limits.
             Part("build", build, first=True, work=True, nice=10),
             Part("lint", [str(ROOT / "tests" / "lint.sh")], first=True),
-            pytest_part("unit", "tests/unit", "tests/contract", "tests/fuzz", marks=f"not release{short}", parallel="loadfile", first=True),
+            pytest_part("unit", "tests/unit", "tests/contract", "tests/fuzz", marks=f"not release{short}", parallel="loadfile", first=True, env=kill),
             released(
                 "component", "tests/unit", "tests/contract", "tests/component", marks=f"(release or component){short}", parallel="loadfile", workers=WORKERS + 1
             ),

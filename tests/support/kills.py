@@ -1,4 +1,4 @@
-"""Processes that are killed at a certain moment."""
+"""What is killed at a certain moment, and at how many of them: all in `make test-all`, every few in `make test`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ import os
 import signal
 from collections.abc import Callable
 from typing import Any
+
+EVERY = "CKP_TESTS_EVERY_KILL"
+"""Set to 1, every moment is tried (tests/suite.py does so for `make test-all`)."""
+
+
+def stride(usual: int) -> int:
+    """How far apart the moments are: `usual`, or 1 if every one is to be tried."""
+    return 1 if os.environ.get(EVERY) == "1" else usual
 
 
 def killed(work: Callable[[], object], at: int) -> bool:
