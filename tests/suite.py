@@ -275,15 +275,27 @@ def report(item: Running) -> None:
         say(f"{item.part.name} FAILED after {minutes(item.seconds)} with exit code {item.child.returncode}, all of it: {os.path.relpath(item.part.log, ROOT)}")
 
 
-def cases(part: Part) -> Iterator[tuple[str, float, str]]:
-    """Name, seconds and outcome of each test of a part that wrote results."""
+def _results(part: Part) -> Iterator[ElementTree.Element]:
     if part.results is None or not part.results.exists():
         return
     try:
         found = ElementTree.parse(part.results)  # written by our own pytest
     except ElementTree.ParseError:
         return  # it was killed as it wrote
-    for case in found.iter("testcase"):
+    yield from found.iter("testcase")
+
+
+def failures(part: Part) -> Iterator[str]:
+    """Each failed test of a part with the first line of its reason."""
+    for case in _results(part):
+        for child in case:
+            if child.tag in ("failure", "error"):
+                yield f"{case.get('classname', '')}::{case.get('name', '')}: {child.get('message', '').partition(chr(10))[0][:200]}"
+
+
+def cases(part: Part) -> Iterator[tuple[str, float, str]]:
+    """Name, seconds and outcome of each test of a part that wrote results."""
+    for case in _results(part):
         kinds = {child.tag for child in case}
         outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
         yield f"{case.get('classname', '')}::{case.get('name', '')}", float(case.get("time", 0)), outcome
@@ -333,6 +345,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     slowest = write_durations([item.part for item in done])
     if slowest:
         print(f"\nthe {len(slowest)} slowest tests ({os.path.relpath(LOGS / DURATIONS, ROOT)} has all):", *slowest, "", sep="\n")
+    for failure in [f"{item.part.name}: {failure}" for item in done for failure in failures(item.part)]:
+        say(f"FAILED in {failure}")
     for item in done:
         say(f"{item.part.name:<10} {'stopped' if item.stopped else 'FAILED' if item.failed else 'passed':<8} {minutes(item.seconds):>7}  {counts(item)}")
     say(f"all of it took {minutes(time.monotonic() - started)}")
