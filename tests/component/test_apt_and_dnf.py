@@ -442,7 +442,7 @@ def dnf(tmp_path: Path) -> Iterator[Dnf]:
     def alive() -> str:
         return subprocess.run(["pgrep", "-af", f"gpg-agent --homedir {tmp_path}"], capture_output=True, text=True, check=False).stdout
 
-    wait_until(lambda: not alive(), what="the agents end", timeout=20, every=0.1, reason=alive)  # gpgconf does not wait for them
+    wait_until(lambda: not alive(), what="the agents end", timeout=60, every=0.1, reason=alive)  # gpgconf does not wait for them
 
 
 def test_dnf_installs_with_dependencies_from_the_signed_repository(repositories: Repositories, dnf: Dnf) -> None:

@@ -71,7 +71,7 @@ async def test_the_informer_sees_what_is_there_what_comes_and_what_goes(kube: Ku
         async def probe() -> bool:
             return (informer.get(namespace, name) is not None) is there
 
-        await wait_until_async(probe, what=f"{name} is {there}", timeout=20, every=0.05)
+        await wait_until_async(probe, what=f"{name} is {there}", timeout=60, every=0.05)
 
     await kube.create(config_map(namespace, "late"))
     await appears("late", True)
@@ -98,7 +98,7 @@ async def test_a_reconcile_that_fails_is_tried_again_until_it_works(kube: Kube, 
     async def three() -> bool:
         return tries.count("x") >= 3
 
-    await wait_until_async(three, what="three tries", timeout=20, every=0.05)
+    await wait_until_async(three, what="three tries", timeout=60, every=0.05)
     for task in tasks:
         task.cancel()
 

@@ -298,7 +298,7 @@ def test_a_download_goes_on_while_its_process_is_told_to_stop(site: Site, tmp_pa
         time.sleep(0.3)
         received += parts
     assert b"".join(received) == content
-    wait_until(lambda: site.daemons[PULL].pid() is None, what="it ends", timeout=20)
+    wait_until(lambda: site.daemons[PULL].pid() is None, what="it ends", timeout=60)
     site.start(PULL)
 
 

@@ -142,7 +142,7 @@ class Platform:
             host = await self.host(name)
             return host if ((host.get("status") or {}).get("observed") or {}).get("phase") == phase else None
 
-        return await wait_until_async(look, what=f"host {name} is {phase}", timeout=20, every=0.1)
+        return await wait_until_async(look, what=f"host {name} is {phase}", timeout=60, every=0.1)
 
 
 async def _served(kube: Kube, kind: Kind) -> bool:
@@ -221,7 +221,7 @@ async def test_a_machine_becomes_a_host_and_its_reports_stand_beside_the_control
         await websocket.send(Report(generation=0, phase="Free", journal=journal).model_dump_json())
         host = await platform.phase_is("worker-1", "Free")
         (live,) = platform.server._sessions.values()
-        await wait_until_async(lambda: _same(live._written, host), what="the hub's own part comes back as it was written: nothing to set right", timeout=10)
+        await wait_until_async(lambda: _same(live._written, host), what="the hub's own part comes back as it was written: nothing to set right", timeout=60)
         assert {item["type"]: item["status"] for item in host["status"]["conditions"]} == {
             "Available": "True",
             "AgentConnected": "True",
@@ -236,7 +236,7 @@ async def test_a_machine_becomes_a_host_and_its_reports_stand_beside_the_control
     async def offline() -> bool:
         return shape.condition_of(await platform.host("worker-1")).get("status") == "False"
 
-    await wait_until_async(offline, what="the host that said goodbye is offline", timeout=20, every=0.1)
+    await wait_until_async(offline, what="the host that said goodbye is offline", timeout=60, every=0.1)
     host = await platform.host("worker-1")
     assert host["status"]["agent"]["certificateSerial"], "our apply does not take away what it does not name"
     assert len(host["status"]["conditions"]) == 3

@@ -8,7 +8,6 @@ import signal
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,11 +77,9 @@ def running(module: str, prefix: str, plane: TestControlPlane, directory: Path, 
 
 
 def ends_well(process: Process) -> None:
-    """On SIGTERM it ends by itself, soon, and with 0."""
-    started = time.monotonic()
+    """On SIGTERM it ends by itself, with 0, within the time that Kubernetes gives a pod by default."""
     process.child.send_signal(signal.SIGTERM)
-    assert process.child.wait(timeout=15) == 0, process.log.read_text()
-    assert time.monotonic() - started < 10
+    assert process.child.wait(timeout=30) == 0, process.log.read_text()
     assert "Traceback" not in process.log.read_text()
 
 
@@ -180,7 +177,7 @@ def test_the_controllers_lead_answer_probes_log_as_json_and_release_their_lease_
     (tmp_path / "releases.json").write_text(json.dumps({"releases": {}}))
     more = {"CKP_ADDONS_IMAGE": "addons", "CKP_RELEASES_FILE": str(tmp_path / "releases.json"), "POD_NAME": "pod-1", "POD_NAMESPACE": "ckp-system"}
     with running("ckp.controllers", "CKP", plane, tmp_path, ("PROBE_PORT",), more) as process:
-        wait_until(lambda: '"event": "leading"' in process.log.read_text(), what="it leads", timeout=20, every=0.1, reason=process.log.read_text)
+        wait_until(lambda: '"event": "leading"' in process.log.read_text(), what="it leads", timeout=60, every=0.1, reason=process.log.read_text)
         assert lease(plane)["holderIdentity"] == f"pod-1_{process.child.pid}"
         assert process.probe("/healthz") == 200
         metrics = httpx.get(f"http://127.0.0.1:{process.ports['PROBE_PORT']}/metrics", timeout=5, trust_env=False).text

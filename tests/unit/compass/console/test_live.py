@@ -83,7 +83,7 @@ async def listening(console: ConsoleWorld, browser: Browser, path: str) -> Async
         async def begun() -> bool:
             return heard.status != 0
 
-        await wait_until_async(begun, what="the answer", timeout=5, every=0.01)
+        await wait_until_async(begun, what="the answer", timeout=60, every=0.01)
         yield heard
     finally:
         gone.set()
@@ -132,14 +132,14 @@ async def test_a_stream_ends_with_its_session_and_says_so(console: ConsoleWorld,
             async def ended() -> bool:
                 return mine.ended
 
-            await wait_until_async(ended, what="the stream's end", timeout=3, every=0.02)
+            await wait_until_async(ended, what="the stream's end", timeout=60, every=0.02)
             assert b"".join(mine.raw).endswith(END) and not theirs.ended
             console.world.cases.admin.replace("another-token-of-at-least-twenty")
 
             async def all_ended() -> bool:
                 return theirs.ended
 
-            await wait_until_async(all_ended, what="the other stream's end", timeout=3, every=0.02)
+            await wait_until_async(all_ended, what="the other stream's end", timeout=60, every=0.02)
 
 
 async def test_a_stream_ends_when_what_it_shows_is_gone(console: ConsoleWorld, browser: Browser) -> None:
@@ -151,7 +151,7 @@ async def test_a_stream_ends_when_what_it_shows_is_gone(console: ConsoleWorld, b
         async def ended() -> bool:
             return heard.ended
 
-        await wait_until_async(ended, what="the stream's end", timeout=3, every=0.02)
+        await wait_until_async(ended, what="the stream's end", timeout=60, every=0.02)
         assert b"".join(heard.raw).endswith(END)
 
 
@@ -203,7 +203,7 @@ async def test_what_2000_look_at_is_rendered_once_and_watched_once(console: Cons
     async def unwatched() -> bool:
         return console.world.cases.changes.projects == 0
 
-    await wait_until_async(unwatched, what="the end of the watches", timeout=3, every=0.02)
+    await wait_until_async(unwatched, what="the end of the watches", timeout=60, every=0.02)
 
 
 async def test_an_idle_stream_sends_a_sign_of_life(console: ConsoleWorld, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ async def test_another_token_in_the_file_is_taken_up_without_a_restart(console: 
         async def out() -> bool:
             return await is_out(browser)
 
-        await wait_until_async(out, what="the session's end", timeout=5, every=0.05)
+        await wait_until_async(out, what="the session's end", timeout=60, every=0.05)
     finally:
         follower.cancel()
 
