@@ -18,6 +18,7 @@ from ckp.kits.steps import Steps
 from ckp.site import apply as site_apply
 from ckp.site import described
 from ckp.site import releases as site_releases
+from ckp.site.backup import timer
 from ckp.site.backup.restore import refuse_unfinished
 from ckp.site.check import clusters, of_spec
 from ckp.site.check.rules import require_sound
@@ -92,6 +93,8 @@ def bring_about(catalog: Catalog, spec: SiteSpec, hosts: SiteHosts, origins: Ori
         require_sound([*clusters.check(spec), *check(of_spec.describe(spec, hosts.masters))], ignored, steps.say)
     with steps.step(LOOKING):
         inventory, host = described.inventory_for(spec, hosts, wanted, origins.keyring), hosts.management
+        schedule = timer.of_spec(spec, inventory.state)
+        timer.require_able(hosts, schedule)
         if origins.builds(wanted):
             require_signer(inventory.settings)
         for each in hosts.masters:
@@ -107,6 +110,6 @@ def bring_about(catalog: Catalog, spec: SiteSpec, hosts: SiteHosts, origins: Ori
     dists, made_of = origins.take(catalog, wanted, inventory, choice.names, steps)
     rest = [dists[name] for name in choice.names if name != choice.management]
     site = Site(dists[choice.management], inventory, steps.say)
-    site_apply.apply(site, steps, rest)
+    site_apply.apply(site, steps, rest, schedule=schedule)
     remember(inventory.state, made_of)
     return site

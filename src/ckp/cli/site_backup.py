@@ -22,7 +22,7 @@ from ckp.clients.signing.encryption import ReaderKey, Readers, is_fingerprint
 from ckp.distribution.attest.builtrelease import open_built_release
 from ckp.distribution.builder.component import Built
 from ckp.distribution.carry.airgap import ImportedRelease
-from ckp.hostkit.backups import made_at, name_of
+from ckp.hostkit.backup.names import made_at, name_of
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput, NotFound
 from ckp.kits.files import exclusive

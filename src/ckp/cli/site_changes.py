@@ -18,6 +18,7 @@ from ckp.kits.files import exclusive
 from ckp.site import apply as site_apply
 from ckp.site import described
 from ckp.site import status as site_status
+from ckp.site.backup import timer
 from ckp.site.backup.target import target_of
 from ckp.site.check.rules import IGNORABLE
 from ckp.site.inventory import SiteHosts, acted_on_first
@@ -82,6 +83,7 @@ def status(file: Path, output: str) -> None:
             try:
                 with target_of(spec, hosts.management) as target:
                     parts.append(site_status.backups(target, spec.backup.every, datetime.now(UTC)))
+                parts += site_status.timers(hosts, timer.of_spec(spec, described.state_folder(spec)))
             except InvalidInput as error:  # of a file that the site names: the other parts are shown all the same
                 parts.append(site_status.Part(site_status.BACKUPS, "unknown", error.brief))
     if output not in ("json", "yaml"):

@@ -119,3 +119,5 @@ def restore(
             remember(inventory.state, made_of)
             steps.say(f"{host.name} runs the management cluster {manifest.cluster_uid}")
     click.echo(f"\nThe site {spec.metadata.name} is back, as it was on {manifest.made:%Y-%m-%d %H:%M} UTC. Hosts and nodes come back by themselves.")
+    if spec.backup is not None and spec.backup.every is not None and spec.backup.by_hosts:
+        click.echo("Its hosts make backups by themselves again after `ckp site apply`.")

@@ -15,6 +15,7 @@ from ckp.hostkit.locations import RESTORED
 from ckp.kits.errors import CkpError, Conflict
 from ckp.kits.steps import Steps
 from ckp.site import described, hostsettings, releases
+from ckp.site.backup import timer
 from ckp.site.clusters import brought
 from ckp.site.clusters.existing import ExistingCluster
 from ckp.site.enrol import Enrolment
@@ -44,13 +45,16 @@ def titles(hosts: SiteHosts) -> list[str]:
     return [title for title in TITLES if title != TITLES[1] or not isinstance(hosts.management, ExistingCluster)]
 
 
-def apply(site: Site, steps: Steps, others: Sequence[Deliverable] = (), data: Callable[[], None] = lambda: None) -> None:
+def apply(
+    site: Site, steps: Steps, others: Sequence[Deliverable] = (), data: Callable[[], None] = lambda: None, schedule: timer.Schedule | None = None
+) -> None:
     """Make the site's hosts what its inventory says; what is so already is left alone, so a run that was killed goes on by running it again.
 
     Args:
         site: with the release that the management cluster and its layer are of (ckp.site.releases.choose).
         others: further releases that it offers; it offers no others afterwards.
         data: brings Compass its data, before anybody asks it for something.
+        schedule: by which management hosts make backups; None: they make none.
 
     Raises:
         Conflict: a cluster was made of a release that is to go, since `choose` looked; that release stays.
@@ -79,6 +83,7 @@ def apply(site: Site, steps: Steps, others: Sequence[Deliverable] = (), data: Ca
             Enrolment(site, session).ensure_group()
         finally:
             session.close()
+        timer.bring_all(inventory.hosts, schedule, steps.say)
     if withdrawn:
         with steps.step(REMOVING):
             servers = registry_servers(site.dist, inventory)
@@ -149,6 +154,7 @@ def remove(
 
 
 def _remove_from(host: SiteHost, registry: HostedRegistry | None, say: Say, *, keep_images: bool) -> None:
+    timer.remove(host, say)
     if host.run(["test", "-e", "/usr/bin/ckp-agent"], timeout=30, check=False).code == 0:
         if NO_CLUSTER not in host.run(["ckp-agent", "standalone", "status"], timeout=60, check=False).stdout:
             code = host.stream(["ckp-agent", "standalone", "reset"], timeout=900, on_line=say)

@@ -22,10 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckp.clients.signing.encryption import ReaderKey, Readers, Signer, encrypting, read_back_home
+from ckp.hostkit.backup import reading
 from ckp.kits.errors import CkpError, InvalidInput, NotFound, VerificationFailed
 from ckp.kits.files import sha256_bytes
 from ckp.rules.database_copy import footer, header
-from ckp.site.backup import archive, onhost
+from ckp.site.backup import archive
 from ckp.site.backup.archive import Opened
 from ckp.site.backup.collect import collect
 from ckp.site.backup.manifest import FORMAT, MANAGEMENT, Etcd, Hosted, Kind, Manifest, Member, Volume, parse
@@ -424,7 +425,7 @@ def test_what_is_changed_on_its_way_is_noticed(world: BackupWorld, change: objec
 @settings(deadline=None, max_examples=15)
 def test_pieces_give_what_went_in(parts: list[bytes]) -> None:
     out = io.StringIO()
-    sink = onhost.Sink(out)
+    sink = reading.Sink(out)
     for part in parts:
         sink.write(part)
     sink.finish({})

@@ -22,7 +22,7 @@ from ckp.kits.disks import naming_full_disk
 from ckp.kits.errors import CkpError, InvalidInput, NotFound, VerificationFailed
 from ckp.kits.files import CHUNK, require_free_space
 from ckp.kits.processes import ProcessFailed
-from ckp.site.backup.manifest import LARGEST_MANIFEST, Manifest, Member, parse
+from ckp.site.backup.manifest import LARGEST_MANIFEST, Kind, Manifest, Member, parse
 from ckp.verify.signatures import check_signature
 
 MANIFEST, SIGNATURE, SIGNED_BY, MEMBERS = "manifest.json", "manifest.sig", "signer.pgp", "members"
@@ -134,7 +134,10 @@ def opened(file: Path, reader: ReaderKey, trusted: Trusted, scratch: Path, *, me
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     try:
-        yield _read(file, reader, trusted, folder, members=members)
+        found = _read(file, reader, trusted, folder, members=members)
+        if members:
+            _unseal(found, reader, folder)
+        yield found
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -161,6 +164,25 @@ def _read(file: Path, reader: ReaderKey, trusted: Trusted, folder: Path, *, memb
     if broken is not None or found is None:
         raise VerificationFailed(f"{file.name} is no backup of a site, or is not whole: {broken}", resolution="take another copy of the file")
     return found
+
+
+def _unseal(backup: Opened, reader: ReaderKey, folder: Path) -> None:
+    """Decrypt the members that are encrypted by themselves, each in its place. VerificationFailed if this reader can't."""
+    for member in (each for each in backup.manifest.members if each.kind is Kind.SEALED):
+        path, plain = backup.path(member), folder / "unsealed"
+        try:
+            with (
+                decrypting(path, reader, timeout=min(LONGEST, SECONDS + 20 * member.size / BYTES_PER_SECOND), within=folder) as stream,
+                plain.open("xb") as out,
+            ):
+                shutil.copyfileobj(stream, out, CHUNK)
+        except ProcessFailed as error:
+            raise VerificationFailed(
+                f"{member.name} in the backup could not be decrypted, and nothing of it was used",
+                details=error.details or error.brief,
+                resolution="it was encrypted by the `ckp site apply` before that backup: name the key of one of the readers of then",
+            ) from None
+        plain.rename(path)
 
 
 def _unpack(stream: IO[bytes], name: str, trusted: Trusted, folder: Path, *, members: bool) -> Opened:

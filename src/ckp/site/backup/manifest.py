@@ -11,25 +11,26 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
+from ckp.hostkit.backup import collection
 from ckp.kits.errors import InvalidInput, VerificationFailed
 
-FORMAT = 2
+FORMAT = collection.SEALED_FORMAT
 """The newest that this version reads."""
-FIRST = 1
-"""What a backup is written as that has nothing but what the first version had: older versions read it, too."""
 LARGEST_MANIFEST = 16 << 20
-MANAGEMENT = "etcd/management"
+MANAGEMENT = collection.MANAGEMENT
 """The member with the management cluster's etcd."""
 
 
 class Kind(StrEnum):
     """What a member is."""
 
-    ETCD = "etcd"
-    SQLITE = "sqlite"
-    POSTGRESQL = "postgresql"
-    TAR = "tar"
-    FILE = "file"
+    ETCD = collection.ETCD
+    SQLITE = collection.SQLITE
+    POSTGRESQL = collection.POSTGRESQL
+    TAR = collection.TAR
+    FILE = collection.FILE
+    SEALED = collection.SEALED
+    """A tar, encrypted once more for the readers: the host that made the backup can't read it."""
 
 
 class Record(BaseModel):

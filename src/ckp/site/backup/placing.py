@@ -14,6 +14,7 @@ import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ckp.hostkit.backup.collection import COMPASS, HOST
 from ckp.hostkit.locations import RESTORED, RESTORED_RECORD
 from ckp.kits.errors import VerificationFailed
 from ckp.kits.files import sha256_bytes
@@ -21,7 +22,6 @@ from ckp.kits.processes import run
 from ckp.site.backup.archive import Opened
 from ckp.site.backup.manifest import MANAGEMENT, Etcd, Hosted, Kind, Manifest, Volume
 from ckp.site.backup.proof import Programs
-from ckp.site.backup.take import COMPASS, HOST
 from ckp.site.inventory import SiteHost, SiteHosts, acted_on_first
 
 COMPASS_CLAIM = "ckp-system/ckp-compass"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ckp.api.names import SYSTEM_NAMESPACE
+from ckp.hostkit.backup.collection import COPY, HOST, STATE
 from ckp.hostkit.locations import RESTORED, RESTORED_RECORD
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, VerificationFailed
 from ckp.kits.files import atomic_write
@@ -22,7 +23,7 @@ from ckp.site import management
 from ckp.site.backup.archive import Opened
 from ckp.site.backup.manifest import Kind, Manifest
 from ckp.site.backup.placing import CAS, PKI, identity, own, volumes_on
-from ckp.site.backup.take import COPY, HOST, KEYS, STATE
+from ckp.site.backup.take import KEYS
 from ckp.site.install import APPLIED
 from ckp.site.inventory import SiteHost, SiteHosts, acted_on_first
 from ckp.site.spec.model import SiteSpec

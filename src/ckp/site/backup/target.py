@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ckp.hostkit import s3
-from ckp.hostkit.backups import made_at, superseded
+from ckp.hostkit.backup.names import made_at, superseded
 from ckp.hostkit.errors import AgentError
 from ckp.kits.disks import naming_full_disk
 from ckp.kits.errors import CkpError, InvalidInput, NotFound, VerificationFailed

@@ -405,8 +405,12 @@ class Backup(Part):
     to: BackupTarget = Field(description="Where they are kept.")
     every: Interval | None = Field(
         None,
-        description="How old the newest one may become, from 5m to 744h: `ckp site backup --if-due` makes one only if it is older, "
+        description="How old the newest one may become, from 5m to 744h: the management hosts and `ckp site backup --if-due` make one if it is older, "
         "and `ckp site status` says when it is late. Default: no time is due.",
+    )
+    by_hosts: bool = Field(
+        True,
+        description="`false`: management hosts make none by themselves, and `ckp site backup --if-due` is run elsewhere. They need gpg, and reach the bucket.",
     )
     keep: Count = Field(7, description="How many are kept there; older ones are deleted when another one was made.")
     encrypt_for: tuple[FilePath, ...] = Field(
