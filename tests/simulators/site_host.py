@@ -24,6 +24,7 @@ from ckp.distribution.registries import htpasswd
 from ckp.kits.errors import CkpError
 from ckp.kits.files import sha256_bytes
 from ckp.kits.processes import Finished
+from ckp.site.hostfiles import BETWEEN, LOOK
 from tests.simulators.registry import as_stream
 
 T = TypeVar("T")
@@ -178,6 +179,9 @@ class SimulatedHost:
         name, arguments = words[0], [word for word in words[1:] if word != "--"]
         operands = [word for word in arguments if not word.startswith("-")]
         match name:
+            case "sh" if words[2] == LOOK:
+                sums, shown = (self._command([*command, "--", *words[4:]])[1] for command in (["sha256sum"], ["stat"]))
+                return 0, f"{sums}{BETWEEN}{shown}", ""
             case "sha256sum":
                 there = [path for path in operands if self.path(path).is_file()]
                 return int(there != operands), "".join(f"{sha256_bytes(self.path(path).read_bytes())}  {path}\n" for path in there), ""
@@ -267,10 +271,7 @@ class SimulatedHost:
                     service.text = self._unit_text(unit)
                 return 0, "", ""
             case "show":
-                service = self.services.get(units[0], Service())
-                enabled = "enabled" if self._wanted(units[0]).exists() else "disabled"
-                known = {"ActiveState": service.active, "SubState": service.sub, "MainPID": service.pid, "UnitFileState": enabled, "Result": service.result}
-                return 0, "".join(f"{name}={value}\n" for name, value in known.items()), ""
+                return 0, "\n".join(map(self._shown, units)), ""
             case "is-enabled":
                 there = [self._wanted(unit).exists() for unit in units]
                 return int(not any(there)), "".join("enabled\n" if one else "disabled\n" for one in there), ""
@@ -292,6 +293,11 @@ class SimulatedHost:
             case "reset-failed":
                 return 0, "", ""
         raise AssertionError(f"systemctl {verb} is not simulated")
+
+    def _shown(self, unit: str) -> str:
+        service, enabled = self.services.get(unit, Service()), "enabled" if self._wanted(unit).exists() else "disabled"
+        known = {"ActiveState": service.active, "SubState": service.sub, "MainPID": service.pid, "UnitFileState": enabled, "Result": service.result}
+        return "".join(f"{name}={value}\n" for name, value in known.items())
 
     def _transient(self, words: list[str]) -> Said:
         """A unit that lasts as long as its program, which is waited for: it ends what it conflicts with, and its last command is run however it ends."""

@@ -24,10 +24,11 @@ from ckp.site.check import clusters, of_spec
 from ckp.site.check.rules import require_sound
 from ckp.site.check.run import check
 from ckp.site.install import KUBECONFIG, Site
-from ckp.site.inventory import SiteHosts
+from ckp.site.inventory import SiteHost, SiteHosts
 from ckp.site.plan.gate import require_possible
 from ckp.site.plan.wanted import remember
 from ckp.site.settings.read import require_signer
+from ckp.site.sidebyside import each
 from ckp.site.spec.model import SiteSpec
 from ckp.site.version import require_own
 
@@ -78,6 +79,12 @@ def titles(origins: Origins, wanted: Sequence[Release], applying: Sequence[str] 
     return [CHECKING, LOOKING, *origins.titles(wanted), *applying]
 
 
+def refuse_host(host: SiteHost) -> None:
+    """Refuse a management host that is being restored, or has not its address. Nothing is changed."""
+    refuse_unfinished(host)
+    described.require_address(host)
+
+
 def bring_about(catalog: Catalog, spec: SiteSpec, hosts: SiteHosts, origins: Origins, ignored: Collection[str], steps: Steps) -> Site:
     """Make the site as its file describes it. Nothing else changes it meanwhile (`changing`).
 
@@ -97,10 +104,9 @@ def bring_about(catalog: Catalog, spec: SiteSpec, hosts: SiteHosts, origins: Ori
         timer.require_able(hosts, schedule)
         if origins.builds(wanted):
             require_signer(inventory.settings)
-        for each in hosts.masters:
-            refuse_unfinished(each)
-            described.require_address(each)
-            steps.say(f"{each.name} ({each.address}) runs {inventory.os.os} {inventory.os.os_version}")
+        each(hosts.masters, refuse_host)
+        for master in hosts.masters:
+            steps.say(f"{master.name} ({master.address}) runs {inventory.os.os} {inventory.os.os_version}")
         require_own(host)
         require_possible(inventory, spec.releases, site_releases.of_management(host, spec.releases))
         choice = site_releases.choose(host, spec.releases)

@@ -18,6 +18,7 @@ from ckp.cli.view.output import Column, echo, output_option, show_data, table
 from ckp.cli.view.progress import planned
 from ckp.distribution.bundles import PREFIX
 from ckp.distribution.carry.published import Source
+from ckp.distribution.registries.mirror import everything
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
 from ckp.site import described
 from ckp.site import releases as site_releases
@@ -117,8 +118,9 @@ def add(
                 if set_releases(file, [*spec.releases, name]):
                     steps.say(f"{file} names {name} now")
                 published = publish_to(registry, registry.client(), dist, inventory, steps.say)
+                selection = everything(registry.client()) if more else []
                 for each in more:
-                    replicate(registry.client(), each.client(), steps.say)
+                    replicate(registry.client(), each.client(), selection, steps.say)
             with steps.step(f"Offering {name}"):
                 installed = published.installed if source is None else published.installed.model_copy(update={"addons": charts})
                 site_releases.write(host, require_offered(spec, host).with_releases(installed), inventory.state)

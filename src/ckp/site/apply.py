@@ -26,6 +26,7 @@ from ckp.site.provided import storage
 from ckp.site.publish import publish_all, registry_servers
 from ckp.site.registries.existing import ExistingRegistry
 from ckp.site.registry import HostedRegistry
+from ckp.site.sidebyside import each
 
 NO_CLUSTER = "this host is not a standalone cluster"
 """What `ckp-agent standalone status` says where there is none."""
@@ -64,13 +65,12 @@ def apply(
     inventory = site.inventory
     owners = isinstance(inventory.hosts.management, ExistingCluster)
     with steps.step(filling):
-        for host in inventory.hosts.masters if inventory.registry.outside is None else ():
-            described.name_registry(host, inventory.on(host).registry, steps.say, inventory.registry_addresses)
+        if inventory.registry.outside is None:
+            each(inventory.hosts.masters, lambda host: described.name_registry(host, inventory.on(host).registry, steps.say, inventory.registry_addresses))
         published, *more = publish_all(site.dist, inventory, steps.say, others)
     if not owners:
         with steps.step(standalone):
-            for host in inventory.hosts.masters:
-                storage.ensure_folder(host, inventory.storage.etcd_path, steps.say)
+            each(inventory.hosts.masters, lambda host: storage.ensure_folder(host, inventory.storage.etcd_path, steps.say))
             site.install_standalone(published)
     with steps.step(layer):
         withdrawn = releases.withdrawing(site.management, [dist.release.name for dist in (site.dist, *others)])
@@ -129,8 +129,8 @@ def remove(
         CkpError: something could not be removed; running it again goes on.
     """
     hosted = [registry for registry in registries if isinstance(registry, HostedRegistry)]
-    for registry in hosted:
-        registry.refuse_removal()  # before the reset: a file with a wrong address names another site's host
+    for own in hosted:
+        own.refuse_removal()  # before the reset: a file with a wrong address names another site's host
     if not force and (clusters := workload_clusters(hosts.management)):
         raise Conflict(
             f"the site carries {len(clusters)} workload clusters, and nothing was removed",
@@ -144,13 +144,13 @@ def remove(
         _remove_from(host, of_host.get(host.name), say, keep_images=keep_images)
         storage.remove_folder(host, etcd_path)
     forget(state)
-    for each in registries if not keep_images else ():
-        if isinstance(each, ExistingRegistry):
-            with closing(each.client()) as client:
-                for release in each.record.read():
-                    each.remove_content(client, release, say)
-        elif each.folder.exists():
-            shutil.rmtree(each.folder)
+    for registry in registries if not keep_images else ():
+        if isinstance(registry, ExistingRegistry):
+            with closing(registry.client()) as client:
+                for release in registry.record.read():
+                    registry.remove_content(client, release, say)
+        elif registry.folder.exists():
+            shutil.rmtree(registry.folder)
 
 
 def _remove_from(host: SiteHost, registry: HostedRegistry | None, say: Say, *, keep_images: bool) -> None:

@@ -20,16 +20,18 @@ import httpx
 
 from ckp.clients.compass import Config, write_config
 from ckp.distribution.management import Management, as_list
+from ckp.distribution.packages.pack import Package
 from ckp.distribution.release import Deliverable
 from ckp.hostkit.locations import SITE_KEYRING
 from ckp.kits.errors import CkpError
 from ckp.kits.files import atomic_write, sha256_bytes
 from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
-from ckp.site import database, members, version
+from ckp.site import database, hostfiles, members, version
 from ckp.site.clusters.brought import labelled
 from ckp.site.clusters.existing import ExistingCluster
 from ckp.site.clusters.look import foreign
+from ckp.site.hostfiles import HostFile, differing
 from ckp.site.hostsettings import bring
 from ckp.site.inventory import Inventory, SiteHost, SiteNetwork, acted_on_first
 from ckp.site.management import ADMIN, API_PORT, exists, installed_release
@@ -37,6 +39,7 @@ from ckp.site.provided import load_balancers, names, storage
 from ckp.site.publish import Published, Withdrawn, registry_server, releases_config
 from ckp.site.registries import existing
 from ckp.site.registry import SiteRegistryServer
+from ckp.site.sidebyside import each
 from ckp.site.spread import spread
 from ckp.verify.packages import verify_package
 
@@ -136,9 +139,16 @@ class Site:
             VerificationFailed: the package is not what the release's keys have signed.
             CkpError: the host cannot be reached, or dpkg refuses the package.
         """
+        self._install_agent(host, self._verified_agent())
+
+    def _verified_agent(self) -> Package:
+        """The agent's package. Raises VerificationFailed."""
         package = self.dist.agent(self.inventory.os.format)
         with self.inventory.settings.trusted(self.dist.keyring) as keyring:
             verify_package(str(package.path), str(keyring), name="ckp-agent", version=package.version)
+        return package
+
+    def _install_agent(self, host: SiteHost, package: Package) -> None:
         have = host.run(["dpkg-query", "-W", "-f", "${Version} ${db:Status-Status}", "ckp-agent"], timeout=30, check=False).stdout
         self.configure_host(host)
         if have != f"{package.version} installed":  # or dpkg was killed in the middle of it
@@ -148,12 +158,14 @@ class Site:
         bring(host, self.inventory.settings, self.say)
 
     def configure_host(self, host: SiteHost) -> None:
-        """Bring a host the site's settings for it, the registry's CA, and how it logs in there."""
-        host.push(json.dumps(dict(self.inventory.host_settings)).encode(), f"{AGENT_CONFIG}/host.json")
+        """Bring a host the site's settings for it, the registry's CA, and how it logs in there; what is so already is left alone."""
+        files = [HostFile(f"{AGENT_CONFIG}/host.json", json.dumps(dict(self.inventory.host_settings)).encode())]
         if (ca := self.registry.ca) is not None:
-            host.push(ca, REGISTRY_CA)
+            files.append(HostFile(REGISTRY_CA, ca))
         else:
             host.run(["rm", "-f", "--", REGISTRY_CA], timeout=30)
+        for file in differing(host, files):
+            hostfiles.bring(host, file)
         existing.bring_login(host, self.inventory.registry.outside)
 
     # -- the management cluster
@@ -164,8 +176,8 @@ class Site:
         Raises:
             CkpError: one of the steps failed; it is named in the lines before.
         """
-        host = self.management
-        self.install_agent(host)
+        host, package = self.management, self._verified_agent()
+        each(self.inventory.hosts.masters, lambda item: self._install_agent(item, package))
         if exists(host):
             self.say(f"{host.name} is a cluster already")
             self._log_in_to_registry(host)
@@ -178,14 +190,16 @@ class Site:
         _, *others = acted_on_first(self.inventory.hosts)
         if not others:
             return
-        for host in others:
-            self.install_agent(host)
-        joined = {self.management.name, *(host.name for host in others if installed_release(host))}
+        releases = each(others, installed_release)
+        joined = {self.management.name, *(host.name for host, release in zip(others, releases, strict=True) if release)}
         members.wait_until_away(self.management, set(self.absent) - joined, self.say)
         members.remove_gone(self.management, members.gone(members.members(self.management), self.inventory.hosts.masters, joined), self.say)
-        for host in others:
+        for host, complete in zip(others, each(others, exists), strict=True):  # one after the other: etcd takes one new member at a time
             self._begin(host)
-            members.join(self.management, host, self._bundle(published), self.say)
+            if complete:
+                self.say(f"{host.name} is a member of the management cluster already")
+            else:
+                members.join(self.management, host, self._bundle(published), self.say)
             self._log_in_to_registry(host)
 
     def _log_in_to_registry(self, host: SiteHost) -> None:

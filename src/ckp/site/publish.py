@@ -14,7 +14,7 @@ from ckp.api.platform import InstalledRelease, Releases
 from ckp.clients.oci.registry import Registry
 from ckp.distribution.bundles import AGENT_IMAGE, PLATFORM_IMAGES, PREFIX
 from ckp.distribution.packages.agent import version_of_tag
-from ckp.distribution.registries.mirror import everything, mirror
+from ckp.distribution.registries.mirror import Selection, everything, mirror
 from ckp.distribution.registries.server import RegistryServer
 from ckp.distribution.release import Deliverable
 from ckp.kits.files import sha256_bytes
@@ -22,6 +22,7 @@ from ckp.site.inventory import Inventory, SiteHost, SiteRegistry, acted_on_first
 from ckp.site.provided import load_balancers, storage
 from ckp.site.registries.existing import ExistingRegistry
 from ckp.site.registry import REGISTRY_STATE, HostedRegistry, SiteRegistryServer
+from ckp.site.sidebyside import each
 
 ADDONS_IMAGE = "ckp-addons"
 NAMESPACE, CONFIG = "ckp-system", "ckp-releases"
@@ -88,21 +89,24 @@ def publish_all(dist: Deliverable, inventory: Inventory, say: Callable[[str], No
     Raises:
         CkpError: the registry does not start, or refuses what is pushed.
     """
-    first, *more = registry_servers(dist, inventory)
-    client = first.ensure(say)
-    published = [publish_to(first, client, each, inventory, say) for each in (dist, *others)]
-    for server in more:
-        replicate(client, server.ensure(say), say)
+    servers = registry_servers(dist, inventory)
+    client, *more = each(servers, lambda server: server.ensure(say))
+    published = [publish_to(servers[0], client, item, inventory, say) for item in (dist, *others)]
+    if more:
+        selection = everything(client)
+        each(more, lambda target: replicate(client, target, selection, say))
     return published
 
 
-def replicate(source: Registry, target: Registry, say: Callable[[str], None]) -> None:
-    """Bring all that one host's registry has to another's, as it is: what was pushed there was verified before.
+def replicate(source: Registry, target: Registry, selection: Selection, say: Callable[[str], None]) -> None:
+    """Bring what one host's registry has to another's, as it is: what was pushed there was verified before.
+
+    Args:
+        selection: all that it has.
 
     Raises:
         CkpError: one of them does not answer, or refuses what is pushed.
     """
-    selection = everything(source)
     if selection:
         done = mirror(source, target, selection, lambda _line: None, image_key=None, replace=True)
         say(f"{target.address} has what {source.address} has: {done}")

@@ -208,7 +208,8 @@ class HostedRegistry:
         """
         with self._locked():
             self.refuse()
-            self.prepare(say)
+            with exclusive(self.folder / ".lock", what="making the registry's certificate and password", timeout=600):
+                self.prepare(say)
             self._ensure_account(say)
             self._ensure_storage(say)
             self._ensure_files(say)
@@ -246,7 +247,7 @@ class HostedRegistry:
             if storage:
                 self._require_own_storage()
             self.host.run(["systemctl", "stop", *map(unit_of, INSTANCES)], timeout=DRAIN_SECONDS + 60, check=False)
-            if running := [unit_of(instance) for instance in INSTANCES if self._state(instance).get("ActiveState") not in ("inactive", "failed")]:
+            if running := [unit_of(each) for each, state in self.states().items() if state.get("ActiveState") not in ("inactive", "failed")]:
                 raise CkpError(f"{' and '.join(running)} on {self.host.name} cannot be stopped", details=self._journal(*running))
             self.host.run(["systemctl", "disable", *map(unit_of, INSTANCES)], timeout=60, check=False)
             self.host.run(["rm", "-rf", "--", TEMPLATE, DROP_IN], timeout=30)
@@ -274,7 +275,7 @@ class HostedRegistry:
         return self.state or paths.state() / "registries" / self.name
 
     def _locked(self) -> AbstractContextManager[None]:
-        return exclusive(self.folder / ".lock", what=f"setting up or removing the registry on {self.host.name}", timeout=600)
+        return exclusive(self.folder / f".{self.host.name}.lock", what=f"setting up or removing the registry on {self.host.name}", timeout=600)
 
     def prepare(self, say: Say) -> None:
         """CA, certificate, password and hash; each is made if it is missing, and the certificate also when it must be renewed.
@@ -364,7 +365,7 @@ class HostedRegistry:
             )
 
     def _require_ports(self) -> None:
-        ours = {self._state(instance).get("MainPID", "0") for instance in INSTANCES}
+        ours = {state.get("MainPID", "0") for state in self.states().values()}
         for line in self._listeners():
             fields = line.split()
             where, _, port = fields[3].rpartition(":") if len(fields) > 3 else ("", "", "")
@@ -475,12 +476,12 @@ class HostedRegistry:
         marked = digests(self.host, [mark_of(instance) for instance in INSTANCES])
         if marked:
             self.host.run(["systemctl", "daemon-reload"], timeout=60)
-        enabled = self.host.run(["systemctl", "is-enabled", *map(unit_of, INSTANCES)], timeout=30, check=False).stdout.split()
-        if enabled != ["enabled"] * len(INSTANCES):
+        states = self.states()
+        if any(state.get("UnitFileState") != "enabled" for state in states.values()):
             self.host.run(["systemctl", "enable", *map(unit_of, INSTANCES)], timeout=60)
         for instance in INSTANCES:
             restart = mark_of(instance) in marked
-            if restart or self._state(instance).get("ActiveState") != "active":
+            if restart or states[instance].get("ActiveState") != "active":
                 self._start(instance, "restart" if restart else "start")
                 say(f"{self.host.name}: {unit_of(instance)} {'restarted' if restart else 'started'}")
             self._wait(instance)
@@ -501,7 +502,7 @@ class HostedRegistry:
         def answers(client: Registry) -> bool:
             if client.alive():
                 return True
-            state = self._state(instance)
+            state = self.states()[instance]
             if state.get("ActiveState") == "failed" or state.get("SubState") == "auto-restart":
                 raise self._failed(instance, "")
             return False
@@ -527,10 +528,12 @@ class HostedRegistry:
                 found += [] if client.alive() else [endpoint]
         return found
 
-    def _state(self, instance: str) -> dict[str, str]:
-        """ActiveState, SubState and MainPID of a service, as systemd has them."""
-        shown = self.host.run(["systemctl", "show", "--property=ActiveState,SubState,MainPID", unit_of(instance)], timeout=30, check=False).stdout
-        return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+    def states(self) -> dict[str, dict[str, str]]:
+        """ActiveState, SubState, UnitFileState and MainPID of each service, as systemd has them."""
+        wanted = "--property=ActiveState,SubState,UnitFileState,MainPID"
+        shown = self.host.run(["systemctl", "show", wanted, *map(unit_of, INSTANCES)], timeout=30, check=False).stdout
+        blocks = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in shown.split("\n\n")]  # as the units were named
+        return {instance: blocks[number] if number < len(blocks) else {} for number, instance in enumerate(INSTANCES)}
 
     def _journal(self, *units: str) -> str:
         selection = [word for unit in units for word in ("-u", unit)]

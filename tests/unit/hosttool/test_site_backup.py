@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ckp.clients.signing.encryption import ReaderKey, Readers, encrypting, read_back_home
+from ckp.clients.signing.encryption import ReaderKey, Readers, encrypting
+from ckp.clients.signing.openpgp import gpg_home
 from ckp.hostkit.backup import location
 from ckp.hostkit.backup.collection import STATE
 from ckp.hostkit.backup.names import made_at, name_of
@@ -36,7 +37,7 @@ VERSION = "0.3.0"
 class HostWorld:
     """A management host that is told to make backups, in a folder; and what reads them elsewhere."""
 
-    def __init__(self, root: Path, signer: Path, owner: tuple[Path, Path], port: int) -> None:
+    def __init__(self, root: Path, signer: Path, owner: tuple[Path, Path], state: bytes, port: int) -> None:
         self.site, self.owner, self.root, self.lines = BackupWorld(root, signer), owner, root, list[str]()
         self.site.set_sources(f"http://127.0.0.1:{port}")
         self.settings, self.kept = root / "etc", root / "kept"
@@ -49,17 +50,8 @@ class HostWorld:
         for name, source in (("reader-0.pgp", owner[0]), (location.SIGNER, signer / "signer.sec"), (location.SIGNER_CERTIFICATE, signer / "signer.pgp")):
             (self.settings / name).write_bytes(source.read_bytes())
         (self.settings / location.SITE).write_text("kind: Site\n")
-        self.seal_state([owner[0]])
+        (self.settings / location.STATE).write_bytes(state)
         self.write_settings(path=str(self.kept))
-
-    def seal_state(self, readers: list[Path]) -> None:
-        """As `ckp site apply` brings what this host can't read."""
-        plain, sealed = self.root / "plain.tar", self.settings / location.STATE
-        sealed.unlink(missing_ok=True)
-        with tarfile.open(plain, "w") as packed:
-            packed.add(self.root / "state" / "registry" / "ca.key", arcname="registry/ca.key")
-        with read_back_home(self.root) as (home, _), encrypting(sealed, Readers(readers), home, timeout=60) as stream:
-            stream.write(plain.read_bytes())
 
     def write_settings(self, **more: object) -> None:
         common = {"site": SITE, "every": 3600, "keep": 2, "host": "m1", "address": "192.0.2.10", "hosts": {}, "postgresql": False, "readers": ["reader-0.pgp"]}
@@ -96,10 +88,25 @@ def owner(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_reader(tmp_path_factory.mktemp("owner"), "owner")
 
 
+def sealed_state(folder: Path, reader: Path) -> bytes:
+    """As `ckp site apply` brings what the host can't read."""
+    (folder / "ca.key").write_text("the registry's key")
+    with tarfile.open(folder / "plain.tar", "w") as packed:
+        packed.add(folder / "ca.key", arcname="registry/ca.key")
+    with gpg_home(within=folder) as home, encrypting(folder / "sealed", Readers([reader]), home, timeout=60) as stream:
+        stream.write((folder / "plain.tar").read_bytes())
+    return (folder / "sealed").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory, owner: tuple[Path, Path]) -> bytes:
+    return sealed_state(tmp_path_factory.mktemp("state"), owner[0])
+
+
 @pytest.fixture
-def world(tmp_path: Path, signer: Path, owner: tuple[Path, Path]) -> Iterator[HostWorld]:
+def world(tmp_path: Path, signer: Path, owner: tuple[Path, Path], state: bytes) -> Iterator[HostWorld]:
     with EtcdGateway(SECRET * 4000).serving() as gateway:
-        yield HostWorld(tmp_path, signer, owner, gateway.port)
+        yield HostWorld(tmp_path, signer, owner, state, gateway.port)
 
 
 def test_a_host_makes_a_backup_that_is_read_as_any_other(world: HostWorld) -> None:
@@ -130,7 +137,7 @@ def test_it_has_what_the_machine_with_the_sites_file_takes(world: HostWorld) -> 
 
 def test_what_the_host_could_not_read_is_refused_by_name_to_another_reader(world: HostWorld, tmp_path: Path) -> None:
     other = make_reader(tmp_path, "other")
-    world.seal_state([other[0]])
+    (world.settings / location.STATE).write_bytes(sealed_state(tmp_path, other[0]))
     world.run()
     with pytest.raises(NotVerified, match=r"state\.tar in the backup could not be decrypted"), world.opened():
         pass

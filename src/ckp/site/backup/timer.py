@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 
-from ckp.clients.signing.encryption import Readers, encrypting, read_back_home
+from ckp.clients.signing.encryption import Readers, encrypting
+from ckp.clients.signing.openpgp import gpg_home
 from ckp.hostkit.backup.location import (
     COMMAND,
     CREDENTIALS,
@@ -36,6 +37,7 @@ from ckp.site.backup.target import of_bucket
 from ckp.site.hostfiles import HostFile, bring, differing, owners
 from ckp.site.install import APPLIED
 from ckp.site.inventory import SiteHost, SiteHosts
+from ckp.site.sidebyside import each
 from ckp.site.spec.model import SiteSpec
 
 UNITS = "/etc/systemd/system"
@@ -129,8 +131,8 @@ def require_able(hosts: SiteHosts, schedule: Schedule | None) -> None:
     """
     if schedule is None:
         return
-    for host in hosts.masters:
-        if missing := [program for program in GPG if program not in owners(host, GPG)]:
+    for host, there in zip(hosts.masters, each(hosts.masters, lambda item: owners(item, GPG)), strict=True):
+        if missing := [program for program in GPG if program not in there]:
             raise InvalidInput(
                 f"{host.name} is to make backups by itself (backup.every), and has no {', '.join(missing)}",
                 resolution="install gnupg there; or write `byHosts: false` into `backup`, and run `ckp site backup --if-due` on another machine",
@@ -266,8 +268,7 @@ def bring_all(hosts: SiteHosts, schedule: Schedule | None, say: Say) -> None:
     """
     if schedule is not None:
         signer_of(schedule.state, schedule.site)
-    for host in hosts.masters:
-        found = pending(host, hosts, schedule)
+    for host, found in zip(hosts.masters, each(hosts.masters, lambda item: pending(item, hosts, schedule)), strict=True):
         if found.able and schedule is not None:
             _bring(host, schedule, found, say)
         else:
@@ -297,7 +298,7 @@ def _bring(host: SiteHost, schedule: Schedule, found: Pending, say: Say) -> None
 
 def _bring_state(host: SiteHost, schedule: Schedule) -> None:
     """What this machine keeps of the site, encrypted for the readers: the host can't read it."""
-    with scratch_folder(schedule.state / BACKUP) as scratch, read_back_home(scratch) as (home, _):
+    with scratch_folder(schedule.state / BACKUP) as scratch, gpg_home(within=scratch) as home:
         plain, sealed = scratch / "state.tar", scratch / STATE
         pack(plain, _state(schedule))
         with encrypting(sealed, Readers(schedule.readers), home, timeout=GPG_SECONDS) as stream:
