@@ -12,8 +12,20 @@ from ckp.catalog.models import Release
 from ckp.cli.deliverables import Origins
 from ckp.cli.distribution.release import PROFILE_OPTION
 from ckp.cli.site import site_file
-from ckp.cli.site_changes import ARCHIVES_OPTION, CHECKING, IGNORED_OPTION, KEYRING_OPTION, LOOKING, changing
+from ckp.cli.site_changes import (
+    ARCHIVES_OPTION,
+    CHECKING,
+    FROM_REGISTRY_OPTION,
+    IGNORED_OPTION,
+    KEYRING_OPTION,
+    LOOKING,
+    REGISTRY_CA_OPTION,
+    REGISTRY_CREDENTIALS_OPTION,
+    changing,
+    other_registry,
+)
 from ckp.cli.view.progress import planned
+from ckp.distribution.carry.published import Source
 from ckp.kits.steps import Steps
 from ckp.site import apply as site_apply
 from ckp.site import described
@@ -37,17 +49,35 @@ from ckp.site.version import require_own
 @site_file
 @PROFILE_OPTION
 @ARCHIVES_OPTION
+@FROM_REGISTRY_OPTION
+@REGISTRY_CA_OPTION
+@REGISTRY_CREDENTIALS_OPTION
 @KEYRING_OPTION
 @IGNORED_OPTION
-def apply(file: Path, profile: Profile, archives: tuple[Path, ...], keyring: Path | None, ignored: tuple[str, ...]) -> None:
+def apply(
+    file: Path,
+    profile: Profile,
+    archives: tuple[Path, ...],
+    address: str,
+    registry_ca: Path | None,
+    registry_credentials: Path | None,
+    keyring: Path | None,
+    ignored: tuple[str, ...],
+) -> None:
     """Make the site as its file describes it. What is so already is left alone: after a break, the same command goes on.
 
     First it checks the hosts as `ckp site check` does, and what would change as `ckp site plan` does: what is refused there ends it before
     anything is changed.
+
+    With --from-registry, or `releasesFrom` in the file, releases that no file holds come from that registry, verified by the keys that the site trusts;
+    but for the one that the management cluster is of, which is built or comes from a file.
     """
-    origins = Origins(profile, archives, keyring)
+    source = other_registry(address, registry_ca, registry_credentials)
     with changing(file) as (spec, hosts):
         catalog = Catalog()
+        source = source or source_of(spec)
+        management = site_releases.of_management(hosts.management, spec.releases) if source is not None else ""
+        origins = Origins(profile, archives, keyring, registry=source, management=management)
         with planned("site apply", titles(origins, releases_of(catalog, spec), site_apply.titles(hosts))) as steps:
             inventory = bring_about(catalog, spec, hosts, origins, ignored, steps).inventory
     click.echo(
@@ -68,6 +98,15 @@ Try next:
 def releases_of(catalog: Catalog, spec: SiteSpec) -> list[Release]:
     """The releases that the site offers."""
     return [catalog.release(name) for name in spec.releases]
+
+
+def source_of(spec: SiteSpec) -> Source | None:
+    """The registry that the site's file names for releases; None if it names none."""
+    found = spec.releases_from
+    if found is None:
+        return None
+    address = found.registry if ":" in found.registry else f"{found.registry}:{described.HTTPS}"
+    return Source(address, found.ca_file, found.credentials_file)
 
 
 def titles(origins: Origins, wanted: Sequence[Release], applying: Sequence[str] = site_apply.TITLES) -> list[str]:
@@ -102,6 +141,7 @@ def bring_about(catalog: Catalog, spec: SiteSpec, hosts: SiteHosts, origins: Ori
         inventory, host = described.inventory_for(spec, hosts, wanted, origins.keyring), hosts.management
         schedule = timer.of_spec(spec, inventory.state)
         timer.require_able(hosts, schedule)
+        origins.refuse(wanted)
         if origins.builds(wanted):
             require_signer(inventory.settings)
         each(hosts.masters, refuse_host)

@@ -196,7 +196,10 @@ class Published:
             load_balancer_class=load_balancers.class_of(self.inventory.network),
             load_balancer_addresses=self.inventory.network.on_hosts,
         )
-        return table.with_releases(published.installed for published in (self, *others))
+        own = self.installed
+        # Charts of addons are CKP's own image, which a release from another registry does not bring: it gets those of the management cluster's release.
+        rest = (item if item.addons else item.model_copy(update={"addons": own.addons}) for item in (published.installed for published in others))
+        return table.with_releases((own, *rest))
 
     def agents(self) -> dict[str, str]:
         """Every version of the agent that the registry holds -> its image, by digest; this release's last. An older one is what its hosts may return to."""

@@ -424,6 +424,19 @@ class Backup(Part):
             yield Finding(("encryptFor",), "it names nobody", "write the path of at least one OpenPGP certificate: a backup holds private keys")
 
 
+# -- releases
+
+
+class ReleasesFrom(Part):
+    """A registry that releases were published to (`ckp dist publish`), for this site's registry. They are verified by the keys that the site trusts."""
+
+    registry: RegistryAddress = Field(description="Its address.")
+    ca_file: FilePath | None = Field(None, description="CA of its certificate (PEM). Default: the CAs that this machine trusts.")
+    credentials_file: FilePath | None = Field(
+        None, description="User and password that this machine pulls with, in the format of docker's config.json, readable by its owner only."
+    )
+
+
 # -- workers, and the whole
 
 
@@ -477,6 +490,10 @@ class SiteSpec(Part):
         default_factory=lambda: (newest_release(),),
         description="Releases that the site offers (`ckp release list`), side by side. A new management cluster gets the newest of them, and keeps it. "
         "Default: the newest supported one.",
+    )
+    releases_from: ReleasesFrom | None = Field(
+        None,
+        description="Where releases come from that no file holds, but for that of the management cluster. Default: they are built on this machine.",
     )
     network: NetworkSettings = Field(NetworkSettings(), description="What hosts, pulls and pods need to know of the network.")
     trust: Trust = Field(Trust(), description="Which keys may have signed what is installed.")
