@@ -46,6 +46,7 @@ from ckp.verify.packages import verify_package
 FIELD_MANAGER = "--field-manager=ckp-up"
 APPLY = ("apply", "--server-side", "--force-conflicts", FIELD_MANAGER, "-f", "-")
 """kubectl's arguments: how anything gets into the management cluster, from standard input."""
+APPLY_SECONDS = 300
 AGENT_CONFIG = "/etc/ckp-agent"
 REGISTRY_CA = f"{AGENT_CONFIG}/registry-ca.pem"
 CKP_GROUP = "ckp"
@@ -90,6 +91,28 @@ def is_begun(state: Path, host: SiteHost) -> bool:
 def reserved_cidrs(network: SiteNetwork) -> str:
     """The networks that no workload cluster may use, as Compass reads them."""
     return ",".join(f"{what}={cidr}" for what, cidr in network.reserved.items())
+
+
+def apply_until_taken(apply: Callable[[Sequence[str]], object], what: str, timeout: float) -> None:
+    """Apply objects, several times while webhooks that look at them come up.
+
+    Args:
+        apply: does it once, by kubectl's arguments; raises CkpError if they are not taken.
+
+    Raises:
+        TimedOut: they are not taken.
+    """
+    last: list[str] = []
+
+    def applied() -> bool:
+        try:
+            apply(APPLY)
+        except CkpError as error:
+            last[:] = (error.details or error.brief).splitlines()[-6:]
+            return False
+        return True
+
+    wait_until(applied, what=what, timeout=timeout, every=3, reason=lambda: "\n".join(last))
 
 
 def applied_digest(cluster: str, text: str) -> str:
@@ -347,14 +370,7 @@ class Site:
             self.say(f"{group}: unchanged")
             return
         marker.unlink(missing_ok=True)  # a run that is killed from here on leaves neither the old objects for certain nor the new ones
-        last: list[str] = []
-
-        def applied() -> bool:
-            done = self.kubectl(*APPLY, stdin=text, timeout=300, check=False)
-            last[:] = (done.stderr or done.stdout).splitlines()[-6:]
-            return done.code == 0
-
-        wait_until(applied, what=f"applying {group}", timeout=300, every=3, reason=lambda: "\n".join(last))
+        apply_until_taken(lambda words: self.kubectl(*words, stdin=text, timeout=APPLY_SECONDS), f"applying {group}", APPLY_SECONDS)
         atomic_write(marker, digest)
         self.say(f"{group}: {len(objects)} objects")
 

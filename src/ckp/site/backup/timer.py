@@ -39,12 +39,12 @@ from ckp.site.install import APPLIED
 from ckp.site.inventory import SiteHost, SiteHosts
 from ckp.site.sidebyside import each
 from ckp.site.spec.model import SiteSpec
+from ckp.verify.keyrings import PUBLIC_BEGINNINGS
 
 UNITS = "/etc/systemd/system"
 SETTINGS_FILE, SEALED_STATE = f"{FOLDER}/{SETTINGS}", f"{FOLDER}/{STATE}"
 READER = "reader-"
-ARMORED, OLD_PUBLIC_KEY, PUBLIC_KEY = b"BEGIN PGP PUBLIC KEY BLOCK", 0x98, 0xC6
-"""What a certificate begins with: in ASCII, or as a packet with tag 6 in the old and in the new format (RFC 9580, 4.2)."""
+ARMORED = b"BEGIN PGP PUBLIC KEY BLOCK"
 GPG = ("/usr/bin/gpg", "/usr/bin/gpg-agent", "/usr/bin/gpgconf")
 """What the host tool encrypts and signs with."""
 OFTEN, SELDOM = (5, 1), (15, 5)
@@ -117,8 +117,7 @@ def _certificate(path: Path) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise InvalidInput(f"backup.encryptFor: {path} can't be read: {error.strerror}", resolution="gpg --export NAME > reader.pgp") from None
-    first = content[:1]
-    if ARMORED not in content and not (first and (first[0] & 0xFC == OLD_PUBLIC_KEY or first[0] == PUBLIC_KEY)):
+    if ARMORED not in content and not content.startswith(tuple(bytes((first,)) for first in PUBLIC_BEGINNINGS)):
         raise InvalidInput(f"backup.encryptFor: {path} is no OpenPGP certificate (public key)", resolution="gpg --export NAME > reader.pgp")
     return content
 
