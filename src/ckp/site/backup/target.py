@@ -6,7 +6,6 @@ What was stored is read back from there and compared before it counts. Then olde
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -24,10 +23,9 @@ from ckp.site.backup.collect import collect
 from ckp.site.inventory import SiteHost
 from ckp.site.settings.read import proxy_environment
 from ckp.site.spec.model import S3, SiteSpec
+from ckp.site.spec.named_files import read_text
 
 GIB = 1 << 30
-MOST = 1 << 20
-"""Bytes of a file with a key or with CAs."""
 PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy")
 
 Say = Callable[[str], None]
@@ -171,23 +169,12 @@ def of_bucket(spec: SiteSpec, described: S3) -> tuple[s3.Bucket, s3.Credentials]
     """
     path = described.credentials_file
     where = f"{spec.file or 'site'}:{spec.line('backup', 'to', 's3', 'credentialsFile')}: backup.to.s3.credentialsFile"
-    text = _read(path, where)
-    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise InvalidInput(f"{where}: {path} holds a secret key, and others than its owner may read or change it", resolution=f"chmod 600 {path}")
+    text = read_text(path, where, secret=True)
     with _as_ckp_error():
         credentials = s3.read_credentials(text, f"{where}: {path}")
-    own = _read(described.ca_file, "backup.to.s3.caFile") if described.ca_file else ""
-    more = "" if own else "\n".join(_read(file, f"network.caFiles[{number}]") for number, file in enumerate(spec.network.ca_files))
+    own = read_text(described.ca_file, "backup.to.s3.caFile") if described.ca_file else ""
+    more = "" if own else "\n".join(read_text(file, f"network.caFiles[{number}]") for number, file in enumerate(spec.network.ca_files))
     return s3.Bucket(described.endpoint, described.bucket, described.prefix or "", described.region, own, more), credentials
-
-
-def _read(path: Path, where: str) -> str:
-    try:
-        with path.open(encoding="utf-8") as file:
-            return file.read(MOST)
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise InvalidInput(f"{where}: {path} can't be read: {why}", resolution="name a file that is there, and that you may read") from None
 
 
 @contextmanager

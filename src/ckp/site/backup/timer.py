@@ -39,6 +39,7 @@ from ckp.site.install import APPLIED
 from ckp.site.inventory import SiteHost, SiteHosts
 from ckp.site.sidebyside import each
 from ckp.site.spec.model import SiteSpec
+from ckp.site.spec.named_files import read_bytes
 from ckp.verify.keyrings import PUBLIC_BEGINNINGS
 
 UNITS = "/etc/systemd/system"
@@ -113,10 +114,7 @@ def of_spec(spec: SiteSpec, state: Path) -> Schedule | None:
 
 def _certificate(path: Path) -> bytes:
     """A reader's certificate: a secret key that was named by mistake must not get to the hosts."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InvalidInput(f"backup.encryptFor: {path} can't be read: {error.strerror}", resolution="gpg --export NAME > reader.pgp") from None
+    content = read_bytes(path, "backup.encryptFor")
     if ARMORED not in content and not content.startswith(tuple(bytes((first,)) for first in PUBLIC_BEGINNINGS)):
         raise InvalidInput(f"backup.encryptFor: {path} is no OpenPGP certificate (public key)", resolution="gpg --export NAME > reader.pgp")
     return content
