@@ -24,7 +24,7 @@ from ckp.distribution.registries import htpasswd
 from ckp.kits.errors import CkpError
 from ckp.kits.files import sha256_bytes
 from ckp.kits.processes import Finished
-from ckp.site.hostfiles import BETWEEN, LOOK
+from ckp.site.hosts.files import BETWEEN, LOOK
 from tests.simulators.registry import as_stream
 
 T = TypeVar("T")

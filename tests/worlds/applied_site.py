@@ -26,7 +26,7 @@ from ckp.site.check import of_spec
 from ckp.site.install import Site
 from ckp.site.inventory import SiteHost
 from ckp.site.plan import look, wanted
-from ckp.site.registry import HostedRegistry
+from ckp.site.registries.hosted import HostedRegistry
 from ckp.site.spec.model import Host
 from tests.simulators.management_host import ManagementHost
 

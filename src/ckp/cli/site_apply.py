@@ -35,12 +35,12 @@ from ckp.site.backup.restore import refuse_unfinished
 from ckp.site.check import clusters, of_spec
 from ckp.site.check.rules import require_sound
 from ckp.site.check.run import check
+from ckp.site.hosts.sidebyside import each
 from ckp.site.install import KUBECONFIG, Site
 from ckp.site.inventory import SiteHost, SiteHosts
 from ckp.site.plan.gate import require_possible
 from ckp.site.plan.wanted import remember
 from ckp.site.settings.read import require_signer
-from ckp.site.sidebyside import each
 from ckp.site.spec.model import SiteSpec
 from ckp.site.version import require_own
 

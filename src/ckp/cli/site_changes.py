@@ -26,7 +26,7 @@ from ckp.site.inventory import SiteHosts, acted_on_first
 from ckp.site.publish import registry_on
 from ckp.site.registries import existing
 from ckp.site.registries.existing import ExistingRegistry
-from ckp.site.registry import REGISTRY_STATE, HostedRegistry
+from ckp.site.registries.hosted import REGISTRY_STATE, HostedRegistry
 from ckp.site.spec.model import SiteSpec
 from ckp.site.spec.read import read_site
 

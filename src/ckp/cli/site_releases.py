@@ -34,8 +34,8 @@ from ckp.site import releases as site_releases
 from ckp.site.inventory import SiteHost, SiteHosts
 from ckp.site.publish import publish_to, replicate
 from ckp.site.registries.existing import ExistingRegistry
-from ckp.site.registry import HostedRegistry
-from ckp.site.registry_gc import collect, finish
+from ckp.site.registries.gc import collect, finish
+from ckp.site.registries.hosted import HostedRegistry
 from ckp.site.releases import Listed, Offered
 from ckp.site.settings.read import require_signer
 from ckp.site.spec.edit import set_releases

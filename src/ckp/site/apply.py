@@ -14,19 +14,20 @@ from ckp.distribution.release import Deliverable
 from ckp.hostkit.locations import RESTORED
 from ckp.kits.errors import CkpError, Conflict
 from ckp.kits.steps import Steps
-from ckp.site import described, hostsettings, releases
+from ckp.site import described, releases
 from ckp.site.backup import timer
 from ckp.site.clusters import brought
 from ckp.site.clusters.existing import ExistingCluster
 from ckp.site.enrol import Enrolment
+from ckp.site.hosts import settings
+from ckp.site.hosts.sidebyside import each
 from ckp.site.install import AGENT_CONFIG, Site, forget
 from ckp.site.inventory import SiteHost, SiteHosts, acted_on_first
 from ckp.site.management import ADMIN, kubectl
 from ckp.site.provided import storage
 from ckp.site.publish import publish_all, registry_servers
 from ckp.site.registries.existing import ExistingRegistry
-from ckp.site.registry import HostedRegistry
-from ckp.site.sidebyside import each
+from ckp.site.registries.hosted import HostedRegistry
 
 NO_CLUSTER = "this host is not a standalone cluster"
 """What `ckp-agent standalone status` says where there is none."""
@@ -160,7 +161,7 @@ def _remove_from(host: SiteHost, registry: HostedRegistry | None, say: Say, *, k
             code = host.stream(["ckp-agent", "standalone", "reset"], timeout=900, on_line=say)
             if code:
                 raise CkpError(f"{host.name} could not be reset: exit code {code}", details="its output is above", resolution="run the same command again")
-        hostsettings.remove(host, say)
+        settings.remove(host, say)
         host.run(["dpkg", "--purge", "ckp-agent"], timeout=180, what="removing ckp-agent")
     host.run(["rm", "-rf", "--one-file-system", AGENT_CONFIG, RESTORED, "/var/cache/ckp-agent.deb"], timeout=60, what="removing the agent's settings")
     if registry is not None:

@@ -15,11 +15,11 @@ from ckp.kits.errors import CkpError, Conflict, InvalidInput
 from ckp.rules.claims import system_name
 from ckp.site import database, management
 from ckp.site.clusters.existing import ExistingCluster
+from ckp.site.hosts.local import LocalHost
+from ckp.site.hosts.sidebyside import each
 from ckp.site.inventory import HostGroup, Inventory, KnownHosts, SiteHost, SiteHosts, SiteNetwork, SiteRegistry, SiteStorage
-from ckp.site.local import LocalHost
 from ckp.site.registries import existing
 from ckp.site.settings.read import settings_of
-from ckp.site.sidebyside import each
 from ckp.site.spec.model import Host, SiteSpec
 from ckp.site.ssh import SshHost, SshSettings
 

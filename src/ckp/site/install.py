@@ -27,19 +27,20 @@ from ckp.kits.errors import CkpError
 from ckp.kits.files import atomic_write, sha256_bytes
 from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
-from ckp.site import database, hostfiles, members, version
+from ckp.site import database, members, version
 from ckp.site.clusters.brought import labelled
 from ckp.site.clusters.existing import ExistingCluster
 from ckp.site.clusters.look import foreign
-from ckp.site.hostfiles import HostFile, differing
-from ckp.site.hostsettings import bring
+from ckp.site.hosts import files as hostfiles
+from ckp.site.hosts.files import HostFile, differing
+from ckp.site.hosts.settings import bring
+from ckp.site.hosts.sidebyside import each
 from ckp.site.inventory import Inventory, SiteHost, SiteNetwork, acted_on_first
 from ckp.site.management import ADMIN, API_PORT, exists, installed_release
 from ckp.site.provided import load_balancers, names, storage
 from ckp.site.publish import Published, Withdrawn, registry_server, releases_config
 from ckp.site.registries import existing
-from ckp.site.registry import SiteRegistryServer
-from ckp.site.sidebyside import each
+from ckp.site.registries.hosted import SiteRegistryServer
 from ckp.site.spread import spread
 from ckp.verify.packages import verify_package
 

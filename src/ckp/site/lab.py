@@ -22,7 +22,7 @@ from ckp.lab.lab import HostSpec, Lab, LabHost, LabNetwork
 from ckp.site import described
 from ckp.site.install import forget
 from ckp.site.inventory import Inventory, SiteHost
-from ckp.site.registry import REGISTRY_STATE
+from ckp.site.registries.hosted import REGISTRY_STATE
 from ckp.site.spec import model, yamltree
 from ckp.site.spec.read import dump_site, parse_site, read_site
 from ckp.site.ssh import SshHost, SshSettings

@@ -18,11 +18,11 @@ from ckp.distribution.registries.mirror import Selection, everything, mirror
 from ckp.distribution.registries.server import RegistryServer
 from ckp.distribution.release import Deliverable
 from ckp.kits.files import sha256_bytes
+from ckp.site.hosts.sidebyside import each
 from ckp.site.inventory import Inventory, SiteHost, SiteRegistry, acted_on_first
 from ckp.site.provided import load_balancers, storage
 from ckp.site.registries.existing import ExistingRegistry
-from ckp.site.registry import REGISTRY_STATE, HostedRegistry, SiteRegistryServer
-from ckp.site.sidebyside import each
+from ckp.site.registries.hosted import REGISTRY_STATE, HostedRegistry, SiteRegistryServer
 
 ADDONS_IMAGE = "ckp-addons"
 NAMESPACE, CONFIG = "ckp-system", "ckp-releases"

@@ -18,7 +18,7 @@ from ckp.site.clusters.existing import ExistingCluster
 from ckp.site.inventory import SiteHost, SiteHosts
 from ckp.site.management import exists, kubectl
 from ckp.site.registries.existing import ExistingRegistry
-from ckp.site.registry import HostedRegistry
+from ckp.site.registries.hosted import HostedRegistry
 
 BACKUPS = "backups"
 LATE = 1.5

@@ -26,8 +26,8 @@ from ckp.site.install import KUBECONFIG, Site
 from ckp.site.inventory import Inventory, KnownHosts, SiteHosts
 from ckp.site.management import ADMIN
 from ckp.site.publish import Published, Withdrawn, publish_to, releases_config
-from ckp.site.registry import STORAGE, HostedRegistry
-from ckp.site.registry_unit import CONFIG, PROGRAM
+from ckp.site.registries.hosted import STORAGE, HostedRegistry
+from ckp.site.registries.unit import CONFIG, PROGRAM
 from ckp.site.spec.read import read_site
 from tests.simulators.management_host import ManagementHost
 from tests.simulators.registry import Fault, RegistrySimulator

@@ -17,7 +17,7 @@ from ckp.site import apply as site_apply
 from ckp.site import described
 from ckp.site import status as site_status
 from ckp.site.inventory import KnownHosts, SiteRegistry
-from ckp.site.registry import HostedRegistry
+from ckp.site.registries.hosted import HostedRegistry
 from ckp.site.spec.model import SiteSpec
 from ckp.site.spec.read import parse_site
 from ckp.site.ssh import SshHost

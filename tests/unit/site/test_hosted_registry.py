@@ -17,9 +17,10 @@ from cryptography import x509
 from ckp.kits import files
 from ckp.kits.disks import DiskFull
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
-from ckp.site import registry as module
-from ckp.site.registry import HostedRegistry
-from ckp.site.registry_unit import PROGRAM, unit_of
+from ckp.site.registries import hosted as module
+from ckp.site.registries import kept
+from ckp.site.registries.hosted import HostedRegistry
+from ckp.site.registries.unit import PROGRAM, unit_of
 from tests.simulators.site_host import Killed, SimulatedHost
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -149,9 +150,9 @@ def test_another_port_restarts_only_its_service_and_keeps_the_password(world: Wo
 def test_another_name_or_address_and_the_end_of_the_certificate_get_another_one_of_the_same_ca(world: World) -> None:
     world.ensure()
     ca = world.registry.ca.read_bytes()
-    world.now = NOW + 0.89 * module.LEAF_LIFETIME
+    world.now = NOW + 0.89 * kept.LEAF_LIFETIME
     assert world.ensure() == []
-    world.now = NOW + 0.91 * module.LEAF_LIFETIME
+    world.now = NOW + 0.91 * kept.LEAF_LIFETIME
     assert [call for call in world.ensure() if call.startswith("push")] == [
         "push /etc/ckp-registry/pull.restart",
         "push /etc/ckp-registry/push.restart",
@@ -237,7 +238,7 @@ def old(root: Path) -> World:
     world = fresh(root)
     world.ensure()
     world.program.write_bytes(b"a newer program")
-    world.now = NOW + 0.95 * module.LEAF_LIFETIME
+    world.now = NOW + 0.95 * kept.LEAF_LIFETIME
     world.registry = replace(world.registry, port=5500, storage="/srv/images")
     return world
 
@@ -386,7 +387,7 @@ def test_a_lost_key_of_the_ca_matters_only_when_a_certificate_is_due(world: Worl
     world.ensure()
     (world.registry.folder / "ca.key").unlink()
     world.check()
-    world.now = NOW + 0.95 * module.LEAF_LIFETIME
+    world.now = NOW + 0.95 * kept.LEAF_LIFETIME
     with pytest.raises(NotFound, match="with the key of its CA is missing"):
         world.ensure()
 
@@ -422,4 +423,4 @@ def test_what_cannot_be_is_refused_at_once(world: World, change: dict[str, objec
 
 
 def test_certificates_last_long_enough_to_be_renewed_in_time() -> None:
-    assert timedelta(days=180) < module.LEAF_LIFETIME * 0.1 and module.CA_LIFETIME > 3 * module.LEAF_LIFETIME
+    assert timedelta(days=180) < kept.LEAF_LIFETIME * 0.1 and kept.CA_LIFETIME > 3 * kept.LEAF_LIFETIME

@@ -30,7 +30,7 @@ from ckp.site.enrol import Enrolment
 from ckp.site.install import Site
 from ckp.site.inventory import HostGroup, Inventory, SiteNetwork, SiteRegistry
 from ckp.site.publish import Published, releases_config
-from ckp.site.registry import HostedRegistry
+from ckp.site.registries.hosted import HostedRegistry
 from tests.support.checkout import REPO
 from tests.support.lab_sites import inventory_of
 

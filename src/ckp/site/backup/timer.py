@@ -34,10 +34,10 @@ from ckp.site.backup.archive import fingerprint_of
 from ckp.site.backup.take import BACKUP, pack, scratch_folder, signer_of, state_files
 from ckp.site.backup.take import SIGNER as SIGNER_FOLDER
 from ckp.site.backup.target import of_bucket
-from ckp.site.hostfiles import HostFile, bring, differing, owners
+from ckp.site.hosts.files import HostFile, bring, differing, owners
+from ckp.site.hosts.sidebyside import each
 from ckp.site.install import APPLIED
 from ckp.site.inventory import SiteHost, SiteHosts
-from ckp.site.sidebyside import each
 from ckp.site.spec.model import SiteSpec
 from ckp.site.spec.named_files import read_bytes
 from ckp.verify.keyrings import PUBLIC_BEGINNINGS

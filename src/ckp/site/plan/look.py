@@ -20,7 +20,8 @@ from ckp.site import described
 from ckp.site.clusters.brought import other_site
 from ckp.site.clusters.existing import ExistingCluster
 from ckp.site.clusters.look import look as look_at_cluster
-from ckp.site.hostfiles import HostFile, differing, digests, owners
+from ckp.site.hosts.files import HostFile, differing, digests, owners
+from ckp.site.hosts.sidebyside import each
 from ckp.site.install import AGENT_CONFIG, APPLIED, KUBECONFIG, REGISTRY_CA, is_begun
 from ckp.site.inventory import Inventory, SiteHost, acted_on_first
 from ckp.site.management import ADMIN, JOURNAL, exists, kubectl
@@ -43,10 +44,9 @@ from ckp.site.provided import storage
 from ckp.site.provided.names import same_user, server_of
 from ckp.site.publish import NAMESPACE
 from ckp.site.registries.existing import login_document
-from ckp.site.registry import CONTENT, HOST_CA, INSTANCES, HostedRegistry, mark_of
-from ckp.site.registry_unit import CONFIG, PROGRAM, PULL, TEMPLATE, unit_of
+from ckp.site.registries.hosted import CONTENT, HOST_CA, INSTANCES, HostedRegistry, mark_of
+from ckp.site.registries.unit import CONFIG, PROGRAM, PULL, TEMPLATE, unit_of
 from ckp.site.releases import clusters_by_release, read_offered
-from ckp.site.sidebyside import each
 
 SETTINGS = f"{AGENT_CONFIG}/host.json"
 BYO_HOSTS = f"byohosts.{names.INFRASTRUCTURE_GROUP}"

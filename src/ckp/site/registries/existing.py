@@ -19,7 +19,7 @@ from ckp.distribution.bundles import PREFIX
 from ckp.distribution.registries.prune import prune
 from ckp.hostkit.locations import REGISTRY_LOGIN
 from ckp.kits.errors import CkpError, InvalidInput
-from ckp.site.hostfiles import HostFile, bring, differing, digests
+from ckp.site.hosts.files import HostFile, bring, differing, digests
 from ckp.site.inventory import OutsideRegistry, SiteHost
 from ckp.site.registries.record import PushRecord
 from ckp.site.spec.model import SiteSpec
@@ -74,7 +74,7 @@ def _basic(file: Path, address: str, where: str) -> str:
 
 @dataclass(frozen=True)
 class ExistingRegistry:
-    """It as publishing and installing need it (ckp.site.registry.SiteRegistryServer).
+    """It as publishing and installing need it (ckp.site.registries.hosted.SiteRegistryServer).
 
     Args:
         state: the folder of this machine with the record of what was pushed.
