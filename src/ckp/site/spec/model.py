@@ -275,8 +275,8 @@ class ExistingRegistry(Part):
     )
     pull_credentials_file: FilePath | None = Field(
         None,
-        description="User and password that hosts pull with, in the same format: all hosts get them, so let them be able to read only. The registry has to "
-        "take them by HTTP's Basic authentication. Default: everybody may pull.",
+        description="User and password that hosts pull with, in the same format: all hosts get them, so let them be able to read only. The registry takes "
+        "them by HTTP's Basic authentication, or gives tokens for them. Default: everybody may pull.",
     )
 
 
