@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ckp import __version__
+from ckp.hostkit.backup.location import SERVICE
 from ckp.kits.errors import CkpError
 from ckp.site import members, version
 from ckp.site.backup import timer
@@ -112,7 +113,7 @@ def timers(hosts: SiteHosts, schedule: Schedule | None) -> Iterator[Part]:
         if not seen.active:
             yield Part(name, "off", "`ckp site apply` turns it on")
         elif seen.result not in ("", "success"):
-            yield Part(name, "failed", f"the last run ended with {seen.result}: journalctl -u {timer.SERVICE} on {host.name}")
+            yield Part(name, "failed", f"the last run ended with {seen.result}: journalctl -u {SERVICE} on {host.name}")
         else:
             yield Part(name, "ok", "")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,8 +60,16 @@ class HostWorld:
         (self.settings / location.SETTINGS).write_text(json.dumps({**common, **more}))
 
     def run(self, *, now: bool = False) -> int:
-        place = {"root": str(self.settings), "work": str(self.root / "work"), "state": str(self.root / "agent"), "admin": str(self.root / "admin.conf")}
-        return back_up(self.lines.append, now=now, sources=self.site.sources, restored=str(self.root / "restored"), **place)
+        return back_up(
+            self.lines.append,
+            now=now,
+            sources=self.site.sources,
+            root=str(self.settings),
+            work=str(self.root / "work"),
+            state=str(self.root / "agent"),
+            restored=str(self.root / "restored"),
+            admin=str(self.root / "admin.conf"),
+        )
 
     @property
     def backups(self) -> list[str]:
@@ -174,7 +184,7 @@ def test_one_host_at_a_time_is_at_work(world: HostWorld) -> None:
     clock = [1000.0]
     other = world.lease("m2", clock)
     assert other.acquire() == ""
-    assert world.run() == 0 and world.backups == [] and world.lines == ["m2 is at it, or was lately"]
+    assert world.run() == 0 and world.backups == [] and world.lines == ["m2 makes one, or did lately"]
     other.release()
     assert world.run() == 0 and len(world.backups) == 1
     assert other.acquire() == "", "it is given back"
@@ -207,19 +217,22 @@ def test_of_two_who_try_at_once_one_gets_it(world: HostWorld, monkeypatch: pytes
 
 
 def test_who_has_lost_it_stores_nothing(world: HostWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    make = command.make
+    taken: list[Lease] = []
 
-    def slow(*arguments: object) -> object:
-        done = make(*arguments)  # type: ignore[arg-type]
+    def slow(*arguments: Any) -> tuple[str, datetime]:
+        done = making.make(*arguments)
         file = world.root / "objects" / "lease" / f"ckp-system.{location.LEASE}.json"
         held = json.loads(file.read_text())
         held["spec"]["holderIdentity"] = "m2"
         file.write_text(json.dumps(held))
+        taken[0].renew()
         return done
 
-    taken: list[Lease] = []
-    monkeypatch.setattr(Lease, "keep", taken.append)
-    monkeypatch.setattr(command, "make", lambda *arguments: (slow(*arguments), taken[0].renew())[0])
+    def keep(held: Lease) -> None:
+        taken.append(held)
+
+    monkeypatch.setattr(Lease, "keep", keep)
+    monkeypatch.setattr(command, "make", slow)
     with pytest.raises(Lost):
         world.run()
     assert world.backups == []
@@ -284,3 +297,17 @@ def test_settings_that_cannot_be_read_are_named(world: HostWorld, capsys: pytest
         world.run()
     monkeypatch.setattr(command, "back_up", lambda *_, **__: world.run())
     assert command.command([]) == 1 and "run `ckp site apply`" in capsys.readouterr().err
+
+
+def test_the_proxy_is_for_the_bucket_and_not_for_kubectl(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Mapping[str, str]] = []
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.test:3128")
+    monkeypatch.setenv("no_proxy", ".example")
+
+    def noted(*_: object, environment: Mapping[str, str], **__: object) -> int:
+        seen.append(environment)
+        return 0
+
+    monkeypatch.setattr(command, "back_up", noted)
+    assert command.command([]) == 0 and seen[0]["HTTPS_PROXY"] == "http://proxy.test:3128" and ".example" in seen[0]["NO_PROXY"]
+    assert not {"HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"} & set(os.environ)

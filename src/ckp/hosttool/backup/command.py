@@ -1,4 +1,4 @@
-"""`ckp-agent backup`: what the timer of a management host runs. It makes a backup of the site if one is due, and no other host is at it."""
+"""`ckp-agent backup`: what the timer of a management host runs. It makes a backup of the site if one is due, and no other host makes one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 import sys
 from contextlib import closing
 from datetime import datetime, timezone
-from typing import Callable, List, Optional, Sequence
+from typing import Callable, List, Mapping, Optional, Sequence
 
 from ckp.hostkit import proxies
 from ckp.hostkit.backup import location
@@ -32,11 +32,15 @@ BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 def command(arguments: Sequence[str]) -> int:
     """Run the command; its exit code."""
-    parser = argparse.ArgumentParser(prog="ckp-agent backup", description="Make a backup of the site if one is due and no other management host is at it.")
+    parser = argparse.ArgumentParser(prog="ckp-agent backup", description="Make a backup of the site if one is due and no other management host makes one.")
     parser.add_argument("--now", action="store_true", help="also if none is due")
     chosen = parser.parse_args(list(arguments))
+    environment = proxies.environment()
+    for name in proxies.NAMES:  # for the bucket alone: kubectl would take it for the API server
+        os.environ.pop(name, None)
+        os.environ.pop(name.lower(), None)
     try:
-        return back_up(say, now=chosen.now)
+        return back_up(say, now=chosen.now, environment=environment)
     except AgentError as error:
         print(error.render(), file=sys.stderr)
         return error.exit_code
@@ -51,6 +55,7 @@ def back_up(
     say: Say,
     *,
     now: bool = False,
+    environment: Optional[Mapping[str, str]] = None,
     root: str = location.FOLDER,
     work: str = location.WORK,
     sources: Optional[Sources] = None,
@@ -62,6 +67,7 @@ def back_up(
 
     Args:
         now: also if none is due.
+        environment: names the proxy by which a bucket is reached.
 
     Raises:
         AgentError: it could not be made; the next run tries again.
@@ -78,20 +84,22 @@ def back_up(
     kubectl = _Kubectl(sources)
     lease = Lease(kubectl, location.LEASE, settings.host, os.path.join(work, "lease.json"), read_text(BOOT_ID).strip())
     if other := lease.acquire():
-        say(f"{other} is at it, or was lately")
+        say(f"{other} makes one, or did lately")
         return 0
     lease.keep()
     try:
-        return _under_lease(settings, sources, kubectl, lease, work, state, say, now=now)
+        return _under_lease(settings, sources, kubectl, lease, work, state, say, now=now, environment=environment or {})
     finally:
         lease.release()
 
 
-def _under_lease(settings: Settings, sources: Sources, kubectl: _Kubectl, lease: Lease, work: str, state: str, say: Say, *, now: bool) -> int:
+def _under_lease(
+    settings: Settings, sources: Sources, kubectl: _Kubectl, lease: Lease, work: str, state: str, say: Say, *, now: bool, environment: Mapping[str, str]
+) -> int:
     if kubectl.config_map(UPGRADE) is not None:
         say("an upgrade of the site is not finished: it has made a backup before it began, and the next run looks again")
         return 0
-    with closing(_Opened(settings)) as opened:
+    with closing(_Opened(settings, environment)) as opened:
         last = newest(settings.site, opened.place)
         if not now and last and (made := made_at(settings.site, last)) and (datetime.now(timezone.utc) - made).total_seconds() < settings.every:
             say(f"{last} in {settings.place.title} is not older than {settings.every / 3600:.1f} h")
@@ -111,8 +119,8 @@ def _under_lease(settings: Settings, sources: Sources, kubectl: _Kubectl, lease:
 class _Opened:
     """The place of the settings."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._store = None if settings.place.folder else settings.store(proxies.environment())
+    def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
+        self._store = None if settings.place.folder else settings.store(environment)
         self.place: Place = Folder(settings.place.folder) if self._store is None else Objects(self._store)
 
     def close(self) -> None:

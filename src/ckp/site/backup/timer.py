@@ -269,7 +269,8 @@ def bring_all(hosts: SiteHosts, schedule: Schedule | None, say: Say) -> None:
         if found.able and schedule is not None:
             _bring(host, schedule, found, say)
         else:
-            remove(host, say)
+            if found.there:
+                remove(host, say)
             if schedule is not None:
                 say(f"{host.name}: has no {schedule.folder}, and makes no backups by itself")
 
@@ -351,7 +352,7 @@ def service_text(folder: str) -> str:
     # To read who owns what is in volumes; and to write into a folder that may be another user's.
     capabilities = "CAP_DAC_READ_SEARCH CAP_DAC_OVERRIDE" if folder else "CAP_DAC_READ_SEARCH"
     writable = f"RequiresMountsFor={folder}\n" if folder else ""
-    paths = f"ReadWritePaths={PurePosixPath(folder)}\n" if folder else ""
+    paths = f"ReadWritePaths=-{PurePosixPath(folder)}\n" if folder else ""  # without it, the host tool says what is missing
     return f"""\
 [Unit]
 Description=Backup of CKP's site
