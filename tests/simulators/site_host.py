@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from ckp.kits.errors import CkpError
 from ckp.kits.files import sha256_bytes
 from ckp.kits.processes import Finished
 from ckp.site.hosts.files import BETWEEN, LOOK
+from ckp.site.hosts.questions import END, HEAD
 from tests.simulators.registry import as_stream
 
 T = TypeVar("T")
@@ -179,6 +181,10 @@ class SimulatedHost:
         name, arguments = words[0], [word for word in words[1:] if word != "--"]
         operands = [word for word in arguments if not word.startswith("-")]
         match name:
+            case "sh" if words[2].startswith(HEAD):
+                asked = [shlex.split(line.removesuffix(END).removesuffix(" 2>/dev/null")) for line in words[2].removeprefix(HEAD).splitlines()]
+                answers = [self._command(each)[:2] for each in asked]
+                return 0, "".join(f"{out}\036{code}\036" for code, out in answers), ""
             case "sh" if words[2] == LOOK:
                 sums, shown = (self._command([*command, "--", *words[4:]])[1] for command in (["sha256sum"], ["stat"]))
                 return 0, f"{sums}{BETWEEN}{shown}", ""

@@ -115,7 +115,7 @@ class UpgradableApi(SimulatedApi):
         for each in asked:
             key = each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"]
             if key in self.objects:
-                obj = copy.deepcopy(self.objects[key])
+                obj = {"apiVersion": "v1", **copy.deepcopy(self.objects[key])}
                 fields = fields_of({name: value for name, value in obj.items() if name not in ("kind", "apiVersion", "status")})
                 manager = "helm" if key[2] in self.foreign else FIELD_MANAGER.partition("=")[2]
                 obj["metadata"]["managedFields"] = [{"manager": manager, "operation": "Apply", "fieldsV1": fields}]

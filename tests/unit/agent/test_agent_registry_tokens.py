@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -127,7 +127,12 @@ def test_containerd_gets_the_login_where_the_registry_gives_tokens(tmp_path: Pat
 
 def test_a_cluster_gets_another_password_by_a_restart_of_containerd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host, ran = "hub.example.test:5000", list[list[str]]()
-    monkeypatch.setattr(standalone, "run", lambda argv, **_: (ran.append(list(argv)), Finished(0, "", ""))[1])
+
+    def run(argv: Sequence[str], **_: object) -> Finished:
+        ran.append(list(argv))
+        return Finished(0, "", "")
+
+    monkeypatch.setattr(standalone, "run", run)
     journal = Journal(str(tmp_path / "journal.json"), str(tmp_path / "saved"))
     journal.begin(Member("standalone", bundle=f"{host}/ckp/bundle@sha256:{'a' * 64}"))
     (tmp_path / "etc").mkdir()

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from ckp.cli import site_backup
 from ckp.cli.site import site as command
+from ckp.hostkit.backup.collection import Sources
 from ckp.hostkit.backup.names import made_at, name_of, superseded
 from ckp.kits.errors import CkpError, InvalidInput, NotFound, VerificationFailed
 from ckp.kits.files import atomic_write
@@ -200,7 +201,7 @@ def test_the_command_makes_lists_shows_and_restores_what_lies_in_the_bucket(
     monkeypatch.setattr(management, "installed_release", lambda _: "v1.35.1")
     with EtcdGateway(SECRET).serving() as gateway:
         world.set_sources(f"http://127.0.0.1:{gateway.port}")
-        monkeypatch.setattr(take.Sources, "of", classmethod(lambda _cls, _address: world.sources))
+        monkeypatch.setattr(Sources, "of", classmethod(lambda _cls, _address: world.sources))
         made = run("-f", file)
     [name] = (key.removeprefix("sites/") for key in store.objects)
     assert made.exit_code == 0 and f"{name} in http://127.0.0.1:{store.port}/{BUCKET}/sites has the whole site {SITE}" in made.stdout

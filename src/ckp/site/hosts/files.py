@@ -67,12 +67,22 @@ def bring(host: SiteHost, file: HostFile) -> None:
 
 def digests(host: SiteHost, paths: Sequence[str]) -> dict[str, str]:
     """Those of the host's files that exist -> their SHA-256, in hex."""
-    return _digests(host.run(["sha256sum", "--", *paths], timeout=120, check=False).stdout)
+    return _digests(host.run(digests_argv(paths), timeout=120, check=False).stdout)
+
+
+def digests_argv(paths: Sequence[str]) -> list[str]:
+    """What `digests` asks a host."""
+    return ["sha256sum", "--", *paths]
 
 
 def owners(host: SiteHost, paths: Sequence[str]) -> dict[str, str]:
     """Those of the host's files and folders that exist -> mode in octal, user and group, as `640 root adm`."""
-    return _access(host.run(["stat", SHOWN, "--", *paths], timeout=30, check=False).stdout)
+    return _access(host.run(owners_argv(paths), timeout=30, check=False).stdout)
+
+
+def owners_argv(paths: Sequence[str]) -> list[str]:
+    """What `owners` asks a host."""
+    return ["stat", SHOWN, "--", *paths]
 
 
 def _digests(text: str) -> dict[str, str]:

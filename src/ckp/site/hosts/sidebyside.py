@@ -19,10 +19,3 @@ def each(items: Sequence[T], work: Callable[[T], R]) -> list[R]:
         return [work(item) for item in items]
     with pool(min(THREADS, len(items)), "hosts") as threads:
         return [begun.result() for begun in [threads.submit(work, item) for item in items]]
-
-
-def both(first: Callable[[], T], second: Callable[[], R]) -> tuple[T, R]:
-    """What two different pieces of work give. Raises as `each`."""
-    with pool(2, "hosts") as threads:
-        begun, other = threads.submit(first), threads.submit(second)
-        return begun.result(), other.result()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
@@ -27,7 +27,8 @@ from ckp.kits.disks import DiskFull, says_full
 from ckp.kits.errors import CkpError, Conflict, InvalidInput
 from ckp.kits.files import exclusive
 from ckp.kits.retry import wait_until
-from ckp.site.hosts.files import HostFile, bring, differing, digests, owners
+from ckp.site.hosts.files import HostFile, bring, differing, digests, digests_argv, owners, owners_argv
+from ckp.site.hosts.questions import Asked
 from ckp.site.inventory import SiteHost
 from ckp.site.registries.kept import KeptRegistry
 from ckp.site.registries.unit import CONFIG, DRAIN_SECONDS, DROP_IN, PROGRAM, PULL, PUSH, TEMPLATE, USER, drop_in_text, unit_of, unit_text
@@ -43,6 +44,9 @@ START_TIMEOUT = 60.0
 INSTANCES = (PULL, PUSH)
 CONTENT = "docker"
 """The only entry that distribution makes in its folder."""
+STATES = ["systemctl", "show", "--property=ActiveState,SubState,UnitFileState,MainPID", *map(unit_of, INSTANCES)]
+LISTENERS = ["ss", "-Hltnp"]
+ACCOUNTS = ["getent", "passwd", USER]
 _TLS, _USERS, HOST_CA = f"{CONFIG}/tls.pem", f"{CONFIG}/htpasswd", f"{CONFIG}/ca.pem"
 
 Say = Callable[[str], None]
@@ -211,6 +215,15 @@ class HostedRegistry:
             DiskFull: see `ensure`.
             NotFound: see `prepare`.
         """
+        replace(self, host=Asked(self.host, self._questions(), timeout=120))._refuse()
+
+    def _questions(self) -> list[list[str]]:
+        """What `_refuse` asks the host."""
+        content = f"{self.storage}/{CONTENT}"
+        files = [digests_argv([HOST_CA]), owners_argv([content]), owners_argv([self.storage])]
+        return [*files, STATES, LISTENERS, ACCOUNTS, *(free_space_argv(folder) for folder in (Path(self.storage), *Path(self.storage).parents))]
+
+    def _refuse(self) -> None:
         self._refuse_another_site()
         self._require_ports()
         self._require_space()
@@ -300,7 +313,7 @@ class HostedRegistry:
 
     def _listeners(self) -> list[str]:
         """Lines of ss(8), one for each TCP socket that listens; none where there is no such program: then the service's journal tells."""
-        return self.host.run(["ss", "-Hltnp"], timeout=30, check=False).stdout.splitlines()
+        return self.host.run(LISTENERS, timeout=30, check=False).stdout.splitlines()
 
     def _port_taken(self, port: str | int, details: str) -> Conflict:
         return Conflict(
@@ -316,7 +329,7 @@ class HostedRegistry:
     def require_space(self, gib: float, *, what: str = "the site's registry") -> None:
         """Raise DiskFull if fewer than `gib` GiB are free where the host keeps its content, or will."""
         place = Path(self.storage)
-        while not (done := self.host.run(["df", "--output=avail", "--block-size=1", "--", place], timeout=30, check=False)).stdout.strip():
+        while not (done := self.host.run(free_space_argv(place), timeout=30, check=False)).stdout.strip():
             if place == place.parent:
                 raise CkpError(f"the free space below {self.storage} of {self.host.name} cannot be read", details=done.stderr)
             place = place.parent
@@ -352,7 +365,7 @@ class HostedRegistry:
 
     def _account(self) -> str | None:
         """The comment of the host's account; None if there is no such account."""
-        found = self.host.run(["getent", "passwd", USER], timeout=30, check=False).stdout.strip().split(":")
+        found = self.host.run(ACCOUNTS, timeout=30, check=False).stdout.strip().split(":")
         return found[4] if len(found) == 7 else None
 
     def _ensure_account(self, say: Say) -> None:
@@ -454,8 +467,7 @@ class HostedRegistry:
 
     def states(self) -> dict[str, dict[str, str]]:
         """ActiveState, SubState, UnitFileState and MainPID of each service, as systemd has them."""
-        wanted = "--property=ActiveState,SubState,UnitFileState,MainPID"
-        shown = self.host.run(["systemctl", "show", wanted, *map(unit_of, INSTANCES)], timeout=30, check=False).stdout
+        shown = self.host.run(STATES, timeout=30, check=False).stdout
         blocks = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in shown.split("\n\n")]  # as the units were named
         return {instance: blocks[number] if number < len(blocks) else {} for number, instance in enumerate(INSTANCES)}
 
@@ -475,6 +487,11 @@ class HostedRegistry:
         return CkpError(
             brief, details=details, resolution=f"correct what its journal names, and run the same command again (journalctl -u {unit_of(instance)})"
         )
+
+
+def free_space_argv(folder: Path) -> list[str]:
+    """What tells how many bytes are free there; nothing if there is no such folder."""
+    return ["df", "--output=avail", "--block-size=1", "--", str(folder)]
 
 
 def mark_of(instance: str) -> str:
