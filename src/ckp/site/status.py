@@ -9,11 +9,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ckp import __version__
+from ckp.backups.places import Target
 from ckp.hostkit.backup.location import SERVICE
 from ckp.kits.errors import CkpError
 from ckp.site import members, version
 from ckp.site.backup import timer
-from ckp.site.backup.target import Target
 from ckp.site.backup.timer import Schedule
 from ckp.site.clusters.existing import ExistingCluster
 from ckp.site.inventory import SiteHost, SiteHosts

@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from ckp.backups import archive
+from ckp.backups.archive import Opened
+from ckp.backups.members import Kind
 from ckp.clients.signing.encryption import ReaderKey, Readers, encrypting
 from ckp.clients.signing.openpgp import gpg_home
 from ckp.hostkit.backup import location
@@ -24,9 +27,7 @@ from ckp.hosttool.backup.command import back_up
 from ckp.hosttool.backup.lease import Lease, Lost
 from ckp.hosttool.backup.places import Folder
 from ckp.kits.errors import VerificationFailed as NotVerified
-from ckp.site.backup import archive
-from ckp.site.backup.archive import Opened
-from ckp.site.backup.manifest import MANAGEMENT, Kind
+from ckp.site.backup.manifest import FORM, MANAGEMENT, Manifest
 from ckp.site.backup.proof import prove
 from ckp.site.backup.take import scratch_folder
 from tests.simulators.etcd_gateway import EtcdGateway
@@ -76,10 +77,10 @@ class HostWorld:
         return sorted(path.name for path in self.kept.iterdir())
 
     @contextmanager
-    def opened(self, reader: ReaderKey | None = None) -> Iterator[Opened]:
+    def opened(self, reader: ReaderKey | None = None) -> Iterator[Opened[Manifest]]:
         ours = archive.fingerprint_of(self.site.signer / "signer.pgp")
         with scratch_folder(self.root / "reading") as scratch:
-            with archive.opened(self.kept / self.backups[-1], reader or ReaderKey(self.owner[1]), lambda _: ours, scratch) as backup:
+            with archive.opened(self.kept / self.backups[-1], FORM, reader or ReaderKey(self.owner[1]), lambda _: ours, scratch) as backup:
                 yield backup
 
     def lease(self, host: str, clock: list[float]) -> Lease:

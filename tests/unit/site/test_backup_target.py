@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from ckp.backups.places import Target
 from ckp.cli import site_backup
 from ckp.cli.site import site as command
 from ckp.hostkit.backup.collection import Sources
@@ -20,7 +21,7 @@ from ckp.kits.files import atomic_write
 from ckp.kits.processes import Finished
 from ckp.site import described, management
 from ckp.site.backup import take
-from ckp.site.backup.target import Target, target_of
+from ckp.site.backup.target import target_of
 from ckp.site.inventory import KnownHosts, SiteHosts
 from ckp.site.spec.model import SiteSpec
 from ckp.site.spec.read import parse_site

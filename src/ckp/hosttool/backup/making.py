@@ -1,5 +1,5 @@
 """Makes a backup of the site on one of its management hosts, as `ckp site backup` makes it elsewhere: the same parts in the same order, one encrypted,
-signed file, stored under its name once it was read back (ckp.hostkit.backup.collection, ckp.site.backup.archive).
+signed file, stored under its name once it was read back (ckp.hostkit.backup.collection, ckp.backups.archive).
 
 Only what this host's root can read is read. Snapshots are not restored for a look, as that needs etcd's own program: `ckp site backup --verify` does it.
 """
@@ -31,7 +31,7 @@ KUBECTL_SECONDS = 120.0
 GPG_SECONDS, BYTES_PER_SECOND = 120.0, 2e6
 """How long gpg may take: this, and the time for its bytes on a slow machine."""
 MANIFEST, SIGNATURE, SIGNED_BY, MEMBERS = "manifest.json", "manifest.sig", "signer.pgp", "members"
-"""Names in the archive (ckp.site.backup.archive)."""
+"""Names in the archive (ckp.backups.archive)."""
 PIECE = 1 << 20
 READING_FAILS = (OSError, ValueError, KeyError, ssl.SSLError, http.client.HTTPException, subprocess.SubprocessError, zlib.error, tarfile.TarError)
 

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from ckp import __version__
+from ckp.backups import archive
+from ckp.backups.archive import Opened
+from ckp.backups.scratch import Programs
 from ckp.clients.signing.encryption import ReaderKey, Readers, Signer
 from ckp.hostkit.backup.collection import FILE, SITE, SITE_ABOUT, STATE, STATE_ABOUT, TAR, About, Collection, Means, Sources, Unreadable
 from ckp.kits.disks import naming_full_disk
 from ckp.kits.errors import CkpError, InvalidInput, NotFound
 from ckp.kits.files import sha256_file
 from ckp.kits.steps import Steps
-from ckp.site.backup import archive
-from ckp.site.backup.archive import Opened
 from ckp.site.backup.collect import collect
-from ckp.site.backup.manifest import Manifest
-from ckp.site.backup.proof import Programs, Seen, prove
+from ckp.site.backup.manifest import FORM, Manifest
+from ckp.site.backup.proof import Seen, prove
 from ckp.site.inventory import SiteHost, SiteHosts
 from ckp.site.spec.model import SiteSpec
 
@@ -160,7 +161,7 @@ def take(hosts: SiteHosts, wanted: Wanted, target: Path, programs: Programs | No
 
             def read_back(part: Path, reader: ReaderKey) -> None:
                 shutil.rmtree(members.folder)  # what is on the disk counts now
-                with archive.opened(part, reader, lambda _: ours, scratch) as backup:
+                with archive.opened(part, FORM, reader, lambda _: ours, scratch) as backup:
                     found.extend(prove(backup, programs, scratch, steps.say))
 
             archive.seal(target, Opened(manifest, ours, members.folder), signer, wanted.readers, scratch, read_back)

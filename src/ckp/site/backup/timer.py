@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 
+from ckp.backups.archive import fingerprint_of
 from ckp.clients.signing.encryption import Readers, encrypting
 from ckp.clients.signing.openpgp import gpg_home
 from ckp.hostkit.backup.location import (
@@ -30,7 +31,6 @@ from ckp.hostkit.backup.location import (
 )
 from ckp.kits.errors import InvalidInput
 from ckp.kits.files import sha256_bytes, sha256_file
-from ckp.site.backup.archive import fingerprint_of
 from ckp.site.backup.take import BACKUP, pack, scratch_folder, signer_of, state_files
 from ckp.site.backup.take import SIGNER as SIGNER_FOLDER
 from ckp.site.backup.target import of_bucket
