@@ -54,7 +54,7 @@ RELEASE = "v1.35.1"
 DIGEST = sha256_bytes(b"image")
 
 
-IMAGES = ("etcd", "kube-apiserver", "cilium", "ckp-platform", "ckp-addons", "ckp-agent", "ckp-packages", "cert-manager-controller")
+IMAGES = ("etcd", "kube-apiserver", "cilium", "ckp-platform", "ckp-addons", "ckp-backup", "ckp-agent", "ckp-packages", "cert-manager-controller")
 
 
 class Release:
