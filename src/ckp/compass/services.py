@@ -11,6 +11,7 @@ from ckp.compass.access.callers import AdminToken, WorkloadTokens
 from ckp.compass.access.changes import Changes
 from ckp.compass.access.projects import Namespaces
 from ckp.compass.access.sessions import Sessions
+from ckp.compass.clusters.backups import ClusterBackups
 from ckp.compass.clusters.clusters import Clusters
 from ckp.compass.hosts.approval import ApprovalRules
 from ckp.compass.hosts.enrolments import Enrolments
@@ -48,6 +49,7 @@ class UseCases:
     operations: HostOperations
     groups: HostGroups
     clusters: Clusters
+    backups: ClusterBackups
 
     @classmethod
     def wire(cls, settings: Settings, database: Database, kube: Kube, releases: Releases, admin_token: str, clock: Clock) -> UseCases:
@@ -58,6 +60,7 @@ class UseCases:
         hosts = Hosts(database, kube, namespaces)
         requests = HostRequests(database, kube, namespaces, clock)
         approval = ApprovalRules(database, requests, clock)
+        backups = ClusterBackups(database, kube, namespaces, clock)
         return cls(
             database=database,
             releases=releases,
@@ -74,7 +77,8 @@ class UseCases:
             hosts=hosts,
             operations=HostOperations(database, kube, namespaces, hosts, releases, clock),
             groups=HostGroups(database, kube, namespaces, hosts, clock),
-            clusters=Clusters(database, kube, namespaces, releases, clock, settings.reserved),
+            clusters=Clusters(database, kube, namespaces, releases, clock, settings.reserved, backups),
+            backups=backups,
         )
 
     async def known_projects(self) -> list[ProjectRef]:

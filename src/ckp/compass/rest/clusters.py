@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from ckp.api.compass.base import Items
-from ckp.api.compass.clusters import CheckView, ClusterChange, ClusterRequest, ClusterView, DeletionView
+from ckp.api.compass.clusters import BackupsView, CheckView, ClusterChange, ClusterRequest, ClusterView, DeletionView, RestoreRequest
 from ckp.compass.rest.plumbing import By, Project, body_of
 from ckp.compass.services import UseCases
 
@@ -37,13 +37,28 @@ def routers(cases: UseCases) -> tuple[APIRouter, ...]:
 
     @router.patch("/{name}")
     async def change_cluster(by: By, project: Project, name: str, body: ClusterChange) -> ClusterView:
-        """Change the number of workers, timeouts, or the names in the API server's certificate. What is left out stays."""
+        """Change the number of workers, timeouts, backups, or the names in the API server's certificate. What is left out stays."""
         return await cases.clusters.change(by, project, name, body)
 
     @router.post("/{name}/resume-replacement")
     async def resume_replacement(by: By, project: Project, name: str) -> ClusterView:
         """Let unhealthy workers be replaced again, after a person looked at those that failed again and again."""
         return await cases.clusters.resume_replacement(by, project, name)
+
+    @router.get("/{name}/backups")
+    async def list_backups(project: Project, name: str) -> BackupsView:
+        """List a cluster's backups, the newest first, with its schedule and its last restore."""
+        return await cases.backups.list(project, name)
+
+    @router.post("/{name}/backups", status_code=202)
+    async def request_backup(by: By, project: Project, name: str) -> BackupsView:
+        """Ask for a backup of a cluster now, beside its schedule. It is made after the answer."""
+        return await cases.backups.request(by, project, name)
+
+    @router.post("/{name}/restore", status_code=202)
+    async def restore_cluster(by: By, project: Project, name: str, body: RestoreRequest) -> BackupsView:
+        """Put a cluster back to one of its backups, in place, after the answer. What was written since is lost, and its API is away meanwhile."""
+        return await cases.backups.restore(by, project, name, body.backup)
 
     @router.delete("/{name}", status_code=202)
     async def delete_cluster(by: By, project: Project, name: str, force: bool = False) -> DeletionView:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from ckp.api.compass.clusters import ClusterView, StepView
+from ckp.api.compass.clusters import BackupsView, ClusterView, StepView
 from ckp.api.compass.features import PAGES
 from ckp.api.states import FINISHED_STEPS, StepState
 from ckp.compass.identity import ProjectRef
@@ -76,11 +76,12 @@ def elapsed(cluster: ClusterView) -> str:
     return human_duration(max(0.0, (max(ends) - cluster.requested_at).total_seconds())) if cluster.ready and ends else ""
 
 
-def shown(project: ProjectRef, cluster: ClusterView) -> dict[str, Any]:
+def shown(project: ProjectRef, cluster: ClusterView, backups: BackupsView) -> dict[str, Any]:
     """What the templates of one cluster show."""
     return {
         "project": project,
         "cluster": cluster,
+        "backups": backups,
         "phases": timeline(cluster),
         "progress": progress(cluster),
         "elapsed": elapsed(cluster),
@@ -125,14 +126,14 @@ def routes(console: Console) -> list[Route]:
     async def show(request: Request) -> Response:
         project = project_of(request)
         cluster = await clusters.get(project, request.path_params["name"])
-        return console.page(request, "cluster.html", section="clusters", **shown(project, cluster))
+        return console.page(request, "cluster.html", section="clusters", **shown(project, cluster, await console.cases.backups.list(project, cluster.name)))
 
     async def stream(request: Request) -> Response:
         project, name = project_of(request), request.path_params["name"]
         await clusters.get(project, name)  # what is not there has no stream
 
         async def render() -> dict[str, str]:
-            context = shown(project, await clusters.get(project, name))
+            context = shown(project, await clusters.get(project, name), await console.cases.backups.list(project, name))
             return {
                 "cluster-head": console.fragment("parts/cluster_head.html", **context),
                 "cluster-timeline": console.fragment("parts/timeline.html", **context),
