@@ -114,3 +114,9 @@ def load_balancer(name: str, address: str) -> dict[str, str]:
         address: the one to ask for, beside ADDRESSES_ANNOTATION, which only Cilium reads; empty: any.
     """
     return {} if not name else {"loadBalancerClass": name, **({"loadBalancerIP": address} if address else {})}
+
+
+COMPASS_AUDIENCE = "ckp-compass"
+"""What ServiceAccount tokens are made for that are shown to Compass."""
+SITE_ACCOUNT = "ckp-site"
+"""The ServiceAccount that `ckp site apply` shows to Compass; in ckp-system."""
