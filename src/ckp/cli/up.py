@@ -85,7 +85,7 @@ def up(release_name: str, workers: int, management: str, name: str, archive: Pat
                 hosts.boot(steps.say)
                 refuse_other_cluster(hosts, name, release.name)
             with applied(catalog, hosts, offered, Origins("lab", keyring=keyring, read=read), steps) as site:
-                session = Session(read_config())
+                session = site.session()
                 with steps.step(ENROLLING):
                     Enrolment(site, session).run()
                 with steps.step(creating(name)):

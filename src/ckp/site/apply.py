@@ -9,7 +9,6 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from ckp.clients.compass import Session, read_config
 from ckp.distribution.release import Deliverable
 from ckp.hostkit.locations import RESTORED
 from ckp.kits.errors import CkpError, Conflict
@@ -79,7 +78,7 @@ def apply(
         data()
     with steps.step(opening):
         site.log_in()
-        session = Session(read_config())
+        session = site.session()
         try:
             Enrolment(site, session).ensure_group()
         finally:

@@ -11,19 +11,20 @@ import secrets
 import shutil
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from ckp.clients.compass import Config, write_config
+from ckp.api.names import COMPASS_AUDIENCE, SITE_ACCOUNT
+from ckp.clients.compass import Config, Session, Unauthorized, read_config, write_config
 from ckp.distribution.management import Management, as_list
 from ckp.distribution.packages.pack import Package
 from ckp.distribution.release import Deliverable
 from ckp.hostkit.locations import SITE_KEYRING
-from ckp.kits.errors import CkpError
+from ckp.kits.errors import CkpError, NotFound
 from ckp.kits.files import atomic_write, sha256_bytes
 from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
@@ -62,6 +63,33 @@ def _spread(render: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 def _labelled(render: Callable[[], list[dict[str, Any]]], site: str) -> list[dict[str, Any]]:
     return labelled(render(), site)
+
+
+def is_accepted(config: Config) -> bool:
+    """Whether Compass takes the token.
+
+    Raises:
+        CkpError: it does not answer.
+    """
+    session = Session(config)
+    try:
+        session.get("/api/v1/me")
+    except Unauthorized:
+        return False
+    except NotFound:  # a Compass of before there were people: it has taken the token
+        pass
+    finally:
+        session.close()
+    return True
+
+
+def logged_in(server: str) -> Config:
+    """This machine's configuration if it is for this Compass, else one in which nobody is logged in."""
+    try:
+        found = read_config()
+    except CkpError:
+        return Config(server=server, token="")
+    return found if found.server == server else Config(server=server, token="")
 
 
 def forget_applied(state: Path, group: str) -> None:
@@ -415,16 +443,16 @@ class Site:
             self.kubectl("delete", "secret", existing.SECRET, "--namespace=ckp-system", "--ignore-not-found")
 
     def log_in(self) -> None:
-        """Give this machine's `ckp` command its session with Compass, and wait until Compass answers.
+        """Wait until Compass answers, and give this machine's `ckp` command its session with it.
+
+        Until there is a first administrator, that is the bootstrap token. From then on people log in by themselves (`ckp login`), and whoever is
+        logged in here stays so.
 
         Raises:
             TimedOut: Compass does not answer.
         """
-        secret = json.loads(self.kubectl("get", "secret", "ckp-compass-admin", "--namespace=ckp-system", "-o", "json").stdout)
         root = json.loads(self.kubectl("get", "secret", "ckp-compass-tls", "--namespace=ckp-system", "-o", "json").stdout)
         atomic_write(self.root_ca, base64.b64decode(root["data"]["ca.crt"]))
-        token = base64.b64decode(secret["data"]["token"]).decode()
-        write_config(Config(server=f"https://{self.inventory.network.compass}", token=token, ca=str(self.root_ca)))
         wait_until(
             self._compass_answers,
             what="Compass answers",
@@ -433,6 +461,31 @@ class Site:
             reason=lambda: self.kubectl("get", "service", "ckp-compass", "--namespace=ckp-system", "--output=wide", check=False).stdout,
             resolution=load_balancers.no_address(self.inventory.network),
         )
+        bootstrap = self._config(self._bootstrap_token())
+        if is_accepted(bootstrap):
+            write_config(bootstrap)
+        else:
+            write_config(replace(logged_in(bootstrap.server), server=bootstrap.server, ca=bootstrap.ca))
+            self.say("Compass has an administrator: people log in with `ckp login`")
+
+    def session(self) -> Session:
+        """A session for what the site itself asks Compass for, whoever is logged in on this machine.
+
+        By the bootstrap token while it is good, then by a token of the ServiceAccount `ckp-site`, which is good for an hour: whoever administers the
+        management cluster can make one, and nothing of it is kept.
+        """
+        bootstrap = self._config(self._bootstrap_token())
+        if is_accepted(bootstrap):
+            return Session(bootstrap)
+        made = self.kubectl("create", "token", SITE_ACCOUNT, "--namespace=ckp-system", f"--audience={COMPASS_AUDIENCE}", "--duration=1h").stdout.strip()
+        return Session(self._config(made))
+
+    def _config(self, token: str) -> Config:
+        return Config(server=f"https://{self.inventory.network.compass}", token=token, ca=str(self.root_ca))
+
+    def _bootstrap_token(self) -> str:
+        secret = json.loads(self.kubectl("get", "secret", "ckp-compass-admin", "--namespace=ckp-system", "-o", "json").stdout)
+        return base64.b64decode(secret["data"]["token"]).decode()
 
     def _compass_answers(self) -> bool:
         trust = ssl.create_default_context(cafile=str(self.root_ca))

@@ -484,8 +484,8 @@ def whole(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr(Site, "install_agent", lambda *_: None)
     monkeypatch.setattr(Site, "deploy_management", deploy)
     monkeypatch.setattr(Site, "log_in", lambda _: None)
-    for name in ("read_config", "Session", "Enrolment"):
-        monkeypatch.setattr(f"ckp.site.apply.{name}", lambda *_: SimpleNamespace(close=lambda: None, ensure_group=lambda: None))
+    monkeypatch.setattr(Site, "session", lambda _: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr("ckp.site.apply.Enrolment", lambda *_: SimpleNamespace(ensure_group=lambda: None))
     return bench
 
 

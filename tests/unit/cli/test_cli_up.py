@@ -25,7 +25,7 @@ from ckp.kits.errors import CkpError, Conflict
 from ckp.kits.steps import Steps
 from ckp.lab.lab import Lab
 from ckp.rules.lifecycle import STEPS
-from ckp.site import lab
+from ckp.site import install, lab
 from ckp.site.enrol import Enrolment
 from ckp.site.lab import LabHosts
 from ckp.site.spec.read import read_site
@@ -98,11 +98,17 @@ class World(AppliedSite):
         monkeypatch.setattr(up, "kubeconfig_path", lambda name: root / name)
         monkeypatch.setattr(up, "verified_release", lambda archive, _keyring, _registry, systems, *_: self.made(archive.stem, systems))
         monkeypatch.setattr(LabHosts, "boot", lambda hosts, _say: self.calls.append(("boot", *(spec.name for spec in hosts.specs))))
-        monkeypatch.setattr(up, "Session", lambda config: Session(config, transport=httpx.MockTransport(self.answer)))
+        monkeypatch.setattr(install, "Session", lambda config: Session(config, transport=httpx.MockTransport(self.answer)))
         monkeypatch.setattr(Enrolment, "run", lambda enrolment: self.calls.append(("enrol", *(host.name for host in enrolment.site.worker_hosts))))
         monkeypatch.setattr(up, "wait_until_ready", lambda *_: {"version": RELEASE, "machines": [{}], "steps": []})
 
     def answer(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/v1/me":
+            return httpx.Response(200, json={})
+        if request.url.path.endswith("/host-groups"):
+            body = json.loads(request.content)
+            self.groups[body["name"]] = body["description"]
+            return httpx.Response(201, json={})
         if request.method == "POST":
             body = json.loads(request.content)
             self.calls.append(("create", body))
