@@ -206,8 +206,10 @@ class Session:
         except (ValueError, KeyError, TypeError):
             return self._not_compass(response)
         if response.status_code == 401:
-            if str(response.request.url.path).endswith("/sessions") or not self.config.token:
-                return Unauthorized(brief, resolution="log in: ckp login NAME, or NAME@DOMAIN for people of a domain")
+            if response.request.url.path.endswith(("/sessions", "/me/password")):  # a password was wrong, and no token
+                return Unauthorized(brief, resolution=resolution)
+            if not self.config.token:
+                return Unauthorized("nobody is logged in", resolution="ckp login NAME, or NAME@DOMAIN for people of a domain")
             return Unauthorized(f"Compass refuses the token: {brief}", resolution=f"log in again (ckp login), or put a valid token into {config_path()}")
         kind = {404: NotFound, 409: Conflict, 400: InvalidInput, 422: InvalidInput, 502: Unreachable, 503: Unreachable}.get(response.status_code, CkpError)
         return kind(brief, details=details, resolution=resolution)
