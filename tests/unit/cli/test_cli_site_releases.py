@@ -402,7 +402,7 @@ class Applied(Exception):
 
 @pytest.fixture
 def applying(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    def apply(site: Site, _steps: Steps, others: list[Any]) -> None:
+    def apply(site: Site, _steps: Steps, others: list[Any], **_: object) -> None:
         raise Applied(site.dist.release.name, [dist.release.name for dist in others])
 
     monkeypatch.setattr("ckp.site.apply.apply", apply)
@@ -481,7 +481,8 @@ def whole(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr("ckp.site.apply.publish_all", publish)
     monkeypatch.setattr("ckp.site.apply.registry_servers", lambda *_: registries())
     monkeypatch.setattr(described, "name_registry", lambda *_: None)
-    monkeypatch.setattr(Site, "install_agent", lambda *_: None)
+    monkeypatch.setattr(Site, "_verified_agent", lambda _: None)
+    monkeypatch.setattr(Site, "_install_agent", lambda *_: None)
     monkeypatch.setattr(Site, "deploy_management", deploy)
     monkeypatch.setattr(Site, "log_in", lambda _: None)
     monkeypatch.setattr(Site, "session", lambda _: SimpleNamespace(close=lambda: None))

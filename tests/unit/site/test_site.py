@@ -346,7 +346,7 @@ def test_an_installation_that_fails_tells_how_to_go_on(world: World, monkeypatch
 
 
 def test_the_manifests_of_the_management_layer_take_every_address_from_the_site(world: World) -> None:
-    images = {f"ckp-{name}": f"v1@{DIGEST}" for name in ("platform", "addons", "packages")}
+    images = {f"ckp-{name}": f"v1@{DIGEST}" for name in ("platform", "addons", "packages", "backup")}
     objects = Management({}, "images.example.test:5443/ckp", images).ckp({**world.site.settings(), "RELEASES_DIGEST": "x"})
     text = json.dumps(objects)
     [pool] = [obj for obj in objects if obj["kind"] == "CiliumLoadBalancerIPPool"]
@@ -358,7 +358,7 @@ def test_the_manifests_of_the_management_layer_take_every_address_from_the_site(
 def test_names_of_compass_and_the_hub_are_in_their_certificates(world: World) -> None:
     network = replace(NETWORK, compass_names=("compass.example.test",), hub_names=("hub.example.test", "true"))
     site = replace(world.site, inventory=replace(world.site.inventory, network=network))
-    images = {f"ckp-{name}": f"v1@{DIGEST}" for name in ("platform", "addons", "packages")}
+    images = {f"ckp-{name}": f"v1@{DIGEST}" for name in ("platform", "addons", "packages", "backup")}
     objects = Management({}, "images.example.test:5443/ckp", images).ckp({**site.settings(), "RELEASES_DIGEST": "x"})
     names = {obj["metadata"]["name"]: obj["spec"].get("dnsNames") for obj in objects if obj["kind"] == "Certificate"}
     assert names["ckp-hub-tls"] == ["ckp-hub", "ckp-hub.ckp-system.svc", "hub.example.test", "true"], "as text, whatever YAML makes of it"
