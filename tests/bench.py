@@ -6,13 +6,11 @@ It takes the lab down first and brings up a new one. Figures are of one run on o
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from ckp.catalog.load import Catalog
@@ -22,6 +20,7 @@ from ckp.kits.clock import human_duration, parse_rfc3339
 from ckp.kits.processes import run
 from ckp.site.install import Site
 from ckp.site.lab import OS, REGISTRY_ADDRESS, LabHosts, inventory
+from tests.support import machine
 from tests.support.checkout import REPO
 
 NAMESPACE = "ckp-default-default"
@@ -147,13 +146,11 @@ def main() -> None:
 
 def write(rows: dict[str, str], steps: list[tuple[str, str]], warm: float, create: float, demo: dict[str, Any], parts: dict[str, float], agent: float) -> None:
     """docs/benchmarks.md."""
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "?")
-    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=REPO).stdout.strip()
     lines = [
         "# Benchmarks",
         "",
-        f"Written by `make bench` at commit {commit}, on {os.cpu_count()} cores ({cpu}), {ram:.0f} GiB, Linux {platform.release()}.",
+        f"Written by `make bench` at commit {commit}, on {machine.described()}, Linux {platform.release()}.",
         "All hosts of the lab share these cores, so times are those of the slowest data centre that one may have.",
         "The peer is a leading hosted-control-plane operator, measured earlier on a machine of the same size.",
         "",

@@ -2,6 +2,7 @@
 
     a run's folder (results.json) ▶ one row of docs/reference/conformance.json ▶ the page
 
+To be called where the run was made, on its machine and at its commit: both are written into the row.
 One row per release and kind of cluster, the latest run. A run that failed has its row too, with what failed: the table says what came out.
 """
 
@@ -9,18 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import re
 import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-ROWS = ROOT / "docs" / "reference" / "conformance.json"
-PAGE = ROOT / "docs" / "reference" / "conformance.md"
+from tests.support import machine
+from tests.support.checkout import REPO
+
+ROWS = REPO / "docs" / "reference" / "conformance.json"
+PAGE = REPO / "docs" / "reference" / "conformance.md"
 KINDS = {"hosted": "hosted control plane, two workers", "standalone": "standalone, one host", "calico": "hosted control plane with Calico, two workers"}
 SHOWN_DIGITS = 16
 HEAD = """# Whole conformance runs
@@ -47,7 +47,7 @@ def rows() -> list[dict[str, Any]]:
     return sorted(kept, key=lambda row: (list(KINDS).index(row["cluster"]), row["release"]))
 
 
-def row_of(run: Path, kind: str, commit: str, machine: str) -> dict[str, Any]:
+def row_of(run: Path, kind: str, commit: str, where: str) -> dict[str, Any]:
     """A run's row. Raises ValueError for a run that is not of the whole conformance suite, or not complete."""
     try:
         results = json.loads((run / "results.json").read_text())
@@ -67,7 +67,7 @@ def row_of(run: Path, kind: str, commit: str, machine: str) -> dict[str, Any]:
         "date": results["started"][:10],
         "minutes": round((ended - started).total_seconds() / 60),
         "commit": commit,
-        "machine": machine,
+        "machine": where,
         "logs": {log["file"]: log["sha256"] for log in results["logs"]},
     }
 
@@ -91,22 +91,14 @@ def page(kept: list[dict[str, Any]]) -> str:
     return text
 
 
-def machine_here() -> str:
-    """Processors and memory of this machine, as a reader compares them with their own."""
-    names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    kib = re.search(r"^MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    memory = f", {int(kib[1]) / (1 << 20):.0f} GiB" if kib else ""
-    return f"{os.cpu_count()} × {names[0].strip() if names else platform.machine()}{memory}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", type=Path, help="the run's folder, such as build/conformance/20261130T101500Z")
     parser.add_argument("--cluster", choices=list(KINDS), required=True, help="what kind of cluster it ran on")
     given = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPO, capture_output=True, text=True, check=True).stdout.strip()
     try:
-        new = row_of(given.run, given.cluster, commit, machine_here())
+        new = row_of(given.run, given.cluster, commit, machine.described())
     except ValueError as error:
         parser.error(str(error))
     kept = [row for row in rows() if (row["release"], row["cluster"]) != (new["release"], new["cluster"])]

@@ -27,17 +27,6 @@ find_python() {
     done
 }
 
-# One setup at a time: checkouts share the cache, and two would make the same environment in one folder. flock(1) holds the lock, not this shell:
-# whatever a package starts would inherit it.
-if [ -z "${CKP_SETUP_ALONE:-}" ]; then
-    mkdir -p "$cache"
-    flock -n "$cache/setup.lock" true || say "waiting for another setup on this machine"
-    status=0
-    CKP_SETUP_ALONE=yes flock -o -w 1800 -E 75 "$cache/setup.lock" sh "$0" "$@" || status=$?
-    [ "$status" != 75 ] || say "error: another setup has held $cache/setup.lock for 30 minutes; fuser -v says which process it is"
-    exit "$status"
-fi
-
 install() {
     if [ "$(id -u)" != 0 ]; then
         say "error: these packages are missing and only root can install them: $*"
@@ -73,6 +62,17 @@ without_a_server() {
     # shellcheck disable=SC2086
     ! command -v systemctl >/dev/null 2>&1 || systemctl --root=/ disable $units >/dev/null 2>&1 || true
 }
+
+# One setup at a time: checkouts share the cache, and two would make the same environment in one folder. flock(1) holds the lock, not this shell:
+# whatever a package starts would inherit it.
+if [ -z "${CKP_SETUP_ALONE:-}" ]; then
+    mkdir -p "$cache"
+    flock -n "$cache/setup.lock" true || say "waiting for another setup on this machine"
+    status=0
+    CKP_SETUP_ALONE=yes flock -o -w 1800 -E 75 "$cache/setup.lock" sh "$0" "$@" || status=$?
+    [ "$status" != 75 ] || say "error: another setup has held $cache/setup.lock for 30 minutes; lslocks shows by which process"
+    exit "$status"
+fi
 
 # Called as `setup.sh test`, it brings what only the tests need as well.
 lists="$here/packaging/setup/apt-packages.txt"

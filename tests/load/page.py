@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support import machine
 from tests.support.checkout import REPO
 
 
@@ -63,8 +63,6 @@ def spread(values: list[float], prefix: str) -> dict[str, float]:
 
 def write(figures: Figures, target: Path) -> None:
     """docs/benchmarks-hub.md."""
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "?")
-    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=REPO).stdout.strip()
     each = (figures.rss_connected - figures.rss_empty) * 1e3 / max(1, figures.connected)
     slowest = max((change.get("p99", 0.0) for change in figures.changes.values()), default=0.0)
@@ -81,7 +79,7 @@ def write(figures: Figures, target: Path) -> None:
     lines = [
         "# Benchmarks of the hub",
         "",
-        f"Written by `make bench-hub` at commit {commit}, on {os.cpu_count()} cores ({cpu}), {ram:.0f} GiB, Linux {platform.release()}.",
+        f"Written by `make bench-hub` at commit {commit}, on {machine.described()}, Linux {platform.release()}.",
         "Hub, simulated API server and all agents share these cores and talk over loopback.",
         f"The load average counts them and whatever else ran on this machine: {loads}. Times depend on it more than CPU does.",
         "",

@@ -13,6 +13,7 @@ from ckp.site.members import TOKEN_FILE
 from ckp.site.spread import AWAY_SECONDS, spread
 from tests.simulators.management_host import ManagementHost
 from tests.simulators.site_host import Killed
+from tests.support.kills import stride
 from tests.worlds.applied_site import AppliedSite
 
 ONE = "    - {name: m1, address: 192.0.2.10}\n"
@@ -153,7 +154,7 @@ def test_an_apply_that_is_killed_at_any_command_of_a_joining_host_is_gone_on_wit
             done = site.run("apply")
         except Killed:
             killed += 1
-            number += 7
+            number += stride(7)
             continue
         break
     assert killed > 5 and done.exit_code == 0 and nodes(site) == ["m1", "m2", "m3"]
