@@ -16,7 +16,7 @@ PYTEST ?= .venv/bin/python -m pytest
 PARALLEL ?= -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: help setup setup-test up down status build build-test lint unit contract fuzz chaos component lab e2e airgap lab-chaos test test-all conformance \
-    bench bench-dist bench-hub clean-cache
+    bench bench-dist bench-hub bench-site clean-cache
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*?## /\t/' | expand -t 14
@@ -82,11 +82,14 @@ test: setup-test ## Lint and all suites but what is marked `long` (docs/how-to/t
 test-all: setup-test ## Lint and all suites
 	@.venv/bin/python -m tests.suite --all
 
-bench: bench-dist bench-hub ## Measure all; writes docs/benchmarks.md, -distribution.md and -hub.md
+bench: bench-dist bench-hub bench-site ## Measure all; writes docs/benchmarks.md, -distribution.md, -hub.md and -site.md
 	@PYTHONPATH=src .venv/bin/python -m tests.bench
 
 bench-dist: setup-test ## Measure the making of a release; writes docs/benchmarks-distribution.md (COMPONENTS=all for each cold)
 	@PYTHONPATH=src .venv/bin/python -m tests.bench_dist $(COMPONENTS)
+
+bench-site: setup-test ## Applying, backup and restore of a site on a lab host; writes docs/benchmarks-site.md
+	@PYTHONPATH=src .venv/bin/python -m tests.bench_site
 
 bench-hub: setup-test ## Two thousand agents on one hub; writes docs/benchmarks-hub.md (AGENTS=2000 STORM=10000)
 	@PYTHONPATH=src .venv/bin/python -m tests.load $(if $(AGENTS),--agents $(AGENTS)) $(if $(STORM),--storm $(STORM))

@@ -26,7 +26,7 @@ from ckp.lab.hosts import machine_name
 from ckp.lab.lab import LabHost
 from ckp.site.install import Site
 from ckp.site.lab import LabHosts
-from ckp.site.registry_unit import PULL, unit_of
+from ckp.site.registries.unit import PULL, unit_of
 from tests.chaos.checker import Whole, check
 from tests.chaos.schedule import Event
 

@@ -63,3 +63,26 @@ async def test_two_addons_of_one_name_are_refused(plane: TestControlPlane, kube:
     twice = [{"name": "cilium", "state": "Installing"}, {"name": "cilium", "state": "Installed"}]
     with pytest.raises(KubeError, match=r"(?i)duplicate"):
         await kube.merge(MANAGED_CONTROL_PLANE, "one", namespace, {"status": {"addons": twice}}, subresource="status")
+
+
+@pytest.mark.parametrize(
+    ("backup", "said"),
+    [
+        ({"claim": "backups"}, ""),
+        ({"s3": {"endpoint": "https://s3.example", "bucket": "b", "secret": "s"}, "every": "6h", "keep": 3}, ""),
+        ({"every": "6h"}, "name one place for backups"),
+        ({"claim": "backups", "s3": {"endpoint": "https://s3.example"}}, "name one place for backups"),
+        ({"claim": "backups", "keep": 61}, "spec.backup.keep"),
+        ({"claim": "backups", "every": "daily"}, "spec.backup.every"),
+        ({"s3": {"endpoint": "s3.example"}}, "spec.backup.s3.endpoint"),
+    ],
+)
+async def test_backups_go_to_one_place(plane: TestControlPlane, kube: Kube, namespace: str, backup: dict[str, Any], said: str) -> None:
+    spec = {"version": "v1.35.1", "backup": backup}
+    obj = {"apiVersion": MANAGED_CONTROL_PLANE.api_version, "kind": "ManagedControlPlane", "metadata": {"name": "one", "namespace": namespace}, "spec": spec}
+    if said:
+        with pytest.raises(KubeError, match=said):
+            await kube.create(obj)
+        return
+    made = ManagedControlPlane.of(await kube.create(obj)).spec.backup
+    assert made.asked and (made.every, made.keep) == (backup.get("every", "24h"), backup.get("keep", 14))

@@ -27,9 +27,9 @@ from ckp.kits.errors import CkpError
 from ckp.kits.files import sha256_file
 from ckp.kits.processes import Daemon, run
 from ckp.kits.retry import wait_until
-from ckp.site.registry import HostedRegistry, configurations
-from ckp.site.registry_gc import collect
-from ckp.site.registry_unit import CONFIG, PROGRAM, PULL, PUSH, unit_of
+from ckp.site.registries.gc import collect
+from ckp.site.registries.hosted import HostedRegistry, configurations
+from ckp.site.registries.unit import CONFIG, PROGRAM, PULL, PUSH, unit_of
 from tests.simulators.site_host import SimulatedHost
 from tests.support.control_plane import RELEASE, free_port
 from tests.support.marks import not_built

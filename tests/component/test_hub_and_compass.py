@@ -109,6 +109,11 @@ class Platform:
     def namespace(self) -> str:
         return f"ckp-default-{self.project}"
 
+    async def begin(self) -> None:
+        """The domain's project is there from now on."""
+        response = await self.rest.post("/api/v1/domains/default/projects", json={"name": self.project})
+        assert response.status_code in (201, 409), response.text
+
     async def call(self, method: str, path: str, expect: int, body: Any = None) -> Any:
         response = await self.rest.request(method, f"/api/v1/domains/default/projects/{self.project}{path}", json=body)
         assert response.status_code == expect, response.text
@@ -192,7 +197,9 @@ async def platform(accounts: Accounts, kube: Kube, tmp_path: Path) -> AsyncItera
             httpx.AsyncClient(transport=httpx.ASGITransport(enrolment), base_url="https://hub") as agent,
         ):
             port = listening.sockets[0].getsockname()[1]
-            yield Platform(f"t{secrets.token_hex(3)}", rest, agent, kube, port, server, root.pem, tmp_path)
+            made = Platform(f"t{secrets.token_hex(3)}", rest, agent, kube, port, server, root.pem, tmp_path)
+            await made.begin()
+            yield made
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
@@ -205,6 +212,14 @@ async def test_a_project_without_a_namespace_is_empty_and_looking_makes_none(pla
     assert await platform.call("GET", "/clusters", 200) == {"items": []}
     await platform.call("GET", "/hosts/one", 404)
     assert await platform.admin.get(kinds.NAMESPACE, platform.namespace) is None
+
+
+async def test_the_token_of_the_site_s_account_administers_the_platform_and_no_other_account_s_does(platform: Platform, accounts: Accounts) -> None:
+    for account, audience, expected in (("ckp-site", "ckp-compass", 200), ("ckp-site", "", 401), ("ckp-hub", "ckp-compass", 401)):
+        answer = await platform.rest.get("/api/v1/me", headers={"Authorization": f"Bearer {accounts.token(account, audience)}"})
+        assert answer.status_code == expected, answer.text
+        if expected == 200:
+            assert (answer.json()["name"], answer.json()["roles"][0]["role"]) == ("site", "platform-administrator")
 
 
 async def test_a_machine_becomes_a_host_and_its_reports_stand_beside_the_controllers_words(platform: Platform) -> None:

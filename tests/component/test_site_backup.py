@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from ckp.backups import archive
+from ckp.backups.scratch import Programs, scratch_etcd
 from ckp.clients.etcd import Credentials
 from ckp.clients.signing.encryption import ReaderKey
 from ckp.kits.errors import VerificationFailed
-from ckp.site.backup import archive
-from ckp.site.backup.manifest import MANAGEMENT
-from ckp.site.backup.proof import Programs, prove, scratch_etcd
+from ckp.site.backup.manifest import FORM, MANAGEMENT
+from ckp.site.backup.proof import prove
 from ckp.site.backup.take import scratch_folder
 from tests.component.test_etcd import RealEtcd, running
 from tests.support.control_plane import built
@@ -88,7 +89,7 @@ async def test_a_backup_of_real_etcds_is_proved_by_restoring_it(world: tuple[Bac
     seen = {item.name: (item.revision, item.keys) for item in taken.seen if item.revision}
     assert seen == {MANAGEMENT: (revisions[MANAGEMENT], 62), HOSTED: (revisions[HOSTED], 62)}
     with scratch_folder(made.folder / "reading") as scratch:
-        with archive.opened(made.target, ReaderKey(passphrase=made.passphrase), lambda _: taken.signed_by, scratch) as backup:
+        with archive.opened(made.target, FORM, ReaderKey(passphrase=made.passphrase), lambda _: taken.signed_by, scratch) as backup:
             assert [item.name for item in prove(backup, programs, scratch, print) if item.revision] == [MANAGEMENT, HOSTED]
             with scratch_etcd(backup.path(backup.manifest.member(HOSTED)), programs, scratch) as restored:
                 assert restored.value("/registry/mark") == b"before"

@@ -143,7 +143,7 @@ CILIUM = [
 
 def new_layer() -> dict[str, list[Obj]]:
     """Today's manifests."""
-    management = Management({}, "r.test:5000/ckp", {"ckp-platform": "new", "ckp-addons": "new", "ckp-packages": "new"})
+    management = Management({}, "r.test:5000/ckp", {"ckp-platform": "new", "ckp-addons": "new", "ckp-backup": "new", "ckp-packages": "new"})
     own = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": ONLY_NEW[0], "namespace": "ckp-system"}, "data": {"a": "b"}}
     return {"foundation": management.foundation(), "cert-manager": [], "cluster-api": [], CKP_GROUP: [version.config_map(), own, *management.ckp(SETTINGS)]}
 

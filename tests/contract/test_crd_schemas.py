@@ -42,6 +42,8 @@ CHANGED: dict[str, Any] = {
 NEW_KINDS = {"ByoRemediation", "ByoRemediationTemplate"}
 ADDED = (
     *("ByoCluster.status.replacements", "ByoCluster.status.unhealthy", "ByoMachine.status.nodeReadyAt"),
+    *("ManagedControlPlane.spec.backup", "ManagedControlPlaneTemplate.spec.template.spec.backup"),
+    *("ManagedControlPlane.status.backup", "ManagedControlPlane.status.restore"),
     *("ByoCluster.spec.imageFetchTimeout", "ByoClusterTemplate.spec.template.spec.imageFetchTimeout"),
 )
 """Fields that 0.2.0 did not have, with all that is below them: none is required of a stored object."""
@@ -84,7 +86,7 @@ def test_everything_of_a_crd_but_its_schema_is_as_it_was() -> None:
 
 
 ALLOWED = {
-    *("type", "description", "properties", "required", "items", "additionalProperties", "format", "minimum", "enum", "pattern", "default"),
+    *("type", "description", "properties", "required", "items", "additionalProperties", "format", "maximum", "minimum", "enum", "pattern", "default"),
     *("x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-validations", "x-kubernetes-preserve-unknown-fields"),
 }
 

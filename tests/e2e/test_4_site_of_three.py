@@ -14,7 +14,7 @@ import pytest
 
 from ckp.kits.retry import wait_until
 from ckp.lab.lab import HostSpec, LabHost
-from ckp.site.registry import REGISTRY_STATE
+from ckp.site.registries.hosted import REGISTRY_STATE
 from tests.support.several_masters import Writer, members, nodes
 from tests.support.site_place import NAME, SERVER, Place, prepared, write_site
 

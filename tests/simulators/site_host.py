@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from ckp.distribution.registries import htpasswd
 from ckp.kits.errors import CkpError
 from ckp.kits.files import sha256_bytes
 from ckp.kits.processes import Finished
+from ckp.site.hosts.files import BETWEEN, LOOK
+from ckp.site.hosts.questions import END, HEAD
 from tests.simulators.registry import as_stream
 
 T = TypeVar("T")
@@ -32,6 +35,7 @@ Said = tuple[int, str, str]
 
 UNITS = "/etc/systemd/system"
 WANTS = f"{UNITS}/multi-user.target.wants"
+TIMERS = f"{UNITS}/timers.target.wants"
 
 
 class Killed(BaseException):
@@ -58,6 +62,8 @@ class Service:
     read: dict[str, str] = field(default_factory=dict)
     """What its process has read as it started: path -> SHA-256; `unit` for the unit's text."""
     journal: list[str] = field(default_factory=list)
+    result: str = "success"
+    """Of the last run of a service that ends."""
 
 
 class SimulatedHost:
@@ -88,7 +94,7 @@ class SimulatedHost:
         self.kill_after = False
         """Whether that call still has its effect."""
         self._pids = 100
-        for folder in ("/usr/local/sbin", "/var/lib", WANTS):
+        for folder in ("/usr/local/sbin", "/var/lib", WANTS, TIMERS):
             self.path(folder).mkdir(parents=True)
 
     # -- SiteHost
@@ -139,7 +145,7 @@ class SimulatedHost:
     def boot(self) -> None:
         """After a power cut: systemd reads all units, and starts what is enabled."""
         self.services = {unit: Service(starts=service.starts) for unit, service in self.services.items()}
-        for link in sorted(self.path(WANTS).iterdir()):
+        for link in sorted([*self.path(WANTS).iterdir(), *self.path(TIMERS).iterdir()]):
             self._start(link.name)
 
     def tree(self) -> dict[str, str]:
@@ -175,6 +181,13 @@ class SimulatedHost:
         name, arguments = words[0], [word for word in words[1:] if word != "--"]
         operands = [word for word in arguments if not word.startswith("-")]
         match name:
+            case "sh" if words[2].startswith(HEAD):
+                asked = [shlex.split(line.removesuffix(END).removesuffix(" 2>/dev/null")) for line in words[2].removeprefix(HEAD).splitlines()]
+                answers = [self._command(each)[:2] for each in asked]
+                return 0, "".join(f"{out}\036{code}\036" for code, out in answers), ""
+            case "sh" if words[2] == LOOK:
+                sums, shown = (self._command([*command, "--", *words[4:]])[1] for command in (["sha256sum"], ["stat"]))
+                return 0, f"{sums}{BETWEEN}{shown}", ""
             case "sha256sum":
                 there = [path for path in operands if self.path(path).is_file()]
                 return int(there != operands), "".join(f"{sha256_bytes(self.path(path).read_bytes())}  {path}\n" for path in there), ""
@@ -212,6 +225,10 @@ class SimulatedHost:
                     shutil.rmtree(self.path(path)) if self.path(path).is_dir() else self.path(path).unlink(missing_ok=True)
                     self.access = {known: access for known, access in self.access.items() if self.path(known).exists()}
                 return 0, "", ""
+            case "find":
+                places = [self.path(word) for word in operands[:-1]]  # the last one is the value of -maxdepth
+                found = [path for place in places for path in [place, *(sorted(place.iterdir()) if place.is_dir() else ())] if path.exists()]
+                return int(not all(place.exists() for place in places)), "".join(f"/{path.relative_to(self.root)}\n" for path in found), ""
             case "ls":
                 return 0, "".join(f"{path.name}\n" for path in self.path(operands[0]).iterdir()), ""
             case "rmdir":
@@ -249,6 +266,10 @@ class SimulatedHost:
 
     # -- systemd
 
+    def _wanted(self, unit: str) -> Path:
+        """The link by which a unit is started at boot."""
+        return self.path(f"{TIMERS}/{unit}" if unit.endswith(".timer") else f"{WANTS}/{unit}")
+
     def _systemctl(self, verb: str, units: list[str]) -> Said:
         match verb:
             case "daemon-reload":
@@ -256,28 +277,33 @@ class SimulatedHost:
                     service.text = self._unit_text(unit)
                 return 0, "", ""
             case "show":
-                service = self.services.get(units[0], Service())
-                return 0, f"ActiveState={service.active}\nSubState={service.sub}\nMainPID={service.pid}\n", ""
+                return 0, "\n".join(map(self._shown, units)), ""
             case "is-enabled":
-                there = [self.path(f"{WANTS}/{unit}").exists() for unit in units]
+                there = [self._wanted(unit).exists() for unit in units]
                 return int(not any(there)), "".join("enabled\n" if one else "disabled\n" for one in there), ""
             case "enable":
                 if not all(self._unit_text(unit) for unit in units):
                     return 1, "", "Unit file does not exist."
                 for unit in units:
-                    self.path(f"{WANTS}/{unit}").write_text("link")
+                    self._wanted(unit).parent.mkdir(exist_ok=True)
+                    self._wanted(unit).write_text("link")
                 return 0, "", ""
             case "disable":
                 if not all(self._unit_text(unit) for unit in units):
                     return 1, "", "Unit file does not exist."
                 for unit in units:
-                    self.path(f"{WANTS}/{unit}").unlink(missing_ok=True)
+                    self._wanted(unit).unlink(missing_ok=True)
                 return 0, "", ""
             case "start" | "stop" | "restart":
                 return max(self._change_state(verb, unit) for unit in units), "", ""
             case "reset-failed":
                 return 0, "", ""
         raise AssertionError(f"systemctl {verb} is not simulated")
+
+    def _shown(self, unit: str) -> str:
+        service, enabled = self.services.get(unit, Service()), "enabled" if self._wanted(unit).exists() else "disabled"
+        known = {"ActiveState": service.active, "SubState": service.sub, "MainPID": service.pid, "UnitFileState": enabled, "Result": service.result}
+        return "".join(f"{name}={value}\n" for name, value in known.items())
 
     def _transient(self, words: list[str]) -> Said:
         """A unit that lasts as long as its program, which is waited for: it ends what it conflicts with, and its last command is run however it ends."""
@@ -322,6 +348,9 @@ class SimulatedHost:
         if service.pid:
             return 0
         service.starts += 1
+        if unit.endswith(".timer"):
+            service.active, service.sub = "active", "waiting"
+            return 0
         try:
             self._execute(service, unit.partition("@")[2].partition(".")[0])
         except _CannotStart as error:

@@ -37,6 +37,8 @@ class UpgradableApi(SimulatedApi):
     """Deployments whose new pods do not become ready."""
     migration: str = "succeeded"
     """What becomes of the Job that brings the database up."""
+    foreign: set[str] = field(default_factory=set)
+    """Names of objects that others have applied."""
     stubborn: set[str] = field(default_factory=set)
     """Hosts that return to their old agent."""
     rolled: list[str] = field(default_factory=list)
@@ -68,6 +70,9 @@ class UpgradableApi(SimulatedApi):
                 return 0, self.version if "ckp.__version__" in rest[-1] else self.schema, ""
             case ["get"] if "show-managed-fields" in flags:
                 return self._managed(json.loads(stdin or "")["items"])
+            case ["get", kinds] if "show-managed-fields" in flags:
+                wanted = {kind.partition(".")[0] for kind in kinds.split(",")}
+                return self._managed([each for key, each in self.objects.items() if key[0] in wanted])
             case ["get", "customresourcedefinitions"]:
                 return 0, json.dumps({"items": [self._definition(each) for each in self._definitions()]}), ""
             case ["get", "customresourcedefinitions", name] if "output" in flags and (CRDS, "", name) in self.objects:
@@ -110,9 +115,10 @@ class UpgradableApi(SimulatedApi):
         for each in asked:
             key = each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"]
             if key in self.objects:
-                obj = copy.deepcopy(self.objects[key])
+                obj = {"apiVersion": "v1", **copy.deepcopy(self.objects[key])}
                 fields = fields_of({name: value for name, value in obj.items() if name not in ("kind", "apiVersion", "status")})
-                obj["metadata"]["managedFields"] = [{"manager": FIELD_MANAGER.partition("=")[2], "operation": "Apply", "fieldsV1": fields}]
+                manager = "helm" if key[2] in self.foreign else FIELD_MANAGER.partition("=")[2]
+                obj["metadata"]["managedFields"] = [{"manager": manager, "operation": "Apply", "fieldsV1": fields}]
                 found.append(obj)
         return 0, json.dumps({"kind": "List", "items": found}), ""
 

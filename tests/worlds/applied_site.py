@@ -20,13 +20,12 @@ from ckp.distribution.packages.agent import agent_version
 from ckp.kits.errors import Conflict, NotFound
 from ckp.kits.files import sha256_bytes
 from ckp.kits.processes import Finished, ProcessFailed
-from ckp.site import apply as site_apply
 from ckp.site import described, install, publish
 from ckp.site.check import of_spec
 from ckp.site.install import Site
 from ckp.site.inventory import SiteHost
 from ckp.site.plan import look, wanted
-from ckp.site.registry import HostedRegistry
+from ckp.site.registries.hosted import HostedRegistry
 from ckp.site.spec.model import Host
 from tests.simulators.management_host import ManagementHost
 
@@ -54,7 +53,7 @@ RELEASE = "v1.35.1"
 DIGEST = sha256_bytes(b"image")
 
 
-IMAGES = ("etcd", "kube-apiserver", "cilium", "ckp-platform", "ckp-addons", "ckp-agent", "ckp-packages", "cert-manager-controller")
+IMAGES = ("etcd", "kube-apiserver", "cilium", "ckp-platform", "ckp-addons", "ckp-backup", "ckp-agent", "ckp-packages", "cert-manager-controller")
 
 
 class Release:
@@ -95,6 +94,8 @@ class FakeSession:
 
     def get(self, path: str) -> dict[str, str]:
         name = path.rpartition("/")[2]
+        if path == "/api/v1/me":
+            return {"name": "admin"}
         if name not in self.groups:
             raise NotFound(f"there is no host group {name}")
         return {"name": name, "description": self.groups[name]}
@@ -151,7 +152,7 @@ class AppliedSite:
         monkeypatch.setattr(Management, "cluster_api", lambda each, _kubectl: [_pod("capi", "capi")])
         monkeypatch.setattr(Site, "kubectl", kubectl)
         monkeypatch.setattr(Site, "_compass_answers", lambda _site: True)
-        for caller in (site_apply, look):
+        for caller in (install, look):
             monkeypatch.setattr(caller, "Session", lambda _config: FakeSession(self.groups))
         monkeypatch.setattr(wanted, "build_key", lambda _catalog, source, _stamp: f"{source.component} {source.version}")
 

@@ -15,14 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ckp.backups.scratch import Programs
 from ckp.clients.signing.encryption import Readers, Signer
 from ckp.clients.signing.openpgp import export, gpg, gpg_home
+from ckp.hostkit.backup.collection import MANAGED, Sources
 from ckp.kits.processes import Finished, run
 from ckp.kits.steps import Steps
 from ckp.kits.streams import stream
 from ckp.site.backup import take
-from ckp.site.backup.proof import Programs
-from ckp.site.backup.take import MANAGED, Sources, Taken, Wanted
+from ckp.site.backup.take import Taken, Wanted
 from ckp.site.inventory import KnownHosts
 from tests.simulators import object_store
 

@@ -89,6 +89,13 @@ class World:
             assert response.status_code == expect, response.text
         return response.json() if response.content and "json" in response.headers["content-type"] else response.text
 
+    async def project(self, domain: str, project: str) -> str:
+        """A project that is there from now on, with its domain; where it is in REST."""
+        for path, name in (("/api/v1/domains", domain), (f"/api/v1/domains/{domain}/projects", project)):
+            answer = await self.rest.post(path, json={"name": name})
+            assert answer.status_code in (201, 409), answer.text
+        return f"/api/v1/domains/{domain}/projects/{project}"
+
     async def psk(self) -> str:
         return str((await self.call("POST", "/host-psk/reset", expect=200))["key"])
 

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from ckp.backups import archive
+from ckp.backups.archive import Opened
+from ckp.backups.members import Etcd, Kind, Member
 from ckp.cli import site_restore
 from ckp.clients.signing.encryption import Readers, Signer
 from ckp.hostkit.locations import RESTORED, RESTORED_RECORD
 from ckp.kits.files import sha256_bytes
-from ckp.site.backup import archive
-from ckp.site.backup.archive import Opened
-from ckp.site.backup.manifest import FORMAT, MANAGEMENT, Etcd, Hosted, Kind, Manifest, Member, Volume
+from ckp.site.backup.manifest import FORMAT, MANAGEMENT, Hosted, Manifest, Volume
 from ckp.site.backup.placing import CAS, PKI
 from ckp.site.management import ADMIN, JOURNAL
 from tests.simulators.management_api import SimulatedApi
@@ -149,7 +150,7 @@ class RestorableSite(AppliedSite):
     def state(self) -> Path:
         return self.root / "state" / "sites" / "berlin"
 
-    def back_up(self, **changes: Any) -> Opened:
+    def back_up(self, **changes: Any) -> Opened[Manifest]:
         """As `ckp site backup` takes it; the folder with its members is new."""
         folder = self.root / "cache" / f"members-{len(list((self.root / 'cache').iterdir()))}"
         objects = json.dumps({"|".join(key): each for key, each in self.host.api.objects.items()})
@@ -216,11 +217,11 @@ class RestorableSite(AppliedSite):
         assert isinstance(first, NewHost)
         return first
 
-    def restore(self, backup: Opened | None = None, *options: str) -> Result:
+    def restore(self, backup: Opened[Manifest] | None = None, *options: str) -> Result:
         """Without the work of decrypting: a backup that was opened."""
 
         @contextmanager
-        def opened(*_: object) -> Iterator[Opened]:
+        def opened(*_: object) -> Iterator[Opened[Manifest]]:
             yield backup or self.backup
 
         with self.monkeypatch.context() as patched:

@@ -1,6 +1,6 @@
 """`ckp-agent`: run | enrol | status | settings | verify | facts; and pull | upgrade-guard, which the agent itself starts.
 
-(`ckp-agent standalone …` is in ckp.standalone, `ckp-agent preflight` in ckp.hosttool, which chooses between them.)
+(`ckp-agent standalone …` is in ckp.standalone, `ckp-agent preflight|backup` in ckp.hosttool, which chooses between them.)
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     fetch.add_argument("--blobs", required=True, help="folder for downloaded blobs, which a later attempt reuses")
     fetch.add_argument("--ca", default="", help="CA of the registry (default: the system's CAs)")
     fetch.add_argument("--imgpkg", default=IMGPKG, help="(default: %(default)s)")
+    commands.add_parser("backup", help="make a backup of the site that this is a management host of, if one is due (see: ckp-agent backup --help)")
     commands.add_parser("preflight", help="show what speaks against this host's becoming a node (see: ckp-agent preflight --help)")
     commands.add_parser("standalone", help="make this host a cluster of its own, or undo it (see: ckp-agent standalone --help)")
     return top

@@ -54,6 +54,10 @@ RESUMED_ANNOTATION = f"{CKP}/replacement-resumed-at"
 """On a ByoCluster: when a person last let CKP go on with replacing unhealthy workers; what failed before does not count any more."""
 ACCEPT_ETCD_DATA_ANNOTATION = f"{CKP}/accept-etcd-data"
 """On a ManagedControlPlane whose etcd lost data: go on with what is there. The value is the one that its condition EtcdReady names, so it is good for once."""
+BACKUP_ANNOTATION = f"{CKP}/backup-requested-at"
+"""On a ManagedControlPlane: when a person last asked for a backup beside the schedule. It is taken up once."""
+RESTORE_ANNOTATION = f"{CKP}/restore-requested"
+"""On a ManagedControlPlane: `BACKUP TIME`: put the cluster's etcd back to this backup. It is removed when that is done or refused, so it is good for once."""
 REQUESTED_AT_ANNOTATION = f"{CKP}/requested-at"
 """When the user asked for the cluster; the first of the fourteen steps counts from it."""
 ON_HOSTS_CLASS = f"{CKP}/on-hosts"
@@ -110,3 +114,9 @@ def load_balancer(name: str, address: str) -> dict[str, str]:
         address: the one to ask for, beside ADDRESSES_ANNOTATION, which only Cilium reads; empty: any.
     """
     return {} if not name else {"loadBalancerClass": name, **({"loadBalancerIP": address} if address else {})}
+
+
+COMPASS_AUDIENCE = "ckp-compass"
+"""What ServiceAccount tokens are made for that are shown to Compass."""
+SITE_ACCOUNT = "ckp-site"
+"""The ServiceAccount that `ckp site apply` shows to Compass; in ckp-system."""

@@ -50,6 +50,11 @@ class ConditionType(StrEnum):
     WORKLOAD_READY = "WorkloadReady"
     """A pod of the workload cluster was scheduled, resolves a name and reaches the API server. Not part of Ready: the control plane may be all right."""
 
+    BACKUP_FRESH = "BackupFresh"
+    """A proved backup of the cluster is as new as its schedule asks for, and none has failed since. Not part of Ready."""
+    DATA_RESTORED = "DataRestored"
+    """Only where a restore was asked for: True once the cluster goes on with a backup's data. Not part of Ready."""
+
     # Cluster API's own (api/v1beta1/condition_consts.go, v1.7.7)
     CONTROL_PLANE_INITIALIZED = "ControlPlaneInitialized"
     NODE_HEALTHY = "NodeHealthy"
@@ -126,6 +131,13 @@ class Reason(StrEnum):
     REFUSED = "Refused"
     """The management cluster refused an object, or holds one that can't be used: it takes a person."""
     DELETING = "Deleting"
+    BACKUP_FAILED = "BackupFailed"
+    BACKUP_OVERDUE = "BackupOverdue"
+    NO_SCHEDULE = "NoSchedule"
+    """No backups are asked for."""
+    RESTORING = "Restoring"
+    RESTORE_REFUSED = "RestoreRefused"
+    """The backup can't be restored into this cluster; nothing was changed."""
 
     # WorkloadReady
     NO_NODE = "NoNode"

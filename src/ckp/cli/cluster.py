@@ -15,6 +15,7 @@ import click
 from ckp.api.compass.clusters import ClusterChange, ClusterRequest, ClusterView, MachineView, ReplacementView, StepView, Timeouts
 from ckp.api.compass.conditions import ConditionView
 from ckp.api.compass.hosts import HostView
+from ckp.cli.cluster_backup import backup, backup_options, backups, restore
 from ckp.cli.hosts.host import CONDITION_COLUMNS
 from ckp.cli.session import say, with_session
 from ckp.cli.view.cluster import ClusterProgress, seconds_of
@@ -248,8 +249,9 @@ def scale(session: Session, name: str, workers: int, wait: bool, timeout: float)
 @timeout_options(defaults=False)
 @click.option("--cert-san", "cert_sans", multiple=True, metavar="NAME", help="A DNS name or IPv4 address in its API's certificate; repeat it for all of them.")
 @click.option("--no-cert-sans", is_flag=True, help="No further name in its API's certificate.")
+@backup_options
 @with_session
-def set_cluster(session: Session, name: str, timeouts: dict[str, int], cert_sans: tuple[str, ...], no_cert_sans: bool) -> None:
+def set_cluster(session: Session, name: str, timeouts: dict[str, int], cert_sans: tuple[str, ...], no_cert_sans: bool, backup_settings: dict[str, Any]) -> None:
     """Change settings of a cluster.
 
     Timeouts hold for its present workers too; none is replaced for it. Further names in its API's certificate (--cert-san) take the place of those before;
@@ -259,13 +261,20 @@ def set_cluster(session: Session, name: str, timeouts: dict[str, int], cert_sans
         raise click.UsageError("--cert-san and --no-cert-sans exclude each other")
     changes: dict[str, Any] = {"timeouts": timeouts} if timeouts else {}
     changes |= {"cert_sans": cert_sans} if cert_sans or no_cert_sans else {}
+    changes |= {"backup": backup_settings} if backup_settings else {}
     if not changes:
         raise click.UsageError("name what to change, such as --drain-timeout 30m or --cert-san api.demo.example")
     session.call("PATCH", f"/clusters/{name}", body=ClusterChange.of(**changes))
     if "cert_sans" in changes:
         click.echo(f"cluster/{name} cert-sans set to {', '.join(cert_sans) or 'none'}")
+    if backup_settings:
+        click.echo(f"cluster/{name} backups: {'off' if backup_settings.get('off') else 'set'}")
     for field, seconds in timeouts.items():
         click.echo(f"cluster/{name} {field.replace('_', '-')}-timeout set to {exact_duration(seconds)}")
+
+
+for command in (backup, backups, restore):
+    cluster.add_command(command)
 
 
 @cluster.command("resume-replacement")

@@ -14,7 +14,7 @@ from ckp.distribution.carry.airgap import ImportedRelease
 from ckp.distribution.carry.published import PublishedRelease, Source
 from ckp.distribution.release import Deliverable, Distribution
 from ckp.kits import paths
-from ckp.kits.errors import InvalidInput
+from ckp.kits.errors import Conflict, InvalidInput
 from ckp.kits.steps import Steps
 from ckp.site.inventory import Inventory
 from ckp.site.plan.wanted import sources
@@ -29,7 +29,9 @@ class Origins:
         archives: files of `ckp dist export`; releases that none of them holds are built.
         keyring: trusted keys for files and registry; None: this machine's own.
         read: releases that were read and verified from files already.
-        registry: has the releases that no file holds; nothing is built then.
+        registry: has the releases that no file holds, but for that of the management cluster.
+        management: the release that the management cluster has or gets, which no registry brings: it needs programs and packages. Empty: none of
+            these is it.
     """
 
     profile: Profile = "release"
@@ -37,18 +39,39 @@ class Origins:
     keyring: Path | None = None
     read: Sequence[ImportedRelease] = ()
     registry: Source | None = None
+    management: str = ""
 
     def builds(self, wanted: Sequence[Release]) -> bool:
-        """Whether something is built: more releases are wanted than files are there."""
-        return self.registry is None and len(self.archives) + len(self.read) < len(wanted)
+        """Whether something is built, as far as that is known before the files are read: more releases are wanted than files are there."""
+        files = len(self.archives) + len(self.read)
+        if self.registry is None:
+            return files < len(wanted)
+        return not files and any(release.name == self.management for release in wanted)
+
+    def refuse(self, wanted: Sequence[Release]) -> None:
+        """Refuse releases of a registry whose addons the management cluster's release has not: the charts are its own, and no registry proves others.
+
+        Raises:
+            Conflict: there is one; nothing was changed.
+        """
+        main = next((release for release in wanted if release.name == self.management), None)
+        if self.registry is None or main is None:
+            return
+        files = {found.release.name for found in self.read}
+        for release in wanted:
+            if release.name not in files and release.built_cni != main.built_cni and not self.archives:
+                raise Conflict(
+                    f"{release.name} has other addons than {main.name}, and a registry does not prove which charts are the release's",
+                    resolution="take it from a file (--from), or build it here",
+                )
 
     def titles(self, wanted: Sequence[Release]) -> list[str]:
         """The steps of `take`, as far as they are known before the files are read."""
         there = {found.release.name for found in self.read}
         others = [release for release in wanted if release.name not in there][len(self.archives) :]
-        if self.registry is not None:
-            return [*map(reading, self.archives), *(looking_up(release, self.registry) for release in others)]
-        return [*map(reading, self.archives), *(title for release in others for title in made_titles(release))]
+        source, here = self.registry, [release for release in others if self.registry is None or release.name == self.management]
+        looked = [looking_up(release, source) for release in others if source is not None and release not in here]
+        return [*map(reading, self.archives), *looked, *(title for release in here for title in made_titles(release))]
 
     def take(
         self, catalog: Catalog, wanted: Sequence[Release], inventory: Inventory, offered: Sequence[str], steps: Steps
@@ -68,7 +91,7 @@ class Origins:
         dists: dict[str, Deliverable] = {found.release.name: found for found in self.read}
         dists |= take_releases(self.archives, self.keyring, inventory, offered, steps, there=list(dists))
         if self.registry is not None:
-            for release in (release for release in wanted if release.name not in dists):
+            for release in (release for release in wanted if release.name not in dists and release.name != self.management):
                 with steps.step(looking_up(release, self.registry)):
                     dists[release.name] = published_release(release, self.registry, self.keyring, inventory, steps)
         built = [release for release in wanted if release.name not in dists]

@@ -17,20 +17,29 @@ from ckp.kits.disks import disk_full, is_full
 from ckp.kits.errors import CkpError
 
 COMMANDS = {
+    "audit": Lazy("ckp.cli.people.audit:audit", "The audit log: every change and every sign-in."),
     "cluster": Lazy("ckp.cli.cluster:cluster", "Kubernetes clusters."),
     "conformance": Lazy("ckp.cli.conformance:conformance", "Upstream's conformance tests against a cluster, and the files that a submission needs."),
     "dist": Lazy("ckp.cli.distribution.group:dist", "Build, sign, publish, carry and verify the distribution."),
+    "domain": Lazy("ckp.cli.people.tenancy:domain", "Domains: the first level of tenancy."),
     "down": Lazy("ckp.cli.down:down", "Remove hosts, bridge, registry, mounts and processes of the lab; keep the caches and the signing key."),
     "host": Lazy("ckp.cli.hosts.host:host", "Hosts: the pre-shared key to enrol them, their requests, and what is done with them."),
     "hostgroup": Lazy("ckp.cli.hosts.groups:hostgroup", "Named sets of hosts that clusters take their workers from."),
     "keys": Lazy("ckp.cli.distribution.keys:keys", "Make, rotate, revoke and export signing keys."),
     "lab": Lazy("ckp.cli.lab:lab", "Lab hosts: systemd machines in systemd-nspawn on this one."),
+    "login": Lazy("ckp.cli.people.login:login", "Sign in to Compass, for twelve hours."),
+    "logout": Lazy("ckp.cli.people.login:logout", "End the session; its token is void at once."),
+    "project": Lazy("ckp.cli.people.tenancy:project", "Projects of domains: each has its own hosts, clusters and roles."),
     "release": Lazy("ckp.cli.distribution.release:release", "The releases that CKP can build."),
+    "role": Lazy("ckp.cli.people.role:role", "Roles of people and service accounts: in the platform, a domain or a project."),
+    "serviceaccount": Lazy("ckp.cli.people.serviceaccount:serviceaccount", "Service accounts of a project: what programs act as, by tokens that expire."),
     "site": Lazy("ckp.cli.site:site", "The file that describes a site, and what is done with it."),
     "standalone": Lazy(
         "ckp.cli.standalone:standalone", "Make one host a cluster, or undo it: `install`, `reset`, `status` (see `ckp standalone install --help`)."
     ),
     "up": Lazy("ckp.cli.up:up", "From upstream source to a running workload cluster, on this one machine."),
+    "user": Lazy("ckp.cli.people.user:user", "People: local users, of the platform (NAME) or of a domain (NAME@DOMAIN)."),
+    "whoami": Lazy("ckp.cli.people.login:whoami", "Show who this machine's `ckp` command acts for, and which roles they have."),
 }
 
 

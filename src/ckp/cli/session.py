@@ -19,7 +19,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def open_session(context: click.Context, domain: str | None = None, project: str | None = None) -> Session:
     """A session as this machine is configured, until the command ends. NotFound if it is not configured."""
     config = read_config()
-    session = Session(replace(config, domain=domain or config.domain, project=project or config.project), transport=context.find_object(httpx.BaseTransport))
+    own = replace(config, domain=domain or config.domain, project=project or config.project)
+    session = Session(own, transport=context.find_object(httpx.BaseTransport), of_file=config)
     context.call_on_close(session.close)
     return session
 

@@ -12,6 +12,10 @@ from typing import Any
 
 import click
 
+from ckp.backups import archive
+from ckp.backups.members import Member
+from ckp.backups.places import Stored, Target
+from ckp.backups.scratch import Programs
 from ckp.catalog.load import Catalog
 from ckp.cli.site import site_file
 from ckp.cli.site_changes import KEYRING_OPTION, LOOKING, RELEASE_FILE, changing
@@ -22,15 +26,15 @@ from ckp.clients.signing.encryption import ReaderKey, Readers, is_fingerprint
 from ckp.distribution.attest.builtrelease import open_built_release
 from ckp.distribution.builder.component import Built
 from ckp.distribution.carry.airgap import ImportedRelease
-from ckp.hostkit.backups import made_at, name_of
+from ckp.hostkit.backup.names import made_at, name_of
 from ckp.kits import paths
 from ckp.kits.errors import InvalidInput, NotFound
 from ckp.kits.files import exclusive
 from ckp.site import described, management
-from ckp.site.backup import archive, take
-from ckp.site.backup.manifest import Hosted, Manifest, Member
-from ckp.site.backup.proof import Programs, Seen, prove
-from ckp.site.backup.target import Stored, Target, target_of
+from ckp.site.backup import take
+from ckp.site.backup.manifest import FORM, Hosted, Manifest
+from ckp.site.backup.proof import Seen, prove
+from ckp.site.backup.target import target_of
 from ckp.site.spec.model import SiteSpec
 from ckp.site.spec.read import read_site
 
@@ -116,7 +120,7 @@ def backup(
     reader = ReaderKey(key, passphrase_file)
     if show is not None:
         with reading_scratch() as scratch, named(show, file, scratch) as local:
-            with archive.opened(local, reader, lambda found: signer_of(found, signed_by), scratch, members=False) as found:
+            with archive.opened(local, FORM, reader, lambda found: signer_of(found, signed_by), scratch, members=False) as found:
                 _show(found.manifest, found.signed_by, output)
     elif verify is not None:
         _verify(verify, file, reader, signed_by, (release, keyring), output)
@@ -196,7 +200,7 @@ def _list(file: Path, output: str) -> None:
     if output in ("json", "yaml"):
         show_data([{"name": each.name, "made": each.made.isoformat(), "bytes": each.size} for each in found], output)
     else:
-        echo(table(STORED_COLUMNS, found) if found else f"{target.title} has no backup of {target.site}")
+        echo(table(STORED_COLUMNS, found) if found else f"{target.title} has no backup of {target.of}")
 
 
 @contextmanager
@@ -231,7 +235,7 @@ def _verify(backup_file: Path, file: Path, reader: ReaderKey, signed_by: str, pr
     with reading_scratch() as scratch, planned("site backup verify", [OPENING, PROVING], out=sys.stderr) as steps, ExitStack() as stack:
         with steps.step(OPENING):
             local = stack.enter_context(named(backup_file, file, scratch))
-            backup = stack.enter_context(archive.opened(local, reader, lambda found: signer_of(found, signed_by), scratch))
+            backup = stack.enter_context(archive.opened(local, FORM, reader, lambda found: signer_of(found, signed_by), scratch))
         with steps.step(PROVING):
             programs = find_programs(backup.manifest.release, *programs_from)
             if programs is None:

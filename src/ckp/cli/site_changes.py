@@ -13,18 +13,20 @@ import click
 
 from ckp.cli.site import site_file
 from ckp.cli.view.output import Column, echo, output_option, show_data, table
+from ckp.distribution.carry.published import Source
 from ckp.kits.errors import InvalidInput
 from ckp.kits.files import exclusive
 from ckp.site import apply as site_apply
 from ckp.site import described
 from ckp.site import status as site_status
+from ckp.site.backup import timer
 from ckp.site.backup.target import target_of
 from ckp.site.check.rules import IGNORABLE
 from ckp.site.inventory import SiteHosts, acted_on_first
 from ckp.site.publish import registry_on
 from ckp.site.registries import existing
 from ckp.site.registries.existing import ExistingRegistry
-from ckp.site.registry import REGISTRY_STATE, HostedRegistry
+from ckp.site.registries.hosted import REGISTRY_STATE, HostedRegistry
 from ckp.site.spec.model import SiteSpec
 from ckp.site.spec.read import read_site
 
@@ -40,6 +42,18 @@ ARCHIVES_OPTION = click.option(
     multiple=True,
     help="Take a release from a file of `ckp dist export` instead of building it; may be repeated. Releases that no file holds are built.",
 )
+FROM_REGISTRY_OPTION = click.option(
+    "--from-registry", "address", metavar="HOST:PORT", default="", help="Take releases that no file holds from a registry that they were published to."
+)
+REGISTRY_CA_OPTION = click.option(
+    "--registry-ca", type=RELEASE_FILE, default=None, help="The CA of that registry's certificate; default: those that this system trusts."
+)
+REGISTRY_CREDENTIALS_OPTION = click.option(
+    "--registry-credentials",
+    type=RELEASE_FILE,
+    default=None,
+    help="Users and passwords for that registry, in the format of docker's config.json, readable by its owner only.",
+)
 KEYRING_OPTION = click.option("--keyring", type=RELEASE_FILE, default=None, help="Trusted keys for --from; default: this machine's own.")
 IGNORED_OPTION = click.option(
     "--ignore-finding",
@@ -48,6 +62,15 @@ IGNORED_OPTION = click.option(
     multiple=True,
     help="Go on in spite of the errors of this check, which are only shown then; may be repeated. What the installer itself refuses, it still refuses.",
 )
+
+
+def other_registry(address: str, ca: Path | None, credentials: Path | None) -> Source | None:
+    """The registry that releases are taken from; None if no option names one. InvalidInput if the options do not fit together."""
+    if not address:
+        if ca or credentials:
+            raise InvalidInput("--registry-ca and --registry-credentials are for --from-registry", resolution="name the registry with --from-registry")
+        return None
+    return Source(address, ca, credentials)
 
 
 @contextmanager
@@ -82,6 +105,7 @@ def status(file: Path, output: str) -> None:
             try:
                 with target_of(spec, hosts.management) as target:
                     parts.append(site_status.backups(target, spec.backup.every, datetime.now(UTC)))
+                parts += site_status.timers(hosts, timer.of_spec(spec, described.state_folder(spec)))
             except InvalidInput as error:  # of a file that the site names: the other parts are shown all the same
                 parts.append(site_status.Part(site_status.BACKUPS, "unknown", error.brief))
     if output not in ("json", "yaml"):

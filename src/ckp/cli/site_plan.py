@@ -18,6 +18,8 @@ from ckp.cli.view.output import Column, echo, output_option, show_data, table
 from ckp.cli.view.progress import planned
 from ckp.kits.errors import CkpError
 from ckp.site import described
+from ckp.site.backup import timer
+from ckp.site.plan import backups as plan_backups
 from ckp.site.plan import rules, wanted
 from ckp.site.plan.look import look
 from ckp.site.plan.model import Action, Change
@@ -103,4 +105,6 @@ def _changes(file: Path, profile: Profile, archives: Sequence[Path], keyring: Pa
                 what = wanted.from_files(dists, chosen, inventory, offered.withdrawing(spec.releases) if offered else {})
             else:
                 what = wanted.built_here(catalog, releases, chosen, profile, inventory, dists)
-            return rules.changes(what, seen)
+            schedule = timer.of_spec(spec, inventory.state)
+            backups = {host.name: timer.pending(host, hosts, schedule) for host in hosts.masters}
+            return [*rules.changes(what, seen), *plan_backups.changes(schedule, backups)]

@@ -11,8 +11,8 @@ from ckp.cli.site_changes import changing
 from ckp.cli.site_releases import FREEING, LOOKING, serving_registries
 from ckp.cli.view.progress import planned
 from ckp.kits.errors import Conflict
-from ckp.site.registry import HostedRegistry
-from ckp.site.registry_gc import collect
+from ckp.site.registries.gc import collect
+from ckp.site.registries.hosted import HostedRegistry
 
 
 @click.group()

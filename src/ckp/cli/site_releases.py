@@ -13,19 +13,29 @@ from ckp.catalog.models import Release
 from ckp.cli.deliverables import Origins
 from ckp.cli.distribution.release import PROFILE_OPTION
 from ckp.cli.site import RELEASE, site_file
-from ckp.cli.site_changes import KEYRING_OPTION, RELEASE_FILE, changing, management, registries_of
+from ckp.cli.site_changes import (
+    FROM_REGISTRY_OPTION,
+    KEYRING_OPTION,
+    REGISTRY_CA_OPTION,
+    REGISTRY_CREDENTIALS_OPTION,
+    RELEASE_FILE,
+    changing,
+    management,
+    other_registry,
+    registries_of,
+)
 from ckp.cli.view.output import Column, echo, output_option, show_data, table
 from ckp.cli.view.progress import planned
 from ckp.distribution.bundles import PREFIX
-from ckp.distribution.carry.published import Source
+from ckp.distribution.registries.mirror import everything
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
 from ckp.site import described
 from ckp.site import releases as site_releases
 from ckp.site.inventory import SiteHost, SiteHosts
 from ckp.site.publish import publish_to, replicate
 from ckp.site.registries.existing import ExistingRegistry
-from ckp.site.registry import HostedRegistry
-from ckp.site.registry_gc import collect, finish
+from ckp.site.registries.gc import collect, finish
+from ckp.site.registries.hosted import HostedRegistry
 from ckp.site.releases import Listed, Offered
 from ckp.site.settings.read import require_signer
 from ckp.site.spec.edit import set_releases
@@ -70,14 +80,9 @@ def list_releases(file: Path, output: str) -> None:
 @site_file
 @PROFILE_OPTION
 @click.option("--from", "archive", type=RELEASE_FILE, default=None, help="Take the release from a file of `ckp dist export` instead of building it.")
-@click.option("--from-registry", "address", metavar="HOST:PORT", default="", help="Take the release from a registry that it was published to.")
-@click.option("--registry-ca", type=RELEASE_FILE, default=None, help="The CA of that registry's certificate; default: those that this system trusts.")
-@click.option(
-    "--registry-credentials",
-    type=RELEASE_FILE,
-    default=None,
-    help="Users and passwords for that registry, in the format of docker's config.json, readable by its owner only.",
-)
+@FROM_REGISTRY_OPTION
+@REGISTRY_CA_OPTION
+@REGISTRY_CREDENTIALS_OPTION
 @KEYRING_OPTION
 def add(
     name: str,
@@ -94,7 +99,9 @@ def add(
     It is built here, or taken from a file or another registry, whose signatures are verified by the keys that the site trusts. It is offered once
     all of it is in the site's registry. What clusters run does not change. After a break, the same command goes on.
     """
-    source = other_registry(address, registry_ca, registry_credentials, archive)
+    source = other_registry(address, registry_ca, registry_credentials)
+    if source is not None and archive is not None:
+        raise InvalidInput("--from and --from-registry name two places to take the release from", resolution="give one of them")
     with changing(file) as (spec, hosts):
         catalog, host = Catalog(), hosts.management
         wanted, origins = catalog.release(name), Origins(profile, [archive] if archive else [], keyring, registry=source)
@@ -117,8 +124,9 @@ def add(
                 if set_releases(file, [*spec.releases, name]):
                     steps.say(f"{file} names {name} now")
                 published = publish_to(registry, registry.client(), dist, inventory, steps.say)
+                selection = everything(registry.client()) if more else []
                 for each in more:
-                    replicate(registry.client(), each.client(), steps.say)
+                    replicate(registry.client(), each.client(), selection, steps.say)
             with steps.step(f"Offering {name}"):
                 installed = published.installed if source is None else published.installed.model_copy(update={"addons": charts})
                 site_releases.write(host, require_offered(spec, host).with_releases(installed), inventory.state)
@@ -168,17 +176,6 @@ def remove(name: str, file: Path) -> None:
                 if isinstance(registry, HostedRegistry):  # another's collects its own
                     collect(registry, steps.say)
     click.echo(f"\n{spec.metadata.name} does not offer {name} any longer.")
-
-
-def other_registry(address: str, ca: Path | None, credentials: Path | None, archive: Path | None) -> Source | None:
-    """The registry that a release is taken from; None if it is not taken from one. InvalidInput if the options do not fit together."""
-    if not address:
-        if ca or credentials:
-            raise InvalidInput("--registry-ca and --registry-credentials are for --from-registry", resolution="name the registry with --from-registry")
-        return None
-    if archive:
-        raise InvalidInput("--from and --from-registry name two places to take the release from", resolution="give one of them")
-    return Source(address, ca, credentials)
 
 
 def require_charts(offered: Offered, release: Release) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ckp.backups import archive
 from ckp.catalog.load import Catalog, Profile
 from ckp.cli.deliverables import Origins
 from ckp.cli.distribution.release import PROFILE_OPTION
@@ -20,8 +21,8 @@ from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
 from ckp.site import apply as site_apply
 from ckp.site import described
-from ckp.site.backup import archive
 from ckp.site.backup import restore as restoring
+from ckp.site.backup.manifest import FORM
 from ckp.site.backup.placing import place
 from ckp.site.backup.proof import prove
 from ckp.site.backup.take import refuse_site
@@ -82,7 +83,7 @@ def restore(
         steps = stack.enter_context(planned("site restore", [OPENING, LOOKING, CHECKING, RESTORING, *making, PLACING, *site_apply.TITLES, FINISHING]))
         with steps.step(OPENING):
             local = stack.enter_context(named(backup_file, file, scratch))
-            backup = stack.enter_context(archive.opened(local, ReaderKey(key, passphrase_file), lambda found: signer_of(found, signed_by), scratch))
+            backup = stack.enter_context(archive.opened(local, FORM, ReaderKey(key, passphrase_file), lambda found: signer_of(found, signed_by), scratch))
             manifest = backup.manifest
             steps.say(f"of {manifest.made:%Y-%m-%d %H:%M} UTC, with {len(manifest.clusters)} workload clusters")
         with steps.step(LOOKING):
@@ -119,3 +120,5 @@ def restore(
             remember(inventory.state, made_of)
             steps.say(f"{host.name} runs the management cluster {manifest.cluster_uid}")
     click.echo(f"\nThe site {spec.metadata.name} is back, as it was on {manifest.made:%Y-%m-%d %H:%M} UTC. Hosts and nodes come back by themselves.")
+    if spec.backup is not None and spec.backup.every is not None and spec.backup.by_hosts:
+        click.echo("Its hosts make backups by themselves again after `ckp site apply`.")

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from ckp import __version__
+from ckp.backups import archive
 from ckp.catalog.load import Catalog, Profile
 from ckp.cli.deliverables import Origins
 from ckp.cli.distribution.release import PROFILE_OPTION
@@ -30,7 +31,7 @@ from ckp.lab.lab import require_root
 from ckp.site import described
 from ckp.site import management as management_cluster
 from ckp.site import status as site_status
-from ckp.site.backup import archive, take
+from ckp.site.backup import take
 from ckp.site.install import Site
 from ckp.site.inventory import Inventory, SiteHosts
 from ckp.site.plan.gate import require_possible

@@ -83,8 +83,9 @@ def up(release_name: str, workers: int, management: str, name: str, archive: Pat
             read = [read_release(archive, keyring, steps)] if archive else []
             with steps.step(booting(hosts)):
                 hosts.boot(steps.say)
+                refuse_other_cluster(hosts, name, release.name)
             with applied(catalog, hosts, offered, Origins("lab", keyring=keyring, read=read), steps) as site:
-                session = Session(read_config())
+                session = site.session()
                 with steps.step(ENROLLING):
                     Enrolment(site, session).run()
                 with steps.step(creating(name)):
@@ -157,9 +158,7 @@ def create_cluster(session: Session, group: str, release: str, name: str, worker
     Raises:
         Conflict: there is one with this name, of another release.
     """
-    try:
-        there = session.get(f"/clusters/{name}")
-    except NotFound:
+    if not is_there(session, name, release):
         body = {
             "name": name,
             "version": release,
@@ -170,13 +169,44 @@ def create_cluster(session: Session, group: str, release: str, name: str, worker
             "serviceCIDR": lab.SERVICES,
         }
         session.call("POST", "/clusters", body=body)
-    else:
-        if there["version"] != release:
-            raise Conflict(
-                f"there is a cluster {name} of {there['version']}, and {release} was asked for",
-                resolution=f"give the other one its own name (--name), or delete this one: ckp cluster delete {name} --wait",
-            )
     return wait_until_ready(session, name, READY_TIMEOUT, steps)
+
+
+def is_there(session: Session, name: str, release: str) -> bool:
+    """Whether there is a cluster with this name. Raises Conflict if it is of another release."""
+    try:
+        there = session.get(f"/clusters/{name}")
+    except NotFound:
+        return False
+    if there["version"] != release:
+        raise Conflict(
+            f"there is a cluster {name} of {there['version']}, and {release} was asked for",
+            resolution=f"give the other one its own name (--name), or delete this one: ckp cluster delete {name} --wait",
+        )
+    return True
+
+
+def refuse_other_cluster(hosts: LabHosts, name: str, release: str) -> None:
+    """Refuse a cluster of another release before anything is built for it, if the lab's Compass is there to be asked.
+
+    Raises:
+        Conflict: there is one with this name, of another release.
+    """
+    try:
+        config = read_config()
+        if config.server != f"https://{lab.describe(hosts).addresses.compass.address}":
+            return
+        session = Session(config)
+    except CkpError:
+        return  # this machine was never logged in, or the CA is gone
+    try:
+        is_there(session, name, release)
+    except Conflict:
+        raise
+    except CkpError:
+        return  # it does not answer; the cluster is asked for later in any case
+    finally:
+        session.close()
 
 
 def kubeconfig_path(name: str) -> Path:

@@ -36,7 +36,12 @@ class Unauthorized(CkpError):
 
 @dataclass(frozen=True)
 class Config:
-    """The contents of config.json. `ca` is PEM text, or the path of a PEM file (relative ones: beside config.json); empty trusts the system's CAs."""
+    """The contents of config.json.
+
+    Args:
+        token: empty while nobody is logged in.
+        ca: PEM text, or the path of a PEM file (relative ones: beside config.json); empty trusts the system's CAs.
+    """
 
     server: str
     token: str
@@ -83,16 +88,16 @@ def read_config(path: Path | None = None) -> Config:
         print(f"warning: {path} holds a token and can be read by others: chmod 600 {path}", file=sys.stderr)
     known = {field.name for field in fields(Config)}
     values = {name: value for name, value in data.items() if name in known and isinstance(value, str)}
-    for name in ("server", "token"):
-        if not values.get(name):
-            raise InvalidInput(f"{path}: {name} is missing")
+    if not values.get("server"):
+        raise InvalidInput(f"{path}: server is missing")
+    values.setdefault("token", "")
     if not values["server"].startswith("https://"):
         raise InvalidInput(f"{path}: server {values['server']!r} is not an https address", resolution="the token must not travel in the clear")
     try:
         httpx.URL(values["server"])
     except httpx.InvalidURL as error:
         raise InvalidInput(f"{path}: server {values['server']!r} is not an address: {error}") from None
-    if not re.fullmatch(r"[\x21-\x7e]+", values["token"]):
+    if not re.fullmatch(r"[\x21-\x7e]*", values["token"]):
         raise InvalidInput(f"{path}: token holds characters that no token has", resolution="copy it again, as one line")
     if (ca := values.get("ca", "")) and "-----BEGIN" not in ca:
         values["ca"] = str(path.parent / ca)
@@ -120,13 +125,15 @@ class Session:
 
     Args:
         transport: for tests; None opens real connections.
+        of_file: the configuration as the file has it, where `config` names another project.
     """
 
-    def __init__(self, config: Config, *, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(self, config: Config, *, transport: httpx.BaseTransport | None = None, of_file: Config | None = None) -> None:
         self.config = config
+        self.config_of_file = of_file or config
         self._http = httpx.Client(
             base_url=config.server,
-            headers={"Authorization": f"Bearer {config.token}", "User-Agent": "ckp"},
+            headers={"User-Agent": "ckp"} | ({"Authorization": f"Bearer {config.token}"} if config.token else {}),
             verify=_trust(config.ca) if transport is None else True,
             timeout=TIMEOUT,
             trust_env=False,
@@ -199,7 +206,11 @@ class Session:
         except (ValueError, KeyError, TypeError):
             return self._not_compass(response)
         if response.status_code == 401:
-            return Unauthorized(f"Compass refuses the token: {brief}", resolution=f"put a valid token into {config_path()}")
+            if response.request.url.path.endswith(("/sessions", "/me/password")):  # a password was wrong, and no token
+                return Unauthorized(brief, resolution=resolution)
+            if not self.config.token:
+                return Unauthorized("nobody is logged in", resolution="ckp login NAME, or NAME@DOMAIN for people of a domain")
+            return Unauthorized(f"Compass refuses the token: {brief}", resolution=f"log in again (ckp login), or put a valid token into {config_path()}")
         kind = {404: NotFound, 409: Conflict, 400: InvalidInput, 422: InvalidInput, 502: Unreachable, 503: Unreachable}.get(response.status_code, CkpError)
         return kind(brief, details=details, resolution=resolution)
 

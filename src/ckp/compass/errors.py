@@ -22,7 +22,7 @@ class Unavailable(CkpError):
 
 
 class Forbidden(CkpError):
-    """The request did not come from a page of ours, so that it is not known whether its sender wants it."""
+    """The caller's roles are not enough for it; or it came from no page of ours, so that it is not known whether its sender wants it."""
 
 
 _CODES: tuple[tuple[type[CkpError], int], ...] = (

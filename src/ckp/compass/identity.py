@@ -8,10 +8,15 @@ from typing import Literal
 
 from ckp.api import names
 from ckp.kits.errors import InvalidInput
+from ckp.rules.roles import Grant
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
-Credential = Literal["admin-token", "service-account", "approval-rule"]
+Credential = Literal["admin-token", "service-account", "approval-rule", "password", "api-token", ""]
+Door = Literal["", "rest", "cli", "console"]
+
+LOCAL = "compass"
+"""The issuer of people and service accounts that Compass itself has."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +24,45 @@ class Caller:
     """Who makes a request, and by which credential.
 
     Args:
-        name: as the audit log shows it: `admin`, `hub`, or `rule:<name>` for an approval rule that acts for people.
-        credential: how the caller was recognised.
+        name: as the audit log shows it: `ann`, `ann@acme`, `acme/web/ci` for a service account, `admin` for the bootstrap token, `hub`, `site`,
+            or `rule:<name>` for an approval rule that acts for people.
+        credential: how the caller was recognised; empty if it was not.
+        issuer, subject: the identity; empty of those that are no person and no service account.
+        grants: the caller's roles now.
+        source: the address that the request came from.
+        door: through which it came; that it is the command line, the client itself says.
     """
 
     name: str
     credential: Credential
+    issuer: str = ""
+    subject: str = ""
+    grants: tuple[Grant, ...] = ()
+    source: str = ""
+    door: Door = ""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A part of the platform, by well-formed names: all of it if both are empty, a domain if the project is."""
+
+    domain: str = ""
+    project: str = ""
+
+    @classmethod
+    def of(cls, domain: str, project: str = "") -> Scope:
+        """Check the names; InvalidInput as of ProjectRef."""
+        if project:
+            ProjectRef.of(domain, project)
+        elif domain:
+            check_domain(domain)
+        return cls(domain, project)
+
+    def __str__(self) -> str:
+        return f"project {self.domain}/{self.project}" if self.project else f"domain {self.domain}" if self.domain else "the platform"
+
+
+PLATFORM = Scope()
 
 
 @dataclass(frozen=True)
@@ -45,8 +83,7 @@ class ProjectRef:
         """
         check_label("domain", domain, limit=28)
         check_label("project", project, limit=28)
-        if "-" in domain:
-            raise InvalidInput(f"domain: {domain!r} holds a hyphen", resolution="name domains with letters and digits only")
+        check_domain(domain)
         return cls(domain, project)
 
     def __str__(self) -> str:
@@ -61,6 +98,18 @@ class ProjectRef:
     def labels(self) -> dict[str, str]:
         """What its namespace and objects are labelled with."""
         return {names.DOMAIN_LABEL: self.domain, names.PROJECT_LABEL: self.project}
+
+
+def check_domain(domain: str) -> str:
+    """`domain` if a domain can be called so.
+
+    Raises:
+        InvalidInput: it is not a label of at most 28 characters, or holds a hyphen.
+    """
+    check_label("domain", domain, limit=28)
+    if "-" in domain:
+        raise InvalidInput(f"domain: {domain!r} holds a hyphen", resolution="name domains with letters and digits only")
+    return domain
 
 
 def check_label(field: str, value: str, *, limit: int = 63) -> str:

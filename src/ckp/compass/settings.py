@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from ckp.api.names import COMPASS_AUDIENCE, SITE_ACCOUNT
 from ckp.kits.errors import InvalidInput
 from ckp.runtime.environment import EnvironmentSettings, Port
 
@@ -70,7 +71,9 @@ class Settings(EnvironmentSettings):
     probe_port: Port = 9090
     reserved: Annotated[tuple[Reserved, ...], NoDecode, BeforeValidator(_reserved)] = Field(default=(), validation_alias="COMPASS_RESERVED_CIDRS")
     hub_account: str = "system:serviceaccount:ckp-system:ckp-hub"
-    audience: str = "ckp-compass"
+    site_account: str = f"system:serviceaccount:ckp-system:{SITE_ACCOUNT}"
+    """Whose token `ckp site apply` uses."""
+    audience: str = COMPASS_AUDIENCE
     hub_address: str = ""
     """By which hosts reach the hub; without it the line by which they enrol is not known."""
     site_ca: Path = Path("/etc/compass/tls/ca.crt")

@@ -57,7 +57,15 @@ def login_of(file: Path) -> RegistryLogin | None:
         raise InvalidInput(f"the login to the registry in {file} can't be read: {type(error).__name__}", resolution="run `ckp site apply`") from None
 
 
-def build(kube: Kube, releases: Releases, addons_image: str, workloads: WorkloadClients, login: Callable[[], RegistryLogin | None] = lambda: None) -> Manager:
+def build(
+    kube: Kube,
+    releases: Releases,
+    addons_image: str,
+    workloads: WorkloadClients,
+    login: Callable[[], RegistryLogin | None] = lambda: None,
+    *,
+    backup_image: str = "",
+) -> Manager:
     """The manager with every controller and the objects whose changes wake it.
 
     Args:
@@ -98,6 +106,7 @@ def build(kube: Kube, releases: Releases, addons_image: str, workloads: Workload
         return planes_of_cluster(machine) if machine else []
 
     remediation = Remediation(kube, clock, remediations, core_machines, hosts, workloads)
+    control_planes = ManagedControlPlaneReconciler(kube, clock, releases, Applier(kube, clock), workloads, backup_image=backup_image)
     controllers = [
         Controller("byocluster", ByoClusterReconciler(kube, clock, remediation), byo_clusters, workers=2)
         .watches(remediations, of_cluster(byo_clusters))
@@ -107,7 +116,7 @@ def build(kube: Kube, releases: Releases, addons_image: str, workloads: Workload
         .watches(hosts, machines_of_host)
         .watches(core_machines, infra_of_machine)
         .watches(clusters, of_cluster(machines)),
-        Controller("managedcontrolplane", ManagedControlPlaneReconciler(kube, clock, releases, Applier(kube, clock), workloads), planes)
+        Controller("managedcontrolplane", control_planes, planes)
         .watches(clusters, planes_of_cluster)
         .watches(manager.informer(DEPLOYMENT), owned)
         .watches(manager.informer(STATEFUL_SET), owned)
@@ -150,7 +159,7 @@ def _host_of(machine: Obj) -> list[Key]:
 async def _run(settings: Settings) -> None:
     releases = Releases.load(settings.releases_file)
     kube, workloads = Kube(manager=MANAGER), WorkloadClients()
-    manager = build(kube, releases, settings.addons_image, workloads, lambda: login_of(settings.registry_login_file))
+    manager = build(kube, releases, settings.addons_image, workloads, lambda: login_of(settings.registry_login_file), backup_image=settings.backup_image)
     try:
         await manager.run(manager.probes(settings.bind, settings.probe_port), asyncio.Event())
     finally:

@@ -18,6 +18,8 @@ class Settings(EnvironmentSettings):
 
     addons_image: str
     """The image whose pods install addons."""
+    backup_image: str = ""
+    """The image whose pods make and restore backups of clusters; empty: there are none."""
     releases_file: Path = DEFAULT_PATH
     registry_login_file: Path = Path("/etc/ckp-registry/login.json")
     """How hosts log in to the registry (ckp.api.host_protocol.RegistryLogin); one that is not there: it asks for no password."""

@@ -43,7 +43,7 @@ PACKAGES_IMAGE = "ckp-packages"
 """The same packages in signed repositories, which the hub serves to machines that enrol."""
 SIGNED_IMAGES = (AGENT_IMAGE, PACKAGES_IMAGE)
 """Images with signed packages in them: another signature gives another digest."""
-PLATFORM_IMAGES = ("ckp-platform", "ckp-addons", AGENT_IMAGE, PACKAGES_IMAGE)
+PLATFORM_IMAGES = ("ckp-platform", "ckp-addons", "ckp-backup", AGENT_IMAGE, PACKAGES_IMAGE)
 """Images of the management layer: they change with CKP's own code, and a bundle holds a Kubernetes release only."""
 
 

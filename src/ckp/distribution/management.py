@@ -126,6 +126,7 @@ class Management:
         known = {
             "PLATFORM_IMAGE": self.image("ckp-platform"),
             "ADDONS_IMAGE": self.image("ckp-addons"),
+            "BACKUP_IMAGE": self.image("ckp-backup"),
             "PACKAGES_IMAGE": self.image("ckp-packages"),
             **settings,
         }

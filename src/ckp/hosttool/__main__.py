@@ -8,7 +8,7 @@ from typing import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code. `standalone` is the installer's, `preflight` is of both, every other command the agent's."""
+    """Run a command; returns the exit code. `standalone` is the installer's, `preflight` of both, `backup` the site's, every other command the agent's."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # in a locale that lacks a character of ours, a "?" is better than an end in the middle of a step
@@ -26,6 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ckp.hosttool.preflight import command
 
         return command(arguments[1:])
+    if arguments[:1] == ["backup"]:
+        from ckp.hosttool.backup.command import command as backup
+
+        return backup(arguments[1:])
     from ckp.agent.main import main as agent
 
     return agent(arguments)

@@ -28,6 +28,7 @@ SCHEMAS = (
     Schema("0003", "by which credential changes in the audit log were made"),
     Schema("0004", "wrong keys that were shown lately"),
     Schema("0005", "sessions in the console: people sign in again"),
+    Schema("0006", "users, roles, service accounts and the names of projects: people sign in by the bootstrap token again, which is good again"),
 )
 HEAD = SCHEMAS[-1].name
 

@@ -9,22 +9,24 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from ckp.clients.compass import Session, read_config
 from ckp.distribution.release import Deliverable
 from ckp.hostkit.locations import RESTORED
 from ckp.kits.errors import CkpError, Conflict
 from ckp.kits.steps import Steps
-from ckp.site import described, hostsettings, releases
+from ckp.site import described, releases
+from ckp.site.backup import timer
 from ckp.site.clusters import brought
 from ckp.site.clusters.existing import ExistingCluster
 from ckp.site.enrol import Enrolment
+from ckp.site.hosts import settings
+from ckp.site.hosts.sidebyside import each
 from ckp.site.install import AGENT_CONFIG, Site, forget
 from ckp.site.inventory import SiteHost, SiteHosts, acted_on_first
 from ckp.site.management import ADMIN, kubectl
 from ckp.site.provided import storage
 from ckp.site.publish import publish_all, registry_servers
 from ckp.site.registries.existing import ExistingRegistry
-from ckp.site.registry import HostedRegistry
+from ckp.site.registries.hosted import HostedRegistry
 
 NO_CLUSTER = "this host is not a standalone cluster"
 """What `ckp-agent standalone status` says where there is none."""
@@ -44,13 +46,16 @@ def titles(hosts: SiteHosts) -> list[str]:
     return [title for title in TITLES if title != TITLES[1] or not isinstance(hosts.management, ExistingCluster)]
 
 
-def apply(site: Site, steps: Steps, others: Sequence[Deliverable] = (), data: Callable[[], None] = lambda: None) -> None:
+def apply(
+    site: Site, steps: Steps, others: Sequence[Deliverable] = (), data: Callable[[], None] = lambda: None, schedule: timer.Schedule | None = None
+) -> None:
     """Make the site's hosts what its inventory says; what is so already is left alone, so a run that was killed goes on by running it again.
 
     Args:
         site: with the release that the management cluster and its layer are of (ckp.site.releases.choose).
         others: further releases that it offers; it offers no others afterwards.
         data: brings Compass its data, before anybody asks it for something.
+        schedule: by which management hosts make backups; None: they make none.
 
     Raises:
         Conflict: a cluster was made of a release that is to go, since `choose` looked; that release stays.
@@ -60,13 +65,12 @@ def apply(site: Site, steps: Steps, others: Sequence[Deliverable] = (), data: Ca
     inventory = site.inventory
     owners = isinstance(inventory.hosts.management, ExistingCluster)
     with steps.step(filling):
-        for host in inventory.hosts.masters if inventory.registry.outside is None else ():
-            described.name_registry(host, inventory.on(host).registry, steps.say, inventory.registry_addresses)
+        if inventory.registry.outside is None:
+            each(inventory.hosts.masters, lambda host: described.name_registry(host, inventory.on(host).registry, steps.say, inventory.registry_addresses))
         published, *more = publish_all(site.dist, inventory, steps.say, others)
     if not owners:
         with steps.step(standalone):
-            for host in inventory.hosts.masters:
-                storage.ensure_folder(host, inventory.storage.etcd_path, steps.say)
+            each(inventory.hosts.masters, lambda host: storage.ensure_folder(host, inventory.storage.etcd_path, steps.say))
             site.install_standalone(published)
     with steps.step(layer):
         withdrawn = releases.withdrawing(site.management, [dist.release.name for dist in (site.dist, *others)])
@@ -74,11 +78,12 @@ def apply(site: Site, steps: Steps, others: Sequence[Deliverable] = (), data: Ca
         data()
     with steps.step(opening):
         site.log_in()
-        session = Session(read_config())
+        session = site.session()
         try:
             Enrolment(site, session).ensure_group()
         finally:
             session.close()
+        timer.bring_all(inventory.hosts, schedule, steps.say)
     if withdrawn:
         with steps.step(REMOVING):
             servers = registry_servers(site.dist, inventory)
@@ -124,8 +129,8 @@ def remove(
         CkpError: something could not be removed; running it again goes on.
     """
     hosted = [registry for registry in registries if isinstance(registry, HostedRegistry)]
-    for registry in hosted:
-        registry.refuse_removal()  # before the reset: a file with a wrong address names another site's host
+    for own in hosted:
+        own.refuse_removal()  # before the reset: a file with a wrong address names another site's host
     if not force and (clusters := workload_clusters(hosts.management)):
         raise Conflict(
             f"the site carries {len(clusters)} workload clusters, and nothing was removed",
@@ -139,22 +144,23 @@ def remove(
         _remove_from(host, of_host.get(host.name), say, keep_images=keep_images)
         storage.remove_folder(host, etcd_path)
     forget(state)
-    for each in registries if not keep_images else ():
-        if isinstance(each, ExistingRegistry):
-            with closing(each.client()) as client:
-                for release in each.record.read():
-                    each.remove_content(client, release, say)
-        elif each.folder.exists():
-            shutil.rmtree(each.folder)
+    for registry in registries if not keep_images else ():
+        if isinstance(registry, ExistingRegistry):
+            with closing(registry.client()) as client:
+                for release in registry.record.read():
+                    registry.remove_content(client, release, say)
+        elif registry.folder.exists():
+            shutil.rmtree(registry.folder)
 
 
 def _remove_from(host: SiteHost, registry: HostedRegistry | None, say: Say, *, keep_images: bool) -> None:
+    timer.remove(host, say)
     if host.run(["test", "-e", "/usr/bin/ckp-agent"], timeout=30, check=False).code == 0:
         if NO_CLUSTER not in host.run(["ckp-agent", "standalone", "status"], timeout=60, check=False).stdout:
             code = host.stream(["ckp-agent", "standalone", "reset"], timeout=900, on_line=say)
             if code:
                 raise CkpError(f"{host.name} could not be reset: exit code {code}", details="its output is above", resolution="run the same command again")
-        hostsettings.remove(host, say)
+        settings.remove(host, say)
         host.run(["dpkg", "--purge", "ckp-agent"], timeout=180, what="removing ckp-agent")
     host.run(["rm", "-rf", "--one-file-system", AGENT_CONFIG, RESTORED, "/var/cache/ckp-agent.deb"], timeout=60, what="removing the agent's settings")
     if registry is not None:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
-import ssl
-import stat
 
 from ckp.kits.errors import InvalidInput
 from ckp.rules import postgresql
 from ckp.site.inventory import SiteDatabase
 from ckp.site.spec.model import SiteSpec
+from ckp.site.spec.named_files import read_ca, read_text
 
 SECRET = "ckp-compass-database"
 ANNOTATION = "ckp.coredge.io/database"
 """Of Compass' pods: which database they have (deploy/compass-database)."""
-MAX_BYTES = 1 << 16
 
 
 def of_spec(spec: SiteSpec) -> SiteDatabase | None:
@@ -29,15 +27,7 @@ def of_spec(spec: SiteSpec) -> SiteDatabase | None:
         return None
     where = f"{spec.file or 'site'}:{spec.line('database', 'postgresql', 'urlFile')}: database.postgresql.urlFile"
     path = described.url_file
-    try:
-        mode = path.stat().st_mode
-        text = path.read_text()[:MAX_BYTES]
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise InvalidInput(f"{where}: {path} can't be read: {why}", resolution=f"write {postgresql.FORM} into it, and let only its owner read it") from None
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise InvalidInput(f"{where}: {path} holds a password, and others than its owner may read or change it", resolution=f"chmod 600 {path}")
-    ca = _ca(spec)
+    text, ca = read_text(path, where, secret=True), _ca(spec)
     try:
         url = postgresql.parse(text)
         url.ssl_mode_with(bool(ca))
@@ -50,17 +40,7 @@ def _ca(spec: SiteSpec) -> bytes:
     described = spec.database.postgresql
     if described is None or described.ca_file is None:
         return b""
-    where = f"{spec.file or 'site'}:{spec.line('database', 'postgresql', 'caFile')}: database.postgresql.caFile"
-    try:
-        pem = described.ca_file.read_bytes()
-        ssl.create_default_context(cadata=pem.decode("ascii"))
-    except (ssl.SSLError, UnicodeDecodeError):
-        raise InvalidInput(
-            f"{where}: {described.ca_file} holds no certificate", resolution="write the CA of the database's certificate into it, as PEM"
-        ) from None
-    except OSError as error:
-        raise InvalidInput(f"{where}: {described.ca_file} can't be read: {error.strerror}", resolution="write the path of the CA, as PEM") from None
-    return pem
+    return read_ca(described.ca_file, f"{spec.file or 'site'}:{spec.line('database', 'postgresql', 'caFile')}: database.postgresql.caFile")
 
 
 def endpoint(database: SiteDatabase) -> tuple[str, int]:

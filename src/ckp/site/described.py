@@ -15,8 +15,9 @@ from ckp.kits.errors import CkpError, Conflict, InvalidInput
 from ckp.rules.claims import system_name
 from ckp.site import database, management
 from ckp.site.clusters.existing import ExistingCluster
+from ckp.site.hosts.local import LocalHost
+from ckp.site.hosts.sidebyside import each
 from ckp.site.inventory import HostGroup, Inventory, KnownHosts, SiteHost, SiteHosts, SiteNetwork, SiteRegistry, SiteStorage
-from ckp.site.local import LocalHost
 from ckp.site.registries import existing
 from ckp.site.settings.read import settings_of
 from ckp.site.spec.model import Host, SiteSpec
@@ -93,13 +94,21 @@ def acting(masters: Sequence[SiteHost]) -> SiteHost:
     return masters[0]
 
 
-def operating_system(host: SiteHost, release: Release) -> BundleTarget:
+def os_release(host: SiteHost) -> str:
+    """What a host says of its operating system. CkpError if it is not reached."""
+    return host.run(["cat", "/etc/os-release"], timeout=30, what="reading /etc/os-release").stdout
+
+
+def operating_system(host: str, text: str, release: Release) -> BundleTarget:
     """What a host runs, as a release's bundles name it.
+
+    Args:
+        host: its name.
+        text: as `os_release` gives it.
 
     Raises:
         InvalidInput: the release has no bundle for it.
     """
-    text = host.run(["cat", "/etc/os-release"], timeout=30, what="reading /etc/os-release").stdout
     # os-release(5): lines as a shell reads them.
     fields = dict(word.split("=", 1) for line in text.splitlines() if "=" in line for word in shlex.split(line, comments=True) if "=" in word)
     name, version = fields.get("ID", ""), fields.get("VERSION_ID", "")
@@ -107,7 +116,7 @@ def operating_system(host: SiteHost, release: Release) -> BundleTarget:
         if system_name(target.os, target.os_version) == system_name(name, version):
             return target
     known = ", ".join(f"{target.os} {target.os_version}" for target in release.bundles)
-    raise InvalidInput(f"{host.name} runs {name or 'an unknown system'} {version}, and {release.name} has bundles for: {known}", resolution="take such a host")
+    raise InvalidInput(f"{host} runs {name or 'an unknown system'} {version}, and {release.name} has bundles for: {known}", resolution="take such a host")
 
 
 def worker_systems(spec: SiteSpec, release: Release) -> tuple[BundleTarget, ...]:
@@ -140,7 +149,8 @@ def inventory_for(spec: SiteSpec, hosts: SiteHosts, releases: Sequence[Release],
         # Of the agents' packages CKP brings debs to hosts by itself; workers take theirs from the hub.
         ordered = sorted(known, key=lambda target: target.format != "deb")
         return inventory(spec, hosts, ordered[0], ordered[1:], keyring)
-    systems = {host.name: operating_system(host, release) for host in hosts.masters for release in releases}
+    texts = each(hosts.masters, os_release)
+    systems = {host.name: operating_system(host.name, text, release) for host, text in zip(hosts.masters, texts, strict=True) for release in releases}
     if len(set(systems.values())) > 1:
         raise InvalidInput(
             f"the management hosts run different systems: {', '.join(f'{name} {each.system}' for name, each in systems.items())}",

@@ -11,18 +11,20 @@ import secrets
 import shutil
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from ckp.clients.compass import Config, write_config
+from ckp.api.names import COMPASS_AUDIENCE, SITE_ACCOUNT
+from ckp.clients.compass import Config, Session, Unauthorized, read_config, write_config
 from ckp.distribution.management import Management, as_list
+from ckp.distribution.packages.pack import Package
 from ckp.distribution.release import Deliverable
 from ckp.hostkit.locations import SITE_KEYRING
-from ckp.kits.errors import CkpError
+from ckp.kits.errors import CkpError, NotFound
 from ckp.kits.files import atomic_write, sha256_bytes
 from ckp.kits.processes import Finished, run
 from ckp.kits.retry import wait_until
@@ -30,19 +32,23 @@ from ckp.site import database, members, version
 from ckp.site.clusters.brought import labelled
 from ckp.site.clusters.existing import ExistingCluster
 from ckp.site.clusters.look import foreign
-from ckp.site.hostsettings import bring
+from ckp.site.hosts import files as hostfiles
+from ckp.site.hosts.files import HostFile, differing
+from ckp.site.hosts.settings import bring
+from ckp.site.hosts.sidebyside import each
 from ckp.site.inventory import Inventory, SiteHost, SiteNetwork, acted_on_first
 from ckp.site.management import ADMIN, API_PORT, exists, installed_release
 from ckp.site.provided import load_balancers, names, storage
 from ckp.site.publish import Published, Withdrawn, registry_server, releases_config
 from ckp.site.registries import existing
-from ckp.site.registry import SiteRegistryServer
+from ckp.site.registries.hosted import SiteRegistryServer
 from ckp.site.spread import spread
 from ckp.verify.packages import verify_package
 
 FIELD_MANAGER = "--field-manager=ckp-up"
 APPLY = ("apply", "--server-side", "--force-conflicts", FIELD_MANAGER, "-f", "-")
 """kubectl's arguments: how anything gets into the management cluster, from standard input."""
+APPLY_SECONDS = 300
 AGENT_CONFIG = "/etc/ckp-agent"
 REGISTRY_CA = f"{AGENT_CONFIG}/registry-ca.pem"
 CKP_GROUP = "ckp"
@@ -57,6 +63,33 @@ def _spread(render: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 def _labelled(render: Callable[[], list[dict[str, Any]]], site: str) -> list[dict[str, Any]]:
     return labelled(render(), site)
+
+
+def is_accepted(config: Config) -> bool:
+    """Whether Compass takes the token.
+
+    Raises:
+        CkpError: it does not answer.
+    """
+    session = Session(config)
+    try:
+        session.get("/api/v1/me")
+    except Unauthorized:
+        return False
+    except NotFound:  # a Compass of before there were people: it has taken the token
+        pass
+    finally:
+        session.close()
+    return True
+
+
+def logged_in(server: str) -> Config:
+    """This machine's configuration if it is for this Compass, else one in which nobody is logged in."""
+    try:
+        found = read_config()
+    except CkpError:
+        return Config(server=server, token="")
+    return found if found.server == server else Config(server=server, token="")
 
 
 def forget_applied(state: Path, group: str) -> None:
@@ -87,6 +120,28 @@ def is_begun(state: Path, host: SiteHost) -> bool:
 def reserved_cidrs(network: SiteNetwork) -> str:
     """The networks that no workload cluster may use, as Compass reads them."""
     return ",".join(f"{what}={cidr}" for what, cidr in network.reserved.items())
+
+
+def apply_until_taken(apply: Callable[[Sequence[str]], object], what: str, timeout: float) -> None:
+    """Apply objects, several times while webhooks that look at them come up.
+
+    Args:
+        apply: does it once, by kubectl's arguments; raises CkpError if they are not taken.
+
+    Raises:
+        TimedOut: they are not taken.
+    """
+    last: list[str] = []
+
+    def applied() -> bool:
+        try:
+            apply(APPLY)
+        except CkpError as error:
+            last[:] = (error.details or error.brief).splitlines()[-6:]
+            return False
+        return True
+
+    wait_until(applied, what=what, timeout=timeout, every=3, reason=lambda: "\n".join(last))
 
 
 def applied_digest(cluster: str, text: str) -> str:
@@ -136,9 +191,16 @@ class Site:
             VerificationFailed: the package is not what the release's keys have signed.
             CkpError: the host cannot be reached, or dpkg refuses the package.
         """
+        self._install_agent(host, self._verified_agent())
+
+    def _verified_agent(self) -> Package:
+        """The agent's package. Raises VerificationFailed."""
         package = self.dist.agent(self.inventory.os.format)
         with self.inventory.settings.trusted(self.dist.keyring) as keyring:
             verify_package(str(package.path), str(keyring), name="ckp-agent", version=package.version)
+        return package
+
+    def _install_agent(self, host: SiteHost, package: Package) -> None:
         have = host.run(["dpkg-query", "-W", "-f", "${Version} ${db:Status-Status}", "ckp-agent"], timeout=30, check=False).stdout
         self.configure_host(host)
         if have != f"{package.version} installed":  # or dpkg was killed in the middle of it
@@ -148,12 +210,14 @@ class Site:
         bring(host, self.inventory.settings, self.say)
 
     def configure_host(self, host: SiteHost) -> None:
-        """Bring a host the site's settings for it, the registry's CA, and how it logs in there."""
-        host.push(json.dumps(dict(self.inventory.host_settings)).encode(), f"{AGENT_CONFIG}/host.json")
+        """Bring a host the site's settings for it, the registry's CA, and how it logs in there; what is so already is left alone."""
+        files = [HostFile(f"{AGENT_CONFIG}/host.json", json.dumps(dict(self.inventory.host_settings)).encode())]
         if (ca := self.registry.ca) is not None:
-            host.push(ca, REGISTRY_CA)
+            files.append(HostFile(REGISTRY_CA, ca))
         else:
             host.run(["rm", "-f", "--", REGISTRY_CA], timeout=30)
+        for file in differing(host, files):
+            hostfiles.bring(host, file)
         existing.bring_login(host, self.inventory.registry.outside)
 
     # -- the management cluster
@@ -164,8 +228,8 @@ class Site:
         Raises:
             CkpError: one of the steps failed; it is named in the lines before.
         """
-        host = self.management
-        self.install_agent(host)
+        host, package = self.management, self._verified_agent()
+        each(self.inventory.hosts.masters, lambda item: self._install_agent(item, package))
         if exists(host):
             self.say(f"{host.name} is a cluster already")
             self._log_in_to_registry(host)
@@ -178,14 +242,16 @@ class Site:
         _, *others = acted_on_first(self.inventory.hosts)
         if not others:
             return
-        for host in others:
-            self.install_agent(host)
-        joined = {self.management.name, *(host.name for host in others if installed_release(host))}
+        releases = each(others, installed_release)
+        joined = {self.management.name, *(host.name for host, release in zip(others, releases, strict=True) if release)}
         members.wait_until_away(self.management, set(self.absent) - joined, self.say)
         members.remove_gone(self.management, members.gone(members.members(self.management), self.inventory.hosts.masters, joined), self.say)
-        for host in others:
+        for host, complete in zip(others, each(others, exists), strict=True):  # one after the other: etcd takes one new member at a time
             self._begin(host)
-            members.join(self.management, host, self._bundle(published), self.say)
+            if complete:
+                self.say(f"{host.name} is a member of the management cluster already")
+            else:
+                members.join(self.management, host, self._bundle(published), self.say)
             self._log_in_to_registry(host)
 
     def _log_in_to_registry(self, host: SiteHost) -> None:
@@ -333,14 +399,7 @@ class Site:
             self.say(f"{group}: unchanged")
             return
         marker.unlink(missing_ok=True)  # a run that is killed from here on leaves neither the old objects for certain nor the new ones
-        last: list[str] = []
-
-        def applied() -> bool:
-            done = self.kubectl(*APPLY, stdin=text, timeout=300, check=False)
-            last[:] = (done.stderr or done.stdout).splitlines()[-6:]
-            return done.code == 0
-
-        wait_until(applied, what=f"applying {group}", timeout=300, every=3, reason=lambda: "\n".join(last))
+        apply_until_taken(lambda words: self.kubectl(*words, stdin=text, timeout=APPLY_SECONDS), f"applying {group}", APPLY_SECONDS)
         atomic_write(marker, digest)
         self.say(f"{group}: {len(objects)} objects")
 
@@ -384,16 +443,16 @@ class Site:
             self.kubectl("delete", "secret", existing.SECRET, "--namespace=ckp-system", "--ignore-not-found")
 
     def log_in(self) -> None:
-        """Give this machine's `ckp` command its session with Compass, and wait until Compass answers.
+        """Wait until Compass answers, and give this machine's `ckp` command its session with it.
+
+        Until there is a first administrator, that is the bootstrap token. From then on people log in by themselves (`ckp login`), and whoever is
+        logged in here stays so.
 
         Raises:
             TimedOut: Compass does not answer.
         """
-        secret = json.loads(self.kubectl("get", "secret", "ckp-compass-admin", "--namespace=ckp-system", "-o", "json").stdout)
         root = json.loads(self.kubectl("get", "secret", "ckp-compass-tls", "--namespace=ckp-system", "-o", "json").stdout)
         atomic_write(self.root_ca, base64.b64decode(root["data"]["ca.crt"]))
-        token = base64.b64decode(secret["data"]["token"]).decode()
-        write_config(Config(server=f"https://{self.inventory.network.compass}", token=token, ca=str(self.root_ca)))
         wait_until(
             self._compass_answers,
             what="Compass answers",
@@ -402,6 +461,31 @@ class Site:
             reason=lambda: self.kubectl("get", "service", "ckp-compass", "--namespace=ckp-system", "--output=wide", check=False).stdout,
             resolution=load_balancers.no_address(self.inventory.network),
         )
+        bootstrap = self._config(self._bootstrap_token())
+        if is_accepted(bootstrap):
+            write_config(bootstrap)
+        else:
+            write_config(replace(logged_in(bootstrap.server), server=bootstrap.server, ca=bootstrap.ca))
+            self.say("Compass has an administrator: people log in with `ckp login`")
+
+    def session(self) -> Session:
+        """A session for what the site itself asks Compass for, whoever is logged in on this machine.
+
+        By the bootstrap token while it is good, then by a token of the ServiceAccount `ckp-site`, which is good for an hour: whoever administers the
+        management cluster can make one, and nothing of it is kept.
+        """
+        bootstrap = self._config(self._bootstrap_token())
+        if is_accepted(bootstrap):
+            return Session(bootstrap)
+        made = self.kubectl("create", "token", SITE_ACCOUNT, "--namespace=ckp-system", f"--audience={COMPASS_AUDIENCE}", "--duration=1h").stdout.strip()
+        return Session(self._config(made))
+
+    def _config(self, token: str) -> Config:
+        return Config(server=f"https://{self.inventory.network.compass}", token=token, ca=str(self.root_ca))
+
+    def _bootstrap_token(self) -> str:
+        secret = json.loads(self.kubectl("get", "secret", "ckp-compass-admin", "--namespace=ckp-system", "-o", "json").stdout)
+        return base64.b64decode(secret["data"]["token"]).decode()
 
     def _compass_answers(self) -> bool:
         trust = ssl.create_default_context(cafile=str(self.root_ca))

@@ -125,7 +125,7 @@ class SiteRegistry:
     Args:
         name: the host name that hosts know it by; bundles name it, and they are signed.
         listen: the IPv4 address that it listens on, of `host` or of this machine.
-        host: the host that runs it, for good (ckp.site.registry); None: this machine runs it, and takes pushes from everybody who reaches it.
+        host: the host that runs it, for good (ckp.site.registries.hosted); None: this machine runs it, and takes pushes from everybody who reaches it.
             Where the site has several management hosts, each runs one with the same content, and `Inventory.on` gives each its own.
         push_port: where `host` takes pushes.
         storage: the folder of its content on `host`.

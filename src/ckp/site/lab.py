@@ -22,7 +22,7 @@ from ckp.lab.lab import HostSpec, Lab, LabHost, LabNetwork
 from ckp.site import described
 from ckp.site.install import forget
 from ckp.site.inventory import Inventory, SiteHost
-from ckp.site.registry import REGISTRY_STATE
+from ckp.site.registries.hosted import REGISTRY_STATE
 from ckp.site.spec import model, yamltree
 from ckp.site.spec.read import dump_site, parse_site, read_site
 from ckp.site.ssh import SshHost, SshSettings
@@ -86,7 +86,8 @@ class LabHosts:
         wanted = {spec.name for spec in self.specs[: self.management_count]}
         there = {host.name for host in self.lab.hosts()} & {spec.name for spec in self.lab.network.hosts(0, max(model.HOST_COUNTS))}
         if there and there != wanted:
-            raise Conflict(f"the lab has {len(there)} management hosts, not {self.management_count}", resolution="remove it first: `ckp down`")
+            has = "1 management host" if len(there) == 1 else f"{len(there)} management hosts"
+            raise Conflict(f"the lab has {has}, not {self.management_count}", resolution="remove it first: `ckp down`")
         with ThreadPoolExecutor(len(self.specs)) as pool:
             for host in pool.map(self.lab.ensure_host, self.specs):
                 say(f"{host.name} runs at {host.address}")

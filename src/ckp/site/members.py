@@ -14,7 +14,7 @@ from ckp.kits.errors import CkpError, Conflict
 from ckp.kits.retry import wait_until
 from ckp.rules.conditions import is_true
 from ckp.site.inventory import SiteHost
-from ckp.site.management import exists, kubectl
+from ckp.site.management import kubectl
 
 CONTROL_PLANE_LABEL = "node-role.kubernetes.io/control-plane"
 TOKEN_FILE = "/run/ckp-join-token"
@@ -106,7 +106,7 @@ def remove_gone(host: SiteHost, lost: Sequence[Member], say: Say) -> None:
 
 
 def join(member: SiteHost, host: SiteHost, bundle: Sequence[str], say: Say) -> None:
-    """Let a host join the management cluster, or go on with it; one that has joined is left alone.
+    """Let a host join the management cluster, or go on with it.
 
     Args:
         member: the host that has the cluster, and makes the token.
@@ -115,9 +115,6 @@ def join(member: SiteHost, host: SiteHost, bundle: Sequence[str], say: Say) -> N
     Raises:
         CkpError: a step failed; it is named in the lines before.
     """
-    if exists(host):
-        say(f"{host.name} is a member of the management cluster already")
-        return
     made = member.run(["ckp-agent", "standalone", "token", "create", "--control-plane", "--ttl", TOKEN_LIFETIME], timeout=180, what="making a join token")
     host.push(made.stdout.strip().encode(), TOKEN_FILE, mode=0o600)
     try:

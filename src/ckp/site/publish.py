@@ -14,14 +14,15 @@ from ckp.api.platform import InstalledRelease, Releases
 from ckp.clients.oci.registry import Registry
 from ckp.distribution.bundles import AGENT_IMAGE, PLATFORM_IMAGES, PREFIX
 from ckp.distribution.packages.agent import version_of_tag
-from ckp.distribution.registries.mirror import everything, mirror
+from ckp.distribution.registries.mirror import Selection, everything, mirror
 from ckp.distribution.registries.server import RegistryServer
 from ckp.distribution.release import Deliverable
 from ckp.kits.files import sha256_bytes
+from ckp.site.hosts.sidebyside import each
 from ckp.site.inventory import Inventory, SiteHost, SiteRegistry, acted_on_first
 from ckp.site.provided import load_balancers, storage
 from ckp.site.registries.existing import ExistingRegistry
-from ckp.site.registry import REGISTRY_STATE, HostedRegistry, SiteRegistryServer
+from ckp.site.registries.hosted import REGISTRY_STATE, HostedRegistry, SiteRegistryServer
 
 ADDONS_IMAGE = "ckp-addons"
 NAMESPACE, CONFIG = "ckp-system", "ckp-releases"
@@ -88,21 +89,24 @@ def publish_all(dist: Deliverable, inventory: Inventory, say: Callable[[str], No
     Raises:
         CkpError: the registry does not start, or refuses what is pushed.
     """
-    first, *more = registry_servers(dist, inventory)
-    client = first.ensure(say)
-    published = [publish_to(first, client, each, inventory, say) for each in (dist, *others)]
-    for server in more:
-        replicate(client, server.ensure(say), say)
+    servers = registry_servers(dist, inventory)
+    client, *more = each(servers, lambda server: server.ensure(say))
+    published = [publish_to(servers[0], client, item, inventory, say) for item in (dist, *others)]
+    if more:
+        selection = everything(client)
+        each(more, lambda target: replicate(client, target, selection, say))
     return published
 
 
-def replicate(source: Registry, target: Registry, say: Callable[[str], None]) -> None:
-    """Bring all that one host's registry has to another's, as it is: what was pushed there was verified before.
+def replicate(source: Registry, target: Registry, selection: Selection, say: Callable[[str], None]) -> None:
+    """Bring what one host's registry has to another's, as it is: what was pushed there was verified before.
+
+    Args:
+        selection: all that it has.
 
     Raises:
         CkpError: one of them does not answer, or refuses what is pushed.
     """
-    selection = everything(source)
     if selection:
         done = mirror(source, target, selection, lambda _line: None, image_key=None, replace=True)
         say(f"{target.address} has what {source.address} has: {done}")
@@ -192,7 +196,10 @@ class Published:
             load_balancer_class=load_balancers.class_of(self.inventory.network),
             load_balancer_addresses=self.inventory.network.on_hosts,
         )
-        return table.with_releases(published.installed for published in (self, *others))
+        own = self.installed
+        # Charts of addons are CKP's own image, which a release from another registry does not bring: it gets those of the management cluster's release.
+        rest = (item if item.addons else item.model_copy(update={"addons": own.addons}) for item in (published.installed for published in others))
+        return table.with_releases((own, *rest))
 
     def agents(self) -> dict[str, str]:
         """Every version of the agent that the registry holds -> its image, by digest; this release's last. An older one is what its hosts may return to."""

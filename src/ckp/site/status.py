@@ -9,14 +9,17 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ckp import __version__
+from ckp.backups.places import Target
+from ckp.hostkit.backup.location import SERVICE
 from ckp.kits.errors import CkpError
 from ckp.site import members, version
-from ckp.site.backup.target import Target
+from ckp.site.backup import timer
+from ckp.site.backup.timer import Schedule
 from ckp.site.clusters.existing import ExistingCluster
 from ckp.site.inventory import SiteHost, SiteHosts
 from ckp.site.management import exists, kubectl
 from ckp.site.registries.existing import ExistingRegistry
-from ckp.site.registry import HostedRegistry
+from ckp.site.registries.hosted import HostedRegistry
 
 BACKUPS = "backups"
 LATE = 1.5
@@ -86,8 +89,33 @@ def backups(target: Target, every: timedelta | None, now: datetime) -> Part:
         return Part(BACKUPS, "unknown", error.brief)
     if not found:
         return Part(BACKUPS, "none" if every else "ok", f"{target.title} has none")
-    detail = f"{len(found)} in {target.title}, the newest of {found[-1].made:%Y-%m-%d %H:%M} UTC"
-    return Part(BACKUPS, "late" if every and now - found[-1].made > every * LATE else "ok", detail)
+    age = now - found[-1].made
+    detail = f"{len(found)} in {target.title}, the newest of {found[-1].made:%Y-%m-%d %H:%M} UTC, {_age(age)} old"
+    if every is None or age <= every * LATE:
+        return Part(BACKUPS, "ok", detail)
+    return Part(BACKUPS, "late", f"{detail}: overdue for {_age(age - every)}")
+
+
+def _age(age: timedelta) -> str:
+    minutes = max(0, int(age.total_seconds() // 60))
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h" if minutes < 48 * 60 else f"{minutes // 1440} days"
+
+
+def timers(hosts: SiteHosts, schedule: Schedule | None) -> Iterator[Part]:
+    """Whether the hosts that are to make backups do."""
+    for host in hosts.masters if schedule is not None else ():
+        name = f"backup timer on {host.name}" if len(hosts.masters) > 1 else "backup timer"
+        try:
+            seen = timer.look(host)
+        except CkpError as error:
+            yield Part(name, "unknown", error.brief)
+            continue
+        if not seen.active:
+            yield Part(name, "off", "`ckp site apply` turns it on")
+        elif seen.result not in ("", "success"):
+            yield Part(name, "failed", f"the last run ended with {seen.result}: journalctl -u {SERVICE} on {host.name}")
+        else:
+            yield Part(name, "ok", "")
 
 
 def version_of(host: SiteHost) -> Part:

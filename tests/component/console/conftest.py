@@ -103,7 +103,8 @@ async def opened(
         served.watch(page)
         if signed_in:
             await page.goto("/")
-            await page.get_by_label("Access token").fill(ADMIN)
+            await page.get_by_text("There is no administrator yet").click()
+            await page.get_by_label("Bootstrap token").fill(ADMIN)
             await page.get_by_role("button", name="Sign in").click()
             await page.get_by_role("button", name="Sign out").wait_for()
         yield page

@@ -11,6 +11,7 @@ from ckp.api import kinds
 from tests.component.console.conftest import Served, accessible, opened, picture
 from tests.worlds.compass import MACHINE_B, NAMESPACE, World
 from tests.worlds.console import ROOT, set_steps, with_cluster, with_kubeconfig
+from tests.worlds.people import make_user
 
 pytestmark = pytest.mark.component
 
@@ -27,6 +28,11 @@ PAGES = {
     "groups": f"{ROOT}/host-groups",
     "releases": "/releases",
     "audit": f"{ROOT}/audit",
+    "access": f"{ROOT}/access",
+    "domain": "/domains/default",
+    "people": "/people",
+    "account": "/account",
+    "whole-audit": "/audit",
     "not-found": f"{ROOT}/clusters/none",
 }
 
@@ -58,6 +64,9 @@ async def filled(world: World) -> None:
     }
     status = {"journal": journal, "facts": facts}
     await world.kube.merge(kinds.BYO_HOST, "workers-host-1", NAMESPACE, {"status": status}, subresource="status")
+    await make_user(world, "pat@default", ("project-administrator", "default/default"))
+    await world.call("POST", "/service-accounts", json={"name": "ci", "description": "builds"}, expect=201)
+    await world.call("POST", "/service-accounts/ci/tokens", expect=201)
     psk = await world.psk()
     for number, name in enumerate(("rack7-node1", "rack7-node2", "rack7-node3")):
         assert (await world.enrol(psk, hostname=name, machine_id=f"{number:032x}", source=f"10.88.0.{70 + number}")).status_code == 202
@@ -201,7 +210,7 @@ async def test_a_page_whose_session_ends_leads_to_the_sign_in(served: Served, ch
         await page.goto(f"{ROOT}/hosts")
         await expect(page.locator(".ckp-live")).to_have_text("live")
         served.console.world.cases.admin.replace("another-token-of-at-least-twenty")
-        await page.get_by_label("Access token").wait_for(timeout=10_000)
+        await page.get_by_label("Password").wait_for(timeout=10_000)
 
 
 async def test_the_browser_runs_no_script_that_is_not_ours(served: Served, chromium: Browser) -> None:

@@ -327,6 +327,7 @@ def test_an_empty_list_is_a_message_on_standard_error(desk: Desk) -> None:
 
 def test_another_project_is_asked_when_it_is_named(desk: Desk) -> None:
     desk.run_async(desk.world.add_host("one"))
+    desk.run_async(desk.world.project("default", "other"))
     assert "No hosts found in default/other" in desk.ckp("host", "list", "--project", "other").stderr
 
 

@@ -26,8 +26,8 @@ from ckp.site.install import KUBECONFIG, Site
 from ckp.site.inventory import Inventory, KnownHosts, SiteHosts
 from ckp.site.management import ADMIN
 from ckp.site.publish import Published, Withdrawn, publish_to, releases_config
-from ckp.site.registry import STORAGE, HostedRegistry
-from ckp.site.registry_unit import CONFIG, PROGRAM
+from ckp.site.registries.hosted import STORAGE, HostedRegistry
+from ckp.site.registries.unit import CONFIG, PROGRAM
 from ckp.site.spec.read import read_site
 from tests.simulators.management_host import ManagementHost
 from tests.simulators.registry import Fault, RegistrySimulator
@@ -402,7 +402,7 @@ class Applied(Exception):
 
 @pytest.fixture
 def applying(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    def apply(site: Site, _steps: Steps, others: list[Any]) -> None:
+    def apply(site: Site, _steps: Steps, others: list[Any], **_: object) -> None:
         raise Applied(site.dist.release.name, [dist.release.name for dist in others])
 
     monkeypatch.setattr("ckp.site.apply.apply", apply)
@@ -481,11 +481,12 @@ def whole(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr("ckp.site.apply.publish_all", publish)
     monkeypatch.setattr("ckp.site.apply.registry_servers", lambda *_: registries())
     monkeypatch.setattr(described, "name_registry", lambda *_: None)
-    monkeypatch.setattr(Site, "install_agent", lambda *_: None)
+    monkeypatch.setattr(Site, "_verified_agent", lambda _: None)
+    monkeypatch.setattr(Site, "_install_agent", lambda *_: None)
     monkeypatch.setattr(Site, "deploy_management", deploy)
     monkeypatch.setattr(Site, "log_in", lambda _: None)
-    for name in ("read_config", "Session", "Enrolment"):
-        monkeypatch.setattr(f"ckp.site.apply.{name}", lambda *_: SimpleNamespace(close=lambda: None, ensure_group=lambda: None))
+    monkeypatch.setattr(Site, "session", lambda _: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr("ckp.site.apply.Enrolment", lambda *_: SimpleNamespace(ensure_group=lambda: None))
     return bench
 
 

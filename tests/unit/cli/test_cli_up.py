@@ -25,7 +25,7 @@ from ckp.kits.errors import CkpError, Conflict
 from ckp.kits.steps import Steps
 from ckp.lab.lab import Lab
 from ckp.rules.lifecycle import STEPS
-from ckp.site import lab
+from ckp.site import install, lab
 from ckp.site.enrol import Enrolment
 from ckp.site.lab import LabHosts
 from ckp.site.spec.read import read_site
@@ -98,11 +98,17 @@ class World(AppliedSite):
         monkeypatch.setattr(up, "kubeconfig_path", lambda name: root / name)
         monkeypatch.setattr(up, "verified_release", lambda archive, _keyring, _registry, systems, *_: self.made(archive.stem, systems))
         monkeypatch.setattr(LabHosts, "boot", lambda hosts, _say: self.calls.append(("boot", *(spec.name for spec in hosts.specs))))
-        monkeypatch.setattr(up, "Session", lambda config: Session(config, transport=httpx.MockTransport(self.answer)))
+        monkeypatch.setattr(install, "Session", lambda config: Session(config, transport=httpx.MockTransport(self.answer)))
         monkeypatch.setattr(Enrolment, "run", lambda enrolment: self.calls.append(("enrol", *(host.name for host in enrolment.site.worker_hosts))))
         monkeypatch.setattr(up, "wait_until_ready", lambda *_: {"version": RELEASE, "machines": [{}], "steps": []})
 
     def answer(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/v1/me":
+            return httpx.Response(200, json={})
+        if request.url.path.endswith("/host-groups"):
+            body = json.loads(request.content)
+            self.groups[body["name"]] = body["description"]
+            return httpx.Response(201, json={})
         if request.method == "POST":
             body = json.loads(request.content)
             self.calls.append(("create", body))
@@ -162,10 +168,11 @@ def test_a_second_run_changes_nothing_and_makes_no_second_cluster(world: World) 
 
 def test_a_cluster_of_another_release_is_not_taken_for_the_one_that_was_asked_for(world: World) -> None:
     world.up()
+    world.calls.clear()
     with pytest.raises(Conflict, match=r"there is a cluster demo of v1\.35\.1, and v1\.34\.3 was asked for") as refused:
         world.up("--release", "v1.34.3")
     assert "--name" in refused.value.resolution
-    assert read_site(world.file).releases == (RELEASE, "v1.34.3"), "both are offered side by side"
+    assert [call[0] for call in world.calls] == ["boot"] and read_site(world.file).releases == (RELEASE,), "nothing was built or applied for it"
 
 
 def test_three_management_hosts_share_an_address(world: World) -> None:
@@ -191,6 +198,6 @@ def test_a_lab_keeps_the_number_of_its_management_hosts(monkeypatch: pytest.Monk
     there = [SimpleNamespace(name=name) for name in ("management", "worker-1")]
     monkeypatch.setattr(Lab, "ensure_base", lambda *_: None)
     monkeypatch.setattr(Lab, "hosts", lambda _lab: there)
-    with pytest.raises(Conflict, match="the lab has 1 management hosts, not 3") as refused:
+    with pytest.raises(Conflict, match="the lab has 1 management host, not 3") as refused:
         LabHosts(2, lab.lab_of(3), 3).boot(lambda _line: None)
     assert "ckp down" in refused.value.resolution

@@ -40,7 +40,7 @@ from ckp.kits import paths
 
 work = Path(sys.argv[1])
 write_zipapp(work / "ckp-agent", [])
-images = {"ckp-platform": "v1", "ckp-addons": "v1", "ckp-packages": "v1"}
+images = {"ckp-platform": "v1", "ckp-addons": "v1", "ckp-backup": "v1", "ckp-packages": "v1"}
 names = ("COMPASS_ADDRESS", "HUB_ADDRESS", "LB_FIRST", "LB_LAST", "RESERVED_CIDRS", "RELEASES_DIGEST")
 settings = dict.fromkeys(names, "x") | dict.fromkeys(("COMPASS_NAMES", "HUB_NAMES"), ', "x.test"')
 management = Management({}, "registry.test/ckp", images)

@@ -567,7 +567,7 @@ async def test_the_kubeconfig_comes_as_yaml_once_the_control_plane_has_one(world
 async def test_another_projects_cluster_is_not_there(world: World) -> None:
     await world.group_with_hosts()
     await world.call("POST", "/clusters", json=cluster_body(), expect=201)
-    other = "/api/v1/domains/default/projects/other/clusters"
+    other = await world.project("default", "other") + "/clusters"
     assert (await world.call("GET", other, expect=200))["items"] == []
     for method, path in (("GET", "/demo"), ("DELETE", "/demo"), ("GET", "/demo/kubeconfig")):
         await world.call(method, other + path, expect=404)

@@ -89,7 +89,7 @@ def test_a_copy_is_of_one_moment_and_nobody_waits_for_it(source: PostgresqlServe
             if not self.tell():
                 with source.migration_engine().begin() as connection:
                     connection.execute(text("set local lock_timeout = '2s'"))
-                    connection.execute(text("delete from audit_log"))
+                    connection.execute(text("delete from host_keys"))
                     connection.execute(text("insert into host_groups (domain, project, name, description, created_at) values ('d', 'p', 'new', '', now())"))
             return super().write(data)
 

@@ -29,7 +29,7 @@ async def test_the_line_is_for_the_project_and_holds_no_secret(world: World) -> 
     assert (view["hub"], view["channel"]) == ("https://192.0.2.202:8443", "wss://192.0.2.202:9443/v1/agent")
     assert (view["ca"], view["caSha256"]) == (CA, joining.fingerprint(CA.encode()))
     assert view["command"] == joining.line("192.0.2.202", CA.encode(), "default", "default") and key not in str(view)
-    other = await world.call("GET", "/api/v1/domains/acme/projects/edge/host-join", expect=200)
+    other = await world.call("GET", f"{await world.project('acme', 'edge')}/host-join", expect=200)
     assert "--project acme/edge" in other["command"]
 
 

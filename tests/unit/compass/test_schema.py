@@ -126,7 +126,7 @@ def test_the_schema_goes_one_version_back_and_forth_and_keeps_what_both_know(fre
     schema.bring_up(fresh)
     insert = "insert into host_groups (domain, project, name, description, created_at) values ('d', 'p', 'g', '', '2026-03-01 00:00:00')"
     change(fresh, insert)
-    assert schema.take_back(fresh) == ("0005", "0004") and schema.take_back(fresh) == ("0004", "0003")
+    assert [schema.take_back(fresh) for _ in range(3)] == [("0006", "0005"), ("0005", "0004"), ("0004", "0003")]
     assert version_of(fresh) == "0003" and len(rows(fresh, "select * from host_groups")) == 1
     schema.bring_up(fresh)
     assert version_of(fresh) == schema.head() and len(rows(fresh, "select * from host_groups")) == 1
@@ -202,10 +202,37 @@ def test_the_schemas_that_are_planned_with_are_those_that_there_are() -> None:
 
 def test_the_schema_is_taken_several_versions_back_at_once(fresh: Place) -> None:
     schema.bring_up(fresh)
-    assert schema.take_back(fresh, "0002") == ("0005", "0002")
+    assert schema.take_back(fresh, "0002") == ("0006", "0002")
     assert schema.take_back(fresh, "0002") == ("0002", "0002"), "done already"
     with pytest.raises(Conflict, match="can't be taken back to 0004, which is newer"):
         schema.take_back(fresh, "0004")
     schema.bring_up(fresh)
     with pytest.raises(Conflict, match="0000"):
         schema.take_back(fresh, "0000")
+
+
+def test_the_projects_that_there_were_are_objects(fresh: Place) -> None:
+    schema.bring_up(fresh)
+    schema.take_back(fresh)
+    for domain, project in (("acme", "web"), ("acme", "shop"), ("other", "web")):
+        change(
+            fresh, f"insert into host_groups (domain, project, name, description, created_at) values ('{domain}', '{project}', 'g', '', '2026-03-01 00:00:00')"
+        )
+    schema.bring_up(fresh)
+    assert [tuple(row) for row in rows(fresh, "select domain, name, created_by from projects order by domain, name")] == [
+        ("acme", "shop", ""),
+        ("acme", "web", ""),
+        ("other", "web", ""),
+    ]
+    assert [row[0] for row in rows(fresh, "select name from domains order by name")] == ["acme", "other"]
+
+
+@pytest.mark.parametrize("statement", ["delete from audit_log", "update audit_log set actor = 'nobody'"])
+def test_the_audit_log_only_grows(fresh: Place, statement: str) -> None:
+    schema.bring_up(fresh)
+    change(fresh, "insert into audit_log (at, actor, domain, project, action, target, detail) values ('2026-03-01 00:00:00', 'ann', '', '', 'a', 't', '{}')")
+    with pytest.raises(Exception, match="neither changed nor deleted"):
+        change(fresh, statement)
+    assert [tuple(row) for row in rows(fresh, "select actor, source, door, result from audit_log")] == [("ann", "", "", "")]
+    schema.take_back(fresh)
+    change(fresh, statement)

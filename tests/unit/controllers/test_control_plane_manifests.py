@@ -96,7 +96,12 @@ def test_only_the_clusters_own_and_the_controllers_reach_etcd() -> None:
     allowed = [
         (source["podSelector"]["matchLabels"], [port["port"] for port in rule["ports"]]) for rule in policy["spec"]["ingress"] for source in rule["from"]
     ]
-    assert allowed == [(plan().selector("apiserver"), [2379]), (plan().selector("etcd"), [2379, 2380]), ({"app": "ckp-controllers"}, [2379])]
+    assert allowed == [
+        (plan().selector("apiserver"), [2379]),
+        (plan().selector("etcd"), [2379, 2380]),
+        ({"app": "ckp-controllers"}, [2379]),
+        (plan().selector("backup"), [2379]),
+    ]
     controllers = policy["spec"]["ingress"][2]["from"][0]
     assert controllers["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "ckp-system"}, "pods of that label elsewhere do not"
 

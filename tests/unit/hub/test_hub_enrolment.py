@@ -131,6 +131,7 @@ async def test_a_reinstalled_machine_gets_a_new_certificate_once_people_say_that
 
 async def test_a_machine_of_another_project_reaches_the_agent_as_409(desk: Desk) -> None:
     await approved(desk)
+    await desk.world.project("default", "other")
     psk = (await desk.world.call("POST", "/api/v1/domains/default/projects/other/host-psk/reset"))["key"]
     assert (await desk.ask(psk, project="other")).status_code == 409
 

@@ -57,7 +57,7 @@ def test_the_way_back_names_the_schemas_that_are_taken_back() -> None:
 
 
 def test_a_schema_without_a_way_back_is_refused_with_its_reason() -> None:
-    known = (*SCHEMAS, Schema("0005", irreversible="names were made lower-case"), Schema("0006"))
+    known = (*SCHEMAS[:4], Schema("0005", irreversible="names were made lower-case"), Schema("0006"))
     with pytest.raises(Conflict, match=r"schema 0005 .* can't be taken back: names were made lower-case"):
         way_back("0006", "0004", known)
     assert [schema.name for schema in way_back("0006", "0005", known)] == ["0006"]

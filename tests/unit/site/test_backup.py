@@ -21,14 +21,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ckp.backups import archive
+from ckp.backups.archive import Opened
+from ckp.backups.members import Etcd, Kind, Member
 from ckp.clients.signing.encryption import ReaderKey, Readers, Signer, encrypting, read_back_home
+from ckp.hostkit.backup import reading
 from ckp.kits.errors import CkpError, InvalidInput, NotFound, VerificationFailed
 from ckp.kits.files import sha256_bytes
 from ckp.rules.database_copy import footer, header
-from ckp.site.backup import archive, onhost
-from ckp.site.backup.archive import Opened
 from ckp.site.backup.collect import collect
-from ckp.site.backup.manifest import FORMAT, MANAGEMENT, Etcd, Hosted, Kind, Manifest, Member, Volume, parse
+from ckp.site.backup.manifest import FORM, FORMAT, MANAGEMENT, Hosted, Manifest, Volume, parse
 from ckp.site.backup.take import scratch_folder
 from tests.simulators.etcd_gateway import EtcdGateway
 from tests.worlds.backup import CLUSTER, NAMESPACE, SECRET, SITE, UID, BackupWorld, ThisMachine, make_reader, make_signer
@@ -85,10 +87,10 @@ def ours(world: BackupWorld) -> str:
 
 
 @contextmanager
-def opened(world: BackupWorld, reader: ReaderKey | None = None, signed_by: str = "", file: Path | None = None) -> Iterator[Opened]:
+def opened(world: BackupWorld, reader: ReaderKey | None = None, signed_by: str = "", file: Path | None = None) -> Iterator[Opened[Manifest]]:
     with scratch_folder(world.folder / "reading") as scratch:
         reader = reader or ReaderKey(passphrase=world.passphrase)
-        with archive.opened(file or world.target, reader, lambda _: signed_by or ours(world), scratch) as backup:
+        with archive.opened(file or world.target, FORM, reader, lambda _: signed_by or ours(world), scratch) as backup:
             yield backup
 
 
@@ -424,7 +426,7 @@ def test_what_is_changed_on_its_way_is_noticed(world: BackupWorld, change: objec
 @settings(deadline=None, max_examples=15)
 def test_pieces_give_what_went_in(parts: list[bytes]) -> None:
     out = io.StringIO()
-    sink = onhost.Sink(out)
+    sink = reading.Sink(out)
     for part in parts:
         sink.write(part)
     sink.finish({})

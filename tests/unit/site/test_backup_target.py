@@ -11,15 +11,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from ckp.backups.places import Target
 from ckp.cli import site_backup
 from ckp.cli.site import site as command
-from ckp.hostkit.backups import made_at, name_of, superseded
+from ckp.hostkit.backup.collection import Sources
+from ckp.hostkit.backup.names import made_at, name_of, superseded
 from ckp.kits.errors import CkpError, InvalidInput, NotFound, VerificationFailed
 from ckp.kits.files import atomic_write
 from ckp.kits.processes import Finished
 from ckp.site import described, management
 from ckp.site.backup import take
-from ckp.site.backup.target import Target, target_of
+from ckp.site.backup.target import target_of
 from ckp.site.inventory import KnownHosts, SiteHosts
 from ckp.site.spec.model import SiteSpec
 from ckp.site.spec.read import parse_site
@@ -200,7 +202,7 @@ def test_the_command_makes_lists_shows_and_restores_what_lies_in_the_bucket(
     monkeypatch.setattr(management, "installed_release", lambda _: "v1.35.1")
     with EtcdGateway(SECRET).serving() as gateway:
         world.set_sources(f"http://127.0.0.1:{gateway.port}")
-        monkeypatch.setattr(take.Sources, "of", classmethod(lambda _cls, _host: world.sources))
+        monkeypatch.setattr(Sources, "of", classmethod(lambda _cls, _address: world.sources))
         made = run("-f", file)
     [name] = (key.removeprefix("sites/") for key in store.objects)
     assert made.exit_code == 0 and f"{name} in http://127.0.0.1:{store.port}/{BUCKET}/sites has the whole site {SITE}" in made.stdout
@@ -257,7 +259,7 @@ def test_a_late_backup_is_seen_in_the_status(tmp_path: Path, store: S3Store) -> 
         assert (backups(made, None, now).state, backups(made, day, now).state) == ("ok", "none")
         store.objects[f"sites/{name_of(SITE, now - timedelta(hours=35))}"] = b"x"
         found = backups(made, day, now)
-        assert found.state == "ok" and found.detail.endswith("the newest of 2026-01-30 13:00 UTC")
+        assert found.state == "ok" and found.detail.endswith("the newest of 2026-01-30 13:00 UTC, 35 h old")
         assert backups(made, day, now + timedelta(hours=2)).state == "late" and backups(made, None, now + timedelta(hours=2)).state == "ok"
         store.refuses = "GET"
         assert backups(made, day, now).state == "unknown"

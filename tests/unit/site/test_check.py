@@ -25,7 +25,7 @@ from ckp.kits.processes import Finished, run
 from ckp.site.check import of_spec, remote, rules
 from ckp.site.check.model import Blocked, Clock, Facts, Finding, HostToCheck, Link, Role, Seen, Severity, SiteToCheck, Survey
 from ckp.site.check.run import check
-from ckp.site.local import LocalHost
+from ckp.site.hosts.local import LocalHost
 from ckp.site.spec.read import parse_site
 from ckp.site.ssh import SshHost
 from ckp.standalone import checks

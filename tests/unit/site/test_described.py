@@ -17,7 +17,7 @@ from ckp.site import apply as site_apply
 from ckp.site import described
 from ckp.site import status as site_status
 from ckp.site.inventory import KnownHosts, SiteRegistry
-from ckp.site.registry import HostedRegistry
+from ckp.site.registries.hosted import HostedRegistry
 from ckp.site.spec.model import SiteSpec
 from ckp.site.spec.read import parse_site
 from ckp.site.ssh import SshHost
@@ -128,12 +128,12 @@ def test_a_host_is_reached_as_the_file_says(spec: SiteSpec, tmp_path: Path) -> N
 def test_a_hosts_operating_system_is_one_of_the_releases(host: Server) -> None:
     release = Catalog().release("v1.35.1")
     host.answers["cat /etc/os-release"] = (0, DEBIAN)
-    found = described.operating_system(host, release)
+    found = described.operating_system(host.name, described.os_release(host), release)
     assert (found.os, found.os_version) == ("debian", "12")
     for text, words in (('ID="arch"\n', "runs arch , and"), ("", "runs an unknown system , and"), ('ID=debian\nVERSION_ID="11"\n', "runs debian 11, and")):
         host.answers["cat /etc/os-release"] = (0, text)
         with pytest.raises(InvalidInput, match=words):
-            described.operating_system(host, release)
+            described.operating_system(host.name, described.os_release(host), release)
 
 
 def test_a_host_without_its_address_is_refused(host: Server) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from ckp.kits.errors import CkpError
-from ckp.site import registry_gc
-from ckp.site.registry import STORAGE
-from ckp.site.registry_gc import UNIT, collect, finish
+from ckp.site.registries import gc as registry_gc
+from ckp.site.registries.gc import UNIT, collect, finish
+from ckp.site.registries.hosted import STORAGE
 from tests.simulators.site_host import Killed, Service
 from tests.unit.site.test_hosted_registry import PULL, PUSH, World
 

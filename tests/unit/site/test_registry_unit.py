@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ckp.kits.processes import run
-from ckp.site.registry_unit import PROGRAM, drop_in_text, unit_text
+from ckp.site.registries.unit import PROGRAM, drop_in_text, unit_text
 
 NEWER_THAN_249 = ("ImportCredential", "PrivateUsersEx", "MemoryPressure", "ExtensionDirectories", "RestartSteps", "BindNetworkInterface", "LogFilterPatterns")
 """What Ubuntu 22.04 does not know."""

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from ckp.backups.archive import fingerprint_of
 from ckp.cli import site_restore
 from ckp.clients.signing.encryption import Signer
 from ckp.hostkit.locations import RESTORED, RESTORED_RECORD
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, VerificationFailed
-from ckp.site.backup.archive import fingerprint_of
 from ckp.site.backup.manifest import Manifest
 from ckp.site.backup.placing import BUMP
 from ckp.site.backup.restore import MARKS, restore_keys

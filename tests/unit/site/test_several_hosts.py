@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from tests.worlds.applied_site import AppliedSite
 ONE = "    - {name: m1, address: 192.0.2.10}\n"
 THREE = ONE + "    - {name: m2, address: 192.0.2.11}\n    - {name: m3, address: 192.0.2.12}\n"
 API = "  compass: {address: 192.0.2.200}\n"
+MOST_OF_FIRST, MOST_OF_OTHERS = 80, 38
+"""Commands of an applying with nothing to do: each costs a round trip."""
+CHANGING = ("push", "systemctl restart", "systemctl start", "systemctl enable", "dpkg -i", "chmod", "install")
 VIRTUAL = f"{API}  api: {{virtualAddress: 192.0.2.50, certSANs: [kube.example.test]}}\n"
 
 
@@ -203,3 +207,39 @@ def test_each_deployment_has_a_standby_on_another_host_but_for_one_that_must_be_
         assert found == {"node.kubernetes.io/not-ready": AWAY_SECONDS, "node.kubernetes.io/unreachable": AWAY_SECONDS}
     assert one["spec"]["template"]["spec"]["topologySpreadConstraints"][0]["labelSelector"] == {"matchLabels": {"app": "a"}}
     assert "replicas" not in objects[0]["spec"], "what was given stays"
+
+
+def commands(site: AppliedSite) -> dict[str, int]:
+    """How many commands each host is asked to run by an applying that has nothing to do."""
+    before = {host.name: len(host.calls) for host in site.hosts.values()}
+    assert site.run("apply").exit_code == 0
+    return {host.name: len(host.calls) - before[host.name] for host in site.hosts.values()}
+
+
+def test_an_applying_with_nothing_to_do_asks_each_host_little(applied: AppliedSite) -> None:
+    applied.run("apply")
+    found = commands(applied)
+    asked = "\n".join(applied.hosts["m2"].calls[-found["m2"] :])
+    assert found["m1"] <= MOST_OF_FIRST and found["m2"] == found["m3"] <= MOST_OF_OTHERS, f"{found}\n{asked}"
+    written = [call for host in applied.hosts.values() for call in host.calls[-found[host.name] :] if call.startswith(CHANGING)]
+    assert written == [], "what is so already is not written again"
+
+
+@pytest.mark.parametrize("what", ["cat /etc/os-release", "dpkg-query", "sh -c # questions", "ip ", "getent ahostsv4"])
+def test_hosts_are_asked_side_by_side(applied: AppliedSite, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Each question waits on each host until all three have been asked it: one after the other, that would never be."""
+    together = threading.Barrier(3)
+
+    def meeting(host: ManagementHost) -> Any:
+        step = host.step
+
+        def waits(words: str, effect: Any) -> Any:
+            if words.startswith(what):
+                together.wait(timeout=120)
+            return step(words, effect)
+
+        return waits
+
+    for host in applied.hosts.values():
+        monkeypatch.setattr(host, "step", meeting(host))
+    assert applied.run("apply").exit_code == 0

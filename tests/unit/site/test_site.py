@@ -30,7 +30,7 @@ from ckp.site.enrol import Enrolment
 from ckp.site.install import Site
 from ckp.site.inventory import HostGroup, Inventory, SiteNetwork, SiteRegistry
 from ckp.site.publish import Published, releases_config
-from ckp.site.registry import HostedRegistry
+from ckp.site.registries.hosted import HostedRegistry
 from tests.support.checkout import REPO
 from tests.support.lab_sites import inventory_of
 
@@ -181,7 +181,7 @@ def test_hosts_that_take_rpms_are_refused_before_anything_is_done(world: World) 
 
 
 def test_what_is_done_at_sites_does_not_speak_of_the_lab() -> None:
-    for module in ("inventory", "hostfiles", "management", "registry", "registry_unit", "releases", "publish", "install", "enrol"):
+    for module in ("inventory", "hosts/files", "management", "registries/hosted", "registries/unit", "releases", "publish", "install", "enrol"):
         text = (REPO / "src" / "ckp" / "site" / f"{module}.py").read_text()
         assert re.findall(r"(?i)\blabs?\b|10\.88\.|ckp\.lab", text) == [], module
 
@@ -307,7 +307,7 @@ def test_the_host_tool_is_verified_then_brought_with_the_sites_settings(world: W
     host.ran.clear()
     host.answers["dpkg-query"] = (0, "0.2.0+7-ckp installed")
     world.site.install_agent(host)
-    assert [words[0] for words in host.ran] == ["dpkg-query", "sha256sum"], "the same version again changes nothing"
+    assert [words[0] for words in host.ran] == ["dpkg-query", "sh", "sha256sum"], "the same version again changes nothing"
 
 
 def test_a_package_that_does_not_verify_never_reaches_a_host(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +346,7 @@ def test_an_installation_that_fails_tells_how_to_go_on(world: World, monkeypatch
 
 
 def test_the_manifests_of_the_management_layer_take_every_address_from_the_site(world: World) -> None:
-    images = {f"ckp-{name}": f"v1@{DIGEST}" for name in ("platform", "addons", "packages")}
+    images = {f"ckp-{name}": f"v1@{DIGEST}" for name in ("platform", "addons", "packages", "backup")}
     objects = Management({}, "images.example.test:5443/ckp", images).ckp({**world.site.settings(), "RELEASES_DIGEST": "x"})
     text = json.dumps(objects)
     [pool] = [obj for obj in objects if obj["kind"] == "CiliumLoadBalancerIPPool"]
@@ -358,7 +358,7 @@ def test_the_manifests_of_the_management_layer_take_every_address_from_the_site(
 def test_names_of_compass_and_the_hub_are_in_their_certificates(world: World) -> None:
     network = replace(NETWORK, compass_names=("compass.example.test",), hub_names=("hub.example.test", "true"))
     site = replace(world.site, inventory=replace(world.site.inventory, network=network))
-    images = {f"ckp-{name}": f"v1@{DIGEST}" for name in ("platform", "addons", "packages")}
+    images = {f"ckp-{name}": f"v1@{DIGEST}" for name in ("platform", "addons", "packages", "backup")}
     objects = Management({}, "images.example.test:5443/ckp", images).ckp({**site.settings(), "RELEASES_DIGEST": "x"})
     names = {obj["metadata"]["name"]: obj["spec"].get("dnsNames") for obj in objects if obj["kind"] == "Certificate"}
     assert names["ckp-hub-tls"] == ["ckp-hub", "ckp-hub.ckp-system.svc", "hub.example.test", "true"], "as text, whatever YAML makes of it"

@@ -163,7 +163,7 @@ def test_the_database_is_looked_for_from_the_management_host(tmp_path: Path) -> 
 
 def objects(kind: str) -> dict[tuple[str, str], Any]:
     settings = dict.fromkeys(("COMPASS_ADDRESS", "HUB_ADDRESS", "LB_FIRST", "LB_LAST", "RESERVED_CIDRS", "RELEASES_DIGEST", "COMPASS_NAMES", "HUB_NAMES"), "")
-    images = {f"ckp-{name}": "v1@sha256:0" for name in ("platform", "addons", "packages")}
+    images = {f"ckp-{name}": "v1@sha256:0" for name in ("platform", "addons", "packages", "backup")}
     found = Management({}, "r.test/ckp", images).ckp({**settings, "DATABASE": PLACE}, kind)
     return {(each["kind"], each["metadata"]["name"]): each for each in found}
 

@@ -18,6 +18,7 @@ from ckp.kits.errors import CkpError, Conflict, InvalidInput
 from ckp.rules.schemas import HEAD
 from ckp.site import version
 from ckp.site.backup import take as take_module
+from ckp.site.upgrade import layer
 from ckp.site.upgrade import record as records
 from ckp.site.upgrade.database import COMPASS
 from ckp.site.upgrade.run import TakenBack
@@ -39,6 +40,7 @@ class OldSite:
         assert site.run("apply").exit_code == 0
         site.host.packages["ckp-agent"] = BEFORE
         self.api.age()
+        self.api.foreign = {"other", "of-the-owner"}
         for namespace in ("cert-manager", "capi-kubeadm-bootstrap-system"):
             self.api.add("Deployment", namespace, "other", spec={"replicas": 1})
         for name in HOSTS:
@@ -279,3 +281,39 @@ def test_the_record_of_another_version_is_left_to_it(old: OldSite) -> None:
     assert "finish it with CKP 9.0.0" in refused.value.details
     with pytest.raises(CkpError, match=r"was begun by CKP 9\.0\.0"):
         old.run("--back")
+
+
+def with_dropped(old: OldSite) -> tuple[str, str, str]:
+    """An object that the version before has applied and this one has no longer; beside it one of the owner's, and what must never go."""
+    meta = {"apiVersion": "v1", "data": {"key": "value"}}
+    for name in ("ckp-dropped", "of-the-owner"):
+        old.api.add("ConfigMap", "ckp-system", name, **meta)
+    for kind in ("Secret", "PersistentVolumeClaim", "Namespace"):
+        old.api.add(kind, "" if kind == "Namespace" else "ckp-system", "ckp-kept", apiVersion="v1")
+    old._objects = copy.deepcopy(old.api.objects)
+    return "ConfigMap", "ckp-system", "ckp-dropped"
+
+
+def test_what_the_new_version_has_no_longer_is_deleted(old: OldSite) -> None:
+    dropped = with_dropped(old)
+    done = old.upgrade()
+    assert done.exit_code == 0 and old.is_new and dropped not in old.api.objects
+    assert "ConfigMap ckp-dropped: deleted, as CKP has it no longer" in done.stderr + done.stdout
+    kept = {(kind, name) for kind, _, name in old.api.objects if name in ("of-the-owner", "ckp-kept")}
+    assert kept == {("ConfigMap", "of-the-owner"), ("Secret", "ckp-kept"), ("PersistentVolumeClaim", "ckp-kept"), ("Namespace", "ckp-kept")}
+    assert ("Deployment", "cert-manager", "other") in old.api.objects, "others have applied it"
+
+
+def test_what_was_deleted_comes_back_with_the_version_before(old: OldSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped = with_dropped(old)
+    prune = layer.prune
+
+    def fails(*arguments: Any) -> None:
+        prune(*arguments)
+        assert dropped not in old.api.objects
+        raise CkpError("it was lost right after")
+
+    monkeypatch.setattr(layer, "prune", fails)
+    with pytest.raises(TakenBack):
+        old.upgrade()
+    assert old.is_old, old.differs

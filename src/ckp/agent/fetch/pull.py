@@ -26,6 +26,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Iterator, Optional
 from urllib.parse import urlsplit
 
+from ckp.agent.fetch import tokens
 from ckp.agent.system import registry_login
 from ckp.hostkit import proxies
 from ckp.hostkit.errors import AgentError, InvalidInput
@@ -93,8 +94,10 @@ class Puller:
         self.folder = folder
         self.resumed = 0
         self._basic = registry_login.basic_for(self.reference.registry)
+        self._token = ""
+        self._context = ssl.create_default_context(cafile=ca_file or None)
         self._opener = urllib.request.build_opener(
-            urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca_file or None)),
+            urllib.request.HTTPSHandler(context=self._context),
             urllib.request.ProxyHandler(self._proxy()),  # without it urllib would read the environment by rules of its own
         )
 
@@ -129,8 +132,7 @@ class Puller:
         for attempt in range(MAX_FRUITLESS):
             time.sleep(attempt)
             try:
-                request = self._request("manifests", self.reference.digest, {"Accept": ", ".join(MANIFESTS)})
-                with self._opener.open(request, timeout=IDLE_SECONDS) as answer:
+                with self._open("manifests", self.reference.digest, {"Accept": ", ".join(MANIFESTS)}) as answer:
                     data, kind = answer.read(MANIFEST_LIMIT + 1), answer.headers.get_content_type()
                 break
             except urllib.error.HTTPError as error:
@@ -188,8 +190,7 @@ class Puller:
 
     def _append(self, blob: Blob, part: str, start: int, done: int, all_of_it: int) -> None:
         headers = {"Range": f"bytes={start}-"} if start else {}
-        request = self._request("blobs", blob.digest, headers)
-        with self._opener.open(request, timeout=IDLE_SECONDS) as answer:
+        with self._open("blobs", blob.digest, headers) as answer:
             if start and not (answer.status == 206 and re.match(rf"bytes {start}-", answer.headers.get("Content-Range", f"bytes {start}-"))):
                 start = 0  # a registry without range requests sends the whole blob
             with open(part, "r+b" if os.path.exists(part) else "wb") as stream:
@@ -205,9 +206,31 @@ class Puller:
                         logged = time.monotonic()
                         log(f"pulling {self.reference.repository}: {(done + stream.tell()) / 1e6:.0f} of {all_of_it / 1e6:.0f} MB")
 
+    def _open(self, kind: str, digest: str, headers: dict[str, str]) -> Any:
+        """The answer to a request, with a token where the registry asks for one. Tokens are short-lived: another one is had when it no longer counts."""
+        try:
+            return self._opener.open(self._request(kind, digest, headers), timeout=IDLE_SECONDS)
+        except urllib.error.HTTPError as error:
+            if error.code != 401 or not self._log_in(error):
+                raise
+            error.close()
+        return self._opener.open(self._request(kind, digest, headers), timeout=IDLE_SECONDS)
+
+    def _log_in(self, refused: urllib.error.HTTPError) -> bool:
+        """Get a token if the registry itself asks for one: a server that it redirects to could name a realm of its own. Whether there is another one now."""
+        challenge = tokens.challenge_of(refused.headers.get("WWW-Authenticate", ""))
+        if challenge is None or urlsplit(refused.url).netloc != self.reference.registry:
+            return False
+        before, self._token = self._token, tokens.fetch(challenge, self._basic, self._context)
+        if self._token and self._basic:
+            registry_login.note_tokens(self.reference.registry)
+        return bool(self._token) and self._token != before
+
     def _request(self, kind: str, digest: str, headers: dict[str, str]) -> urllib.request.Request:
         request = urllib.request.Request(self.reference.url(kind, digest), headers=headers)
-        if self._basic:
+        if self._token:
+            request.add_unredirected_header("Authorization", f"Bearer {self._token}")
+        elif self._basic:
             request.add_unredirected_header("Authorization", f"Basic {self._basic}")  # urllib sends other headers to wherever it is redirected
         return request
 

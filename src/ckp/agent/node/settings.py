@@ -85,9 +85,15 @@ class Settings:
 
     def _registry(self, membership: Membership) -> Settled:
         """What containerd knows of the registry. An address that is no longer used stays as well: images of running pods may come from there."""
-        if not prepare.registry_access(self.journal, membership.registry, membership.registry_ca):
-            return Settled()
-        return Settled(f"containerd: address and CA of the registry {membership.registry}")
+        changed = prepare.registry_access(self.journal, membership.registry, membership.registry_ca)
+        done = Settled(f"containerd: address and CA of the registry {membership.registry}") if changed else Settled()
+        config = read_text(prepare.CONTAINERD_CONFIG)
+        wanted = prepare.with_registry_login(config, prepare.registry_host(membership.registry)) if config else config
+        if wanted == config:
+            return done
+        self._plan_restart(CONTAINERD)
+        self.journal.replace_file(prepare.CONTAINERD_CONFIG, wanted, mode=prepare.mode_of(wanted))
+        return done.and_then(Settled(f"containerd: login of the registry {membership.registry}"))
 
     def _sandbox_image(self, membership: Membership) -> Settled:
         """The pause image, without which no pod starts: it is pulled before containerd is told of it."""
@@ -97,7 +103,7 @@ class Settings:
             return Settled()
         pull_image(membership.sandbox_image, PAUSE_SECONDS)
         self._plan_restart(CONTAINERD)
-        self.journal.replace_file(prepare.CONTAINERD_CONFIG, wanted)
+        self.journal.replace_file(prepare.CONTAINERD_CONFIG, wanted, mode=prepare.mode_of(wanted))
         return Settled(f"containerd: pause image {membership.sandbox_image}")
 
     # -- the kubelet's flags -----------------------------------------------------------------------------------------

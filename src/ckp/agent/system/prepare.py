@@ -242,6 +242,9 @@ def restore_sysctls(journal: Journal) -> None:
             pass
 
 
+REGISTRY_LOGIN_MARK = "\n  # How to get tokens of the registry.\n"
+"""Comes before the last part of containerd's configuration, where there is one."""
+
 # -- containerd ----------------------------------------------------------------------------------------------------------
 
 
@@ -295,8 +298,9 @@ def check_image(image: str) -> str:
 
 def containerd(journal: Journal, decisions: HostDecisions, sandbox_image: str, registry: str, registry_ca: str) -> None:
     """Write containerd's configuration, the registry's CA, and crictl's configuration. Raises InvalidInput."""
-    registry_host(registry)
-    journal.replace_file(CONTAINERD_CONFIG, containerd_config(decisions, check_image(sandbox_image)))
+    host = registry_host(registry)
+    config = with_registry_login(containerd_config(decisions, check_image(sandbox_image)), host)
+    journal.replace_file(CONTAINERD_CONFIG, config, mode=mode_of(config))
     registry_access(journal, registry, registry_ca)
     journal.replace_file(CRICTL_CONFIG, f"runtime-endpoint: {CONTAINERD_SOCKET}\nimage-endpoint: {CONTAINERD_SOCKET}\ntimeout: 10\n")
 
@@ -315,6 +319,27 @@ def registry_access(journal: Journal, registry: str, registry_ca: str) -> bool:
         lines += [f'[host."https://{host}".header]', f'  Authorization = "Basic {check_basic(basic)}"']
     mode = 0o600 if basic else 0o644
     return journal.replace_file(f"{CERTS_D}/{host}/hosts.toml", "\n".join(lines) + "\n", mode=mode) or changed
+
+
+def with_registry_login(config: str, host: str) -> str:
+    """containerd's configuration with the login of a registry that gives tokens for it, or without one.
+
+    containerd asks for tokens with a login of its configuration only, which it reads when it starts (pkg/cri/server/image_pull.go at v1.7.28). A header
+    of hosts.toml, which is enough for all other registries, goes to the registry itself alone.
+
+    Raises:
+        InvalidInput: the login is not base64.
+    """
+    plain = config.partition(REGISTRY_LOGIN_MARK)[0]
+    basic = registry_login.basic_for(host) if registry_login.gives_tokens(host) else ""
+    if not basic:
+        return plain
+    return f'{plain}{REGISTRY_LOGIN_MARK}  [plugins."io.containerd.grpc.v1.cri".registry.configs."{host}".auth]\n    auth = "{check_basic(basic)}"\n'
+
+
+def mode_of(config: str) -> int:
+    """Of containerd's configuration: with a login in it, it is root's alone."""
+    return 0o600 if REGISTRY_LOGIN_MARK in config else 0o644
 
 
 def check_basic(basic: str) -> str:

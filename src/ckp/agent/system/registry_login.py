@@ -19,6 +19,7 @@ def keep(login: Optional[RegistryLogin]) -> bool:
     """Keep a login in place of an earlier one, or none any longer; returns whether that changed something."""
     path = locations.REGISTRY_LOGIN
     if login is None:
+        remove(locations.REGISTRY_TOKENS)
         if not os.path.exists(path):
             return False
         remove(path)
@@ -28,6 +29,17 @@ def keep(login: Optional[RegistryLogin]) -> bool:
         return False
     atomic_write(path, text, mode=0o600)
     return True
+
+
+def note_tokens(registry: str) -> None:
+    """Keep that a registry gives tokens for the password, and does not take it by itself: containerd has to be told otherwise then."""
+    if read_text(locations.REGISTRY_TOKENS).strip() != registry:
+        atomic_write(locations.REGISTRY_TOKENS, f"{registry}\n")
+
+
+def gives_tokens(registry: str) -> bool:
+    """Whether `note_tokens` was said of it."""
+    return read_text(locations.REGISTRY_TOKENS).strip() == registry
 
 
 def basic_for(registry: str) -> str:

@@ -73,6 +73,26 @@ class ClusterRequest(Request):
     timeouts: Timeouts = Timeouts()
 
 
+class BackupSettings(Request):
+    """When a cluster is backed up, and to where: a bucket, or a volume. What is left out stays."""
+
+    every: Seconds | None = Field(default=None, ge=5 * MINUTE, le=31 * DAY, description="How often.")
+    keep: int | None = Field(default=None, ge=1, le=60, description="How many backups stay.")
+    endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s]+$", description="Of the object store, such as https://s3.example.com.")
+    bucket: str | None = Field(default=None, min_length=1, description="The bucket.")
+    prefix: str | None = Field(default=None, description="What names of its objects begin with.")
+    region: str | None = Field(default=None, description="The bucket's region; empty: us-east-1.")
+    secret: str | None = Field(default=None, min_length=1, description="The Secret of the project's namespace with the access key to the bucket.")
+    claim: str | None = Field(default=None, min_length=1, description="A PersistentVolumeClaim of the project's namespace, instead of a bucket.")
+    off: bool = Field(default=False, description="End backups by schedule; those that are there stay.")
+
+
+class RestoreRequest(Request):
+    """Which backup a cluster is put back to."""
+
+    backup: str = Field(description="Its id, such as 20260131T040500Z.")
+
+
 class ClusterChange(Request):
     """What is changed of a cluster; what is left out stays."""
 
@@ -84,6 +104,43 @@ class ClusterChange(Request):
         serialization_alias="certSANs",
         description="All further names and addresses in its API server's certificate, in place of those before; the certificate is issued again.",
     )
+    backup: BackupSettings | None = Field(default=None, description="When it is backed up, and to where.")
+
+
+class BackupView(View):
+    """A backup of a cluster."""
+
+    id: str = Field(description="When it was begun: 20260131T040500Z.")
+    made_at: datetime | None = Field(default=None, exclude_if=is_none, description="The same, as a time.")
+    result: str = Field(description="Proved (restored on trial, and read back), Running or Failed.")
+    size_bytes: int = Field(default=0, description="Of its file; 0 if not known.")
+    revision: int = Field(default=0, description="Of its etcd; 0 if not known.")
+    version: str = Field(default="", description="Of the cluster's Kubernetes then; empty if not known.")
+    message: str = Field(default="", description="Why it failed.")
+
+
+class RestoreView(View):
+    """The last restore of a cluster."""
+
+    backup: str = ""
+    phase: str = Field(default="", description="Requested, Checking, Stopping, Placing, Starting, Done or Failed; empty: there was none.")
+    message: str = ""
+    finished_at: datetime | None = Field(default=None, exclude_if=is_none)
+
+
+class BackupsView(View):
+    """Backups of a cluster."""
+
+    schedule: str = Field(default="", description="How often one is made; empty: not at all.")
+    keep: int = Field(default=0, description="How many stay.")
+    place: str = Field(default="", description="Where they are.")
+    fresh: str = Field(
+        default="Unknown", description="True, False or Unknown: whether the newest is as new as the schedule asks for, and none has failed since."
+    )
+    message: str = Field(default="", description="Why it is not.")
+    pending: bool = Field(default=False, description="One that was asked for is not begun yet, or is being made.")
+    items: list[BackupView] = Field(default=[], description="The newest first.")
+    restore: RestoreView = RestoreView()
 
 
 class CheckView(View):

@@ -30,12 +30,26 @@ class KeyView(View):
 
 
 class AuditView(View):
-    """A change, as the audit log holds it."""
+    """A change or a sign-in, as the audit log holds it. What entries of older versions do not have is empty."""
 
     id: int
     at: datetime
-    actor: str = Field(description="Who asked for it: `admin`, `hub`, or `rule:<name>` for an approval rule.")
-    credential: str = Field(default="", description="The kind of credential that the actor was recognised by; empty for entries of older versions.")
+    actor: str = Field(description="Who asked for it: a user, a service account, `admin` (the bootstrap token), `site`, `hub`, or `rule:<name>`.")
+    credential: str = Field(default="", description="The kind of credential that the actor was recognised by.")
     action: str = Field(description="Subject and verb, such as `cluster.create`.")
     target: str = Field(description="The name of what was changed.")
     detail: dict[str, Any]
+    domain: str = ""
+    project: str = ""
+    issuer: str = Field(default="", description="Who vouches for the actor's identity.")
+    subject: str = Field(default="", description="The actor's identity, for the issuer.")
+    source: str = Field(default="", description="The address that the request came from.")
+    door: str = Field(default="", description="rest, cli (so the client says) or console.")
+    result: str = Field(default="", description="Done, or the code of the error that it ended with.")
+
+
+class AuditPage(View):
+    """A part of the audit log."""
+
+    items: list[AuditView]
+    next_page_token: str = Field(default="", description="For the entries that are older; empty if there are none.")

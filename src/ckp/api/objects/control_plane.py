@@ -60,6 +60,38 @@ class AddonsSpec(ApiModel):
     cni_version: str = ""
 
 
+ONE_PLACE = [
+    {
+        "rule": "(has(self.claim) && self.claim != '') != (has(self.s3) && has(self.s3.endpoint) && self.s3.endpoint != '')",
+        "message": "name one place for backups: s3 (a bucket) or claim (a volume)",
+    },
+]
+
+
+class BackupBucket(ApiModel):
+    """A bucket of an object store."""
+
+    endpoint: Annotated[str, Schema("Such as https://s3.example.com.", pattern=r"^(https?://.+)?$")] = ""
+    bucket: str = ""
+    prefix: Annotated[str, Schema("What names of its objects begin with, without slashes at the ends.")] = ""
+    region: Annotated[str, Schema("Empty: us-east-1.")] = ""
+    secret: Annotated[str, Schema("A Secret of this namespace with `credentials`, as ~/.aws/credentials, and, if it is private, the store's CA `ca.crt`.")] = ""
+
+
+class BackupSpec(ApiModel):
+    """When the cluster's etcd, with its CAs, is backed up, and to where. Absent: not at all."""
+
+    every: Annotated[str, Schema("Such as 6h; at least 5m.", pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$", defaulted=True)] = "24h"
+    keep: Annotated[int, Schema("How many of the cluster's stay; older ones are deleted.", minimum=1, maximum=60, defaulted=True)] = 14
+    s3: BackupBucket = Field(default_factory=BackupBucket)
+    claim: Annotated[str, Schema("A PersistentVolumeClaim of this namespace, instead of a bucket.")] = ""
+
+    @property
+    def asked(self) -> bool:
+        """Whether backups are asked for."""
+        return bool(self.claim or self.s3.endpoint)
+
+
 class ManagedControlPlaneSpec(ApiModel):
     """What is asked for."""
 
@@ -70,6 +102,7 @@ class ManagedControlPlaneSpec(ApiModel):
     cert_sans: Annotated[Texts, Schema("Further DNS names and IPv4 addresses in the API server's certificate.")] = Field(default=(), alias="certSANs")
     etcd: EtcdSpec = Field(default_factory=EtcdSpec)
     addons: AddonsSpec = Field(default_factory=AddonsSpec)
+    backup: Annotated[BackupSpec, Schema(x_kubernetes_validations=ONE_PLACE)] = Field(default_factory=BackupSpec)
 
 
 class AddonStatus(ApiModel):
@@ -104,6 +137,39 @@ class EtcdStatus(ApiModel):
     quota_bytes: Annotated[int, Schema("What the database may take.", format="int64")] = 0
 
 
+class BackupEntry(ApiModel):
+    """A backup that was proved and is kept. What is not known of one that was found there is 0 or empty."""
+
+    id: Annotated[str, Schema("When it was begun: 20260131T040500Z.", required=True)] = ""
+    size_bytes: Annotated[int, Schema(format="int64")] = 0
+    revision: Annotated[int, Schema("Of its etcd.", format="int64")] = 0
+    version: Annotated[str, Schema("Of the cluster's Kubernetes then.")] = ""
+    finished_at: Time = ""
+
+
+class BackupStatus(ApiModel):
+    """Backups of the cluster."""
+
+    handled: Annotated[str, Schema("The last request of a person that was taken up.")] = ""
+    running: Annotated[str, Schema("The id of the one that is being made.")] = ""
+    kept: Annotated[tuple[BackupEntry, ...], Schema("Those that are there, the oldest first.")] = ()
+    failed: Annotated[str, Schema("The id of the last one, if it failed.")] = ""
+    failures: Annotated[int, Schema("How many have failed since the newest that is there.")] = 0
+    message: Annotated[str, Schema("Why it failed.")] = ""
+
+
+class RestoreStatus(ApiModel):
+    """The last restore in place."""
+
+    id: Annotated[str, Schema("As it was asked for: backup and time.")] = ""
+    backup: str = ""
+    phase: str = ""
+    held: Annotated[bool, Schema("The cluster's data is in the making, so its API server must not run.")] = False
+    started_at: Time = ""
+    finished_at: Time = ""
+    message: str = ""
+
+
 class ManagedControlPlaneStatus(ApiModel):
     """What is so. `addons` and `steps` have a controller each, and `conditions` two more: WorkloadReady is written beside the control plane's own."""
 
@@ -122,6 +188,8 @@ class ManagedControlPlaneStatus(ApiModel):
     steps: tuple[StepStatus, ...] = ()
     conditions: Conditions = ()
     etcd: EtcdStatus = Field(default_factory=EtcdStatus)
+    backup: BackupStatus = Field(default_factory=BackupStatus)
+    restore: RestoreStatus = Field(default_factory=RestoreStatus)
 
     def addon(self, name: str) -> AddonStatus:
         """The addon of this name; an empty one if nothing is known of it."""

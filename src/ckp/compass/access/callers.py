@@ -1,4 +1,4 @@
-"""Who calls: the administrator by a token, the hub by its ServiceAccount token."""
+"""Who calls: a service account or a person by a token, the administrator by the bootstrap token, the hub and the site by ServiceAccount tokens."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ import hashlib
 import hmac
 from collections import OrderedDict
 
+from ckp.api.compass.roles import Role
 from ckp.clients.kube import Kube, KubeError
 from ckp.compass.errors import Unauthorized, Unavailable
 from ckp.compass.identity import Caller
 from ckp.kits.clock import Clock
+from ckp.rules.roles import Grant
 
+_PLATFORM = (Grant(Role.PLATFORM_ADMINISTRATOR),)
 HUB = Caller("hub", "service-account")
+SITE = Caller("site", "service-account", grants=_PLATFORM)
+"""Who administers the management cluster, and so could do anything here by other ways: `ckp site apply`."""
+BOOTSTRAP = Caller("admin", "admin-token", grants=_PLATFORM)
 
 CACHE_SECONDS = 60.0
 CACHE_ENTRIES = 256
 
 
 class AdminToken:
-    """The administrator's token; only its hash is kept."""
+    """The bootstrap token, by which a platform without people is administered; only its hash is kept."""
+
+    holder = BOOTSTRAP
 
     def __init__(self, token: str) -> None:
         self._digest = b""
@@ -41,7 +49,7 @@ class AdminToken:
         """
         if not hmac.compare_digest(hashlib.sha256(token.encode()).digest(), self._digest):
             raise Unauthorized("the token is not valid", resolution="log in again, or ask your administrator for a token")
-        return Caller("admin", "admin-token")
+        return BOOTSTRAP
 
 
 class WorkloadTokens:
@@ -50,17 +58,21 @@ class WorkloadTokens:
     Args:
         account: the user name that is accepted, `system:serviceaccount:NAMESPACE:NAME`.
         audience: a token for another audience is refused, so that one stolen elsewhere is useless here.
+        caller: who that account is for Compass.
+        seconds: for how long a good answer holds.
     """
 
-    def __init__(self, kube: Kube, clock: Clock, *, account: str, audience: str) -> None:
+    def __init__(self, kube: Kube, clock: Clock, *, account: str, audience: str, caller: Caller = HUB, seconds: float = CACHE_SECONDS) -> None:
         self._kube = kube
         self._clock = clock
         self._account = account
         self._audience = audience
+        self._caller = caller
+        self._seconds = seconds
         self._good: OrderedDict[bytes, float] = OrderedDict()
 
     async def caller(self, token: str) -> Caller:
-        """The hub, if the token is its own. A good answer holds for a minute; a bad one is never kept.
+        """The account's caller, if the token is its own. A good answer holds for a while; a bad one is never kept.
 
         Raises:
             Unauthorized: it is not.
@@ -68,7 +80,7 @@ class WorkloadTokens:
         """
         digest = hashlib.sha256(token.encode()).digest()
         if (until := self._good.get(digest)) is not None and self._clock.monotonic() < until:
-            return HUB
+            return self._caller
         self._good.pop(digest, None)
         review = {
             "apiVersion": "authentication.k8s.io/v1",
@@ -82,8 +94,8 @@ class WorkloadTokens:
             raise Unavailable("the caller's token could not be checked", details=error.brief, resolution="try again in a moment") from error
         user = str((status.get("user") or {}).get("username", ""))
         if not status.get("authenticated") or self._audience not in (status.get("audiences") or []) or user != self._account:
-            raise Unauthorized("the caller's token is not one that may enrol hosts", details=user)
-        self._good[digest] = self._clock.monotonic() + CACHE_SECONDS
+            raise Unauthorized("the caller's token is not one that is accepted here", details=user)
+        self._good[digest] = self._clock.monotonic() + self._seconds
         while len(self._good) > CACHE_ENTRIES:
             self._good.popitem(last=False)
-        return HUB
+        return self._caller

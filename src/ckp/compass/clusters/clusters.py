@@ -18,6 +18,7 @@ from ckp.clients.kube import Kube, Obj
 from ckp.compass.access.kube_errors import translate_kube_errors
 from ckp.compass.access.projects import Namespaces
 from ckp.compass.clusters import addresses, networks
+from ckp.compass.clusters.backups import ClusterBackups
 from ckp.compass.clusters.cert_sans import check as check_cert_sans
 from ckp.compass.clusters.manifests import (
     REQUEST_ANNOTATION,
@@ -73,13 +74,23 @@ class Clusters:
         reserved: networks that no cluster may use.
     """
 
-    def __init__(self, database: Database, kube: Kube, namespaces: Namespaces, releases: Releases, clock: Clock, reserved: Sequence[Reserved] = ()) -> None:
+    def __init__(
+        self,
+        database: Database,
+        kube: Kube,
+        namespaces: Namespaces,
+        releases: Releases,
+        clock: Clock,
+        reserved: Sequence[Reserved] = (),
+        backups: ClusterBackups | None = None,
+    ) -> None:
         self._database = database
         self._kube = kube
         self._namespaces = namespaces
         self._releases = releases
         self._clock = clock
         self._reserved = tuple(reserved)
+        self._backups = backups or ClusterBackups(database, kube, namespaces, clock)
 
     async def create(self, caller: Caller, project: ProjectRef, spec: ClusterRequest) -> ClusterView:
         """Check a request and apply its objects. After an interruption, the same request again completes it.
@@ -162,12 +173,15 @@ class Clusters:
 
     async def change(self, caller: Caller, project: ProjectRef, name: str, change: ClusterChange) -> ClusterView:
         """Apply what the change sets, field by field; one that is refused leaves those before it applied."""
-        if change.workers is None and change.cert_sans is None and not (change.timeouts and change.timeouts.model_fields_set):
-            raise InvalidInput("the body changes nothing", resolution="give workers, timeouts or certSANs")
+        changes = [part for part in (change.timeouts, change.backup) if part is not None and part.model_fields_set]
+        if change.workers is None and change.cert_sans is None and not changes:
+            raise InvalidInput("the body changes nothing", resolution="give workers, timeouts, certSANs or backup")
         if change.cert_sans is not None:
             await self.set_cert_sans(caller, project, name, change.cert_sans)
         if change.timeouts is not None:
             await self.set_timeouts(caller, project, name, change.timeouts)
+        if change.backup is not None and change.backup.model_fields_set:
+            await self._backups.set(caller, project, name, change.backup)
         if change.workers is not None:
             await self.scale(caller, project, name, change.workers)
         return await self.get(project, name)

@@ -8,6 +8,8 @@ from fastapi import FastAPI, Header
 
 from ckp.api.host_protocol import EnrolmentTicket
 from ckp.api.internal import ENROLMENTS_PATH, TOKEN_HEADER, CertificateBody, EnrolmentBody, Outcome
+from ckp.compass.access.authentication import Presented
+from ckp.compass.identity import Caller
 from ckp.compass.rest.plumbing import By, Gate, install_handlers
 from ckp.compass.services import UseCases
 
@@ -32,4 +34,7 @@ def make_internal_app(cases: UseCases) -> Gate:
     async def keep_certificate(by: By, request_id: str, token: Token, body: CertificateBody) -> CertificateBody:
         return CertificateBody(certificate=await cases.enrolments.keep_certificate(by, request_id, token, body.certificate))
 
-    return Gate(app, authenticate=cases.hub.caller, max_bytes=MAX_BODY_BYTES)
+    async def authenticate(presented: Presented) -> Caller:
+        return await cases.hub.caller(presented.token)
+
+    return Gate(app, authenticate=authenticate, max_bytes=MAX_BODY_BYTES)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
 from typing import Annotated
 
 import structlog
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from ckp.api.compass.base import sentences
 from ckp.api.errors import ErrorBody, ErrorDetail, error_body
+from ckp.compass.access.authentication import Presented
 from ckp.compass.errors import Unauthorized, status_of
-from ckp.compass.identity import Caller, ProjectRef
+from ckp.compass.identity import PLATFORM, Caller, Door, ProjectRef, Scope
+from ckp.compass.services import UseCases
 from ckp.kits.errors import CkpError, InvalidInput
 
 log = structlog.get_logger("compass")
@@ -70,23 +74,33 @@ class Gate:
     Args:
         authenticate: from the bearer token to the caller; raises the error that is answered.
         max_bytes: largest body.
+        open_calls: method and path of what needs no token.
     """
 
-    def __init__(self, app: ASGIApp, *, authenticate: Callable[[str], Awaitable[Caller]], max_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, authenticate: Callable[[Presented], Awaitable[Caller]], max_bytes: int, open_calls: Collection[tuple[str, str]] = ()
+    ) -> None:
         self._app = app
         self._authenticate = authenticate
         self._max_bytes = max_bytes
+        self._open_calls = frozenset(open_calls)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in _OPEN_PATHS:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
         scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        client = scope.get("client")
+        source, door = client[0] if client else "unknown", _door(headers.get(b"user-agent", b""))
         try:
-            if scheme.lower() != "bearer" or not token.strip():
+            if (scope["method"], scope["path"]) in self._open_calls:
+                caller = Caller("", "")
+            elif scheme.lower() != "bearer" or not token.strip():
                 raise Unauthorized("a token is needed", resolution="send it as: Authorization: Bearer TOKEN")
-            scope.setdefault("state", {})["caller"] = await self._authenticate(token.strip())
+            else:
+                caller = await self._authenticate(Presented(token.strip(), source))
+            scope.setdefault("state", {})["caller"] = replace(caller, source=source, door=door)
             if int(headers.get(b"content-length", b"0") or b"0") > self._max_bytes:
                 response = JSONResponse(error_body("TooLarge", self._too_large().detail), 413)
                 await response(scope, receive, send)
@@ -124,9 +138,44 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
+def _door(user_agent: bytes) -> Door:
+    """The command line says that it is; whoever says so too is taken for it: it is told apart in the audit log, and for nothing else."""
+    return "cli" if user_agent == b"ckp" or user_agent.startswith(b"ckp/") else "rest"
+
+
 def _project(domain: str, project: str) -> ProjectRef:
     return ProjectRef.of(domain, project)
 
 
+def of_platform() -> Scope:
+    """The whole."""
+    return PLATFORM
+
+
+def of_domain(domain: str) -> Scope:
+    """The domain in the path."""
+    return Scope.of(domain)
+
+
+def of_project(domain: str, project: str) -> Scope:
+    """The project in the path."""
+    return Scope.of(domain, project)
+
+
+def _cases(request: Request) -> UseCases:
+    cases: UseCases = request.app.state.cases
+    return cases.acting(caller_of(request))
+
+
+def token_of(request: Request) -> str:
+    """The bearer token of a request that has passed the gate."""
+    return request.headers.get("authorization", "").partition(" ")[2].strip()
+
+
 Project = Annotated[ProjectRef, Depends(_project)]
+Domain = Annotated[Scope, Depends(of_domain)]
 By = Annotated[Caller, Depends(caller_of)]
+Cases = Annotated[UseCases, Depends(_cases)]
+"""The use cases for the caller: each asks whether they may."""
+Limit = Annotated[int, Query(ge=1, le=1000)]
+PageToken = Annotated[str, Query(alias="pageToken", max_length=200)]

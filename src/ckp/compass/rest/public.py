@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 
 from ckp import __version__
 from ckp.api.errors import ErrorBody
+from ckp.compass.access.authentication import Presented
 from ckp.compass.identity import Caller
-from ckp.compass.rest import clusters, enrolment, hosts, projects, releases
+from ckp.compass.rest import accounts, clusters, enrolment, hosts, people, projects, releases, tenancy
 from ckp.compass.rest.plumbing import Gate, install_handlers
 from ckp.compass.services import UseCases
 
 MAX_BODY_BYTES = 1 << 20
 PREFIX = "/api/v1"
+OPEN_CALLS = (("POST", f"{PREFIX}/sessions"),)
+"""Without a token: what gives one."""
 
 
 def make_public_app(cases: UseCases) -> Gate:
@@ -25,17 +28,27 @@ def make_public_app(cases: UseCases) -> Gate:
         openapi_url=f"{PREFIX}/openapi.json",
         responses={"default": {"model": ErrorBody, "description": "The request was refused, or failed."}},
     )
+    app.state.cases = cases
     install_handlers(app)
-    app.include_router(releases.router(cases), prefix=PREFIX)
-    for subject in (projects, enrolment, hosts, clusters):
-        for router in subject.routers(cases):
-            app.include_router(router, prefix=f"{PREFIX}/domains/{{domain}}/projects/{{project}}")
+    for router in all_routers():
+        app.include_router(router, prefix=PREFIX)
 
     @app.get("/healthz", include_in_schema=False)
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    async def authenticate(token: str) -> Caller:
-        return cases.admin.caller(token)
+    async def authenticate(presented: Presented) -> Caller:
+        return await cases.authentication.caller(presented)
 
-    return Gate(app, authenticate=authenticate, max_bytes=MAX_BODY_BYTES)
+    return Gate(app, authenticate=authenticate, max_bytes=MAX_BODY_BYTES, open_calls=OPEN_CALLS)
+
+
+def all_routers() -> list[APIRouter]:
+    """All routes, below PREFIX."""
+    found = [releases.router(), *people.routers(), *tenancy.routers()]
+    for subject in (projects, enrolment, hosts, clusters, accounts):
+        for router in subject.routers():
+            below = APIRouter(prefix="/domains/{domain}/projects/{project}")
+            below.include_router(router)
+            found.append(below)
+    return found

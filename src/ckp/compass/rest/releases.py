@@ -6,25 +6,25 @@ from fastapi import APIRouter
 
 from ckp.api.compass.base import Items
 from ckp.api.compass.releases import AgentVersions, ReleaseView
-from ckp.compass.services import UseCases
+from ckp.compass.rest.plumbing import Cases
 
 
-def router(cases: UseCases) -> APIRouter:
+def router() -> APIRouter:
     """What belongs to no project."""
     router = APIRouter(tags=["releases"])
 
     @router.get("/releases")
-    async def list_releases() -> Items[ReleaseView]:
+    async def list_releases(cases: Cases) -> Items[ReleaseView]:
         """List the releases that clusters can be made of, the oldest first."""
         return Items(items=cases.list_releases())
 
     @router.get("/releases/{name}")
-    async def get_release(name: str) -> ReleaseView:
+    async def get_release(cases: Cases, name: str) -> ReleaseView:
         """Show a release."""
         return cases.get_release(name)
 
     @router.get("/agents")
-    async def list_agents() -> AgentVersions:
+    async def list_agents(cases: Cases) -> AgentVersions:
         """List the versions of the agent that hosts can be given, the newest last."""
         return AgentVersions(versions=cases.releases.agents())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, Index, Integer, LargeBinary, String, Text, TypeDecorator, UniqueConstraint, text
+from sqlalchemy import JSON, Boolean, DateTime, Dialect, Index, Integer, LargeBinary, String, Text, TypeDecorator, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -113,10 +113,10 @@ class HostGroup(Base):
 
 
 class AuditEntry(Base):
-    """One change, and who asked for it."""
+    """One change or sign-in: who asked for it, from where, through which door, and what came of it. Triggers refuse to change or delete a row."""
 
     __tablename__ = "audit_log"
-    __table_args__ = (Index("ix_audit_log_at", "at"),)
+    __table_args__ = (Index("ix_audit_log_at", "at"), Index("ix_audit_log_subject", "subject", "source"))
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
     at: Mapped[datetime] = mapped_column(UtcTime())
@@ -127,6 +127,11 @@ class AuditEntry(Base):
     action: Mapped[str] = mapped_column(String(64))
     target: Mapped[str] = mapped_column(String(253))
     detail: Mapped[dict[str, Any]] = mapped_column(JSON)
+    issuer: Mapped[str] = mapped_column(String(255), default="", server_default="")
+    subject: Mapped[str] = mapped_column(String(255), default="", server_default="")
+    source: Mapped[str] = mapped_column(String(64), default="", server_default="")
+    door: Mapped[str] = mapped_column(String(16), default="", server_default="")
+    result: Mapped[str] = mapped_column(String(32), default="", server_default="")
 
 
 class WrongKey(Base):
@@ -154,6 +159,108 @@ class SessionRow(Base):
     created_at: Mapped[datetime] = mapped_column(UtcTime())
     used_at: Mapped[datetime] = mapped_column(UtcTime())
     ends_at: Mapped[datetime] = mapped_column(UtcTime())
+    issuer: Mapped[str] = mapped_column(String(255), default="", server_default="")
+    subject: Mapped[str] = mapped_column(String(255), default="", server_default="")
+    door: Mapped[str] = mapped_column(String(16), default="", server_default="")
+
+
+class DomainRow(Base):
+    """A domain: the first level of tenancy."""
+
+    __tablename__ = "domains"
+
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    display_name: Mapped[str] = mapped_column(String(200), default="")
+    created_at: Mapped[datetime] = mapped_column(UtcTime())
+    created_by: Mapped[str] = mapped_column(String(128), default="")
+
+
+class ProjectRow(Base):
+    """A project of a domain. Its hosts and clusters are in its namespace."""
+
+    __tablename__ = "projects"
+
+    domain: Mapped[str] = mapped_column(String(63), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    display_name: Mapped[str] = mapped_column(String(200), default="")
+    created_at: Mapped[datetime] = mapped_column(UtcTime())
+    created_by: Mapped[str] = mapped_column(String(128), default="")
+
+
+class UserRow(Base):
+    """A person. Issuer and subject are the identity: of local users the issuer is Compass, and the subject a random id, so that a name that is given
+    again is somebody else. The name is what they sign in by; it is unique in its domain (empty: the platform's own people)."""
+
+    __tablename__ = "users"
+    __table_args__ = (UniqueConstraint("issuer", "domain", "name"),)
+
+    issuer: Mapped[str] = mapped_column(String(255), primary_key=True)
+    subject: Mapped[str] = mapped_column(String(255), primary_key=True)
+    domain: Mapped[str] = mapped_column(String(63))
+    name: Mapped[str] = mapped_column(String(63))
+    display_name: Mapped[str] = mapped_column(String(200), default="")
+    password_hash: Mapped[str] = mapped_column(String(255), default="")
+    disabled: Mapped[bool] = mapped_column(Boolean, default=False)
+    created_at: Mapped[datetime] = mapped_column(UtcTime())
+    created_by: Mapped[str] = mapped_column(String(128))
+    password_changed_at: Mapped[datetime] = mapped_column(UtcTime())
+
+
+class ServiceAccountRow(Base):
+    """What a program of a project acts as."""
+
+    __tablename__ = "service_accounts"
+    __table_args__ = (UniqueConstraint("domain", "project", "name"),)
+
+    subject: Mapped[str] = mapped_column(String(255), primary_key=True)
+    domain: Mapped[str] = mapped_column(String(63))
+    project: Mapped[str] = mapped_column(String(63))
+    name: Mapped[str] = mapped_column(String(63))
+    description: Mapped[str] = mapped_column(Text, default="")
+    created_at: Mapped[datetime] = mapped_column(UtcTime())
+    created_by: Mapped[str] = mapped_column(String(128))
+
+
+class ApiTokenRow(Base):
+    """A token of a service account. It was shown once; here is its hash."""
+
+    __tablename__ = "api_tokens"
+    __table_args__ = (UniqueConstraint("digest"), Index("ix_api_tokens_subject", "subject"))
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    subject: Mapped[str] = mapped_column(String(255))
+    digest: Mapped[str] = mapped_column(String(64))
+    description: Mapped[str] = mapped_column(Text, default="")
+    created_at: Mapped[datetime] = mapped_column(UtcTime())
+    created_by: Mapped[str] = mapped_column(String(128))
+    expires_at: Mapped[datetime] = mapped_column(UtcTime())
+    last_used_at: Mapped[datetime | None] = mapped_column(UtcTime())
+
+
+class RoleBindingRow(Base):
+    """A role of somebody in a part of the platform: all of it if both names are empty, a domain if the project is."""
+
+    __tablename__ = "role_bindings"
+    __table_args__ = (UniqueConstraint("issuer", "subject", "role", "domain", "project"),)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    issuer: Mapped[str] = mapped_column(String(255))
+    subject: Mapped[str] = mapped_column(String(255))
+    role: Mapped[str] = mapped_column(String(32))
+    domain: Mapped[str] = mapped_column(String(63))
+    project: Mapped[str] = mapped_column(String(63))
+    created_at: Mapped[datetime] = mapped_column(UtcTime())
+    created_by: Mapped[str] = mapped_column(String(128))
+
+
+class BootstrapEnd(Base):
+    """One row once the bootstrap token is void: since when, and who became the first administrator."""
+
+    __tablename__ = "bootstrap_end"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    at: Mapped[datetime] = mapped_column(UtcTime())
+    administrator: Mapped[str] = mapped_column(String(128))
 
 
 class SchemaServes(Base):

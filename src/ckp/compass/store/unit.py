@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from ckp.compass.identity import Caller, ProjectRef
-from ckp.compass.store.models import ApprovalRule, AuditEntry, HostGroup, HostKey, HostRequest, SessionRow, WrongKey
+from ckp.compass.identity import Caller, ProjectRef, Scope
+from ckp.compass.store.models import ApprovalRule, AuditEntry, BootstrapEnd, HostGroup, HostKey, HostRequest, SessionRow, WrongKey
 from ckp.kits.clock import Clock
 
 
@@ -47,23 +47,28 @@ class Unit:
         """Those of these sessions that are there."""
         return (await self.session.scalars(select(SessionRow).where(SessionRow.digest.in_(digests)))).all()
 
+    async def end_sessions_of(self, issuer: str, subject: str) -> None:
+        """Delete all sessions of somebody."""
+        await self.session.execute(delete(SessionRow).where(SessionRow.issuer == issuer, SessionRow.subject == subject))
+
+    async def end_bootstrap(self, administrator: str) -> None:
+        """From now on the bootstrap token is void, and so are the sessions that it has opened. Idempotent."""
+        if await self.session.get(BootstrapEnd, 1) is None:
+            self.session.add(BootstrapEnd(id=1, at=self._clock.now(), administrator=administrator))
+            await self.session.execute(delete(SessionRow).where(SessionRow.credential == "admin-token"))
+
+    async def bootstrap_ended(self) -> bool:
+        """Whether there is a first administrator, so that the bootstrap token is void."""
+        return await self.session.get(BootstrapEnd, 1) is not None
+
     async def end_sessions(self, *, digest: str = "", before: datetime | None = None, idle_since: datetime | None = None) -> None:
-        """Delete one session, or those whose end came before a moment or that nobody has used since one."""
+        """Delete one session, or those whose end came before a moment or that nobody has used in the console since one."""
         if digest:
             await self.session.execute(delete(SessionRow).where(SessionRow.digest == digest))
         if before is not None:
             await self.session.execute(delete(SessionRow).where(SessionRow.ends_at <= before))
         if idle_since is not None:
-            await self.session.execute(delete(SessionRow).where(SessionRow.used_at <= idle_since))
-
-    # Projects.
-
-    async def known_projects(self) -> list[ProjectRef]:
-        """Projects that have a key, a group or a request, by name."""
-        found: set[tuple[str, str]] = set()
-        for table in (HostKey, HostGroup, HostRequest):
-            found |= {(row[0], row[1]) for row in await self.session.execute(select(table.domain, table.project).distinct())}
-        return [ProjectRef(domain, project) for domain, project in sorted(found)]
+            await self.session.execute(delete(SessionRow).where(SessionRow.used_at <= idle_since, SessionRow.door != "rest"))
 
     # Requests.
 
@@ -135,32 +140,51 @@ class Unit:
 
     # The audit log.
 
-    def audit(self, caller: Caller, project: ProjectRef, action: str, target: str, detail: Mapping[str, Any] | None = None) -> None:
-        """Write down a change, in the same transaction as the change itself.
+    def audit(
+        self, caller: Caller, where: ProjectRef | Scope, action: str, target: str, detail: Mapping[str, Any] | None = None, *, result: str = "Done"
+    ) -> None:
+        """Write down a change or a sign-in, in the same transaction as the change itself.
 
         Args:
             action: subject and verb, such as `host-group.create`.
             target: the name of what was changed.
+            result: `Done`, or the code of the error that it ended with.
         """
         self.session.add(
             AuditEntry(
                 at=self._clock.now(),
                 actor=caller.name,
                 credential=caller.credential,
-                domain=project.domain,
-                project=project.project,
+                domain=where.domain,
+                project=where.project,
                 action=action,
-                target=target,
+                target=target[:253],
                 detail=dict(detail or {}),
+                issuer=caller.issuer,
+                subject=caller.subject,
+                source=caller.source[:64],
+                door=caller.door,
+                result=result,
             )
         )
 
-    async def audit_entries(self, project: ProjectRef, *, limit: int) -> Sequence[AuditEntry]:
-        """The newest entries of a project, newest first."""
-        query = select(AuditEntry).where(*_of(AuditEntry, project))
+    async def has_signed_in(self, subject: str, source: str) -> bool:
+        """Whether somebody has signed in from that address before."""
+        query = select(AuditEntry.id).where(AuditEntry.subject == subject, AuditEntry.source == source[:64])
+        return await self.session.scalar(query.where(AuditEntry.action == "session.open", AuditEntry.result == "Done").limit(1)) is not None
+
+    async def audit_entries(self, where: ProjectRef | Scope, *, limit: int, before: int | None = None) -> Sequence[AuditEntry]:
+        """The newest entries of a part of the platform and of all below it, newest first; with `before`, those older than the entry of that id."""
+        query = select(AuditEntry)
+        if where.domain:
+            query = query.where(AuditEntry.domain == where.domain)
+        if where.project:
+            query = query.where(AuditEntry.project == where.project)
+        if before is not None:
+            query = query.where(AuditEntry.id < before)
         return (await self.session.scalars(query.order_by(AuditEntry.id.desc()).limit(limit))).all()
 
 
-def _of(table: type[HostRequest | ApprovalRule | HostGroup | AuditEntry], project: ProjectRef) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+def _of(table: type[HostRequest | ApprovalRule | HostGroup], project: ProjectRef) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     """The two conditions that a row is this project's."""
     return table.domain == project.domain, table.project == project.project

@@ -15,7 +15,8 @@ from starlette.responses import HTMLResponse, Response
 
 from ckp import __version__
 from ckp.api.compass.features import PAGES
-from ckp.compass.identity import ProjectRef
+from ckp.compass.errors import Unauthorized
+from ckp.compass.identity import PLATFORM, ProjectRef, Scope
 from ckp.compass.services import UseCases
 from ckp.compass.web.assets import Assets
 from ckp.compass.web.live.streams import Streams
@@ -30,7 +31,8 @@ class Console:
     """Gives pages."""
 
     def __init__(self, cases: UseCases) -> None:
-        self.cases = cases
+        self._cases = cases
+        self.sessions = cases.sessions
         self.assets = Assets()
         self.streams = Streams(cases.changes, cases.sessions)
         self._templates = Environment(
@@ -45,6 +47,18 @@ class Console:
         self._templates.install_gettext_callables(translations.gettext, translations.ngettext, newstyle=True)  # type: ignore[attr-defined]
         self._templates.globals |= {"asset": self.assets.url, "version": __version__}
         self._templates.filters |= {"moment": _moment, "size": _size, "duration": human_duration, "ago": self._ago, "pairs": _pairs}
+
+    def acting(self, request: Request) -> UseCases:
+        """The use cases for whoever's request it is: each asks whether they may."""
+        session = state_of(request).session
+        if session is None:
+            raise Unauthorized("your session has ended", resolution="sign in again")
+        return self._cases.acting(session.caller)
+
+    def may(self, request: Request, service: str, where: Scope | ProjectRef) -> bool:
+        """Whether whoever's request it is may do that there: what a page offers."""
+        session = state_of(request).session
+        return session is not None and self._cases.guard.allowed(session.caller, service, where)
 
     def fragment(self, name: str, **context: Any) -> str:
         """A part of a page as HTML. Where the context has a project, `root` is where its pages are."""
@@ -64,9 +78,10 @@ class Console:
             "request_id": state.request_id,
             "session": state.session,
             "csrf": state.session.csrf if state.session else "",
-            "now": rfc3339(self.cases.clock.now()),
+            "now": rfc3339(self._cases.clock.now()),
             "project": None,
             "section": "",
+            "may": lambda service: self.may(request, service, context.get("project") or PLATFORM),
         }
         return HTMLResponse(self.fragment(name, **(frame | context)), status_code=status, headers=dict(headers or {}))
 
@@ -74,7 +89,7 @@ class Console:
         """A moment as the time since then; a script keeps it up to date."""
         if moment is None:
             return Markup("–")
-        seconds = max(0.0, (self.cases.clock.now() - moment).total_seconds())
+        seconds = max(0.0, (self._cases.clock.now() - moment).total_seconds())
         return Markup('<time datetime="{0}" data-ago title="{0}">{1}</time>').format(rfc3339(moment), human_duration(seconds))
 
 

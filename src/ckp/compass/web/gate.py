@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
+from dataclasses import replace
 from urllib.parse import quote, urlsplit
 
 import structlog
@@ -95,7 +96,10 @@ class Gate:
 
     async def _session(self, request: Request) -> Session | None:
         raw = request.cookies.get(COOKIE, "")
-        return await self._sessions.find(raw) if raw and len(raw) < 100 else None
+        found = await self._sessions.find(raw) if raw and len(raw) < 100 else None
+        if found is None or request.client is None:
+            return found
+        return replace(found, caller=replace(found.caller, source=request.client.host))  # it may have moved since it signed in
 
 
 def _require_own_page(request: Request) -> None:

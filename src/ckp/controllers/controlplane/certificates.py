@@ -10,6 +10,7 @@ are the names of the Cluster API contract.
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -99,6 +100,12 @@ def is_anchor(secret: Obj) -> bool:
 def fingerprint(secret: Obj) -> str:
     """Tells a CA's certificate from the one before it: eight characters."""
     return certificate_of(secret).fingerprint(hashes.SHA256()).hex()[:8]
+
+
+def identity(secret: Obj) -> str:
+    """Tells a cluster by its CA, whatever becomes of its objects: sixteen characters of the digest of the CA's public key, which stays when it is renewed."""
+    key = certificate_of(secret).public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(key).hexdigest()[:16]
 
 
 def cross_signing_name(plan: Plan, part: str, secret: Obj) -> str:

@@ -19,6 +19,8 @@ PKI = "/etc/etcd/pki"
 NEW, EXISTING = "new", "existing"
 STATE_KEY = "initial-cluster-state"
 """Of the ConfigMap. A member with data does not ask for it; one without makes a new cluster (`new`), or refuses to start by itself (`existing`)."""
+BACKUP_COMPONENT = "backup"
+"""The component of pods that make backups of etcd, and give its members their data."""
 QUOTA_FLAG = "--quota-backend-bytes="
 
 
@@ -99,7 +101,10 @@ def etcd_objects(plan: Plan, sized: Sizing | None = None) -> list[Obj]:
 
 
 def _policy(plan: Plan, selector: dict[str, str]) -> Obj:
-    """Only the cluster's API server, etcd's own members, and the controllers, which free space in it; the kubelet's probes come from the node and pass."""
+    """Who may connect: the cluster's API server, etcd's own members, the controllers, which free space in it, and pods that make backups.
+
+    The kubelet's probes come from the node and pass.
+    """
     controllers = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": SYSTEM_NAMESPACE}},
         "podSelector": {"matchLabels": {"app": "ckp-controllers"}},
@@ -108,6 +113,7 @@ def _policy(plan: Plan, selector: dict[str, str]) -> Obj:
         {"from": [{"podSelector": {"matchLabels": plan.selector("apiserver")}}], "ports": [{"port": CLIENT_PORT}]},
         {"from": [{"podSelector": {"matchLabels": selector}}], "ports": [{"port": CLIENT_PORT}, {"port": PEER_PORT}]},
         {"from": [controllers], "ports": [{"port": CLIENT_PORT}]},
+        {"from": [{"podSelector": {"matchLabels": plan.selector(BACKUP_COMPONENT)}}], "ports": [{"port": CLIENT_PORT}]},
     ]
     return {
         "apiVersion": "networking.k8s.io/v1",

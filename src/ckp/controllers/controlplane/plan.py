@@ -110,11 +110,6 @@ class Plan:
         return f"{self.name('apiserver')}.{self.namespace}.svc:{API_PORT}"
 
     @property
-    def service_ip(self) -> str:
-        """The `kubernetes` Service's address: the first of the range."""
-        return str(ipaddress.ip_network(self.service_cidr)[1])
-
-    @property
     def dns_ip(self) -> str:
         """CoreDNS' address: the tenth of the range, as kubeadm has it."""
         return str(ipaddress.ip_network(self.service_cidr)[10])

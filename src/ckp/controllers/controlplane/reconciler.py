@@ -22,9 +22,11 @@ from ckp.clients.etcd import connect as connect_etcd
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.apply import Applier
 from ckp.controllers.controlplane import apiserver, bootstrap, certificates, etcd, service_endpoints, tunnels
+from ckp.controllers.controlplane.backups import Backups
 from ckp.controllers.controlplane.etcd_phases import EtcdPhases
 from ckp.controllers.controlplane.phases import ENDING, POLL, SIDE_BY_SIDE, SOON, STARTING, NotYet, unseen
 from ckp.controllers.controlplane.plan import Plan, disruption_budget
+from ckp.controllers.controlplane.restores import Restores
 from ckp.controllers.jobs import JobState, run_once
 from ckp.controllers.pods import replicas_of
 from ckp.controllers.scope import Scope, deleting, owner, paused
@@ -66,9 +68,12 @@ class ManagedControlPlaneReconciler:
     applier: Applier
     clients: WorkloadClients = field(default_factory=WorkloadClients)
     connect_to_etcd: ConnectEtcd = connect_etcd
+    backup_image: str = ""
 
     def __post_init__(self) -> None:
         self.etcd = EtcdPhases(self.kube, self.clock, self.connect_to_etcd)
+        self.backups = Backups(self.kube, self.clock, self.backup_image)
+        self.restores = Restores(self.kube, self.clock, self.applier, self.etcd, self.backup_image)
 
     async def reconcile(self, namespace: str, name: str) -> Result:
         """One pass."""
@@ -84,7 +89,17 @@ class ManagedControlPlaneReconciler:
                 return await self._delete(scope)
             if cluster is None or owner(obj, "Cluster") is None:
                 return Result(after=POLL)
-            return await self._up(scope, cluster)
+            result = await self._up(scope, cluster)
+            return await self._backed_up(scope, cluster, result)
+
+    async def _backed_up(self, scope: Scope, cluster: Obj, result: Result) -> Result:
+        """Backups go by the clock, also of a control plane that is not ready."""
+        try:
+            host = ManagedControlPlane.of(scope.obj).spec.control_plane_endpoint.host
+            again = await self.backups.look(scope, Plan.of(scope.obj, cluster, self.releases, host))
+        except NotFound:  # an unknown version, which is told by a condition
+            return result
+        return result if again is None else Result(after=min(again, 60.0 if result.after is None else result.after))
 
     async def _up(self, scope: Scope, cluster: Obj) -> Result:
         await scope.add_finalizer(MANAGED_CONTROL_PLANE_FINALIZER)
@@ -106,6 +121,11 @@ class ManagedControlPlaneReconciler:
             plan, lost = await self._endpoint(scope, cluster)
             done = [lost.as_condition(lost.condition, self.clock.now()) if lost else make_condition(ConditionType.ENDPOINT_AVAILABLE, True, self.clock.now())]
             scope.conditions = done
+            if (restoring := await self.restores.advance(scope, plan)) is not None:
+                done.append(restoring.as_condition(restoring.condition, self.clock.now()))
+                done += unseen(scope.obj, done, restoring, self.clock.now())
+                scope.status["ready"] = False
+                return Result(after=restoring.after)
             waiting = [lost] if lost else []
             again = lost.after if lost else 60.0
             for condition, phase in phases:
@@ -130,6 +150,7 @@ class ManagedControlPlaneReconciler:
                 scope.status["ready"] = plane.status.initialized and not held and lost is None and await self._serves(cluster)
                 return Result(after=again)
             await self._ready(scope, plan)
+            await self.restores.finish(scope)
         except NotYet as wait:
             scope.conditions.append(wait.as_condition(wait.condition, self.clock.now()))
             scope.conditions += unseen(scope.obj, scope.conditions, wait, self.clock.now())

@@ -1,4 +1,4 @@
-"""Runs `onhost` on a management host, and writes what it reads to a file of this machine."""
+"""Runs `ckp.hostkit.backup.reading` on a management host, and writes what it reads to a file of this machine."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from ckp.hostkit.backup import reading
 from ckp.kits.disks import naming_full_disk
 from ckp.kits.errors import CkpError
-from ckp.site.backup import onhost
 from ckp.site.inventory import SiteHost
 
 COLLECT_SECONDS = 3600.0
 
 
 def collect(host: SiteHost, request: dict[str, Any], target: Path, what: str) -> dict[str, Any]:
-    """Run `onhost` on a host, and write what it reads to a new file (0600). Returns what it saw, with `size` and `sha256`.
+    """Run `ckp.hostkit.backup.reading` on a host, and write what it reads to a new file (0600). Returns what it saw, with `size` and `sha256`.
 
     Raises:
         CkpError: it failed, or not all of it came.
@@ -39,7 +39,7 @@ def collect(host: SiteHost, request: dict[str, Any], target: Path, what: str) ->
             else:
                 said.append(line)
 
-        text = Path(onhost.__file__).read_text()
+        text = Path(reading.__file__).read_text()
         code = host.stream(["python3", "-I", "-c", text, json.dumps(request)], timeout=COLLECT_SECONDS, on_line=take_line)
     if code or len(seen) != 1:
         raise CkpError(
@@ -53,7 +53,7 @@ def collect(host: SiteHost, request: dict[str, Any], target: Path, what: str) ->
 def _inflated(text: str, what: str) -> bytes:
     inflater = zlib.decompressobj()
     try:
-        piece = inflater.decompress(base64.b64decode(text, validate=True), onhost.PIECE)
+        piece = inflater.decompress(base64.b64decode(text, validate=True), reading.PIECE)
     except ValueError as error:
         raise CkpError(f"{what}: what arrived can't be read: {error}", resolution="run the same command again") from None
     except zlib.error as error:

@@ -1,80 +1,23 @@
-"""What is in a backup: a signed list of its members, and what was seen of each as it was taken."""
+"""What is in a backup of a site: its manifest, which lists the members (ckp.backups.members)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import Field, ValidationError, model_validator
 
+from ckp.backups.archive import Form
+from ckp.backups.members import Kind, Member, Record
+from ckp.hostkit.backup import collection
 from ckp.kits.errors import InvalidInput, VerificationFailed
 
-FORMAT = 2
+FORMAT = collection.SEALED_FORMAT
 """The newest that this version reads."""
-FIRST = 1
-"""What a backup is written as that has nothing but what the first version had: older versions read it, too."""
-LARGEST_MANIFEST = 16 << 20
-MANAGEMENT = "etcd/management"
+MANAGEMENT = collection.MANAGEMENT
 """The member with the management cluster's etcd."""
-
-
-class Kind(StrEnum):
-    """What a member is."""
-
-    ETCD = "etcd"
-    SQLITE = "sqlite"
-    POSTGRESQL = "postgresql"
-    TAR = "tar"
-    FILE = "file"
-
-
-class Record(BaseModel):
-    """Part of a manifest. What a later version adds is kept unread."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True)
-
-
-class Etcd(Record):
-    """What was seen of an etcd cluster.
-
-    Args:
-        revision: a snapshot's is at least this: of a read with a quorum, just before.
-        members: their names, with the addresses for their peers. A restored member has these again.
-    """
-
-    cluster_id: str
-    version: str
-    revision: int = Field(ge=1)
-    members: Mapping[str, tuple[str, ...]]
-
-
-class Member(Record):
-    """A file of the archive.
-
-    Args:
-        name: below `members/`.
-        size: bytes.
-        sha256: in hex.
-        about: for people.
-        etcd: of a snapshot.
-    """
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*$", max_length=200)
-    kind: Kind
-    size: int = Field(ge=0)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    about: str = ""
-    etcd: Etcd | None = None
-
-    @model_validator(mode="after")
-    def _seen(self) -> Member:
-        if (self.kind is Kind.ETCD) != (self.etcd is not None):
-            raise ValueError("a snapshot, and nothing else, has what was seen of its etcd")
-        return self
 
 
 class Hosted(Record):
@@ -188,3 +131,7 @@ def parse(data: bytes, file: str) -> Manifest:
     except ValidationError as error:
         wrong = "\n".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise VerificationFailed(f"the manifest of {file} is not whole", details=wrong) from None
+
+
+FORM = Form(parse, "a site", "if you know that this key is the site's, say so: --signed-by {key}")
+"""How backups of sites are read."""

@@ -14,14 +14,15 @@ import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ckp.backups.archive import Opened
+from ckp.backups.members import Etcd, Kind
+from ckp.backups.scratch import Programs
+from ckp.hostkit.backup.collection import COMPASS, HOST
 from ckp.hostkit.locations import RESTORED, RESTORED_RECORD
 from ckp.kits.errors import VerificationFailed
 from ckp.kits.files import sha256_bytes
 from ckp.kits.processes import run
-from ckp.site.backup.archive import Opened
-from ckp.site.backup.manifest import MANAGEMENT, Etcd, Hosted, Kind, Manifest, Volume
-from ckp.site.backup.proof import Programs
-from ckp.site.backup.take import COMPASS, HOST
+from ckp.site.backup.manifest import MANAGEMENT, Hosted, Manifest, Volume
 from ckp.site.inventory import SiteHost, SiteHosts, acted_on_first
 
 COMPASS_CLAIM = "ckp-system/ckp-compass"
@@ -46,7 +47,7 @@ def identity(manifest: Manifest) -> str:
     return sha256_bytes(manifest.encoded())
 
 
-def place(backup: Opened, hosts: SiteHosts, programs: Programs, scratch: Path, say: Say) -> None:
+def place(backup: Opened[Manifest], hosts: SiteHosts, programs: Programs, scratch: Path, say: Say) -> None:
     """Put everything onto the hosts; running it again after a break begins again. Nothing runs there yet.
 
     Args:
@@ -96,7 +97,7 @@ def _place_volumes(placer: _Placer, volumes: Mapping[str, Volume], say: Say) -> 
 class _Placer:
     """Brings parts of a backup to a host."""
 
-    def __init__(self, backup: Opened, host: SiteHost, programs: Programs, scratch: Path) -> None:
+    def __init__(self, backup: Opened[Manifest], host: SiteHost, programs: Programs, scratch: Path) -> None:
         self.backup, self.host, self.programs, self.scratch = backup, host, programs, scratch
 
     def put_etcd(self, member: str, name: str, peers: Mapping[str, Sequence[str]], token: str, target: str, owner: str) -> None:

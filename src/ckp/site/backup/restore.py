@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from ckp.api.names import SYSTEM_NAMESPACE
+from ckp.backups.archive import Opened
+from ckp.backups.members import Kind
+from ckp.hostkit.backup.collection import COPY, HOST, STATE
 from ckp.hostkit.locations import RESTORED, RESTORED_RECORD
 from ckp.kits.errors import CkpError, Conflict, InvalidInput, VerificationFailed
 from ckp.kits.files import atomic_write
 from ckp.site import management
-from ckp.site.backup.archive import Opened
-from ckp.site.backup.manifest import Kind, Manifest
+from ckp.site.backup.manifest import Manifest
 from ckp.site.backup.placing import CAS, PKI, identity, own, volumes_on
-from ckp.site.backup.take import COPY, HOST, KEYS, STATE
+from ckp.site.backup.take import KEYS
 from ckp.site.install import APPLIED
 from ckp.site.inventory import SiteHost, SiteHosts, acted_on_first
 from ckp.site.spec.model import SiteSpec
@@ -131,7 +133,7 @@ def refuse_unfinished(host: SiteHost) -> None:
 # -- this machine
 
 
-def refuse_content(backup: Opened, spec: SiteSpec, state: Path) -> None:
+def refuse_content(backup: Opened[Manifest], spec: SiteSpec, state: Path) -> None:
     """Raise what keeps parts of the backup from being restored; nothing was changed.
 
     Args:
@@ -172,7 +174,7 @@ def _settings(journal: bytes) -> Mapping[str, Any]:
     return found
 
 
-def restore_state(backup: Opened, state: Path, say: Say) -> None:
+def restore_state(backup: Opened[Manifest], state: Path, say: Say) -> None:
     """What this machine kept of the site, where it is missing. `refuse_content` has passed.
 
     What it knows of the objects in the cluster is the backup's in any case: where it has applied others since, they have to be applied again.
@@ -184,7 +186,7 @@ def restore_state(backup: Opened, state: Path, say: Say) -> None:
             say(f"{state / name}: from the backup")
 
 
-def restore_keys(backup: Opened, keys: Path, say: Say) -> None:
+def restore_keys(backup: Opened[Manifest], keys: Path, say: Say) -> None:
     """The keys that sign releases, if the backup has them and this machine has none: hosts trust them, and no others."""
     if not backup.manifest.signing_keys:
         return
@@ -208,7 +210,7 @@ def _write(path: Path, content: bytes, mode: int) -> None:
     atomic_write(path, content, mode=mode)
 
 
-def _files(backup: Opened, member: str, below: Path) -> Iterator[tuple[str, int, bytes]]:
+def _files(backup: Opened[Manifest], member: str, below: Path) -> Iterator[tuple[str, int, bytes]]:
     """Files of a member: name, mode, content. VerificationFailed if one would lie outside of `below`."""
     with tarfile.open(backup.path(backup.manifest.member(member))) as packed:
         for entry in packed:
@@ -222,7 +224,7 @@ def _files(backup: Opened, member: str, below: Path) -> Iterator[tuple[str, int,
 # -- the cluster
 
 
-def load_database(backup: Opened, host: SiteHost, how: DatabaseChoice, say: Say) -> None:
+def load_database(backup: Opened[Manifest], host: SiteHost, how: DatabaseChoice, say: Say) -> None:
     """Put Compass' data back into its PostgreSQL, once in each restore: by Compass, which is up by now, in one transaction.
 
     Args:

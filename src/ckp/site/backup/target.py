@@ -6,134 +6,20 @@ What was stored is read back from there and compared before it counts. Then olde
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Protocol
 
+from ckp.backups.places import Objects, Target, as_ckp_error
 from ckp.hostkit import s3
-from ckp.hostkit.backups import made_at, superseded
-from ckp.hostkit.errors import AgentError
-from ckp.kits.disks import naming_full_disk
-from ckp.kits.errors import CkpError, InvalidInput, NotFound, VerificationFailed
-from ckp.kits.files import require_free_space, sha256_file
+from ckp.kits.errors import InvalidInput, NotFound
 from ckp.site.backup.collect import collect
 from ckp.site.inventory import SiteHost
 from ckp.site.settings.read import proxy_environment
 from ckp.site.spec.model import S3, SiteSpec
+from ckp.site.spec.named_files import read_text
 
-GIB = 1 << 30
-MOST = 1 << 20
-"""Bytes of a file with a key or with CAs."""
 PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy")
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A backup at its target.
-
-    Args:
-        made: when it was begun, as its name says.
-        size: bytes.
-    """
-
-    name: str
-    made: datetime
-    size: int
-
-
-class Place(Protocol):
-    """What a target does. What is raised is a CkpError."""
-
-    def names(self, beginning: str) -> list[tuple[str, int]]:
-        """Names that begin so, with their bytes."""
-        ...
-
-    def put(self, source: Path, name: str) -> None:
-        """Store a file, whole or not at all. One of that name is not written over."""
-        ...
-
-    def fetch(self, name: str, into: Path) -> str:
-        """Write what is stored to a new file; its SHA-256, in hex. NotFound if there is none."""
-        ...
-
-    def delete(self, name: str) -> None:
-        """Delete it; none there is fine."""
-        ...
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where one site keeps its backups.
-
-    Args:
-        title: for people: the bucket or the folder.
-        keep: how many of the site's stay.
-    """
-
-    site: str
-    title: str
-    place: Place
-    keep: int
-
-    def backups(self) -> list[Stored]:
-        """The site's backups, oldest first. CkpError if the target can't be read."""
-        found = [(name, size, made_at(self.site, name)) for name, size in self.place.names(f"{self.site}-")]
-        return sorted((Stored(name, made, size) for name, size, made in found if made is not None), key=lambda each: each.name)
-
-    def store(self, file: Path, name: str, scratch: Path, say: Say) -> None:
-        """Store a backup, read it back, and delete those that are superseded.
-
-        Raises:
-            VerificationFailed: it is not what was stored; it is deleted again.
-            CkpError: it could not be stored.
-        """
-        self.place.put(file, name)
-        back = scratch / "read-back"
-        back.unlink(missing_ok=True)
-        try:
-            there = self.place.fetch(name, back)
-        finally:
-            back.unlink(missing_ok=True)
-        if there != (sent := sha256_file(file)):
-            self.place.delete(name)
-            raise VerificationFailed(
-                f"{name} in {self.title} is not what was stored there, and was deleted: its SHA-256 is {there}, not {sent}",
-                resolution="run the same command again; if it comes again, the store loses data",
-            )
-        say(f"{name} is in {self.title}, and was read back")
-        for old in superseded(self.site, [each.name for each in self.backups()], self.keep):
-            try:
-                self.place.delete(old)
-                say(f"{old}: deleted, as {self.keep} are kept")
-            except CkpError as error:  # a bucket whose objects can't be deleted: the new one counts all the same
-                say(f"{old} could not be deleted: {error.brief}")
-
-    @contextmanager
-    def fetched(self, name: str, scratch: Path) -> Iterator[Path]:
-        """A backup as a file of this machine, for as long as the block lasts.
-
-        Raises:
-            NotFound: there is none of that name; those that are there are listed.
-            CkpError: it can't be read.
-        """
-        there = {each.name: each for each in self.backups()}
-        if name not in there:
-            newest = "\n".join(list(there)[-10:])
-            raise NotFound(f"{self.title} has no backup {name}", details=f"it has:\n{newest}" if newest else "it has none of this site")
-        require_free_space(scratch, there[name].size / GIB + 0.1, what=name)
-        file = scratch / name
-        file.unlink(missing_ok=True)
-        try:
-            self.place.fetch(name, file)
-            yield file
-        finally:
-            file.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -157,7 +43,7 @@ def target_of(spec: SiteSpec, host: SiteHost | None, environment: Mapping[str, s
         yield Target(spec.metadata.name, f"{host.name}:{folder}", Folder(host, folder), backup.keep)
         return
     bucket, credentials = of_bucket(spec, backup.to.s3)
-    with _as_ckp_error():
+    with as_ckp_error():
         store = s3.Store(bucket, credentials, environment if any(environment.get(name) for name in PROXIES) else proxy_environment(spec))
     with closing(store):
         yield Target(spec.metadata.name, str(bucket), Objects(store), backup.keep)
@@ -171,67 +57,12 @@ def of_bucket(spec: SiteSpec, described: S3) -> tuple[s3.Bucket, s3.Credentials]
     """
     path = described.credentials_file
     where = f"{spec.file or 'site'}:{spec.line('backup', 'to', 's3', 'credentialsFile')}: backup.to.s3.credentialsFile"
-    text = _read(path, where)
-    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise InvalidInput(f"{where}: {path} holds a secret key, and others than its owner may read or change it", resolution=f"chmod 600 {path}")
-    with _as_ckp_error():
+    text = read_text(path, where, secret=True)
+    with as_ckp_error():
         credentials = s3.read_credentials(text, f"{where}: {path}")
-    own = _read(described.ca_file, "backup.to.s3.caFile") if described.ca_file else ""
-    more = "" if own else "\n".join(_read(file, f"network.caFiles[{number}]") for number, file in enumerate(spec.network.ca_files))
+    own = read_text(described.ca_file, "backup.to.s3.caFile") if described.ca_file else ""
+    more = "" if own else "\n".join(read_text(file, f"network.caFiles[{number}]") for number, file in enumerate(spec.network.ca_files))
     return s3.Bucket(described.endpoint, described.bucket, described.prefix or "", described.region, own, more), credentials
-
-
-def _read(path: Path, where: str) -> str:
-    try:
-        with path.open(encoding="utf-8") as file:
-            return file.read(MOST)
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise InvalidInput(f"{where}: {path} can't be read: {why}", resolution="name a file that is there, and that you may read") from None
-
-
-@contextmanager
-def _as_ckp_error() -> Iterator[None]:
-    try:
-        yield
-    except s3.StoreError as error:
-        kind = NotFound if error.code == "NoSuchKey" else CkpError
-        raise kind(error.brief, details=error.details, resolution=error.resolution) from None
-    except AgentError as error:
-        kind = InvalidInput if error.exit_code == InvalidInput.exit_code else CkpError
-        raise kind(error.brief, details=error.details, resolution=error.resolution) from None
-
-
-class Objects:
-    """A bucket, as `Place` has it."""
-
-    def __init__(self, store: s3.Store) -> None:
-        self._store = store
-
-    def names(self, beginning: str) -> list[tuple[str, int]]:
-        """As `Place` has it."""
-        with _as_ckp_error():
-            return [(each.name, each.size) for each in self._store.objects(beginning)]
-
-    def put(self, source: Path, name: str) -> None:
-        """As `Place` has it. What killed runs have left of uploads is removed before."""
-        with _as_ckp_error(), source.open("rb") as file:
-            try:
-                self._store.abort_abandoned(name[: name.rindex("-") + 1])
-            except s3.StoreError:
-                pass  # not all stores list uploads to everybody; those that are left take room, and no backup needs that they go
-            self._store.put(name, file, source.stat().st_size)
-
-    def fetch(self, name: str, into: Path) -> str:
-        """As `Place` has it."""
-        into.touch(mode=0o600, exist_ok=False)
-        with _as_ckp_error(), naming_full_disk(into.parent), into.open("wb") as file:
-            return self._store.get(name, file.write)
-
-    def delete(self, name: str) -> None:
-        """As `Place` has it."""
-        with _as_ckp_error():
-            self._store.delete(name)
 
 
 class Folder:

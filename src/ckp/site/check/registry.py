@@ -42,8 +42,8 @@ def not_pulled(place: OutsideRegistry, host: str, answer: int | str) -> Finding:
         return Finding(host, CHECK, Severity.ERROR, what, "write pullCredentialsFile with a user who may read")
     if answer in (401, 403):
         what = f"the registry {place.host} does not let the user of pullCredentialsFile pull ({answer})"
-        remedy = "let that user read, by HTTP's Basic authentication: tokens (Bearer) are not taken by hosts"
-        return Finding(host, CHECK, Severity.ERROR, what, f"{remedy}; look at the password")
+        remedy = "let that user read, by HTTP's Basic authentication or by tokens that the registry gives for the password; look at the password"
+        return Finding(host, CHECK, Severity.ERROR, what, remedy)
     return Finding(
         host, CHECK, Severity.ERROR, f"the registry {place.host} answers a pull with {answer}", "see whether it is a registry, and what its log says"
     )

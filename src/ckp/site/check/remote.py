@@ -95,7 +95,14 @@ def ask_registry(host: str, repository: str, ca: str, basic: str) -> Any:
         context = ssl.create_default_context(cadata=ca or None)
         link = http.client.HTTPSConnection(address, int(port or 443), timeout=NAME_SECONDS, context=context)
         link.request("GET", f"/v2/{repository}/manifests/none", headers=headers)
-        return link.getresponse().status
+        answer = link.getresponse()
+        answer.read()
+        tokens = importlib.import_module("ckp.agent.fetch.tokens")
+        challenge = tokens.challenge_of(answer.getheader("WWW-Authenticate", "")) if answer.status == 401 else None
+        if challenge is not None and (token := tokens.fetch(challenge, basic, context)):
+            link.request("GET", f"/v2/{repository}/manifests/none", headers={"Authorization": "Bearer " + token})
+            answer = link.getresponse()
+        return answer.status
     except ssl.SSLError as error:
         return f"its certificate is not trusted: {getattr(error, 'verify_message', '') or error.reason}"
     except (OSError, http.client.HTTPException) as error:

@@ -13,7 +13,7 @@ from ckp.kits.errors import InvalidInput
 from ckp.rules.claims import system_name
 from ckp.site.check import registry
 from ckp.site.check.model import Clock, Finding, Role, Seen, Severity, SiteToCheck, Survey
-from ckp.site.registry_unit import PROGRAM
+from ckp.site.registries.unit import PROGRAM
 
 CLOCK_WARNING, CLOCK_ERROR = 2.0, 60.0
 """Seconds. Etcd warns from one on, certificates are refused by a clock that is behind their beginning, and logs can't be compared."""

@@ -13,7 +13,7 @@ from ckp.site.described import HOSTS_FILE, leads_elsewhere
 from ckp.site.members import gone
 from ckp.site.plan.model import Action, Change, Making, Seen, SeenCluster, SeenHost, Wanted
 from ckp.site.plan.settings import settings_changes
-from ckp.site.registry_unit import DRAIN_SECONDS, PULL, unit_of
+from ckp.site.registries.unit import DRAIN_SECONDS, PULL, unit_of
 
 SETTINGS = {
     "pod_cidr": "managementPods",

@@ -20,7 +20,8 @@ from ckp.site import described
 from ckp.site.clusters.brought import other_site
 from ckp.site.clusters.existing import ExistingCluster
 from ckp.site.clusters.look import look as look_at_cluster
-from ckp.site.hostfiles import HostFile, differing, digests, owners
+from ckp.site.hosts.files import HostFile, differing, digests, owners
+from ckp.site.hosts.sidebyside import each
 from ckp.site.install import AGENT_CONFIG, APPLIED, KUBECONFIG, REGISTRY_CA, is_begun
 from ckp.site.inventory import Inventory, SiteHost, acted_on_first
 from ckp.site.management import ADMIN, JOURNAL, exists, kubectl
@@ -43,8 +44,8 @@ from ckp.site.provided import storage
 from ckp.site.provided.names import same_user, server_of
 from ckp.site.publish import NAMESPACE
 from ckp.site.registries.existing import login_document
-from ckp.site.registry import CONTENT, HOST_CA, INSTANCES, HostedRegistry, mark_of
-from ckp.site.registry_unit import CONFIG, PROGRAM, PULL, TEMPLATE, unit_of
+from ckp.site.registries.hosted import CONTENT, HOST_CA, INSTANCES, HostedRegistry, mark_of
+from ckp.site.registries.unit import CONFIG, PROGRAM, PULL, TEMPLATE, unit_of
 from ckp.site.releases import clusters_by_release, read_offered
 
 SETTINGS = f"{AGENT_CONFIG}/host.json"
@@ -71,16 +72,16 @@ def look(inventory: Inventory, registry_on: Callable[[SiteHost], HostedRegistry 
     """
     if isinstance(inventory.hosts.management, ExistingCluster):
         return _existing(inventory, inventory.hosts.management, wait)
-    host, *others = acted_on_first(inventory.hosts)
-    own = _host(host, inventory, registry_on(host))
+    host, *_ = hosts = acted_on_first(inventory.hosts)
+    own, *others = each(hosts, lambda item: _host(item, inventory, registry_on(item)))
     asked = own.cluster is not None and own.cluster.ours and own.cluster.complete
     layer = _layer(host, wait) if asked else None
     return Seen(
-        **{each.name: getattr(own, each.name) for each in fields(own)},
+        **{item.name: getattr(own, item.name) for item in fields(own)},
         layer=layer,
         session=_session(inventory, layer),
         applied=_applied(inventory),
-        others=[_host(other, inventory, registry_on(other)) for other in others],
+        others=others,
         members=members(host) if asked else (),
         server=server_of(kept.read_bytes()) if (kept := inventory.state / KUBECONFIG).exists() else "",
     )
@@ -185,7 +186,8 @@ def _registry(host: SiteHost, registry: HostedRegistry) -> SeenRegistry:
     wanted = [file for file in registry.files() if file.target != PROGRAM or registry.program.exists()]
     changed = _differing(host, wanted, _reissued(registry))
     restarted = [each for each in INSTANCES if mark_of(each) in there or any(each in file.readers for file in changed)]
-    started = [each for each in INSTANCES if each not in restarted and not _active(host, each)]
+    states = registry.states()
+    started = [each for each in INSTANCES if each not in restarted and states[each].get("ActiveState") != "active"]
     return SeenRegistry(
         there=bool(there),
         storage=storage,
@@ -219,30 +221,30 @@ def _differing(host: SiteHost, files: Iterable[HostFile], reissued: bool) -> lis
     return [file for file in files if file not in made or file.target in found or (reissued and file.target == tls)]
 
 
-def _active(host: SiteHost, instance: str) -> bool:
-    shown = host.run(["systemctl", "show", "--property=ActiveState", unit_of(instance)], timeout=30, check=False).stdout
-    return "ActiveState=active" in shown.splitlines()
-
-
 # -- the management cluster
 
 
 def _layer(host: SiteHost, wait: float) -> SeenLayer:
     uid = _uid(host, wait)
     kinds = kubectl(host, "api-resources", "--output=name").split()
+    questions: dict[str, Callable[[], Any]] = {
+        "deployments": lambda: _deployments(host),
+        "addresses": lambda: _addresses(host),
+        "pool": lambda: _pool(host) if POOLS in kinds else None,
+        "offered": lambda: read_offered(host),
+        "names": lambda: _names(host) if CERTIFICATES in kinds else {},
+        "users": lambda: clusters_by_release(host),
+        "hosts": lambda: len(kubectl(host, "get", BYO_HOSTS, "--all-namespaces", "--output=name").split()) if BYO_HOSTS in kinds else 0,
+        "clusters": lambda: _clusters(host) if CONTROL_PLANES in kinds else (),
+        "classes": lambda: storage.look(partial(kubectl, host)),
+    }
+    answers = each(list(questions.values()), lambda ask: ask())
+    return SeenLayer(uid=uid, **dict(zip(questions, answers, strict=True)))
+
+
+def _deployments(host: SiteHost) -> dict[str, Deployment]:
     found = json.loads(kubectl(host, "get", "deployments.apps", f"--namespace={NAMESPACE}", "--output=json"))["items"]
-    return SeenLayer(
-        uid=uid,
-        deployments={item["metadata"]["name"]: Deployment.of(item) for item in found},
-        addresses=_addresses(host),
-        pool=_pool(host) if POOLS in kinds else None,
-        offered=read_offered(host),
-        names=_names(host) if CERTIFICATES in kinds else {},
-        users=clusters_by_release(host),
-        hosts=len(kubectl(host, "get", BYO_HOSTS, "--all-namespaces", "--output=name").split()) if BYO_HOSTS in kinds else 0,
-        clusters=_clusters(host) if CONTROL_PLANES in kinds else (),
-        classes=storage.look(partial(kubectl, host)),
-    )
+    return {item["metadata"]["name"]: Deployment.of(item) for item in found}
 
 
 def _uid(host: SiteHost, wait: float) -> str:

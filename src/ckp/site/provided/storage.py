@@ -12,7 +12,7 @@ from typing import Any
 
 from ckp.api.names import CKP
 from ckp.kits.errors import Conflict
-from ckp.site.hostfiles import owners
+from ckp.site.hosts.files import owners
 from ckp.site.inventory import SiteHost, SiteStorage
 
 Obj = dict[str, Any]

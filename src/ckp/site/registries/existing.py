@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -20,10 +19,11 @@ from ckp.distribution.bundles import PREFIX
 from ckp.distribution.registries.prune import prune
 from ckp.hostkit.locations import REGISTRY_LOGIN
 from ckp.kits.errors import CkpError, InvalidInput
-from ckp.site.hostfiles import HostFile, bring, differing, digests
+from ckp.site.hosts.files import HostFile, bring, differing, digests
 from ckp.site.inventory import OutsideRegistry, SiteHost
 from ckp.site.registries.record import PushRecord
 from ckp.site.spec.model import SiteSpec
+from ckp.site.spec.named_files import read_ca
 
 SECRET = "ckp-registry-login"
 """Of the management cluster, in ckp-system: what workers log in with (deploy/40-controllers.yaml)."""
@@ -49,7 +49,7 @@ def of_spec(spec: SiteSpec) -> OutsideRegistry | None:
     if found is None:
         return None
     if found.ca_file is not None:
-        _check_ca(found.ca_file, _where(spec, "caFile"))
+        read_ca(found.ca_file, _where(spec, "caFile"))
     if found.credentials_file is not None:
         _basic(found.credentials_file, found.address, _where(spec, "credentialsFile"))
     pull = found.pull_credentials_file
@@ -59,15 +59,6 @@ def of_spec(spec: SiteSpec) -> OutsideRegistry | None:
 
 def _where(spec: SiteSpec, key: str) -> str:
     return f"{spec.file or 'site'}:{spec.line('registry', 'existing', key)}: registry.existing.{key}"
-
-
-def _check_ca(file: Path, where: str) -> None:
-    try:
-        ssl.create_default_context(cadata=file.read_bytes().decode("ascii"))
-    except (ssl.SSLError, UnicodeDecodeError):
-        raise InvalidInput(f"{where}: {file} holds no certificate", resolution="write the CA of the registry's certificate into it, as PEM") from None
-    except OSError as error:
-        raise InvalidInput(f"{where}: {file} can't be read: {error.strerror}", resolution="write the path of the CA, as PEM") from None
 
 
 def _basic(file: Path, address: str, where: str) -> str:
@@ -83,7 +74,7 @@ def _basic(file: Path, address: str, where: str) -> str:
 
 @dataclass(frozen=True)
 class ExistingRegistry:
-    """It as publishing and installing need it (ckp.site.registry.SiteRegistryServer).
+    """It as publishing and installing need it (ckp.site.registries.hosted.SiteRegistryServer).
 
     Args:
         state: the folder of this machine with the record of what was pushed.

@@ -20,6 +20,7 @@ from ckp.kits import paths
 from ckp.kits.errors import InvalidInput
 from ckp.site.settings.model import HostSettings
 from ckp.site.spec.model import SiteSpec
+from ckp.site.spec.named_files import read_bytes
 from ckp.verify.keyrings import certificates, read_keyring
 
 ALWAYS_DIRECT = ("localhost", "127.0.0.0/8", ".svc", ".cluster.local")
@@ -95,7 +96,7 @@ def authorities(spec: SiteSpec, number: int) -> list[x509.Certificate]:
     """
     file = spec.network.ca_files[number]
     where = _where(spec, ("network", "caFiles", number), f"network.caFiles[{number}]")
-    data = _content(file, where)
+    data = read_bytes(file, where, most=MOST)
     try:
         found = x509.load_pem_x509_certificates(data)
     except ValueError:
@@ -152,7 +153,7 @@ def trusted_keys(spec: SiteSpec, keyring: Path | None = None) -> bytes:
         )
     file = trust.keyring_file or keyring or paths.keys() / KEYRING
     where = _where(spec, ("trust", "keyringFile") if trust.keyring_file else ("trust", "fingerprints"), "trust")
-    found = _certificates(_dearmoured(_content(file, where), file), file, where)
+    found = _certificates(_dearmoured(read_bytes(file, where, most=MOST), file), file, where)
     for number, fingerprint in enumerate(trust.fingerprints):
         if fingerprint.upper() not in found:
             raise InvalidInput(
@@ -224,14 +225,3 @@ def _dearmoured(data: bytes, file: Path) -> bytes:
 def _where(spec: SiteSpec, place: tuple[str | int, ...], key: str) -> str:
     line = spec.line(*place)
     return f"{spec.file or 'site'}:{line}: {key}" if line else key
-
-
-def _content(file: Path, where: str) -> bytes:
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(MOST + 1)
-    except OSError as error:
-        raise InvalidInput(f"{where}: {file} can't be read: {error.strerror}", resolution="name a file that is there") from None
-    if len(data) > MOST:
-        raise InvalidInput(f"{where}: {file} has more than {MOST >> 10} KiB", resolution="name only what the site needs")
-    return data

@@ -275,8 +275,8 @@ class ExistingRegistry(Part):
     )
     pull_credentials_file: FilePath | None = Field(
         None,
-        description="User and password that hosts pull with, in the same format: all hosts get them, so let them be able to read only. The registry has to "
-        "take them by HTTP's Basic authentication. Default: everybody may pull.",
+        description="User and password that hosts pull with, in the same format: all hosts get them, so let them be able to read only. The registry takes "
+        "them by HTTP's Basic authentication, or gives tokens for them. Default: everybody may pull.",
     )
 
 
@@ -405,8 +405,12 @@ class Backup(Part):
     to: BackupTarget = Field(description="Where they are kept.")
     every: Interval | None = Field(
         None,
-        description="How old the newest one may become, from 5m to 744h: `ckp site backup --if-due` makes one only if it is older, "
+        description="How old the newest one may become, from 5m to 744h: the management hosts and `ckp site backup --if-due` make one if it is older, "
         "and `ckp site status` says when it is late. Default: no time is due.",
+    )
+    by_hosts: bool = Field(
+        True,
+        description="`false`: management hosts make none by themselves, and `ckp site backup --if-due` is run elsewhere. They need gpg, and reach the bucket.",
     )
     keep: Count = Field(7, description="How many are kept there; older ones are deleted when another one was made.")
     encrypt_for: tuple[FilePath, ...] = Field(
@@ -418,6 +422,19 @@ class Backup(Part):
         """At least one reader."""
         if at(part, "encrypt_for") == ():
             yield Finding(("encryptFor",), "it names nobody", "write the path of at least one OpenPGP certificate: a backup holds private keys")
+
+
+# -- releases
+
+
+class ReleasesFrom(Part):
+    """A registry that releases were published to (`ckp dist publish`), for this site's registry. They are verified by the keys that the site trusts."""
+
+    registry: RegistryAddress = Field(description="Its address.")
+    ca_file: FilePath | None = Field(None, description="CA of its certificate (PEM). Default: the CAs that this machine trusts.")
+    credentials_file: FilePath | None = Field(
+        None, description="User and password that this machine pulls with, in the format of docker's config.json, readable by its owner only."
+    )
 
 
 # -- workers, and the whole
@@ -473,6 +490,10 @@ class SiteSpec(Part):
         default_factory=lambda: (newest_release(),),
         description="Releases that the site offers (`ckp release list`), side by side. A new management cluster gets the newest of them, and keeps it. "
         "Default: the newest supported one.",
+    )
+    releases_from: ReleasesFrom | None = Field(
+        None,
+        description="Where releases come from that no file holds, but for that of the management cluster. Default: they are built on this machine.",
     )
     network: NetworkSettings = Field(NetworkSettings(), description="What hosts, pulls and pods need to know of the network.")
     trust: Trust = Field(Trust(), description="Which keys may have signed what is installed.")

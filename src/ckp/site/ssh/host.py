@@ -21,7 +21,7 @@ from typing import IO, Literal
 from ckp.kits.errors import CkpError, InvalidInput, NotFound
 from ckp.kits.processes import Finished, ProcessFailed, run
 from ckp.kits.streams import stream
-from ckp.site.local import ENVIRONMENT as HOST_ENVIRONMENT
+from ckp.site.hosts.local import ENVIRONMENT as HOST_ENVIRONMENT
 from ckp.site.ssh import failures
 from ckp.site.ssh.connection import ENVIRONMENT, Connection, read
 from ckp.site.ssh.settings import SshSettings

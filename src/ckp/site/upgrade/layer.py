@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ckp.kits.errors import CkpError
-from ckp.kits.retry import wait_until
 from ckp.rules.schemas import HEAD
 from ckp.site import management, version
-from ckp.site.install import APPLY, CKP_GROUP, FIELD_MANAGER
+from ckp.site.install import APPLY, APPLY_SECONDS, CKP_GROUP, FIELD_MANAGER, apply_until_taken
 from ckp.site.inventory import SiteHost
 from ckp.site.upgrade import crds, database
 from ckp.site.upgrade import record as records
 from ckp.site.upgrade.applied import applied_by
 from ckp.site.upgrade.limits import Limits
-from ckp.site.upgrade.record import NEW, Record, Ref
+from ckp.site.upgrade.record import DROPPED, NEW, Record, Ref
 
 Obj = dict[str, Any]
 Groups = Mapping[str, Sequence[Obj]]
@@ -24,6 +23,8 @@ Groups = Mapping[str, Sequence[Obj]]
 Say = Callable[[str], None]
 MANAGER = FIELD_MANAGER.partition("=")[2]
 DEPLOYMENT = "Deployment"
+LASTING = (crds.KIND, "Namespace", "PersistentVolumeClaim", "Secret")
+"""Kinds of which nothing is deleted because a version has it no longer."""
 ORDER = ("ckp-controllers", "ckp-hub", database.COMPASS)
 """CKP's own Deployments, one after the other."""
 
@@ -46,8 +47,34 @@ def keep(host: SiteHost, groups: Groups) -> tuple[Ref, ...]:
         found = {Ref.of(each).key: each for each in _live(host, refs, live)}
         new += [ref for ref in refs if ref.key not in found]
         records.keep(host, name, [applied_by(found[ref.key], MANAGER) for ref in refs if ref.key in found])
+    records.keep(host, DROPPED, [applied_by(each, MANAGER) for each in dropped(host, groups, live)])
     records.keep(host, NEW, [compass_of(groups)])
     return tuple(new)
+
+
+def dropped(host: SiteHost, groups: Groups, definitions: Mapping[str, Obj]) -> list[Obj]:
+    """What CKP has applied of the layer's kinds and the new version has no longer, with managed fields: by the field manager, which nobody else uses.
+
+    Data is not among them, and nothing that others would go with: definitions of kinds, namespaces, claims of volumes. Secrets are not, as they are
+    applied beside the groups.
+
+    Raises:
+        CkpError: the management cluster does not answer.
+    """
+    refs = [Ref.of(each) for objects in groups.values() for each in objects]
+    served = {(each["spec"]["group"], each["spec"]["names"]["kind"]) for each in definitions.values()}
+    kinds = sorted({ref.resource for ref in refs if ref.kind not in LASTING and (_is_builtin(ref.group) or (ref.group, ref.kind) in served)})
+    if not kinds:
+        return []
+    said = management.kubectl(host, "get", ",".join(kinds), "--all-namespaces", "--show-managed-fields", "--output=json", timeout=300)
+    wanted = {ref.key for ref in refs}
+    return [each for each in json.loads(said)["items"] if Ref.of(each).key not in wanted and _is_ours(each)]
+
+
+def _is_ours(obj: Obj) -> bool:
+    """Whether CKP has applied it as a part of the layer: not its own records of the upgrade, which go by themselves."""
+    by_us = any(each.get("manager") == MANAGER and each.get("operation") == "Apply" for each in obj["metadata"].get("managedFields") or ())
+    return by_us and not (obj["kind"] == "ConfigMap" and obj["metadata"]["name"].startswith(version.UPGRADING))
 
 
 def _live(host: SiteHost, refs: Sequence[Ref], definitions: Mapping[str, Obj]) -> list[Obj]:
@@ -106,12 +133,30 @@ def bring_others(host: SiteHost, groups: Groups, limits: Limits, say: Say) -> No
 
 
 def roll(host: SiteHost, groups: Groups, limits: Limits, say: Say) -> None:
-    """CKP's own: first what its pods need, then one Deployment after the other, each when the one before it is ready. Raises CkpError."""
+    """CKP's own: first what its pods need, then one Deployment after the other, each when the one before it is ready; what is no longer needed goes.
+
+    Raises CkpError.
+    """
     ours = groups[CKP_GROUP]
     apply(host, [each for each in ours if each["kind"] not in (crds.KIND, DEPLOYMENT) and not _is_version(each)], limits)
     for each in deployments(ours):
         apply(host, [each], limits)
         wait_ready(host, each, limits, say)
+    prune(host, say)
+
+
+def prune(host: SiteHost, say: Say) -> None:
+    """Delete what the new version has no longer, as it was kept. What is gone already is fine. Raises CkpError."""
+    for each in records.kept(host, DROPPED):
+        ref = Ref.of(each)
+        delete(host, ref, "--wait=false")
+        say(f"{ref.resource} {ref.name}: deleted, as CKP has it no longer")
+
+
+def delete(host: SiteHost, ref: Ref, *options: str) -> None:
+    """Delete an object; none there is fine. Raises CkpError."""
+    where = [f"--namespace={ref.namespace}"] if ref.namespace else []
+    management.kubectl(host, "delete", ref.resource, ref.name, *where, *options, "--ignore-not-found", timeout=120)
 
 
 def commit(host: SiteHost, groups: Groups, say: Say) -> None:
@@ -129,25 +174,11 @@ def deployments(objects: Iterable[Obj]) -> list[Obj]:
 
 
 def apply(host: SiteHost, objects: Sequence[Obj], limits: Limits) -> None:
-    """Apply objects, several times while webhooks that look at them come up.
-
-    Raises:
-        TimedOut: they are not taken.
-    """
-    if not objects:
-        return
-    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
-    last: list[str] = []
-
-    def applied() -> bool:
-        try:
-            management.kubectl(host, *APPLY, stdin=text, timeout=300)
-        except CkpError as error:
-            last[:] = (error.details or error.brief).splitlines()[-6:]
-            return False
-        return True
-
-    wait_until(applied, what=f"applying {len(objects)} objects", timeout=limits.apply, every=3, reason=lambda: "\n".join(last))
+    """Apply objects. Raises TimedOut as `apply_until_taken`."""
+    if objects:
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
+        what = f"applying {len(objects)} objects"
+        apply_until_taken(lambda words: management.kubectl(host, *words, stdin=text, timeout=APPLY_SECONDS), what, limits.apply)
 
 
 def wait_ready(host: SiteHost, deployment: Obj, limits: Limits, say: Say) -> None:
@@ -193,6 +224,7 @@ def go_back(host: SiteHost, record: Record, names: Sequence[str], limits: Limits
     """
     kept = {name: records.kept(host, name) for name in names}
     ours = kept[CKP_GROUP]
+    apply(host, records.kept(host, DROPPED), limits)  # the old pods may need it
     for each in deployments(ours):
         if each["metadata"]["name"] != database.COMPASS:
             apply(host, [each], limits)
@@ -224,7 +256,7 @@ def _database_back(host: SiteHost, record: Record, limits: Limits, say: Say) -> 
 def _remove(host: SiteHost, made: Sequence[Ref], say: Say) -> None:
     """What the new version brought. A kind of which there are objects by now stays: they would go with it, and the old version does not know it."""
     for ref in made:
-        where = [f"--namespace={ref.namespace}"] if ref.namespace else []
+        options = ["--wait=false"]
         if ref.kind == crds.KIND:
             there = management.kubectl(host, "get", crds.RESOURCE, ref.name, "--ignore-not-found", "--output=name").strip()
             if not there:
@@ -232,7 +264,5 @@ def _remove(host: SiteHost, made: Sequence[Ref], say: Say) -> None:
             if management.kubectl(host, "get", ref.name, "--all-namespaces", "--output=name").strip():
                 say(f"{ref.name} stays: there are objects of it")
                 continue
-            where = ["--timeout=60s"]  # gone before it may come again
-        else:
-            where.append("--wait=false")
-        management.kubectl(host, "delete", ref.resource, ref.name, *where, "--ignore-not-found", timeout=120)
+            options = ["--timeout=60s"]  # gone before it may come again
+        delete(host, ref, *options)

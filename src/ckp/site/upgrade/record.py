@@ -27,9 +27,11 @@ from ckp.site.version import UPGRADING
 
 Obj = dict[str, Any]
 KEPT = "ckp-upgrade-"
-"""Begins the names of ConfigMaps with objects as they were before: one for each group, and one for NEW."""
+"""Begins the names of ConfigMaps with objects as they were before: one for each group, and one for each of NEW and DROPPED."""
 NEW = "new"
 """What of the new layer is needed to go back: Compass' Deployment, whose pods know the new schema."""
+DROPPED = "dropped"
+"""What the version before has applied and the new one has no longer."""
 KEY, OBJECTS = "record.json", "objects.json.gz"
 
 

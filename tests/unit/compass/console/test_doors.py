@@ -9,16 +9,18 @@ import click
 import pytest
 from fastapi import FastAPI
 
-from ckp.api.compass.features import FEATURES, PAGES, PROJECT
+from ckp.api.compass.features import FEATURES, LEAST, PAGES, PROJECT
+from ckp.api.compass.roles import Least
 from ckp.cli.main import root
-from ckp.compass.rest import clusters, enrolment, hosts, projects, releases
+from ckp.compass.access.callers import BOOTSTRAP
+from ckp.compass.errors import Forbidden
+from ckp.compass.rest.public import PREFIX, all_routers
 from ckp.compass.services import UseCases
 from ckp.compass.web.app import routes_of
 from tests.doors import PAGE, page
 from tests.worlds.console import ConsoleWorld
 
 HELPS = {
-    "GET /open": "leads to a project's pages",
     "GET …": "shows counts of other features",
     "GET /sign-in": "the form",
     "GET …/new-cluster": "the form",
@@ -28,8 +30,8 @@ HELPS = {
 INTERNAL = {
     "database", "clock", "admin", "hub", "enrolments", "requests.decide", "approval.consider", "hosts.require", "wire", "releases.get", "releases.names",
     "releases.host_addresses",
-    "operations.label", "operations.taint", "operations.cordon", "operations.drain", "clusters.set_timeouts", "clusters.set_cert_sans",
-    "sessions.find", "sessions.still_open", "keys.matching", "keys.spend",
+    "operations.label", "operations.taint", "operations.cordon", "operations.drain", "clusters.set_timeouts", "clusters.set_cert_sans", "backups.set",
+    "sessions.find", "sessions.still_open", "keys.matching", "keys.spend", "authentication", "guard", "projects.require", "audit.note",
 }  # fmt: skip
 """Parts of other features, and what only the hub asks for."""
 
@@ -42,12 +44,10 @@ def test_the_page_is_made_from_the_registry() -> None:
     assert PAGE.read_text() == page(), "run python -m tests.doors"
 
 
-def test_rest_has_these_features_and_no_others(console: ConsoleWorld) -> None:
+def test_rest_has_these_features_and_no_others() -> None:
     app = FastAPI()
-    app.include_router(releases.router(console.world.cases), prefix="/api/v1")
-    for subject in (projects, enrolment, hosts, clusters):
-        for router in subject.routers(console.world.cases):
-            app.include_router(router, prefix=PROJECT)
+    for router in all_routers():
+        app.include_router(router, prefix=PREFIX)
     named = {feature.rest.replace(" /", " /api/v1/").replace("…", PROJECT) for feature in FEATURES if feature.rest}
     assert named == routes(app)
 
@@ -85,5 +85,22 @@ def use_cases(cases: UseCases) -> Iterator[str]:
         for method, value in inspect.getmembers(type(part)):
             if not method.startswith("_") and callable(value):
                 yield f"{name}.{method}"
-    for method in ("known_projects", "list_releases", "get_release", "audit"):
+    for method in ("list_releases", "get_release"):
         yield method
+
+
+def test_no_feature_lacks_a_role_and_features_of_one_service_ask_for_the_same() -> None:
+    for feature in FEATURES:
+        assert feature.least in Least and LEAST[feature.service] is feature.least, feature.title
+
+
+async def test_what_is_no_feature_is_for_no_door(console: ConsoleWorld) -> None:
+    cases = console.world.cases.acting(BOOTSTRAP)
+    for name in sorted(set(use_cases(console.world.cases)) - set(LEAST)):
+        service, _, method = name.partition(".")
+        with pytest.raises((AttributeError, Forbidden)):
+            answer = getattr(getattr(cases, service), method)()
+            await answer
+    for name in ("database", "clock", "guard", "acting_for"):
+        with pytest.raises(AttributeError):
+            getattr(cases, name)

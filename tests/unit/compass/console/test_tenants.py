@@ -22,6 +22,7 @@ MARK = "theirs"
 
 async def other_tenant(world: World) -> dict[str, str]:
     """A project with one of everything: the names and ids by which it is asked for."""
+    await world.project("acme", "secret")
     await world.call("POST", f"{THEIRS}/host-groups", json={"name": f"{MARK}-group"}, expect=201)
     psk = (await world.call("POST", f"{THEIRS}/host-psk/reset", expect=200))["key"]
     ids = []

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from ckp.api.compass.clusters import ClusterView, StepView
+from ckp.api.compass.clusters import BackupsView, ClusterView, StepView
 from ckp.api.compass.features import PAGES
 from ckp.api.states import FINISHED_STEPS, StepState
 from ckp.compass.identity import ProjectRef
@@ -76,11 +76,12 @@ def elapsed(cluster: ClusterView) -> str:
     return human_duration(max(0.0, (max(ends) - cluster.requested_at).total_seconds())) if cluster.ready and ends else ""
 
 
-def shown(project: ProjectRef, cluster: ClusterView) -> dict[str, Any]:
+def shown(project: ProjectRef, cluster: ClusterView, backups: BackupsView) -> dict[str, Any]:
     """What the templates of one cluster show."""
     return {
         "project": project,
         "cluster": cluster,
+        "backups": backups,
         "phases": timeline(cluster),
         "progress": progress(cluster),
         "elapsed": elapsed(cluster),
@@ -90,16 +91,17 @@ def shown(project: ProjectRef, cluster: ClusterView) -> dict[str, Any]:
 
 def routes(console: Console) -> list[Route]:
     """The pages."""
-    clusters = console.cases.clusters
 
     async def listed(request: Request, project: ProjectRef, filters: Filters) -> tuple[Paged[ClusterView], bool]:
-        found = await clusters.list(project)
+        cases = console.acting(request)
+        found = await cases.clusters.list(project)
         return paged(request, filters.apply(found), vars(filters)), not found
 
     async def show_list(request: Request) -> Response:
+        cases = console.acting(request)
         project, filters = project_of(request), Filters.of(request)
         page, nothing = await listed(request, project, filters)
-        releases = console.cases.releases.names()
+        releases = [release.name for release in cases.list_releases()]
         return console.page(
             request,
             "clusters.html",
@@ -123,16 +125,18 @@ def routes(console: Console) -> list[Route]:
         return EventStream(console.streams.subscribe(project, f"clusters?{page.query}", session_of(request).digest, render))
 
     async def show(request: Request) -> Response:
+        cases = console.acting(request)
         project = project_of(request)
-        cluster = await clusters.get(project, request.path_params["name"])
-        return console.page(request, "cluster.html", section="clusters", **shown(project, cluster))
+        cluster = await cases.clusters.get(project, request.path_params["name"])
+        return console.page(request, "cluster.html", section="clusters", **shown(project, cluster, await cases.backups.list(project, cluster.name)))
 
     async def stream(request: Request) -> Response:
+        cases = console.acting(request)
         project, name = project_of(request), request.path_params["name"]
-        await clusters.get(project, name)  # what is not there has no stream
+        await cases.clusters.get(project, name)  # what is not there has no stream
 
         async def render() -> dict[str, str]:
-            context = shown(project, await clusters.get(project, name))
+            context = shown(project, await cases.clusters.get(project, name), await cases.backups.list(project, name))
             return {
                 "cluster-head": console.fragment("parts/cluster_head.html", **context),
                 "cluster-timeline": console.fragment("parts/timeline.html", **context),
@@ -143,32 +147,36 @@ def routes(console: Console) -> list[Route]:
         return EventStream(console.streams.subscribe(project, f"cluster {name}", session_of(request).digest, render))
 
     async def kubeconfig(request: Request) -> Response:
+        cases = console.acting(request)
         project, name = project_of(request), request.path_params["name"]
-        content = await clusters.kubeconfig(session_of(request).caller, project, name)
+        content = await cases.clusters.kubeconfig(session_of(request).caller, project, name)
         headers = {"Content-Disposition": f'attachment; filename="{name}.kubeconfig"'}
         return Response(content, media_type="application/yaml", headers=headers)
 
     async def scale(request: Request) -> Response:
+        cases = console.acting(request)
         project, name = project_of(request), request.path_params["name"]
         asked = form_of(request).get("workers")
         if not (asked.isascii() and asked.isdecimal() and len(asked) < 6):
             raise InvalidInput(f"workers: {asked!r} is not a number", resolution="write how many workers the cluster is to have")
-        await clusters.scale(session_of(request).caller, project, name, int(asked))
+        await cases.clusters.scale(session_of(request).caller, project, name, int(asked))
         return RedirectResponse(f"{root_of(project)}/clusters/{name}", status_code=303)
 
     async def ask_deletion(request: Request) -> Response:
+        cases = console.acting(request)
         project = project_of(request)
-        cluster = await clusters.get(project, request.path_params["name"])
+        cluster = await cases.clusters.get(project, request.path_params["name"])
         return console.page(request, "cluster_delete.html", project=project, section="clusters", cluster=cluster, problem="")
 
     async def delete(request: Request) -> Response:
+        cases = console.acting(request)
         project, form = project_of(request), form_of(request)
-        cluster = await clusters.get(project, request.path_params["name"])
+        cluster = await cases.clusters.get(project, request.path_params["name"])
         if form.get("confirm") != cluster.name:
             problem = f"Type {cluster.name} to delete it. Nothing was changed."
             context: dict[str, Any] = {"project": project, "section": "clusters", "cluster": cluster, "problem": problem}
             return console.page(request, "cluster_delete.html", status=422, **context)
-        await clusters.delete(session_of(request).caller, project, cluster.name, force=form.get("force") == "yes")
+        await cases.clusters.delete(session_of(request).caller, project, cluster.name, force=form.get("force") == "yes")
         return RedirectResponse(f"{root_of(project)}/clusters/{cluster.name}", status_code=303)
 
     return [

@@ -24,9 +24,9 @@ POD_CIDR, SERVICE_CIDR = "10.42.0.0/16", "10.43.0.0/16"
 
 def routes(console: Console) -> list[Route]:
     """The pages."""
-    cases = console.cases
 
     async def page(request: Request, draft: Draft, *, view: str, checked: bool, status: int = 200) -> Response:
+        cases = console.acting(request)
         project = project_of(request)
         refusals = list(draft.problems)
         if checked and draft.request is not None and not refusals:
@@ -48,11 +48,13 @@ def routes(console: Console) -> list[Route]:
         return console.page(request, "create.html", status=status, project=project, section="clusters", **context)
 
     async def show(request: Request) -> Response:
+        cases = console.acting(request)
         project = project_of(request)
-        values = _defaults(cases.releases.names(), await cases.groups.list(project))
+        values = _defaults([release.name for release in cases.list_releases()], await cases.groups.list(project))
         return await page(request, Draft(values), view="form", checked=False)
 
     async def send(request: Request) -> Response:
+        cases = console.acting(request)
         project, form = project_of(request), form_of(request)
         view = "yaml" if form.get("view") == "yaml" else "form"
         draft = of_yaml(form.text("text")) if view == "yaml" else of_form(form)

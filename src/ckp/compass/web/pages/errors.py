@@ -16,7 +16,7 @@ log = structlog.get_logger("compass.console")
 
 MEANINGS = {
     401: "You are not signed in, or your session has ended. Nothing was changed.",
-    403: "Compass does not know that you want this, so nothing was changed.",
+    403: "Your roles are not enough for this, or it came from no page of this site, so nothing was changed.",
     404: "It does not exist in this project, was removed, or belongs to somebody else.",
     405: "This page can't be used in that way.",
     409: "It does not fit with what is there now. Nothing was changed.",

@@ -15,6 +15,7 @@ from ckp.api.compass.features import PAGES
 from ckp.api.compass.hosts import GroupRequest, HostView
 from ckp.compass.errors import Unavailable
 from ckp.compass.identity import ProjectRef
+from ckp.compass.services import UseCases
 from ckp.compass.web.console import Console, project_of, root_of
 from ckp.compass.web.gate import form_of, session_of
 from ckp.compass.web.live.response import EventStream
@@ -43,18 +44,19 @@ class Filters(UrlFilters):
 
 def routes(console: Console) -> list[Route]:
     """The pages."""
-    cases = console.cases
 
     async def listed(request: Request, project: ProjectRef, filters: Filters) -> tuple[Paged[HostView], list[HostView]]:
+        cases = console.acting(request)
         found = await cases.hosts.list(project)
         return paged(request, filters.apply(found), vars(filters)), found
 
     async def show_list(request: Request) -> Response:
+        cases = console.acting(request)
         project, filters = project_of(request), Filters.of(request)
         page, found = await listed(request, project, filters)
         states = sorted({host.state for host in found} | ({filters.state} - {""}))
         groups = sorted({group for host in found for group in host.groups} | ({filters.group} - {""}))
-        joining, problem = await _joining(console, project)
+        joining, problem = await _joining(cases, project)
         context: dict[str, Any] = {
             "page": page,
             "nothing": not found,
@@ -77,12 +79,14 @@ def routes(console: Console) -> list[Route]:
         return EventStream(console.streams.subscribe(project, f"hosts?{page.query}", session_of(request).digest, render))
 
     async def show(request: Request) -> Response:
+        cases = console.acting(request)
         project, name = project_of(request), request.path_params["name"]
         host = await cases.hosts.get(project, name)
         events = list(await cases.hosts.events(project, name))[::-1]
         return console.page(request, "host.html", project=project, section="hosts", host=host, events=events)
 
     async def stream(request: Request) -> Response:
+        cases = console.acting(request)
         project, name = project_of(request), request.path_params["name"]
         await cases.hosts.get(project, name)  # what is not there has no stream
 
@@ -93,16 +97,19 @@ def routes(console: Console) -> list[Route]:
         return EventStream(console.streams.subscribe(project, f"host {name}", session_of(request).digest, render))
 
     async def show_groups(request: Request) -> Response:
+        cases = console.acting(request)
         project = project_of(request)
         context: dict[str, Any] = {"groups": await cases.groups.list(project), "hosts": await cases.hosts.list(project)}
         return console.page(request, "groups.html", project=project, section="groups", **context)
 
     async def create_group(request: Request) -> Response:
+        cases = console.acting(request)
         project, form = project_of(request), form_of(request)
         await cases.groups.create(session_of(request).caller, project, GroupRequest.of(name=form.get("name"), description=form.get("description")))
         return RedirectResponse(f"{root_of(project)}/host-groups", status_code=303)
 
     async def change_members(request: Request) -> Response:
+        cases = console.acting(request)
         project, form, name = project_of(request), form_of(request), request.path_params["name"]
         change = cases.groups.remove if form.get("action") == "remove" else cases.groups.add
         await change(session_of(request).caller, project, name, form.all("host"))
@@ -119,9 +126,9 @@ def routes(console: Console) -> list[Route]:
     ]
 
 
-async def _joining(console: Console, project: ProjectRef) -> tuple[HostJoinView | None, CkpError | None]:
+async def _joining(cases: UseCases, project: ProjectRef) -> tuple[HostJoinView | None, CkpError | None]:
     """The line for machines; or why it is not known."""
     try:
-        return await console.cases.joining.get(project, "", ""), None
+        return await cases.joining.get(project, "", ""), None
     except (NotFound, Unavailable) as error:
         return None, error

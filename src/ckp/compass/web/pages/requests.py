@@ -10,8 +10,10 @@ from starlette.routing import Route
 
 from ckp.api.compass.enrolment import ApproveRequest, HostRequestView, RejectRequest
 from ckp.api.compass.features import PAGES
+from ckp.compass.errors import Forbidden
 from ckp.compass.hosts.requests import MAX_LISTED
 from ckp.compass.identity import Caller, ProjectRef
+from ckp.compass.services import UseCases
 from ckp.compass.web.console import Console, project_of, root_of
 from ckp.compass.web.forms.reading import Form
 from ckp.compass.web.gate import form_of, session_of
@@ -25,9 +27,9 @@ STATES = ("pending", "approved", "rejected", "replaced")
 
 def routes(console: Console) -> list[Route]:
     """The pages."""
-    cases = console.cases
 
     async def listed(request: Request, project: ProjectRef, state: str, q: str) -> Paged[HostRequestView]:
+        cases = console.acting(request)
         found = [one for one in await cases.requests.list(project, state=state, limit=MAX_LISTED) if q.lower() in _words(one)]
         return paged(request, found, {"state": "" if state == "pending" else state or "all", "q": q})
 
@@ -38,6 +40,7 @@ def routes(console: Console) -> list[Route]:
         return "" if state == "all" else state, parameter(request, "q")
 
     async def show_list(request: Request) -> Response:
+        cases = console.acting(request)
         project, (state, q) = project_of(request), filters(request)
         page = await listed(request, project, state, q)
         context: dict[str, Any] = {"page": page, "state": state, "q": q, "states": STATES, "groups": await cases.groups.list(project), "refused": {}}
@@ -54,6 +57,7 @@ def routes(console: Console) -> list[Route]:
         return EventStream(console.streams.subscribe(project, f"requests?{page.query}", session_of(request).digest, render))
 
     async def decide(request: Request) -> Response:
+        cases = console.acting(request)
         project, form, caller = project_of(request), form_of(request), session_of(request).caller
         chosen = list(dict.fromkeys(form.all("id")))
         if form.get("action") not in ("approve", "reject"):
@@ -63,7 +67,9 @@ def routes(console: Console) -> list[Route]:
         refused: dict[str, CkpError] = {}
         for request_id in chosen:
             try:
-                await _decide(caller, project, request_id, form)
+                await _decide(cases, caller, project, request_id, form)
+            except Forbidden:
+                raise
             except CkpError as error:
                 refused[request_id] = error
         if not refused:
@@ -72,7 +78,7 @@ def routes(console: Console) -> list[Route]:
         context: dict[str, Any] = {"page": page, "state": "pending", "q": "", "states": STATES, "groups": await cases.groups.list(project), "refused": refused}
         return console.page(request, "requests.html", status=409, project=project, section="requests", **context)
 
-    async def _decide(caller: Caller, project: ProjectRef, request_id: str, form: Form) -> None:
+    async def _decide(cases: UseCases, caller: Caller, project: ProjectRef, request_id: str, form: Form) -> None:
         if form.get("action") == "approve":
             values = {"duplicate": form.get(f"duplicate-{request_id}"), "groups": form.all("group")}
             await cases.requests.approve(caller, project, request_id, ApproveRequest.of(**values))

@@ -1,4 +1,4 @@
-"""Signing in with an access token, and out."""
+"""Signing in, by name and password or by the bootstrap token, and out."""
 
 from __future__ import annotations
 
@@ -17,23 +17,27 @@ log = structlog.get_logger("compass.console")
 
 def routes(console: Console) -> list[Route]:
     """The pages."""
-    sessions = console.cases.sessions
+    sessions = console.sessions
 
     async def show(request: Request) -> Response:
         target = local_path(request.query_params.get("next", "/"))
         if state_of(request).session is not None:
             return RedirectResponse(target, status_code=303)
-        return console.page(request, "sign_in.html", target=target, problem=None)
+        return console.page(request, "sign_in.html", target=target, problem=None, by_token=False)
 
     async def sign_in(request: Request) -> Response:
         form = form_of(request)
         target = local_path(form.get("next", "/"))
         source = request.client.host if request.client else "unknown"
+        by_token = bool(form.get("token"))
         try:
-            raw, session = await sessions.open(form.get("token"), source)
+            if by_token:
+                raw, session = await sessions.open(form.get("token"), source)
+            else:
+                raw, session = await sessions.sign_in(form.get("name"), form.text("password"), source, "console")
         except (Unauthorized, TooManyTries) as error:
             log.warning("sign-in refused", source=source, request_id=state_of(request).request_id, error=error.brief)
-            return console.page(request, "sign_in.html", status=status_of(error)[0], target=target, problem=error)
+            return console.page(request, "sign_in.html", status=status_of(error)[0], target=target, problem=error, by_token=by_token)
         if (before := state_of(request).session) is not None:
             await sessions.close(before)
         log.info("signed in", actor=session.caller.name, source=source)

@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Generic, TypeVar
 
+from ckp.backups.members import LARGEST_MANIFEST, Kind, Listing, Member
 from ckp.clients.signing.encryption import ReaderKey, Readers, Signer, decrypting, encrypting, read_back_home
 from ckp.hostkit.errors import AgentError
 from ckp.kits.disks import naming_full_disk
 from ckp.kits.errors import CkpError, InvalidInput, NotFound, VerificationFailed
 from ckp.kits.files import CHUNK, require_free_space
 from ckp.kits.processes import ProcessFailed
-from ckp.site.backup.manifest import LARGEST_MANIFEST, Manifest, Member, parse
 from ckp.verify.signatures import check_signature
 
 MANIFEST, SIGNATURE, SIGNED_BY, MEMBERS = "manifest.json", "manifest.sig", "signer.pgp", "members"
@@ -32,12 +32,27 @@ SECONDS, BYTES_PER_SECOND = 120.0, 2e6
 LONGEST = 24 * 3600.0
 GIB = 1 << 30
 
-Trusted = Callable[[Manifest], str]
-"""The fingerprint of the key that must have signed a backup of this manifest. Raises CkpError if none is known."""
+M = TypeVar("M", bound=Listing)
 
 
 @dataclass(frozen=True)
-class Opened:
+class Form(Generic[M]):
+    """One kind of backup.
+
+    Args:
+        parse: reads a manifest from its bytes; the second argument is the file's name, for errors. Raises InvalidInput of a later version's, and
+            VerificationFailed of what is none.
+        subject: what it is a backup of, for errors.
+        stranger: what to do about one that is signed by another key (`{key}`).
+    """
+
+    parse: Callable[[bytes, str], M]
+    subject: str
+    stranger: str
+
+
+@dataclass(frozen=True)
+class Opened(Generic[M]):
     """A backup that was read whole, and that is as it was signed.
 
     Args:
@@ -45,7 +60,7 @@ class Opened:
         folder: its members, by their names. None if they were not asked for.
     """
 
-    manifest: Manifest
+    manifest: M
     signed_by: str
     folder: Path | None = None
 
@@ -55,7 +70,7 @@ class Opened:
         return self.folder / member.name
 
 
-def seal(target: Path, opened: Opened, signer: Signer, readers: Readers, scratch: Path, prove: Callable[[Path, ReaderKey], None]) -> None:
+def seal(target: Path, opened: Opened[M], signer: Signer, readers: Readers, scratch: Path, prove: Callable[[Path, ReaderKey], None]) -> None:
     """Write a backup: its file has the name only once it is whole, on the disk, and proved.
 
     Args:
@@ -98,7 +113,7 @@ def refuse_target(target: Path) -> None:
         raise InvalidInput(f"there is no folder {target.parent}", resolution="make it, or name another file")
 
 
-def _write(stream: IO[bytes], head: Sequence[tuple[str, bytes]], opened: Opened) -> None:
+def _write(stream: IO[bytes], head: Sequence[tuple[str, bytes]], opened: Opened[M]) -> None:
     with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         for name, content in head:
             archive.addfile(_entry(name, len(content)), io.BytesIO(content))
@@ -117,10 +132,11 @@ def _entry(name: str, size: int) -> tarfile.TarInfo:
 
 
 @contextmanager
-def opened(file: Path, reader: ReaderKey, trusted: Trusted, scratch: Path, *, members: bool = True) -> Iterator[Opened]:
+def opened(file: Path, form: Form[M], reader: ReaderKey, trusted: Callable[[M], str], scratch: Path, *, members: bool = True) -> Iterator[Opened[M]]:
     """A backup, decrypted below `scratch` (a folder of the caller's, 0700) for as long as the block lasts.
 
     Args:
+        trusted: the fingerprint of the key that must have signed a backup of this manifest. It raises CkpError if none is known.
         members: whether they are wanted. All of the file is read either way.
 
     Raises:
@@ -134,18 +150,21 @@ def opened(file: Path, reader: ReaderKey, trusted: Trusted, scratch: Path, *, me
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     try:
-        yield _read(file, reader, trusted, folder, members=members)
+        found = _read(file, form, reader, trusted, folder, members=members)
+        if members:
+            _unseal(found, reader, folder)
+        yield found
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _read(file: Path, reader: ReaderKey, trusted: Trusted, folder: Path, *, members: bool) -> Opened:
-    found: Opened | None = None
+def _read(file: Path, form: Form[M], reader: ReaderKey, trusted: Callable[[M], str], folder: Path, *, members: bool) -> Opened[M]:
+    found: Opened[M] | None = None
     broken: Exception | None = None
     try:
         with decrypting(file, reader, timeout=min(LONGEST, SECONDS + 20 * file.stat().st_size / BYTES_PER_SECOND), within=folder) as stream:
             try:
-                found = _unpack(stream, file.name, trusted, folder, members=members)
+                found = _unpack(stream, file.name, form, trusted, folder, members=members)
             except (tarfile.TarError, ValueError, OverflowError, VerificationFailed) as error:
                 broken = error  # gpg's own finding says more, where it has one; it comes with its end
             while stream.read(CHUNK):
@@ -159,20 +178,36 @@ def _read(file: Path, reader: ReaderKey, trusted: Trusted, folder: Path, *, memb
     if isinstance(broken, VerificationFailed):
         raise broken
     if broken is not None or found is None:
-        raise VerificationFailed(f"{file.name} is no backup of a site, or is not whole: {broken}", resolution="take another copy of the file")
+        raise VerificationFailed(f"{file.name} is no backup of {form.subject}, or is not whole: {broken}", resolution="take another copy of the file")
     return found
 
 
-def _unpack(stream: IO[bytes], name: str, trusted: Trusted, folder: Path, *, members: bool) -> Opened:
+def _unseal(backup: Opened[M], reader: ReaderKey, folder: Path) -> None:
+    """Decrypt the members that are encrypted by themselves, each in its place. VerificationFailed if this reader can't."""
+    for member in (each for each in backup.manifest.members if each.kind is Kind.SEALED):
+        path, plain = backup.path(member), folder / "unsealed"
+        try:
+            with (
+                decrypting(path, reader, timeout=min(LONGEST, SECONDS + 20 * member.size / BYTES_PER_SECOND), within=folder) as stream,
+                plain.open("xb") as out,
+            ):
+                shutil.copyfileobj(stream, out, CHUNK)
+        except ProcessFailed as error:
+            raise VerificationFailed(
+                f"{member.name} in the backup could not be decrypted, and nothing of it was used",
+                details=error.details or error.brief,
+                resolution="it was encrypted by the `ckp site apply` before that backup: name the key of one of the readers of then",
+            ) from None
+        plain.rename(path)
+
+
+def _unpack(stream: IO[bytes], name: str, form: Form[M], trusted: Callable[[M], str], folder: Path, *, members: bool) -> Opened[M]:
     with tarfile.open(fileobj=stream, mode="r|") as archive:
         texts = [_text(archive, name, wanted, most) for wanted, most in ((MANIFEST, LARGEST_MANIFEST), (SIGNATURE, CHUNK), (SIGNED_BY, LARGEST_CERTIFICATE))]
-        manifest = parse(texts[0], name)
+        manifest = form.parse(texts[0], name)
         signed_by = _signature(texts[0], texts[1], texts[2], name, folder)
         if (expected := trusted(manifest)) != signed_by:
-            raise VerificationFailed(
-                f"{name} is signed by the key {signed_by}, and not by {expected}",
-                resolution=f"if you know that this key is the site's, say so: --signed-by {signed_by}",
-            )
+            raise VerificationFailed(f"{name} is signed by the key {signed_by}, and not by {expected}", resolution=form.stranger.format(key=signed_by))
         into = folder / MEMBERS
         if members:
             require_free_space(folder, sum(member.size for member in manifest.members) / GIB + 0.1, what=f"what is in {name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ckp.hostkit.locations import SITE_SETTINGS
-from ckp.site.hostfiles import digests
+from ckp.site.hosts.files import digests
 from ckp.site.inventory import SiteHost
 from ckp.site.settings.model import HostSettings
 

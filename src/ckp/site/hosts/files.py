@@ -1,4 +1,4 @@
-"""Files of a site's host as they should be: what differs is found with two commands, and only that is brought."""
+"""Files of a site's host as they should be: what differs is found with one command, and only that is brought."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from pathlib import Path
 
 from ckp.kits.files import sha256_bytes, sha256_file
 from ckp.site.inventory import SiteHost
+
+SHOWN = "--format=%n %a %U %G"
+BETWEEN = "==\n"
+LOOK = f'sha256sum -- "$@" 2>/dev/null; echo ==; stat "{SHOWN}" -- "$@" 2>/dev/null'
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,16 @@ class HostFile:
 
 def differing(host: SiteHost, files: Sequence[HostFile]) -> list[HostFile]:
     """Those of `files` that are missing on the host, or have another content, mode, owner or group there; in the same order."""
-    there, access = digests(host, [file.target for file in files]), owners(host, [file.target for file in files])
-    return [file for file in files if there.get(file.target) != file.sha256 or access.get(file.target) != file.access]
+    there = look(host, [file.target for file in files])
+    return [file for file in files if there.get(file.target) != (file.sha256, file.access)]
+
+
+def look(host: SiteHost, paths: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Those of the host's files that exist -> their SHA-256 in hex, and who may do what as `owners` has it; by one command, as each costs a round trip."""
+    done = host.run(["sh", "-c", LOOK, "look", *paths], timeout=120, check=False)
+    sums, _, shown = done.stdout.partition(BETWEEN)
+    access = _access(shown)
+    return {name: (digest, access[name]) for name, digest in _digests(sums).items() if name in access}
 
 
 def bring(host: SiteHost, file: HostFile) -> None:
@@ -55,13 +67,28 @@ def bring(host: SiteHost, file: HostFile) -> None:
 
 def digests(host: SiteHost, paths: Sequence[str]) -> dict[str, str]:
     """Those of the host's files that exist -> their SHA-256, in hex."""
-    done = host.run(["sha256sum", "--", *paths], timeout=120, check=False)
-    pairs = (line.split("  ", 1) for line in done.stdout.splitlines())
-    return {name: digest for digest, name in pairs}
+    return _digests(host.run(digests_argv(paths), timeout=120, check=False).stdout)
+
+
+def digests_argv(paths: Sequence[str]) -> list[str]:
+    """What `digests` asks a host."""
+    return ["sha256sum", "--", *paths]
 
 
 def owners(host: SiteHost, paths: Sequence[str]) -> dict[str, str]:
     """Those of the host's files and folders that exist -> mode in octal, user and group, as `640 root adm`."""
-    done = host.run(["stat", "--format=%n %a %U %G", "--", *paths], timeout=30, check=False)
-    pairs = (line.split(" ", 1) for line in done.stdout.splitlines())
-    return dict(pairs)
+    return _access(host.run(owners_argv(paths), timeout=30, check=False).stdout)
+
+
+def owners_argv(paths: Sequence[str]) -> list[str]:
+    """What `owners` asks a host."""
+    return ["stat", SHOWN, "--", *paths]
+
+
+def _digests(text: str) -> dict[str, str]:
+    pairs = (line.split("  ", 1) for line in text.splitlines())
+    return {name: digest for digest, name in pairs}
+
+
+def _access(text: str) -> dict[str, str]:
+    return dict(line.split(" ", 1) for line in text.splitlines())

@@ -5,47 +5,37 @@ anything, the other wants a password for each request and listens on a port of i
 under a temporary name, flushed, and renamed; a tag is written after what it names; and neither process caches what it has read
 (distribution v3.1, registry/storage/driver/filesystem and registry/handlers/app.go).
 
-What nothing names any longer stays in the folder until it is collected (ckp.site.registry_gc).
+What nothing names any longer stays in the folder until it is collected (ckp.site.registries.gc).
 """
 
 from __future__ import annotations
 
-import base64
-import json
 import re
-import secrets
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
 from typing import Protocol
 
-from cryptography import x509
-
 from ckp.clients.oci.registry import Registry
 from ckp.distribution.bundles import PREFIX
-from ckp.distribution.registries import htpasswd
-from ckp.distribution.registries.authority import TEN_YEARS, Authority, why_renew
 from ckp.distribution.registries.config import server_config
 from ckp.kits import paths
 from ckp.kits.disks import DiskFull, says_full
-from ckp.kits.errors import CkpError, Conflict, InvalidInput, NotFound
-from ckp.kits.files import atomic_write, exclusive
+from ckp.kits.errors import CkpError, Conflict, InvalidInput
+from ckp.kits.files import exclusive
 from ckp.kits.retry import wait_until
-from ckp.site.hostfiles import HostFile, bring, differing, digests, owners
+from ckp.site.hosts.files import HostFile, bring, differing, digests, digests_argv, owners, owners_argv
+from ckp.site.hosts.questions import Asked
 from ckp.site.inventory import SiteHost
-from ckp.site.registry_unit import CONFIG, DRAIN_SECONDS, DROP_IN, PROGRAM, PULL, PUSH, TEMPLATE, USER, drop_in_text, unit_of, unit_text
+from ckp.site.registries.kept import KeptRegistry
+from ckp.site.registries.unit import CONFIG, DRAIN_SECONDS, DROP_IN, PROGRAM, PULL, PUSH, TEMPLATE, USER, drop_in_text, unit_of, unit_text
 
 STORAGE = "/var/lib/ckp-registry"
-PUSH_USER = "ckp"
-"""The only user of the registry."""
 ACCOUNT = "CKP registry"
 """The comment of the host's account, which tells it from one of the same name that CKP has not made."""
-LEAF_LIFETIME = timedelta(days=5 * 365)
-"""Only `ensure` renews it, in its last half year."""
-CA_LIFETIME = 2 * TEN_YEARS
 REGISTRY_STATE = "registry"
 """The folder below a site's state with what this machine keeps of its registry."""
 RELEASE_GIB, RESERVE_GIB = 4.0, 1.0
@@ -54,6 +44,9 @@ START_TIMEOUT = 60.0
 INSTANCES = (PULL, PUSH)
 CONTENT = "docker"
 """The only entry that distribution makes in its folder."""
+STATES = ["systemctl", "show", "--property=ActiveState,SubState,UnitFileState,MainPID", *map(unit_of, INSTANCES)]
+LISTENERS = ["ss", "-Hltnp"]
+ACCOUNTS = ["getent", "passwd", USER]
 _TLS, _USERS, HOST_CA = f"{CONFIG}/tls.pem", f"{CONFIG}/htpasswd", f"{CONFIG}/ca.pem"
 
 Say = Callable[[str], None]
@@ -117,9 +110,7 @@ def configurations(listen: str, port: int, push_listen: str, push_port: int, sto
 class HostedRegistry:
     """The registry of a site on one of its hosts. Where several have it, this machine keeps the same for all of them.
 
-    This machine keeps, below `state`: the CA's certificate (ca.pem) and its key (ca.key, 0600), from which the server's certificate is renewed and
-    which no host ever gets; that certificate with its key (tls.pem, 0600); the password for pushing (credentials.json, 0600) and its bcrypt hash
-    (htpasswd, 0600). They are part of the site's state: without the CA's key, hosts would have to be given another CA once the certificate ends.
+    This machine keeps, below `state`, what `KeptRegistry` says; the CA's key gets to no host.
     The host has the server's key and the hash, readable for root and the services.
 
     Args:
@@ -183,12 +174,12 @@ class HostedRegistry:
     @property
     def ca(self) -> Path:
         """The CA of its certificate (PEM)."""
-        return self.folder / "ca.pem"
+        return self.kept.ca
 
     @property
     def credentials(self) -> Path | None:
         """The password for pushing, in the format of docker's config.json (0600)."""
-        return self.folder / "credentials.json"
+        return self.kept.credentials
 
     def client(self) -> Registry:
         """A client that may push. InvalidInput before `ensure` was called for the first time."""
@@ -208,7 +199,8 @@ class HostedRegistry:
         """
         with self._locked():
             self.refuse()
-            self.prepare(say)
+            with exclusive(self.folder / ".lock", what="making the registry's certificate and password", timeout=600):
+                self.prepare(say)
             self._ensure_account(say)
             self._ensure_storage(say)
             self._ensure_files(say)
@@ -223,13 +215,22 @@ class HostedRegistry:
             DiskFull: see `ensure`.
             NotFound: see `prepare`.
         """
+        replace(self, host=Asked(self.host, self._questions(), timeout=120))._refuse()
+
+    def _questions(self) -> list[list[str]]:
+        """What `_refuse` asks the host."""
+        content = f"{self.storage}/{CONTENT}"
+        files = [digests_argv([HOST_CA]), owners_argv([content]), owners_argv([self.storage])]
+        return [*files, STATES, LISTENERS, ACCOUNTS, *(free_space_argv(folder) for folder in (Path(self.storage), *Path(self.storage).parents))]
+
+    def _refuse(self) -> None:
         self._refuse_another_site()
         self._require_ports()
         self._require_space()
         self._require_own_storage()
         self._require_own_account()
         if self.ca.exists():
-            self._require_key(self.why_issue())
+            self.kept.require_key(self.why_issue())
 
     def remove(self, *, storage: bool = False) -> None:
         """Leave the host as it was: no services, files or account. What this machine keeps stays, and so does the content, as root's.
@@ -246,7 +247,7 @@ class HostedRegistry:
             if storage:
                 self._require_own_storage()
             self.host.run(["systemctl", "stop", *map(unit_of, INSTANCES)], timeout=DRAIN_SECONDS + 60, check=False)
-            if running := [unit_of(instance) for instance in INSTANCES if self._state(instance).get("ActiveState") not in ("inactive", "failed")]:
+            if running := [unit_of(each) for each, state in self.states().items() if state.get("ActiveState") not in ("inactive", "failed")]:
                 raise CkpError(f"{' and '.join(running)} on {self.host.name} cannot be stopped", details=self._journal(*running))
             self.host.run(["systemctl", "disable", *map(unit_of, INSTANCES)], timeout=60, check=False)
             self.host.run(["rm", "-rf", "--", TEMPLATE, DROP_IN], timeout=30)
@@ -274,84 +275,21 @@ class HostedRegistry:
         return self.state or paths.state() / "registries" / self.name
 
     def _locked(self) -> AbstractContextManager[None]:
-        return exclusive(self.folder / ".lock", what=f"setting up or removing the registry on {self.host.name}", timeout=600)
-
-    def prepare(self, say: Say) -> None:
-        """CA, certificate, password and hash; each is made if it is missing, and the certificate also when it must be renewed.
-
-        Raises:
-            NotFound: the certificate must be renewed, and the CA's key is not there.
-            InvalidInput: a file is not what CKP wrote.
-        """
-        self.folder.chmod(0o700)
-        self._ensure_authority(say)
-        if why := self.why_issue():
-            self._require_key(why)
-            authority = Authority.load(self.ca.read_bytes(), (self.folder / "ca.key").read_bytes())
-            leaf = authority.issue(self._names(), now=self.now(), lifetime=LEAF_LIFETIME)
-            atomic_write(self._tls, leaf.certificate + leaf.key, mode=0o600)  # one file: both are new, or neither is
-            say(f"registry: certificate issued ({why})")
-        self._ensure_password(say)
-
-    def why_issue(self) -> str:
-        """Why the server's certificate must be issued, by the CA that is there; "" if it need not."""
-        if not self._tls.exists():
-            return "there is none"
-        return why_renew(self._tls.read_bytes(), x509.load_pem_x509_certificate(self.ca.read_bytes()), self._names(), self.now())
+        return exclusive(self.folder / f".{self.host.name}.lock", what=f"setting up or removing the registry on {self.host.name}", timeout=600)
 
     @property
-    def _tls(self) -> Path:
-        """The server's certificate with its key."""
-        return self.folder / "tls.pem"
+    def kept(self) -> KeptRegistry:
+        """What this machine keeps of it."""
+        addresses = tuple(sorted({self.listen, *self.beside}, key=IPv4Address))
+        return KeptRegistry(self.folder, self.name, addresses, self.virtual, self.push_port, self.now)
 
-    def _names(self) -> list[str]:
-        """Of the certificate, which is the same on all hosts."""
-        return [self.name, *self._addresses(), *([self.virtual] if self.virtual else [])]
+    def prepare(self, say: Say) -> None:
+        """As `KeptRegistry.prepare`."""
+        self.kept.prepare(say)
 
-    def _addresses(self) -> list[str]:
-        return sorted({self.listen, *self.beside}, key=IPv4Address)
-
-    def _require_key(self, why: str) -> None:
-        key = self.folder / "ca.key"
-        if why and not key.exists():
-            raise NotFound(
-                f"the registry's certificate must be issued ({why}), and {key} with the key of its CA is missing",
-                resolution="restore it from a backup of the site's state",
-            )
-
-    def _ensure_authority(self, say: Say) -> None:
-        if not self.ca.exists():
-            made = Authority.create(f"CKP registry CA of {self.name}", now=self.now(), lifetime=CA_LIFETIME)
-            atomic_write(self.folder / "ca.key", made.key_pem, mode=0o600)
-            atomic_write(self.ca, made.pem)  # last: its presence says that both are there
-            say(f"registry: CA made; its key is in {self.folder}")
-
-    def _ensure_password(self, say: Say) -> None:
-        file, users = self.folder / "credentials.json", self.folder / "htpasswd"
-        password = self._password(file)
-        if not password:
-            password = secrets.token_urlsafe(32)
-            say("registry: password for pushing made")
-        login = base64.b64encode(f"{PUSH_USER}:{password}".encode()).decode()
-        # By address: another address needs another entry.
-        content = json.dumps({"auths": {f"{address}:{self.push_port}": {"auth": login} for address in self._addresses()}})
-        if not file.exists() or file.read_text() != content:
-            atomic_write(file, content, mode=0o600)
-        if not users.exists() or not htpasswd.matches(users.read_text(), PUSH_USER, password):
-            atomic_write(users, htpasswd.entry(PUSH_USER, password), mode=0o600)
-
-    def _password(self, file: Path) -> str:
-        """The one in the file; "" if there is no file."""
-        if not file.exists():
-            return ""
-        try:
-            [login] = {entry["auth"] for entry in json.loads(file.read_bytes())["auths"].values()}
-            user, _, password = base64.b64decode(login, validate=True).decode().partition(":")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            user = password = ""
-        if user != PUSH_USER or not password:
-            raise InvalidInput(f"{file} is not the file of the registry's password that CKP wrote", resolution="restore it, or delete it: another is made")
-        return password
+    def why_issue(self) -> str:
+        """As `KeptRegistry.why_issue`."""
+        return self.kept.why_issue()
 
     # -- on the host: what must be so before anything is changed
 
@@ -364,7 +302,7 @@ class HostedRegistry:
             )
 
     def _require_ports(self) -> None:
-        ours = {self._state(instance).get("MainPID", "0") for instance in INSTANCES}
+        ours = {state.get("MainPID", "0") for state in self.states().values()}
         for line in self._listeners():
             fields = line.split()
             where, _, port = fields[3].rpartition(":") if len(fields) > 3 else ("", "", "")
@@ -375,7 +313,7 @@ class HostedRegistry:
 
     def _listeners(self) -> list[str]:
         """Lines of ss(8), one for each TCP socket that listens; none where there is no such program: then the service's journal tells."""
-        return self.host.run(["ss", "-Hltnp"], timeout=30, check=False).stdout.splitlines()
+        return self.host.run(LISTENERS, timeout=30, check=False).stdout.splitlines()
 
     def _port_taken(self, port: str | int, details: str) -> Conflict:
         return Conflict(
@@ -391,7 +329,7 @@ class HostedRegistry:
     def require_space(self, gib: float, *, what: str = "the site's registry") -> None:
         """Raise DiskFull if fewer than `gib` GiB are free where the host keeps its content, or will."""
         place = Path(self.storage)
-        while not (done := self.host.run(["df", "--output=avail", "--block-size=1", "--", place], timeout=30, check=False)).stdout.strip():
+        while not (done := self.host.run(free_space_argv(place), timeout=30, check=False)).stdout.strip():
             if place == place.parent:
                 raise CkpError(f"the free space below {self.storage} of {self.host.name} cannot be read", details=done.stderr)
             place = place.parent
@@ -427,7 +365,7 @@ class HostedRegistry:
 
     def _account(self) -> str | None:
         """The comment of the host's account; None if there is no such account."""
-        found = self.host.run(["getent", "passwd", USER], timeout=30, check=False).stdout.strip().split(":")
+        found = self.host.run(ACCOUNTS, timeout=30, check=False).stdout.strip().split(":")
         return found[4] if len(found) == 7 else None
 
     def _ensure_account(self, say: Say) -> None:
@@ -453,8 +391,8 @@ class HostedRegistry:
         return [
             HostFile(HOST_CA, self.ca),
             HostFile(PROGRAM, self.program, mode=0o755, readers=INSTANCES),
-            HostFile(_TLS, self._tls, group=USER, readers=INSTANCES),
-            HostFile(_USERS, self.folder / "htpasswd", group=USER),  # is read again when it changes
+            HostFile(_TLS, self.kept.tls, group=USER, readers=INSTANCES),
+            HostFile(_USERS, self.kept.users, group=USER),  # is read again when it changes
             *(HostFile(f"{CONFIG}/{instance}.yml", text.encode(), readers=(instance,)) for instance, text in texts.items()),
             HostFile(TEMPLATE, unit_text().encode(), readers=INSTANCES),
             HostFile(f"{DROP_IN}/storage.conf", drop_in_text(self.storage).encode(), readers=(PUSH,)),
@@ -475,12 +413,12 @@ class HostedRegistry:
         marked = digests(self.host, [mark_of(instance) for instance in INSTANCES])
         if marked:
             self.host.run(["systemctl", "daemon-reload"], timeout=60)
-        enabled = self.host.run(["systemctl", "is-enabled", *map(unit_of, INSTANCES)], timeout=30, check=False).stdout.split()
-        if enabled != ["enabled"] * len(INSTANCES):
+        states = self.states()
+        if any(state.get("UnitFileState") != "enabled" for state in states.values()):
             self.host.run(["systemctl", "enable", *map(unit_of, INSTANCES)], timeout=60)
         for instance in INSTANCES:
             restart = mark_of(instance) in marked
-            if restart or self._state(instance).get("ActiveState") != "active":
+            if restart or states[instance].get("ActiveState") != "active":
                 self._start(instance, "restart" if restart else "start")
                 say(f"{self.host.name}: {unit_of(instance)} {'restarted' if restart else 'started'}")
             self._wait(instance)
@@ -501,7 +439,7 @@ class HostedRegistry:
         def answers(client: Registry) -> bool:
             if client.alive():
                 return True
-            state = self._state(instance)
+            state = self.states()[instance]
             if state.get("ActiveState") == "failed" or state.get("SubState") == "auto-restart":
                 raise self._failed(instance, "")
             return False
@@ -527,10 +465,11 @@ class HostedRegistry:
                 found += [] if client.alive() else [endpoint]
         return found
 
-    def _state(self, instance: str) -> dict[str, str]:
-        """ActiveState, SubState and MainPID of a service, as systemd has them."""
-        shown = self.host.run(["systemctl", "show", "--property=ActiveState,SubState,MainPID", unit_of(instance)], timeout=30, check=False).stdout
-        return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+    def states(self) -> dict[str, dict[str, str]]:
+        """ActiveState, SubState, UnitFileState and MainPID of each service, as systemd has them."""
+        shown = self.host.run(STATES, timeout=30, check=False).stdout
+        blocks = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in shown.split("\n\n")]  # as the units were named
+        return {instance: blocks[number] if number < len(blocks) else {} for number, instance in enumerate(INSTANCES)}
 
     def _journal(self, *units: str) -> str:
         selection = [word for unit in units for word in ("-u", unit)]
@@ -548,6 +487,11 @@ class HostedRegistry:
         return CkpError(
             brief, details=details, resolution=f"correct what its journal names, and run the same command again (journalctl -u {unit_of(instance)})"
         )
+
+
+def free_space_argv(folder: Path) -> list[str]:
+    """What tells how many bytes are free there; nothing if there is no such folder."""
+    return ["df", "--output=avail", "--block-size=1", "--", str(folder)]
 
 
 def mark_of(instance: str) -> str:

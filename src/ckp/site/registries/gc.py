@@ -14,8 +14,8 @@ from contextlib import closing
 from ckp.distribution.registries.config import ENVIRONMENT
 from ckp.kits.errors import CkpError
 from ckp.kits.retry import wait_until
-from ckp.site.registry import CONTENT, START_TIMEOUT, HostedRegistry
-from ckp.site.registry_unit import CONFIG, DRAIN_SECONDS, PROGRAM, PUSH, USER, unit_of
+from ckp.site.registries.hosted import CONTENT, START_TIMEOUT, HostedRegistry
+from ckp.site.registries.unit import CONFIG, DRAIN_SECONDS, PROGRAM, PUSH, USER, unit_of
 
 UNIT = "ckp-registry-gc.service"
 LONGEST = 3600

@@ -2,7 +2,7 @@
 
 Nothing is written to the host's disks. The output has a line for each piece, `D ` and the base64 of its deflated bytes, and a last one, `E ` and JSON: size and
 SHA-256 of the whole, and what was seen of it. Lines of other forms are what programs said; they are for people. The only argument is the request, as JSON:
-it names files and objects, and holds no secret.
+it names files and objects, and holds no secret. The client of etcd serves backups of clusters, too, where they are made.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Trailed:
         keep: pass that digest on as well, once it is right.
     """
 
-    def __init__(self, sink: Sink, keep: bool) -> None:
+    def __init__(self, sink: Any, keep: bool) -> None:
         self._sink, self._keep = sink, keep
         self._digest, self._last = hashlib.sha256(), b""
 
@@ -163,7 +163,7 @@ class Etcd:
             raise ValueError(f"etcd answered {path} with {answer.status}: {said.get('message') or said.get('error')}")
         return said
 
-    def snapshot(self, sink: Sink) -> None:
+    def snapshot(self, sink: Any) -> None:
         """Its database as it is at this moment."""
         answer = self._post("/v3/maintenance/snapshot", {})
         if answer.status != 200:
@@ -191,7 +191,11 @@ def etcd(request: Request, sink: Sink) -> dict[str, Any]:
     elif request["files"]:
         ca, certificate, key = (read(path) for path in request["files"])
         tls = (ca, certificate, key)
-    member = Etcd(request["url"], tls, request.get("name", ""))
+    return snapshot_of(Etcd(request["url"], tls, request.get("name", "")), sink)
+
+
+def snapshot_of(member: Etcd, sink: Any) -> dict[str, Any]:
+    """The same, of a member that is there already. The sink takes bytes by `write`."""
     read_first = member.ask("/v3/kv/range", {"key": "AA==", "range_end": "AA==", "count_only": True})
     members = member.ask("/v3/cluster/member/list", {})["members"]
     status = member.ask("/v3/maintenance/status", {})

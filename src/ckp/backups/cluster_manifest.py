@@ -1,0 +1,106 @@
+"""What is in a backup of a workload cluster: its manifest, which lists the members (ckp.backups.members)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from ckp.backups.archive import Form
+from ckp.backups.members import Member, Record
+from ckp.kits.errors import InvalidInput, VerificationFailed
+from ckp.rules.cluster_backups import Restorable
+
+FORMAT = 1
+"""The newest that this version reads."""
+KIND = "cluster"
+SNAPSHOT = "etcd/snapshot"
+"""The member with the cluster's etcd."""
+AUTHORITIES = "pki/"
+"""What names of members with CAs and service-account keys begin with."""
+
+
+class ClusterManifest(Record):
+    """All of a backup of a workload cluster.
+
+    Args:
+        kind: tells it from a site's.
+        made: when it was begun.
+        ckp: the version of CKP that made it.
+        namespace, cluster: the cluster's.
+        identity: of the public key of its CA.
+        version: of its Kubernetes.
+        settings: of its objects, for people.
+    """
+
+    format: int
+    kind: str = Field(pattern=f"^{KIND}$")
+    made: datetime
+    ckp: str
+    namespace: str
+    cluster: str
+    identity: str
+    version: str = Field(pattern=r"^v\d+\.\d+\.\d+$")
+    settings: Mapping[str, str] = {}
+    members: tuple[Member, ...]
+
+    @model_validator(mode="after")
+    def _whole(self) -> ClusterManifest:
+        names = [member.name for member in self.members]
+        if len(set(names)) != len(names):
+            raise ValueError("a member is there twice")
+        if SNAPSHOT not in names:
+            raise ValueError("it has no snapshot of etcd")
+        return self
+
+    @property
+    def snapshot(self) -> Member:
+        """The member with the cluster's etcd."""
+        return next(member for member in self.members if member.name == SNAPSHOT)
+
+    @property
+    def restorable(self) -> Restorable:
+        """What decides whether it fits a cluster."""
+        return Restorable(f"{self.namespace}/{self.cluster}", self.identity, self.version)
+
+    def encoded(self) -> bytes:
+        """As it is in the archive."""
+        return self.model_dump_json(by_alias=True, indent=1).encode()
+
+
+def parse(data: bytes, file: str) -> ClusterManifest:
+    """A manifest from its bytes.
+
+    Args:
+        file: the backup, for errors.
+
+    Raises:
+        InvalidInput: a later version of CKP has made it.
+        VerificationFailed: it is none.
+    """
+    try:
+        found: Any = json.loads(data)
+        version = found["format"]
+        kind = found.get("kind")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise VerificationFailed(f"{file} is no backup of a cluster: its manifest can't be read") from None
+    if kind != KIND:
+        raise VerificationFailed(f"{file} is no backup of a workload cluster")
+    if not isinstance(version, int) or version > FORMAT:
+        by = found.get("ckp", "a later version")
+        raise InvalidInput(
+            f"{file} has the format {version}, and this version of CKP reads backups of clusters up to {FORMAT}",
+            resolution=f"use the version of CKP that made it ({by})",
+        )
+    try:
+        return ClusterManifest.model_validate_json(data)
+    except ValidationError as error:
+        wrong = "\n".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise VerificationFailed(f"the manifest of {file} is not whole", details=wrong) from None
+
+
+FORM = Form(parse, "a workload cluster", "it was made with keys of another project or site, which this one does not trust")
+"""How backups of workload clusters are read."""
