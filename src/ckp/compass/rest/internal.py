@@ -19,7 +19,7 @@ Token = Annotated[str, Header(alias=TOKEN_HEADER, max_length=256)]
 
 def make_internal_app(cases: UseCases) -> Gate:
     """The application of Compass' inner port."""
-    app = FastAPI(title="CKP Compass, internal", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="CKP Compass, internal", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     install_handlers(app)
 
     @app.post(ENROLMENTS_PATH, status_code=202)

@@ -27,6 +27,8 @@ def make_public_app(cases: UseCases) -> Gate:
         redoc_url=None,
         openapi_url=f"{PREFIX}/openapi.json",
         responses={"default": {"model": ErrorBody, "description": "The request was refused, or failed."}},
+        # An address has one form: a client that resolves dots (RFC 3986, 5.2.4) makes …/projects/web/ of …/web/hosts/.., which must not be the project.
+        redirect_slashes=False,
     )
     app.state.cases = cases
     install_handlers(app)

@@ -159,6 +159,14 @@ def test_a_change_is_every_route_that_is_not_a_get() -> None:
             assert feature_of(method, path).least in CHANGING, path
 
 
+async def test_an_object_named_by_dots_is_not_the_one_that_holds_it(world: World) -> None:
+    """RFC 3986, 5.2.4: clients resolve `..`, so DELETE …/web/hosts/.. arrives as DELETE …/web/; and many follow a redirect with the same method."""
+    await world.project("acme", "web")
+    for path in ("/api/v1/domains/acme/projects/web/", "/api/v1/domains/acme/projects/", "/api/v1/domains/acme/"):
+        assert (await world.rest.delete(path)).status_code == 404, path
+    await world.call("GET", "/api/v1/domains/acme/projects/web", expect=200)
+
+
 async def browser_of(console: ConsoleWorld, stack: Any, name: str) -> Browser:
     browser: Browser = await stack.enter_async_context(console.browser(signed_in=False))
     data = {"name": name, "password": PASSWORD, "next": "/"}
