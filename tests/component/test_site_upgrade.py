@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from ckp import __version__
-from ckp.api.crds import all_crds
 from ckp.distribution.management import Management
 from ckp.kits.errors import CkpError, Conflict
 from ckp.kits.steps import Steps
@@ -27,7 +26,7 @@ from ckp.site.upgrade.applied import applied_by
 from ckp.site.upgrade.limits import Limits
 from ckp.site.upgrade.run import TakenBack, Upgrade, give_up
 from tests.simulators.site_host import Killed
-from tests.support.control_plane import TestControlPlane
+from tests.support.control_plane import TestControlPlane, control_plane
 from tests.support.plane_host import PlaneHost
 
 pytestmark = pytest.mark.component
@@ -59,6 +58,13 @@ def widget(*versions: str, storage: str) -> Obj:
     names = {"kind": "Widget", "plural": "widgets", "singular": "widget", "listKind": "WidgetList"}
     spec = {"group": "upgrade.test", "scope": "Namespaced", "names": names, "versions": listed}
     return {"apiVersion": "apiextensions.k8s.io/v1", "kind": crds.KIND, "metadata": {"name": "widgets.upgrade.test"}, "spec": spec}
+
+
+@pytest.fixture(scope="module")
+def plane() -> Iterator[TestControlPlane]:
+    """Of this file alone: what other tests leave of CKP's kinds would be part of the layer, and what is done to the kinds here is not for others."""
+    with control_plane() as running:
+        yield running
 
 
 @pytest.fixture
@@ -217,14 +223,11 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def ground(plane: TestControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def ground(plane: TestControlPlane, tmp_path_factory: pytest.TempPathFactory) -> World:
     plane.kubectl(*APPLY, stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": CILIUM}))
     plane.kubectl("wait", "--for=condition=Established", *(f"crd/{each['metadata']['name']}" for each in CILIUM))
     plane.kubectl("create", "namespace", "cert-manager")
-    yield World(plane, tmp_path_factory.mktemp("state"))
-    for objects in (CILIUM, [each for each in new_layer()[CKP_GROUP] if each["kind"] == "Deployment"]):
-        plane.kubectl("delete", "--ignore-not-found", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
-    plane.kubectl(*APPLY, stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": all_crds()}))
+    return World(plane, tmp_path_factory.mktemp("state"))
 
 
 @pytest.fixture
