@@ -12,12 +12,15 @@ import pytest
 
 from ckp.kits.retry import wait_until
 from tests.support.backup_place import NAME, BackupPlace, prepared
+from tests.worlds.backup import make_reader
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.root("boots whole hosts")]
 
 MARK = "written-before-the-backup"
 LATER = "written-after-the-backup"
 CLUSTER = "demo"
+KEPT = "/srv/ckp-backups"
+SERVICE = "ckp-site-backup.service"
 READY = "jsonpath={.metadata.uid} {.status.conditions[?(@.type=='Ready')].status}"
 
 
@@ -60,6 +63,34 @@ def test_a_site_is_backed_up_into_one_file_that_is_proved(applied: BackupPlace) 
     assert file.stat().st_mode & 0o777 == 0o600
     assert place.host.run(["find", "/var/lib", "/tmp", "/run", "-name", "*backup*"], timeout=60).stdout == before, "nothing is left on the host"
     assert not (place.state / "backup" / "scratch").exists()
+
+
+def test_the_management_host_makes_backups_by_itself(applied: BackupPlace) -> None:
+    """By its timer's service, in its sandbox; for a reader whose secret key is elsewhere. Then the file says so no longer, and nothing of it is left."""
+    place, host, before = applied, applied.host, applied.file.read_text()
+    certificate, secret = make_reader(place.folder, "operator")
+    host.run(["install", "-d", "-o", "nobody", "-m", "0750", KEPT], timeout=30)
+    place.file.write_text(f"{before}backup: {{to: {{path: {KEPT}}}, every: 1h, keep: 2, encryptFor: [{certificate.name}]}}\n")
+    print(place.ckp("site", "apply", "-f", str(place.file), "--profile", "lab", timeout=900).stdout)
+    assert host.run(["systemctl", "is-enabled", "ckp-site-backup.timer"], timeout=30).stdout.strip() == "enabled"
+    assert host.run(["systemctl", "is-active", "ckp-site-backup.timer"], timeout=30).stdout.strip() == "active"
+
+    for _ in range(2):  # the timer may have been first; and one that is new is not made again
+        host.run(["systemctl", "start", SERVICE], timeout=600)
+    print(host.run(["journalctl", "-u", SERVICE, "--no-pager", "--output=cat"], timeout=30).stdout)
+    [name] = host.run(["ls", KEPT], timeout=30).stdout.split()
+    assert host.run(["stat", "-c", "%a", f"{KEPT}/{name}"], timeout=30).stdout.strip() == "600"
+    assert host.run(["find", "/var/lib/ckp-backup/making", "-type", "f"], timeout=30, check=False).stdout == "", "what was in the making is gone"
+    assert name in place.ckp("site", "backup", "-f", str(place.file), "--list").stdout
+    verified = place.ckp("site", "backup", "-f", str(place.file), "--verify", name, "--key", str(secret), timeout=1200)
+    assert "all that is in it can be restored" in verified.stdout, verified.stdout
+    parts = json.loads(place.ckp("site", "status", "-f", str(place.file), "-o", "json").stdout)
+    assert {part["name"]: part["state"] for part in parts if part["name"].startswith("backup")} == {"backups": "ok", "backup timer": "ok"}
+
+    place.file.write_text(before)
+    print(place.ckp("site", "apply", "-f", str(place.file), "--profile", "lab", timeout=900).stdout)
+    left = host.run(["sh", "-c", "ls -d /etc/ckp-backup /var/lib/ckp-backup /etc/systemd/system/ckp-site-backup.*"], timeout=30, check=False)
+    assert left.stdout == "" and host.run(["ls", KEPT], timeout=30).stdout.split() == [name], "backups stay"
 
 
 def test_the_backup_is_shown_and_verified_from_the_file_alone(applied: BackupPlace) -> None:
