@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ckp import __version__
+from ckp.api.crds import all_crds
 from ckp.distribution.management import Management
 from ckp.kits.errors import CkpError, Conflict
 from ckp.kits.steps import Steps
@@ -296,6 +297,28 @@ def test_an_object_of_a_new_kind_that_was_made_meanwhile_is_not_deleted_with_its
         world.upgrade()
     assert "r" in world.plane.kubectl("get", "byoremediations", f"--namespace={namespace}", "-o", "name")
     world.plane.kubectl("delete", "byoremediations", "r", f"--namespace={namespace}")
+
+
+def test_what_somebody_else_has_made_under_a_name_of_the_new_layer_is_as_it_was_after_the_way_back(world: World) -> None:
+    """As on an existing cluster: objects there that the version before has applied nothing of, among them a kind."""
+    [kind] = [each for each in all_crds() if each["metadata"]["name"] == ONLY_NEW[1]]
+    theirs = copy.deepcopy(kind)
+    theirs["spec"]["names"]["shortNames"] = ["theirs"]
+    config = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": ONLY_NEW[0], "namespace": "ckp-system", "labels": {"of": "them"}},
+        "data": {"a": "theirs"},
+    }
+    for each in (theirs, config):
+        world.plane.kubectl("create", "-f", "-", stdin=json.dumps(each))
+    world.host.broken = {NEW_IMAGE}
+    with pytest.raises(TakenBack):
+        world.upgrade()
+    found = json.loads(world.plane.kubectl("get", "configmap", ONLY_NEW[0], "--namespace=ckp-system", "-o", "json"))
+    assert (found["data"], found["metadata"]["labels"]) == ({"a": "theirs"}, {"of": "them"})
+    found = json.loads(world.plane.kubectl("get", "crd", ONLY_NEW[1], "-o", "json"))
+    assert found["spec"]["names"]["shortNames"] == ["theirs"]
 
 
 @pytest.mark.long

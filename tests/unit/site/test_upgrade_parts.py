@@ -81,6 +81,11 @@ def test_only_what_a_manager_has_set_is_read_back() -> None:
     }
 
 
+def test_of_an_object_that_a_manager_has_set_nothing_of_only_the_name_is_its_own() -> None:
+    found = applied_by(managed(DEPLOYMENT, ("others", {"f:spec": {"f:paused": {}}})), "ours")
+    assert found.keys() == {"apiVersion", "kind", "metadata"} and found["metadata"].keys() <= {"name", "namespace"}
+
+
 def test_what_it_has_set_by_two_ways_is_read_back_together() -> None:
     patched = {"f:metadata": {"f:annotations": {"f:deployment.kubernetes.io/revision": {}}}, "f:spec": {"f:template": {}}}
     found = applied_by(managed(DEPLOYMENT, ("ours", OURS), ("ours", patched)), "ours")

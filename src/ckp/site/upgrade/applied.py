@@ -14,7 +14,7 @@ Fields = Mapping[str, Any]
 
 
 def applied_by(obj: Obj, manager: str) -> Obj:
-    """An object with only what a field manager has set, so that it may be applied again.
+    """An object with only what a field manager has set, so that it may be applied again; its name alone where it has set nothing.
 
     Args:
         obj: as the API server gives it, with its `managedFields`.
@@ -24,7 +24,7 @@ def applied_by(obj: Obj, manager: str) -> Obj:
         if entry.get("manager") == manager and not entry.get("subresource"):
             _merge(fields, entry.get("fieldsV1") or {})
     meta = obj["metadata"]
-    found = _owned(obj, fields)
+    found = _owned(obj, fields) if fields else {}  # below an object, nothing means all of it
     named = {"name": meta["name"], **({"namespace": meta["namespace"]} if meta.get("namespace") else {})}
     return {"apiVersion": obj["apiVersion"], "kind": obj["kind"], **found, "metadata": {**found.get("metadata", {}), **named}}
 

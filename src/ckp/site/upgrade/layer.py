@@ -46,7 +46,7 @@ def keep(host: SiteHost, groups: Groups) -> tuple[Ref, ...]:
         refs = [Ref.of(each) for each in objects]
         found = {Ref.of(each).key: each for each in _live(host, refs, live)}
         new += [ref for ref in refs if ref.key not in found]
-        records.keep(host, name, [applied_by(found[ref.key], MANAGER) for ref in refs if ref.key in found])
+        records.keep(host, name, [_as_it_was(found[ref.key]) for ref in refs if ref.key in found])
     records.keep(host, DROPPED, [applied_by(each, MANAGER) for each in dropped(host, groups, live)])
     records.keep(host, NEW, [compass_of(groups)])
     return tuple(new)
@@ -75,6 +75,15 @@ def _is_ours(obj: Obj) -> bool:
     """Whether CKP has applied it as a part of the layer: not its own records of the upgrade, which go by themselves."""
     by_us = any(each.get("manager") == MANAGER and each.get("operation") == "Apply" for each in obj["metadata"].get("managedFields") or ())
     return by_us and not (obj["kind"] == "ConfigMap" and obj["metadata"]["name"].startswith(version.UPGRADING))
+
+
+def _as_it_was(found: Obj) -> Obj:
+    """What the way back applies: what this layer's manager has set. Of an object that it has set nothing of, all that people set: somebody else has made it."""
+    ours = applied_by(found, MANAGER)
+    if ours.keys() - {"apiVersion", "kind", "metadata"} or ours["metadata"].keys() - {"name", "namespace"}:
+        return ours
+    meta = {key: value for key, value in found["metadata"].items() if key in ("name", "namespace", "labels", "annotations")}
+    return {**{key: value for key, value in found.items() if key != "status"}, "metadata": meta}
 
 
 def _live(host: SiteHost, refs: Sequence[Ref], definitions: Mapping[str, Obj]) -> list[Obj]:
