@@ -35,6 +35,24 @@ BEGIN_FIRST = (
 """Files that take long, whatever their number of tests: where files are handed out to workers, one of them alone at the end would be waited for."""
 
 
+class Failed:
+    """Names each failed test at once: pytest does so in its summary only, which for a suite of half an hour is late, and for one that is killed never."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            terminal.write_line(f" FAILED {report.nodeid}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """For runs that print dots. Workers of pytest-xdist print nothing."""
+    if config.option.verbose <= 0 and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Failed(config), "ckp-failed")
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Give each test the mark of its folder."""
     folder = item.path.relative_to(Path(__file__).parent).parts[0]
