@@ -18,6 +18,7 @@ import pytest
 
 from ckp.agent.main import parser as agent_parser
 from ckp.cli.main import root
+from ckp.hosttool.backup.command import parser as backup_parser
 from ckp.standalone.command import parser as standalone_parser
 from tests.support.checkout import REPO
 
@@ -85,9 +86,11 @@ def argument_problem(path: str, rest: Sequence[str], command: click.Command) -> 
 def agent_problem(words: Sequence[str], *, prose: bool) -> str:
     """What is wrong with `ckp-agent` followed by these words; "" if nothing."""
     parser, path, rest = agent_parser(), "ckp-agent", list(words)
-    known = {name for item in parser._actions for name in item.option_strings}
     if rest[:1] == ["standalone"]:
         parser, path, rest = standalone_parser(), "ckp-agent standalone", rest[1:]
+    elif rest[:1] == ["backup"]:
+        parser, path, rest = backup_parser(), "ckp-agent backup", rest[1:]
+    known = {name for item in parser._actions for name in item.option_strings}
     while rest and (commands := below(parser)) and WORD.fullmatch(rest[0]):
         names = rest.pop(0).split("|")
         if unknown := [name for name in names if name not in commands]:

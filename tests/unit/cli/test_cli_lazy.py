@@ -89,7 +89,7 @@ def test_each_summary_is_printed() -> None:
 
 def test_an_unknown_command_is_compared_with_those_that_are_not_imported() -> None:
     answer = CliRunner().invoke(root, ["clutser"], prog_name="ckp")
-    assert answer.exit_code == 2 and "No such command 'clutser'. Did you mean 'cluster'?" in answer.output
+    assert answer.exit_code == 2 and "No such command 'clutser'" in answer.output and "'cluster'" in answer.output.partition("Did you mean")[2]
 
 
 @pytest.mark.parametrize("command", ["cluster", "host", "hostgroup", "lab", "standalone"])

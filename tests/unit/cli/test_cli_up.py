@@ -98,7 +98,8 @@ class World(AppliedSite):
         monkeypatch.setattr(up, "kubeconfig_path", lambda name: root / name)
         monkeypatch.setattr(up, "verified_release", lambda archive, _keyring, _registry, systems, *_: self.made(archive.stem, systems))
         monkeypatch.setattr(LabHosts, "boot", lambda hosts, _say: self.calls.append(("boot", *(spec.name for spec in hosts.specs))))
-        monkeypatch.setattr(install, "Session", lambda config: Session(config, transport=httpx.MockTransport(self.answer)))
+        for module in (install, up):
+            monkeypatch.setattr(module, "Session", lambda config: Session(config, transport=httpx.MockTransport(self.answer)))
         monkeypatch.setattr(Enrolment, "run", lambda enrolment: self.calls.append(("enrol", *(host.name for host in enrolment.site.worker_hosts))))
         monkeypatch.setattr(up, "wait_until_ready", lambda *_: {"version": RELEASE, "machines": [{}], "steps": []})
 

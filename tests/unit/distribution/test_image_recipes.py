@@ -199,7 +199,11 @@ GOOD = 'version = "release"\n[[layers]]\ncontents = [{ src = "kubernetes/bin/kub
             ["there is no extra/x", "agent-packages, agent-repositories, catalog-releases, pause, platform-code"],
         ),
         ("kubernetes/bin/kubelet", "self/x.sh", ["images/new/x.sh", "add that file, or correct its name"]),
-        ("[[layers]]", '[[layers]]\ndebian = "netwrk"\n[[layers]]', ["layers.0.debian: there is no list", "netwrk.toml", "write one of: network, python"]),
+        (
+            "[[layers]]",
+            '[[layers]]\ndebian = "netwrk"\n[[layers]]',
+            ["layers.0.debian: there is no list", "netwrk.toml", "write one of: backup, network, python"],
+        ),
     ],
 )
 def test_a_wrong_recipe_is_rejected_by_file_and_key_before_anything_is_made(

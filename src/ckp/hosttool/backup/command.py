@@ -30,11 +30,16 @@ VERSION, UPGRADE = "ckp-version", "ckp-upgrade"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of what it takes."""
+    made = argparse.ArgumentParser(prog="ckp-agent backup", description="Make a backup of the site if one is due and no other management host makes one.")
+    made.add_argument("--now", action="store_true", help="also if none is due")
+    return made
+
+
 def command(arguments: Sequence[str]) -> int:
     """Run the command; its exit code."""
-    parser = argparse.ArgumentParser(prog="ckp-agent backup", description="Make a backup of the site if one is due and no other management host makes one.")
-    parser.add_argument("--now", action="store_true", help="also if none is due")
-    chosen = parser.parse_args(list(arguments))
+    chosen = parser().parse_args(list(arguments))
     environment = proxies.environment()
     for name in proxies.NAMES:  # for the bucket alone: kubectl would take it for the API server
         os.environ.pop(name, None)
