@@ -7,10 +7,11 @@ import typing
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
 from ckp.agent import messages
+from ckp.agent.node import upgrade
 from ckp.api import host_protocol
 
 pytestmark = pytest.mark.contract
@@ -56,6 +57,19 @@ def test_constants_agree() -> None:
     assert messages.MAX_FRAME_BYTES == host_protocol.MAX_FRAME_BYTES
     assert messages.REPORT_SECONDS == host_protocol.REPORT_SECONDS
     assert typing.get_args(host_protocol.Phase) == messages.PHASES
+    assert typing.get_args(host_protocol.UpgradeState) == messages.UPGRADE_STATES
+    assert host_protocol.FEATURES == messages.FEATURES
+    assert upgrade.UPGRADE == "upgrade" and {upgrade.PREPARING, upgrade.PREPARED, upgrade.DONE, upgrade.FAILED, *upgrade.ACTIVE} == set(messages.UPGRADE_STATES)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("phase", "roll-back"), ("request", ""), ("request", "x" * 129), ("release", "v" * 64)], ids=["phase", "none", "long", "release"]
+)
+def test_a_malformed_request_for_an_upgrade_is_never_sent(field: str, value: str) -> None:
+    good = {"request": "1", "release": "v1.36.0", "phase": "install", "bundle": {"image": "r/b@sha256:1", "tag": "t", "release": "v1.36.0"}}
+    assert host_protocol.NodeUpgrade.model_validate(good).phase == "install"
+    with pytest.raises(ValidationError):
+        host_protocol.NodeUpgrade.model_validate(good | {field: value})
 
 
 def test_secrets_stay_out_of_representations_on_both_sides() -> None:
@@ -90,8 +104,15 @@ SAMPLES = [
     messages.IssuedCertificate("c", "ca"),
     messages.Desired(3, "h", MEMBERSHIP),
     messages.Desired(3, "h", None),
+    messages.Desired(
+        3, "h", dataclasses.replace(MEMBERSHIP, upgrade=messages.NodeUpgrade("1", "v1.36.0", messages.BundleRef("r/b@sha256:1", "t", "v1.36.0"), "prepare"))
+    ),
     messages.Desired(3, "h", None, messages.AgentTarget("0.2.0+1-ckp", "r/ckp-agent@sha256:0", "r/ckp-agent@sha256:1", "ca", 5.0)),
     messages.Report(3, "Joined", "ns/demo", "m", "v1.35.1", "R", "M.", 2, (messages.JournalEntry("2024-01-01T00:00:00Z", "pull", "done", 1.5, "x"),)),
+    *(
+        messages.Report(3, "Joined", upgrade=messages.UpgradeReport("1", "v1.36.0", state, "R", "M.", True, "2024-01-01T00:00:00Z"))
+        for state in messages.UPGRADE_STATES
+    ),
 ]
 
 

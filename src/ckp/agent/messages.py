@@ -32,6 +32,10 @@ PHASES = (
     "Resetting",
     "Failed",
 )
+UPGRADE_STATES = ("Preparing", "Prepared", "Installing", "Checking", "RollingBack", "Done", "Failed")
+UPGRADE_NODE = "upgrade-node"
+FEATURES = (UPGRADE_NODE,)
+"""What this agent can do beyond 0.3.0; sent with its facts."""
 T = TypeVar("T")
 
 
@@ -98,6 +102,7 @@ class HostFacts:
     installed: Tuple[str, ...] = ()
     findings: Tuple[Finding, ...] = ()
     clock: float = 0.0
+    features: Tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,16 @@ class JoinFile:
 
 
 @dataclass(frozen=True)
+class NodeUpgrade:
+    """Another release for a host that is a node already; `phase` is prepare or install."""
+
+    request: str
+    release: str
+    bundle: BundleRef
+    phase: str
+
+
+@dataclass(frozen=True)
 class Membership:
     """Everything that a host needs to be a node of one cluster."""
 
@@ -172,6 +187,7 @@ class Membership:
     node_taints: Tuple[str, ...] = ()
     allow_downgrade: bool = False
     image_fetch_seconds: float = 0.0
+    upgrade: Optional[NodeUpgrade] = None
 
     def key(self) -> str:
         """The identity of this membership. A change of any other field never makes a host leave and join again."""
@@ -256,6 +272,19 @@ class JournalEntry:
 
 
 @dataclass(frozen=True)
+class UpgradeReport:
+    """How far a NodeUpgrade is: one of UPGRADE_STATES. Done and Failed are final for this request."""
+
+    request: str
+    release: str
+    state: str
+    reason: str = ""
+    message: str = ""
+    restored: bool = False
+    at: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """The observed state of one host."""
 
@@ -268,6 +297,7 @@ class Report:
     message: str = ""
     attempts: int = 0
     journal: Tuple[JournalEntry, ...] = ()
+    upgrade: Optional[UpgradeReport] = None
     type: str = "report"
 
 

@@ -47,6 +47,11 @@ Int = Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)]
 Count = Annotated[int, Field(ge=0, le=MAX_INT)]
 
 
+UPGRADE_NODE = "upgrade-node"
+"""The feature of an agent that knows `Membership.upgrade`. One without it ignores the field, and reports nothing about it."""
+FEATURES = (UPGRADE_NODE,)
+
+
 class DiskFacts(Message):
     """A whole disk, not a partition."""
 
@@ -108,6 +113,7 @@ class HostFacts(Message):
     installed: tuple[str, ...] = ()  # "containerd 1.7.28-ckp": packages of a node that are installed already
     findings: tuple[Finding, ...] = ()
     clock: float = Field(default=0.0, ge=0, le=1e11)  # the host's time when it sent this, in seconds since 1970; 0: not sent
+    features: tuple[Annotated[str, Field(max_length=64)], ...] = Field(default=(), max_length=32)  # what this agent can do beyond 0.3.0: FEATURES
 
 
 class EnrolmentRequest(Message):
@@ -155,6 +161,22 @@ class JoinFile(Message):
     mode: str = "0600"
 
 
+class NodeUpgrade(Message):
+    """Another release for a host that is a node already.
+
+    prepare   pull its bundle, verify it, and judge the space for it; the node stays as it is
+    install   prepare, then replace the packages in place, run `kubeadm upgrade node`, and restart the kubelet; or put the old release back
+
+    The host does this once for each `request`: a failure is final until there is a request with another id. It takes the release of the membership for
+    the one to put back. When the upgrade is done, the membership itself is given the new release, and has no upgrade any longer.
+    """
+
+    request: str = Field(min_length=1, max_length=128)
+    release: str = Field(max_length=63)  # v1.35.1
+    bundle: BundleRef
+    phase: Literal["prepare", "install"]
+
+
 class Membership(Message):
     """Everything that a host needs to be a node of one cluster.
 
@@ -179,6 +201,7 @@ class Membership(Message):
     node_taints: tuple[str, ...] = ()  # key=value:effect
     allow_downgrade: bool = False  # whether installed packages may be replaced by older ones
     image_fetch_seconds: float = 0.0  # how long `images` are fetched before the join goes on without the rest; 0: the agent's default
+    upgrade: NodeUpgrade | None = None  # only for an agent with the feature UPGRADE_NODE
 
 
 class AgentTarget(Message):
@@ -260,6 +283,21 @@ class JournalEntry(Message):
     message: str = ""
 
 
+UpgradeState = Literal["Preparing", "Prepared", "Installing", "Checking", "RollingBack", "Done", "Failed"]
+
+
+class UpgradeReport(Message):
+    """How far a NodeUpgrade is. Done and Failed are final for this request."""
+
+    request: str = Field(max_length=128)
+    release: str = Field(max_length=63)
+    state: UpgradeState
+    reason: str = ""  # CamelCase; of what failed last, also while it is tried again
+    message: str = ""
+    restored: bool = False  # of Failed: nothing was changed, or the host is wholly of its old release again
+    at: str = ""  # RFC 3339: when it came into this state, by the host's clock
+
+
 class Report(Message):
     """The observed state of one host: its phase, its journal, and why it does not progress, if so."""
 
@@ -273,6 +311,7 @@ class Report(Message):
     message: str = ""  # a sentence, for people
     attempts: Int = 0
     journal: tuple[JournalEntry, ...] = ()  # the newest entries, oldest first
+    upgrade: UpgradeReport | None = None
 
 
 class Renewal(Message):

@@ -119,7 +119,7 @@ def with_facts(status: Status, facts: HostFacts, *, address: str, at: datetime) 
 
 def with_report(status: Status, report: Report, *, at: datetime) -> Status:
     """After a Report; its time changes only when something else in it does."""
-    observed = {
+    observed: Status = {
         "generation": report.generation,
         "phase": report.phase,
         "cluster": report.cluster[:253],
@@ -129,6 +129,12 @@ def with_report(status: Status, report: Report, *, at: datetime) -> Status:
         "message": report.message[:MAX_MESSAGE],
         "attempts": report.attempts,
     }
+    if report.upgrade is not None:
+        observed["upgrade"] = report.upgrade.model_dump(mode="json") | {
+            "reason": report.upgrade.reason[:128],
+            "message": report.upgrade.message[:MAX_MESSAGE],
+            "at": report.upgrade.at[:40],
+        }
     before = dict(status.get("observed") or {})
     since = before.pop("at", None)
     journal = [

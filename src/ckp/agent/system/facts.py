@@ -6,7 +6,7 @@ import os
 import re
 import socket
 
-from ckp.agent.messages import HostFacts
+from ckp.agent.messages import FEATURES, HostFacts
 from ckp.hostkit.files import read_text
 
 CAP_SYS_RESOURCE = 24
@@ -198,6 +198,7 @@ def host_facts(hub_host: str = "", node_ip: str = "") -> HostFacts:
         cgroup=cgroup_version(),
         swap=swap_on(),
         agent_version=version(),
+        features=FEATURES,
     )
 
 
