@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ckp.agent.journal import Journal, Member
-from ckp.agent.node.actions import install_packages
+from ckp.agent.node.packages import install_packages
 from ckp.agent.system import holds
 from ckp.agent.system.installers.base import Installer
 from ckp.agent.system.installers.dpkg import DpkgInstaller

@@ -11,7 +11,7 @@ import json
 import os
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Iterable
 
 from ckp.agent.messages import JournalEntry
@@ -148,6 +148,14 @@ class Journal:
                 self.done.append(step)
             self.record(step, "done", seconds, message)
 
+    def move(self, release: str, bundle: str, key: str, value: Any) -> None:
+        """The member is of another release now, and a note says so: both in one write."""
+        with self._lock:
+            assert self.member is not None
+            self.member = replace(self.member, release=release, bundle=bundle)
+            self.notes[key] = value
+            self.save()
+
     def undo_steps(self, steps: Iterable[str]) -> None:
         """Mark these steps as not done."""
         with self._lock:
@@ -184,6 +192,14 @@ class Journal:
         with self._lock:
             self.packages += [name for name in names if name not in self.packages]
             self.save()
+
+    def drop_packages(self, names: Iterable[str]) -> None:
+        """These packages are removed again."""
+        with self._lock:
+            gone = set(names)
+            if gone & set(self.packages):
+                self.packages = [name for name in self.packages if name not in gone]
+                self.save()
 
     def replace_file(self, path: str, content: str | bytes, *, mode: int = 0o644) -> bool:
         """Write a file of the host, and keep its original for `restore_files`. Returns whether something changed."""

@@ -196,10 +196,11 @@ def _run(config: Config) -> int:
     from ckp.agent.node import inventory
     from ckp.agent.node.actions import HostActions
     from ckp.agent.node.engine import Engine
+    from ckp.agent.node.upgrade import Upgrades
 
     journal = Journal(os.path.join(config.state_dir, "journal.json"), os.path.join(config.state_dir, "saved"))
     actions = HostActions(config, journal)
-    engine = Engine(journal, actions)
+    engine = Engine(journal, actions, upgrades=Upgrades(journal, actions.node_upgrade))
 
     def hello() -> messages.Hello:
         return messages.Hello(boot_id=facts.boot_id(), facts=inventory.host_facts(config.hub_host, journal, actions.version))

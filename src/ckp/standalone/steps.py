@@ -17,8 +17,9 @@ from ckp.agent.fetch.bundles import bundle_folder, pull_bundle
 from ckp.agent.fetch.copies import copy_bundle
 from ckp.agent.fetch.images import ImagePulls
 from ckp.agent.journal import Journal
-from ckp.agent.node.actions import add_tools, check_fits, install_packages
+from ckp.agent.node.actions import add_tools
 from ckp.agent.node.join import kubelet_health, kubelet_log_tail
+from ckp.agent.node.packages import check_fits, install_packages
 from ckp.agent.system import facts, firewall, folders, prepare, resolver, runtime_proxy, units
 from ckp.agent.system.installers.base import NODE_PACKAGES, Installer
 from ckp.agent.system.installers.detect import select

@@ -352,7 +352,7 @@ def test_another_release_for_a_joined_node_is_reported_but_not_installed(bench: 
     bench.engine.submit(Desired(2, "h", member(bundle="b", release="v1.36.0")))
     bench.settle()
     report = bench.engine.report()[0]
-    assert (report.phase, report.reason, report.release) == ("Joined", "UpgradeNotSupported", "v1.35.1")
+    assert (report.phase, report.reason, report.release) == ("Joined", "UpgradeNotRequested", "v1.35.1")
 
 
 def test_a_failed_step_is_retried_with_backoff_and_reports_the_cause(bench: Bench) -> None:

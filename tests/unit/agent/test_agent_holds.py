@@ -9,7 +9,7 @@ import pytest
 
 from ckp.agent.journal import STANDALONE, Journal, Member
 from ckp.agent.node import inventory, reset
-from ckp.agent.node.actions import install_packages
+from ckp.agent.node.packages import install_packages
 from ckp.agent.system import firewall, folders, holds, prepare, swap
 from ckp.agent.system.installers import rpm
 from ckp.agent.system.installers.base import Installer

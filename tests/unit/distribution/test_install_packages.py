@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ckp.agent.journal import Journal
-from ckp.agent.node.actions import install_packages
+from ckp.agent.node.packages import install_packages
 from ckp.clients.signing.openpgp import SigningKey
 from ckp.hostkit.errors import VerificationFailed
 from ckp.verify.bundle import BundleManifest, Package, verify_bundle
@@ -37,6 +37,12 @@ class InstallerSimulator:
         for package in packages:
             assert Path(manifest.path(package.file)).is_file()
             self.have[package.name] = package.version
+
+    def replace(self, manifest: BundleManifest, packages: Sequence[Package]) -> None:
+        self.install(manifest, packages)
+
+    def changed_configuration(self, names: Sequence[str]) -> list[str]:
+        return []
 
     def sources(self, names: Sequence[str]) -> dict[str, tuple[str, str]]:
         return {name: (version, "Coredge.io <support@coredge.io>") for name, version in self.installed(names).items()}

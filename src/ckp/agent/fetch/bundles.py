@@ -80,10 +80,11 @@ def _run(argv: list[str], image: str, place: str, cancelled: Callable[[], bool] 
         raise AgentError(brief, details=error.details, resolution=remediation, reason="DiskFull") from None
 
 
-def drop_other_bundles(state_dir: str, keep: str) -> None:
-    """Delete all bundles (a few hundred MiB each) but `keep`, and its blobs if its pull is not complete."""
+def drop_other_bundles(state_dir: str, *keep: str) -> None:
+    """Delete all bundles (a few hundred MiB each) but those in the folders `keep`, and their blobs where a pull is not complete."""
     parent = os.path.join(state_dir, "bundles")
+    kept = {*keep, *(folder + ".blobs" for folder in keep)}
     for name in os.listdir(parent) if os.path.isdir(parent) else []:
         path = os.path.join(parent, name)
-        if path not in (keep, keep + ".blobs"):
+        if path not in kept:
             shutil.rmtree(path, ignore_errors=True)

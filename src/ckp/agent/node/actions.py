@@ -11,7 +11,9 @@ from ckp.agent.fetch.bundles import bundle_folder, drop_other_bundles, pull_bund
 from ckp.agent.journal import Journal
 from ckp.agent.messages import AgentTarget, Membership
 from ckp.agent.node import join, preflight
+from ckp.agent.node.packages import check_fits, install_packages
 from ckp.agent.node.settings import Settings, Settled
+from ckp.agent.node.upgrade_steps import HostUpgrade
 from ckp.agent.system import facts, folders, holds, prepare, resolver, runtime_proxy, swap
 from ckp.agent.system.installers.base import NODE_PACKAGES, Installer, missing_tools
 from ckp.agent.system.installers.detect import of_host, select
@@ -20,19 +22,6 @@ from ckp.hostkit.errors import AgentError, Cancelled
 from ckp.hostkit.logs import log
 from ckp.hostkit.processes import run
 from ckp.verify.bundle import BundleManifest, verify_bundle
-from ckp.verify.versions import refuse_downgrade
-
-
-def check_fits(manifest: BundleManifest) -> None:
-    """AgentError if the bundle is not for this host's operating system and architecture."""
-    here = facts.host_facts_os()
-    if (manifest.os, manifest.os_version, manifest.architecture) != here:
-        raise AgentError(
-            f"the bundle is for {manifest.os} {manifest.os_version} ({manifest.architecture}), this host is {here[0]} {here[1]} ({here[2]})",
-            resolution="use hosts with that operating system in this group, or a release with a bundle for this one (ckp release show)",
-            reason="BundleUnfit",
-            permanent=True,
-        )
 
 
 class HostActions:
@@ -44,6 +33,7 @@ class HostActions:
         self.version = own_version(facts.version())
         self.upgrades = Upgrades(config.state_dir)
         self.settings = Settings(journal, config.hub_host)
+        self.node_upgrade = HostUpgrade(config, journal)
         self._manifest: BundleManifest | None = None
 
     def step(self, name: str, membership: Membership, cancelled: Callable[[], bool]) -> str:
@@ -154,7 +144,7 @@ class HostActions:
             installer = of_host()
             self._finish_packages(installer)
             note = reset(self.journal, installer)
-        drop_other_bundles(self.config.state_dir, "")
+        self.node_upgrade.tidy([])
         return note
 
     def _finish_packages(self, installer: Installer) -> None:
@@ -162,7 +152,7 @@ class HostActions:
         broken = installer.broken(self.journal.packages)
         if not broken or self.journal.member is None:
             return
-        folder = bundle_folder(self.config.state_dir, self.journal.member.bundle)
+        folder = bundle_folder(self.config.state_dir, self.journal.member.bundle)  # of the old release, if an upgrade was interrupted: either completes them
         try:
             manifest = verify_bundle(folder, self.config.keyring, self.journal.member.release)
             installer.unpack(manifest, [package for package in map(manifest.package, broken) if package is not None])
@@ -200,19 +190,3 @@ def add_tools(journal: Journal, installer: Installer) -> str:
         journal.note("tools", sorted({*journal.notes.get("tools", []), *names}))
 
     return f"system packages added: {', '.join(installer.add_tools(missing, remember))}"
-
-
-def install_packages(journal: Journal, installer: Installer, manifest: BundleManifest, names: list[str], *, allow_downgrade: bool = False) -> None:
-    """Install verified packages by name. Those that were not installed before are recorded in the journal before the package manager runs.
-
-    Raises:
-        VerificationFailed: an installed one is newer, and a downgrade is not allowed.
-        AgentError: the package manager failed.
-    """
-    before = installer.installed(names)
-    packages = [package for package in (manifest.package(name) for name in names) if package is not None]
-    refuse_downgrade(installer.name, before, {package.name: package.version for package in packages}, allowed=allow_downgrade)
-    journal.add_packages(name for name in names if name not in before)
-    holds.remember(journal, installer, [package.name for package in packages])
-    installer.install(manifest, packages)
-    holds.hold(journal, installer, [package.name for package in packages])

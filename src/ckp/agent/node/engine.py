@@ -4,12 +4,14 @@
     desired: free     journal: a member       -> reset                      -> Free
     desired: M        journal: M              -> the first step not done    -> ... -> Joined
     desired: M, joined                        -> its settings, once a minute and with each new desired state
+    desired: M, joined, with an upgrade       -> the next step of the upgrade (ckp.agent.node.upgrade), and nothing else while the node is between releases
     desired: M, without join data             -> all steps before the join  -> Prepared
     desired: M        journal: another member -> reset, then as above
 
 A newer desired state takes effect after the running step (which may end its waits early). A failed step is retried with backoff. One that
 fails permanently (such as a verification) has the phase Failed and is retried rarely, or at once when the desired state changes.
-The engine never acts on an old desired state: after a restart it waits until the hub sends it.
+The engine never acts on an old desired state: after a restart it waits until the hub sends it. Only a node that is between two releases is brought to one
+of them at once. A reset comes before an upgrade, and an upgrade of the agent after it.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ import random
 import threading
 import time
 from dataclasses import replace
-from typing import Callable, Protocol
+from typing import Callable, Optional, Protocol
 
 from ckp.agent.journal import Journal, Member
 from ckp.agent.messages import JOURNAL_SENT, AgentTarget, Desired, Membership, Report
 from ckp.agent.node.settings import Settled
+from ckp.agent.node.upgrade import Upgrades
 from ckp.hostkit.errors import AgentError, Cancelled
 from ckp.hostkit.files import sync_host
 from ckp.hostkit.logs import log
@@ -76,9 +79,18 @@ class Actions(Protocol):
 class Engine:
     """See the module's docstring. `run` is the worker's loop; all other methods may be called from other threads."""
 
-    def __init__(self, journal: Journal, actions: Actions, *, clock: Callable[[], float] = time.monotonic, sync: Callable[[], None] = sync_host) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        actions: Actions,
+        *,
+        upgrades: Optional[Upgrades] = None,
+        clock: Callable[[], float] = time.monotonic,
+        sync: Callable[[], None] = sync_host,
+    ) -> None:
         self.journal = journal
         self.actions = actions
+        self.upgrades = upgrades  # None: of simulated hosts that are never upgraded
         self.clock = clock
         self.sync = sync
         self._changed = threading.Condition()
@@ -138,6 +150,7 @@ class Engine:
                     message=(self._message or (self._agent_problem.sentence() if self._agent_problem else ""))[:2000],
                     attempts=self._attempts,
                     journal=self.journal.last(JOURNAL_SENT),
+                    upgrade=self.upgrades.report() if self.upgrades else None,
                 ),
                 self._version,
             )
@@ -176,8 +189,8 @@ class Engine:
         with self._changed:
             desired = self._desired
         if desired is None:
-            return None
-        again = self._upgrade_agent(desired.agent)
+            return self._upgrade_node(None) if self._between_releases() else None
+        again = None if self._between_releases() else self._upgrade_agent(desired.agent)
         wait = self._work(desired)
         return wait if again is None else again if wait is None else min(wait, again)
 
@@ -321,14 +334,44 @@ class Engine:
 
     def _joined_state(self, wanted: Membership) -> float:
         assert self.journal.member is not None
+        upgrade = self._upgrade_node(wanted)
+        if upgrade is not None and (upgrade == 0.0 or self._between_releases()):
+            self._show("Joined")
+            return upgrade
         reason, message = self._settle(wanted)
-        if self.journal.member.release != wanted.release:
-            reason = "UpgradeNotSupported"
-            message = f"this node runs {self.journal.member.release}, and {wanted.release} is desired; this agent can't upgrade a node in place"
+        if self.journal.member.release != wanted.release and wanted.upgrade is None:
+            reason = "UpgradeNotRequested"
+            message = f"this node runs {self.journal.member.release}, and {wanted.release} is desired, without a request to upgrade it"
         elif unhealthy := self.actions.unhealthy():
             reason, message = "Unhealthy", unhealthy
         self._show("Joined", reason=reason, message=message)
-        return HEALTH_SECONDS
+        return HEALTH_SECONDS if upgrade is None else min(upgrade, HEALTH_SECONDS)
+
+    def _between_releases(self) -> bool:
+        return self.upgrades is not None and self._joined() and self.upgrades.active
+
+    def _upgrade_node(self, wanted: Optional[Membership]) -> float | None:
+        """One step of the node's upgrade; the seconds until the next one, None if there is nothing to do."""
+        if self.upgrades is None:
+            return None
+        before = self.upgrades.record
+        try:
+            return self.upgrades.work(wanted, lambda: self._upgrade_superseded(wanted))
+        finally:
+            if self.upgrades.record != before:
+                self._publish()
+
+    def _upgrade_superseded(self, wanted: Optional[Membership]) -> bool:
+        """Whether the running step is to end early: the agent stops, the host leaves the cluster, or what is being prepared is no longer wanted."""
+        with self._changed:
+            if self._stopped:
+                return True
+            if self._desired is None:
+                return False
+            newest, have = self._desired.membership, self.journal.member
+            if newest is None or have is None or newest.key() != have.key:
+                return True
+            return wanted is not None and newest.upgrade != wanted.upgrade and not self._between_releases()
 
     def _settle(self, wanted: Membership) -> tuple[str, str]:
         """One pass over a joined host's settings; (reason, message) of what is not as it should be."""

@@ -45,6 +45,14 @@ class Installer(Protocol):
         """Install these packages of the verified bundle, and complete what a power cut interrupted. The host's configuration files stay. Raises AgentError."""
         ...
 
+    def replace(self, manifest: BundleManifest, packages: Sequence[Package]) -> None:
+        """Install these packages of the verified bundle over any version of them, older or newer, in one transaction. Otherwise as `install`."""
+        ...
+
+    def changed_configuration(self, names: Sequence[str]) -> list[str]:
+        """The configuration files of these installed packages that are no longer as the package has them."""
+        ...
+
     def sources(self, names: Sequence[str]) -> dict[str, tuple[str, str]]:
         """Those of `names` that are installed, each with its version and its maintainer (rpm: packager)."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from typing import Callable, Sequence
@@ -54,6 +55,24 @@ class DpkgInstaller:
         ]
         if wrong:
             raise AgentError("dpkg succeeded, but not everything is installed", details="\n".join(wrong), reason="InstallFailed")
+
+    def replace(self, manifest: BundleManifest, packages: Sequence[Package]) -> None:
+        self.install(manifest, packages)  # `dpkg -i` installs an older version as well: --force-downgrade is its default
+
+    def changed_configuration(self, names: Sequence[str]) -> list[str]:
+        if not names:
+            return []
+        shown = run(["dpkg-query", "-W", "-f", "${Conffiles}\n", *names], timeout=60, check=False).stdout
+        changed = []
+        for path, digest in re.findall(r"^ (/.*) ([0-9a-f]{32})$", shown, re.M):  # one that is obsolete has a further word, and is no file of the package
+            try:
+                with open(path, "rb") as stream:
+                    # dpkg's own record of what it installed: nothing is trusted because of it
+                    if hashlib.md5(stream.read()).hexdigest() != digest:  # noqa: S324
+                        changed.append(path)
+            except OSError:
+                changed.append(path)
+        return sorted(changed)
 
     def sources(self, names: Sequence[str]) -> dict[str, tuple[str, str]]:
         there = self.installed(names)

@@ -110,6 +110,9 @@ class RpmInstaller:
             flags = ["--nogpgcheck", "--disablerepo=*", "--disableexcludes=all"]
             files = [manifest.path(package.file) for package in todo]
             run([*self._dnf, *flags, "install", *files], timeout=900, what=what, reason="InstallFailed")
+        self._check("dnf", packages)
+
+    def _check(self, program: str, packages: Sequence[Package]) -> None:
         now = self.installed([package.name for package in packages])
         wrong = [
             f"{package.name} is {now.get(package.name, 'missing')}, expected {package.version}"
@@ -117,7 +120,23 @@ class RpmInstaller:
             if now.get(package.name) != package.version
         ]
         if wrong:
-            raise AgentError("dnf succeeded, but not everything is installed", details="\n".join(wrong), reason="InstallFailed")
+            raise AgentError(f"{program} succeeded, but not everything is installed", details="\n".join(wrong), reason="InstallFailed")
+
+    def replace(self, manifest: BundleManifest, packages: Sequence[Package]) -> None:
+        """See base.Installer. By rpm itself: dnf takes no older version while a newer one is installed."""
+        have = self.installed([package.name for package in packages])
+        todo = [package for package in packages if have.get(package.name) != package.version]
+        if todo:
+            self._force([manifest.path(package.file) for package in todo], f"installing {', '.join(package.name for package in todo)}")
+        self._check("rpm", packages)
+
+    def changed_configuration(self, names: Sequence[str]) -> list[str]:
+        changed = []
+        for name in names:
+            # rpm(8), --verify: a mark of nine columns, `c` for a configuration file, its path; 5 in the third column: another digest
+            shown = run([*self._rpm, "-V", "--nodeps", "--noscripts", name], timeout=120, check=False).stdout
+            changed += re.findall(r"^(?:..5\S*|missing) +c (/.*)$", shown, re.M)
+        return sorted(changed)
 
     def sources(self, names: Sequence[str]) -> dict[str, tuple[str, str]]:
         there = self.installed(names)
@@ -159,11 +178,11 @@ class RpmInstaller:
 
     def _repair_duplicate(self, package: Package, file: str) -> None:
         """Leave one version of a package whose old version an interrupted transaction did not erase. dnf would do nothing: it counts the newer one."""
-        self._force(file, f"completing an interrupted installation of {package.name}")
+        self._force([file], f"completing an interrupted installation of {package.name}")
 
-    def _force(self, file: str, what: str) -> None:
-        """Install this version, whichever is installed now."""
-        argv = [*self._rpm, "-U", "--oldpackage", "--replacepkgs", "--nosignature", file]
+    def _force(self, files: Sequence[str], what: str) -> None:
+        """Install these versions, whichever are installed now, in one transaction."""
+        argv = [*self._rpm, "-U", "--oldpackage", "--replacepkgs", "--nosignature", *files]
         run(argv, timeout=600, what=what, reason="InstallFailed")
 
     def remove(self, names: Sequence[str]) -> None:
@@ -185,7 +204,7 @@ class RpmInstaller:
             self._repair_duplicate(package, manifest.path(package.file))
 
     def install_file(self, file: str) -> None:
-        self._force(file, f"installing {os.path.basename(file)}")
+        self._force([file], f"installing {os.path.basename(file)}")
 
     def _all(self) -> dict[str, str]:
         """Every installed package, with the number of the transaction that installed it."""
