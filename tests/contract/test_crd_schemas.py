@@ -42,6 +42,8 @@ CHANGED: dict[str, Any] = {
 NEW_KINDS = {"ByoRemediation", "ByoRemediationTemplate"}
 ADDED = (
     *("ByoCluster.status.replacements", "ByoCluster.status.unhealthy", "ByoMachine.status.nodeReadyAt"),
+    *("ByoMachine.spec.kubernetesVersion", "ByoMachine.spec.prepareVersion", "ByoMachine.status.upgrade"),
+    *(f"ByoMachineTemplate.spec.template.spec.{name}" for name in ("kubernetesVersion", "prepareVersion")),
     *("ManagedControlPlane.spec.backup", "ManagedControlPlaneTemplate.spec.template.spec.backup"),
     *("ManagedControlPlane.status.backup", "ManagedControlPlane.status.restore"),
     *("ByoCluster.spec.imageFetchTimeout", "ByoClusterTemplate.spec.template.spec.imageFetchTimeout"),

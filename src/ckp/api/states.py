@@ -29,6 +29,8 @@ class ConditionType(StrEnum):
 
     # ByoMachine
     BYO_HOST_READY = "BYOHostReady"
+    NODE_UPGRADED = "NodeUpgraded"
+    """Only once an upgrade was asked for: its node is of the release that it is to be of. It does not count for Ready."""
 
     # ByoCluster
     CLUSTER_READY = "ClusterReady"
@@ -103,6 +105,16 @@ class Reason(StrEnum):
     CANNOT_PROVISION = "CannotProvision"
     INSTALLATION_FAILED = "InstallationFailed"
     RESETTING = "Resetting"
+    UPGRADE_NOT_REQUESTED = "UpgradeNotRequested"
+    """The Machine is of another version than its node, and nobody has asked for the node's upgrade."""
+
+    # ByoMachine.status.upgrade
+    AGENT_TOO_OLD = "AgentTooOld"
+    NO_BUNDLE = "NoBundle"
+    OLDER_VERSION = "OlderVersion"
+    NODE_GONE = "NodeGone"
+    NODE_NOT_READY = "NodeNotReady"
+    NODE_UPGRADING = "NodeUpgrading"
 
     # RemediationAllowed
     WAITING_FOR_NETWORK = "WaitingForNetwork"
@@ -170,6 +182,18 @@ class HostPhase(StrEnum):
     CHECKING = "Checking"
     JOINED = "Joined"
     RESETTING = "Resetting"
+    FAILED = "Failed"
+
+
+class NodeUpgradeState(StrEnum):
+    """Of the upgrade of one node in place, in the order in which it goes."""
+
+    PREPARING = "Preparing"
+    PREPARED = "Prepared"
+    DRAINING = "Draining"
+    INSTALLING = "Installing"
+    VERIFYING = "Verifying"
+    DONE = "Done"
     FAILED = "Failed"
 
 

@@ -62,6 +62,8 @@ class Sick:
     held_at: datetime | None = None
     """Since when it is held for a person."""
     node_joined: bool = True
+    upgrading_until: datetime | None = None
+    """While its node is upgraded in place: until when that excuses that it is not Ready."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,9 @@ def replacement(verdict: Verdict, now: datetime) -> Replacement:
 def _decide(item: Sick, all_sick: Sequence[Sick], made: Sequence[Replacement], policy: Policy, now: datetime) -> Verdict:
     if item.cause is Cause.LOST:
         return Verdict(item, Action.REPLACE, cause=Cause.LOST, number=_count(made, Cause.LOST, policy, now) + 1, settled=True)
+    if item.upgrading_until is not None and now < item.upgrading_until:
+        message = f"its node is being upgraded in place: it is not replaced before {rfc3339(item.upgrading_until)}"
+        return Verdict(item, Action.WAIT, Reason.NODE_UPGRADING, message, item.upgrading_until)
     if policy.api_unreachable:
         return Verdict(item, Action.WAIT, Reason.CLUSTER_NOT_REACHED, f"its node cannot be looked at, so it is not replaced: {policy.api_unreachable}")
     cause = Cause.UNHEALTHY if item.ready_at is not None else Cause.STARTUP

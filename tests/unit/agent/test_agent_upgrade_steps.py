@@ -76,7 +76,7 @@ class Node:
             for name, version in versions.items():
                 deb(folder, name, version).rename(place / f"{name}.deb")
         patch.setattr(upgrade_steps, "verify_bundle", self.verified)
-        patch.setattr(packages.facts, "host_facts_os", lambda: ("debian", "12", "amd64"))
+        patch.setattr(facts, "host_facts_os", lambda: ("debian", "12", "amd64"))
         patch.setattr(upgrade_steps, "of_host", DpkgInstaller)
         self.kubelet = root / "var/lib/kubelet"
         self.kubelet.mkdir(parents=True)
@@ -305,7 +305,7 @@ def test_the_check_wants_the_new_version_running_and_healthy_for_a_while(node: N
 def test_a_kubelet_that_is_started_again_and_again_is_not_steady(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     node.run("save", "install")
     moments = iter(range(100))
-    monkeypatch.setattr(upgrade_steps.time, "monotonic", lambda: float(next(moments)))
+    monkeypatch.setattr("ckp.agent.node.upgrade_steps.time.monotonic", lambda: float(next(moments)))
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     pids = iter(str(number // 3) for number in range(100))
     monkeypatch.setattr(upgrade_steps, "main_pid", lambda unit: next(pids))

@@ -43,6 +43,14 @@ def test_the_first_is_replaced_at_once() -> None:
     assert (verdict.action, verdict.cause, verdict.number) == (Action.REPLACE, Cause.UNHEALTHY, 1)
 
 
+def test_a_node_that_is_upgraded_in_place_is_not_replaced_before_its_time_is_over() -> None:
+    until = NOW + timedelta(minutes=40)
+    verdict = one(sick(upgrading_until=until))
+    assert (verdict.action, verdict.reason, verdict.until) == (Action.WAIT, Reason.NODE_UPGRADING, until)
+    assert one(sick(upgrading_until=until), now=until).action is Action.REPLACE
+    assert one(sick(upgrading_until=until, cause=Cause.LOST)).action is Action.REPLACE, "a host that is gone has nothing to wait for"
+
+
 # A node that never was Ready.
 
 

@@ -77,12 +77,25 @@ class Facts(ApiModel):
     default_address: str = ""
     addresses: Texts = ()
     findings: tuple[HostFinding, ...] = ()
+    features: Texts = ()
 
 
 def unreadable_facts() -> Facts:
     """What stands for facts that cannot be read: such a host is not claimed, and a person sees why."""
     problem, remediation = "what this host reports of itself cannot be read", "upgrade its agent (ckp host upgrade-agent), or restart it"
     return Facts(findings=(HostFinding(problem=problem, remediation=remediation, blocking=True),))
+
+
+class ObservedUpgrade(ApiModel):
+    """How far the host is with its node's upgrade (host_protocol.UpgradeReport)."""
+
+    request: str = ""
+    release: str = ""
+    state: str = ""
+    reason: str = ""
+    message: str = ""
+    restored: bool = False
+    at: str = ""
 
 
 class Observed(ApiModel):
@@ -99,6 +112,7 @@ class Observed(ApiModel):
     message: str = ""
     attempts: int = 0
     at: str = ""
+    upgrade: Annotated[ObservedUpgrade, lenient(ObservedUpgrade)] = Field(default_factory=ObservedUpgrade)
 
     @property
     def cluster_name(self) -> str:

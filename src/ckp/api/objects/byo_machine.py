@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ckp.api.objects.base import ApiModel, Condition, Conditions, Labels, ObjectReference, Resource, Schema, TemplateMeta, Texts, Time, find_condition
 from ckp.api.objects.byo_host import HostInfo
+from ckp.api.states import NodeUpgradeState
 
 
 class SelectorRequirement(ApiModel):
@@ -39,6 +40,29 @@ class ByoMachineSpec(ApiModel):
     selector: Annotated[Selector, Schema("Which hosts may be claimed.")] = Field(default_factory=Selector)
     minimum: Annotated[Minimum, Schema("The least that a host must have.")] = Field(default_factory=Minimum)
     installer_ref: ObjectReference = Field(default_factory=ObjectReference)
+    prepare_version: Annotated[str, Schema("A release (v1.35.1) whose bundle the node's host is to pull and verify beforehand; nothing else changes.")] = ""
+    kubernetes_version: Annotated[
+        str,
+        Schema(
+            "The release that the node is to be of. A newer one than it has upgrades it in place: drain, packages, kubelet. "
+            "Empty: as Machine.spec.version says when it joins; a joined node stays as it is."
+        ),
+    ] = ""
+
+
+class NodeUpgradeStatus(ApiModel):
+    """How far the upgrade of a node in place is, or how the last one ended."""
+
+    version: Annotated[str, Schema("The release that is being prepared or installed, or was last.")] = ""
+    state: Annotated[str, Schema("Done and Failed are final until there is another request.", enum=[str(state) for state in NodeUpgradeState])] = ""
+    reason: Annotated[str, Schema("CamelCase: why it failed, or waits.")] = ""
+    message: Annotated[str, Schema("What is going on, or what failed and what to do about it.")] = ""
+    started_at: Time = ""
+    finished_at: Time = ""
+    state_since: Annotated[Time, Schema("When it came into this state.")] = ""
+    prepared_version: Annotated[str, Schema("The release whose bundle is on the host, verified.")] = ""
+    request: Annotated[str, Schema("What the host knows this attempt by. A host makes each attempt once.")] = ""
+    retry: Annotated[str, Schema("The annotation ckp.coredge.io/retry-upgrade as it was when this attempt began: another text makes another attempt.")] = ""
 
 
 class HostRef(ApiModel):
@@ -62,6 +86,7 @@ class ByoMachineStatus(ApiModel):
     hostinfo: HostInfo = Field(default_factory=HostInfo)
     addresses: tuple[MachineAddress, ...] = ()
     node_ready_at: Annotated[Time, Schema("When its node was first seen to be Ready.")] = ""
+    upgrade: NodeUpgradeStatus = Field(default_factory=NodeUpgradeStatus)
     failure_reason: Annotated[str, Schema("Set when it can't become good again and must be replaced (contract: terminal).")] = ""
     failure_message: Annotated[str, Schema("What happened, for people.")] = ""
     conditions: Conditions = ()

@@ -42,7 +42,7 @@ async def reconcile_drain(kube: Kube, clock: Clock, releases: Releases, host: By
         return Drained()
     now, kind = clock.now(), ConditionType.DRAINED
     verb = "drain" if wanted else "uncordon"
-    state, seconds = await _run(kube, releases, host, machine, verb, wanted or done_for)
+    state, seconds = await run_kubectl(kube, releases, host, machine, verb, wanted or done_for)
     message = _message(state, verb, seconds)
     if not wanted:
         if state is JobState.SUCCEEDED:
@@ -57,8 +57,17 @@ async def reconcile_drain(kube: Kube, clock: Clock, releases: Releases, host: By
     return Drained(condition, wanted, POLL)
 
 
-async def _run(kube: Kube, releases: Releases, host: ByoHost, machine: Obj, verb: str, request: str) -> tuple[JobState, int]:
-    """Start kubectl's Job for this request, or see how it stands; and how many seconds it has."""
+async def run_kubectl(kube: Kube, releases: Releases, host: ByoHost, machine: Obj, verb: str, request: str) -> tuple[JobState, int]:
+    """Start kubectl's Job for this request, or see how it stands; and how many seconds it has.
+
+    Args:
+        machine: the ByoMachine that holds the host, which owns the Job.
+        verb: `drain` or `uncordon`.
+        request: what it is done for: another one is another Job.
+
+    Raises:
+        KubeError: the API server refuses, or can't be reached.
+    """
     core = await kube.get(MACHINE, str((owner(machine, "Machine") or {}).get("name", "")), host.namespace)
     seconds = drain_seconds(core)
     digest = hashlib.sha256(f"{request} {machine['metadata']['uid']}".encode()).hexdigest()[:8]

@@ -15,13 +15,14 @@ from ckp.api.kinds import BYO_CLUSTER, BYO_HOST, BYO_MACHINE, KUBEADM_CONFIG, MA
 from ckp.api.names import BYOMACHINE_FINALIZER, CKP, FORCE_RELEASE_ANNOTATION, host_of, provider_id
 from ckp.api.objects.byo_cluster import ByoCluster
 from ckp.api.objects.byo_host import ByoHost, Observed
-from ckp.api.objects.byo_machine import ByoMachine
+from ckp.api.objects.byo_machine import ByoMachine, NodeUpgradeStatus
 from ckp.api.platform import InstalledRelease, Releases
 from ckp.api.states import ConditionType, HostPhase, Reason
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.providers.byo.bootstrap import JOIN_CONFIG, BootstrapData, parse_cloud_config
 from ckp.controllers.providers.byo.desired import DesiredStore
 from ckp.controllers.providers.byo.join_token import JoinTokens
+from ckp.controllers.providers.byo.node_upgrade import NodeUpgrades, release_of, upgraded
 from ckp.controllers.scope import Scope, deleting, owner, paused
 from ckp.controllers.workload import WorkloadClients, remove_stale_node, workload_cluster
 from ckp.kits.clock import Clock, exact_duration, rfc3339
@@ -51,9 +52,11 @@ class ByoMachineReconciler:
     releases: Releases
     clients: WorkloadClients = field(default_factory=WorkloadClients)
     tokens: JoinTokens = field(init=False)
+    upgrades: NodeUpgrades = field(init=False)
 
     def __post_init__(self) -> None:
         self.tokens = JoinTokens(self.clock)
+        self.upgrades = NodeUpgrades(self.kube, self.clock, self.releases, self.clients)
 
     async def reconcile(self, namespace: str, name: str) -> Result:
         """One pass."""
@@ -94,22 +97,30 @@ class ByoMachineReconciler:
         host = await self._held(scope, certain=was_node)
         if host is None and was_node:
             return self._fail(scope)
-        release = self.releases.get(machine["spec"]["version"])
+        stored = (await DesiredStore(self.kube).read(scope.namespace, host["metadata"]["name"])).membership if host is not None and was_node else None
+        release = self.releases.get(release_of(ByoMachine.of(scope.obj), machine, ByoHost.of(host or {}), stored))
         host = host or await self._claim(scope, release, cluster)
         if host is None:
             return Result(after=POLL)
         # Without join data the host prepares itself meanwhile; with it, the same membership goes on to the join.
         secret_name = (machine["spec"].get("bootstrap") or {}).get("dataSecretName")
         membership = await self._membership(scope, cluster, machine, host, release, str(secret_name or ""))
+        after = POLL
+        if was_node and deleting(machine):  # what was begun ends with the reset; nothing new begins
+            membership = membership.model_copy(update={"upgrade": stored.upgrade if stored else None})
+        elif was_node:
+            step = await self.upgrades.reconcile(scope.obj, ByoHost.of(host), str(cluster["metadata"]["name"]), release.name)
+            membership, after = membership.model_copy(update={"upgrade": step.asked}), min(POLL, step.after or POLL)
+            scope.status |= step.status or {}
         if membership.files and not ByoMachine.of(scope.obj).status.ready and (problem := await self._clear_node(scope, cluster, membership)):
             return self._wait(scope, Reason.CLUSTER_NOT_REACHED, problem)
         joined = ByoMachine.of(scope.obj).status.ready
         desired = await DesiredStore(self.kube).write(scope.namespace, host["metadata"]["name"], membership, joined=joined)
         if not await self._is_there(scope, host, desired):
             return self._wait(scope, Reason.HOST_GONE, f"host {host['metadata']['name']} was removed")
-        await self._observe(scope, ByoHost.of(host), desired, membership)
+        await self._observe(scope, ByoHost.of(host), desired, membership, str(machine["spec"]["version"]))
         await self._keep_token(scope, cluster, machine, membership)
-        return Result(after=POLL) if secret_name else await self._wait_for_bootstrap(scope, cluster, machine)
+        return Result(after=after) if secret_name else await self._wait_for_bootstrap(scope, cluster, machine)
 
     async def _bound(self, machine: Obj) -> None:
         """A Machine that is being deleted waits for no volume without a limit (those of 0.2.0 have none), and Cluster API sees the end of a timeout in time."""
@@ -269,12 +280,14 @@ class ByoMachineReconciler:
             raise CkpError(f"the bootstrap data {name} does not exist")
         return parse_cloud_config(base64.b64decode(secret["data"]["value"]).decode(), node_name)
 
-    async def _observe(self, scope: Scope, host: ByoHost, desired: Desired, membership: Membership) -> None:
+    async def _observe(self, scope: Scope, host: ByoHost, desired: Desired, membership: Membership, version: str) -> None:
         """What the host reports of this very desired state, as the machine's status."""
         observed, machine = host.status.observed, ByoMachine.of(scope.obj)
         about = (observed.generation, observed.cluster, observed.machine)
         phase = observed.phase if about == (desired.generation, membership.cluster, membership.machine) else ""
         scope.status["hostRef"] = {"name": host.name}
+        if machine.spec.provider_id and (condition := upgraded(_with_status(scope), membership.release, self.clock.now())):
+            scope.notes = [condition]
         if phase != HostPhase.JOINED:
             failed = phase == HostPhase.FAILED
             waiting = {
@@ -291,9 +304,9 @@ class ByoMachineReconciler:
             scope.obj = await self.kube.merge(BYO_MACHINE, scope.name, scope.namespace, {"spec": {"providerID": membership.provider_id}})
         address = host.status.facts.default_address or host.status.agent.address
         scope.status |= {"ready": True, "addresses": [{"type": "InternalIP", "address": address}, {"type": "Hostname", "address": host.name}]}
-        scope.conditions = [self._joined(host, observed)]
+        scope.conditions = [self._joined(host, observed, membership, "" if machine.spec.kubernetes_version else version)]
 
-    def _joined(self, host: ByoHost, observed: Observed) -> Condition:
+    def _joined(self, host: ByoHost, observed: Observed, membership: Membership, version: str) -> Condition:
         """A node that has joined is ready infrastructure; problems since then are reported here, and Cluster API shows them at the Machine.
 
         Whether it is replaced is for the MachineHealthCheck to decide, by the node's own condition: an agent that is offline harms no pod.
@@ -305,6 +318,11 @@ class ByoMachineReconciler:
             return make_condition(kind, False, now, reason=Reason.HOST_OFFLINE, message=message, severity="Warning")
         if observed.reason:
             return make_condition(kind, False, now, reason=observed.reason, message=observed.message, severity="Warning")
+        if version not in ("", membership.release):
+            message = (
+                f"the Machine is of {version}, and its node of {membership.release}: to upgrade it in place, set spec.kubernetesVersion of this ByoMachine"
+            )
+            return make_condition(kind, False, now, reason=Reason.UPGRADE_NOT_REQUESTED, message=message, severity="Warning")
         return make_condition(kind, True, now)
 
     async def _release(self, scope: Scope) -> Result:
@@ -327,6 +345,16 @@ class ByoMachineReconciler:
         await self.kube.replace(host)
         await scope.remove_finalizer(BYOMACHINE_FINALIZER)
         return Result()
+
+
+def _with_status(scope: Scope) -> ByoMachine:
+    """The machine with what this pass has decided of its upgrade."""
+    found = ByoMachine.of(scope.obj)
+    if "upgrade" not in scope.status:
+        return found
+    before, new = (scope.obj.get("status") or {}).get("upgrade") or {}, scope.status["upgrade"]
+    changed = {key: value for key, value in {**before, **new}.items() if value is not None} if new is not None else {}
+    return found.model_copy(update={"status": found.status.model_copy(update={"upgrade": NodeUpgradeStatus.model_validate(changed)})})
 
 
 def _candidate(host: Obj) -> Candidate:

@@ -40,6 +40,7 @@ from ckp.api.objects.byo_machine import ByoMachine
 from ckp.api.objects.control_plane import ManagedControlPlane
 from ckp.api.states import ConditionType, Reason
 from ckp.clients.kube import Kube, KubeError, Obj
+from ckp.controllers.providers.byo.node_upgrade import exempt_until
 from ckp.controllers.scope import Scope, cluster_name, deleting, owner_reference
 from ckp.controllers.workload import WorkloadClients, workload_cluster
 from ckp.kits.clock import Clock, parse_duration, parse_rfc3339, rfc3339
@@ -55,7 +56,15 @@ NO_ANSWER = timedelta(minutes=2)
 """How long a host does not answer before a Machine that leaves it is given a successor without waiting for it."""
 MADE_BY_0_2_0 = ("50%", "100%")
 """`maxUnhealthy` of the health checks that Compass 0.2.0 made, which replaced Machines by themselves."""
-_WORST = (Reason.HELD, Reason.TOO_MANY_UNHEALTHY, Reason.CLUSTER_NOT_REACHED, Reason.WAITING_FOR_NETWORK, Reason.BACKING_OFF, Reason.WAITING_FOR_STARTUP)
+_WORST = (
+    Reason.HELD,
+    Reason.TOO_MANY_UNHEALTHY,
+    Reason.CLUSTER_NOT_REACHED,
+    Reason.WAITING_FOR_NETWORK,
+    Reason.BACKING_OFF,
+    Reason.WAITING_FOR_STARTUP,
+    Reason.NODE_UPGRADING,
+)
 _WARNINGS = _WORST[:3]
 
 
@@ -176,6 +185,7 @@ class Remediation:
             ready_at=_time(byo.status.node_ready_at),
             held_at=_time(held_at),
             node_joined=bool((machine.get("status") or {}).get("nodeRef")),
+            upgrading_until=exempt_until(byo.status.upgrade),
         )
 
     async def _recovered(self, machine: Obj) -> None:
