@@ -398,6 +398,8 @@ def test_a_journal_of_the_upgrade_is_read_by_the_next_process(bench: Bench) -> N
     record = bench.upgrades.record
     bench.start()
     assert bench.upgrades.record == record and bench.journal.notes[UPGRADE]["state"] == "Prepared"
+    bench.journal.note(UPGRADE, {**bench.journal.notes[UPGRADE], "of_a_newer_agent": 1})
+    assert bench.upgrades.record == record
 
 
 def test_a_fault_of_the_program_does_not_leave_a_node_half_way(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,8 @@ class Upgrades:
     def record(self) -> Optional[Record]:
         """The upgrade that this host is in, or was in last."""
         data = self.journal.notes.get(UPGRADE)
-        return Record(**data) if data else None
+        # What another version of the agent has noted beside these fields says nothing to this one.
+        return Record(**{name: value for name, value in data.items() if name in Record.__dataclass_fields__}) if data else None
 
     @property
     def active(self) -> bool:
