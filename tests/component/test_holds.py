@@ -150,3 +150,13 @@ def test_dnf_upgrade_leaves_a_nodes_packages_alone(redhat: RedHat, journal: Jour
     assert [line.partition(" is a package of Another Maker")[0] for line in holds.changed(journal, installer)] == ["kubelet 1.35.9-1.1", "containerd 2.9.0-1"]
     leave(journal, installer)
     assert installer.installed(names) == {"bystander": "2.0-1"} and conf.read_text() == text
+
+
+def test_older_packages_are_put_back_by_one_rpm_transaction(redhat: RedHat, journal: Journal, tmp_path: Path) -> None:
+    installer = RpmInstaller(str(redhat.root))
+    old = bundle(*[small_package(tmp_path / "ours", None, name, version, "rpm") for name, version in OURS.items()])
+    install(journal, installer, [small_package(tmp_path / "next", None, name, version, "rpm") for name, version in NEXT.items()])
+    installer.replace(old, old.packages)
+    assert installer.installed([*OURS]) == OURS
+    installer.replace(old, old.packages)
+    assert installer.installed([*OURS]) == OURS

@@ -19,7 +19,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from ckp.api import kinds, names
-from ckp.api.host_protocol import MAX_FACTS_BYTES, MAX_FRAME_BYTES, Desired, Hello, JournalEntry, Renewal, Report
+from ckp.api.host_protocol import MAX_FACTS_BYTES, MAX_FRAME_BYTES, Desired, Hello, JournalEntry, Renewal, Report, UpgradeReport
 from ckp.api.kinds import Kind
 from ckp.clients.kube import KubeError
 from ckp.hub import status as shape
@@ -697,6 +697,14 @@ def test_a_status_stays_small_whatever_a_host_reports(message: str, machine: str
     told = Report(generation=1, phase="Failed", message=message, machine=machine, journal=(entry,) * entries)
     status = shape.with_report({}, told, at=SystemClock().now())
     assert len(json.dumps(status, ensure_ascii=False)) < 60_000
+
+
+def test_how_far_an_upgrade_is_stands_in_the_status_and_stays_small() -> None:
+    told = Report(generation=1, phase="Joined", upgrade=UpgradeReport(request="1", release="v1.36.0", state="Failed", message="x" * 5000, restored=True))
+    now = SystemClock().now()
+    seen = shape.with_report({}, told, at=now)["observed"]["upgrade"]
+    assert (seen["state"], seen["restored"], len(seen["message"])) == ("Failed", True, 1000)
+    assert "upgrade" not in shape.with_report({}, Report(generation=1, phase="Joined"), at=now)["observed"]
 
 
 def test_the_time_of_an_observation_stands_while_nothing_changes() -> None:
