@@ -11,7 +11,7 @@ import pytest
 
 from ckp.api.crds import all_crds
 from ckp.api.objects.base import ApiModel, Schema
-from ckp.api.objects.control_plane import FIXED_ETCD
+from ckp.api.objects.control_plane import FIXED_ETCD, ONE_MINOR
 from ckp.api.objects.openapi import schema_of
 
 BEFORE: dict[str, Any] = json.loads((Path(__file__).parent / "crds-0.2.0.json").read_text())
@@ -30,6 +30,8 @@ CHANGED: dict[str, Any] = {
     "ManagedControlPlaneTemplate.spec.template.spec.certSANs[items]: type": "string",
     # members and volumes were never changed by it; now it is refused with a sentence
     "ManagedControlPlane.spec: x-kubernetes-validations": FIXED_ETCD,
+    # a control plane that skips minors or goes back breaks its cluster; only changes of the version are judged
+    "ManagedControlPlane: x-kubernetes-validations": ONE_MINOR,
     # a step of which nobody can see whether it is still done
     "ManagedControlPlane.status.steps[items].state: enum": ["Pending", "Running", "Done", "Skipped", "Failed", "Unknown"],
     # what was seen of etcd, so that a database that lost data is known by it
@@ -39,13 +41,13 @@ CHANGED: dict[str, Any] = {
     **{f"ManagedControlPlane.status.etcd.{name}: format": "int64" for name in ("revision", "databaseBytes", "inUseBytes", "quotaBytes")},
 }
 """Every keyword that is another than at 0.2.0, and why."""
-NEW_KINDS = {"ByoRemediation", "ByoRemediationTemplate"}
+NEW_KINDS = {"ByoRemediation", "ByoRemediationTemplate", "ClusterUpgrade"}
 ADDED = (
     *("ByoCluster.status.replacements", "ByoCluster.status.unhealthy", "ByoMachine.status.nodeReadyAt"),
     *("ByoMachine.spec.kubernetesVersion", "ByoMachine.spec.prepareVersion", "ByoMachine.status.upgrade"),
     *(f"ByoMachineTemplate.spec.template.spec.{name}" for name in ("kubernetesVersion", "prepareVersion")),
     *("ManagedControlPlane.spec.backup", "ManagedControlPlaneTemplate.spec.template.spec.backup"),
-    *("ManagedControlPlane.status.backup", "ManagedControlPlane.status.restore"),
+    *("ManagedControlPlane.status.backup", "ManagedControlPlane.status.restore", "ManagedControlPlane.status.upgrade"),
     *("ByoCluster.spec.imageFetchTimeout", "ByoClusterTemplate.spec.template.spec.imageFetchTimeout"),
 )
 """Fields that 0.2.0 did not have, with all that is below them: none is required of a stored object."""

@@ -6,6 +6,7 @@ Contract (every CRD): namespaced, named by its lower-case plural and group, labe
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from ckp.api.names import CONTRACT_LABEL, CONTROLPLANE_GROUP, INFRASTRUCTURE_GROUP, V1BETA1
@@ -14,7 +15,8 @@ from ckp.api.objects.byo_cluster import ByoCluster, ByoClusterTemplate
 from ckp.api.objects.byo_host import ByoHost
 from ckp.api.objects.byo_machine import ByoMachine, ByoMachineTemplate
 from ckp.api.objects.byo_remediation import ByoRemediation, ByoRemediationTemplate
-from ckp.api.objects.control_plane import ManagedControlPlane, ManagedControlPlaneTemplate
+from ckp.api.objects.cluster_upgrade import ClusterUpgrade
+from ckp.api.objects.control_plane import ONE_MINOR, ManagedControlPlane, ManagedControlPlaneTemplate
 from ckp.api.objects.installer_config import K8sInstallerConfig, K8sInstallerConfigTemplate
 from ckp.api.objects.openapi import schema_of
 
@@ -35,14 +37,22 @@ PLANE_COLUMNS: tuple[Column, ...] = (
     READY,
     ("Endpoint", "string", ".spec.controlPlaneEndpoint.host"),
 )
+UPGRADE_COLUMNS: tuple[Column, ...] = (
+    ("Cluster", "string", ".spec.clusterName"),
+    ("Version", "string", ".spec.version"),
+    ("Phase", "string", ".status.phase"),
+    ("Message", "string", ".status.message"),
+)
 
 
-def _crd(group: str, model: type[Resource], *columns: Column, scale: bool = False) -> dict[str, Any]:
-    """One CRD; the model's name is the kind."""
+def _crd(group: str, model: type[Resource], *columns: Column, scale: bool = False, rules: Sequence[dict[str, str]] = ()) -> dict[str, Any]:
+    """One CRD; the model's name is the kind. `rules`: of the whole object, in CEL."""
     kind = model.__name__
     plural = f"{kind.lower()}s"
     schema = schema_of(model)
     schema["properties"]["metadata"] = {"type": "object"}  # the API server has its own schema for it, and accepts no other here
+    if rules:
+        schema["x-kubernetes-validations"] = list(rules)
     subresources: dict[str, Any] = {"status": {}} if "status" in schema["properties"] else {}
     if scale:
         subresources["scale"] = {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas", "labelSelectorPath": ".status.selector"}
@@ -83,8 +93,9 @@ def all_crds() -> list[dict[str, Any]]:
         _crd(infra, K8sInstallerConfigTemplate),
         _crd(infra, ByoRemediation),
         _crd(infra, ByoRemediationTemplate),
-        _crd(control, ManagedControlPlane, *PLANE_COLUMNS, scale=True),
+        _crd(control, ManagedControlPlane, *PLANE_COLUMNS, scale=True, rules=ONE_MINOR),
         _crd(control, ManagedControlPlaneTemplate),
+        _crd(control, ClusterUpgrade, *UPGRADE_COLUMNS),
     ]
 
 

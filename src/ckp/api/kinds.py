@@ -80,6 +80,7 @@ BYO_MACHINE_TEMPLATE = Kind(names.INFRASTRUCTURE_GROUP, names.V1BETA1, "ByoMachi
 BYO_REMEDIATION = Kind(names.INFRASTRUCTURE_GROUP, names.V1BETA1, "ByoRemediation", "byoremediations")
 BYO_REMEDIATION_TEMPLATE = Kind(names.INFRASTRUCTURE_GROUP, names.V1BETA1, "ByoRemediationTemplate", "byoremediationtemplates")
 MANAGED_CONTROL_PLANE = Kind(names.CONTROLPLANE_GROUP, names.V1BETA1, "ManagedControlPlane", "managedcontrolplanes")
+CLUSTER_UPGRADE = Kind(names.CONTROLPLANE_GROUP, names.V1BETA1, "ClusterUpgrade", "clusterupgrades")
 
 ALL: tuple[Kind, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Kind))
 _BY_NAME = {(kind.api_version, kind.kind): kind for kind in ALL}

@@ -52,6 +52,8 @@ class ConditionType(StrEnum):
     WORKLOAD_READY = "WorkloadReady"
     """A pod of the workload cluster was scheduled, resolves a name and reaches the API server. Not part of Ready: the control plane may be all right."""
 
+    UPGRADED = "Upgraded"
+    """All of the control plane is of `spec.version`. False with the part that is waited for, and then part of Ready; or with why the version is refused."""
     BACKUP_FRESH = "BackupFresh"
     """A proved backup of the cluster is as new as its schedule asks for, and none has failed since. Not part of Ready."""
     DATA_RESTORED = "DataRestored"
@@ -151,6 +153,15 @@ class Reason(StrEnum):
     RESTORE_REFUSED = "RestoreRefused"
     """The backup can't be restored into this cluster; nothing was changed."""
 
+    UPGRADING_ETCD = "UpgradingEtcd"
+    UPGRADING_API_SERVERS = "UpgradingAPIServers"
+    UPGRADING_MANAGERS = "UpgradingManagers"
+    RUNNING_KUBEADM_PHASES = "RunningKubeadmPhases"
+    """Of Upgraded, in their order: the part that is not of the version yet."""
+    UPGRADE_REFUSED = "UpgradeRefused"
+    """The version can't be reached from the one that runs, or not now; nothing was changed."""
+    UPGRADE_FAILED = "UpgradeFailed"
+
     # WorkloadReady
     NO_NODE = "NoNode"
     NO_NETWORK = "NoNetwork"
@@ -183,6 +194,22 @@ class HostPhase(StrEnum):
     JOINED = "Joined"
     RESETTING = "Resetting"
     FAILED = "Failed"
+
+
+class UpgradePhase(StrEnum):
+    """Of a ClusterUpgrade."""
+
+    CHECKING = "Checking"
+    BLOCKED = "Blocked"
+    """A finding holds it up; nothing was changed. It is checked again, and goes on once nothing does."""
+    PREPARING = "Preparing"
+    """Hosts pull and verify what they will install."""
+    CONTROL_PLANE = "ControlPlane"
+    NODES = "Nodes"
+    PAUSED = "Paused"
+    FAILED = "Failed"
+    ABORTED = "Aborted"
+    DONE = "Done"
 
 
 class NodeUpgradeState(StrEnum):

@@ -103,13 +103,13 @@ def target(reached: str, begun: str, wanted: str, installed: Collection[str], wa
 
     Args:
         reached: the version that all of the control plane was of last; "" before it was ready once.
-        begun: the version of the step that is going on; "" if none is.
+        begun: the version of the step that is going on, or, where nothing was reached yet, of the API servers that were made; "" if there is none.
         wanted: what is asked for.
         installed: the releases that the platform has.
         wait: why no step may begin now, such as a restore that goes on.
     """
     if not reached:
-        return Target(wanted)
+        return _first_target(begun, wanted)
     if wanted == (begun or reached):
         return Target(wanted)
     refusal = step_refusal(reached, wanted)
@@ -123,6 +123,13 @@ def target(reached: str, begun: str, wanted: str, installed: Collection[str], wa
     if refusal:
         return Target(begun or reached, refusal=refusal)
     return Target(wanted, begin=True)
+
+
+def _first_target(begun: str, wanted: str) -> Target:
+    """Before a control plane was ready once: its etcd may hold what the first API server wrote, also where the record of what was reached is lost."""
+    if not begun or Version.parse(begun).line == Version.parse(wanted).line:
+        return Target(wanted)
+    return Target(begun, refusal=step_refusal(begun, wanted) or f"the control plane is made as {begun}, and {wanted} can follow once it is ready")
 
 
 class Part(StrEnum):

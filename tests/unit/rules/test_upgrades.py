@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,7 +72,7 @@ def test_a_path_that_is_open_ends_at_the_version_by_steps_of_one_minor_each(curr
         return
     way = [current, *found.steps]
     assert way[-1] == wanted and (every or set(found.steps) <= set(installed))
-    assert not any(step_refusal(one, next_one) for one, next_one in zip(way, way[1:], strict=False))
+    assert not any(step_refusal(one, next_one) for one, next_one in pairwise(way))
 
 
 @given(versions, versions, releases, st.lists(versions, max_size=4))

@@ -170,13 +170,42 @@ class RestoreStatus(ApiModel):
     message: str = ""
 
 
+class ControlPlaneUpgrade(ApiModel):
+    """The last step of the control plane to another version. It is put down before anything is changed."""
+
+    from_version: Annotated[str, Schema("What all of the control plane was of before.")] = Field(default="", alias="from")
+    version: str = ""
+    started_at: Time = ""
+    finished_at: Annotated[Time, Schema("When all of the control plane was of the version; absent while the step goes on.")] = ""
+
+    @property
+    def under_way(self) -> bool:
+        """Whether it was begun and is not finished."""
+        return bool(self.version) and not self.finished_at
+
+
+ONE_MINOR = [
+    {
+        "rule": (
+            "!has(self.spec) || !has(oldSelf.spec) || self.spec.version == oldSelf.spec.version"
+            " || !has(self.status) || !has(self.status.version) || self.status.version == ''"
+            " || (self.spec.version.split('.')[0] == self.status.version.split('.')[0]"
+            " && int(self.spec.version.split('.')[1]) - int(self.status.version.split('.')[1]) in [0, 1])"
+        ),
+        "message": "a control plane goes up one minor version at a time and never back: see status.version, and `ckp cluster upgrade` for the whole way",
+    },
+]
+"""For the whole object, since it compares what is asked for with what runs; only where the version is changed, so that no stored object becomes invalid.
+The controller refuses what is left (a lower patch version, a release that is not installed) by the condition Upgraded."""
+
+
 class ManagedControlPlaneStatus(ApiModel):
     """What is so. `addons` and `steps` have a controller each, and `conditions` two more: WorkloadReady is written beside the control plane's own."""
 
     initialized: Annotated[bool, Schema("The API server has answered once (contract).")] = False
     ready: Annotated[bool, Schema("The API server answers (contract).")] = False
     external_managed_control_plane: Annotated[bool, Schema("There are no control plane Machines (contract).")] = False
-    version: str = ""
+    version: Annotated[str, Schema("Of what all of the control plane is: API servers, controllers, and what kubeadm's phases wrote.")] = ""
     replicas: Int32 = 0
     ready_replicas: Int32 = 0
     updated_replicas: Int32 = 0
@@ -190,6 +219,7 @@ class ManagedControlPlaneStatus(ApiModel):
     etcd: EtcdStatus = Field(default_factory=EtcdStatus)
     backup: BackupStatus = Field(default_factory=BackupStatus)
     restore: RestoreStatus = Field(default_factory=RestoreStatus)
+    upgrade: ControlPlaneUpgrade = Field(default_factory=ControlPlaneUpgrade)
 
     def addon(self, name: str) -> AddonStatus:
         """The addon of this name; an empty one if nothing is known of it."""
@@ -205,6 +235,11 @@ class ManagedControlPlane(Resource):
     def condition(self, kind: str) -> Condition:
         """Its condition of this type; an empty one if it is absent."""
         return find_condition(self.status.conditions, kind)
+
+    @property
+    def running_version(self) -> str:
+        """The release that its parts are of, or are being brought to; what is asked for may be refused, or wait."""
+        return self.status.upgrade.version if self.status.upgrade.under_way else self.status.version or self.spec.version
 
 
 class ManagedControlPlaneTemplateResource(ApiModel):

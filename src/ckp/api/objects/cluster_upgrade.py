@@ -1,0 +1,94 @@
+"""ClusterUpgrade: one upgrade of a whole workload cluster, from its checks to its last node. It happens in place: no Machine is replaced."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from ckp.api.objects.base import ApiModel, Conditions, Int32, Resource, Schema, Texts, Time
+from ckp.api.states import UpgradePhase
+
+FIXED_AIM = [
+    {
+        "rule": "self.clusterName == oldSelf.clusterName && self.version == oldSelf.version",
+        "message": "the cluster and the version of an upgrade can't be changed: abort it, and make another one",
+    },
+]
+OVER = (UpgradePhase.DONE, UpgradePhase.FAILED, UpgradePhase.ABORTED)
+"""Phases in which nothing more happens. Whoever goes on makes another object: what is done already is found to be done."""
+
+
+class ClusterUpgradeSpec(ApiModel):
+    """What is asked for."""
+
+    cluster_name: Annotated[str, Schema("The Cluster, in the same namespace.", required=True)] = ""
+    version: Annotated[str, Schema("A release of the catalog, such as v1.35.1.", pattern=r"^v\d+\.\d+\.\d+$", required=True)] = ""
+    pause: Annotated[bool, Schema("Begin nothing further: what has begun (a node, a step of the control plane) is finished.")] = False
+    abort: Annotated[bool, Schema("End it: as with pause, and for good. What is upgraded stays so.")] = False
+    accept: Annotated[Texts, Schema("Names of findings that do not hold it up, of those that may be accepted.")] = ()
+    pools: Annotated[Texts, Schema("The MachineDeployments whose nodes are upgraded, in this order; empty: all, by their names.")] = ()
+    nodes: Annotated[Texts, Schema("The nodes that are upgraded, in this order; empty: all. The versions of pools are then left as they are.")] = ()
+    at_once: Annotated[Int32, Schema("How many nodes are upgraded at the same time.", minimum=1, defaulted=True)] = 1
+    after_first: Annotated[Int32, Schema("Stop once so many nodes are done, until this is 0 again; 0: do not stop.", minimum=0)] = 0
+
+
+class UpgradeFinding(ApiModel):
+    """What a check has found."""
+
+    name: Annotated[str, Schema("By which it is accepted.", required=True)] = ""
+    where: str = ""
+    message: str = ""
+    remedy: str = ""
+    acceptable: Annotated[bool, Schema("Whether spec.accept may pass it.")] = False
+    accepted: bool = False
+
+
+class UpgradedPart(ApiModel):
+    """The control plane's way."""
+
+    version: Annotated[str, Schema("The step that is, or was last, asked for.")] = ""
+    state: str = ""
+    message: str = ""
+    started_at: Time = ""
+    finished_at: Time = ""
+
+
+class UpgradedNode(ApiModel):
+    """One node's way."""
+
+    name: Annotated[str, Schema(required=True)] = ""
+    pool: str = ""
+    from_version: str = Field(default="", alias="from")
+    to: str = ""
+    state: str = ""
+    message: str = ""
+    started_at: Time = ""
+    finished_at: Time = ""
+
+
+class ClusterUpgradeStatus(ApiModel):
+    """What became of it."""
+
+    phase: Annotated[str, Schema(enum=[phase.value for phase in UpgradePhase])] = ""
+    message: Annotated[str, Schema("What it waits for, or why it ended; and how to go on.")] = ""
+    started_at: Time = ""
+    finished_at: Time = ""
+    from_version: Annotated[str, Schema("The control plane's version at its beginning.")] = Field(default="", alias="from")
+    path: Annotated[Texts, Schema("The releases that the control plane goes through.")] = ()
+    findings: tuple[UpgradeFinding, ...] = ()
+    control_plane: UpgradedPart = Field(default_factory=UpgradedPart)
+    nodes: tuple[UpgradedNode, ...] = ()
+    conditions: Conditions = ()
+
+
+class ClusterUpgrade(Resource):
+    """The whole object."""
+
+    spec: Annotated[ClusterUpgradeSpec, Schema(required=True, x_kubernetes_validations=FIXED_AIM)] = Field(default_factory=ClusterUpgradeSpec)
+    status: ClusterUpgradeStatus = Field(default_factory=ClusterUpgradeStatus)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more happens."""
+        return self.status.phase in OVER
