@@ -73,7 +73,8 @@ class ControlPlaneWorld:
         return await self.reconciler.reconcile(TENANT, "demo")
 
     async def etcd(self, ready: int) -> None:
-        status = {"replicas": ready, "readyReplicas": ready}
+        seen = self.kube.stored(kinds.STATEFUL_SET, "demo-etcd", TENANT)["metadata"]["generation"]
+        status = {"replicas": ready, "readyReplicas": ready, "updatedReplicas": ready, "observedGeneration": seen}
         await self.kube.merge(kinds.STATEFUL_SET, "demo-etcd", TENANT, {"status": status}, subresource="status")
 
     async def api_server(self, **status: int) -> None:

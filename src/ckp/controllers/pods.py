@@ -92,6 +92,25 @@ def pki_volume(name: str, *files: tuple[str, str, str]) -> Obj:
     return {"name": name, "projected": {"defaultMode": READABLE_BY_GROUP, "sources": sources}}
 
 
+def rolled_out(workload: Obj | None, replicas: int) -> bool:
+    """Whether all replicas of a Deployment or StatefulSet, and no others, are of what its manifest says now, and ready (as `kubectl rollout status` judges).
+
+    Args:
+        replicas: how many there should be; a workload that was stopped is not rolled out.
+    """
+    if workload is None or int((workload.get("spec") or {}).get("replicas") or 0) != replicas:
+        return False
+    if int((workload.get("status") or {}).get("observedGeneration") or 0) < int(workload["metadata"].get("generation") or 0):
+        return False
+    return all(replicas_of(workload, state) == replicas for state in ("replicas", "updatedReplicas", "readyReplicas"))
+
+
+def image_of(workload: Obj | None, container: str) -> str:
+    """The image of one of its containers; "" if there is none."""
+    containers = workload["spec"]["template"]["spec"]["containers"] if workload else []
+    return next((str(item["image"]) for item in containers if item["name"] == container), "")
+
+
 def replicas_of(workload: Obj | None, state: Literal["replicas", "readyReplicas", "availableReplicas", "updatedReplicas"]) -> int:
     """How many replicas of a Deployment or StatefulSet are in this state, by its status; 0 where there is none, or 0 is left out (omitempty)."""
     return int(((workload or {}).get("status") or {}).get(state) or 0)

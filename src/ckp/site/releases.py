@@ -158,7 +158,8 @@ def _versions(item: Mapping[str, Any]) -> set[str]:
     """Releases that an object of USERS names: wanted, and still running."""
     spec, status = item.get("spec") or {}, item.get("status") or {}
     template = ((spec.get("template") or {}).get("spec") or {}).get("version")
-    return {str(version) for version in (spec.get("version"), status.get("version"), template) if version}
+    step = status.get("upgrade") or {}  # that of before is needed until the step is finished, also where another one is asked for by then
+    return {str(version) for version in (spec.get("version"), status.get("version"), step.get("version"), template) if version}
 
 
 def of_management(host: SiteHost, names: Sequence[str]) -> str:

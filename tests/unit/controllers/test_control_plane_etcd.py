@@ -217,6 +217,7 @@ async def test_a_lost_volume_is_said_and_the_api_server_held_back_until_somebody
         "KubeconfigAvailable": "True",
         "KubernetesServiceReady": "Unknown",
         "Bootstrapped": "Unknown",
+        "Upgraded": "Unknown",
     }, "nothing is True of what is held back, or was in the data"
     assert world.kube.stored(DEPLOYMENT, "demo-apiserver", TENANT)["spec"]["replicas"] == 0
     assert state(world) == "existing"

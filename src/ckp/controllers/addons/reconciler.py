@@ -62,7 +62,9 @@ class AddonsReconciler:
         cluster = await self.kube.get(CLUSTER, cluster_name(obj), namespace)
         if cluster is None or paused(cluster, obj):
             return Result()
-        plan = Plan.of(obj, cluster, self.releases, plane.spec.control_plane_endpoint.host)
+        # Charts follow a control plane that is whole: while it is upgraded they stay as they are.
+        version = plane.status.version or plane.running_version
+        plan = Plan.of(obj, cluster, self.releases, plane.spec.control_plane_endpoint.host, version=version)
         scope = Scope(self.kube, self.clock, MANAGED_CONTROL_PLANE, obj)
         steps = [await self._install(plan, request.name) for request in wanted]
         scope.status["addons"] = [entry for entry, _ in steps]

@@ -9,7 +9,7 @@ from typing import Any
 from ckp.api.names import SYSTEM_NAMESPACE
 from ckp.clients.kube import Obj
 from ckp.controllers.controlplane.plan import PRIORITY, Plan, disruption_budget
-from ckp.controllers.pods import hardened, mount, pod_security, pod_spec, spread
+from ckp.controllers.pods import hardened, mount, pod_security, pod_spec, replicas_of, spread
 from ckp.rules.etcd import bytes_of, quota_now
 
 CLIENT_PORT = 2379
@@ -31,10 +31,12 @@ class Sizing:
     Attributes:
         claim: what each member's volume is asked for; as it was made, since a StatefulSet's can't be changed.
         quota: bytes that the database may take.
+        partition: members with this number and higher ones are brought to the manifest, the others stay as they are.
     """
 
     claim: Mapping[str, Any]
     quota: int
+    partition: int = 0
 
 
 def sizing(plan: Plan, stateful_set: Obj | None, claims: Sequence[Obj], database: int) -> Sizing:
@@ -56,7 +58,33 @@ def sizing(plan: Plan, stateful_set: Obj | None, claims: Sequence[Obj], database
         claim = {key: made[key] for key in ("accessModes", "resources", "storageClassName") if key in made}
     sizes = [(item.get("status") or {}).get("capacity", {}).get("storage") for item in claims]
     volume = min(bytes_of(str(size)) for size in [*filter(None, sizes)] or [claim["resources"]["requests"]["storage"]])
-    return Sizing(claim, quota_now(volume, quota_of(stateful_set), database))
+    return Sizing(claim, quota_now(volume, quota_of(stateful_set), database), partition_now(plan.etcd_replicas, stateful_set))
+
+
+def partition_now(members: int, stateful_set: Obj | None) -> int:
+    """Up to which member a changed manifest is rolled out: one more each time that all of them are ready.
+
+    Kubernetes stops the highest member that is not of the manifest yet, whether or not the lower ones run (podManagementPolicy Parallel: pkg/controller/
+    statefulset/stateful_set_control.go), so with one of three away it would take the quorum. It may roll out from `partition` on.
+
+    Args:
+        members: how many there should be.
+        stateful_set: as it is; None before there is one.
+    """
+    if members == 1:
+        return 0
+    if stateful_set is None:
+        return members
+    status = stateful_set.get("status") or {}
+    ready = replicas_of(stateful_set, "readyReplicas")
+    now = int(((stateful_set["spec"].get("updateStrategy") or {}).get("rollingUpdate") or {}).get("partition") or 0)
+    if ready < members // 2 + 1:
+        return 0  # there is no quorum to keep, and what is wrong may be in the old manifest
+    if int(status.get("observedGeneration") or 0) < int(stateful_set["metadata"].get("generation") or 0):
+        return now
+    if status.get("currentRevision") == status.get("updateRevision"):
+        return members
+    return max(0, members - replicas_of(stateful_set, "updatedReplicas") - 1) if ready == members else now
 
 
 def quota_of(stateful_set: Obj | None) -> int:
@@ -183,6 +211,7 @@ def _stateful_set(plan: Plan, selector: dict[str, str], sized: Sizing) -> Obj:
             "serviceName": plan.name("etcd-peer"),
             "replicas": plan.etcd_replicas,
             "podManagementPolicy": "Parallel",
+            "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": sized.partition}},
             "selector": {"matchLabels": selector},
             "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Retain"},
             "template": template,

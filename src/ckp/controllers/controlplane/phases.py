@@ -19,6 +19,8 @@ STARTING = 2.0
 
 SIDE_BY_SIDE = (ConditionType.ETCD_READY, ConditionType.ETCD_SPACE_AVAILABLE, ConditionType.KUBERNETES_SERVICE_READY)
 """Phases that the later ones do not wait for."""
+BEFORE_API_SERVERS = (ConditionType.CERTIFICATES_AVAILABLE, ConditionType.ETCD_READY, ConditionType.ETCD_SPACE_AVAILABLE)
+"""Phases of what API servers stand on: of a new release before these are."""
 RUNNING = (ConditionType.ETCD_READY, ConditionType.ETCD_SPACE_AVAILABLE, ConditionType.COMPONENTS_READY, ConditionType.KUBERNETES_SERVICE_READY)
 """Conditions of what runs, which is not seen in a pass that ends before; the others are of what is stored."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ckp.api.kinds import PDB
 from ckp.api.names import CLUSTER_NAME_LABEL
@@ -62,8 +62,12 @@ class Plan:
     """Further names and addresses in the API server's certificate."""
 
     @classmethod
-    def of(cls, control_plane: Obj, cluster: Obj, releases: Releases, host: str = "", address: str = "") -> Plan:
-        """From a ManagedControlPlane and its Cluster; NotFound if the version is not installed."""
+    def of(cls, control_plane: Obj, cluster: Obj, releases: Releases, host: str = "", address: str = "", *, version: str = "") -> Plan:
+        """From a ManagedControlPlane and its Cluster; NotFound if the version is not installed.
+
+        Args:
+            version: of another release than the one that its parts are of, or are being brought to.
+        """
         plane = ManagedControlPlane.of(control_plane)
         spec, etcd = plane.spec, plane.spec.etcd
         network = cluster["spec"].get("clusterNetwork") or {}
@@ -71,7 +75,7 @@ class Plan:
             cluster=cluster["metadata"]["name"],
             namespace=plane.namespace,
             owner=control_plane,
-            release=releases.get(spec.version),
+            release=releases.get(version or plane.running_version),
             pod_cidr=((network.get("pods") or {}).get("cidrBlocks") or [DEFAULT_PODS])[0],
             service_cidr=((network.get("services") or {}).get("cidrBlocks") or [DEFAULT_SERVICES])[0],
             domain=network.get("serviceDomain") or "cluster.local",
@@ -85,6 +89,10 @@ class Plan:
             address=address or host,
             cert_sans=spec.cert_sans,
         )
+
+    def of_release(self, release: InstalledRelease) -> Plan:
+        """The same of another release."""
+        return replace(self, release=release)
 
     def name(self, part: str) -> str:
         """The name of one of its objects."""

@@ -24,9 +24,10 @@ from ckp.controllers.apply import Applier
 from ckp.controllers.controlplane import apiserver, bootstrap, certificates, etcd, service_endpoints, tunnels
 from ckp.controllers.controlplane.backups import Backups
 from ckp.controllers.controlplane.etcd_phases import EtcdPhases
-from ckp.controllers.controlplane.phases import ENDING, POLL, SIDE_BY_SIDE, SOON, STARTING, NotYet, unseen
+from ckp.controllers.controlplane.phases import BEFORE_API_SERVERS, ENDING, POLL, SIDE_BY_SIDE, SOON, STARTING, NotYet, unseen
 from ckp.controllers.controlplane.plan import Plan, disruption_budget
 from ckp.controllers.controlplane.restores import Restores
+from ckp.controllers.controlplane.upgrades import Step, Upgrades
 from ckp.controllers.jobs import JobState, run_once
 from ckp.controllers.pods import replicas_of
 from ckp.controllers.scope import Scope, deleting, owner, paused
@@ -73,6 +74,7 @@ class ManagedControlPlaneReconciler:
     def __post_init__(self) -> None:
         self.etcd = EtcdPhases(self.kube, self.clock, self.connect_to_etcd)
         self.backups = Backups(self.kube, self.clock, self.backup_image)
+        self.upgrades = Upgrades(self.kube, self.clock, self.releases)
         self.restores = Restores(self.kube, self.clock, self.applier, self.etcd, self.backup_image)
 
     async def reconcile(self, namespace: str, name: str) -> Result:
@@ -89,19 +91,33 @@ class ManagedControlPlaneReconciler:
                 return await self._delete(scope)
             if cluster is None or owner(obj, "Cluster") is None:
                 return Result(after=POLL)
-            result = await self._up(scope, cluster)
-            return await self._backed_up(scope, cluster, result)
+            step = await self.upgrades.decide(scope)
+            result = await self._up(scope, cluster, step)
+            return await self._backed_up(scope, cluster, step, result)
 
-    async def _backed_up(self, scope: Scope, cluster: Obj, result: Result) -> Result:
+    async def _backed_up(self, scope: Scope, cluster: Obj, step: Step, result: Result) -> Result:
         """Backups go by the clock, also of a control plane that is not ready."""
         try:
             host = ManagedControlPlane.of(scope.obj).spec.control_plane_endpoint.host
-            again = await self.backups.look(scope, Plan.of(scope.obj, cluster, self.releases, host))
+            again = await self.backups.look(scope, Plan.of(scope.obj, cluster, self.releases, host, version=step.version))
         except NotFound:  # an unknown version, which is told by a condition
             return result
         return result if again is None else Result(after=min(again, 60.0 if result.after is None else result.after))
 
-    async def _up(self, scope: Scope, cluster: Obj) -> Result:
+    async def _up(self, scope: Scope, cluster: Obj, step: Step) -> Result:
+        try:
+            result = await self._phases(scope, cluster, step)
+        except CkpError:
+            self.upgrades.tell_unseen(scope, step)
+            raise
+        if scope.conditions:
+            try:
+                await self.upgrades.tell(scope, cluster, step)
+            except NotFound:  # an unknown version, which is told by a condition
+                self.upgrades.tell_unseen(scope, step)
+        return result
+
+    async def _phases(self, scope: Scope, cluster: Obj, step: Step) -> Result:
         await scope.add_finalizer(MANAGED_CONTROL_PLANE_FINALIZER)
         plane = ManagedControlPlane.of(scope.obj)
         scope.status |= {"externalManagedControlPlane": True, "replicas": plane.spec.replicas}
@@ -118,7 +134,7 @@ class ManagedControlPlaneReconciler:
             (ConditionType.COMPONENTS_READY, self._managers),
         ]
         try:
-            plan, lost = await self._endpoint(scope, cluster)
+            plan, lost = await self._endpoint(scope, cluster, step)
             done = [lost.as_condition(lost.condition, self.clock.now()) if lost else make_condition(ConditionType.ENDPOINT_AVAILABLE, True, self.clock.now())]
             scope.conditions = done
             if (restoring := await self.restores.advance(scope, plan)) is not None:
@@ -126,11 +142,12 @@ class ManagedControlPlaneReconciler:
                 done += unseen(scope.obj, done, restoring, self.clock.now())
                 scope.status["ready"] = False
                 return Result(after=restoring.after)
+            serving = await self.upgrades.serving(plan, step)
             waiting = [lost] if lost else []
             again = lost.after if lost else 60.0
             for condition, phase in phases:
                 try:
-                    again = min(again, await phase(scope, plan) or again)
+                    again = min(again, await phase(scope, plan if condition in BEFORE_API_SERVERS else serving) or again)
                     done.append(make_condition(condition, True, self.clock.now()))
                 except NotYet as wait:
                     done.append(wait.as_condition(wait.condition, self.clock.now()))
@@ -138,7 +155,7 @@ class ManagedControlPlaneReconciler:
                     if wait.needed:
                         waiting.append(wait)
                     if wait.hold:
-                        await self.applier.apply(apiserver.held(apiserver.api_server(plan)))
+                        await self.applier.apply(apiserver.held(apiserver.api_server(serving)))
                         break
                     # etcd's and the components' pods start side by side; what needs a running API server must wait.
                     if condition not in SIDE_BY_SIDE:
@@ -150,6 +167,7 @@ class ManagedControlPlaneReconciler:
                 scope.status["ready"] = plane.status.initialized and not held and lost is None and await self._serves(cluster)
                 return Result(after=again)
             await self._ready(scope, plan)
+            await self.upgrades.conclude(scope, plan, step)
             await self.restores.finish(scope)
         except NotYet as wait:
             scope.conditions.append(wait.as_condition(wait.condition, self.clock.now()))
@@ -176,7 +194,7 @@ class ManagedControlPlaneReconciler:
         message = f"{error.brief}: {error.resolution}" if error.resolution else error.brief
         scope.conditions.append(make_condition(condition, False, self.clock.now(), reason=Reason.REFUSED, message=message, severity="Error"))
 
-    async def _endpoint(self, scope: Scope, cluster: Obj) -> tuple[Plan, NotYet | None]:
+    async def _endpoint(self, scope: Scope, cluster: Obj, step: Step) -> tuple[Plan, NotYet | None]:
         """The load balancer first: the API server's certificate needs its address.
 
         Returns:
@@ -185,7 +203,7 @@ class ManagedControlPlaneReconciler:
         Raises:
             NotYet: it cannot come up with the endpoint as it is.
         """
-        plan = Plan.of(scope.obj, cluster, self.releases)
+        plan = Plan.of(scope.obj, cluster, self.releases, version=step.version)
         plane = ManagedControlPlane.of(scope.obj)
         service = await self.kube.get(SERVICE, plan.name("apiserver"), plan.namespace)
         routed = plan.replicas > 1 or tunnels.is_routed(service)  # and then for good: the way back would cut agents off for a moment
@@ -203,7 +221,7 @@ class ManagedControlPlaneReconciler:
         if settled.reason is None and not (plane.spec.control_plane_endpoint.host and plane.spec.control_plane_endpoint.port):
             patch = {"spec": {"controlPlaneEndpoint": {"host": settled.host, "port": API_PORT}}}
             scope.obj = await self.kube.merge(MANAGED_CONTROL_PLANE, scope.name, scope.namespace, patch)
-        plan = replace(Plan.of(scope.obj, cluster, self.releases, settled.host, settled.address), routed=routed)
+        plan = replace(Plan.of(scope.obj, cluster, self.releases, settled.host, settled.address, version=step.version), routed=routed)
         if settled.reason is None:
             return plan, None
         trouble = NotYet(
@@ -332,7 +350,12 @@ class ManagedControlPlaneReconciler:
         return None
 
     async def _bootstrap(self, scope: Scope, plan: Plan) -> None:
-        """The Job with kubeadm's phases. A Job can't be changed; changed content has another name."""
+        """The Job with kubeadm's phases. A Job can't be changed; changed content has another name.
+
+        Those of another version run once controller-manager and scheduler are of it, as kubeadm has it.
+        """
+        if ManagedControlPlane.of(scope.obj).status.upgrade.under_way and (waiting := await self.upgrades.without_managers(plan)):
+            raise NotYet(ConditionType.BOOTSTRAPPED, f"kubeadm's phases wait for {waiting}", after=ENDING)
         objects = bootstrap.bootstrap_objects(plan, certificates.fingerprint(await self._authority(plan)))
         name = str(objects[-1]["metadata"]["name"])
 
@@ -351,7 +374,6 @@ class ManagedControlPlaneReconciler:
         scope.status |= {
             "initialized": True,
             "ready": ready >= 1,
-            "version": plan.release.name,
             "replicas": replicas_of(found, "replicas"),
             "readyReplicas": ready,
             "updatedReplicas": replicas_of(found, "updatedReplicas"),

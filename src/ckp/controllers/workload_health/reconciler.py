@@ -115,9 +115,9 @@ class WorkloadHealthReconciler:
 
     async def _verdict(self, plane: ManagedControlPlane, cluster: Obj, memory: _Memory) -> Verdict:
         try:
-            image = self.releases.get(plane.spec.version).image("kubeadm")
+            image = self.releases.get(version := plane.running_version).image("kubeadm")
         except (NotFound, KeyError):
-            return Verdict(None, Reason.UNKNOWN_VERSION, f"version {plane.spec.version} is not among the installed releases, so that no canary can be started")
+            return Verdict(None, Reason.UNKNOWN_VERSION, f"version {version} is not among the installed releases, so that no canary can be started")
         domain = str((cluster["spec"].get("clusterNetwork") or {}).get("serviceDomain") or "cluster.local")
         try:
             async with workload_cluster(self.kube, plane.namespace, str(cluster["metadata"]["name"]), self.clients) as workload:
