@@ -204,7 +204,7 @@ class Stage:
 def stages(current: str, steps: Sequence[str], workers: Sequence[str]) -> tuple[Stage, ...]:
     """The control plane's steps, with the workers between them only where a kubelet would otherwise be too old, and once at the end.
 
-    So a node is drained once as long as no more than three minors are gone. Workers of the last version are left alone; if all are, there is no such stage.
+    So a node is drained once as long as at most three minors are gone. Workers of the last version are left alone; if all are, there is no such stage.
 
     Args:
         current: the control plane's version.

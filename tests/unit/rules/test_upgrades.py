@@ -183,7 +183,8 @@ def test_nodes_go_by_pool_and_name_and_as_they_are_named() -> None:
 
 @given(st.permutations(NODES), st.integers(1, 3), st.integers(0, 6))
 def test_never_more_at_once_each_exactly_once_and_the_first_alone_until_resumed(nodes: list[Worker], at_once: int, after_first: int) -> None:
-    states, resumed, begun, pauses = {node.name: NodeState.PENDING for node in nodes}, False, [], 0
+    states, resumed, pauses = {node.name: NodeState.PENDING for node in nodes}, False, 0
+    begun: list[str] = []
     while True:
         ordered = order([Worker(node.name, node.pool, states[node.name]) for node in nodes])
         now = turn(ordered, at_once, after_first, resumed=resumed)

@@ -354,7 +354,8 @@ class ManagedControlPlaneReconciler:
 
         Those of another version run once controller-manager and scheduler are of it, as kubeadm has it.
         """
-        if ManagedControlPlane.of(scope.obj).status.upgrade.under_way and (waiting := await self.upgrades.without_managers(plan)):
+        step = ManagedControlPlane.of(scope.obj).status.upgrade
+        if step.under_way and step.version == plan.release.name and (waiting := await self.upgrades.without_managers(plan)):
             raise NotYet(ConditionType.BOOTSTRAPPED, f"kubeadm's phases wait for {waiting}", after=ENDING)
         objects = bootstrap.bootstrap_objects(plan, certificates.fingerprint(await self._authority(plan)))
         name = str(objects[-1]["metadata"]["name"])
