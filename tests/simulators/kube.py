@@ -55,6 +55,7 @@ class _Store:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     fault: Callable[[str, Kind, str], KubeError | None] | None = None
     virtual: dict[str, Callable[[Obj], Obj]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
     calls: list[tuple[str, str, str]] = field(default_factory=list)
 
 
@@ -78,6 +79,10 @@ class KubeSimulator(Kube):
         return other
 
     # What a test sets and asks.
+
+    def on_text(self, path: str, text: str) -> None:
+        """What `text` answers at a path; others are not found."""
+        self._store.texts[path] = text
 
     def on_fault(self, fault: Callable[[str, Kind, str], KubeError | None] | None) -> None:
         """Ask `fault(verb, kind, name)` before each call; what it returns is raised. None ends it."""
@@ -126,6 +131,11 @@ class KubeSimulator(Kube):
         return self._store.calls
 
     # The face of Kube.
+
+    async def text(self, path: str) -> str:
+        if path not in self._store.texts:
+            raise KubeError(f"get {path}: not found", code=404)
+        return self._store.texts[path]
 
     async def get(self, kind: Kind, name: str, namespace: str | None = None) -> Obj | None:
         await self._enter("get", kind, name)

@@ -209,6 +209,8 @@ class UpgradePhase(StrEnum):
     PAUSED = "Paused"
     FAILED = "Failed"
     ABORTED = "Aborted"
+    PLANNED = "Planned"
+    """It was to be checked only; nothing was changed."""
     DONE = "Done"
 
 

@@ -225,6 +225,21 @@ class Kube:
             found = None
         raise AssertionError("the last attempt returns or raises")
 
+    async def text(self, path: str) -> str:
+        """What the API server answers at a path that is no resource's, such as `/metrics`.
+
+        Raises:
+            KubeError: it refuses, or can't be reached.
+        """
+        try:
+            # lightkube has no call for such paths; its own HTTP client has the address and the credentials.
+            answer = await self._client._client._client.get(path)
+            answer.raise_for_status()
+        except (httpx2.HTTPError, ssl.SSLError) as error:
+            code = error.response.status_code if isinstance(error, httpx2.HTTPStatusError) else 0
+            raise KubeError(f"get {path}: {error or type(error).__name__}", code=code) from error
+        return answer.text
+
     async def approve(self, request: Obj, *, reason: str, message: str) -> None:
         """Approve a CertificateSigningRequest exactly as it was read; KubeError with reason Conflict if somebody else has decided meanwhile."""
         meta = request["metadata"]

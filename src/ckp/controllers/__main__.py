@@ -11,7 +11,20 @@ from pathlib import Path
 import structlog
 
 from ckp.api.host_protocol import RegistryLogin
-from ckp.api.kinds import BYO_CLUSTER, BYO_HOST, BYO_MACHINE, BYO_REMEDIATION, CLUSTER, DEPLOYMENT, JOB, MACHINE, MANAGED_CONTROL_PLANE, SERVICE, STATEFUL_SET
+from ckp.api.kinds import (
+    BYO_CLUSTER,
+    BYO_HOST,
+    BYO_MACHINE,
+    BYO_REMEDIATION,
+    CLUSTER,
+    CLUSTER_UPGRADE,
+    DEPLOYMENT,
+    JOB,
+    MACHINE,
+    MANAGED_CONTROL_PLANE,
+    SERVICE,
+    STATEFUL_SET,
+)
 from ckp.api.names import SYSTEM_NAMESPACE
 from ckp.api.platform import Releases
 from ckp.clients.kube import Kube, Obj
@@ -29,6 +42,7 @@ from ckp.controllers.providers.byo.remediation import Remediation
 from ckp.controllers.providers.byo.serving_certificates import ServingCertificatesReconciler
 from ckp.controllers.scope import cluster_name, owner
 from ckp.controllers.settings import Settings
+from ckp.controllers.upgrades.reconciler import ClusterUpgradeReconciler
 from ckp.controllers.workload import WorkloadClients
 from ckp.controllers.workload_health.reconciler import WorkloadHealthReconciler
 from ckp.kits.clock import SystemClock
@@ -134,12 +148,21 @@ def build(
     controllers.append(health.watches(core_machines, planes_of_cluster))
     deletion = Controller("deletion", DeletionReconciler(kube, clock, workloads), clusters, workers=2)
     deletion.watches(core_machines, lambda obj: [(obj["metadata"]["namespace"], cluster_name(obj))])
+    upgrades = manager.informer(CLUSTER_UPGRADE)
+
+    def upgrades_of_cluster(obj: Obj) -> list[Key]:
+        return [key_of(item) for item in upgrades.all(obj["metadata"]["namespace"]) if item["spec"]["clusterName"] == cluster_name(obj)]
+
+    upgrade = Controller("clusterupgrade", ClusterUpgradeReconciler(kube, clock, releases, workloads), upgrades, workers=2)
+    for changed in (planes, machines, core_machines):
+        upgrade.watches(changed, upgrades_of_cluster)
+    controllers.append(upgrade)
     if releases.load_balancer_addresses:
         services = manager.informer(SERVICE)
         given = Controller("hostaddresses", HostAddressesReconciler(kube, releases.load_balancer_addresses), services, workers=1)
         # One that goes leaves its address to those that wait.
         controllers.append(given.watches(services, lambda obj: [key_of(item) for item in services.all() if waits(item)]))
-    watched = {"byocluster": byo_clusters, "byohost": hosts, "byomachine": machines, "managedcontrolplane": planes}
+    watched = {"byocluster": byo_clusters, "byohost": hosts, "byomachine": machines, "managedcontrolplane": planes, "clusterupgrade": upgrades}
     events = [Controller(f"{name}-events", EventsReconciler(kube, clock, informer), informer, workers=1) for name, informer in watched.items()]
     manager.controllers.extend([*controllers, deletion, *events])
     return manager

@@ -11,11 +11,14 @@ from ckp.api.states import UpgradePhase
 
 FIXED_AIM = [
     {
-        "rule": "self.clusterName == oldSelf.clusterName && self.version == oldSelf.version",
-        "message": "the cluster and the version of an upgrade can't be changed: abort it, and make another one",
+        "rule": (
+            "self.clusterName == oldSelf.clusterName && self.version == oldSelf.version"
+            " && (has(self.dryRun) && self.dryRun) == (has(oldSelf.dryRun) && oldSelf.dryRun)"
+        ),
+        "message": "clusterName, version and dryRun of an upgrade can't be changed: abort it, and make another one",
     },
 ]
-OVER = (UpgradePhase.DONE, UpgradePhase.FAILED, UpgradePhase.ABORTED)
+OVER = (UpgradePhase.DONE, UpgradePhase.FAILED, UpgradePhase.ABORTED, UpgradePhase.PLANNED)
 """Phases in which nothing more happens. Whoever goes on makes another object: what is done already is found to be done."""
 
 
@@ -24,6 +27,7 @@ class ClusterUpgradeSpec(ApiModel):
 
     cluster_name: Annotated[str, Schema("The Cluster, in the same namespace.", required=True)] = ""
     version: Annotated[str, Schema("A release of the catalog, such as v1.35.1.", pattern=r"^v\d+\.\d+\.\d+$", required=True)] = ""
+    dry_run: Annotated[bool, Schema("Only check, and tell the way and the nodes; nothing is changed.")] = False
     pause: Annotated[bool, Schema("Begin nothing further: what has begun (a node, a step of the control plane) is finished.")] = False
     abort: Annotated[bool, Schema("End it: as with pause, and for good. What is upgraded stays so.")] = False
     accept: Annotated[Texts, Schema("Names of findings that do not hold it up, of those that may be accepted.")] = ()

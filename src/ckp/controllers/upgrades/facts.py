@@ -1,0 +1,214 @@
+"""What is read of a cluster before and while it is upgraded: its machines with their nodes, and what stands against the upgrade."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from ckp.api.kinds import (
+    BYO_HOST,
+    BYO_MACHINE,
+    CERTIFICATE,
+    CLUSTER_UPGRADE,
+    ENDPOINT_SLICE,
+    MACHINE,
+    MUTATING_WEBHOOK,
+    PDB,
+    VALIDATING_WEBHOOK,
+)
+from ckp.api.names import CLUSTER_NAME_LABEL, DEPLOYMENT_NAME_LABEL
+from ckp.api.objects.base import time_of
+from ckp.api.objects.byo_host import ByoHost
+from ckp.api.objects.byo_machine import ByoMachine
+from ckp.api.objects.cluster_upgrade import ClusterUpgrade
+from ckp.api.objects.control_plane import ManagedControlPlane
+from ckp.api.platform import Releases
+from ckp.api.states import ConditionType
+from ckp.clients.kube import Kube, KubeError, Obj
+from ckp.controllers.scope import deleting
+from ckp.controllers.workload import WorkloadClients, workload_cluster
+from ckp.rules.claims import candidate
+from ckp.rules.conditions import is_true
+from ckp.rules.upgrade_checks import Facts, NodeFacts, deprecated_apis
+from ckp.rules.upgrades import path
+
+
+@dataclass(frozen=True)
+class Member:
+    """A worker: its Machine, its ByoMachine, and what is known of its node."""
+
+    machine: str
+    byo: ByoMachine
+    facts: NodeFacts
+    asked: str
+    """Machine.spec.version."""
+
+    @property
+    def name(self) -> str:
+        """The node's name, which is its host's; the Machine's while it has none."""
+        return self.facts.name
+
+
+async def members(kube: Kube, namespace: str, cluster: str) -> list[Member]:
+    """The workers of a cluster that are not being deleted.
+
+    Raises:
+        KubeError: they can't be read.
+    """
+    labels = {CLUSTER_NAME_LABEL: cluster}
+    machines, byo, hosts = await asyncio.gather(
+        kube.list(MACHINE, namespace, labels=labels), kube.list(BYO_MACHINE, namespace, labels=labels), kube.list(BYO_HOST, namespace)
+    )
+    by_name = {item["metadata"]["name"]: item for item in byo}
+    hosts_by_name = {item["metadata"]["name"]: ByoHost.of(item) for item in hosts}
+    found = []
+    for machine in machines:
+        of = by_name.get(machine["spec"]["infrastructureRef"]["name"])
+        if of is None or deleting(machine):
+            continue
+        byo_machine = ByoMachine.of(of)
+        host = hosts_by_name.get(byo_machine.status.host_ref.name)
+        status = machine.get("status") or {}
+        facts = NodeFacts(
+            name=byo_machine.status.host_ref.name or machine["metadata"]["name"],
+            pool=str((machine["metadata"].get("labels") or {}).get(DEPLOYMENT_NAME_LABEL, "")),
+            kubelet=str((status.get("nodeInfo") or {}).get("kubeletVersion") or ""),
+            system=candidate(host).system if host else "",
+            ready=bool(status.get("nodeRef")) and is_true(machine, ConditionType.NODE_HEALTHY),
+            online=bool(host and host.status.agent.connected),
+        )
+        found.append(Member(machine["metadata"]["name"], byo_machine, facts, str(machine["spec"].get("version") or "")))
+    return sorted(found, key=lambda member: member.name)
+
+
+def chosen(upgrade: ClusterUpgrade, workers: Sequence[Member]) -> list[Member]:
+    """Those that the upgrade is of."""
+    spec = upgrade.spec
+    return [worker for worker in workers if (not spec.pools or worker.facts.pool in spec.pools) and (not spec.nodes or worker.name in spec.nodes)]
+
+
+async def read(
+    kube: Kube, clients: WorkloadClients, releases: Releases, upgrade: ClusterUpgrade, plane: ManagedControlPlane, workers: Sequence[Member]
+) -> Facts:
+    """All that the checks need.
+
+    Raises:
+        KubeError: the management cluster can't be read.
+    """
+    spec, current = upgrade.spec, plane.status.version
+    selected = chosen(upgrade, workers)
+    there = {worker.facts.pool for worker in workers} | {worker.name for worker in workers}
+    workload, unseen = _Workload(), ""
+    try:
+        async with workload_cluster(kube, upgrade.namespace, spec.cluster_name, clients) as client:
+            if client is None:
+                unseen = "it has no kubeconfig yet"
+            else:
+                workload = await _workload(client)
+    except KubeError as error:
+        unseen = error.brief
+    return Facts(
+        current=current,
+        wanted=spec.version,
+        path=path(current, spec.version, releases.releases),
+        releases={name: tuple(release.bundles) for name, release in releases.releases.items()},
+        nodes=[worker.facts for worker in selected],
+        left=[worker.facts for worker in workers if worker not in selected],
+        plane=_plane(plane),
+        etcd=[
+            condition.message
+            for kind in (ConditionType.ETCD_READY, ConditionType.ETCD_SPACE_AVAILABLE)
+            if (condition := plane.condition(kind)).status and not condition.is_true
+        ],
+        unseen=unseen,
+        unknown=[name for name in (*spec.pools, *spec.nodes) if name not in there],
+        budgets=workload.budgets,
+        webhooks=workload.webhooks,
+        deprecated=deprecated_apis(workload.metrics),
+        backup=_backup(plane),
+        certificates=await _certificates(kube, upgrade.namespace, spec.cluster_name),
+        other=await _other(kube, upgrade),
+    )
+
+
+def _plane(plane: ManagedControlPlane) -> str:
+    ready = plane.condition(ConditionType.READY)
+    return "" if plane.status.ready and ready.is_true else ready.message or "it was not ready yet"
+
+
+def _backup(plane: ManagedControlPlane) -> str:
+    fresh = plane.condition(ConditionType.BACKUP_FRESH)
+    return "" if not plane.spec.backup.asked or fresh.is_true else fresh.message or "none was made yet"
+
+
+async def _certificates(kube: Kube, namespace: str, cluster: str) -> dict[str, datetime]:
+    found = await kube.list(CERTIFICATE, namespace, labels={CLUSTER_NAME_LABEL: cluster})
+    ends = {item["metadata"]["name"]: time_of(str((item.get("status") or {}).get("notAfter") or "")) for item in found}
+    return {name: end for name, end in ends.items() if end is not None}
+
+
+async def _other(kube: Kube, upgrade: ClusterUpgrade) -> str:
+    """An older upgrade of the same cluster that is not over."""
+    all_ = [ClusterUpgrade.of(item) for item in await kube.list(CLUSTER_UPGRADE, upgrade.namespace)]
+    before = [item for item in all_ if item.spec.cluster_name == upgrade.spec.cluster_name and _goes_on(item) and _age(item) < _age(upgrade)]
+    return min(before, key=_age).name if before else ""
+
+
+def _goes_on(upgrade: ClusterUpgrade) -> bool:
+    return not upgrade.over and not upgrade.spec.dry_run
+
+
+def _age(upgrade: ClusterUpgrade) -> tuple[str, str]:
+    return upgrade.metadata.creation_timestamp, upgrade.name
+
+
+# -- in the workload cluster
+
+
+@dataclass(frozen=True)
+class _Workload:
+    budgets: Sequence[tuple[str, str]] = ()
+    webhooks: Sequence[tuple[str, str]] = ()
+    metrics: str = ""
+
+
+async def _workload(client: Kube) -> _Workload:
+    budgets, validating, mutating, metrics = await asyncio.gather(
+        client.list(PDB), client.list(VALIDATING_WEBHOOK), client.list(MUTATING_WEBHOOK), client.text("/metrics")
+    )
+    configurations = [(kind.kind, item) for kind, items in ((VALIDATING_WEBHOOK, validating), (MUTATING_WEBHOOK, mutating)) for item in items]
+    return _Workload([entry for item in budgets if (entry := _budget(item))], await _webhooks(client, configurations), metrics)
+
+
+def _budget(item: Obj) -> tuple[str, str] | None:
+    """A budget that allows no disruption of the pods that it has."""
+    status = item.get("status") or {}
+    expected = int(status.get("expectedPods") or 0)
+    if not expected or int(status.get("disruptionsAllowed") or 0) > 0:
+        return None
+    healthy, needed = int(status.get("currentHealthy") or 0), int(status.get("desiredHealthy") or 0)
+    return f"{item['metadata']['namespace']}/{item['metadata']['name']}", f"{healthy} of {expected} pods are healthy, {needed} have to be"
+
+
+async def _webhooks(client: Kube, configurations: Sequence[tuple[str, Obj]]) -> list[tuple[str, str]]:
+    """Those that are asked fail-closed through a Service without a ready endpoint; of those that are asked by URL nothing is known here."""
+    reachable: dict[tuple[str, str], bool] = {}
+    found: dict[str, str] = {}
+    for kind, item in configurations:
+        for webhook in item.get("webhooks") or ():
+            service = (webhook.get("clientConfig") or {}).get("service")
+            if not service or webhook.get("failurePolicy", "Fail") != "Fail":
+                continue
+            key = (str(service["namespace"]), str(service["name"]))
+            if key not in reachable:
+                reachable[key] = await _has_endpoint(client, *key)
+            if not reachable[key]:
+                found[f"{kind}/{item['metadata']['name']}"] = "/".join(key)
+    return sorted(found.items())
+
+
+async def _has_endpoint(client: Kube, namespace: str, name: str) -> bool:
+    slices = await client.list(ENDPOINT_SLICE, namespace, labels={"kubernetes.io/service-name": name})
+    return any((endpoint.get("conditions") or {}).get("ready") is not False for item in slices for endpoint in item.get("endpoints") or ())
