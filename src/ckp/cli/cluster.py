@@ -16,6 +16,7 @@ from ckp.api.compass.clusters import ClusterChange, ClusterRequest, ClusterView,
 from ckp.api.compass.conditions import ConditionView
 from ckp.api.compass.hosts import HostView
 from ckp.cli.cluster_backup import backup, backup_options, backups, restore
+from ckp.cli.cluster_upgrade import upgrade
 from ckp.cli.hosts.host import CONDITION_COLUMNS
 from ckp.cli.session import say, with_session
 from ckp.cli.view.cluster import ClusterProgress, seconds_of
@@ -273,7 +274,7 @@ def set_cluster(session: Session, name: str, timeouts: dict[str, int], cert_sans
         click.echo(f"cluster/{name} {field.replace('_', '-')}-timeout set to {exact_duration(seconds)}")
 
 
-for command in (backup, backups, restore):
+for command in (backup, backups, restore, upgrade):
     cluster.add_command(command)
 
 

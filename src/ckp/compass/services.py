@@ -21,6 +21,7 @@ from ckp.compass.access.tenancy import Domains, Projects
 from ckp.compass.access.users import Users
 from ckp.compass.clusters.backups import ClusterBackups
 from ckp.compass.clusters.clusters import Clusters
+from ckp.compass.clusters.upgrades import ClusterUpgrades
 from ckp.compass.hosts.approval import ApprovalRules
 from ckp.compass.hosts.enrolments import Enrolments
 from ckp.compass.hosts.groups import HostGroups
@@ -68,6 +69,7 @@ class UseCases:
     groups: HostGroups
     clusters: Clusters
     backups: ClusterBackups
+    upgrades: ClusterUpgrades
 
     @classmethod
     def wire(cls, settings: Settings, database: Database, kube: Kube, releases: Releases, admin_token: str, clock: Clock) -> UseCases:
@@ -110,6 +112,7 @@ class UseCases:
             groups=HostGroups(database, kube, namespaces, hosts, clock),
             clusters=Clusters(database, kube, namespaces, releases, clock, settings.reserved, backups),
             backups=backups,
+            upgrades=ClusterUpgrades(database, kube, namespaces, clock),
         )
 
     def acting(self, caller: Caller) -> UseCases:

@@ -185,6 +185,11 @@ FEATURES: tuple[Feature, ...] = (
     Feature("List a cluster's backups", "backups.list", VIEWER, "GET …/clusters/{name}/backups", "ckp cluster backups", "GET …/clusters/{name}"),
     Feature("Back a cluster up now", "backups.request", USER, "POST …/clusters/{name}/backups", "ckp cluster backup", ""),
     Feature("Restore a cluster in place", "backups.restore", OF_PROJECT, "POST …/clusters/{name}/restore", "ckp cluster restore", ""),
+    Feature("Show a cluster's upgrade", "upgrades.get", VIEWER, "GET …/clusters/{name}/upgrade", "ckp cluster upgrade", ""),
+    Feature("Upgrade a cluster, or plan it (dry run)", "upgrades.start", OF_PROJECT, "POST …/clusters/{name}/upgrade", "ckp cluster upgrade", ""),
+    Feature("Pause a cluster's upgrade", "upgrades.pause", OF_PROJECT, "POST …/clusters/{name}/upgrade/pause", "ckp cluster upgrade", ""),
+    Feature("Resume a cluster's upgrade", "upgrades.resume", OF_PROJECT, "POST …/clusters/{name}/upgrade/resume", "ckp cluster upgrade", ""),
+    Feature("Abort a cluster's upgrade", "upgrades.abort", OF_PROJECT, "POST …/clusters/{name}/upgrade/abort", "ckp cluster upgrade", ""),
     Feature("Change a cluster's timeouts, names and backups", "clusters.change", USER, "PATCH …/clusters/{name}", "ckp cluster set", ""),
     Feature(
         "Let workers be replaced again", "clusters.resume_replacement", USER, "POST …/clusters/{name}/resume-replacement", "ckp cluster resume-replacement", ""
@@ -205,6 +210,7 @@ _SUBJECTS = {
     "operations": "host",
     "requests": "host-request",
     "roles": "role-binding",
+    "upgrades": "cluster-upgrade",
 }
 
 

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Response
 
 from ckp.api.compass.base import Items
 from ckp.api.compass.clusters import BackupsView, CheckView, ClusterChange, ClusterRequest, ClusterView, DeletionView, RestoreRequest
+from ckp.api.compass.upgrades import UpgradeRequest, UpgradeView
 from ckp.compass.rest.plumbing import By, Cases, Project, body_of
 
 
@@ -58,6 +59,31 @@ def routers() -> tuple[APIRouter, ...]:
     async def restore_cluster(cases: Cases, by: By, project: Project, name: str, body: RestoreRequest) -> BackupsView:
         """Put a cluster back to one of its backups, in place, after the answer. What was written since is lost, and its API is away meanwhile."""
         return await cases.backups.restore(by, project, name, body.backup)
+
+    @router.get("/{name}/upgrade")
+    async def get_upgrade(cases: Cases, project: Project, name: str, id: str = "") -> UpgradeView:
+        """Show a cluster's upgrade: the newest, or the one that is named by `id`."""
+        return await cases.upgrades.get(project, name, id)
+
+    @router.post("/{name}/upgrade", status_code=202)
+    async def start_upgrade(cases: Cases, by: By, project: Project, name: str, body: UpgradeRequest) -> UpgradeView:
+        """Upgrade a cluster in place, after the answer; with `dryRun` only check, and show the way and the nodes."""
+        return await cases.upgrades.start(by, project, name, body)
+
+    @router.post("/{name}/upgrade/pause", status_code=202)
+    async def pause_upgrade(cases: Cases, by: By, project: Project, name: str) -> UpgradeView:
+        """Pause a cluster's upgrade: what has begun is finished, and nothing further begins."""
+        return await cases.upgrades.pause(by, project, name)
+
+    @router.post("/{name}/upgrade/resume", status_code=202)
+    async def resume_upgrade(cases: Cases, by: By, project: Project, name: str) -> UpgradeView:
+        """Go on with a cluster's upgrade after a pause, or after its first nodes."""
+        return await cases.upgrades.resume(by, project, name)
+
+    @router.post("/{name}/upgrade/abort", status_code=202)
+    async def abort_upgrade(cases: Cases, by: By, project: Project, name: str) -> UpgradeView:
+        """End a cluster's upgrade. What is upgraded stays so."""
+        return await cases.upgrades.abort(by, project, name)
 
     @router.delete("/{name}", status_code=202)
     async def delete_cluster(cases: Cases, by: By, project: Project, name: str, force: bool = False) -> DeletionView:

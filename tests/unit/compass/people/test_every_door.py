@@ -51,6 +51,8 @@ def value_of(shape: dict[str, Any], schema: dict[str, Any]) -> Any:
         return value_of(schema["components"]["schemas"][shape["$ref"].rpartition("/")[2]], schema)
     if "anyOf" in shape:
         return value_of(shape["anyOf"][0], schema)
+    if "examples" in shape:
+        return shape["examples"][0]
     if "enum" in shape:
         return shape["enum"][0]
     if shape.get("type") == "object" or "properties" in shape:

@@ -1,0 +1,167 @@
+"""Upgrades of clusters: asking for one, or only for its plan; following it; pause, resume, abort. All is kept in ClusterUpgrades."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ckp.api import kinds
+from ckp.api.compass.upgrades import FindingView, UpgradedView, UpgradeRequest, UpgradeView
+from ckp.api.names import CLUSTER_NAME_LABEL
+from ckp.api.objects.base import time_of
+from ckp.api.objects.cluster_upgrade import ClusterUpgrade
+from ckp.api.objects.control_plane import ManagedControlPlane
+from ckp.clients.kube import Kube, Obj
+from ckp.compass.access.kube_errors import translate_kube_errors
+from ckp.compass.access.projects import Namespaces
+from ckp.compass.identity import Caller, ProjectRef
+from ckp.compass.store.database import Database
+from ckp.kits.clock import Clock
+from ckp.kits.errors import Conflict, InvalidInput, NotFound
+from ckp.rules.leaving import is_going
+from ckp.rules.upgrades import Version
+
+
+@translate_kube_errors
+class ClusterUpgrades:
+    """Use cases around the upgrades of one cluster."""
+
+    def __init__(self, database: Database, kube: Kube, namespaces: Namespaces, clock: Clock) -> None:
+        self._database = database
+        self._kube = kube
+        self._namespaces = namespaces
+        self._clock = clock
+
+    async def get(self, project: ProjectRef, name: str, identifier: str = "") -> UpgradeView:
+        """A cluster's upgrade; the newest that changes something if none is named.
+
+        Raises:
+            NotFound: there is no such cluster, or it has no such upgrade.
+        """
+        return _view(await self._require(project, name, identifier))
+
+    async def start(self, caller: Caller, project: ProjectRef, name: str, request: UpgradeRequest) -> UpgradeView:
+        """Ask for an upgrade, or only for its checks and its plan. It is led after the answer.
+
+        Raises:
+            Conflict: another upgrade of the cluster goes on, it was never up, or it is being deleted.
+            InvalidInput: the version is older than what runs.
+        """
+        plane = await self._plane(project, name)
+        reached = plane.status.version
+        if not reached:
+            raise Conflict(f"the control plane of cluster {name} was never up", resolution=f"see: ckp cluster describe {name}")
+        if Version.parse(request.version) < Version.parse(reached):
+            raise InvalidInput(f"version: {request.version} is older than {reached}, which cluster {name} has", resolution="Kubernetes does not go back")
+        before = await self._all(project, name)
+        going = [item for item in before if not item.over and not item.spec.dry_run]
+        if going and not request.dry_run:
+            raise Conflict(f"cluster {name} is being upgraded to {going[-1].spec.version} already", resolution=f"see: ckp cluster upgrade {name}")
+        # Of two at the same moment the second is refused as already there. Names sort by time.
+        identifier = f"{name}-{self._clock.now():%Y%m%d-%H%M%S}-{len(before):04}"
+        made = await self._kube.create(_manifest(project.namespace, identifier, name, request))
+        if not request.dry_run:
+            await self._note(caller, project, "start", name, {"version": request.version, "accept": request.accept})
+        return _view(ClusterUpgrade.of(made))
+
+    async def pause(self, caller: Caller, project: ProjectRef, name: str) -> UpgradeView:
+        """Begin nothing further: what has begun is finished."""
+        return await self._change(caller, project, name, "pause", {"pause": True})
+
+    async def resume(self, caller: Caller, project: ProjectRef, name: str) -> UpgradeView:
+        """Go on after a pause, or after the first nodes."""
+        return await self._change(caller, project, name, "resume", {"pause": False, "afterFirst": 0})
+
+    async def abort(self, caller: Caller, project: ProjectRef, name: str) -> UpgradeView:
+        """Begin nothing further, for good. What is upgraded stays so, and a later upgrade goes on with the rest."""
+        return await self._change(caller, project, name, "abort", {"abort": True})
+
+    async def _change(self, caller: Caller, project: ProjectRef, name: str, verb: str, spec: dict[str, Any]) -> UpgradeView:
+        found = await self._require(project, name)
+        if found.over:
+            raise Conflict(f"the upgrade of cluster {name} to {found.spec.version} is over ({found.status.phase})", resolution="ask for another one")
+        changed = await self._kube.merge(kinds.CLUSTER_UPGRADE, found.name, project.namespace, {"spec": spec})
+        await self._note(caller, project, verb, name, {"version": found.spec.version})
+        return _view(ClusterUpgrade.of(changed))
+
+    async def _plane(self, project: ProjectRef, name: str) -> ManagedControlPlane:
+        cluster = await self._cluster(project, name)
+        found = await self._namespaces.get(kinds.MANAGED_CONTROL_PLANE, name, project)
+        if found is None:
+            raise Conflict(f"cluster {name} has no ManagedControlPlane {name}", resolution="it was removed by hand, or its creation was interrupted")
+        if is_going(cluster):
+            raise Conflict(f"cluster {name} is being deleted")
+        return ManagedControlPlane.of(found)
+
+    async def _cluster(self, project: ProjectRef, name: str) -> Obj:
+        cluster = await self._namespaces.get(kinds.CLUSTER, name, project)
+        if cluster is None:
+            raise NotFound(f"there is no cluster {name} in {project}", resolution="list them: ckp cluster list")
+        return cluster
+
+    async def _all(self, project: ProjectRef, name: str) -> list[ClusterUpgrade]:
+        """The oldest first."""
+        found = [ClusterUpgrade.of(item) for item in await self._kube.list(kinds.CLUSTER_UPGRADE, project.namespace)]
+        return sorted((item for item in found if item.spec.cluster_name == name), key=lambda item: (item.metadata.creation_timestamp, item.name))
+
+    async def _require(self, project: ProjectRef, name: str, identifier: str = "") -> ClusterUpgrade:
+        await self._cluster(project, name)
+        found = [item for item in await self._all(project, name) if (item.name == identifier if identifier else not item.spec.dry_run)]
+        if not found:
+            what = f"no upgrade {identifier}" if identifier else "not been upgraded"
+            raise NotFound(f"cluster {name} has {what}", resolution=f"begin one: ckp cluster upgrade {name} --to VERSION")
+        return found[-1]
+
+    async def _note(self, caller: Caller, project: ProjectRef, verb: str, name: str, detail: dict[str, Any]) -> None:
+        async with self._database.unit() as unit:
+            unit.audit(caller, project, f"cluster-upgrade.{verb}", name, detail)
+
+
+def _manifest(namespace: str, identifier: str, cluster: str, request: UpgradeRequest) -> Obj:
+    given = request.model_dump(by_alias=True, exclude_defaults=True)
+    return {
+        "apiVersion": kinds.CLUSTER_UPGRADE.api_version,
+        "kind": kinds.CLUSTER_UPGRADE.kind,
+        "metadata": {"name": identifier, "namespace": namespace, "labels": {CLUSTER_NAME_LABEL: cluster}},
+        "spec": {"clusterName": cluster, **given},
+    }
+
+
+def _view(upgrade: ClusterUpgrade) -> UpgradeView:
+    spec, status = upgrade.spec, upgrade.status
+    plane = status.control_plane
+    return UpgradeView(
+        id=upgrade.name,
+        version=spec.version,
+        dry_run=spec.dry_run,
+        phase=status.phase or "Checking",
+        message=status.message,
+        over=upgrade.over,
+        before=status.from_version,
+        path=list(status.path),
+        findings=[
+            FindingView(name=item.name, where=item.where, message=item.message, remedy=item.remedy, acceptable=item.acceptable, accepted=item.accepted)
+            for item in status.findings
+        ],
+        control_plane=UpgradedView(
+            version=plane.version,
+            state=plane.state,
+            message=plane.message,
+            started_at=time_of(plane.started_at),
+            finished_at=time_of(plane.finished_at),
+        ),
+        nodes=[
+            UpgradedView(
+                name=node.name,
+                pool=node.pool,
+                before=node.from_version,
+                version=node.to,
+                state=node.state,
+                message=node.message,
+                started_at=time_of(node.started_at),
+                finished_at=time_of(node.finished_at),
+            )
+            for node in status.nodes
+        ],
+        started_at=time_of(status.started_at),
+        finished_at=time_of(status.finished_at),
+    )

@@ -1,0 +1,135 @@
+"""Compass: upgrades of a cluster through REST and the command line; what can't be is refused by name, and nothing is led by Compass itself."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from ckp.api import kinds
+from ckp.cli.cluster_upgrade import upgrade
+from ckp.clients.kube import Obj
+from ckp.compass.store.places import Place
+from ckp.kits.errors import CkpError
+from tests.worlds.compass import NAMESPACE, World, cluster_body, make_world
+
+
+@pytest.fixture
+async def world(tmp_path: Path, place: Place) -> AsyncIterator[World]:
+    async with make_world(tmp_path, place=place) as made:
+        await made.group_with_hosts()
+        await made.call("POST", "/clusters", json=cluster_body(), expect=201)
+        yield made
+
+
+async def up(world: World, version: str = "v1.33.7") -> None:
+    await world.kube.merge(kinds.MANAGED_CONTROL_PLANE, "demo", NAMESPACE, {"status": {"version": version}}, subresource="status")
+
+
+async def start(world: World, *, expect: int = 202, **body: Any) -> Any:
+    return await world.call("POST", "/clusters/demo/upgrade", json={"version": "v1.35.1", **body}, expect=expect)
+
+
+def stored(world: World) -> list[Obj]:
+    return world.kube.all_stored(kinds.CLUSTER_UPGRADE)
+
+
+async def test_an_upgrade_is_asked_for_as_an_object_and_shown_as_its_status_says(world: World) -> None:
+    await up(world)
+    made = await start(world, accept=["Webhook"], pools=["demo-workers"], atOnce=2, afterFirst=1)
+    [found] = stored(world)
+    spec = {"clusterName": "demo", "version": "v1.35.1", "accept": ["Webhook"], "pools": ["demo-workers"], "atOnce": 2, "afterFirst": 1}
+    assert found["spec"] == spec and found["metadata"]["name"] == made["id"] and (made["phase"], made["over"]) == ("Checking", False)
+    node = {"name": "h1", "pool": "demo-workers", "from": "v1.33.7", "to": "v1.35.1", "state": "Done", "startedAt": "2026-05-01T12:00:00Z"}
+    finding = {"name": "Webhook", "where": "x", "message": "m", "remedy": "r", "acceptable": True, "accepted": True}
+    status = {"phase": "Nodes", "message": "h1", "from": "v1.33.7", "path": ["v1.34.3", "v1.35.1"], "nodes": [node], "findings": [finding]}
+    await world.kube.merge(kinds.CLUSTER_UPGRADE, made["id"], NAMESPACE, {"status": status}, subresource="status")
+    shown = await world.call("GET", "/clusters/demo/upgrade")
+    assert (shown["phase"], shown["from"], shown["path"]) == ("Nodes", "v1.33.7", ["v1.34.3", "v1.35.1"])
+    assert shown["nodes"][0]["version"] == "v1.35.1" and shown["nodes"][0]["from"] == "v1.33.7" and shown["findings"] == [finding]
+
+
+async def test_a_second_one_is_refused_while_one_goes_on_and_a_plan_is_not(world: World) -> None:
+    await up(world)
+    made = await start(world)
+    assert "is being upgraded to v1.35.1 already" in str(await start(world, expect=409))
+    plan = await start(world, dryRun=True)
+    assert (await world.call("GET", "/clusters/demo/upgrade"))["id"] == made["id"], "a plan is no upgrade"
+    assert (await world.call("GET", f"/clusters/demo/upgrade?id={plan['id']}"))["dryRun"] is True
+    await world.kube.merge(kinds.CLUSTER_UPGRADE, made["id"], NAMESPACE, {"status": {"phase": "Failed"}}, subresource="status")
+    assert (await start(world))["id"] != made["id"]
+
+
+async def test_it_is_paused_resumed_and_aborted_and_not_once_it_is_over(world: World) -> None:
+    await up(world)
+    made = await start(world, afterFirst=1)
+    await world.call("POST", "/clusters/demo/upgrade/pause", expect=202)
+    assert stored(world)[0]["spec"]["pause"] is True
+    await world.call("POST", "/clusters/demo/upgrade/resume", expect=202)
+    assert (stored(world)[0]["spec"]["pause"], stored(world)[0]["spec"]["afterFirst"]) == (False, 0)
+    await world.call("POST", "/clusters/demo/upgrade/abort", expect=202)
+    assert stored(world)[0]["spec"]["abort"] is True
+    await world.kube.merge(kinds.CLUSTER_UPGRADE, made["id"], NAMESPACE, {"status": {"phase": "Aborted"}}, subresource="status")
+    assert "is over (Aborted)" in str(await world.call("POST", "/clusters/demo/upgrade/resume", expect=409))
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "said"),
+    [
+        ({"version": "v1.32.0"}, 422, "is older than v1.33.7"),
+        ({"version": "latest"}, 422, "version"),
+        ({"atOnce": 0}, 422, "atOnce"),
+        ({"force": True}, 422, "is not a known field"),
+    ],
+)
+async def test_requests_that_can_not_be_are_refused_and_make_nothing(world: World, body: dict[str, Any], code: int, said: str) -> None:
+    await up(world)
+    assert said in str(await start(world, expect=code, **body))
+    assert stored(world) == []
+
+
+async def test_a_cluster_that_was_never_up_or_is_not_there_is_named(world: World) -> None:
+    assert "was never up" in str(await start(world, expect=409))
+    assert "has not been upgraded" in str(await world.call("GET", "/clusters/demo/upgrade", expect=404))
+    assert "there is no cluster none" in str(await world.call("GET", "/clusters/none/upgrade", expect=404))
+
+
+def test_the_command_plans_follows_and_ends_with_an_error_where_findings_hold_it_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"name": "h1", "pool": "w", "from": "v1.33.7", "version": "v1.35.1", "state": "Pending"}
+    finding = {"name": "HostOffline", "where": "h1", "message": "its host is offline", "remedy": "bring it back"}
+    answer: dict[str, Any] = {"id": "demo-1", "version": "v1.35.1", "dryRun": True, "phase": "Planned", "over": True, "path": ["v1.34.3", "v1.35.1"]}
+    asked: list[tuple[str, str, Any]] = []
+
+    class Server:
+        def call(self, method: str, path: str, *, body: Any = None) -> Any:
+            asked.append((method, path, body.body() if body else None))
+            return answer
+
+        def get(self, path: str) -> Any:
+            asked.append(("GET", path, None))
+            return answer
+
+        def fetch(self, view: Any, path: str) -> Any:
+            return view.model_validate(answer)
+
+    monkeypatch.setattr("ckp.cli.session.open_session", lambda *_: Server())
+
+    def run(*arguments: str) -> Any:
+        return CliRunner().invoke(upgrade, ["demo", *arguments])
+
+    answer |= {"nodes": [node], "findings": []}
+    planned = run("--to", "v1.35.1", "--plan", "--accept", "Webhook")
+    assert planned.exit_code == 0 and "v1.34.3, v1.35.1" in planned.output and "h1" in planned.output
+    assert asked[0] == ("POST", "/clusters/demo/upgrade", {"version": "v1.35.1", "dryRun": True, "accept": ["Webhook"], "atOnce": 1})
+    answer["findings"] = [finding]
+    held = run("--to", "v1.35.1", "--plan")
+    assert isinstance(held.exception, CkpError) and "HostOffline" in held.output and "never" in held.output
+    answer |= {"dryRun": False, "phase": "Failed", "message": "dpkg: no space left"}
+    failed = run("--to", "v1.35.1")
+    assert isinstance(failed.exception, CkpError) and "no space left" in failed.exception.brief
+    run("--pause")
+    assert asked[-1][:2] == ("POST", "/clusters/demo/upgrade/pause")
+    assert isinstance(run("--pause", "--to", "v1.35.1").exception, CkpError) and isinstance(run("--plan").exception, CkpError)
