@@ -185,7 +185,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("List a cluster's backups", "backups.list", VIEWER, "GET …/clusters/{name}/backups", "ckp cluster backups", "GET …/clusters/{name}"),
     Feature("Back a cluster up now", "backups.request", USER, "POST …/clusters/{name}/backups", "ckp cluster backup", ""),
     Feature("Restore a cluster in place", "backups.restore", OF_PROJECT, "POST …/clusters/{name}/restore", "ckp cluster restore", ""),
-    Feature("Show a cluster's upgrade", "upgrades.get", VIEWER, "GET …/clusters/{name}/upgrade", "ckp cluster upgrade", ""),
+    Feature("Show a cluster's upgrade", "upgrades.get", VIEWER, "GET …/clusters/{name}/upgrade", "ckp cluster upgrade", "GET …/clusters/{name}"),
     Feature("Upgrade a cluster, or plan it (dry run)", "upgrades.start", OF_PROJECT, "POST …/clusters/{name}/upgrade", "ckp cluster upgrade", ""),
     Feature("Pause a cluster's upgrade", "upgrades.pause", OF_PROJECT, "POST …/clusters/{name}/upgrade/pause", "ckp cluster upgrade", ""),
     Feature("Resume a cluster's upgrade", "upgrades.resume", OF_PROJECT, "POST …/clusters/{name}/upgrade/resume", "ckp cluster upgrade", ""),

@@ -53,6 +53,19 @@ async def test_the_timeline_shows_phases_times_causes_and_remedies(full: Console
     assert 'role="status">Pending: 7 of 14 steps done' in (await browser.get(f"{ROOT}/clusters/demo")).text
 
 
+async def test_an_upgrade_is_shown_with_its_nodes_and_what_holds_it_up(full: ConsoleWorld, browser: Browser) -> None:
+    assert "Upgrade to" not in text_of(await browser.get(f"{ROOT}/clusters/demo"))
+    node = {"name": "rack1-node1", "from": "v1.34.3-ckp", "to": "v1.35.1", "state": "Running", "message": "Draining: shop/web"}
+    finding = {"name": "HostOffline", "where": "rack1-node2", "message": "its host is offline", "remedy": "Bring it back", "acceptable": False}
+    made = {"apiVersion": kinds.CLUSTER_UPGRADE.api_version, "kind": kinds.CLUSTER_UPGRADE.kind, "metadata": {"name": "demo-1", "namespace": NAMESPACE}}
+    await full.world.kube.create({**made, "spec": {"clusterName": "demo", "version": "v1.35.1"}})
+    status = {"phase": "Blocked", "message": "nothing was changed", "nodes": [node], "findings": [finding]}
+    await full.world.kube.merge(kinds.CLUSTER_UPGRADE, "demo-1", NAMESPACE, {"status": status}, subresource="status")
+    page = text_of(await browser.get(f"{ROOT}/clusters/demo"))
+    assert "Upgrade to v1.35.1" in page and "Blocked: nothing was changed" in page and "Draining: shop/web" in page
+    assert "HostOffline, rack1-node2: its host is offline. Bring it back" in page
+
+
 async def test_lists_are_filtered_and_paged_by_their_address(full: ConsoleWorld, browser: Browser) -> None:
     world = full.world
     await world.group_with_hosts("many", 0)

@@ -10,17 +10,18 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from ckp.api.compass.clusters import BackupsView, ClusterView, StepView
+from ckp.api.compass.clusters import ClusterView, StepView
 from ckp.api.compass.features import PAGES
 from ckp.api.states import FINISHED_STEPS, StepState
 from ckp.compass.identity import ProjectRef
+from ckp.compass.services import UseCases
 from ckp.compass.web.console import Console, project_of, root_of
 from ckp.compass.web.gate import form_of, session_of
 from ckp.compass.web.live.response import EventStream
 from ckp.compass.web.pages.remedies import remedy
 from ckp.compass.web.paging import Paged, UrlFilters, paged
 from ckp.kits.clock import human_duration
-from ckp.kits.errors import InvalidInput
+from ckp.kits.errors import InvalidInput, NotFound
 
 PHASES = ("Pending", "Provisioning", "Provisioned", "Ready", "Failed", "Deleting")
 BASE = f"{PAGES}/clusters"
@@ -76,12 +77,18 @@ def elapsed(cluster: ClusterView) -> str:
     return human_duration(max(0.0, (max(ends) - cluster.requested_at).total_seconds())) if cluster.ready and ends else ""
 
 
-def shown(project: ProjectRef, cluster: ClusterView, backups: BackupsView) -> dict[str, Any]:
+async def shown(cases: UseCases, project: ProjectRef, name: str) -> dict[str, Any]:
     """What the templates of one cluster show."""
+    cluster = await cases.clusters.get(project, name)
+    try:
+        upgrade = await cases.upgrades.get(project, name)
+    except NotFound:  # most clusters have none
+        upgrade = None
     return {
         "project": project,
         "cluster": cluster,
-        "backups": backups,
+        "backups": await cases.backups.list(project, name),
+        "upgrade": upgrade,
         "phases": timeline(cluster),
         "progress": progress(cluster),
         "elapsed": elapsed(cluster),
@@ -127,8 +134,7 @@ def routes(console: Console) -> list[Route]:
     async def show(request: Request) -> Response:
         cases = console.acting(request)
         project = project_of(request)
-        cluster = await cases.clusters.get(project, request.path_params["name"])
-        return console.page(request, "cluster.html", section="clusters", **shown(project, cluster, await cases.backups.list(project, cluster.name)))
+        return console.page(request, "cluster.html", section="clusters", **await shown(cases, project, request.path_params["name"]))
 
     async def stream(request: Request) -> Response:
         cases = console.acting(request)
@@ -136,7 +142,7 @@ def routes(console: Console) -> list[Route]:
         await cases.clusters.get(project, name)  # what is not there has no stream
 
         async def render() -> dict[str, str]:
-            context = shown(project, await cases.clusters.get(project, name), await cases.backups.list(project, name))
+            context = await shown(cases, project, name)
             return {
                 "cluster-head": console.fragment("parts/cluster_head.html", **context),
                 "cluster-timeline": console.fragment("parts/timeline.html", **context),
