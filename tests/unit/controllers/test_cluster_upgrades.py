@@ -251,7 +251,7 @@ async def test_a_dry_run_tells_way_nodes_and_findings_changes_nothing_and_goes_a
     assert await world.kube.get(CLUSTER_UPGRADE, "up", TENANT) is None
 
 
-@pytest.mark.parametrize("at", range(1, 420, stride(30)))
+@pytest.mark.parametrize("at", range(1, 210, stride(15)))
 async def test_whenever_the_controllers_are_killed_it_is_finished_and_nothing_stays_paused(at: int) -> None:
     world = UpgradeWorld()
     await world.made()
