@@ -8,7 +8,7 @@ from typing import Any
 from ckp.api import kinds
 from ckp.api.host_protocol import BundleRef
 from ckp.api.kinds import Kind
-from ckp.api.names import CLUSTER_NAME_LABEL, DEPLOYMENT_NAME_LABEL, PAUSED_ANNOTATION
+from ckp.api.names import CLUSTER_NAME_LABEL, DEPLOYMENT_NAME_LABEL, PAUSED_ANNOTATION, RETRY_UPGRADE_ANNOTATION
 from ckp.api.platform import InstalledRelease, Releases
 from ckp.clients.kube import KubeError, Obj
 from ckp.controllers.upgrades.reconciler import ClusterUpgradeReconciler
@@ -41,6 +41,8 @@ class UpgradeWorld:
         self.releases = Releases(releases={version: release(version) for version in (OLD, NEW, NEXT)})
         self.failing: set[str] = set()
         """Hosts on which the installation fails."""
+        self.unreachable: set[str] = set()
+        """Hosts that can't pull."""
         self.busy_at_most = 0
         self.restarted()
 
@@ -132,10 +134,15 @@ class UpgradeWorld:
         name, spec = item["metadata"]["name"], item["spec"]
         seen = dict((item.get("status") or {}).get("upgrade") or {})
         prepare, wanted = spec.get("prepareVersion") or "", spec.get("kubernetesVersion") or ""
-        if prepare and seen.get("preparedVersion") != prepare and not wanted:
-            seen |= {"preparedVersion": prepare, "version": prepare, "state": "Prepared"}
-        elif not wanted and seen.get("state") == "Failed":
-            seen |= {"version": "", "state": ""}
+        if prepare and seen.get("preparedVersion") != prepare and not wanted and seen.get("state") != "Failed":
+            if name in self.unreachable:
+                seen |= {"version": prepare, "state": "Failed", "message": "the registry is away", "finishedAt": rfc3339(self.clock.now())}
+            else:
+                seen |= {"preparedVersion": prepare, "version": prepare, "state": "Prepared"}
+        elif seen.get("state") == "Failed":
+            if (retry := (item["metadata"].get("annotations") or {}).get(RETRY_UPGRADE_ANNOTATION, "")) == seen.get("retry", ""):
+                return False  # it is tried once
+            seen |= {"version": "", "state": "Prepared" if seen.get("preparedVersion") else "", "retry": retry, "message": "", "finishedAt": None}
         elif wanted and (seen.get("version") != wanted or seen.get("state") == "Prepared"):
             plane = self.kube.stored(kinds.MANAGED_CONTROL_PLANE, "demo", TENANT)["status"]["version"]
             assert wanted <= plane, "no kubelet is newer than the API server"

@@ -142,6 +142,21 @@ async def test_it_stops_at_the_first_failure_and_the_same_request_goes_on_with_w
     judge_done(world)
 
 
+async def test_a_host_that_can_not_prepare_ends_it_before_anything_is_changed_and_is_tried_again_by_the_next() -> None:
+    world = UpgradeWorld()
+    await world.made()
+    world.unreachable = {"n2"}
+    await world.ask()
+    status = await world.until("Failed", "Done")
+    assert "host n2 could not prepare v1.35.1: the registry is away; nothing of it was changed" in status["message"]
+    assert world.spec_of(MANAGED_CONTROL_PLANE, "demo")["version"] == OLD and set(world.kubelets().values()) == {OLD}
+    world.unreachable = set()
+    world.clock.advance(60)
+    await world.ask(name="again")
+    await world.until("Done", name="again")
+    judge_done(world)
+
+
 async def test_paused_it_finishes_what_has_begun_and_resumed_it_goes_on() -> None:
     world = UpgradeWorld()
     await world.made()

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from ckp.api.kinds import BYO_MACHINE, CLUSTER, CLUSTER_UPGRADE, MANAGED_CONTROL_PLANE
-from ckp.api.names import CLUSTER_NAME_LABEL, CLUSTER_UPGRADE_FINALIZER
+from ckp.api.names import CLUSTER_NAME_LABEL, CLUSTER_UPGRADE_FINALIZER, RETRY_UPGRADE_ANNOTATION
 from ckp.api.objects.base import time_of
-from ckp.api.objects.byo_machine import ByoMachine
 from ckp.api.objects.cluster_upgrade import OVER, ClusterUpgrade, UpgradedNode
 from ckp.api.objects.control_plane import ManagedControlPlane
 from ckp.api.platform import Releases
@@ -186,12 +185,13 @@ class ClusterUpgradeReconciler:
             status = worker.byo.status.upgrade
             if status.prepared_version == stage.version:
                 continue
-            if worker.byo.spec.prepare_version != stage.version:
+            failed = status.version == stage.version and status.state == NodeUpgradeState.FAILED
+            if failed and self._is_ours(one, status.finished_at):
+                raise _Stop(UpgradePhase.FAILED, f"host {worker.name} could not prepare {stage.version}: {status.message}; nothing of it was changed; {GO_ON}")
+            if failed or worker.byo.spec.prepare_version != stage.version:
                 if one.upgrade.spec.pause:
                     raise _Stop(UpgradePhase.PAUSED, "it was paused before all hosts were prepared")
                 await self._set(one, worker, prepareVersion=stage.version)
-            elif status.version == stage.version and status.state == NodeUpgradeState.FAILED and self._is_ours(one, status.finished_at):
-                raise _Stop(UpgradePhase.FAILED, f"host {worker.name} could not prepare {stage.version}: {status.message}; nothing of it was changed; {GO_ON}")
             waiting.append(worker.name)
         return f"{', '.join(waiting)}: the bundle of {stage.version} is pulled and verified" if waiting else ""
 
@@ -253,12 +253,13 @@ class ClusterUpgradeReconciler:
     async def _begin(self, one: _Pass, now: Turn, version: str) -> None:
         for worker in one.selected:
             if worker.name in now.begin:
-                # After a failure of an earlier upgrade it is asked for again: first nothing, so that what is asked for changes.
-                again = worker.byo.spec.kubernetes_version == version
-                await self._set(one, worker, kubernetesVersion="" if again else version)
+                await self._set(one, worker, kubernetesVersion=version)
 
     async def _set(self, one: _Pass, worker: Member, **spec: str) -> None:
-        await self.kube.merge(BYO_MACHINE, worker.byo.name, one.scope.namespace, {"spec": spec})
+        """Ask a node for something; what failed in an earlier upgrade is tried once more in this one."""
+        failed = worker.byo.status.upgrade.state == NodeUpgradeState.FAILED
+        retry = {"metadata": {"annotations": {RETRY_UPGRADE_ANNOTATION: one.upgrade.name}}} if failed else {}
+        await self.kube.merge(BYO_MACHINE, worker.byo.name, one.scope.namespace, {"spec": spec, **retry})
 
     def _is_ours(self, one: _Pass, at: str) -> bool:
         """Whether something that ended at this time ended during this upgrade, and not an earlier one."""
@@ -267,12 +268,11 @@ class ClusterUpgradeReconciler:
 
     def _node(self, one: _Pass, worker: Member, version: str) -> tuple[NodeState, str]:
         """How far a node is, with what it does now, for people."""
-        status: ByoMachine = worker.byo
-        seen = status.status.upgrade
+        seen = worker.byo.status.upgrade
         if not _is_begun(worker, version):
             return (NodeState.DONE, "") if _is_of(worker, version) else (NodeState.PENDING, "")
         if seen.version != version:
-            return NodeState.RUNNING, "it begins"
+            return (NodeState.DONE, "") if _is_of(worker, version) else (NodeState.RUNNING, "it begins")
         if seen.state == NodeUpgradeState.FAILED:
             return (NodeState.FAILED, seen.message) if self._is_ours(one, seen.finished_at) else (NodeState.PENDING, "")
         if seen.state == NodeUpgradeState.DONE:
