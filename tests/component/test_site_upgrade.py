@@ -256,7 +256,8 @@ def test_a_layer_is_upgraded_as_if_today_s_manifests_had_been_applied(world: Wor
     assert "ONLY_OLD" not in json.dumps(deployment) and "only-old" not in json.dumps(deployment)
 
 
-@pytest.mark.parametrize("name", layer.ORDER)
+# The first and the last of them; the one between is as the first.
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long if name == layer.ORDER[1] else ()) for name in layer.ORDER])
 def test_a_deployment_that_does_not_become_ready_brings_the_layer_back_as_it_was(world: World, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rolls = PlaneHost._roll
 
