@@ -24,6 +24,7 @@ def stream(
     stdin: str | bytes | Path | IO[bytes] | None = None,
     env: Mapping[str, str] | None = None,
     log: Path | None = None,
+    errors: IO[bytes] | None = None,
     interrupt: signal.Signals | None = None,
     grace: float = 0.0,
     what: str,
@@ -37,6 +38,7 @@ def stream(
         stdin: its standard input; a Path is a file on the machine, of any size. An open file or pipe stays the caller's to close.
         env: added to our own environment.
         log: a new file that gets all of the output, each line before `on_line` does.
+        errors: a file that its standard error goes into, instead of among the lines.
         interrupt: what its process group is sent when this process is interrupted; it is killed at once by default.
         grace: seconds that it has for ending after that. Its output is followed until then.
 
@@ -54,7 +56,7 @@ def stream(
                 [str(part) for part in argv],
                 stdin=source,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
+                stderr=errors or subprocess.STDOUT,
                 start_new_session=True,
                 cwd="/",
                 env={**os.environ, **env} if env else None,

@@ -412,6 +412,16 @@ def test_what_a_login_shell_says_is_not_the_commands_output(tmp_path: Path) -> N
         assert host.pull(str(tmp_path / "pushed")) == b"x"
 
 
+def test_what_a_login_shell_says_late_is_not_the_commands_output_either(tmp_path: Path) -> None:
+    """sshd reads standard output and standard error of a command as two pipes: which of them comes first, nobody says."""
+    (tmp_path / "late").write_text('#!/bin/sh\n(sleep 0.5; echo take care >&2) &\nexec sh -c "$SSH_ORIGINAL_COMMAND"\n')
+    (tmp_path / "late").chmod(0o755)
+    with ssh_server(tmp_path, f"ForceCommand {tmp_path}/late") as server, SshHost("one", "", server.settings) as host:
+        seen: list[str] = []
+        assert host.stream(["sh", "-c", "sleep 2; echo out; echo err >&2"], timeout=60, on_line=seen.append) == 0
+        assert seen == ["out", "err"]
+
+
 def test_a_login_that_runs_no_command_is_told_from_a_command_that_fails(tmp_path: Path) -> None:
     with ssh_server(tmp_path, "ForceCommand echo this account is closed; exit 1") as server, SshHost("one", "", server.settings) as host:
         for call in (lambda: host.run(["true"], timeout=20), lambda: host.stream(["true"], timeout=20, on_line=print)):

@@ -9,6 +9,7 @@ import re
 import secrets
 import shlex
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -125,13 +126,16 @@ class SshHost:
         started = time.monotonic()
         self._connection.open(timeout)
         left = max(0.1, timeout - (time.monotonic() - started))
-        with self._connection.sessions, self._connection.log() as log, _kept_open(b"") as source:
+        # ssh's standard error has nothing of the command, whose streams are one there, but what a login shell says: that may come late.
+        with self._connection.sessions, self._connection.log() as log, _kept_open(b"") as source, tempfile.TemporaryFile() as noise:
             command = self._connection.command(log, remote_command(token, left, 0, "together", argv))
             try:
-                code = stream(command, timeout=left, on_line=seen.take, stdin=source, env=ENVIRONMENT, what=name)
+                code = stream(command, timeout=left, on_line=seen.take, stdin=source, env=ENVIRONMENT, errors=noise, what=name)
             except ProcessFailed:
                 raise _late(name, timeout, "") from None
-            return self._judge(seen.ended(), code, name, timeout, time.monotonic() - started, read(log), "\n".join(seen.others))
+            noise.seek(0)
+            others = "\n".join([*seen.others, noise.read(CHUNK).decode(errors="replace")])
+            return self._judge(seen.ended(), code, name, timeout, time.monotonic() - started, read(log), others)
 
     def push(self, source: Path | bytes, target: str, *, mode: int = 0o644) -> None:
         """Write a file of this machine, or some bytes, to `target` there: whole or not at all; missing folders are created.
