@@ -17,6 +17,21 @@ def stride(usual: int) -> int:
     return 1 if os.environ.get(EVERY) == "1" else usual
 
 
+class Killed(BaseException):
+    """A process ends here, in the middle of a pass: nothing further of it is written."""
+
+
+def at_call(at: int) -> Callable[..., None]:
+    """What a simulator calls before each of its own calls (KubeSimulator.on_fault), and what ends the caller at the `at`th."""
+    count = itertools.count(1)
+
+    def fault(*_call: object) -> None:
+        if next(count) == at:
+            raise Killed
+
+    return fault
+
+
 def killed(work: Callable[[], object], at: int) -> bool:
     """Run `work` in a process that is killed before its `at`th rename of a file; False if it ended before."""
     pid = os.fork()

@@ -9,12 +9,8 @@ import pytest
 from ckp.api.kinds import BYO_MACHINE, CLUSTER_UPGRADE, MACHINE, MACHINE_DEPLOYMENT, MACHINE_SET, MANAGED_CONTROL_PLANE, PDB, VALIDATING_WEBHOOK, Kind
 from ckp.api.names import CLUSTER_UPGRADE_FINALIZER, PAUSED_ANNOTATION, UPGRADE_ANNOTATION
 from ckp.clients.kube import Obj
-from tests.support.kills import stride
+from tests.support.kills import Killed, at_call, stride
 from tests.worlds.upgrades import NEW, NEXT, OLD, TENANT, UpgradeWorld, condition
-
-
-class Killed(BaseException):
-    """The process of the controllers ends here."""
 
 
 def annotations_of(world: UpgradeWorld, pool: str) -> Obj:
@@ -271,14 +267,11 @@ async def test_whenever_the_controllers_are_killed_it_is_finished_and_nothing_st
     world = UpgradeWorld()
     await world.made()
     await world.ask()
-    calls = 0
+    kill = at_call(at)
 
     def fault(verb: str, kind: Kind, name: str) -> None:
-        nonlocal calls
-        calls += 1
         world.judge_pools()
-        if calls == at:
-            raise Killed
+        kill()
 
     for _ in range(80):
         world.kube.on_fault(fault)

@@ -12,7 +12,7 @@ import pytest
 
 from ckp.api import backup_job
 from ckp.api.backup_job import JobReport, JobRequest, Task
-from ckp.api.kinds import DEPLOYMENT, JOB, MANAGED_CONTROL_PLANE, POD, PVC, SECRET, STATEFUL_SET, Kind
+from ckp.api.kinds import DEPLOYMENT, JOB, MANAGED_CONTROL_PLANE, POD, PVC, SECRET, STATEFUL_SET
 from ckp.api.names import BACKUP_ANNOTATION, RESTORE_ANNOTATION
 from ckp.backups.archive import fingerprint_of
 from ckp.clients.kube import Obj
@@ -22,7 +22,7 @@ from ckp.controllers.controlplane.backup_jobs import KEYS_SECRET, ensure_keys
 from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler
 from ckp.controllers.workload import WorkloadClients
 from ckp.verify.signatures import check_signature
-from tests.support.kills import stride
+from tests.support.kills import Killed, at_call, stride
 from tests.worlds.control_plane import TENANT, UP, ControlPlaneWorld
 
 CLAIM = {"every": "6h", "keep": 3, "claim": "backups"}
@@ -321,8 +321,22 @@ async def test_a_member_that_could_not_be_given_its_data_is_tried_again_and_noth
     assert world.status["backup"]["running"] == "", "no backup is begun of what is in the making"
 
 
-class Killed(BaseException):
-    """The process ended in the middle of a pass: nothing of it is written."""
+async def test_a_backup_that_is_refused_after_an_interrupted_restore_does_not_say_that_all_is_as_it_was() -> None:
+    world = BackupWorld()
+    await world.backed_up()
+    await world.annotate(restore=f"{FIRST} 2026-05-01T13:00:00Z")
+    for _ in range(3):
+        await world.pass_once()
+    await ended(world, "check")
+    for _ in range(3):
+        await world.pass_once()
+    await world.annotate(restore="yesterday 2026-05-01T14:00:00Z")
+    for _ in range(3):
+        await world.pass_once()
+    condition = world.condition("DataRestored")
+    assert condition["reason"] == "RestoreRefused" and "'yesterday' is no id of a backup" in condition["message"]
+    assert "is not whole" in condition["message"] and "nothing was changed" not in condition["message"]
+    assert world.replicas("apiserver") == 0
 
 
 async def play(world: BackupWorld) -> None:
@@ -345,13 +359,7 @@ async def test_a_restore_whose_controllers_are_killed_at_any_call_is_finished_on
     world = BackupWorld()
     await world.backed_up()
     await world.annotate(restore=f"{FIRST} 2026-05-01T13:00:00Z")
-    calls, ran_on_old_data = 0, False
-
-    def fault(verb: str, kind: Kind, name: str) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == at:
-            raise Killed
+    fault, ran_on_old_data = at_call(at), False
 
     for _ in range(40):
         world.kube.on_fault(fault)

@@ -12,16 +12,12 @@ from ckp.controllers.controlplane.etcd import partition_now
 from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler
 from ckp.controllers.workload import WorkloadClients
 from tests.simulators.etcd import EtcdSimulator
-from tests.support.kills import stride
+from tests.support.kills import Killed, at_call, stride
 from tests.worlds.control_plane import TENANT, ControlPlaneWorld, release
 from tests.worlds.rollouts import Rollouts
 
 OLD, NEW, NEXT = "v1.33.7", "v1.34.3", "v1.35.1"
 MEMBERS = ("demo-etcd-0", "demo-etcd-1", "demo-etcd-2")
-
-
-class Killed(BaseException):
-    """The process of the controllers ends here."""
 
 
 class UpgradeWorld(ControlPlaneWorld):
@@ -215,13 +211,7 @@ async def test_controllers_that_are_killed_at_any_call_finish_the_step(at: int) 
     world = UpgradeWorld()
     await world.made()
     await world.ask(NEW)
-    calls = 0
-
-    def fault(verb: str, kind: Kind, name: str) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == at:
-            raise Killed
+    fault = at_call(at)
 
     for _ in range(60):
         world.kube.on_fault(fault)

@@ -189,7 +189,8 @@ class Restores:
         if phase is RestorePhase.DONE:
             return make_condition(kind, True, now)
         if phase is RestorePhase.FAILED:
-            message = f"the backup {record.backup} was not restored, and nothing was changed: {record.message}"
+            so = "the cluster's data is that of an interrupted restore, which is not whole" if record.held else "nothing was changed"
+            message = f"the backup {record.backup} was not restored, and {so}: {record.message}"
             return make_condition(kind, False, now, reason=Reason.RESTORE_REFUSED, severity="Warning", message=message)
         return make_condition(kind, False, now, reason=Reason.RESTORING, severity="Info", message=f"{record.backup}: {describe_step(phase)}")
 
