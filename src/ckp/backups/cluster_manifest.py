@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from ckp.backups.archive import Form
-from ckp.backups.members import Member, Record
-from ckp.kits.errors import InvalidInput, VerificationFailed
+from ckp.backups.members import Member, Record, raw_manifest, read_manifest
+from ckp.kits.errors import VerificationFailed
 from ckp.rules.cluster_backups import Restorable
 
 FORMAT = 1
@@ -81,25 +79,10 @@ def parse(data: bytes, file: str) -> ClusterManifest:
         InvalidInput: a later version of CKP has made it.
         VerificationFailed: it is none.
     """
-    try:
-        found: Any = json.loads(data)
-        version = found["format"]
-        kind = found.get("kind")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise VerificationFailed(f"{file} is no backup of a cluster: its manifest can't be read") from None
-    if kind != KIND:
+    found = raw_manifest(data, file, "a cluster")
+    if found.get("kind") != KIND:
         raise VerificationFailed(f"{file} is no backup of a workload cluster")
-    if not isinstance(version, int) or version > FORMAT:
-        by = found.get("ckp", "a later version")
-        raise InvalidInput(
-            f"{file} has the format {version}, and this version of CKP reads backups of clusters up to {FORMAT}",
-            resolution=f"use the version of CKP that made it ({by})",
-        )
-    try:
-        return ClusterManifest.model_validate_json(data)
-    except ValidationError as error:
-        wrong = "\n".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise VerificationFailed(f"the manifest of {file} is not whole", details=wrong) from None
+    return read_manifest(ClusterManifest, found, data, file, FORMAT, "backups of clusters")
 
 
 FORM = Form(parse, "a workload cluster", "it was made with keys of another project or site, which this one does not trust")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
+
+from ckp.kits.errors import InvalidInput, VerificationFailed
 
 LARGEST_MANIFEST = 16 << 20
 
@@ -80,3 +83,50 @@ class Listing(Protocol):
     def encoded(self) -> bytes:
         """As it is in the archive."""
         ...
+
+
+M = TypeVar("M", bound=Record)
+
+
+def raw_manifest(data: bytes, file: str, what: str) -> dict[str, Any]:
+    """What a manifest's bytes hold, before it is known which form it has.
+
+    Args:
+        file: the backup, for errors.
+        what: that it should be of, such as `a site`.
+
+    Raises:
+        VerificationFailed: it is none.
+    """
+    try:
+        found = json.loads(data)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or "format" not in found:
+        raise VerificationFailed(f"{file} is no backup of {what}: its manifest can't be read")
+    return found
+
+
+def read_manifest(model: type[M], found: Mapping[str, Any], data: bytes, file: str, newest: int, backups: str = "backups") -> M:
+    """A manifest, checked.
+
+    Args:
+        found: of `raw_manifest`.
+        newest: the newest format that this version reads.
+        backups: those of which it says so.
+
+    Raises:
+        InvalidInput: a later version of CKP has made it.
+        VerificationFailed: it is not whole.
+    """
+    version = found["format"]
+    if not isinstance(version, int) or version > newest:
+        by = found.get("ckp", "a later version")
+        raise InvalidInput(
+            f"{file} has the format {version}, and this version of CKP reads {backups} up to {newest}", resolution=f"use the version of CKP that made it ({by})"
+        )
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        wrong = "\n".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise VerificationFailed(f"the manifest of {file} is not whole", details=wrong) from None

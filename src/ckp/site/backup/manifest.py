@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from ckp.backups.archive import Form
-from ckp.backups.members import Kind, Member, Record
+from ckp.backups.members import Kind, Member, Record, raw_manifest, read_manifest
 from ckp.hostkit.backup import collection
-from ckp.kits.errors import InvalidInput, VerificationFailed
 
 FORMAT = collection.SEALED_FORMAT
 """The newest that this version reads."""
@@ -116,21 +113,7 @@ def parse(data: bytes, file: str) -> Manifest:
         InvalidInput: a later version of CKP has made it.
         VerificationFailed: it is none.
     """
-    try:
-        found: Any = json.loads(data)
-        version = found["format"]
-    except (ValueError, KeyError, TypeError):
-        raise VerificationFailed(f"{file} is no backup of a site: its manifest can't be read") from None
-    if not isinstance(version, int) or version > FORMAT:
-        by = found.get("ckp", "a later version")
-        raise InvalidInput(
-            f"{file} has the format {version}, and this version of CKP reads backups up to {FORMAT}", resolution=f"use the version of CKP that made it ({by})"
-        )
-    try:
-        return Manifest.model_validate_json(data)
-    except ValidationError as error:
-        wrong = "\n".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise VerificationFailed(f"the manifest of {file} is not whole", details=wrong) from None
+    return read_manifest(Manifest, raw_manifest(data, file, "a site"), data, file, FORMAT)
 
 
 FORM = Form(parse, "a site", "if you know that this key is the site's, say so: --signed-by {key}")
