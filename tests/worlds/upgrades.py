@@ -43,6 +43,8 @@ class UpgradeWorld:
         """Hosts on which the installation fails."""
         self.unreachable: set[str] = set()
         """Hosts that can't pull."""
+        self.offline: set[str] = set()
+        """Hosts whose agent is not connected."""
         self.busy_at_most = 0
         self.restarted()
 
@@ -72,6 +74,11 @@ class UpgradeWorld:
         await self._make(kinds.BYO_MACHINE, node, {}, {"hostRef": {"name": node}}, labels=label)
         spec = {"version": OLD, "infrastructureRef": {"name": node}}
         await self._make(kinds.MACHINE, node, spec, labels={**label, DEPLOYMENT_NAME_LABEL: pool})
+
+    async def connected(self, node: str, connected: bool) -> None:
+        """Its agent comes, or goes."""
+        (self.offline.discard if connected else self.offline.add)(node)
+        await self.kube.merge(kinds.BYO_HOST, node, TENANT, {"status": {"agent": {"connected": connected}}}, subresource="status")
 
     async def joined(self, node: str, version: str) -> None:
         """It is a node."""
@@ -134,6 +141,12 @@ class UpgradeWorld:
         name, spec = item["metadata"]["name"], item["spec"]
         seen = dict((item.get("status") or {}).get("upgrade") or {})
         prepare, wanted = spec.get("prepareVersion") or "", spec.get("kubernetesVersion") or ""
+        wanted = wanted or (seen.get("version", "") if seen.get("state") == "Installing" else "")  # the host ends what it has begun
+        if not wanted and seen.get("state") == "Draining":
+            await self.kube.merge(kinds.BYO_MACHINE, name, TENANT, {"status": {"upgrade": None}}, subresource="status")
+            return False
+        if name in self.offline and seen.get("state") != "Draining":
+            return seen.get("state") == "Installing"
         if prepare and seen.get("preparedVersion") != prepare and not wanted and seen.get("state") != "Failed":
             if name in self.unreachable:
                 seen |= {"version": prepare, "state": "Failed", "message": "the registry is away", "finishedAt": rfc3339(self.clock.now())}

@@ -45,6 +45,7 @@ NODES: tuple[Column[UpgradedView], ...] = (
 @click.option("--node", "nodes", multiple=True, metavar="NODE", help="Only this node; repeatable, in this order.")
 @click.option("--at-once", type=click.IntRange(1), default=1, show_default=True, help="How many nodes at the same time.")
 @click.option("--after-first", type=click.IntRange(0), default=0, help="Stop once so many nodes are done, until --resume.")
+@click.option("--host-timeout", type=Duration(), help="How long a host that is offline is waited for; 1h if it is not given.")
 @click.option("--pause", "verb", flag_value="pause", help="Begin nothing further; what has begun is finished.")
 @click.option("--resume", "verb", flag_value="resume", help="Go on after a pause, or after the first nodes.")
 @click.option("--abort", "verb", flag_value="abort", help="End it; what is upgraded stays so.")
@@ -62,6 +63,7 @@ def upgrade(
     nodes: tuple[str, ...],
     at_once: int,
     after_first: int,
+    host_timeout: float | None,
     verb: str | None,
     wait: bool,
     timeout: float,
@@ -85,6 +87,7 @@ def upgrade(
         _show(session.get(path), output)
         return
     given = {"dry_run": plan, "accept": [*accept], "pools": [*pools], "nodes": [*nodes], "at_once": at_once, "after_first": after_first}
+    given["host_timeout"] = int(host_timeout or 0)
     made = read(UpgradeView, session.call("POST", path, body=UpgradeRequest.of(version=version, **{key: value for key, value in given.items() if value})))
     if not plan:
         click.echo(f"cluster/{name} upgrade to {version} requested", err=output != "table")

@@ -39,17 +39,23 @@ def stored(world: World) -> list[Obj]:
 
 async def test_an_upgrade_is_asked_for_as_an_object_and_shown_as_its_status_says(world: World) -> None:
     await up(world)
-    made = await start(world, accept=["Webhook"], pools=["demo-workers"], atOnce=2, afterFirst=1)
+    made = await start(world, accept=["Webhook"], pools=["demo-workers"], atOnce=2, afterFirst=1, hostTimeout="90m")
     [found] = stored(world)
-    spec = {"clusterName": "demo", "version": "v1.35.1", "accept": ["Webhook"], "pools": ["demo-workers"], "atOnce": 2, "afterFirst": 1}
+    spec = {"clusterName": "demo", "version": "v1.35.1", "accept": ["Webhook"], "pools": ["demo-workers"], "atOnce": 2, "afterFirst": 1, "hostTimeout": "1h30m"}
     assert found["spec"] == spec and found["metadata"]["name"] == made["id"] and (made["phase"], made["over"]) == ("Checking", False)
     node = {"name": "h1", "pool": "demo-workers", "from": "v1.33.7", "to": "v1.35.1", "state": "Done", "startedAt": "2026-05-01T12:00:00Z"}
+    node |= {"waitingSince": "2026-05-01T12:05:00Z", "waitingUntil": "2026-05-01T13:05:00Z"}
     finding = {"name": "Webhook", "where": "x", "message": "m", "remedy": "r", "acceptable": True, "accepted": True}
     status = {"phase": "Nodes", "message": "h1", "from": "v1.33.7", "path": ["v1.34.3", "v1.35.1"], "nodes": [node], "findings": [finding]}
     await world.kube.merge(kinds.CLUSTER_UPGRADE, made["id"], NAMESPACE, {"status": status}, subresource="status")
     shown = await world.call("GET", "/clusters/demo/upgrade")
     assert (shown["phase"], shown["from"], shown["path"]) == ("Nodes", "v1.33.7", ["v1.34.3", "v1.35.1"])
-    assert shown["nodes"][0]["version"] == "v1.35.1" and shown["nodes"][0]["from"] == "v1.33.7" and shown["findings"] == [finding]
+    assert (
+        shown["nodes"][0]["version"] == "v1.35.1"
+        and shown["nodes"][0]["from"] == "v1.33.7"
+        and shown["nodes"][0]["waitingUntil"] == "2026-05-01T13:05:00Z"
+        and shown["findings"] == [finding]
+    )
 
 
 async def test_a_second_one_is_refused_while_one_goes_on_and_a_plan_is_not(world: World) -> None:
@@ -82,6 +88,7 @@ async def test_it_is_paused_resumed_and_aborted_and_not_once_it_is_over(world: W
         ({"version": "v1.32.0"}, 422, "is older than v1.33.7"),
         ({"version": "latest"}, 422, "version"),
         ({"atOnce": 0}, 422, "atOnce"),
+        ({"hostTimeout": "1s"}, 422, "hostTimeout"),
         ({"force": True}, 422, "is not a known field"),
     ],
 )
@@ -121,9 +128,9 @@ def test_the_command_plans_follows_and_ends_with_an_error_where_findings_hold_it
         return CliRunner().invoke(upgrade, ["demo", *arguments])
 
     answer |= {"nodes": [node], "findings": []}
-    planned = run("--to", "v1.35.1", "--plan", "--accept", "Webhook")
+    planned = run("--to", "v1.35.1", "--plan", "--accept", "Webhook", "--host-timeout", "15m")
     assert planned.exit_code == 0 and "v1.34.3, v1.35.1" in planned.output and "h1" in planned.output
-    assert asked[0] == ("POST", "/clusters/demo/upgrade", {"version": "v1.35.1", "dryRun": True, "accept": ["Webhook"], "atOnce": 1})
+    assert asked[0] == ("POST", "/clusters/demo/upgrade", {"version": "v1.35.1", "dryRun": True, "accept": ["Webhook"], "atOnce": 1, "hostTimeout": "15m"})
     answer["findings"] = [finding]
     held = run("--to", "v1.35.1", "--plan")
     assert isinstance(held.exception, CkpError) and "HostOffline" in held.output and "never" in held.output

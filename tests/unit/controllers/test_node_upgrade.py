@@ -415,6 +415,21 @@ async def test_a_cluster_that_does_not_answer_is_waited_for(node: Node, monkeypa
     assert await node.state() == "Done"
 
 
+async def test_a_node_is_not_drained_while_its_host_is_offline_and_is_once_it_is_back(node: Node) -> None:
+    await node.asks(prepareVersion=NEW)
+    await node.says("Prepared")
+    await node.host_status({"conditions": [{"type": "AgentConnected", "status": "False", "lastTransitionTime": "2026-04-01T00:00:00Z"}]})
+    await node.asks(kubernetesVersion=NEW)
+    await node.turn()
+    found = await node.upgrade()
+    assert (found.state, found.reason, found.message) == ("Prepared", "HostOffline", "host a is offline since 2026-04-01T00:00:00Z")
+    assert not await node.cordoned() and not await node.jobs()
+    await node.host_status({"conditions": [{"type": "AgentConnected", "status": "True", "lastTransitionTime": "2026-04-01T00:01:00Z"}]})
+    await node.turn()
+    await node.turn()
+    assert await node.state() == "Draining" and await node.cordoned()
+
+
 async def test_a_host_that_is_offline_is_named(node: Node) -> None:
     await node.until_installing()
     connection = {"type": "AgentConnected", "status": "False", "lastTransitionTime": "2026-04-01T00:00:00Z"}

@@ -7,6 +7,7 @@ from datetime import datetime
 from pydantic import Field
 
 from ckp.api.compass.base import Request, View, is_none
+from ckp.api.compass.clusters import DAY, MINUTE, Seconds
 
 
 class UpgradeRequest(Request):
@@ -19,6 +20,12 @@ class UpgradeRequest(Request):
     nodes: list[str] = Field(default=[], description="Nodes that are upgraded, in this order; empty: all.")
     at_once: int = Field(default=1, ge=1, le=1000, description="How many nodes are upgraded at the same time.")
     after_first: int = Field(default=0, ge=0, description="Stop once so many nodes are done, until it is resumed; 0: do not.")
+    host_timeout: Seconds = Field(
+        default=60 * MINUTE,
+        ge=MINUTE,
+        le=7 * DAY,
+        description="How long a host is waited for that is offline, or can't upgrade its node; then the upgrade fails, and the node stays as it is.",
+    )
 
 
 class FindingView(View):
@@ -43,6 +50,8 @@ class UpgradedView(View):
     message: str = ""
     started_at: datetime | None = Field(default=None, exclude_if=is_none)
     finished_at: datetime | None = Field(default=None, exclude_if=is_none)
+    waiting_since: datetime | None = Field(default=None, exclude_if=is_none, description="Since when its host is waited for, because it can do nothing.")
+    waiting_until: datetime | None = Field(default=None, exclude_if=is_none, description="When that ends, and the upgrade with it.")
 
 
 class UpgradeView(View):

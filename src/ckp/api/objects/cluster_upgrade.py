@@ -8,6 +8,10 @@ from pydantic import Field
 
 from ckp.api.objects.base import ApiModel, Conditions, Int32, Resource, Schema, Texts, Time
 from ckp.api.states import UpgradePhase
+from ckp.kits.clock import parse_duration
+
+HOST_TIMEOUT = "1h"
+"""How long a host that can do nothing is waited for."""
 
 FIXED_AIM = [
     {
@@ -35,6 +39,18 @@ class ClusterUpgradeSpec(ApiModel):
     nodes: Annotated[Texts, Schema("The nodes that are upgraded, in this order; empty: all. The versions of pools are then left as they are.")] = ()
     at_once: Annotated[Int32, Schema("How many nodes are upgraded at the same time.", minimum=1, defaulted=True)] = 1
     after_first: Annotated[Int32, Schema("Stop once so many nodes are done, until this is 0 again; 0: do not stop.", minimum=0)] = 0
+    host_timeout: Annotated[
+        str,
+        Schema(
+            "How long a host is waited for that is offline, or can't upgrade its node; then the upgrade fails, and its node stays as it is.",
+            pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$",
+        ),
+    ] = HOST_TIMEOUT
+
+    @property
+    def host_timeout_seconds(self) -> int:
+        """`host_timeout` in seconds; its default where it is empty."""
+        return parse_duration(self.host_timeout or HOST_TIMEOUT)
 
 
 class UpgradeFinding(ApiModel):
@@ -69,6 +85,8 @@ class UpgradedNode(ApiModel):
     message: str = ""
     started_at: Time = ""
     finished_at: Time = ""
+    waiting_since: Annotated[Time, Schema("Since when its host is waited for, because it can do nothing; absent: it is not.")] = ""
+    waiting_until: Annotated[Time, Schema("When that ends, and the upgrade with it.")] = ""
 
 
 class ClusterUpgradeStatus(ApiModel):

@@ -117,7 +117,7 @@ class ClusterUpgrades:
 
 
 def _manifest(namespace: str, identifier: str, cluster: str, request: UpgradeRequest) -> Obj:
-    given = request.model_dump(by_alias=True, exclude_defaults=True)
+    given = request.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     return {
         "apiVersion": kinds.CLUSTER_UPGRADE.api_version,
         "kind": kinds.CLUSTER_UPGRADE.kind,
@@ -159,6 +159,8 @@ def _view(upgrade: ClusterUpgrade) -> UpgradeView:
                 message=node.message,
                 started_at=time_of(node.started_at),
                 finished_at=time_of(node.finished_at),
+                waiting_since=time_of(node.waiting_since),
+                waiting_until=time_of(node.waiting_until),
             )
             for node in status.nodes
         ],

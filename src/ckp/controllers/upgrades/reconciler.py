@@ -6,7 +6,7 @@ process that is killed goes on, and a second ClusterUpgrade to the same version 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -21,6 +21,7 @@ from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.scope import Scope, deleting, owner_reference, paused
 from ckp.controllers.upgrades import pools
 from ckp.controllers.upgrades.facts import Member, chosen, members, read
+from ckp.controllers.upgrades.waits import OWN_END, HostWait, blocked_until, given_up, wait_of
 from ckp.controllers.workload import WorkloadClients
 from ckp.kits.clock import Clock, rfc3339
 from ckp.rules.conditions import make_condition
@@ -121,6 +122,7 @@ class ClusterUpgradeReconciler:
             held = not await self._passes(one)
             raise _Stop(UpgradePhase.PLANNED, str(scope.status.get("message")) if held else "nothing holds it up")
         if upgrade.status.phase in ("", UpgradePhase.CHECKING, UpgradePhase.BLOCKED) and not await self._passes(one):
+            self._blocked(one)
             return Result(after=BLOCKED)
         return await self._advance(one)
 
@@ -148,6 +150,29 @@ class ClusterUpgradeReconciler:
             more = f", and {len(hold) - 1} more" if len(hold) > 1 else ""
             self._tell(one.scope, UpgradePhase.BLOCKED, f"nothing was changed: {hold[0].name}, {hold[0].where}: {hold[0].message}{more}")
         return not hold
+
+    def _blocked(self, one: _Pass) -> None:
+        """It is looked at again, for a time: hosts have theirs, and everything else has another."""
+        self._tell_nodes(one, self._stage_of_nodes(one))
+        now, held = self.clock.now(), str(one.scope.status.get("message"))
+        for worker in one.selected:
+            if (wait := self._wait_of(one, worker)) and wait.ended(now) and not worker.facts.online:
+                raise _Stop(UpgradePhase.FAILED, f"{given_up(wait, worker)} Bring the host back, or leave it out (pools, nodes). {held}")
+        until = blocked_until(one.upgrade, now)
+        if now >= until:
+            raise _Stop(UpgradePhase.FAILED, f"it was held up until {rfc3339(until)}, and is not looked at again: {held}")
+        self._tell(one.scope, UpgradePhase.BLOCKED, f"{held}; it is looked at again until {rfc3339(min([until, *self._ends(one)]))}")
+
+    def _ends(self, one: _Pass) -> list[datetime]:
+        return [wait.until for worker in one.selected if not worker.facts.online and (wait := self._wait_of(one, worker))]
+
+    def _wait_of(self, one: _Pass, worker: Member) -> HostWait | None:
+        return None if _is_of(worker, one.wanted) and not _is_begun(worker, one.wanted) else wait_of(one.upgrade, worker, self.clock.now())
+
+    async def _withdraw(self, one: _Pass, worker: Member) -> None:
+        """A host that was given up is asked for nothing any longer: it would drain its node after the upgrade is over. What it has begun to install it ends."""
+        if worker.byo.status.upgrade.state not in OWN_END:
+            await self._set(one, worker, kubernetesVersion="", prepareVersion="")
 
     # -- what comes next
 
@@ -178,7 +203,8 @@ class ClusterUpgradeReconciler:
 
     async def _prepare(self, one: _Pass, stage: Stage) -> str:
         """All hosts have what they will install before the first node is drained. Returns what is waited for; "" once they have it."""
-        waiting = []
+        pulling: list[str] = []
+        away: list[str] = []
         for worker in one.selected:
             if _is_begun(worker, stage.version) or _is_of(worker, stage.version):
                 continue
@@ -192,8 +218,12 @@ class ClusterUpgradeReconciler:
                 if one.upgrade.spec.pause:
                     raise _Stop(UpgradePhase.PAUSED, "it was paused before all hosts were prepared")
                 await self._set(one, worker, prepareVersion=stage.version)
-            waiting.append(worker.name)
-        return f"{', '.join(waiting)}: the bundle of {stage.version} is pulled and verified" if waiting else ""
+            wait = self._wait_of(one, worker)
+            if wait and wait.ended(self.clock.now()):
+                await self._withdraw(one, worker)
+                raise _Stop(UpgradePhase.FAILED, f"{given_up(wait, worker)} See: ckp host describe {worker.name}; {GO_ON}, or leave it out (pools, nodes)")
+            (away if wait else pulling).append(str(wait or worker.name))
+        return "; ".join([*([f"{', '.join(pulling)}: the bundle of {stage.version} is pulled and verified"] if pulling else []), *away])
 
     async def _begin_control_plane(self, one: _Pass, version: str) -> Result:
         if one.upgrade.spec.pause:
@@ -230,30 +260,42 @@ class ClusterUpgradeReconciler:
     async def _upgrade_nodes(self, one: _Pass, stage: Stage) -> Result:
         self._control_plane_is_done(one)
         spec = one.upgrade.spec
-        states = {worker.name: self._node(one, worker, stage.version)[0] for worker in one.selected}
-        ordered = order([Worker(worker.name, worker.facts.pool, states[worker.name]) for worker in one.selected], spec.pools, spec.nodes)
-        now = turn(ordered, spec.at_once, spec.after_first)
+        told = {worker.name: self._node(one, worker, stage.version) for worker in one.selected}
+        now = self._turn(one, told)
+        waits = {worker.name: wait for worker in one.selected if worker.name in now.begin and (wait := self._wait_of(one, worker))}
+        for worker in one.selected:
+            if (wait := waits.get(worker.name)) and wait.ended(self.clock.now()):
+                told[worker.name] = NodeState.FAILED, given_up(wait, worker)
+                self._tell_node(one, worker, stage.version, *told[worker.name])
+        now, states = self._turn(one, told), {name: state for name, (state, _) in told.items()}
         running = [name for name, state in states.items() if state is NodeState.RUNNING]
         if now.stopped and not now.canary:
             failed = next(worker for worker in one.selected if states[worker.name] is NodeState.FAILED)
             if running:
                 return self._wait(one, UpgradePhase.NODES, f"{now.stopped}; {', '.join(running)} is finished before the upgrade ends")
-            message = f"node {failed.name} to {stage.version}: {failed.byo.status.upgrade.message or now.stopped}"
+            for worker in one.selected:
+                if states[worker.name] is NodeState.FAILED and self._wait_of(one, worker):
+                    await self._withdraw(one, worker)
+            message = f"node {failed.name} to {stage.version}: {told[failed.name][1] or now.stopped}"
             raise _Stop(UpgradePhase.FAILED, f"{message}. {_left(one)} See: ckp host describe {failed.name}; {GO_ON}")
         if now.canary:
             return self._wait(one, UpgradePhase.PAUSED, now.stopped)
         if spec.pause:
             return self._wait(one, UpgradePhase.NODES if running else UpgradePhase.PAUSED, "it was paused; what has begun is finished")
-        await self._begin(one, now, stage.version)
-        busy = ", ".join([*running, *now.begin])
+        begin = [name for name in now.begin if name not in waits]  # its node is not drained while nothing can be installed
+        for worker in one.selected:
+            if worker.name in begin:
+                await self._set(one, worker, kubernetesVersion=stage.version)
+        away = [str(wait) for worker in one.selected if worker.name in (*running, *waits) and (wait := self._wait_of(one, worker))]
+        busy = [f"{', '.join([*running, *begin])} to {stage.version}"] if running or begin else []
         return self._wait(
-            one, UpgradePhase.NODES, f"{busy} to {stage.version}; {sum(state is NodeState.DONE for state in states.values())} of {len(states)} done"
+            one, UpgradePhase.NODES, "; ".join([*busy, *away, f"{sum(state is NodeState.DONE for state in states.values())} of {len(states)} done"])
         )
 
-    async def _begin(self, one: _Pass, now: Turn, version: str) -> None:
-        for worker in one.selected:
-            if worker.name in now.begin:
-                await self._set(one, worker, kubernetesVersion=version)
+    def _turn(self, one: _Pass, told: Mapping[str, tuple[NodeState, str]]) -> Turn:
+        spec = one.upgrade.spec
+        ordered = order([Worker(worker.name, worker.facts.pool, told[worker.name][0]) for worker in one.selected], spec.pools, spec.nodes)
+        return turn(ordered, spec.at_once, spec.after_first)
 
     async def _set(self, one: _Pass, worker: Member, **spec: str) -> None:
         """Ask a node for something; what failed in an earlier upgrade is tried once more in this one."""
@@ -271,6 +313,9 @@ class ClusterUpgradeReconciler:
         seen = worker.byo.status.upgrade
         if not _is_begun(worker, version):
             return (NodeState.DONE, "") if _is_of(worker, version) else (NodeState.PENDING, "")
+        wait = self._wait_of(one, worker)
+        if wait and wait.ended(self.clock.now()) and not (seen.version == version and seen.state in (NodeUpgradeState.FAILED, NodeUpgradeState.DONE)):
+            return NodeState.FAILED, given_up(wait, worker)
         if seen.version != version:
             return (NodeState.DONE, "") if _is_of(worker, version) else (NodeState.RUNNING, "it begins")
         if seen.state == NodeUpgradeState.FAILED:
@@ -286,10 +331,15 @@ class ClusterUpgradeReconciler:
         before = {node.name: node for node in one.upgrade.status.nodes}
         version = stage.version if stage else one.wanted
         one.scope.status["nodes"] = [
-            self._told(before.get(worker.name, UpgradedNode()), worker, version, *self._node(one, worker, version)) for worker in one.selected
+            self._told(one, before.get(worker.name, UpgradedNode()), worker, version, *self._node(one, worker, version)) for worker in one.selected
         ]
 
-    def _told(self, before: UpgradedNode, worker: Member, version: str, state: NodeState, message: str) -> Obj:
+    def _tell_node(self, one: _Pass, worker: Member, version: str, state: NodeState, message: str) -> None:
+        before = next((node for node in one.upgrade.status.nodes if node.name == worker.name), UpgradedNode())
+        entry = self._told(one, before, worker, version, state, message)
+        one.scope.status["nodes"] = [entry if item["name"] == worker.name else item for item in one.scope.status["nodes"]]
+
+    def _told(self, one: _Pass, before: UpgradedNode, worker: Member, version: str, state: NodeState, message: str) -> Obj:
         now, begun = rfc3339(self.clock.now()), state is not NodeState.PENDING
         same = before.to == version
         entry = {
@@ -304,6 +354,8 @@ class ClusterUpgradeReconciler:
         }
         if state in (NodeState.PENDING, NodeState.RUNNING):
             entry["finishedAt"] = ""
+        if state is not NodeState.DONE and (wait := self._wait_of(one, worker)):
+            entry |= {"waitingSince": rfc3339(wait.since), "waitingUntil": rfc3339(wait.until), "message": message or str(wait)}
         return {key: value for key, value in entry.items() if value}
 
     # -- the end

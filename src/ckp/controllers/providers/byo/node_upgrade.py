@@ -195,6 +195,8 @@ class NodeUpgrades:
             message = report.message or self._offline(host) or f"host {host.name} pulls and verifies the bundle of {seen.target}"
             return self._stay(seen, report.reason, message, state=S.PREPARING)
         seen = replace(seen, status=seen.status.model_copy(update={"prepared_version": seen.target}))
+        if seen.install and (offline := self._offline(host)):
+            return self._stay(seen, Reason.HOST_OFFLINE, offline, state=S.PREPARED)  # a node is not drained while nothing can be installed on it
         if seen.install:
             return self._to(seen, S.DRAINING, "", f"node {host.name} is being drained", asked="prepare")
         if seen.status.state == S.PREPARED:
