@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,11 +11,13 @@ from ckp.api.host_protocol import BundleRef
 from ckp.api.kinds import Kind
 from ckp.api.names import CLUSTER_NAME_LABEL, DEPLOYMENT_NAME_LABEL, PAUSED_ANNOTATION, RETRY_UPGRADE_ANNOTATION
 from ckp.api.platform import InstalledRelease, Releases
+from ckp.catalog.load import Catalog
 from ckp.clients.kube import KubeError, Obj
 from ckp.controllers.upgrades.reconciler import ClusterUpgradeReconciler
 from ckp.controllers.workload import WorkloadClients
 from ckp.kits.clock import rfc3339
 from ckp.rules.upgrades import step_refusal
+from ckp.site.publish import options_of
 from tests.simulators.clock import ManualClock
 from tests.simulators.kube import KubeSimulator
 
@@ -24,7 +27,8 @@ OLD, NEW, NEXT = "v1.33.7", "v1.34.3", "v1.35.1"
 
 def release(version: str) -> InstalledRelease:
     bundle = BundleRef(image="r.example/bundle@sha256:" + "0" * 64, tag=version, release=version)
-    return InstalledRelease(name=version, stamp=f"{version}-ckp", registry="r.example/ckp", images={}, bundles={"debian-12": bundle})
+    options = options_of(Catalog(), version)
+    return InstalledRelease(name=version, stamp=f"{version}-ckp", registry="r.example/ckp", images={}, bundles={"debian-12": bundle}, options=options)
 
 
 def condition(kind: str, status: str = "True", **more: str) -> Obj:
@@ -37,6 +41,8 @@ class UpgradeWorld:
     def __init__(self) -> None:
         self.kube, self.workload = KubeSimulator(namespaces=(TENANT, "default")), KubeSimulator()
         self.workload.on_text("/metrics", "")
+        for node in ("n1", "n2", "n3"):
+            self.kubelet_has(node)
         self.clock = ManualClock(datetime(2026, 5, 1, 12, tzinfo=UTC))
         self.releases = Releases(releases={version: release(version) for version in (OLD, NEW, NEXT)})
         self.failing: set[str] = set()
@@ -74,6 +80,11 @@ class UpgradeWorld:
         await self._make(kinds.BYO_MACHINE, node, {}, {"hostRef": {"name": node}}, labels=label)
         spec = {"version": OLD, "infrastructureRef": {"name": node}}
         await self._make(kinds.MACHINE, node, spec, labels={**label, DEPLOYMENT_NAME_LABEL: pool})
+
+    def kubelet_has(self, node: str, **gates: bool) -> None:
+        """What a node's kubelet says at /configz."""
+        configured = {"kubeletconfig": {"kind": "KubeletConfiguration", **({"featureGates": gates} if gates else {})}}
+        self.workload.on_text(f"/api/v1/nodes/{node}/proxy/configz", json.dumps(configured))
 
     async def connected(self, node: str, connected: bool) -> None:
         """Its agent comes, or goes."""

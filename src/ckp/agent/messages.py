@@ -103,6 +103,7 @@ class HostFacts:
     findings: Tuple[Finding, ...] = ()
     clock: float = 0.0
     features: Tuple[str, ...] = ()
+    kubelet_flags: Tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,14 @@ class _Data(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
+class Options(_Data):
+    """What the programs of a release take, as far as it differs between minors (catalog/options)."""
+
+    free_gates: tuple[str, ...] = ()  # feature gates that may be on or off; empty: it is not known which gates there are
+    locked_gates: dict[str, bool] = {}  # those that can only be what they are
+    removed_flags: dict[str, tuple[str, ...]] = {}  # program -> flags that the minor before still had
+
+
 class InstalledRelease(_Data):
     """One release as the registry holds it."""
 
@@ -38,6 +46,7 @@ class InstalledRelease(_Data):
     cni: dict[str, str] = {}  # name -> version
     addons: str = ""  # the image with helm and the charts of `cni`, by digest; empty: that of the management layer
     stand_ins: tuple[str, ...] = ()
+    options: Options = Options()
 
     def image(self, repository: str) -> str:
         """The full reference of an image."""

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from ckp.catalog.check import Finding, lock_findings
 from ckp.catalog.matrix import Matrix
-from ckp.catalog.models import DebianSource, Release, Source, Suite, version_key
+from ckp.catalog.models import DebianSource, Options, Release, Source, Suite, version_key
 from ckp.kits import paths
 from ckp.kits.errors import CkpError, InvalidInput, NotFound
 
@@ -125,6 +125,23 @@ class Catalog:
         if suite.release != name:
             raise InvalidInput(f"{path}: release is {suite.release}, the file's name says {name}")
         return suite
+
+    def option_minors(self) -> list[str]:
+        """The minors of which it is known what their programs take, oldest first: `1.35`."""
+        return sorted((path.stem.removeprefix("v") for path in (self.root / "options").glob("v*.toml")), key=version_key)
+
+    def options(self, minor: str) -> Options:
+        """What the programs of a minor take (`1.35`); NotFound lists what there is."""
+        if minor not in self.option_minors():
+            raise NotFound(
+                f"the catalog does not know which feature gates Kubernetes {minor} has",
+                resolution=f"it knows those of: {', '.join(self.option_minors())}; add its file to {self.root / 'options'}",
+            )
+        path = self.root / "options" / f"v{minor}.toml"
+        options = _parse(path, Options, _read(path))
+        if options.minor != minor:
+            raise InvalidInput(f"{path}: minor is {options.minor}, the file's name says {minor}")
+        return options
 
     def suite_programs(self, name: str) -> Chosen:
         """The component that the programs of a release's conformance suite are built from."""

@@ -1,4 +1,4 @@
-"""The shapes of `catalog/releases/*.toml`, `catalog/sources/*/*/source.toml`, `catalog/conformance/*.toml` and `catalog/debian-sources.toml`."""
+"""The shapes of the catalog's files: `releases/*.toml`, `sources/*/*/source.toml`, `conformance/*.toml`, `options/*.toml` and `debian-sources.toml`."""
 
 from __future__ import annotations
 
@@ -146,6 +146,25 @@ class Suite(Strict):
     """How many tests are marked [Conformance]."""
     images: Annotated[dict[Name, Annotated[tuple[ImageTag, ...], Field(min_length=1)]], Field(min_length=1)]
     """Images that these tests start, with the tags that the suite asks for."""
+
+
+class Gates(Strict):
+    """Feature gates of a minor version."""
+
+    free: tuple[str, ...]
+    """Those that may be on or off."""
+    locked: dict[str, bool] = {}
+    """Those that can only be what they are."""
+
+
+class Options(Strict):
+    """What the programs of a minor version of Kubernetes take, as far as it differs between minors."""
+
+    minor: Annotated[str, StringConstraints(pattern=r"^\d+\.\d+$")]
+    read_from: Version
+    removed_flags: dict[Name, tuple[Name, ...]]
+    """By program, flags that the minor before still had."""
+    gates: Gates
 
 
 class DebianSource(Strict):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from ckp.api.platform import Options
+from ckp.rules.upgrade_options import Used, refused, unknown
 from ckp.rules.upgrades import Path, Version, kubelet_skew
 
 ENDING = timedelta(days=30)
@@ -35,11 +37,14 @@ class Check(StrEnum):
     BUDGET = "DisruptionBudget"
     WEBHOOK = "Webhook"
     REMOVED_API = "RemovedAPI"
+    GATE = "FeatureGate"
+    FLAG = "RemovedFlag"
+    OPTIONS = "OptionsNotKnown"
     BACKUP = "BackupNotFresh"
     CERTIFICATE = "CertificateEnding"
 
 
-ACCEPTABLE = frozenset({Check.BUDGET, Check.WEBHOOK, Check.REMOVED_API, Check.BACKUP, Check.CERTIFICATE})
+ACCEPTABLE = frozenset({Check.BUDGET, Check.WEBHOOK, Check.REMOVED_API, Check.OPTIONS, Check.BACKUP, Check.CERTIFICATE})
 """What a person may know better. The others would break the cluster, or leave it half-way."""
 
 
@@ -102,6 +107,10 @@ class Facts:
         deprecated: APIs that were asked for.
         backup: why the newest backup is not fresh; "" if it is, or none are asked for.
         certificates: the end of each certificate of the cluster.
+        options: what programs of the installed releases take, by release.
+        control_plane: what the control plane's programs are started with.
+        kubelets: what the nodes' kubelets are started with.
+        unseen_options: of nodes whose kubelet does not say it: the node, and why.
         other: the upgrade of the same cluster that goes on; "" if none does.
     """
 
@@ -120,12 +129,16 @@ class Facts:
     deprecated: Sequence[DeprecatedApi] = ()
     backup: str = ""
     certificates: Mapping[str, datetime] = field(default_factory=dict)
+    options: Mapping[str, Options] = field(default_factory=dict)
+    control_plane: Sequence[Used] = ()
+    kubelets: Sequence[Used] = ()
+    unseen_options: Sequence[tuple[str, str]] = ()
     other: str = ""
 
 
 def check(facts: Facts, now: datetime) -> list[Finding]:
     """All findings, those first that may not be accepted."""
-    found = [*_way(facts), *_state(facts), *_nodes(facts), *_workload(facts, now)]
+    found = [*_way(facts), *_state(facts), *_nodes(facts), *_options(facts), *_workload(facts, now)]
     return sorted(found, key=lambda finding: finding.acceptable)
 
 
@@ -189,6 +202,22 @@ def _nodes(facts: Facts) -> Iterator[Finding]:
     for node in facts.left:
         if node.kubelet and (skew := kubelet_skew(node.kubelet, facts.wanted)):
             yield Finding(Check.SKEW, node.name, f"it is left out, and {skew}", "upgrade it with the others")
+
+
+def _options(facts: Facts) -> Iterator[Finding]:
+    """Feature gates and flags with which programs of the new releases do not start. A node goes to the last release in one step (rules/upgrades.stages)."""
+    every = [(used, facts.path.steps) for used in facts.control_plane] + [(used, (facts.wanted,)) for used in facts.kubelets]
+    for used, steps in every:
+        for found in refused(used, steps, facts.options):
+            yield Finding(Check.GATE if found.is_gate else Check.FLAG, found.where, found.message, found.remedy)
+    if missing := [name for name in unknown(facts.path.steps or (facts.wanted,), facts.options) if name in facts.releases]:
+        told = ", ".join(sorted({f"{used.where} ({', '.join(sorted(used.gates))})" for used, _ in every if used.gates}))
+        if told:
+            message = f"which feature gates {', '.join(missing)} takes is not known, and some are set: {told}"
+            yield Finding(Check.OPTIONS, missing[0], message, "publish the release again with this version of CKP (ckp site apply), or look it up yourself")
+    for node, why in facts.unseen_options:
+        message = f"which feature gates its kubelet is started with can't be seen: {why}"
+        yield Finding(Check.OPTIONS, node, message, "see: kubectl get --raw /api/v1/nodes/NODE/proxy/configz")
 
 
 def _workload(facts: Facts, now: datetime) -> Iterator[Finding]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from ckp.api.host_protocol import BundleRef
 from ckp.api.names import CKP
-from ckp.api.platform import InstalledRelease, Releases
+from ckp.api.platform import InstalledRelease, Options, Releases
+from ckp.catalog.load import Catalog
 from ckp.clients.oci.registry import Registry
 from ckp.distribution.bundles import AGENT_IMAGE, PLATFORM_IMAGES, PREFIX
 from ckp.distribution.packages.agent import version_of_tag
@@ -182,6 +183,7 @@ class Published:
             cni=release.built_cni,
             addons=f"{self.prefix}/{ADDONS_IMAGE}:{self.images[ADDONS_IMAGE]}" if ADDONS_IMAGE in self.images else "",
             stand_ins=tuple(self.dist.stand_ins),
+            options=options_of(Catalog(), release.name),
         )
 
     def releases(self, *others: Published) -> Releases:
@@ -209,6 +211,15 @@ class Published:
         found = {version_of_tag(tag): registry.digest(repository, tag) for tag in tags}
         ordered = [*(version for version in found if version != current), current]
         return {version: f"{self.prefix}/{AGENT_IMAGE}@{found.get(version) or self.digests[AGENT_IMAGE]}" for version in ordered}
+
+
+def options_of(catalog: Catalog, release: str) -> Options:
+    """What the programs of a release take; nothing is known of a minor that the catalog has no list of."""
+    minor = ".".join(release.removeprefix("v").split(".")[:2])
+    if minor not in catalog.option_minors():
+        return Options()
+    found = catalog.options(minor)
+    return Options(free_gates=found.gates.free, locked_gates=found.gates.locked, removed_flags=found.removed_flags)
 
 
 def releases_config(releases: Releases, withdrawn: Withdrawn | None = None) -> tuple[dict[str, Any], str]:

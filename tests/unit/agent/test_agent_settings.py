@@ -246,6 +246,24 @@ def test_arguments_that_only_a_shell_can_read_are_left_alone_and_reported(node: 
     assert node.arguments == text
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ('KUBELET_EXTRA_ARGS="--node-ip=10.0.0.9 --cloud-config=/secret -v=4"', ("cloud-config", "node-ip")),
+        ("KUBELET_EXTRA_ARGS=", ()),
+        ("", ()),
+        ('KUBELET_EXTRA_ARGS="--a=$(hostname)"', ()),
+        (f'KUBELET_EXTRA_ARGS="{" ".join(f"--f{number:02}=1" for number in range(40))}"', tuple(f"f{number:02}" for number in range(32))),
+    ],
+)
+def test_the_hub_is_told_the_names_of_the_kubelets_arguments_and_no_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, names: tuple[str, ...]
+) -> None:
+    (tmp_path / "kubelet").write_text(text + "\n")
+    monkeypatch.setattr(kubelet_flags, "file", lambda: str(tmp_path / "kubelet"))
+    assert kubelet_flags.names() == names
+
+
 @pytest.mark.parametrize("text", ["", "# mine\nKUBELET_EXTRA_ARGS=\n# end\n", "KUBELET_EXTRA_ARGS='--v=4'\n"])
 def test_what_the_owner_wrote_stays_around_the_flags(text: str) -> None:
     new = kubelet_flags.changed(text, {"--node-ip": "10.0.0.7", "--none": ""})

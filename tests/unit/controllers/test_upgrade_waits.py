@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ from tests.worlds.upgrades import NEW, NEXT, OLD, TENANT, UpgradeWorld
 HOUR = 3600.0
 
 
-async def asked(**spec: object) -> UpgradeWorld:
+async def asked(**spec: Any) -> UpgradeWorld:
     world = UpgradeWorld()
     await world.made()
     await world.ask(NEW, **spec)

@@ -9,13 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckp.api.platform import Options
 from ckp.rules.upgrade_checks import ACCEPTABLE, Check, DeprecatedApi, Facts, NodeFacts, check, deprecated_apis, holding
+from ckp.rules.upgrade_options import Used
 from ckp.rules.upgrades import Version, path
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 RELEASES = dict.fromkeys(("v1.33.7", "v1.34.3", "v1.35.1"), ("debian-12", "ubuntu-24.04"))
 NODE = NodeFacts("n1", "workers", "v1.33.7-ckp", "debian-12", ready=True, online=True)
 GOOD = Facts("v1.33.7", "v1.35.1", path("v1.33.7", "v1.35.1", RELEASES), RELEASES, (NODE,), certificates={"demo-apiserver": NOW + timedelta(days=900)})
+OPTIONS = {
+    "v1.33.7": Options(free_gates=("New", "Old")),
+    "v1.34.3": Options(free_gates=("New",), removed_flags={"kubelet": ("cloud-config",)}),
+    "v1.35.1": Options(free_gates=("New",)),
+}
 CASES: dict[Check, tuple[Facts, str]] = {
     Check.NO_WAY: (replace(GOOD, path=path("v1.35.1", "v1.34.3", RELEASES)), "v1.35.1"),
     Check.RELEASE_MISSING: (replace(GOOD, path=path("v1.33.7", "v1.35.1", ("v1.35.1",))), "v1.34"),
@@ -31,6 +38,9 @@ CASES: dict[Check, tuple[Facts, str]] = {
     Check.BUDGET: (replace(GOOD, budgets=(("shop/web", "2 of 2 pods are needed"),)), "shop/web"),
     Check.WEBHOOK: (replace(GOOD, webhooks=(("ValidatingWebhookConfiguration/policy", "policy/server"),)), "ValidatingWebhookConfiguration/policy"),
     Check.REMOVED_API: (replace(GOOD, deprecated=(DeprecatedApi("flowschemas.v1beta3", Version(1, 34, 0)),)), "flowschemas.v1beta3"),
+    Check.GATE: (replace(GOOD, options=OPTIONS, kubelets=(Used("n1", "kubelet", "v1.33.7", {"Old": True}),)), "n1"),
+    Check.FLAG: (replace(GOOD, options=OPTIONS, kubelets=(Used("n1", "kubelet", "v1.33.7", flags=("cloud-config",)),)), "cloud-config"),
+    Check.OPTIONS: (replace(GOOD, unseen_options=(("n1", "timed out"),)), "n1"),
     Check.BACKUP: (replace(GOOD, backup="there is none"), "backup"),
     Check.CERTIFICATE: (replace(GOOD, certificates={"demo-admin": NOW + timedelta(days=3)}), "demo-admin"),
 }

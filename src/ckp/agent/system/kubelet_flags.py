@@ -12,6 +12,8 @@ from ckp.hostkit.processes import have
 
 DEBIAN_FILE = "/etc/default/kubelet"
 RHEL_FILE = "/etc/sysconfig/kubelet"
+MOST_NAMES = 32
+"""Of arguments that are reported: facts have a limit."""
 _LINE = re.compile(r"^KUBELET_EXTRA_ARGS=(.*)$", re.M)
 _PLAIN = re.compile(r"""(["']?)([^"'\\$`\n]*)\1""")
 
@@ -57,6 +59,15 @@ def node_ip() -> str:
         return flags(read_text(file())).get("--node-ip", "").partition(",")[0]
     except AgentError:
         return ""
+
+
+def names() -> tuple[str, ...]:
+    """Names of the arguments of this host's kubelet, without dashes and values; none if they can't be read without a shell."""
+    try:
+        found = flags(read_text(file()))
+    except AgentError:
+        return ()
+    return tuple(sorted(name[2:][:64] for name in found if name.startswith("--")))[:MOST_NAMES]
 
 
 def changed(text: str, wanted: Mapping[str, str]) -> str:

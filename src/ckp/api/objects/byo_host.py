@@ -78,6 +78,7 @@ class Facts(ApiModel):
     addresses: Texts = ()
     findings: tuple[HostFinding, ...] = ()
     features: Texts = ()
+    kubelet_flags: Texts = ()
 
 
 def unreadable_facts() -> Facts:

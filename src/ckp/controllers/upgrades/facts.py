@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from ckp.api.kinds import (
@@ -12,6 +12,7 @@ from ckp.api.kinds import (
     BYO_MACHINE,
     CERTIFICATE,
     CLUSTER_UPGRADE,
+    DEPLOYMENT,
     ENDPOINT_SLICE,
     MACHINE,
     MUTATING_WEBHOOK,
@@ -32,7 +33,11 @@ from ckp.controllers.workload import WorkloadClients, workload_cluster
 from ckp.rules.claims import candidate
 from ckp.rules.conditions import is_true
 from ckp.rules.upgrade_checks import Facts, NodeFacts, deprecated_apis
+from ckp.rules.upgrade_options import Used, of_command, of_configz
 from ckp.rules.upgrades import path
+
+KUBELETS_AT_ONCE = 50
+"""So many are asked for their configuration at the same time; each has as long as any request to a workload cluster (workload.SECONDS)."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class Member:
     facts: NodeFacts
     asked: str
     """Machine.spec.version."""
+    kubelet_flags: Sequence[str] = ()
+    """Names of the flags that the host's owner gives the kubelet; none from an agent that does not say them."""
 
     @property
     def name(self) -> str:
@@ -79,7 +86,9 @@ async def members(kube: Kube, namespace: str, cluster: str) -> list[Member]:
             ready=bool(status.get("nodeRef")) and is_true(machine, ConditionType.NODE_HEALTHY),
             online=bool(host and host.status.agent.connected),
         )
-        found.append(Member(machine["metadata"]["name"], byo_machine, facts, str(machine["spec"].get("version") or "")))
+        found.append(
+            Member(machine["metadata"]["name"], byo_machine, facts, str(machine["spec"].get("version") or ""), host.status.facts.kubelet_flags if host else ())
+        )
     return sorted(found, key=lambda member: member.name)
 
 
@@ -101,12 +110,14 @@ async def read(
     selected = chosen(upgrade, workers)
     there = {worker.facts.pool for worker in workers} | {worker.name for worker in workers}
     workload, unseen = _Workload(), ""
+    kubelets: list[Used] = []
+    unseen_options: list[tuple[str, str]] = []
     try:
         async with workload_cluster(kube, upgrade.namespace, spec.cluster_name, clients) as client:
             if client is None:
                 unseen = "it has no kubeconfig yet"
             else:
-                workload = await _workload(client)
+                workload, (kubelets, unseen_options) = await asyncio.gather(_workload(client), _kubelets(client, selected))
     except KubeError as error:
         unseen = error.brief
     return Facts(
@@ -129,6 +140,10 @@ async def read(
         deprecated=deprecated_apis(workload.metrics),
         backup=_backup(plane),
         certificates=await _certificates(kube, upgrade.namespace, spec.cluster_name),
+        options={name: release.options for name, release in releases.releases.items()},
+        control_plane=await _control_plane(kube, plane),
+        kubelets=kubelets,
+        unseen_options=unseen_options,
         other=await _other(kube, upgrade),
     )
 
@@ -164,7 +179,37 @@ def _age(upgrade: ClusterUpgrade) -> tuple[str, str]:
     return upgrade.metadata.creation_timestamp, upgrade.name
 
 
+async def _control_plane(kube: Kube, plane: ManagedControlPlane) -> list[Used]:
+    """What the programs of the control plane are started with now, by CKP and by the cluster's settings."""
+    names = [f"{plane.name}-{part}" for part in ("apiserver", "controller-manager", "scheduler")]
+    found = await asyncio.gather(*(kube.get(DEPLOYMENT, name, plane.namespace) for name in names))
+    containers = [container for item in found if item for container in item["spec"]["template"]["spec"]["containers"]]
+    return [of_command("control plane", plane.status.version, container["command"]) for container in containers if container.get("command")]
+
+
 # -- in the workload cluster
+
+
+async def _kubelets(client: Kube, workers: Sequence[Member]) -> tuple[list[Used], list[tuple[str, str]]]:
+    """What kubelets are started with: gates as each says at /configz, flags as its host's agent says. Of nodes that are not Ready there is a finding already.
+
+    /configz is read by the API server's proxy, with the kubeconfig that the controllers have for drains: so no host is given a right for it, and what
+    counts is what the kubelet has made of all its files. It does not say flags that are no configuration: the agent does (facts.kubelet_flags).
+    """
+    limit, seen = asyncio.Semaphore(KUBELETS_AT_ONCE), list[Used]()
+    unseen: list[tuple[str, str]] = []
+
+    async def read_one(worker: Member) -> None:
+        async with limit:
+            try:
+                found = of_configz(worker.name, worker.facts.kubelet, await client.text(f"/api/v1/nodes/{worker.name}/proxy/configz"))
+            except (KubeError, ValueError) as error:
+                unseen.append((worker.name, error.brief if isinstance(error, KubeError) else str(error)))
+                found = Used(worker.name, "kubelet", worker.facts.kubelet)
+        seen.append(replace(found, flags=worker.kubelet_flags))
+
+    await asyncio.gather(*(read_one(worker) for worker in workers if worker.facts.ready and worker.facts.kubelet))
+    return sorted(seen, key=lambda used: used.where), sorted(unseen)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,74 @@
+"""What is read of a cluster before its upgrade: the kubelets' configuration, the control plane's options, space, backups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ckp.api.kinds import BYO_HOST, DEPLOYMENT, MACHINE, MANAGED_CONTROL_PLANE
+from ckp.api.platform import Options
+from ckp.clients.kube import Obj
+from tests.worlds.upgrades import NEW, NEXT, OLD, TENANT, UpgradeWorld, condition, release
+
+
+async def blocked(world: UpgradeWorld, version: str = NEXT, **spec: Any) -> list[tuple[str, str]]:
+    await world.ask(version, **spec)
+    await world.pass_once()
+    return [(finding["name"], finding["where"]) for finding in world.status()["findings"]]
+
+
+async def deploy(world: UpgradeWorld, part: str, *command: str) -> None:
+    spec: Obj = {"template": {"spec": {"containers": [{"name": command[0], "command": list(command)}, {"name": "other"}]}}}
+    await world.kube.create({"apiVersion": "apps/v1", "kind": DEPLOYMENT.kind, "metadata": {"name": f"demo-{part}", "namespace": TENANT}, "spec": spec})
+
+
+async def test_a_gate_that_a_kubelet_is_started_with_and_the_release_does_not_know_is_named_with_its_node() -> None:
+    world = UpgradeWorld()
+    await world.made()
+    world.kubelet_has("n2", StatefulSetAutoDeletePVC=True)  # gone in 1.35
+    world.kubelet_has("n3", AnyVolumeDataSource=True)  # locked, and what it is
+    assert await blocked(world, accept=["FeatureGate"]) == [("FeatureGate", "n2")]
+    [finding] = world.status()["findings"]
+    assert "StatefulSetAutoDeletePVC=true, which v1.35 does not know" in finding["message"] and finding["acceptable"] is False
+    assert world.spec_of(MANAGED_CONTROL_PLANE, "demo")["version"] == OLD
+    world.kubelet_has("n2")
+    await world.until("Done")
+
+
+async def test_a_kubelet_that_does_not_answer_may_be_accepted_and_one_that_is_not_ready_has_its_own_finding() -> None:
+    world = UpgradeWorld()
+    await world.made()
+    world.workload.on_text("/api/v1/nodes/n1/proxy/configz", "<html>")
+    await world.kube.merge(MACHINE, "n3", TENANT, {"status": {"conditions": [condition("NodeHealthy", "False")]}}, subresource="status")
+    assert await blocked(world) == [("NodeNotReady", "n3"), ("OptionsNotKnown", "n1")]
+
+
+async def test_what_the_control_plane_is_started_with_is_judged_at_every_step_of_its_way() -> None:
+    world = UpgradeWorld()
+    await world.made()
+    await deploy(world, "apiserver", "kube-apiserver", "--feature-gates=DevicePluginCDIDevices=true", "--profiling=false")  # gone in 1.34
+    await deploy(world, "scheduler", "kube-scheduler", "--profiling=false")
+    assert await blocked(world, NEW) == [("FeatureGate", "control plane")]
+    assert "v1.34 does not know" in world.status()["findings"][0]["message"]
+
+
+async def test_flags_of_the_owner_come_from_the_agent() -> None:
+    world = UpgradeWorld()
+    await world.made()
+    facts = {"os_id": "debian", "os_version": "12", "kubelet_flags": ["node-ip", "pod-infra-container-image"]}
+    await world.kube.merge(BYO_HOST, "n1", TENANT, {"status": {"facts": facts}}, subresource="status")
+    assert await blocked(world) == [("RemovedFlag", "n1")]
+    assert "KUBELET_EXTRA_ARGS" in world.status()["findings"][0]["remedy"]
+
+
+@pytest.mark.parametrize(("gates", "names"), [({}, []), ({"SystemdWatchdog": True}, [("OptionsNotKnown", NEXT)])])
+async def test_a_release_that_was_published_without_its_gates_matters_only_where_some_are_set(gates: dict[str, bool], names: list[tuple[str, str]]) -> None:
+    world = UpgradeWorld()
+    world.releases = world.releases.with_releases([release(NEXT).model_copy(update={"options": Options()})])
+    world.restarted()
+    await world.made()
+    world.kubelet_has("n1", **gates)
+    await world.ask(NEXT)
+    await world.pass_once()
+    assert [(finding["name"], finding["where"]) for finding in world.status()["findings"]] == names
