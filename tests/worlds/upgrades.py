@@ -9,13 +9,14 @@ from typing import Any
 from ckp.api import kinds
 from ckp.api.host_protocol import BundleRef
 from ckp.api.kinds import Kind
-from ckp.api.names import CLUSTER_NAME_LABEL, DEPLOYMENT_NAME_LABEL, PAUSED_ANNOTATION, RETRY_UPGRADE_ANNOTATION
+from ckp.api.names import BACKUP_ANNOTATION, CLUSTER_NAME_LABEL, DEPLOYMENT_NAME_LABEL, PAUSED_ANNOTATION, RETRY_UPGRADE_ANNOTATION
 from ckp.api.platform import InstalledRelease, Releases
 from ckp.catalog.load import Catalog
 from ckp.clients.kube import KubeError, Obj
 from ckp.controllers.upgrades.reconciler import ClusterUpgradeReconciler
 from ckp.controllers.workload import WorkloadClients
 from ckp.kits.clock import rfc3339
+from ckp.rules.cluster_backups import backup_id
 from ckp.rules.upgrades import step_refusal
 from ckp.site.publish import options_of
 from tests.simulators.clock import ManualClock
@@ -28,7 +29,9 @@ OLD, NEW, NEXT = "v1.33.7", "v1.34.3", "v1.35.1"
 def release(version: str) -> InstalledRelease:
     bundle = BundleRef(image="r.example/bundle@sha256:" + "0" * 64, tag=version, release=version)
     options = options_of(Catalog(), version)
-    return InstalledRelease(name=version, stamp=f"{version}-ckp", registry="r.example/ckp", images={}, bundles={"debian-12": bundle}, options=options)
+    return InstalledRelease(
+        name=version, stamp=f"{version}-ckp", registry="r.example/ckp", images={}, bundles={"debian-12": bundle}, options=options, cni={"cilium": "v1.19.5"}
+    )
 
 
 def condition(kind: str, status: str = "True", **more: str) -> Obj:
@@ -51,6 +54,8 @@ class UpgradeWorld:
         """Hosts that can't pull."""
         self.offline: set[str] = set()
         """Hosts whose agent is not connected."""
+        self.backups = "made"
+        """What becomes of a backup that is asked for: made, failed, or slow (it has no end)."""
         self.busy_at_most = 0
         self.restarted()
 
@@ -139,6 +144,7 @@ class UpgradeWorld:
 
     async def _step_of_control_plane(self) -> None:
         plane = self.kube.stored(kinds.MANAGED_CONTROL_PLANE, "demo", TENANT)
+        await self._step_of_backups(plane)
         reached, wanted = plane["status"]["version"], plane["spec"]["version"]
         record = plane["status"].get("upgrade") or {}
         if record.get("version") and not record.get("finishedAt"):
@@ -146,6 +152,26 @@ class UpgradeWorld:
         elif wanted != reached:
             assert not step_refusal(reached, wanted), "one minor at a time"
             await self._plane(reached, "False", upgrade={"from": reached, "version": wanted, "startedAt": rfc3339(self.clock.now()), "finishedAt": None})
+
+    async def backs_up(self, *kept: datetime) -> None:
+        """The cluster has a place for backups, and these in it."""
+        await self.kube.merge(kinds.MANAGED_CONTROL_PLANE, "demo", TENANT, {"spec": {"backup": {"claim": "backups", "every": "24h"}}})
+        entries = [{"id": backup_id(moment)} for moment in kept]
+        await self.kube.merge(kinds.MANAGED_CONTROL_PLANE, "demo", TENANT, {"status": {"backup": {"kept": entries}}}, subresource="status")
+
+    async def _step_of_backups(self, plane: Obj) -> None:
+        """As the control plane's controller (controlplane/backups.py): a request is taken up once."""
+        status = dict(plane["status"].get("backup") or {})
+        asked = (plane["metadata"].get("annotations") or {}).get(BACKUP_ANNOTATION, "")
+        if status.get("running") and self.backups != "slow":
+            made = self.backups == "made"
+            done = {"kept": [*status.get("kept", []), {"id": status["running"]}]} if made else {"failed": status["running"], "failures": 1, "message": "full"}
+            status |= {**done, "running": ""}
+        elif asked and asked != status.get("handled"):
+            status |= {"handled": asked, "running": backup_id(self.clock.now())}
+        else:
+            return
+        await self.kube.merge(kinds.MANAGED_CONTROL_PLANE, "demo", TENANT, {"status": {"backup": status}}, subresource="status")
 
     async def _step_of_host(self, item: Obj) -> bool:
         """As the ByoMachine's controller and the agent; whether the node is out of service."""

@@ -14,6 +14,12 @@ from ckp.rules.upgrades import Path, Version, kubelet_skew
 
 ENDING = timedelta(days=30)
 """A certificate that ends sooner is named."""
+BUNDLE_SPACE = 2 * 600 << 20
+"""Bytes that a host needs for a usual bundle: its blobs, and what is unpacked from them (agent: upgrade_steps.USUAL_BUNDLE)."""
+PACKAGES_SPACE = 256 << 20
+"""Bytes that stay free while packages are replaced (agent: upgrade_steps.SPARE). The agent itself measures what they take."""
+TROUBLE = ("disk-pressure", "memory-pressure", "pid-pressure", "network-unavailable")
+"""Taints `node.kubernetes.io/…` that the node lifecycle controller puts on a node that is Ready (pkg/controller/nodelifecycle, v1.35.1)."""
 DEPRECATED_METRIC = "apiserver_requested_deprecated_apis"
 """The API server's gauge: 1 for each deprecated API that was asked for since it started (KEP-1693)."""
 _SAMPLE = re.compile(rf"^{DEPRECATED_METRIC}{{(.*)}} (\S+)$", re.MULTILINE)
@@ -30,10 +36,15 @@ class Check(StrEnum):
     NOT_REACHED = "ClusterNotReached"
     CONTROL_PLANE = "ControlPlaneNotReady"
     ETCD = "EtcdNotHealthy"
+    ETCD_SPACE = "EtcdSpace"
     SKEW = "VersionSkew"
     UNKNOWN = "UnknownNames"
     NODE = "NodeNotReady"
     HOST = "HostOffline"
+    SPACE = "HostSpace"
+    CORDON = "NodeCordoned"
+    TAINT = "NodeTainted"
+    ADDON = "AddonNotInRelease"
     BUDGET = "DisruptionBudget"
     WEBHOOK = "Webhook"
     REMOVED_API = "RemovedAPI"
@@ -44,7 +55,19 @@ class Check(StrEnum):
     CERTIFICATE = "CertificateEnding"
 
 
-ACCEPTABLE = frozenset({Check.BUDGET, Check.WEBHOOK, Check.REMOVED_API, Check.OPTIONS, Check.BACKUP, Check.CERTIFICATE})
+ACCEPTABLE = frozenset(
+    {
+        Check.SPACE,
+        Check.CORDON,
+        Check.TAINT,
+        Check.BUDGET,
+        Check.WEBHOOK,
+        Check.REMOVED_API,
+        Check.OPTIONS,
+        Check.BACKUP,
+        Check.CERTIFICATE,
+    }
+)
 """What a person may know better. The others would break the cluster, or leave it half-way."""
 
 
@@ -72,6 +95,10 @@ class NodeFacts:
         system: the host's system, as bundles are named by it: `debian-12`.
         ready: whether its node is Ready.
         online: whether its host's agent is connected.
+        free: bytes that its host reports to be free; None while it has not.
+        prepared: whether the host has pulled and unpacked what it will install.
+        cordoned: whether it takes no new pods, and not because of an upgrade.
+        taints: those that Kubernetes itself put on it because something is wrong.
     """
 
     name: str
@@ -80,6 +107,10 @@ class NodeFacts:
     system: str
     ready: bool
     online: bool
+    free: int | None = None
+    prepared: bool = False
+    cordoned: bool = False
+    taints: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +129,9 @@ class Facts:
         path: of the control plane.
         releases: the systems that each installed release has a bundle for.
         plane: why the control plane is not ready; "" if it is.
-        etcd: why etcd is not healthy, or is short of space.
+        etcd: why etcd is not healthy.
+        etcd_space: how much of its space is used, where that is too much or etcd takes no writes.
+        addons: addons of the cluster that a release on the way does not have, with that release.
         unseen: why the workload cluster can't be asked; "" if it could. What is in it is not judged then.
         left: nodes that are not upgraded; they must go with the new API server as they are.
         unknown: pools and nodes that are asked for and are not there.
@@ -120,7 +153,9 @@ class Facts:
     releases: Mapping[str, Collection[str]]
     nodes: Sequence[NodeFacts] = ()
     plane: str = ""
-    etcd: Sequence[str] = ()
+    etcd: str = ""
+    etcd_space: str = ""
+    addons: Sequence[tuple[str, str]] = ()
     unseen: str = ""
     left: Sequence[NodeFacts] = ()
     unknown: Sequence[str] = ()
@@ -180,12 +215,16 @@ def _way(facts: Facts) -> Iterator[Finding]:
 def _state(facts: Facts) -> Iterator[Finding]:
     if facts.plane:
         yield Finding(Check.CONTROL_PLANE, "control plane", facts.plane, "see: ckp cluster describe; an upgrade begins from a control plane that is ready")
-    for message in facts.etcd:
-        yield Finding(Check.ETCD, "etcd", message, "an upgrade restarts etcd's members and the API servers: make etcd whole first")
+    if facts.etcd:
+        yield Finding(Check.ETCD, "etcd", facts.etcd, "an upgrade restarts etcd's members and the API servers: make etcd whole first")
+    if facts.etcd_space:
+        yield Finding(Check.ETCD_SPACE, "etcd", facts.etcd_space, "an upgrade writes to etcd: delete what is not needed, or enlarge its volumes first")
+    for addon, release in facts.addons:
+        yield Finding(Check.ADDON, addon, f"the cluster has the addon {addon}, and the release {release} does not", "take another release, or publish it again")
     if facts.unseen:
         yield Finding(Check.NOT_REACHED, "API server", f"what is in the cluster can't be seen: {facts.unseen}", "the API server must answer")
     if facts.backup:
-        yield Finding(Check.BACKUP, "backup", facts.backup, "make one: ckp cluster backup")
+        yield Finding(Check.BACKUP, "backup", facts.backup, "see why: ckp cluster backups; or make one: ckp cluster backup")
 
 
 def _nodes(facts: Facts) -> Iterator[Finding]:
@@ -199,6 +238,16 @@ def _nodes(facts: Facts) -> Iterator[Finding]:
         if not node.ready:
             message = "its node is not Ready, so it could not be told whether the upgrade is to blame"
             yield Finding(Check.NODE, node.name, message, "repair the node, or leave it out (pools, nodes)")
+        needed = PACKAGES_SPACE + (0 if node.prepared else BUNDLE_SPACE)
+        if node.free is not None and node.free < needed and Version.parse(node.kubelet or facts.current) < Version.parse(facts.wanted):
+            message = f"{node.free >> 20} MiB are free on its host's /var/lib, and up to {needed >> 20} MiB are needed for the bundle and its packages"
+            yield Finding(Check.SPACE, node.name, message, "free some space there; an accepted one is measured again by the host before it pulls")
+        if node.cordoned:
+            message = "it is cordoned, and stays so after its upgrade: pods of the other nodes can't move to it"
+            yield Finding(Check.CORDON, node.name, message, "uncordon it: kubectl uncordon, or ckp host uncordon")
+        if node.taints:
+            message = f"Kubernetes has tainted it ({', '.join(node.taints)}): pods of the other nodes can't move to it"
+            yield Finding(Check.TAINT, node.name, message, "see: kubectl describe node")
     for node in facts.left:
         if node.kubelet and (skew := kubelet_skew(node.kubelet, facts.wanted)):
             yield Finding(Check.SKEW, node.name, f"it is left out, and {skew}", "upgrade it with the others")

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckp.agent.node.upgrade_steps import SPARE, USUAL_BUNDLE
 from ckp.api.platform import Options
 from ckp.rules.upgrade_checks import ACCEPTABLE, Check, DeprecatedApi, Facts, NodeFacts, check, deprecated_apis, holding
 from ckp.rules.upgrade_options import Used
@@ -30,7 +31,12 @@ CASES: dict[Check, tuple[Facts, str]] = {
     Check.OTHER_UPGRADE: (replace(GOOD, other="demo-1"), "demo-1"),
     Check.NOT_REACHED: (replace(GOOD, unseen="timed out"), "API server"),
     Check.CONTROL_PLANE: (replace(GOOD, plane="the API server is starting"), "control plane"),
-    Check.ETCD: (replace(GOOD, etcd=("1 of 3 members of etcd are ready",)), "etcd"),
+    Check.ETCD: (replace(GOOD, etcd="1 of 3 members of etcd are ready"), "etcd"),
+    Check.ETCD_SPACE: (replace(GOOD, etcd_space="760 MiB in use of the 800 MiB that its volume has room for"), "etcd"),
+    Check.SPACE: (replace(GOOD, nodes=(replace(NODE, free=1 << 30),)), "1024 MiB are free"),
+    Check.CORDON: (replace(GOOD, nodes=(replace(NODE, cordoned=True),)), "n1"),
+    Check.TAINT: (replace(GOOD, nodes=(replace(NODE, taints=("node.kubernetes.io/disk-pressure",)),)), "disk-pressure"),
+    Check.ADDON: (replace(GOOD, addons=(("calico", "v1.34.3"),)), "calico"),
     Check.SKEW: (replace(GOOD, nodes=(replace(NODE, kubelet="v1.29.9"),)), "n1"),
     Check.UNKNOWN: (replace(GOOD, unknown=("n9",)), "n9"),
     Check.NODE: (replace(GOOD, nodes=(replace(NODE, ready=False),)), "n1"),
@@ -68,6 +74,15 @@ def test_what_may_not_be_accepted_holds_it_up_whatever_is_accepted(present: set[
 def test_a_removed_api_counts_from_the_release_without_it_and_a_budget_only_where_nodes_are_drained() -> None:
     later = replace(GOOD, deprecated=(DeprecatedApi("things.v1beta1", Version(1, 36, 0)),))
     assert check(later, NOW) == [] == check(replace(CASES[Check.BUDGET][0], nodes=()), NOW)
+
+
+@given(st.integers(0, 4 << 30), st.booleans(), st.sampled_from(["v1.33.7", "v1.35.1-ckp"]))
+def test_space_is_asked_for_only_of_hosts_that_install_and_less_of_those_that_have_the_bundle(free: int, prepared: bool, kubelet: str) -> None:
+    facts = replace(GOOD, nodes=(replace(NODE, free=free, prepared=prepared, kubelet=kubelet),))
+    found = [finding for finding in check(facts, NOW) if finding.name is Check.SPACE]
+    needed = SPARE + (0 if prepared else 2 * USUAL_BUNDLE)
+    assert bool(found) == (free < needed and kubelet == "v1.33.7")
+    assert all(f"{free >> 20} MiB are free" in finding.message and f"{needed >> 20} MiB are needed" in finding.message for finding in found)
 
 
 def test_deprecated_apis_are_read_from_the_api_servers_metrics() -> None:

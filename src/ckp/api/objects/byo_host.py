@@ -74,6 +74,8 @@ class Facts(ApiModel):
     architecture: str = ""
     cpus: int = 0
     memory_bytes: int = 0
+    disk_bytes: int = 0
+    disk_free_bytes: int = 0
     default_address: str = ""
     addresses: Texts = ()
     findings: tuple[HostFinding, ...] = ()

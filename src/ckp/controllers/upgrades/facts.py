@@ -16,10 +16,11 @@ from ckp.api.kinds import (
     ENDPOINT_SLICE,
     MACHINE,
     MUTATING_WEBHOOK,
+    NODE,
     PDB,
     VALIDATING_WEBHOOK,
 )
-from ckp.api.names import CLUSTER_NAME_LABEL, DEPLOYMENT_NAME_LABEL
+from ckp.api.names import CLUSTER_NAME_LABEL, DEPLOYMENT_NAME_LABEL, UPGRADE_CORDON_ANNOTATION
 from ckp.api.objects.base import time_of
 from ckp.api.objects.byo_host import ByoHost
 from ckp.api.objects.byo_machine import ByoMachine
@@ -30,9 +31,10 @@ from ckp.api.states import ConditionType
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.scope import deleting
 from ckp.controllers.workload import WorkloadClients, workload_cluster
+from ckp.rules.addons import requested
 from ckp.rules.claims import candidate
 from ckp.rules.conditions import is_true
-from ckp.rules.upgrade_checks import Facts, NodeFacts, deprecated_apis
+from ckp.rules.upgrade_checks import TROUBLE, Facts, NodeFacts, deprecated_apis
 from ckp.rules.upgrade_options import Used, of_command, of_configz
 from ckp.rules.upgrades import path
 
@@ -85,6 +87,7 @@ async def members(kube: Kube, namespace: str, cluster: str) -> list[Member]:
             system=candidate(host).system if host else "",
             ready=bool(status.get("nodeRef")) and is_true(machine, ConditionType.NODE_HEALTHY),
             online=bool(host and host.status.agent.connected),
+            free=host.status.facts.disk_free_bytes if host and host.status.facts.disk_bytes else None,
         )
         found.append(
             Member(machine["metadata"]["name"], byo_machine, facts, str(machine["spec"].get("version") or ""), host.status.facts.kubelet_flags if host else ())
@@ -99,17 +102,23 @@ def chosen(upgrade: ClusterUpgrade, workers: Sequence[Member]) -> list[Member]:
 
 
 async def read(
-    kube: Kube, clients: WorkloadClients, releases: Releases, upgrade: ClusterUpgrade, plane: ManagedControlPlane, workers: Sequence[Member]
+    kube: Kube, clients: WorkloadClients, releases: Releases, upgrade: ClusterUpgrade, plane: ManagedControlPlane, workers: Sequence[Member], backup: str = ""
 ) -> Facts:
     """All that the checks need.
+
+    Args:
+        backup: why there is no backup as new as an upgrade asks for (backups.missing).
 
     Raises:
         KubeError: the management cluster can't be read.
     """
     spec, current = upgrade.spec, plane.status.version
+    way = path(current, spec.version, releases.releases)
+    steps = [*way.steps, *([spec.version] if not way.steps else [])]
     selected = chosen(upgrade, workers)
     there = {worker.facts.pool for worker in workers} | {worker.name for worker in workers}
     workload, unseen = _Workload(), ""
+    nodes: dict[str, Obj] = {}
     kubelets: list[Used] = []
     unseen_options: list[tuple[str, str]] = []
     try:
@@ -117,28 +126,27 @@ async def read(
             if client is None:
                 unseen = "it has no kubeconfig yet"
             else:
-                workload, (kubelets, unseen_options) = await asyncio.gather(_workload(client), _kubelets(client, selected))
+                workload, (kubelets, unseen_options), found = await asyncio.gather(_workload(client), _kubelets(client, selected), client.list(NODE))
+                nodes = {item["metadata"]["name"]: item for item in found}
     except KubeError as error:
         unseen = error.brief
     return Facts(
         current=current,
         wanted=spec.version,
-        path=path(current, spec.version, releases.releases),
+        path=way,
         releases={name: tuple(release.bundles) for name, release in releases.releases.items()},
-        nodes=[worker.facts for worker in selected],
+        nodes=[_seen(worker, nodes.get(worker.name), spec.version) for worker in selected],
         left=[worker.facts for worker in workers if worker not in selected],
         plane=_plane(plane),
-        etcd=[
-            condition.message
-            for kind in (ConditionType.ETCD_READY, ConditionType.ETCD_SPACE_AVAILABLE)
-            if (condition := plane.condition(kind)).status and not condition.is_true
-        ],
+        etcd=_untrue(plane, ConditionType.ETCD_READY),
+        etcd_space=_untrue(plane, ConditionType.ETCD_SPACE_AVAILABLE),
+        addons=_addons(plane, releases, steps),
         unseen=unseen,
         unknown=[name for name in (*spec.pools, *spec.nodes) if name not in there],
         budgets=workload.budgets,
         webhooks=workload.webhooks,
         deprecated=deprecated_apis(workload.metrics),
-        backup=_backup(plane),
+        backup=backup,
         certificates=await _certificates(kube, upgrade.namespace, spec.cluster_name),
         options={name: release.options for name, release in releases.releases.items()},
         control_plane=await _control_plane(kube, plane),
@@ -153,9 +161,26 @@ def _plane(plane: ManagedControlPlane) -> str:
     return "" if plane.status.ready and ready.is_true else ready.message or "it was not ready yet"
 
 
-def _backup(plane: ManagedControlPlane) -> str:
-    fresh = plane.condition(ConditionType.BACKUP_FRESH)
-    return "" if not plane.spec.backup.asked or fresh.is_true else fresh.message or "none was made yet"
+def _untrue(plane: ManagedControlPlane, kind: ConditionType) -> str:
+    condition = plane.condition(kind)
+    return condition.message or condition.reason or f"{kind} is {condition.status}" if condition.status and not condition.is_true else ""
+
+
+def _addons(plane: ManagedControlPlane, releases: Releases, steps: Sequence[str]) -> list[tuple[str, str]]:
+    """Addons whose chart a release on the way does not have: the catalog's matrix decides what a release is made of."""
+    wanted = [request.name for request in requested(plane.spec)]
+    return [(name, step) for step in steps if step in releases.releases for name in wanted if name not in releases.releases[step].cni]
+
+
+def _seen(worker: Member, node: Obj | None, wanted: str) -> NodeFacts:
+    """With what its Node says, and its ByoMachine."""
+    facts = replace(worker.facts, prepared=worker.byo.status.upgrade.prepared_version == wanted)
+    if node is None:
+        return facts
+    spec, ours = node.get("spec") or {}, UPGRADE_CORDON_ANNOTATION in (node["metadata"].get("annotations") or {})
+    keys = [str(taint.get("key", "")) for taint in spec.get("taints") or ()]
+    taints = [key for key in keys if key.removeprefix("node.kubernetes.io/") in TROUBLE]
+    return replace(facts, cordoned=bool(spec.get("unschedulable")) and not ours, taints=taints)
 
 
 async def _certificates(kube: Kube, namespace: str, cluster: str) -> dict[str, datetime]:
