@@ -72,7 +72,7 @@ def upgrade(
     """Upgrade a cluster in place, or show, pause, resume or abort its upgrade.
 
     The control plane goes first, one minor at a time; then nodes, each drained once. No host is replaced. It stops at the first failure; the same command
-    then goes on with what is left. Kubernetes does not go back: make a backup before (ckp cluster backup NAME --wait).
+    then goes on with what is left. Kubernetes does not go back: a backup is made before, where the cluster has a place for backups.
     """
     path = f"/clusters/{name}/upgrade"
     if verb and version:

@@ -99,6 +99,7 @@ class ClusterUpgradeStatus(ApiModel):
     from_version: Annotated[str, Schema("The control plane's version at its beginning.")] = Field(default="", alias="from")
     path: Annotated[Texts, Schema("The releases that the control plane goes through.")] = ()
     findings: tuple[UpgradeFinding, ...] = ()
+    backup_requested_at: Annotated[Time, Schema("When the upgrade has asked for a backup; absent: it did not have to.")] = ""
     control_plane: UpgradedPart = Field(default_factory=UpgradedPart)
     nodes: tuple[UpgradedNode, ...] = ()
     conditions: Conditions = ()

@@ -19,14 +19,14 @@ from ckp.api.platform import Releases
 from ckp.api.states import ConditionType, NodeUpgradeState, Reason, UpgradePhase
 from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.scope import Scope, deleting, owner_reference, paused
-from ckp.controllers.upgrades import pools
+from ckp.controllers.upgrades import backups, pools
 from ckp.controllers.upgrades.facts import Member, chosen, members, read
 from ckp.controllers.upgrades.waits import OWN_END, HostWait, blocked_until, given_up, wait_of
 from ckp.controllers.workload import WorkloadClients
 from ckp.kits.clock import Clock, rfc3339
 from ckp.rules.conditions import make_condition
 from ckp.rules.leaving import is_going
-from ckp.rules.upgrade_checks import Finding, check, holding
+from ckp.rules.upgrade_checks import Check, Finding, check, holding
 from ckp.rules.upgrades import NodeState, Stage, Turn, Version, Worker, order, path, stages, turn
 from ckp.runtime.controller import Result
 
@@ -120,10 +120,13 @@ class ClusterUpgradeReconciler:
         if upgrade.spec.dry_run:
             self._tell_nodes(one, self._stage_of_nodes(one))
             held = not await self._passes(one)
-            raise _Stop(UpgradePhase.PLANNED, str(scope.status.get("message")) if held else "nothing holds it up")
+            made = "" if Check.BACKUP in upgrade.spec.accept or backups.is_fresh(one.plane, self.clock.now()) else "; a backup is made first"
+            raise _Stop(UpgradePhase.PLANNED, str(scope.status.get("message")) if held else f"nothing holds it up{made}")
         if upgrade.status.phase in ("", UpgradePhase.CHECKING, UpgradePhase.BLOCKED) and not await self._passes(one):
             self._blocked(one)
             return Result(after=BLOCKED)
+        if upgrade.status.phase in ("", UpgradePhase.CHECKING, UpgradePhase.BLOCKED) and (waiting := await self._backup(one)):
+            return self._wait(one, UpgradePhase.CHECKING, waiting)
         return await self._advance(one)
 
     async def _adopt(self, scope: Scope, cluster: Obj) -> None:
@@ -141,7 +144,9 @@ class ClusterUpgradeReconciler:
         if not one.plane.status.version:
             self._tell(one.scope, UpgradePhase.BLOCKED, "the control plane was not ready yet")
             return False
-        found = check(await read(self.kube, self.clients, self.releases, one.upgrade, one.plane, one.workers), self.clock.now())
+        now = self.clock.now()
+        backup = backups.missing(one.upgrade, one.plane, now)
+        found = check(await read(self.kube, self.clients, self.releases, one.upgrade, one.plane, one.workers, backup), now)
         accepted = one.upgrade.spec.accept
         hold = holding(found, accepted)
         one.scope.status["findings"] = [_entry(finding, accepted=finding not in hold) for finding in found]
@@ -150,6 +155,17 @@ class ClusterUpgradeReconciler:
             more = f", and {len(hold) - 1} more" if len(hold) > 1 else ""
             self._tell(one.scope, UpgradePhase.BLOCKED, f"nothing was changed: {hold[0].name}, {hold[0].where}: {hold[0].message}{more}")
         return not hold
+
+    async def _backup(self, one: _Pass) -> str:
+        """A backup is made before anything is changed, where there is a place for it. Returns what is waited for; "" once it is there, or not to be made."""
+        now, asked = self.clock.now(), one.upgrade.status.backup_requested_at
+        if Check.BACKUP in one.upgrade.spec.accept or backups.is_fresh(one.plane, now) or (asked and backups.missing(one.upgrade, one.plane, now)):
+            return ""
+        if asked:
+            await backups.request(self.kube, one.plane, asked)
+        else:
+            one.scope.status["backupRequestedAt"] = asked = rfc3339(now)
+        return backups.waiting(asked)
 
     def _blocked(self, one: _Pass) -> None:
         """It is looked at again, for a time: hosts have theirs, and everything else has another."""
