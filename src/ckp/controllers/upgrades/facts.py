@@ -38,8 +38,8 @@ from ckp.rules.upgrade_checks import TROUBLE, Facts, NodeFacts, deprecated_apis
 from ckp.rules.upgrade_options import Used, of_command, of_configz
 from ckp.rules.upgrades import path
 
-KUBELETS_AT_ONCE = 50
-"""So many are asked for their configuration at the same time; each has as long as any request to a workload cluster (workload.SECONDS)."""
+AT_ONCE = 50
+"""So many kubelets are asked for their configuration at the same time; each has as long as any request to a workload cluster (workload.SECONDS)."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ async def _kubelets(client: Kube, workers: Sequence[Member]) -> tuple[list[Used]
     /configz is read by the API server's proxy, with the kubeconfig that the controllers have for drains: so no host is given a right for it, and what
     counts is what the kubelet has made of all its files. It does not say flags that are no configuration: the agent does (facts.kubelet_flags).
     """
-    limit, seen = asyncio.Semaphore(KUBELETS_AT_ONCE), list[Used]()
+    limit, seen = asyncio.Semaphore(AT_ONCE), list[Used]()
     unseen: list[tuple[str, str]] = []
 
     async def read_one(worker: Member) -> None:
@@ -264,19 +264,20 @@ def _budget(item: Obj) -> tuple[str, str] | None:
 
 async def _webhooks(client: Kube, configurations: Sequence[tuple[str, Obj]]) -> list[tuple[str, str]]:
     """Those that are asked fail-closed through a Service without a ready endpoint; of those that are asked by URL nothing is known here."""
-    reachable: dict[tuple[str, str], bool] = {}
-    found: dict[str, str] = {}
+    asked: dict[str, set[tuple[str, str]]] = {}
     for kind, item in configurations:
         for webhook in item.get("webhooks") or ():
             service = (webhook.get("clientConfig") or {}).get("service")
-            if not service or webhook.get("failurePolicy", "Fail") != "Fail":
-                continue
-            key = (str(service["namespace"]), str(service["name"]))
-            if key not in reachable:
-                reachable[key] = await _has_endpoint(client, *key)
-            if not reachable[key]:
-                found[f"{kind}/{item['metadata']['name']}"] = "/".join(key)
-    return sorted(found.items())
+            if service and webhook.get("failurePolicy", "Fail") == "Fail":
+                asked.setdefault(f"{kind}/{item['metadata']['name']}", set()).add((str(service["namespace"]), str(service["name"])))
+    services, limit = sorted({service for of in asked.values() for service in of}), asyncio.Semaphore(AT_ONCE)
+
+    async def reachable(service: tuple[str, str]) -> bool:
+        async with limit:
+            return await _has_endpoint(client, *service)
+
+    answers = dict(zip(services, await asyncio.gather(*map(reachable, services)), strict=True))
+    return sorted((name, "/".join(service)) for name, of in asked.items() for service in sorted(of) if not answers[service])
 
 
 async def _has_endpoint(client: Kube, namespace: str, name: str) -> bool:
