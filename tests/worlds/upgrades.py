@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ckp.api import kinds
-from ckp.api.host_protocol import BundleRef
+from ckp.api.host_protocol import UPGRADE_NODE, BundleRef
 from ckp.api.kinds import Kind
 from ckp.api.names import BACKUP_ANNOTATION, CLUSTER_NAME_LABEL, DEPLOYMENT_NAME_LABEL, PAUSED_ANNOTATION, RETRY_UPGRADE_ANNOTATION
 from ckp.api.platform import InstalledRelease, Releases
@@ -23,6 +23,7 @@ from tests.simulators.clock import ManualClock
 from tests.simulators.kube import KubeSimulator
 
 TENANT = "ckp-default-default"
+FACTS = {"os_id": "debian", "os_version": "12", "features": [UPGRADE_NODE]}
 OLD, NEW, NEXT = "v1.33.7", "v1.34.3", "v1.35.1"
 
 
@@ -81,7 +82,7 @@ class UpgradeWorld:
     async def add_worker(self, node: str, pool: str) -> None:
         """A Machine that holds a host and is no node yet."""
         label = {CLUSTER_NAME_LABEL: "demo"}
-        await self._make(kinds.BYO_HOST, node, {}, {"agent": {"connected": True}, "facts": {"os_id": "debian", "os_version": "12"}})
+        await self._make(kinds.BYO_HOST, node, {}, {"agent": {"connected": True}, "facts": FACTS})
         await self._make(kinds.BYO_MACHINE, node, {}, {"hostRef": {"name": node}}, labels=label)
         spec = {"version": OLD, "infrastructureRef": {"name": node}}
         await self._make(kinds.MACHINE, node, spec, labels={**label, DEPLOYMENT_NAME_LABEL: pool})

@@ -114,7 +114,7 @@ class HostFacts(Message):
     findings: tuple[Finding, ...] = ()
     clock: float = Field(default=0.0, ge=0, le=1e11)  # the host's time when it sent this, in seconds since 1970; 0: not sent
     features: tuple[Annotated[str, Field(max_length=64)], ...] = Field(default=(), max_length=32)  # what this agent can do beyond 0.3.0: FEATURES
-    kubelet_flags: tuple[Annotated[str, Field(max_length=64)], ...] = Field(default=(), max_length=32)  # names in KUBELET_EXTRA_ARGS of a node, without dashes
+    kubelet_flags: tuple[Annotated[str, Field(max_length=64)], ...] = Field(default=(), max_length=100)  # names in KUBELET_EXTRA_ARGS of a node
 
 
 class EnrolmentRequest(Message):

@@ -41,6 +41,7 @@ class Check(StrEnum):
     UNKNOWN = "UnknownNames"
     NODE = "NodeNotReady"
     HOST = "HostOffline"
+    AGENT = "AgentTooOld"
     SPACE = "HostSpace"
     CORDON = "NodeCordoned"
     TAINT = "NodeTainted"
@@ -95,6 +96,7 @@ class NodeFacts:
         system: the host's system, as bundles are named by it: `debian-12`.
         ready: whether its node is Ready.
         online: whether its host's agent is connected.
+        old_agent: the version of its host's agent, where that can't upgrade a node; "" if it can.
         free: bytes that its host reports to be free; None while it has not.
         prepared: whether the host has pulled and unpacked what it will install.
         cordoned: whether it takes no new pods, and not because of an upgrade.
@@ -107,6 +109,7 @@ class NodeFacts:
     system: str
     ready: bool
     online: bool
+    old_agent: str = ""
     free: int | None = None
     prepared: bool = False
     cordoned: bool = False
@@ -235,6 +238,9 @@ def _nodes(facts: Facts) -> Iterator[Finding]:
             yield Finding(
                 Check.HOST, node.name, "its host is offline, so nothing can be installed on it", "bring the host back, or leave it out (pools, nodes)"
             )
+        if node.old_agent:
+            message = f"its host's agent {node.old_agent} can't upgrade a node"
+            yield Finding(Check.AGENT, node.name, message, f"upgrade it first: ckp host upgrade-agent {node.name}")
         if not node.ready:
             message = "its node is not Ready, so it could not be told whether the upgrade is to blame"
             yield Finding(Check.NODE, node.name, message, "repair the node, or leave it out (pools, nodes)")

@@ -13,6 +13,7 @@ from ckp.agent import messages
 from ckp.agent.journal import Journal, Member
 from ckp.agent.node import inventory, preflight
 from ckp.agent.node.preflight import Findings
+from ckp.agent.system import kubelet_flags
 from ckp.api.host_protocol import MAX_FACTS_BYTES, MAX_SENT_FACTS_BYTES, HostFacts
 
 FACTS = messages.HostFacts("h", "0" * 32, "debian", "12", "6.1", "amd64", 2, 1, 1, 5 << 30)
@@ -73,6 +74,8 @@ def test_the_largest_inventory_is_one_that_the_hub_takes(monkeypatch: pytest.Mon
     monkeypatch.setattr(preflight, "worker", lambda journal, installer: many)
     packages = {f"{'n' * 60}{number}": "v" * 100 for number in range(100)}
     monkeypatch.setattr(inventory, "of_host", lambda: SimpleNamespace(installed=lambda names: packages))
+    (tmp_path / "kubelet").write_text(f'KUBELET_EXTRA_ARGS="{" ".join(f"--flag-{number:03}=1" for number in range(200))}"\n')
+    monkeypatch.setattr(kubelet_flags, "file", lambda: str(tmp_path / "kubelet"))
     journal = Journal(str(tmp_path / "journal.json"), str(tmp_path / "saved"))
     facts = replace(
         FACTS,
@@ -81,6 +84,7 @@ def test_the_largest_inventory_is_one_that_the_hub_takes(monkeypatch: pytest.Mon
         installed=inventory.installed(),
         findings=inventory.findings(journal),
         addresses=tuple("2001:db8:0000:0000:0000:0000:0000:0001" for _ in range(32)),
+        kubelet_flags=kubelet_flags.names(),
     )
     text = messages.to_json(facts)
     assert len(text) < MAX_SENT_FACTS_BYTES

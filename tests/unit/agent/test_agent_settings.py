@@ -23,6 +23,7 @@ from ckp.hostkit.errors import AgentError
 
 HUB = "hub.example"
 LAB = HostDecisions("v1", "cgroupfs", True, "native")
+LONGEST = tuple(f"a-flag-of-the-owner-{number:02}" for number in range(15))
 NAME = "--hostname-override=worker-1"
 
 
@@ -253,7 +254,8 @@ def test_arguments_that_only_a_shell_can_read_are_left_alone_and_reported(node: 
         ("KUBELET_EXTRA_ARGS=", ()),
         ("", ()),
         ('KUBELET_EXTRA_ARGS="--a=$(hostname)"', ()),
-        (f'KUBELET_EXTRA_ARGS="{" ".join(f"--f{number:02}=1" for number in range(40))}"', tuple(f"f{number:02}" for number in range(32))),
+        (f'KUBELET_EXTRA_ARGS="{" ".join(f"--a-flag-of-the-owner-{number:02}=1" for number in range(40))}"', LONGEST),
+        (f'KUBELET_EXTRA_ARGS="--{"f" * 65}=1 --Odd=1 --node-ip=10.0.0.9"', ("node-ip",)),
     ],
 )
 def test_the_hub_is_told_the_names_of_the_kubelets_arguments_and_no_value(

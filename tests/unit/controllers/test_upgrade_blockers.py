@@ -103,6 +103,11 @@ async def with_a_host_that_is_offline(world: UpgradeWorld) -> None:
     await world.connected("n2", False)
 
 
+@seed(Check.AGENT, "n2")
+async def with_an_agent_that_does_not_know_upgrades(world: UpgradeWorld) -> None:
+    await facts(world, features=[])
+
+
 @seed(Check.SPACE, "n2")
 async def with_a_full_disk(world: UpgradeWorld) -> None:
     await facts(world, disk_bytes=16 << 30, disk_free_bytes=300 << 20)

