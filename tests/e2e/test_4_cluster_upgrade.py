@@ -1,0 +1,220 @@
+"""Clusters go from v1.33.7 over v1.34.3 to v1.35.1 in place, under clients that count what fails.
+
+`three` has three API servers and three members of etcd, `one` has one of each. All three releases are built for it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ckp.clients.compass import Session, read_config
+from ckp.site import lab
+from ckp.site.enrol import Enrolment
+from ckp.site.install import Site
+from ckp.site.lab import LabHosts, inventory
+from tests.e2e.conftest import PLAIN, WORKERS, World, ckp
+from tests.e2e.hosted import Hosted, create, hosted
+from tests.support.busy_clients import Api, Busy, Written, connections, reads
+
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.usefixtures("well")]
+
+OLD, BETWEEN, NEW = "v1.33.7", "v1.34.3", "v1.35.1"
+HOSTS = 3
+TOGETHER = 50_000
+"""Requests that are asked while the cluster of three is upgraded."""
+WEB = (
+    "import http.server as h\nclass H(h.BaseHTTPRequestHandler):\n def do_GET(s):\n  s.send_response(200); s.end_headers(); s.wfile.write(b'here')\n"
+    " def log_message(s, *a): pass\nh.ThreadingHTTPServer(('', 8080), H).serve_forever()"
+)
+ASK = """
+import time, urllib.request
+asked = failed = 0
+while True:
+    asked += 1
+    try: assert urllib.request.urlopen("http://web:8080/", timeout=5).read() == b"here"
+    except Exception as error:
+        failed += 1
+        print(f"failed {asked}: {error}", flush=True)
+    if asked % 50 == 0: print(f"asked {asked} failed {failed}", flush=True)
+    time.sleep(0.05)
+"""
+
+
+@dataclass(frozen=True)
+class Rolling:
+    """A cluster that is upgraded, with what must not change."""
+
+    cluster: Hosted
+
+    @property
+    def world(self) -> World:
+        return self.cluster.world
+
+    @property
+    def name(self) -> str:
+        return self.cluster.name
+
+    def machines(self) -> dict[str, tuple[str, str]]:
+        """Name -> uid and provider ID of each Machine."""
+        found = self.cluster.managed("machines", "-l", f"cluster.x-k8s.io/cluster-name={self.name}")["items"]
+        return {item["metadata"]["name"]: (item["metadata"]["uid"], item["spec"]["providerID"]) for item in found}
+
+    def sets(self) -> set[str]:
+        """The uids of MachineSets."""
+        found = self.cluster.managed("machinesets", "-l", f"cluster.x-k8s.io/cluster-name={self.name}")["items"]
+        return {item["metadata"]["uid"] for item in found}
+
+    def nodes(self) -> dict[str, tuple[str, str]]:
+        """Name -> uid and provider ID of each Node."""
+        return {item["metadata"]["name"]: (item["metadata"]["uid"], item["spec"]["providerID"]) for item in self.world.get("nodes")["items"]}
+
+    def kubelets(self) -> set[str]:
+        return {item["status"]["nodeInfo"]["kubeletVersion"] for item in self.world.get("nodes")["items"]}
+
+    def upgrade(self) -> Any:
+        return json.loads(ckp("cluster", "upgrade", self.name, "-o", "json").stdout)
+
+
+def template(world: World, name: str, program: str, **more: object) -> dict[str, Any]:
+    container = {"name": "main", "image": world.image, "command": ["python3", "-c", program], "securityContext": PLAIN}
+    return {"metadata": {"labels": {"app": name}}, "spec": {"containers": [container | more], "terminationGracePeriodSeconds": 15}}
+
+
+def workload(world: World) -> list[dict[str, Any]]:
+    """A service of two pods that are never both away, as its owner would write it, and a pod on each node that asks for it."""
+    probe = {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1}
+    web = template(world, "web", WEB, readinessProbe=probe, lifecycle={"preStop": {"exec": {"command": ["python3", "-c", "import time; time.sleep(5)"]}}})
+    apart = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {"matchLabels": {"app": "web"}}}
+    web["spec"]["topologySpreadConstraints"] = [apart | {"nodeTaintsPolicy": "Honor"}]
+    asks = template(world, "asks", ASK)
+    asks["spec"]["terminationGracePeriodSeconds"] = 0
+
+    def made(kind: str, name: str, of: str, spec: dict[str, Any], version: str) -> dict[str, Any]:
+        return {"apiVersion": version, "kind": kind, "metadata": {"name": name, "labels": {"app": of}}, "spec": spec}
+
+    def of(name: str) -> dict[str, Any]:
+        return {"selector": {"matchLabels": {"app": name}}}
+
+    return [
+        made("Deployment", "web", "web", {**of("web"), "replicas": 2, "template": web}, "apps/v1"),
+        made("PodDisruptionBudget", "web", "web", {**of("web"), "minAvailable": 1}, "policy/v1"),
+        made("Service", "web", "web", {"selector": {"app": "web"}, "ports": [{"port": 8080}]}, "v1"),
+        made("DaemonSet", "asks", "asks", {**of("asks"), "template": asks}, "apps/v1"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def releases(world: World) -> None:
+    """The lab's site offers all three."""
+    file = str(lab.state() / lab.FILE)
+    for version in (OLD, BETWEEN):
+        print(ckp("site", "release", "add", version, "-f", file, "--profile", "lab", timeout=3600).stdout)
+
+
+@pytest.fixture(scope="module")
+def session() -> Session:
+    return Session(read_config())
+
+
+@pytest.fixture(scope="module")
+def hosts(world: World, session: Session) -> Iterator[None]:
+    """Three hosts more than the main job's."""
+    more = LabHosts(WORKERS + HOSTS)
+    machines = [more.lab.ensure_host(spec) for spec in more.lab.network.hosts(WORKERS + HOSTS)[-HOSTS:]]
+    try:
+        Enrolment(Site(world.dist, inventory(more), lambda _line: None), session).run()
+        yield
+    finally:
+        addresses = {machine.address for machine in machines}
+        for row in session.get("/hosts")["items"]:
+            if row["address"] in addresses:
+                ckp("host", "delete", row["name"], "--force", check=False)
+        for machine in machines:
+            machine.remove()
+
+
+@pytest.fixture
+def rolling(world: World, session: Session, releases: None, hosts: None, request: pytest.FixtureRequest) -> Iterator[Rolling]:
+    """A cluster of the oldest release on three workers, with a service that is used."""
+    name, members = request.param
+    try:
+        create(world, name, 52, members, version=OLD, workers=HOSTS, size="1Gi")
+        cluster = hosted(world, session, name, timeout=600)
+        made = Rolling(cluster)
+        made.world.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": workload(world)}))
+        for kind in ("deployment/web", "daemonset/asks"):
+            made.world.kubectl("rollout", "status", kind, "--timeout=120s", timeout=150)
+        yield made
+    finally:
+        ckp("cluster", "delete", name, "--force", "--wait", "--timeout", "5m", timeout=400, check=False)
+
+
+def through_tunnels(api: Api) -> Callable[[], object]:
+    """The log of a pod that stands on a node where nothing goes on, as its reader would choose it."""
+    client = api.client()
+
+    def once() -> None:
+        nodes = {item["metadata"]["name"] for item in client.get("/api/v1/nodes").raise_for_status().json()["items"] if not item["spec"].get("unschedulable")}
+        pods = client.get("/api/v1/namespaces/default/pods", params={"labelSelector": "app=asks"}).raise_for_status().json()["items"]
+        free = [item["metadata"]["name"] for item in pods if item["spec"]["nodeName"] in nodes]
+        answer = client.get(f"/api/v1/namespaces/default/pods/{random.choice(free)}/log", params={"tailLines": 1})
+        if answer.status_code != 200:
+            raise httpx.HTTPError(f"{answer.status_code}: {answer.text}")
+
+    return once
+
+
+@pytest.mark.parametrize("rolling", [("three", 3), ("one", 1)], indirect=True, ids=["three", "one"])
+def test_two_minors_in_place(rolling: Rolling, tmp_path: Path) -> None:
+    world, name = rolling.world, rolling.name
+    before = rolling.machines(), rolling.sets(), rolling.nodes()
+    assert rolling.kubelets() == {f"{OLD}-ckp"}
+    plan = ckp("cluster", "upgrade", name, "--to", NEW, "--plan").stdout
+    print(plan)
+    assert f"{BETWEEN}, {NEW}" in plan and rolling.cluster.status["version"] == OLD
+
+    api = Api(rolling.cluster.server, rolling.cluster.context)
+    written = Written(api)
+    clients = [*(Busy(f"reads {number}", reads(api)) for number in (1, 2)), Busy("new connections", connections(api), 0.02)]
+    clients += [Busy("writes", written.once, 0.02), Busy("logs", through_tunnels(api), 0.2)]
+    with ExitStack() as ended:
+        for client in clients:
+            ended.callback(client.end)
+            client.start()
+        time.sleep(5)
+        began = time.monotonic()
+        print(ckp("cluster", "upgrade", name, "--to", NEW, timeout=2400).stdout)
+        took = time.monotonic() - began
+        time.sleep(5)
+    lost = written.lost()
+    row = rolling.upgrade()
+    print(f"{name}: {took:.0f} s for two minors and {HOSTS} nodes")
+    for client in clients:
+        print(f"  {client.name}: {client.count.line()}", *client.count.said[:5], sep="\n    ")
+    print(f"  watch: {len(written.seen)} of {len(written.acknowledged)} writes told by {written.watches} watches; broken: {written.broken[:5]}")
+    asked = 0
+    for pod in world.get("pods", "-l", "app=asks")["items"]:
+        said = world.kubectl("logs", pod["metadata"]["name"]).stdout.splitlines()
+        print(f"  from {pod['spec']['nodeName']}: {said[-1]}", *[line for line in said if line.startswith("failed")][:5], sep="\n    ")
+        asked += int(next(line for line in reversed(said) if line.startswith("asked")).split()[1])
+
+    assert row["phase"] == "Done" and [node["state"] for node in row["nodes"]] == ["Done"] * HOSTS
+    assert rolling.cluster.status["version"] == NEW and rolling.kubelets() == {f"{NEW}-ckp"}
+    assert (rolling.machines(), rolling.sets(), rolling.nodes()) == before, "nothing was replaced"
+    assert not any(item["spec"].get("unschedulable") or item["spec"].get("taints") for item in world.get("nodes")["items"])
+    assert lost == []
+    total = asked + sum(client.count.done for client in clients)
+    print(f"  {total} requests in all")
+    if name == "three":
+        assert {client.name: client.count.said for client in clients if client.count.failed} == {}
+        assert total >= TOGETHER
