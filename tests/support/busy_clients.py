@@ -1,6 +1,6 @@
 """Clients of a cluster that never rest, and count what failed: what an upgrade, a rollout or the loss of a host is measured by.
 
-Each is a thread of its own. A client does what a careful program does and no more: it waits at most `TIMEOUT`, it does not try again, and
+Each is a thread of its own. A client does what a careful program does, and nothing else: it waits at most `TIMEOUT`, it does not try again, and
 a watch that ends goes on from the last resource version that it has seen.
 """
 

@@ -26,6 +26,7 @@ log = structlog.get_logger("compass.changes")
 WATCHED: tuple[Kind, ...] = (
     kinds.CLUSTER,
     kinds.MANAGED_CONTROL_PLANE,
+    kinds.CLUSTER_UPGRADE,
     kinds.MACHINE_DEPLOYMENT,
     kinds.MACHINE,
     kinds.BYO_CLUSTER,

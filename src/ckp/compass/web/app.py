@@ -15,7 +15,7 @@ from ckp.compass.services import UseCases
 from ckp.compass.web.assets import PREFIX as STATIC
 from ckp.compass.web.console import Console
 from ckp.compass.web.gate import Gate
-from ckp.compass.web.pages import account, clusters, create, errors, home, hosts, people, requests, sign_in
+from ckp.compass.web.pages import account, clusters, create, errors, home, hosts, people, requests, sign_in, upgrades
 from ckp.compass.web.state import state_of
 from ckp.kits.errors import CkpError
 
@@ -45,7 +45,7 @@ class WebApp:
 def routes_of(console: Console) -> list[Route]:
     """All pages."""
     found = [Route(f"{STATIC}{{version}}/{{name:path}}", console.assets.serve, methods=["GET"])]
-    for subject in (sign_in, account, home, clusters, create, hosts, requests, people):
+    for subject in (sign_in, account, home, clusters, upgrades, create, hosts, requests, people):
         found += subject.routes(console)
     return found
 

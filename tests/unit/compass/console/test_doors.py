@@ -25,6 +25,7 @@ HELPS = {
     "GET /sign-in": "the form",
     "GET …/new-cluster": "the form",
     "GET …/clusters/{name}/delete": "the form",
+    "GET …/clusters/{name}/upgrade": "the form",
 }
 """Pages that are no feature by themselves."""
 INTERNAL = {

@@ -238,6 +238,7 @@ def form_for(address: str, names: dict[str, str]) -> dict[str, Any]:
     cluster = "name: new\nversion: v1.35.1\nhostGroup: g\nworkers: 1\npodCIDR: 10.42.0.0/16\nserviceCIDR: 10.43.0.0/16\n"
     return {
         "workers": "1",
+        "version": "v1.35.1",
         "confirm": names["cluster"],
         "name": "new",
         "action": "add" if "members" in address else "approve",

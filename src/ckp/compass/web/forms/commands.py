@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping, Sequence
 
 from ckp.api.compass.clusters import ClusterRequest
 from ckp.compass.identity import ProjectRef
@@ -40,3 +41,19 @@ def of_curl(server: str, project: ProjectRef, request: ClusterRequest) -> str:
     url = f"{server}/api/v1/domains/{project.domain}/projects/{project.project}/clusters"
     body = json.dumps(request.body())
     return f'curl --cacert site-ca.crt -H "Authorization: Bearer $CKP_TOKEN" -H "Content-Type: application/json" -d {shlex.quote(body)} {shlex.quote(url)}'
+
+
+def upgrade_of_ckp(project: ProjectRef, name: str, values: Mapping[str, str], nodes: Sequence[str], accept: Sequence[str]) -> str:
+    """`ckp cluster upgrade …` with what is set.
+
+    Args:
+        values: `version`, and `atOnce` and `afterFirst` where they are not empty, as a form has them.
+    """
+    words = ["ckp", "cluster", "upgrade", name, "--domain", project.domain, "--project", project.project, "--to", values["version"] or "VERSION"]
+    for option, given in (("--node", nodes), ("--accept", accept)):
+        for value in given:
+            words += [option, value]
+    for key, option, default in (("atOnce", "--at-once", "1"), ("afterFirst", "--after-first", "0")):
+        if values.get(key) not in (None, "", default):
+            words += [option, values[key]]
+    return shlex.join(words)
