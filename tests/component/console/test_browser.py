@@ -20,6 +20,8 @@ PAGES = {
     "overview": ROOT,
     "clusters": f"{ROOT}/clusters",
     "cluster": f"{ROOT}/clusters/demo",
+    "upgrading": f"{ROOT}/clusters/payments",
+    "upgrade": f"{ROOT}/clusters/payments/upgrade?plan=payments-plan",
     "delete": f"{ROOT}/clusters/demo/delete",
     "create": f"{ROOT}/new-cluster",
     "hosts": f"{ROOT}/hosts",
@@ -64,12 +66,30 @@ async def filled(world: World) -> None:
     }
     status = {"journal": journal, "facts": facts}
     await world.kube.merge(kinds.BYO_HOST, "workers-host-1", NAMESPACE, {"status": status}, subresource="status")
+    await with_upgrades(world)
     await make_user(world, "pat@default", ("project-administrator", "default/default"))
     await world.call("POST", "/service-accounts", json={"name": "ci", "description": "builds"}, expect=201)
     await world.call("POST", "/service-accounts/ci/tokens", expect=201)
     psk = await world.psk()
     for number, name in enumerate(("rack7-node1", "rack7-node2", "rack7-node3")):
         assert (await world.enrol(psk, hostname=name, machine_id=f"{number:032x}", source=f"10.88.0.{70 + number}")).status_code == 202
+
+
+async def with_upgrades(world: World) -> None:
+    """A plan with findings, and an upgrade that goes on."""
+    findings = [
+        {"name": "DisruptionBudget", "where": "shop/web", "message": "it allows no disruption now", "remedy": "Add a replica.", "acceptable": True},
+        {"name": "HostOffline", "where": "workers-host-2", "message": "its host is offline", "remedy": "Bring it back.", "acceptable": False},
+    ]
+    node = {"name": "workers-host-1", "from": "v1.33.7-ckp", "to": "v1.35.1", "state": "Running", "message": "Draining: shop/web-1 (budget shop/web)"}
+    for name, spec, status in (
+        ("payments-plan", {"dryRun": True}, {"phase": "Planned", "message": "nothing was changed", "path": ["v1.34.3", "v1.35.1"], "findings": findings}),
+        ("payments-1", {}, {"phase": "Nodes", "message": "workers-host-1 to v1.35.1; 0 of 1 done", "nodes": [node | {"startedAt": "2026-04-01T12:00:00Z"}]}),
+    ):
+        meta = {"name": name, "namespace": NAMESPACE}
+        made = {"apiVersion": kinds.CLUSTER_UPGRADE.api_version, "kind": kinds.CLUSTER_UPGRADE.kind, "metadata": meta}
+        await world.kube.create({**made, "spec": {"clusterName": "payments", "version": "v1.35.1", **spec}})
+        await world.kube.merge(kinds.CLUSTER_UPGRADE, name, NAMESPACE, {"status": status}, subresource="status")
 
 
 async def fits(page: Page) -> None:
@@ -166,6 +186,33 @@ async def test_a_cluster_is_made_with_a_live_check_and_deleted_by_its_name(serve
         await page.get_by_label("Type the cluster's name").fill("demo")
         await page.get_by_role("button", name="Delete cluster").click()
         await expect(page.get_by_text("This cluster is being deleted")).to_be_visible()
+
+
+async def test_an_upgrade_is_checked_live_and_begun_with_what_is_accepted(served: Served, chromium: Browser) -> None:
+    world = served.console.world
+    await world.group_with_hosts("workers", 2)
+    await with_cluster(world, "demo", done=14, workers=1, version="v1.33.7")
+    await world.kube.merge(kinds.MANAGED_CONTROL_PLANE, "demo", NAMESPACE, {"status": {"version": "v1.33.7"}}, subresource="status")
+    async with opened(chromium, served) as page:
+        await page.goto(f"{ROOT}/clusters/demo")
+        await page.get_by_role("link", name="Upgrade").click()
+        await page.get_by_role("button", name="Check, and change nothing").click()
+        await expect(page.get_by_text("Checking…")).to_be_visible()
+        [plan] = await world.kube.list(kinds.CLUSTER_UPGRADE, NAMESPACE)
+        finding = {"name": "DisruptionBudget", "where": "shop/web", "message": "it allows no disruption now", "remedy": "Add a replica.", "acceptable": True}
+        status = {"phase": "Planned", "message": "nothing was changed", "path": ["v1.34.3", "v1.35.1"], "findings": [finding]}
+        await world.kube.merge(kinds.CLUSTER_UPGRADE, plan["metadata"]["name"], NAMESPACE, {"status": status}, subresource="status")
+        await expect(page.get_by_text("DisruptionBudget, shop/web")).to_be_visible()  # without a reload
+        await page.get_by_label("Upgrade all the same").check()
+        await accessible(page)
+        await page.get_by_role("button", name="Upgrade", exact=True).click()
+        await expect(page.get_by_role("heading", name="Upgrade to v1.35.1")).to_be_visible()
+        made = next(item for item in await world.kube.list(kinds.CLUSTER_UPGRADE, NAMESPACE) if not item["spec"].get("dryRun"))
+        assert made["spec"]["accept"] == ["DisruptionBudget"]
+        await page.get_by_role("button", name="Pause").click()
+        await expect(page.get_by_role("button", name="Resume")).to_be_visible()
+        made = next(item for item in await world.kube.list(kinds.CLUSTER_UPGRADE, NAMESPACE) if not item["spec"].get("dryRun"))
+        assert made["spec"]["pause"] is True
 
 
 async def test_everything_can_be_read_and_done_without_scripts(served: Served, chromium: Browser) -> None:
