@@ -94,7 +94,7 @@ def upgrade(
     if not wait and not plan:
         return
     _follow(session, name, made, min(timeout, 120.0) if plan else timeout)
-    answer = session.get(f"{path}?id={made.id}")
+    answer = session.get(path, id=made.id)
     _show(answer, output)
     found = read(UpgradeView, answer)
     if plan and any(not finding.accepted for finding in found.findings):
@@ -113,7 +113,8 @@ def _follow(session: Session, name: str, made: UpgradeView, timeout: float) -> N
     wait_for(
         session,
         UpgradeView,
-        f"/clusters/{name}/upgrade?id={made.id}",
+        f"/clusters/{name}/upgrade",
+        params={"id": made.id},
         timeout=timeout,
         command="cluster upgrade",
         title="checked" if made.dry_run else "upgraded",

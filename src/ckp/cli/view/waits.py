@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from pydantic import BaseModel
@@ -28,6 +28,7 @@ def wait_for(
     there: Callable[[M], bool],
     seen: Callable[[M], str],
     resolution: str,
+    params: Mapping[str, str] | None = None,
 ) -> None:
     """Return once `there` is true of an object. An outage of Compass is waited out: it may be restarting, and the object goes on without it.
 
@@ -35,6 +36,7 @@ def wait_for(
         command: the command that waits: how long it took is kept under its name.
         title: the state that is waited for, as it is shown.
         what: the same as a sentence, for the error.
+        params: of the request, such as which of several is meant.
         seen: from the object to why it is not there yet; the first line is shown. What it raises ends the wait.
 
     Raises:
@@ -45,7 +47,7 @@ def wait_for(
     def probe(missing: Callable[[str], None]) -> bool:
         nonlocal reason
         try:
-            row = session.fetch(view, path)
+            row = session.fetch(view, path, **(params or {}))
         except Unreachable as error:
             reason = error.brief
             missing(reason)
