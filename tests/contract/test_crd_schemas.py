@@ -47,6 +47,7 @@ ADDED = (
     *("ByoMachine.spec.kubernetesVersion", "ByoMachine.spec.prepareVersion", "ByoMachine.status.upgrade"),
     *(f"ByoMachineTemplate.spec.template.spec.{name}" for name in ("kubernetesVersion", "prepareVersion")),
     *("ManagedControlPlane.spec.backup", "ManagedControlPlaneTemplate.spec.template.spec.backup"),
+    *("ManagedControlPlane.spec.upgrade", "ManagedControlPlaneTemplate.spec.template.spec.upgrade"),
     *("ManagedControlPlane.status.backup", "ManagedControlPlane.status.restore", "ManagedControlPlane.status.upgrade"),
     *("ByoCluster.spec.imageFetchTimeout", "ByoClusterTemplate.spec.template.spec.imageFetchTimeout"),
 )

@@ -13,9 +13,27 @@ from typing import Any
 
 from ckp.api import kinds
 from ckp.clients.kube import Obj
+from ckp.controllers.controlplane import apiserver
+from ckp.rules.upgrades import Version
 from tests.worlds.control_plane import TENANT, ControlPlaneWorld
 
 COMPONENTS = {"apiserver": "kube-apiserver", "controller-manager": "kube-controller-manager", "scheduler": "kube-scheduler"}
+
+
+def identity(template: Obj, program: str) -> str:
+    """What a pod of it runs: `v1.35.1-ckp`, or `v1.35.1-ckp@1.34` of one that behaves as another minor."""
+    emulated = apiserver.emulation_of(template["spec"], program)
+    return image(template, program) + (f"@{emulated}" if emulated else "")
+
+
+def binary(of: str) -> Version:
+    """The version of what runs."""
+    return Version.parse(of.partition("@")[0])
+
+
+def behaviour(of: str) -> Version:
+    """The version as which it behaves; of one that behaves as another minor, the first of that."""
+    return Version.parse(f"v{of.partition('@')[2]}.0") if "@" in of else binary(of)
 
 
 def image(template: Obj, program: str) -> str:
@@ -61,7 +79,7 @@ class Rollouts:
             self.history.append(what)
 
     async def _deployment(self, part: str, program: str, found: Obj) -> None:
-        wanted, version = int(found["spec"]["replicas"]), image(found["spec"]["template"], program)
+        wanted, version = int(found["spec"]["replicas"]), identity(found["spec"]["template"], program)
         pods = [(of, not self.broken(part, of)) for of, _ in self.pods[part]]
         old = [pod for pod in pods if pod[0] != version]
         surge = found["spec"]["strategy"].get("rollingUpdate") and found["spec"]["strategy"]["rollingUpdate"].get("maxSurge")
@@ -79,17 +97,23 @@ class Rollouts:
         await self.world.kube.merge(kinds.DEPLOYMENT, f"demo-{part}", TENANT, {"status": status}, subresource="status")
 
     async def _pods(self, part: str, found: Obj) -> None:
-        """The API servers' pods are looked at one by one."""
-        if part != "apiserver":
-            return
-        kube, wanted = self.world.kube, {f"api-{number}": of for number, (of, _) in enumerate(self.pods[part])}
+        """Pods are looked at one by one."""
+        kube, wanted = self.world.kube, {f"{part}-{number}": of for number, (of, _) in enumerate(self.pods[part])}
         for pod in await kube.list(kinds.POD, TENANT, labels=found["spec"]["selector"]["matchLabels"]):
             await kube.delete(kinds.POD, pod["metadata"]["name"], TENANT)
         for name, of in wanted.items():
             template = found["spec"]["template"]
-            containers = [{**item, "image": f"{item['image'].rpartition(':')[0]}:{of}"} for item in template["spec"]["containers"]]
+            version, _, emulated = of.partition("@")
+            containers = [self._container(item, version, emulated) for item in template["spec"]["containers"]]
             meta = {"name": name, "namespace": TENANT, "labels": template["metadata"]["labels"]}
             await kube.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"containers": containers}})
+
+    @staticmethod
+    def _container(item: Obj, version: str, emulated: str) -> Obj:
+        """As the ReplicaSet of that pod has it."""
+        command = [argument for argument in item["command"] if not argument.startswith("--emulated-version")]
+        command += [f"--emulated-version={emulated}"] if emulated else []
+        return {**item, "image": f"{item['image'].rpartition(':')[0]}:{version}", "command": command}
 
     async def _stateful_set(self, found: Obj) -> None:
         version = image(found["spec"]["template"], "etcd")
@@ -129,15 +153,27 @@ class Rollouts:
         return sum(ready for _, ready in self.members.values()) >= len(self.members) // 2 + 1
 
     def judge(self) -> None:
-        """Kubernetes' version skew policy, at this moment."""
+        """Kubernetes' version skew policy, at this moment; and that nothing of a step that is not committed behaves as its minor."""
         api = {of for of, _ in self.pods["apiserver"]}
         etcd = {of for of, _ in self.members.values()}
-        assert not api or max(api) <= min(etcd), "etcd is first"
+        record = self.world.status.get("upgrade") or {}
+        uncommitted = bool(record.get("emulated")) and not record.get("finishedAt")
+        soaked = uncommitted or record.get("committedAt") or record.get("rolledBack")
+        assert not api or max(behaviour(of).line for of in api) <= min(binary(of).line for of in etcd), "etcd is first"
+        assert not api or soaked or max(map(binary, api)) <= min(map(binary, etcd)), "etcd is first"
         for part in ("controller-manager", "scheduler"):
-            assert not self.pods[part] or max(of for of, _ in self.pods[part]) <= min(api), f"{part} is newer than an API server"
+            found = {of for of, _ in self.pods[part]}
+            assert not found or max(map(binary, found)) <= min(map(binary, api)), f"{part} is newer than an API server"
+            assert not found or max(behaviour(of).line for of in found) <= min(behaviour(of).line for of in api), f"{part} behaves newer than an API server"
         assert sum(ready for _, ready in self.pods["apiserver"]) >= 1, "no API server"
         status = self.world.status
         running = {of for pods in self.pods.values() for of, _ in pods} | etcd
+        if uncommitted or record.get("rolledBack"):
+            reached = Version.parse(record["from"])
+            assert all(behaviour(of).line == reached.line for of in running), "something behaves as what is not committed"
+            assert etcd == {f"{record['from']}-ckp"}, "etcd is not touched"
+            new = record.get("rolledBack") or record["version"]
+            assert new == record["from"] or f"kubeadm {new}-ckp" not in self.history, "kubeadm's phases of what is not committed"
         if any(item["type"] == "Upgraded" and item["status"] == "True" for item in status.get("conditions", ())):
             spec = self.world.kube.stored(kinds.MANAGED_CONTROL_PLANE, "demo", TENANT)["spec"]["version"]
             assert running == {f"{spec}-ckp"} and status["version"] == spec, "Upgraded is said of what is not so"

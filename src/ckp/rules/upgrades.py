@@ -19,6 +19,8 @@ OLDEST_KUBELET = 3
 """Minors by which a kubelet, and so its node's kube-proxy, may be older than the API server (Kubernetes 1.28 and later; two before)."""
 KUBECTL = 1
 """Minors by which kubectl may be older or newer than the API server."""
+FIRST_EMULATED = (1, 31)
+"""The oldest minor that programs of the next one emulate (KEP-4330; tried from v1.33.7 on, docs/adr/0040)."""
 _FORM = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?:[-+].*)?")
 
 
@@ -88,18 +90,33 @@ class Target:
         version: the release that is made so.
         begin: whether this is a step that is to be put down before anything is changed.
         refusal: why what is asked for is not done (yet); "" if it is.
+        back: whether it is the way back of a step that was not committed.
     """
 
     version: str
     begin: bool = False
     refusal: str = ""
+    back: bool = False
 
 
-def target(reached: str, begun: str, wanted: str, installed: Collection[str], wait: str = "") -> Target:
+def soak_refusal(reached: str, wanted: str) -> str:
+    """Why a step can't soak before it is committed; "" if it can. Within a minor nothing has to be emulated.
+
+    Raises:
+        InvalidInput: one of them is no version.
+    """
+    old, new = Version.parse(reached), Version.parse(wanted)
+    if new.line != old.line and (old.major, old.minor) < FIRST_EMULATED:
+        first = f"v{FIRST_EMULATED[0]}.{FIRST_EMULATED[1]}"
+        return f"{wanted} can't behave as {old.line}: Kubernetes emulates {first} and later; ask for it without a soak"
+    return ""
+
+
+def target(reached: str, begun: str, wanted: str, installed: Collection[str], wait: str = "", *, uncommitted: bool = False) -> Target:
     """Decide what a control plane does now. A step that was begun is finished before another one is: some of its API servers may have written already.
 
     While a step goes on, only its patch version can still be changed (a release that does not start is replaced by the next one), and the step of a patch
-    version can be taken back.
+    version can be taken back. So can that of a minor version before it is committed: until then its programs write as those before.
 
     Args:
         reached: the version that all of the control plane was of last; "" before it was ready once.
@@ -107,14 +124,17 @@ def target(reached: str, begun: str, wanted: str, installed: Collection[str], wa
         wanted: what is asked for.
         installed: the releases that the platform has.
         wait: why no step may begin now, such as a restore that goes on.
+        uncommitted: whether the step that goes on soaks, or will, and was not committed.
     """
     if not reached:
         return _first_target(begun, wanted)
     if wanted == (begun or reached):
         return Target(wanted)
+    if uncommitted and wanted == reached and reached in installed:
+        return Target(reached, begin=True, back=True)
     refusal = step_refusal(reached, wanted)
     if begun and not refusal and Version.parse(wanted).line != Version.parse(begun).line:
-        refusal = f"the upgrade from {reached} to {begun} has begun, and is finished first: {wanted} is another minor"
+        refusal = _while_begun(reached, begun, wanted, uncommitted=uncommitted)
     elif begun and refusal:
         refusal = f"the upgrade from {reached} to {begun} is finished first; then: {refusal}" if Version.parse(wanted) > Version.parse(begun) else refusal
     if not refusal and wanted not in installed:
@@ -123,6 +143,19 @@ def target(reached: str, begun: str, wanted: str, installed: Collection[str], wa
     if refusal:
         return Target(begun or reached, refusal=refusal)
     return Target(wanted, begin=True)
+
+
+def _while_begun(reached: str, begun: str, wanted: str, *, uncommitted: bool) -> str:
+    """Why a step to another minor waits for the one that goes on."""
+    if begun == reached:
+        return f"the control plane goes back to {reached}, and that is finished first"
+    if wanted == reached and not uncommitted:
+        return (
+            f"the upgrade from {reached} to {begun} is committed, and is finished: API servers of {begun} may have written what {reached} can't read. "
+            "A backup of before brings the data back, not the version: ckp cluster restore"
+        )
+    ended = "committed and finished, or rolled back," if uncommitted else "finished"
+    return f"the upgrade from {reached} to {begun} has begun, and is {ended} first: {wanted} is another minor"
 
 
 def _first_target(begun: str, wanted: str) -> Target:

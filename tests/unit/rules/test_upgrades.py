@@ -22,6 +22,7 @@ from ckp.rules.upgrades import (
     kubelet_skew,
     order,
     path,
+    soak_refusal,
     stages,
     step_refusal,
     target,
@@ -133,7 +134,7 @@ def test_a_control_plane_that_was_never_ready_is_made_of_what_is_asked_for() -> 
         ("v1.34.3", "", "v1.35.0", "v1.34.3", False, "not among the installed releases"),
         ("v1.33.7", "v1.34.3", "v1.34.3", "v1.34.3", False, ""),
         ("v1.33.7", "v1.34.3", "v1.35.1", "v1.34.3", False, "is finished first; then:"),
-        ("v1.33.7", "v1.34.3", "v1.33.7", "v1.34.3", False, "has begun, and is finished first"),
+        ("v1.33.7", "v1.34.3", "v1.33.7", "v1.34.3", False, "is committed, and is finished"),
         ("v1.33.7", "v1.34.3", "v1.32.0", "v1.34.3", False, "does not go back"),
         ("v1.33.7", "v1.34.3", "v1.34.4", "v1.34.4", True, ""),
         ("v1.33.7", "v1.33.8", "v1.33.7", "v1.33.7", True, ""),
@@ -145,6 +146,35 @@ def test_a_step_that_has_begun_is_finished_and_nothing_else_is_begun_meanwhile(
     found = target(reached, begun, wanted, {*THREE, "v1.34.4", "v1.33.8", "v1.34.2"})
     assert (found.version, found.begin) == (version, begin)
     assert says in found.refusal and bool(says) == bool(found.refusal)
+
+
+@pytest.mark.parametrize(
+    ("begun", "wanted", "expected", "says"),
+    [
+        ("v1.34.3", "v1.33.7", Target("v1.33.7", begin=True, back=True), ""),
+        ("v1.34.3", "v1.34.3", Target("v1.34.3"), ""),
+        ("v1.34.3", "v1.34.4", Target("v1.34.4", begin=True), ""),
+        ("v1.34.3", "v1.33.8", Target("v1.34.3"), "committed and finished, or rolled back, first"),
+        ("v1.34.3", "v1.35.1", Target("v1.34.3"), "is finished first; then:"),
+        ("v1.33.8", "v1.33.7", Target("v1.33.7", begin=True, back=True), ""),
+    ],
+)
+def test_a_step_that_is_not_committed_goes_back_and_nowhere_else(begun: str, wanted: str, expected: Target, says: str) -> None:
+    found = target("v1.33.7", begun, wanted, {*THREE, "v1.34.4", "v1.33.8"}, "a restore goes on", uncommitted=True)
+    assert (found.version, found.begin, found.back) == (expected.version, expected.begin, expected.back)
+    assert says in found.refusal and bool(says) == bool(found.refusal)
+
+
+def test_a_way_back_is_finished_before_the_way_there_begins_again() -> None:
+    assert target("v1.33.7", "v1.33.7", "v1.34.3", THREE) == Target("v1.33.7", refusal="the control plane goes back to v1.33.7, and that is finished first")
+    assert target("v1.33.7", "v1.34.3", "v1.33.7", THREE[1:], uncommitted=True).version == "v1.34.3", "not to what is no longer installed"
+
+
+@pytest.mark.parametrize(
+    ("reached", "wanted", "can"), [("v1.34.3", "v1.35.1", True), ("v1.31.2", "v1.32.0", True), ("v1.30.9", "v1.31.1", False), ("v1.30.1", "v1.30.9", True)]
+)
+def test_a_step_soaks_where_the_new_programs_can_behave_as_the_old_ones(reached: str, wanted: str, can: bool) -> None:
+    assert (soak_refusal(reached, wanted) == "") is can
 
 
 def test_no_step_begins_while_something_forbids_it_and_one_that_has_begun_goes_on() -> None:

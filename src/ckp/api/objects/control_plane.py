@@ -92,6 +92,21 @@ class BackupSpec(ApiModel):
         return bool(self.claim or self.s3.endpoint)
 
 
+class UpgradeSpec(ApiModel):
+    """How the control plane goes to another version. What is asked for here counts for a step that begins; `soak` also ends the soak of one."""
+
+    soak: Annotated[
+        bool,
+        Schema(
+            "The new release's programs behave as the minor before (--emulated-version) until this is false again, which commits the step."
+            " Until then spec.version can be set back."
+        ),
+    ] = False
+    commit_after: Annotated[
+        str, Schema("Such as 24h: a step that has soaked so long is committed by itself; empty: it is not.", pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$")
+    ] = ""
+
+
 class ManagedControlPlaneSpec(ApiModel):
     """What is asked for."""
 
@@ -103,6 +118,7 @@ class ManagedControlPlaneSpec(ApiModel):
     etcd: EtcdSpec = Field(default_factory=EtcdSpec)
     addons: AddonsSpec = Field(default_factory=AddonsSpec)
     backup: Annotated[BackupSpec, Schema(x_kubernetes_validations=ONE_PLACE)] = Field(default_factory=BackupSpec)
+    upgrade: UpgradeSpec = Field(default_factory=UpgradeSpec)
 
 
 class AddonStatus(ApiModel):
@@ -177,11 +193,25 @@ class ControlPlaneUpgrade(ApiModel):
     version: str = ""
     started_at: Time = ""
     finished_at: Annotated[Time, Schema("When all of the control plane was of the version; absent while the step goes on.")] = ""
+    emulated: Annotated[str, Schema("The minor as which its programs behave until it is committed, such as v1.34; absent where none does, or no longer.")] = ""
+    soaking_since: Annotated[Time, Schema("When all of the programs that soak were of the version, and ready.")] = ""
+    committed_at: Annotated[Time, Schema("When the soak was ended: from then on it does not go back.")] = ""
+    rolled_back: Annotated[str, Schema("Of a step back: the version that was not committed.")] = ""
 
     @property
     def under_way(self) -> bool:
         """Whether it was begun and is not finished."""
         return bool(self.version) and not self.finished_at
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether it undoes a step that was not committed."""
+        return self.under_way and bool(self.rolled_back)
+
+    @property
+    def uncommitted(self) -> bool:
+        """Whether it can still be rolled back."""
+        return self.under_way and bool(self.emulated)
 
 
 ONE_MINOR = [
@@ -193,6 +223,15 @@ ONE_MINOR = [
             " && int(self.spec.version.split('.')[1]) - int(self.status.version.split('.')[1]) in [0, 1])"
         ),
         "message": "a control plane goes up one minor version at a time and never back: see status.version, and `ckp cluster upgrade` for the whole way",
+    },
+    {
+        "rule": (
+            "!has(self.spec) || !has(oldSelf.spec) || self.spec.version == oldSelf.spec.version"
+            " || !has(self.status) || !has(self.status.upgrade) || !has(self.status.upgrade.version) || has(self.status.upgrade.finishedAt)"
+            " || (has(self.status.upgrade.emulated) && self.status.upgrade.emulated != '')"
+            " || self.spec.version.split('.')[1] == self.status.upgrade.version.split('.')[1]"
+        ),
+        "message": "a step to another minor goes on and is finished first (status.upgrade); it is rolled back only before it is committed (spec.upgrade)",
     },
 ]
 """For the whole object, since it compares what is asked for with what runs; only where the version is changed, so that no stored object becomes invalid.

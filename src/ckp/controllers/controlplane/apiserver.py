@@ -27,6 +27,8 @@ REQUEST_SECONDS = 60
 READY_AFTER = 5
 """Of several API servers, one that starts is ready once it has said so as many times in a row (every other second): agents connect to it meanwhile."""
 NO_RECONCILER = "--endpoint-reconciler-type=none"
+EMULATED = "emulated-version"
+"""The flag of KEP-4330, which the three programs have alike (docs/adr/0040)."""
 
 
 def service(plan: Plan) -> Obj:
@@ -115,7 +117,7 @@ def api_server(plan: Plan) -> Obj:
     container = {
         "name": "kube-apiserver",
         "image": plan.release.image("kube-apiserver"),
-        "command": ["kube-apiserver", *(f"--{flag}={value}" for flag, value in flags.items())],
+        "command": ["kube-apiserver", *(f"--{flag}={value}" for flag, value in (flags | _emulation(plan)).items())],
         "ports": [{"name": "https", "containerPort": API_PORT}],
         "startupProbe": _probe("/readyz", API_PORT, period=1, failures=180),
         "readinessProbe": {**_probe("/readyz", API_PORT, period=2, failures=3), "successThreshold": READY_AFTER if plan.replicas > 1 else 1},
@@ -238,7 +240,7 @@ def _component(plan: Plan, part: str, program: str, flags: dict[str, str], port:
     container = {
         "name": program,
         "image": plan.release.image(program),
-        "command": [program, *(f"--{flag}={value}" for flag, value in flags.items())],
+        "command": [program, *(f"--{flag}={value}" for flag, value in (flags | _emulation(plan)).items())],
         "startupProbe": _probe("/healthz", port, period=2, failures=90),
         "livenessProbe": _probe("/healthz", port, period=10, failures=8),
         "resources": {"requests": {"cpu": "10m", "memory": memory}, "limits": {"memory": "1Gi"}},
@@ -264,11 +266,27 @@ def _one_after_the_other(replicas: int) -> Obj:
     return {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
 
 
+def _emulation(plan: Plan) -> dict[str, str]:
+    return {EMULATED: plan.emulated} if plan.emulated else {}
+
+
+def emulation_of(spec: Obj | None, program: str) -> str:
+    """The minor that a program is told to behave as, by the spec of its pod; "" if it is told none."""
+    commands = [item.get("command") or [] for item in (spec or {}).get("containers") or [] if item["name"] == program]
+    return next((str(item).partition("=")[2] for command in commands for item in command if str(item).startswith(f"--{EMULATED}=")), "")
+
+
 def serves_only(plan: Plan, pods: Sequence[Obj]) -> bool:
     """Whether no API server of another version is left, be it in a pod that is ending: what speaks to the API server must never be newer than it."""
-    image = plan.release.image("kube-apiserver")
-    alive = [pod for pod in pods if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")]
-    return all(container["image"] == image for pod in alive for container in pod["spec"]["containers"] if container["name"] == "kube-apiserver")
+    return runs_only(plan, "kube-apiserver", pods)
+
+
+def runs_only(plan: Plan, program: str, pods: Sequence[Obj]) -> bool:
+    """Whether all these pods that are not over have a program of the plan's release and behave as its plan says."""
+    image = plan.release.image(program)
+    alive = [pod["spec"] for pod in pods if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")]
+    images = [container["image"] for spec in alive for container in spec["containers"] if container["name"] == program]
+    return all(found == image for found in images) and all(emulation_of(spec, program) == plan.emulated for spec in alive)
 
 
 def clears_endpoints(pods: Sequence[Obj]) -> bool:

@@ -13,6 +13,7 @@ from ckp.clients.kube import Obj
 from ckp.controllers.pods import pki_volume
 from ckp.controllers.scope import owner_reference
 from ckp.rules import endpoints
+from ckp.rules.upgrades import Version
 
 API_PORT = endpoints.API_PORT
 KONNECTIVITY_PORT = 8132
@@ -60,6 +61,8 @@ class Plan:
     """Whether these controllers say where agents reach konnectivity servers (tunnels.py)."""
     cert_sans: tuple[str, ...] = ()
     """Further names and addresses in the API server's certificate."""
+    emulated: str = ""
+    """The minor as which API servers, controller-manager and scheduler behave, as they take it (`1.34`); empty: their own."""
 
     @classmethod
     def of(cls, control_plane: Obj, cluster: Obj, releases: Releases, host: str = "", address: str = "", *, version: str = "") -> Plan:
@@ -93,6 +96,10 @@ class Plan:
     def of_release(self, release: InstalledRelease) -> Plan:
         """The same of another release."""
         return replace(self, release=release)
+
+    def emulating(self, line: str) -> Plan:
+        """The same with programs that behave as those of another minor (`v1.34`): the release's own takes no flag, so that its commit restarts nothing."""
+        return replace(self, emulated="" if line == Version.parse(self.release.name).line else line.removeprefix("v"))
 
     def name(self, part: str) -> str:
         """The name of one of its objects."""

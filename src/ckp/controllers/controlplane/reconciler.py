@@ -24,7 +24,7 @@ from ckp.controllers.apply import Applier
 from ckp.controllers.controlplane import apiserver, bootstrap, certificates, etcd, service_endpoints, tunnels
 from ckp.controllers.controlplane.backups import Backups
 from ckp.controllers.controlplane.etcd_phases import EtcdPhases
-from ckp.controllers.controlplane.phases import BEFORE_API_SERVERS, ENDING, POLL, SIDE_BY_SIDE, SOON, STARTING, NotYet, unseen
+from ckp.controllers.controlplane.phases import ENDING, POLL, SIDE_BY_SIDE, SOON, STARTING, NotYet, unseen
 from ckp.controllers.controlplane.plan import Plan, disruption_budget
 from ckp.controllers.controlplane.restores import Restores
 from ckp.controllers.controlplane.upgrades import Step, Upgrades
@@ -99,7 +99,7 @@ class ManagedControlPlaneReconciler:
         """Backups go by the clock, also of a control plane that is not ready."""
         try:
             host = ManagedControlPlane.of(scope.obj).spec.control_plane_endpoint.host
-            again = await self.backups.look(scope, Plan.of(scope.obj, cluster, self.releases, host, version=step.version))
+            again = await self.backups.look(scope, Plan.of(scope.obj, cluster, self.releases, host, version=step.data))
         except NotFound:  # an unknown version, which is told by a condition
             return result
         return result if again is None else Result(after=min(again, 60.0 if result.after is None else result.after))
@@ -137,17 +137,17 @@ class ManagedControlPlaneReconciler:
             plan, lost = await self._endpoint(scope, cluster, step)
             done = [lost.as_condition(lost.condition, self.clock.now()) if lost else make_condition(ConditionType.ENDPOINT_AVAILABLE, True, self.clock.now())]
             scope.conditions = done
-            if (restoring := await self.restores.advance(scope, plan)) is not None:
+            plans = await self.upgrades.plans(plan, step)
+            if (restoring := await self.restores.advance(scope, plans.etcd)) is not None:
                 done.append(restoring.as_condition(restoring.condition, self.clock.now()))
                 done += unseen(scope.obj, done, restoring, self.clock.now())
                 scope.status["ready"] = False
                 return Result(after=restoring.after)
-            serving = await self.upgrades.serving(plan, step)
             waiting = [lost] if lost else []
             again = lost.after if lost else 60.0
             for condition, phase in phases:
                 try:
-                    again = min(again, await phase(scope, plan if condition in BEFORE_API_SERVERS else serving) or again)
+                    again = min(again, await phase(scope, plans.of(condition)) or again)
                     done.append(make_condition(condition, True, self.clock.now()))
                 except NotYet as wait:
                     done.append(wait.as_condition(wait.condition, self.clock.now()))
@@ -155,7 +155,7 @@ class ManagedControlPlaneReconciler:
                     if wait.needed:
                         waiting.append(wait)
                     if wait.hold:
-                        await self.applier.apply(apiserver.held(apiserver.api_server(serving)))
+                        await self.applier.apply(apiserver.held(apiserver.api_server(plans.servers)))
                         break
                     # etcd's and the components' pods start side by side; what needs a running API server must wait.
                     if condition not in SIDE_BY_SIDE:
@@ -279,6 +279,10 @@ class ManagedControlPlaneReconciler:
 
     async def _components(self, scope: Scope, plan: Plan) -> float | None:
         """The API server, and once it answers the others: started earlier they would exit, and their restart would be delayed by ten seconds."""
+        if ManagedControlPlane.of(scope.obj).status.upgrade.goes_back:  # what speaks to the API server goes first: it must never be newer
+            await self._apply_managers(plan)
+            if others := await self.upgrades.with_other_managers(plan):
+                raise NotYet(ConditionType.COMPONENTS_READY, f"{others} of the version that is left are still ending", after=ENDING)
         await self.applier.apply(apiserver.config_map(plan), apiserver.api_server(plan), disruption_budget(plan, "apiserver"))
         pods = await self.kube.list(POD, plan.namespace, labels=plan.selector("apiserver"))
         again = STARTING if plan.routed and await tunnels.route(self.kube, self.applier, plan, pods) else None
@@ -286,9 +290,12 @@ class ManagedControlPlaneReconciler:
             raise NotYet(ConditionType.COMPONENTS_READY, "the API server is starting", after=again or POLL)
         if not apiserver.serves_only(plan, pods):
             raise NotYet(ConditionType.COMPONENTS_READY, "API servers of the version before are still ending", after=ENDING)
+        await self._apply_managers(plan)
+        return again
+
+    async def _apply_managers(self, plan: Plan) -> None:
         authority = certificates.fingerprint(await self._authority(plan))
         await self.applier.apply(apiserver.controller_manager(plan, authority), apiserver.scheduler(plan))
-        return again
 
     async def _managers(self, scope: Scope, plan: Plan) -> None:
         """Controller-manager and scheduler: nodes join and nothing is scheduled without them, but the control plane is ready with its API server."""
