@@ -17,7 +17,7 @@ from ckp.controllers.upgrades.reconciler import ClusterUpgradeReconciler
 from ckp.controllers.workload import WorkloadClients
 from ckp.kits.clock import rfc3339
 from ckp.rules.cluster_backups import backup_id
-from ckp.rules.upgrades import step_refusal
+from ckp.rules.upgrades import Version, step_refusal
 from ckp.site.publish import options_of
 from tests.simulators.clock import ManualClock
 from tests.simulators.kube import KubeSimulator
@@ -58,6 +58,8 @@ class UpgradeWorld:
         self.backups = "made"
         """What becomes of a backup that is asked for: made, failed, or slow (it has no end)."""
         self.busy_at_most = 0
+        self.committed: list[str] = []
+        """Steps of the control plane that soaked and were committed."""
         self.restarted()
 
     def restarted(self) -> None:
@@ -148,11 +150,28 @@ class UpgradeWorld:
         await self._step_of_backups(plane)
         reached, wanted = plane["status"]["version"], plane["spec"]["version"]
         record = plane["status"].get("upgrade") or {}
-        if record.get("version") and not record.get("finishedAt"):
+        asked = plane["spec"].get("upgrade") or {}
+        if record.get("emulated") and not record.get("finishedAt"):
+            await self._soaking(plane["status"]["version"], wanted, record, soak=bool(asked.get("soak")))
+        elif record.get("version") and not record.get("finishedAt"):
             await self._plane(record["version"], "True", upgrade={**record, "finishedAt": rfc3339(self.clock.now())})
         elif wanted != reached:
             assert not step_refusal(reached, wanted), "one minor at a time"
-            await self._plane(reached, "False", upgrade={"from": reached, "version": wanted, "startedAt": rfc3339(self.clock.now()), "finishedAt": None})
+            begun = {"from": reached, "version": wanted, "startedAt": rfc3339(self.clock.now()), "finishedAt": None, "rolledBack": None}
+            await self._plane(reached, "False", upgrade={**begun, "emulated": Version.parse(reached).line if asked.get("soak") else None})
+
+    async def _soaking(self, reached: str, wanted: str, record: Obj, *, soak: bool) -> None:
+        """A step that is not committed: it goes back, is committed, or waits."""
+        if wanted == reached:
+            back = {"version": reached, "rolledBack": record["version"], "emulated": None}
+            await self._plane(reached, "False", upgrade={**record, **back})
+        elif not soak:
+            self.committed.append(record["version"])
+            await self._plane(reached, "False", upgrade={**record, "emulated": None, "committedAt": rfc3339(self.clock.now())})
+        else:
+            await self._plane(reached, "True", upgrade={**record, "soakingSince": rfc3339(self.clock.now())})
+            soaks = [condition("Ready"), condition("EtcdReady"), condition("Upgraded", "False", message="it soaks", reason="Soaking")]
+            await self.kube.merge(kinds.MANAGED_CONTROL_PLANE, "demo", TENANT, {"status": {"conditions": soaks}}, subresource="status")
 
     async def backs_up(self, *kept: datetime) -> None:
         """The cluster has a place for backups, and these in it."""

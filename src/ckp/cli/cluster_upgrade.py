@@ -36,6 +36,14 @@ NODES: tuple[Column[UpgradedView], ...] = (
 )
 
 
+def _way(row: UpgradeView) -> str:
+    way = ", ".join(row.path)
+    if not (row.soak and way):
+        return way
+    until = f"for {human_duration(row.commit_after)}, or until --commit" if row.commit_after else "until --commit"
+    return f"{way} (each soaks {until})"
+
+
 @click.command()
 @click.argument("name")
 @click.option("--to", "version", metavar="VERSION", help="The release to go to, such as v1.35.1. Without it, the last upgrade is shown.")
@@ -46,6 +54,10 @@ NODES: tuple[Column[UpgradedView], ...] = (
 @click.option("--at-once", type=click.IntRange(1), default=1, show_default=True, help="How many nodes at the same time.")
 @click.option("--after-first", type=click.IntRange(0), default=0, help="Stop once so many nodes are done, until --resume.")
 @click.option("--host-timeout", type=Duration(), help="How long a host that is offline is waited for; 1h if it is not given.")
+@click.option("--soak", is_flag=True, help="Let the new control plane run as the minor before, at each minor, until --commit or --rollback.")
+@click.option("--commit-after", type=Duration(), help="Commit what has soaked so long without an error by itself, such as 24h.")
+@click.option("--commit", "verb", flag_value="commit", help="End the soak: the control plane behaves as the new minor, and does not go back.")
+@click.option("--rollback", "verb", flag_value="rollback", help="Undo what is not committed, and end; nothing that was written is lost.")
 @click.option("--pause", "verb", flag_value="pause", help="Begin nothing further; what has begun is finished.")
 @click.option("--resume", "verb", flag_value="resume", help="Go on after a pause, or after the first nodes.")
 @click.option("--abort", "verb", flag_value="abort", help="End it; what is upgraded stays so.")
@@ -64,15 +76,18 @@ def upgrade(
     at_once: int,
     after_first: int,
     host_timeout: float | None,
+    soak: bool,
+    commit_after: float | None,
     verb: str | None,
     wait: bool,
     timeout: float,
     output: str,
 ) -> None:
-    """Upgrade a cluster in place, or show, pause, resume or abort its upgrade.
+    """Upgrade a cluster in place, or show, pause, resume, commit, roll back or abort its upgrade.
 
     The control plane goes first, one minor at a time; then nodes, each drained once. No host is replaced. It stops at the first failure; the same command
-    then goes on with what is left. Kubernetes does not go back: a backup is made before, where the cluster has a place for backups.
+    then goes on with what is left. Kubernetes does not go back, but for a step of the control plane that soaks (--soak): a backup is made before, where the
+    cluster has a place for backups.
     """
     path = f"/clusters/{name}/upgrade"
     if verb and version:
@@ -80,14 +95,16 @@ def upgrade(
     if plan and not version:
         raise InvalidInput("--plan needs --to VERSION")
     if verb:
-        session.call("POST", f"{path}/{verb}")
+        told = read(UpgradeView, session.call("POST", f"{path}/{verb}"))
         click.echo(f"cluster/{name} upgrade: {verb} requested")
+        if verb == "commit":
+            click.echo(f"The programs of before do not come back after it. Of the data: {told.way_back}")
         return
     if not version:
         _show(session.get(path), output)
         return
     given = {"dry_run": plan, "accept": [*accept], "pools": [*pools], "nodes": [*nodes], "at_once": at_once, "after_first": after_first}
-    given["host_timeout"] = int(host_timeout or 0)
+    given |= {"host_timeout": int(host_timeout or 0), "soak": soak, "commit_after": int(commit_after or 0)}
     made = read(UpgradeView, session.call("POST", path, body=UpgradeRequest.of(version=version, **{key: value for key, value in given.items() if value})))
     if not plan:
         click.echo(f"cluster/{name} upgrade to {version} requested", err=output != "table")
@@ -105,7 +122,7 @@ def upgrade(
 
 def _follow(session: Session, name: str, made: UpgradeView, timeout: float) -> None:
     def seen(row: UpgradeView) -> str:
-        if row.phase in ("Failed", "Aborted"):
+        if row.phase in ("Failed", "Aborted", "RolledBack"):
             _failed(name, row)
         done = sum(node.state == "Done" for node in row.nodes)
         return f"{row.phase} ({done} of {len(row.nodes)} nodes): {row.message}"
@@ -135,8 +152,8 @@ def _show(answer: object, output: str) -> None:
         return
     row = read(UpgradeView, answer)
     plane = f"{row.control_plane.version} {row.control_plane.state} {row.control_plane.message}".strip()
-    told = [("Upgrade", row.id), ("From", row.before), ("To", row.version), ("Way", ", ".join(row.path)), ("Phase", row.phase)]
-    told += [("Message", row.message), ("Control plane", plane)]
+    told = [("Upgrade", row.id), ("From", row.before), ("To", row.version), ("Way", _way(row)), ("Phase", row.phase)]
+    told += [("Message", row.message), ("Control plane", plane), ("Way back", row.way_back)]
     click.echo(describe([(key, value) for key, value in told if value]), nl=False)
     if row.findings:
         click.echo(section("Findings", table(FINDINGS, row.findings)))

@@ -137,6 +137,53 @@ def test_the_command_plans_follows_and_ends_with_an_error_where_findings_hold_it
     answer |= {"dryRun": False, "phase": "Failed", "message": "dpkg: no space left"}
     failed = run("--to", "v1.35.1")
     assert isinstance(failed.exception, CkpError) and "no space left" in failed.exception.brief
+    answer |= {"phase": "Soaking", "soak": True, "commitAfter": "1h", "wayBack": "ckp cluster restore demo X"}
+    shown = run()
+    assert "each soaks for 1h00m, or until --commit" in shown.output and "ckp cluster restore demo X" in shown.output
+    assert "Of the data: ckp cluster restore demo X" in run("--commit").output and asked[-1][:2] == ("POST", "/clusters/demo/upgrade/commit")
+    run("--rollback")
+    assert asked[-1][:2] == ("POST", "/clusters/demo/upgrade/rollback")
     run("--pause")
     assert asked[-1][:2] == ("POST", "/clusters/demo/upgrade/pause")
     assert isinstance(run("--pause", "--to", "v1.35.1").exception, CkpError) and isinstance(run("--plan").exception, CkpError)
+
+
+async def soaks(world: World, **more: Any) -> None:
+    record = {"from": "v1.34.3", "version": "v1.35.1", "startedAt": "2026-05-01T12:00:00Z", "emulated": "v1.34", **more}
+    kept = [{"id": "20260430T120000Z"}, {"id": "20260501T110000Z"}, {"id": "20260501T130000Z"}]
+    status = {"version": "v1.34.3", "upgrade": record, "backup": {"kept": kept}}
+    await world.kube.merge(kinds.MANAGED_CONTROL_PLANE, "demo", NAMESPACE, {"status": status}, subresource="status")
+
+
+async def test_a_soak_is_asked_for_committed_and_rolled_back_by_the_upgrade_that_leads_it(world: World) -> None:
+    await up(world, "v1.34.3")
+    made = await start(world, soak=True, commitAfter="24h")
+    assert stored(world)[0]["spec"]["soak"] is True and stored(world)[0]["spec"]["commitAfter"] == "24h" and made["soak"] is True
+    assert "no step goes on" in str(await world.call("POST", "/clusters/demo/upgrade/commit", expect=409))
+    await soaks(world)
+    shown = await world.call("GET", "/clusters/demo/upgrade")
+    assert shown["wayBack"] == "ckp cluster upgrade demo --rollback: to v1.34.3, etcd is not touched and nothing that was written is lost"
+    committed = await world.call("POST", "/clusters/demo/upgrade/commit", expect=202)
+    assert stored(world)[0]["spec"]["commit"] == "v1.35.1"
+    assert committed["wayBack"].startswith("ckp cluster restore demo 20260501T110000Z: ") and "what was written since is lost" in committed["wayBack"]
+    await world.call("POST", "/clusters/demo/upgrade/rollback", expect=202)
+    assert stored(world)[0]["spec"]["rollback"] is True
+    await soaks(world, emulated=None)
+    refused = str(await world.call("POST", "/clusters/demo/upgrade/rollback", expect=409))
+    assert "is committed" in refused and "ckp cluster restore demo 20260501T110000Z" in refused
+
+
+async def test_a_step_that_no_upgrade_leads_is_committed_or_rolled_back_at_the_control_plane(world: World) -> None:
+    await up(world, "v1.34.3")
+    spec = {"version": "v1.35.1", "upgrade": {"soak": True}}
+    await world.kube.merge(kinds.MANAGED_CONTROL_PLANE, "demo", NAMESPACE, {"spec": spec})
+    await soaks(world)
+    await world.call("POST", "/clusters/demo/upgrade/commit", expect=202)
+    assert world.kube.stored(kinds.MANAGED_CONTROL_PLANE, "demo", NAMESPACE)["spec"]["upgrade"]["soak"] is False
+    await world.call("POST", "/clusters/demo/upgrade/rollback", expect=202)
+    assert world.kube.stored(kinds.MANAGED_CONTROL_PLANE, "demo", NAMESPACE)["spec"]["version"] == "v1.34.3" and stored(world) == []
+
+
+async def test_a_time_without_a_soak_is_refused(world: World) -> None:
+    await up(world)
+    assert "ask for soak as well" in str(await start(world, expect=422, commitAfter="1h"))

@@ -187,37 +187,18 @@ FEATURES: tuple[Feature, ...] = (
     Feature("Back a cluster up now", "backups.request", USER, "POST …/clusters/{name}/backups", "ckp cluster backup", ""),
     Feature("Restore a cluster in place", "backups.restore", OF_PROJECT, "POST …/clusters/{name}/restore", "ckp cluster restore", ""),
     Feature("Show a cluster's upgrade", "upgrades.get", VIEWER, "GET …/clusters/{name}/upgrade", "ckp cluster upgrade", "GET …/clusters/{name}"),
-    Feature(
-        "Upgrade a cluster, or plan it (dry run)",
-        "upgrades.start",
-        OF_PROJECT,
-        "POST …/clusters/{name}/upgrade",
-        "ckp cluster upgrade",
-        "POST …/clusters/{name}/upgrade",
-    ),
-    Feature(
-        "Pause a cluster's upgrade",
-        "upgrades.pause",
-        OF_PROJECT,
-        "POST …/clusters/{name}/upgrade/pause",
-        "ckp cluster upgrade",
-        "POST …/clusters/{name}/upgrade/pause",
-    ),
-    Feature(
-        "Resume a cluster's upgrade",
-        "upgrades.resume",
-        OF_PROJECT,
-        "POST …/clusters/{name}/upgrade/resume",
-        "ckp cluster upgrade",
-        "POST …/clusters/{name}/upgrade/resume",
-    ),
-    Feature(
-        "Abort a cluster's upgrade",
-        "upgrades.abort",
-        OF_PROJECT,
-        "POST …/clusters/{name}/upgrade/abort",
-        "ckp cluster upgrade",
-        "POST …/clusters/{name}/upgrade/abort",
+    *(
+        Feature(
+            title, f"upgrades.{verb}", OF_PROJECT, f"POST …/clusters/{{name}}/upgrade{tail}", "ckp cluster upgrade", f"POST …/clusters/{{name}}/upgrade{tail}"
+        )
+        for title, verb, tail in (
+            ("Upgrade a cluster, or plan it (dry run)", "start", ""),
+            ("Pause a cluster's upgrade", "pause", "/pause"),
+            ("Resume a cluster's upgrade", "resume", "/resume"),
+            ("Abort a cluster's upgrade", "abort", "/abort"),
+            ("Commit what soaks of a cluster's upgrade", "commit", "/commit"),
+            ("Roll back what soaks of a cluster's upgrade", "rollback", "/rollback"),
+        )
     ),
     Feature("Change a cluster's timeouts, names and backups", "clusters.change", USER, "PATCH …/clusters/{name}", "ckp cluster set", ""),
     Feature(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ckp.api.compass.base import Request, View, is_none
 from ckp.api.compass.clusters import DAY, MINUTE, Seconds
@@ -26,6 +26,14 @@ class UpgradeRequest(Request):
         le=7 * DAY,
         description="How long a host is waited for that is offline, or can't upgrade its node; then the upgrade fails, and the node stays as it is.",
     )
+    soak: bool = Field(default=False, description="Each step of the control plane runs the new programs as the minor before until it is committed.")
+    commit_after: Seconds | None = Field(default=None, ge=60, le=30 * DAY, description="A step that has soaked so long is committed by itself.")
+
+    @model_validator(mode="after")
+    def _only_what_soaks(self) -> UpgradeRequest:
+        if self.commit_after is not None and not self.soak:
+            raise ValueError("commitAfter counts from the beginning of a soak: ask for soak as well")
+        return self
 
 
 class FindingView(View):
@@ -60,13 +68,18 @@ class UpgradeView(View):
     id: str
     version: str
     dry_run: bool = False
-    phase: str = Field(default="", description="Checking, Blocked, Preparing, ControlPlane, Nodes, Paused, Failed, Aborted, Planned or Done.")
+    phase: str = Field(
+        default="", description="Checking, Blocked, Preparing, ControlPlane, Nodes, Soaking, Paused, Failed, Aborted, RolledBack, Planned or Done."
+    )
     message: str = Field(default="", description="What it waits for, or why it ended, and how to go on.")
     over: bool = Field(default=False, description="Whether nothing more happens.")
     before: str = Field(default="", validation_alias="from", serialization_alias="from", description="The control plane's version at its beginning.")
     path: list[str] = Field(default=[], description="The releases that the control plane goes through.")
     findings: list[FindingView] = []
     control_plane: UpgradedView = UpgradedView()
+    soak: bool = Field(default=False, description="Whether each step of the control plane stops before it is committed.")
+    commit_after: Seconds | None = Field(default=None, exclude_if=is_none)
+    way_back: str = Field(default="", description="How the control plane could go back now, and what that costs.")
     nodes: list[UpgradedView] = []
     started_at: datetime | None = Field(default=None, exclude_if=is_none)
     finished_at: datetime | None = Field(default=None, exclude_if=is_none)

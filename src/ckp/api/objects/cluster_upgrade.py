@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ckp.api.objects.base import ApiModel, Conditions, Int32, Resource, Schema, Texts, Time
+from ckp.api.platform import release_order
 from ckp.api.states import UpgradePhase
 from ckp.kits.clock import parse_duration
 
@@ -22,7 +23,7 @@ FIXED_AIM = [
         "message": "clusterName, version and dryRun of an upgrade can't be changed: abort it, and make another one",
     },
 ]
-OVER = (UpgradePhase.DONE, UpgradePhase.FAILED, UpgradePhase.ABORTED, UpgradePhase.PLANNED)
+OVER = (UpgradePhase.DONE, UpgradePhase.FAILED, UpgradePhase.ABORTED, UpgradePhase.ROLLED_BACK, UpgradePhase.PLANNED)
 """Phases in which nothing more happens. Whoever goes on makes another object: what is done already is found to be done."""
 
 
@@ -46,11 +47,21 @@ class ClusterUpgradeSpec(ApiModel):
             pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$",
         ),
     ] = HOST_TIMEOUT
+    soak: Annotated[bool, Schema("Each step of the control plane stops before it is committed, until commit or rollback says how it goes on.")] = False
+    commit_after: Annotated[
+        str, Schema("Such as 24h: a step that has soaked so long is committed by itself; empty: it is not.", pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$")
+    ] = ""
+    commit: Annotated[str, Schema("Commit the control plane's steps up to this version, such as v1.34.3.", pattern=r"^(v\d+\.\d+\.\d+)?$")] = ""
+    rollback: Annotated[bool, Schema("Undo the step that was not committed, and end; where there is none, only end.")] = False
 
     @property
     def host_timeout_seconds(self) -> int:
         """`host_timeout` in seconds; its default where it is empty."""
         return parse_duration(self.host_timeout or HOST_TIMEOUT)
+
+    def soaks(self, version: str) -> bool:
+        """Whether the control plane's step to this version waits for a commit that was not given yet."""
+        return self.soak and not (self.commit and release_order(version) <= release_order(self.commit))
 
 
 class UpgradeFinding(ApiModel):

@@ -85,6 +85,16 @@ def routers() -> tuple[APIRouter, ...]:
         """End a cluster's upgrade. What is upgraded stays so."""
         return await cases.upgrades.abort(by, project, name)
 
+    @router.post("/{name}/upgrade/commit", status_code=202)
+    async def commit_upgrade(cases: Cases, by: By, project: Project, name: str) -> UpgradeView:
+        """Commit the step of a cluster's control plane that soaks: its programs behave as the new minor from then on, and do not go back."""
+        return await cases.upgrades.commit(by, project, name)
+
+    @router.post("/{name}/upgrade/rollback", status_code=202)
+    async def roll_back_upgrade(cases: Cases, by: By, project: Project, name: str) -> UpgradeView:
+        """Undo the step of a cluster's control plane that was not committed, and end the upgrade. Nothing that was written is lost."""
+        return await cases.upgrades.rollback(by, project, name)
+
     @router.delete("/{name}", status_code=202)
     async def delete_cluster(cases: Cases, by: By, project: Project, name: str, force: bool = False) -> DeletionView:
         """Delete a cluster: its workers are drained and cleaned first. It is gone when GET answers 404. Idempotent.

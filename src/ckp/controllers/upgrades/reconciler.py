@@ -36,6 +36,7 @@ BLOCKED = 30.0
 KEPT = timedelta(hours=1)
 """How long a plan (dry run) is kept."""
 REFUSALS = (400, 403, 422)
+BY_BACKUP = "A backup of before brings the data back, not the version (ckp cluster restore)"
 GO_ON = "when that is put right, ask for the same upgrade again: it goes on with what is left"
 
 
@@ -114,6 +115,8 @@ class ClusterUpgradeReconciler:
         one.selected = chosen(upgrade, one.workers)
         if not upgrade.status.started_at:
             scope.status |= {"startedAt": rfc3339(self.clock.now()), "from": one.plane.status.version}
+        if upgrade.spec.rollback and not upgrade.spec.dry_run:
+            return await self._roll_back(one)
         if upgrade.spec.abort:
             self._tell_nodes(one, self._stage_of_nodes(one))
             raise _Stop(UpgradePhase.ABORTED, f"it was aborted; what is upgraded stays so. {_left(one)}".strip())
@@ -204,6 +207,7 @@ class ClusterUpgradeReconciler:
             nodes = Stage(one.wanted, workers=True)
         self._tell_nodes(one, nodes)
         if one.plane.status.upgrade.under_way:
+            await self._commit(one)
             return self._control_plane(one, one.plane.status.upgrade.version)
         if nodes is not None and (waiting := await self._prepare(one, nodes)):
             return self._wait(one, UpgradePhase.PREPARING, waiting)
@@ -246,7 +250,8 @@ class ClusterUpgradeReconciler:
             return self._wait(one, UpgradePhase.PAUSED, f"it was paused before the control plane goes to {version}")
         if one.plane.spec.version != version:
             try:
-                await self.kube.merge(MANAGED_CONTROL_PLANE, one.plane.name, one.plane.namespace, {"spec": {"version": version}})
+                soak = {"soak": one.upgrade.spec.soaks(version), "commitAfter": one.upgrade.spec.commit_after}
+                await self._ask_plane(one, version=version, upgrade=soak)
             except KubeError as error:
                 if error.code in REFUSALS:
                     raise _Stop(UpgradePhase.FAILED, f"the control plane's version was refused: {error.brief}; {GO_ON}") from error
@@ -263,7 +268,32 @@ class ClusterUpgradeReconciler:
         message = condition.message if condition.is_false else "it begins"
         started = before.started_at if before.version == version and before.started_at else rfc3339(self.clock.now())
         one.scope.status["controlPlane"] = {"version": version, "state": str(NodeState.RUNNING), "message": message, "startedAt": started, "finishedAt": None}
-        return self._wait(one, UpgradePhase.CONTROL_PLANE, f"control plane to {version}: {message}")
+        phase = UpgradePhase.SOAKING if condition.is_false and condition.reason == Reason.SOAKING else UpgradePhase.CONTROL_PLANE
+        return self._wait(one, phase, f"control plane to {version}: {message}")
+
+    async def _ask_plane(self, one: _Pass, **spec: object) -> None:
+        await self.kube.merge(MANAGED_CONTROL_PLANE, one.plane.name, one.plane.namespace, {"spec": spec})
+
+    async def _commit(self, one: _Pass) -> None:
+        """A step that soaks, and need not any longer."""
+        record = one.plane.status.upgrade
+        if record.uncommitted and one.plane.spec.upgrade.soak and not one.upgrade.spec.soaks(record.version):
+            await self._ask_plane(one, upgrade={"soak": False})
+
+    async def _roll_back(self, one: _Pass) -> Result:
+        """Undo the step that was not committed. What is committed is not undone, and nothing further begins."""
+        record, reached = one.plane.status.upgrade, one.plane.status.version
+        self._tell_nodes(one, self._stage_of_nodes(one))
+        if record.goes_back or record.uncommitted or (one.plane.spec.version != reached and not record.under_way):
+            if one.plane.spec.version != reached:
+                await self._ask_plane(one, version=reached)
+            return self._control_plane(one, reached)
+        if record.under_way:
+            raise _Stop(UpgradePhase.ABORTED, f"{record.version} is committed, so the control plane does not go back: that step is finished. {BY_BACKUP}")
+        self._control_plane_is_done(one)
+        if record.rolled_back and self._is_ours(one, record.finished_at):
+            raise _Stop(UpgradePhase.ROLLED_BACK, f"the control plane is of {reached} again, with what was written meanwhile; no node was changed for it")
+        raise _Stop(UpgradePhase.ABORTED, f"no step was uncommitted: the control plane is of {reached}. {BY_BACKUP}")
 
     def _control_plane_is_done(self, one: _Pass) -> None:
         before = one.upgrade.status.control_plane

@@ -47,7 +47,7 @@ def upgrade_of_ckp(project: ProjectRef, name: str, values: Mapping[str, str], no
     """`ckp cluster upgrade …` with what is set.
 
     Args:
-        values: `version`, and `atOnce` and `afterFirst` where they are not empty, as a form has them.
+        values: `version`, and `atOnce`, `afterFirst` and `soak` where they are not empty, as a form has them.
     """
     words = ["ckp", "cluster", "upgrade", name, "--domain", project.domain, "--project", project.project, "--to", values["version"] or "VERSION"]
     for option, given in (("--node", nodes), ("--accept", accept)):
@@ -56,4 +56,6 @@ def upgrade_of_ckp(project: ProjectRef, name: str, values: Mapping[str, str], no
     for key, option, default in (("atOnce", "--at-once", "1"), ("afterFirst", "--after-first", "0")):
         if values.get(key) not in (None, "", default):
             words += [option, values[key]]
+    if values.get("soak") == "yes":
+        words.append("--soak")
     return shlex.join(words)

@@ -28,7 +28,7 @@ from ckp.rules.upgrades import Version
 
 BASE = f"{PAGES}/clusters/{{name}}/upgrade"
 PLAN = re.compile(r"[a-z0-9.-]{1,253}")
-SHOWN = ("version", "atOnce", "afterFirst")
+SHOWN = ("version", "atOnce", "afterFirst", "soak")
 """Fields that stand in the page's address, so that they are there after a check."""
 
 
@@ -42,6 +42,7 @@ def asked(form: Form, *, dry_run: bool) -> UpgradeRequest:
     body: dict[str, Any] = {"version": form.get("version"), "dryRun": dry_run}
     body |= {name: form.all(name) for name in ("accept", "nodes") if form.all(name)}
     body |= {name: form.get(name) for name in ("atOnce", "afterFirst") if form.get(name)}
+    body |= {"soak": True} if form.get("soak") == "yes" else {}
     try:
         return UpgradeRequest.model_validate(body)
     except ValidationError as error:
@@ -101,7 +102,14 @@ def routes(console: Console) -> list[Route]:
     def change(verb: str) -> Route:
         async def changed(request: Request) -> Response:
             cases, project, name = console.acting(request), project_of(request), request.path_params["name"]
-            verbs = {"pause": cases.upgrades.pause, "resume": cases.upgrades.resume, "abort": cases.upgrades.abort}
+            upgrades = cases.upgrades
+            verbs = {
+                "pause": upgrades.pause,
+                "resume": upgrades.resume,
+                "commit": upgrades.commit,
+                "rollback": upgrades.rollback,
+                "abort": upgrades.abort,
+            }
             await verbs[verb](session_of(request).caller, project, name)
             return RedirectResponse(f"{root_of(project)}/clusters/{name}#upgrade", status_code=303)
 
@@ -111,5 +119,5 @@ def routes(console: Console) -> list[Route]:
         Route(BASE, show, methods=["GET"]),
         Route(f"{BASE}/stream", stream, methods=["GET"]),
         Route(BASE, start, methods=["POST"]),
-        *(change(verb) for verb in ("pause", "resume", "abort")),
+        *(change(verb) for verb in ("pause", "resume", "commit", "rollback", "abort")),
     ]
