@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from ckp.controllers.controlplane import apiserver
+from ckp.distribution.builder.component import Built
 from ckp.kits.processes import Daemon
 from ckp.kits.retry import wait_until
 from tests.support.control_plane import TestControlPlane, built, free_port
@@ -37,14 +38,18 @@ class ApiServers:
         (self.folder / "sa.key").write_bytes(pem)
 
     @contextmanager
-    def running(self, name: str, *more: str) -> Iterator[tuple[Daemon, TestControlPlane]]:
-        """One of them with more arguments, ready."""
+    def running(self, name: str, *more: str, of: Built | None = None) -> Iterator[tuple[Daemon, TestControlPlane]]:
+        """One of them with more arguments, ready.
+
+        Args:
+            of: another release's build.
+        """
         port, given = free_port(), flags(apiserver.api_server(plan()))
         daemon = Daemon(name, self.folder / f"{name}.pid", self.folder / f"{name}.log")
         try:
             daemon.start(
                 [
-                    built("kubernetes").binary("kube-apiserver"),
+                    (of or built("kubernetes")).binary("kube-apiserver"),
                     f"--etcd-servers={self.etcd_url}",
                     f"--secure-port={port}",
                     "--bind-address=127.0.0.1",

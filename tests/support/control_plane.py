@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from ckp.api.crds import all_crds
 from ckp.catalog.load import Catalog
 from ckp.clients.kube import Kube
-from ckp.distribution.builder.component import Built, build_component
+from ckp.distribution.builder.component import Built, build_component, is_built
 from ckp.kits.processes import Daemon, run
 from ckp.kits.retry import wait_until
 
@@ -63,6 +63,14 @@ def built(role: str) -> Built:
     catalog = Catalog()
     release = catalog.release(RELEASE)
     return build_component(catalog, catalog.choose(release, role, "lab"), release.stamp, print)
+
+
+def built_of(version: str, role: str) -> Built | None:
+    """A component of another release from the cache; None if it was not built."""
+    catalog = Catalog()
+    release = catalog.release(version)
+    chosen = catalog.choose(release, role, "lab")
+    return build_component(catalog, chosen, release.stamp, print) if is_built(catalog, chosen, release.stamp) else None
 
 
 def built_test_tool(component: str) -> Built:
