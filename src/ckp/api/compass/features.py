@@ -11,6 +11,7 @@ NOBODY, SIGNED_IN, VIEWER, AUDITOR, USER = Least.NOBODY, Least.SIGNED_IN, Least.
 OF_PROJECT, OF_DOMAIN, OF_PLATFORM = Least.PROJECT_ADMINISTRATOR, Least.DOMAIN_ADMINISTRATOR, Least.PLATFORM_ADMINISTRATOR
 
 PROJECT = "/api/v1/domains/{domain}/projects/{project}"
+UPGRADE = "POST …/clusters/{name}/upgrade"
 PAGES = "/domains/{domain}/projects/{project}"
 
 
