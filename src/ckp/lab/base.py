@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ckp.kits import paths
@@ -121,8 +121,11 @@ def adopt(archive: Path, say: Callable[[str], None]) -> Path:
     return final
 
 
-def mmdebstrap(target: Path) -> list[str | Path]:
+def mmdebstrap(target: Path, packages: Sequence[str] = PACKAGES) -> list[str | Path]:
     """The command that unpacks Debian into `target`, an empty directory.
+
+    Args:
+        packages: what it has beside the smallest Debian, with their dependencies.
 
     It runs in namespaces that end with this process: if it is killed, so are all child processes, and their mounts are gone.
     """
@@ -134,7 +137,7 @@ def mmdebstrap(target: Path) -> list[str | Path]:
         "--mode=root",
         "--variant=minbase",
         "--format=directory",
-        f"--include={','.join(PACKAGES)}",
+        f"--include={','.join(packages)}",
         *left_out,
         "--dpkgopt=path-include=/usr/share/doc/*/copyright",
         SUITE,
