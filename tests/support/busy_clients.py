@@ -1,7 +1,8 @@
 """Clients of a cluster that never rest, and count what failed: what an upgrade, a rollout or the loss of a host is measured by.
 
-Each is a thread of its own. A client does what a careful program does, and nothing else: it waits at most `TIMEOUT`, it does not try again, and
-a watch that ends goes on from the last resource version that it has seen.
+Each is a thread of its own. A client does what a careful program does, and nothing else: it waits at most `TIMEOUT`, it does not try again
+unless the answer says when (429 with Retry-After, which an API server that ends gives: client-go, rest/with_retry.go), and a watch that ends
+goes on from the last resource version that it has seen.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field
 import httpx
 
 TIMEOUT = 10.0
+RETRIES = 10
+"""As client-go's."""
 KEPT_FAILURES = 50
 """How many failures are kept with their text; all are counted."""
 
@@ -89,12 +92,22 @@ class Api:
         return httpx.Client(base_url=self.server, verify=self.context, trust_env=False, timeout=TIMEOUT)
 
 
+def asked(ask: Callable[[], httpx.Response]) -> httpx.Response:
+    """The answer, asked for again where the server says when."""
+    for _ in range(RETRIES):
+        answer = ask()
+        if answer.status_code != httpx.codes.TOO_MANY_REQUESTS or "retry-after" not in answer.headers:
+            break
+        time.sleep(min(float(answer.headers["retry-after"]), TIMEOUT))
+    return answer.raise_for_status()
+
+
 def reads(api: Api) -> Callable[[], object]:
     """Reads over a connection that is kept."""
     client = api.client()
 
     def once() -> None:
-        client.get("/api/v1/namespaces/default/endpoints/kubernetes").raise_for_status()
+        asked(lambda: client.get("/api/v1/namespaces/default/endpoints/kubernetes"))
 
     return once
 
@@ -104,7 +117,7 @@ def connections(api: Api) -> Callable[[], object]:
 
     def once() -> None:
         with api.client() as client:
-            client.get("/api/v1/namespaces/default").raise_for_status()
+            asked(lambda: client.get("/api/v1/namespaces/default"))
 
     return once
 
@@ -130,7 +143,7 @@ class Written:
     def once(self) -> None:
         self.number += 1
         body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"busy-{self.number}", "labels": {"busy": "yes"}}}
-        self._client.post(self.NAMESPACE, json=body).raise_for_status()
+        asked(lambda: self._client.post(self.NAMESPACE, json=body))
         self.acknowledged.add(self.number)
         if self.number > 50:
             self._client.delete(f"{self.NAMESPACE}/busy-{self.number - 50}")
