@@ -1,6 +1,6 @@
-"""Clusters go from v1.33.7 over v1.34.3 to v1.35.1 in place, under clients that count what fails.
+"""Clusters go from v1.33.7 over v1.34.3 to v1.35.1 in place, under clients that count what fails; and one soaks, goes back, and is committed.
 
-`three` has three API servers and three members of etcd, `one` has one of each. All three releases are built for it.
+`three` has three API servers and three members of etcd, `one` and `soaks` have one of each. All three releases are built for it.
 """
 
 from __future__ import annotations
@@ -142,10 +142,10 @@ def hosts(world: World, session: Session) -> Iterator[None]:
 
 @pytest.fixture
 def rolling(world: World, session: Session, releases: None, hosts: None, request: pytest.FixtureRequest) -> Iterator[Rolling]:
-    """A cluster of the oldest release on three workers, with a service that is used."""
-    name, members = request.param
+    """A cluster of this name, so many members and this release, on three workers, with a service that is used."""
+    name, members, version = request.param
     try:
-        create(world, name, 52, members, version=OLD, workers=HOSTS, size="1Gi")
+        create(world, name, 52, members, version=version, workers=HOSTS, size="1Gi")
         cluster = hosted(world, session, name, timeout=600)
         made = Rolling(cluster)
         for kind, items in (("deployment/web", workload(world)[:-1]), ("daemonset/asks", workload(world)[-1:])):  # nobody asks before somebody answers
@@ -171,7 +171,7 @@ def through_tunnels(api: Api) -> Callable[[], object]:
     return once
 
 
-@pytest.mark.parametrize("rolling", [("three", 3), ("one", 1)], indirect=True, ids=["three", "one"])
+@pytest.mark.parametrize("rolling", [("three", 3, OLD), ("one", 1, OLD)], indirect=True, ids=["three", "one"])
 def test_two_minors_in_place(rolling: Rolling, tmp_path: Path) -> None:
     world, name = rolling.world, rolling.name
     before = rolling.machines(), rolling.sets(), rolling.nodes()
@@ -215,3 +215,66 @@ def test_two_minors_in_place(rolling: Rolling, tmp_path: Path) -> None:
     assert failed == [], "the service was there for its pods all the time"
     if name == "three":
         assert {client.name: client.count.said for client in clients if client.count.failed} == {}
+
+
+KEPT = "configmaps,secrets,serviceaccounts,services,deployments.apps,daemonsets.apps,poddisruptionbudgets.policy,roles.rbac,rolebindings.rbac,crds"
+
+
+def objects(world: World) -> dict[str, Any]:
+    """What people and programs have written, by kind, namespace and name; but for tokens of hosts that join, which come and go, and what is signed by them."""
+    found = json.loads(world.kubectl("get", KEPT, "--all-namespaces", "-o", "json").stdout)["items"]
+    return {
+        f"{item['kind']} {item['metadata'].get('namespace', '')}/{item['metadata']['name']}": [
+            item["metadata"]["uid"],
+            *(item.get(part) for part in ("spec", "data", "rules", "subjects")),
+        ]
+        for item in found
+        if item.get("type") != "bootstrap.kubernetes.io/token" and item["metadata"]["name"] != "cluster-info"
+    }
+
+
+def behaves_as(rolling: Rolling) -> tuple[str, str]:
+    """The API server's version, and the minor as which it behaves."""
+    answer = rolling.cluster.api.get("/version").raise_for_status().json()
+    return answer["gitVersion"], f"{answer.get('emulationMajor', answer['major'])}.{answer.get('emulationMinor', answer['minor'])}"
+
+
+@pytest.mark.parametrize("rolling", [("soaks", 1, BETWEEN)], indirect=True, ids=["one"])
+def test_a_control_plane_soaks_goes_back_and_is_committed(rolling: Rolling) -> None:
+    world, name = rolling.world, rolling.name
+    machines, nodes, before, was = rolling.machines(), rolling.nodes(), objects(world), behaves_as(rolling)
+    assert was[0] == f"{BETWEEN}-ckp"
+    line = was[1]
+
+    def phase(wanted: str) -> bool:
+        row = rolling.upgrade()
+        assert row["phase"] == wanted or not row["over"], row
+        return bool(row["phase"] == wanted)
+
+    ckp("cluster", "upgrade", name, "--to", NEW, "--soak", "--no-wait")
+    world.wait(lambda: phase("Soaking"), "the new programs soak", timeout=600)
+    assert behaves_as(rolling) == (f"{NEW}-ckp", line)
+    assert rolling.cluster.status["version"] == BETWEEN and rolling.cluster.stands("Ready", "True") and rolling.kubelets() == {f"{BETWEEN}-ckp"}
+    world.kubectl("create", "configmap", "written-while-it-soaks", "--from-literal=a=b")
+
+    api = Api(rolling.cluster.server, rolling.cluster.context)
+    asks = Busy("new connections", connections(api), 0.02)
+    asks.start()
+    began = time.monotonic()
+    print(ckp("cluster", "upgrade", name, "--rollback").stdout)
+    world.wait(lambda: behaves_as(rolling) == was and rolling.upgrade()["phase"] == "RolledBack", "the old programs are back", timeout=300)
+    print(f"rolled back in {time.monotonic() - began:.1f} s; meanwhile {asks.end().line()}")
+    after = objects(world)
+    assert after.pop("ConfigMap default/written-while-it-soaks")[2] == {"a": "b"}
+    assert {key: value for key, value in after.items() if key in before} == before, "nothing that was there is lost or changed"
+    assert (rolling.machines(), rolling.nodes()) == (machines, nodes) and rolling.kubelets() == {f"{BETWEEN}-ckp"}
+
+    ckp("cluster", "upgrade", name, "--to", NEW, "--soak", "--node", next(iter(nodes)), "--no-wait")
+    world.wait(lambda: phase("Soaking"), "the new programs soak once more", timeout=600)
+    began = time.monotonic()
+    print(ckp("cluster", "upgrade", name, "--commit").stdout)
+    world.wait(lambda: phase("Done"), "it is committed, and the node is upgraded", timeout=900)
+    print(f"committed, and one node upgraded, in {time.monotonic() - began:.1f} s")
+    assert behaves_as(rolling)[0] == f"{NEW}-ckp" and behaves_as(rolling)[1] != line
+    assert rolling.cluster.status["version"] == NEW and rolling.kubelets() == {f"{BETWEEN}-ckp", f"{NEW}-ckp"}
+    assert ckp("cluster", "upgrade", name, "--rollback", check=False).code != 0
