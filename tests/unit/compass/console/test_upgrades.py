@@ -78,6 +78,22 @@ async def test_what_has_begun_is_paused_resumed_and_aborted_by_its_buttons(full:
     assert "is over (Aborted)" in text_of(await browser.post(f"{PAGE}/resume", expect=409))
 
 
+async def test_a_soak_is_asked_for_and_has_two_more_buttons(full: ConsoleWorld, browser: Browser) -> None:
+    made = await browser.post(PAGE, {"action": "check", "version": "v1.35.1", "soak": "yes"})
+    assert "--to v1.35.1 --soak" in text_of(await browser.get(made.headers["location"]))
+    await browser.post(PAGE, {"action": "upgrade", "version": "v1.35.1", "soak": "yes"})
+    page = (await browser.get(f"{ROOT}/clusters/demo")).text
+    assert all(f'action="{PAGE}/{verb}"' in page for verb in ("pause", "resume", "commit", "rollback", "abort"))
+    assert "there is nothing to commit" in text_of(await browser.post(f"{PAGE}/commit", expect=409))
+    record = {"from": "v1.33.7", "version": "v1.34.3", "startedAt": "2026-04-01T12:00:00Z", "emulated": "v1.33", "soakingSince": "2026-04-01T12:01:00Z"}
+    await full.world.kube.merge(kinds.MANAGED_CONTROL_PLANE, "demo", NAMESPACE, {"status": {"upgrade": record}}, subresource="status")
+    assert "Way back" in text_of(await browser.get(f"{ROOT}/clusters/demo"))
+    await browser.post(f"{PAGE}/commit")
+    await browser.post(f"{PAGE}/rollback")
+    [made_one] = [item for item in await upgrades(full) if not item["spec"].get("dryRun")]
+    assert made_one["spec"]["soak"] and made_one["spec"]["commit"] == "v1.34.3" and made_one["spec"]["rollback"]
+
+
 @pytest.mark.parametrize("wrong", [{"version": "1.35"}, {"version": "v1.35.1", "atOnce": "0"}, {"version": "v1.35.1", "afterFirst": "x"}, {}])
 async def test_a_wrong_form_changes_nothing_and_names_the_field(full: ConsoleWorld, browser: Browser, wrong: dict[str, Any]) -> None:
     answer = text_of(await browser.post(PAGE, {"action": "upgrade", **wrong}, expect=422))
