@@ -16,7 +16,7 @@ PYTEST ?= .venv/bin/python -m pytest
 PARALLEL ?= -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: help setup setup-test up down status build build-test lint unit contract fuzz chaos component lab e2e airgap lab-chaos test test-all conformance \
-    bench bench-dist bench-hub bench-site bench-upgrade-checks clean-cache
+    bench bench-dist bench-hub bench-site bench-upgrade bench-upgrade-checks clean-cache
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*?## /\t/' | expand -t 14
@@ -93,6 +93,9 @@ bench-site: setup-test ## Applying, backup and restore of a site on a lab host; 
 
 bench-hub: setup-test ## Two thousand agents on one hub; writes docs/benchmarks-hub.md (AGENTS=2000 STORM=10000)
 	@PYTHONPATH=src .venv/bin/python -m tests.load $(if $(AGENTS),--agents $(AGENTS)) $(if $(STORM),--storm $(STORM))
+
+bench-upgrade: setup-test ## A cluster's upgrade by one minor in the lab; writes docs/benchmarks-upgrade.md
+	@PYTHONPATH=src .venv/bin/python -m tests.bench_upgrade
 
 bench-upgrade-checks: setup-test ## How long the checks before an upgrade take, for 100 nodes and 2,000 pods on simulators
 	@PYTHONPATH=src .venv/bin/python -m tests.bench_upgrade_checks
