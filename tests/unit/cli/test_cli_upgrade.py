@@ -66,6 +66,8 @@ def test_a_plan_shows_the_way_and_ends_with_an_error_while_a_finding_holds_it_up
         data = json.loads(running.good("cluster", "upgrade", "demo", "--to", "v1.35.1", "--plan", "--accept", "DisruptionBudget", "-o", "json"))
     assert data["findings"][0]["accepted"] and data["dryRun"]
     assert [made["spec"].get("accept") for made in upgrades(running)] == [None, ["DisruptionBudget"]]
+    with led(running, lambda _made: told | {"findings": [FINDING | {"acceptable": False}]}):
+        assert "never" in running.ckp("cluster", "upgrade", "demo", "--to", "v1.35.1", "--plan").stdout
 
 
 def test_it_is_followed_to_its_end(running: Desk) -> None:
@@ -75,6 +77,25 @@ def test_it_is_followed_to_its_end(running: Desk) -> None:
     [made] = upgrades(running)
     assert made["spec"] == {"clusterName": "demo", "version": "v1.35.1", "nodes": ["rack1-node1"], "atOnce": 2, "afterFirst": 1}
     assert json.loads(running.good("cluster", "upgrade", "demo", "-o", "json"))["phase"] == "Done"
+
+
+def test_a_soak_is_shown_committed_and_rolled_back(running: Desk) -> None:
+    options = ("--soak", "--commit-after", "1h", "--host-timeout", "15m", "--no-wait")
+    running.good("cluster", "upgrade", "demo", "--to", "v1.35.1", *options)
+    [made] = upgrades(running)
+    asked = {"clusterName": "demo", "version": "v1.35.1", "soak": True, "commitAfter": "1h", "hostTimeout": "15m"}
+    assert made["spec"] == asked
+    record = {"from": "v1.33.7", "version": "v1.34.3", "startedAt": "2026-05-01T12:00:00Z", "emulated": "v1.33"}
+    status = {"upgrade": record, "backup": {"kept": [{"id": "20260501T110000Z"}]}}
+    running.run_async(running.world.kube.merge(kinds.MANAGED_CONTROL_PLANE, "demo", NAMESPACE, {"status": status}, subresource="status"))
+    told = {"status": {"phase": "Soaking", "path": ["v1.34.3", "v1.35.1"]}}
+    running.run_async(running.world.kube.merge(kinds.CLUSTER_UPGRADE, made["metadata"]["name"], NAMESPACE, told, subresource="status"))
+    shown = running.good("cluster", "upgrade", "demo")
+    assert "each soaks for 1h00m, or until --commit" in shown and "--rollback: to v1.33.7, etcd is not touched" in shown
+    assert "Of the data: ckp cluster restore demo 20260501T110000Z" in running.good("cluster", "upgrade", "demo", "--commit")
+    running.good("cluster", "upgrade", "demo", "--rollback")
+    [made] = upgrades(running)
+    assert made["spec"] == asked | {"commit": "v1.34.3", "rollback": True}
 
 
 def test_a_failure_is_an_error_with_the_reason(running: Desk) -> None:

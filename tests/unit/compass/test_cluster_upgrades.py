@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from ckp.api import kinds
-from ckp.cli.cluster_upgrade import upgrade
 from ckp.clients.kube import Obj
 from ckp.compass.store.places import Place
-from ckp.kits.errors import CkpError
 from tests.worlds.compass import NAMESPACE, World, cluster_body, make_world
 
 
@@ -102,50 +99,6 @@ async def test_a_cluster_that_was_never_up_or_is_not_there_is_named(world: World
     assert "was never up" in str(await start(world, expect=409))
     assert "has not been upgraded" in str(await world.call("GET", "/clusters/demo/upgrade", expect=404))
     assert "there is no cluster none" in str(await world.call("GET", "/clusters/none/upgrade", expect=404))
-
-
-def test_the_command_plans_follows_and_ends_with_an_error_where_findings_hold_it_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    node = {"name": "h1", "pool": "w", "from": "v1.33.7", "version": "v1.35.1", "state": "Pending"}
-    finding = {"name": "HostOffline", "where": "h1", "message": "its host is offline", "remedy": "bring it back"}
-    answer: dict[str, Any] = {"id": "demo-1", "version": "v1.35.1", "dryRun": True, "phase": "Planned", "over": True, "path": ["v1.34.3", "v1.35.1"]}
-    asked: list[tuple[str, str, Any]] = []
-
-    class Server:
-        def call(self, method: str, path: str, *, body: Any = None) -> Any:
-            asked.append((method, path, body.body() if body else None))
-            return answer
-
-        def get(self, path: str) -> Any:
-            asked.append(("GET", path, None))
-            return answer
-
-        def fetch(self, view: Any, path: str) -> Any:
-            return view.model_validate(answer)
-
-    monkeypatch.setattr("ckp.cli.session.open_session", lambda *_: Server())
-
-    def run(*arguments: str) -> Any:
-        return CliRunner().invoke(upgrade, ["demo", *arguments])
-
-    answer |= {"nodes": [node], "findings": []}
-    planned = run("--to", "v1.35.1", "--plan", "--accept", "Webhook", "--host-timeout", "15m")
-    assert planned.exit_code == 0 and "v1.34.3, v1.35.1" in planned.output and "h1" in planned.output
-    assert asked[0] == ("POST", "/clusters/demo/upgrade", {"version": "v1.35.1", "dryRun": True, "accept": ["Webhook"], "atOnce": 1, "hostTimeout": "15m"})
-    answer["findings"] = [finding]
-    held = run("--to", "v1.35.1", "--plan")
-    assert isinstance(held.exception, CkpError) and "HostOffline" in held.output and "never" in held.output
-    answer |= {"dryRun": False, "phase": "Failed", "message": "dpkg: no space left"}
-    failed = run("--to", "v1.35.1")
-    assert isinstance(failed.exception, CkpError) and "no space left" in failed.exception.brief
-    answer |= {"phase": "Soaking", "soak": True, "commitAfter": "1h", "wayBack": "ckp cluster restore demo X"}
-    shown = run()
-    assert "each soaks for 1h00m, or until --commit" in shown.output and "ckp cluster restore demo X" in shown.output
-    assert "Of the data: ckp cluster restore demo X" in run("--commit").output and asked[-1][:2] == ("POST", "/clusters/demo/upgrade/commit")
-    run("--rollback")
-    assert asked[-1][:2] == ("POST", "/clusters/demo/upgrade/rollback")
-    run("--pause")
-    assert asked[-1][:2] == ("POST", "/clusters/demo/upgrade/pause")
-    assert isinstance(run("--pause", "--to", "v1.35.1").exception, CkpError) and isinstance(run("--plan").exception, CkpError)
 
 
 async def soaks(world: World, **more: Any) -> None:
