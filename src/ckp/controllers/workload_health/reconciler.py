@@ -28,7 +28,7 @@ from ckp.clients.kube import Kube, KubeError, Obj
 from ckp.controllers.pods import replicas_of
 from ckp.controllers.scope import cluster_name, deleting, paused
 from ckp.controllers.workload import WorkloadClients, workload_cluster
-from ckp.controllers.workload_health import canary, dns_budget
+from ckp.controllers.workload_health import canary
 from ckp.controllers.workload_health.canary import Canary
 from ckp.kits.clock import Clock
 from ckp.kits.errors import NotFound
@@ -124,7 +124,6 @@ class WorkloadHealthReconciler:
                 if workload is None:
                     return Verdict(None, Reason.CLUSTER_NOT_REACHED, "the cluster has no kubeconfig yet")
                 deployment = await _deploy(workload, Canary(image, domain))
-                await dns_budget.keep(workload)
                 return evaluate(await self._look(workload, deployment, plane, cluster, memory))
         except KubeError as error:
             return Verdict(None, Reason.CLUSTER_NOT_REACHED, f"the cluster's API server can't be asked: {error.brief}")
