@@ -6,7 +6,7 @@ import itertools
 import os
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 EVERY = "CKP_TESTS_EVERY_KILL"
 """Set to 1, every moment is tried (tests/suite.py does so for `make test-all`)."""
@@ -30,6 +30,33 @@ def at_call(at: int) -> Callable[..., None]:
             raise Killed
 
     return fault
+
+
+class Controllers(Protocol):
+    """Controllers over a simulated API server, which a test may kill."""
+
+    @property
+    def kube(self) -> Any:
+        """The KubeSimulator."""
+
+    async def pass_once(self) -> Any:
+        """One pass of theirs."""
+
+    def restarted(self) -> None:
+        """As after a restart: what they kept in memory is gone."""
+
+
+async def pass_under(world: Controllers, fault: Callable[..., Any]) -> bool:
+    """One pass, with `fault` asked before each call to the API server; whether it was killed by it, and the controllers were started again."""
+    world.kube.on_fault(fault)
+    try:
+        await world.pass_once()
+    except Killed:
+        world.restarted()
+        return True
+    finally:
+        world.kube.on_fault(None)
+    return False
 
 
 def killed(work: Callable[[], object], at: int) -> bool:

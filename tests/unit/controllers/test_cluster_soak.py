@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ckp.api.kinds import MANAGED_CONTROL_PLANE
-from tests.support.kills import Killed, at_call, stride
+from tests.support.kills import at_call, pass_under, stride
 from tests.worlds.upgrades import NEW, NEXT, OLD, TENANT, UpgradeWorld
 
 
@@ -85,13 +85,8 @@ async def test_controllers_that_are_killed_at_any_call_commit_or_roll_back_as_th
     await world.ask(NEW, soak=True)
     fault, told = at_call(at), False
     for _ in range(90):
-        world.kube.on_fault(fault)
-        try:
+        if await pass_under(world, fault):
             await world.pass_once()
-        except Killed:
-            world.restarted()
-            await world.pass_once()
-        world.kube.on_fault(None)
         if world.status().get("phase") in ("Done", "RolledBack", "Failed", "Aborted"):
             break
         if world.status().get("phase") == "Soaking" and not told:

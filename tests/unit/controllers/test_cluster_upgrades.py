@@ -9,7 +9,7 @@ import pytest
 from ckp.api.kinds import BYO_MACHINE, CLUSTER_UPGRADE, MACHINE, MACHINE_DEPLOYMENT, MACHINE_SET, MANAGED_CONTROL_PLANE, PDB, VALIDATING_WEBHOOK, Kind
 from ckp.api.names import CLUSTER_UPGRADE_FINALIZER, PAUSED_ANNOTATION, UPGRADE_ANNOTATION
 from ckp.clients.kube import Obj
-from tests.support.kills import Killed, at_call, stride
+from tests.support.kills import Killed, at_call, pass_under, stride
 from tests.worlds.upgrades import NEW, NEXT, OLD, TENANT, UpgradeWorld, condition
 
 
@@ -274,12 +274,7 @@ async def test_whenever_the_controllers_are_killed_it_is_finished_and_nothing_st
         kill()
 
     for _ in range(80):
-        world.kube.on_fault(fault)
-        try:
-            await world.pass_once()
-        except Killed:
-            world.restarted()
-        world.kube.on_fault(None)
+        await pass_under(world, fault)
         await world.step()
         if world.status().get("phase") in ("Done", "Failed"):
             break
@@ -301,12 +296,7 @@ async def test_one_that_is_deleted_or_aborted_half_way_through_its_pools_leaves_
             if writes > at:
                 raise Killed
 
-        world.kube.on_fault(fault)
-        try:
-            await world.pass_once()
-        except Killed:
-            world.restarted()
-        world.kube.on_fault(None)
+        await pass_under(world, fault)
         if world.status().get("phase") == "Done":
             return
         await world.step()

@@ -22,7 +22,7 @@ from ckp.controllers.controlplane.backup_jobs import KEYS_SECRET, ensure_keys
 from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler
 from ckp.controllers.workload import WorkloadClients
 from ckp.verify.signatures import check_signature
-from tests.support.kills import Killed, at_call, stride
+from tests.support.kills import at_call, pass_under, stride
 from tests.worlds.control_plane import TENANT, UP, ControlPlaneWorld
 
 CLAIM = {"every": "6h", "keep": 3, "claim": "backups"}
@@ -362,12 +362,7 @@ async def test_a_restore_whose_controllers_are_killed_at_any_call_is_finished_on
     fault, ran_on_old_data = at_call(at), False
 
     for _ in range(40):
-        world.kube.on_fault(fault)
-        try:
-            await world.pass_once()
-        except Killed:
-            world.restarted()
-        world.kube.on_fault(None)
+        await pass_under(world, fault)
         phase = world.status.get("restore", {}).get("phase")
         ran_on_old_data |= phase == "Placing" and any(world.replicas(part) for part in ("apiserver", "controller-manager", "scheduler"))
         await play(world)

@@ -8,7 +8,7 @@ import pytest
 
 from ckp.api.kinds import JOB, MANAGED_CONTROL_PLANE, STATEFUL_SET
 from ckp.controllers.controlplane.etcd import BACKUP_COMPONENT
-from tests.support.kills import Killed, at_call, stride
+from tests.support.kills import at_call, pass_under, stride
 from tests.unit.controllers.test_control_plane_upgrades import NEW, NEXT, OLD, UpgradeWorld
 from tests.worlds.control_plane import TENANT, release
 from tests.worlds.rollouts import binary
@@ -220,13 +220,8 @@ async def test_controllers_that_are_killed_at_any_call_soak_and_then_end_as_they
     fault, told = at_call(at), False
     final = NEW if ends == "commit" else OLD
     for turn in range(90):
-        world.kube.on_fault(fault)
-        try:
+        if await pass_under(world, fault):
             await world.pass_once()
-        except Killed:
-            world.restarted()
-            await world.pass_once()
-        world.kube.on_fault(None)
         world.rollouts.judge()
         await world.rollouts.step()
         world.rollouts.judge()

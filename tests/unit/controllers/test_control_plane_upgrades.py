@@ -12,7 +12,7 @@ from ckp.controllers.controlplane.etcd import partition_now
 from ckp.controllers.controlplane.reconciler import ManagedControlPlaneReconciler
 from ckp.controllers.workload import WorkloadClients
 from tests.simulators.etcd import EtcdSimulator
-from tests.support.kills import Killed, at_call, stride
+from tests.support.kills import at_call, pass_under, stride
 from tests.worlds.control_plane import TENANT, ControlPlaneWorld, release
 from tests.worlds.rollouts import Rollouts
 
@@ -214,13 +214,8 @@ async def test_controllers_that_are_killed_at_any_call_finish_the_step(at: int) 
     fault = at_call(at)
 
     for _ in range(60):
-        world.kube.on_fault(fault)
-        try:
+        if await pass_under(world, fault):
             await world.pass_once()
-        except Killed:
-            world.restarted()
-            await world.pass_once()
-        world.kube.on_fault(None)
         world.rollouts.judge()
         await world.rollouts.step()
         world.rollouts.judge()

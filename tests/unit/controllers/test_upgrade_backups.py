@@ -10,7 +10,7 @@ import pytest
 from ckp.api.kinds import BYO_MACHINE, MANAGED_CONTROL_PLANE
 from ckp.api.names import BACKUP_ANNOTATION
 from ckp.clients.kube import Obj
-from tests.support.kills import Killed, at_call
+from tests.support.kills import at_call, pass_under
 from tests.worlds.upgrades import NEW, OLD, TENANT, UpgradeWorld
 
 
@@ -129,12 +129,7 @@ async def test_whenever_the_controllers_are_killed_one_backup_is_made_and_the_up
     await world.ask(NEW)
     kill = at_call(at)
     for _ in range(60):
-        world.kube.on_fault(lambda verb, kind, name: kill())
-        try:
-            await world.pass_once()
-        except Killed:
-            world.restarted()
-        world.kube.on_fault(None)
+        await pass_under(world, kill)
         await world.step()
         if world.status().get("phase") in ("Done", "Failed"):
             break
