@@ -6,6 +6,8 @@ import base64
 import contextlib
 import json
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,10 @@ from ckp.cli.up import save_kubeconfig
 from ckp.clients.compass import Session, read_config
 from ckp.compass.clusters.manifests import cluster_objects
 from ckp.kits.errors import CkpError
-from tests.e2e.conftest import RELEASE, World
+from ckp.site.enrol import Enrolment
+from ckp.site.install import Site
+from ckp.site.lab import LabHosts, inventory
+from tests.e2e.conftest import RELEASE, WORKERS, World, ckp
 
 TENANT = "ckp-default-default"
 
@@ -85,6 +90,23 @@ def client(kubeconfig: Path) -> tuple[httpx.Client, ssl.SSLContext, str]:
     context.load_cert_chain(pair)
     pair.unlink()
     return httpx.Client(base_url=cluster["server"], verify=context, trust_env=False, timeout=30), context, cluster["server"]
+
+
+@contextmanager
+def more_hosts(world: World, session: Session, count: int) -> Iterator[None]:
+    """So many hosts more than the main job's, enrolled and in its group; gone in the end."""
+    hosts = LabHosts(WORKERS + count)
+    machines = [hosts.lab.ensure_host(spec) for spec in hosts.specs[-count:]]
+    try:
+        Enrolment(Site(world.dist, inventory(hosts), lambda _line: None), session).run()
+        yield
+    finally:
+        addresses = {machine.address for machine in machines}
+        for row in session.get("/hosts")["items"]:
+            if row["address"] in addresses:
+                ckp("host", "delete", row["name"], "--force", check=False)
+        for machine in machines:
+            machine.remove()
 
 
 def create(world: World, name: str, number: int, members: int, *, version: str = RELEASE, workers: int = 1, size: str = "160Mi") -> None:

@@ -18,11 +18,8 @@ import pytest
 
 from ckp.clients.compass import Session, read_config
 from ckp.kits.retry import wait_until
-from ckp.site.enrol import Enrolment
-from ckp.site.install import Site
-from ckp.site.lab import LabHosts, inventory
-from tests.e2e.conftest import PLAIN, WORKERS, World, ckp
-from tests.e2e.hosted import TENANT, Hosted, create, hosted, ready
+from tests.e2e.conftest import PLAIN, World, ckp
+from tests.e2e.hosted import TENANT, Hosted, create, hosted, more_hosts, ready
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.usefixtures("well")]
 
@@ -44,29 +41,20 @@ while True:
 @pytest.fixture(scope="module")
 def clusters(world: World) -> Iterator[dict[str, Hosted]]:
     """Both, ready, on two hosts more; gone in the end, with their hosts."""
-    hosts = LabHosts(WORKERS + 2)
-    specs = hosts.lab.network.hosts(WORKERS + 2)[-2:]
-    machines = [hosts.lab.ensure_host(spec) for spec in specs]
     session = Session(read_config())
     started = time.monotonic()
-    try:
-        Enrolment(Site(world.dist, inventory(hosts), lambda _line: None), session).run()
-        create(world, "ha", 52, 3)
-        create(world, "solo", 54, 1)
-        found = {}
-        for name in ("ha", "solo"):
-            found[name] = hosted(world, session, name, timeout=480)
-            print(f"{name} is ready after {time.monotonic() - started:.0f} s")
-        yield found
-    finally:
-        for name in ("ha", "solo"):
-            ckp("cluster", "delete", name, "--force", "--wait", "--timeout", "5m", timeout=400, check=False)
-        addresses = {machine.address for machine in machines}
-        for row in session.get("/hosts")["items"]:
-            if row["address"] in addresses:
-                ckp("host", "delete", row["name"], "--force", check=False)
-        for machine in machines:
-            machine.remove()
+    with more_hosts(world, session, 2):
+        try:
+            create(world, "ha", 52, 3)
+            create(world, "solo", 54, 1)
+            found = {}
+            for name in ("ha", "solo"):
+                found[name] = hosted(world, session, name, timeout=480)
+                print(f"{name} is ready after {time.monotonic() - started:.0f} s")
+            yield found
+        finally:
+            for name in ("ha", "solo"):
+                ckp("cluster", "delete", name, "--force", "--wait", "--timeout", "5m", timeout=400, check=False)
 
 
 @pytest.fixture

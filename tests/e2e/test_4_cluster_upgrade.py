@@ -18,11 +18,8 @@ import pytest
 
 from ckp.clients.compass import Session, read_config
 from ckp.site import lab
-from ckp.site.enrol import Enrolment
-from ckp.site.install import Site
-from ckp.site.lab import LabHosts, inventory
-from tests.e2e.conftest import PLAIN, WORKERS, World, ckp
-from tests.e2e.hosted import Hosted, create, hosted
+from tests.e2e.conftest import PLAIN, World, ckp
+from tests.e2e.hosted import Hosted, create, hosted, more_hosts
 from tests.support.busy_clients import Api, Busy, Written, asked, connections, reads
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.usefixtures("well")]
@@ -126,18 +123,8 @@ def session() -> Session:
 @pytest.fixture(scope="module")
 def hosts(world: World, session: Session) -> Iterator[None]:
     """Three hosts more than the main job's."""
-    more = LabHosts(WORKERS + HOSTS)
-    machines = [more.lab.ensure_host(spec) for spec in more.lab.network.hosts(WORKERS + HOSTS)[-HOSTS:]]
-    try:
-        Enrolment(Site(world.dist, inventory(more), lambda _line: None), session).run()
+    with more_hosts(world, session, HOSTS):
         yield
-    finally:
-        addresses = {machine.address for machine in machines}
-        for row in session.get("/hosts")["items"]:
-            if row["address"] in addresses:
-                ckp("host", "delete", row["name"], "--force", check=False)
-        for machine in machines:
-            machine.remove()
 
 
 @pytest.fixture
