@@ -76,8 +76,7 @@ def host_facts(hub_host: str = "", journal: Optional[Journal] = None, version: s
 
     joined = journal is not None and journal.member is not None
     found = facts.host_facts(hub_host, kubelet_flags.node_ip() if joined else "")
-    found = replace(found, agent_version=version or found.agent_version)
-    found = replace(found, kubelet_flags=kubelet_flags.names() if joined else ())
+    found = replace(found, agent_version=version or found.agent_version, kubelet_flags=kubelet_flags.names() if joined else ())
     return replace(found, disks=disks(), links=links(), installed=installed(), findings=findings(journal), clock=round(time.time(), 3))
 
 
